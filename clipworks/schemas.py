@@ -1,0 +1,291 @@
+"""The wire: every request and response body, for server, client and OpenAPI alike.
+
+Requests refuse unknown fields, NaN and infinity, except under /v1, where other people's clients send their own.
+Counts and sizes are the server's settings (413), not part of these shapes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+MODEL_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}(@[1-9][0-9]{0,8})?$"
+LABEL_SET_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+
+ModelName = Annotated[str, StringConstraints(pattern=MODEL_PATTERN)]
+OnError = Literal["fail", "item"]
+EncodingFormat = Literal["float", "base64"]
+Activation = Literal["softmax", "sigmoid", "none"]
+NamedTemplates = Literal["none", "simple", "imagenet"]
+
+
+class Wire(BaseModel):
+    """Base of all bodies."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+# ---------------------------------------------------------------- inputs
+
+
+class TextInput(Wire):
+    text: str
+
+
+class ImageInput(Wire):
+    image: str = Field(description="base64 of an encoded image, or a data: URI with base64")
+
+
+class ImageUrlInput(Wire):
+    image_url: str = Field(description="http(s) address; refused unless its host is allow-listed", max_length=2048)
+
+
+Input = str | TextInput | ImageInput | ImageUrlInput
+ImageOnly = ImageInput | ImageUrlInput
+
+
+# ---------------------------------------------------------------- errors
+
+
+class ErrorDetail(Wire):
+    message: str
+    type: str
+    code: str
+    param: str | None = None
+
+
+class ErrorResponse(Wire):
+    """Body of every answer that is not 2xx."""
+
+    error: ErrorDetail
+
+
+# ---------------------------------------------------------------- models
+
+
+class EncoderFingerprint(Wire):
+    image: str | None
+    text: str | None
+
+
+class Providers(Wire):
+    requested: list[str]
+    active: list[str]
+
+
+class ModelSummary(Wire):
+    name: str
+    version: int
+    fingerprint: EncoderFingerprint
+    build: str
+    space: str
+    kind: Literal["base", "derivation"]
+    dim: int
+    roles: list[str]
+    precision: dict[str, str] = Field(description="role -> precision that is, or would be, served")
+    batch_invariant: bool
+    providers: Providers
+    loaded: bool
+
+
+class ModelList(Wire):
+    data: list[ModelSummary]
+
+
+class ModelDetail(ModelSummary):
+    image_spec: dict[str, Any] | None
+    text_spec: dict[str, Any] | None
+    templates: list[str]
+    activation: Literal["softmax", "sigmoid"]
+    logit_scale: float
+    logit_bias: float
+    dimensions: list[int]
+    metrics: dict[str, float]
+    provenance: dict[str, Any]
+    skipped: list[dict[str, Any]]
+
+
+# ---------------------------------------------------------------- embedding
+
+
+class EmbedRequest(Wire):
+    model: ModelName | None = None
+    inputs: list[Input] = Field(min_length=1)
+    normalize: bool = True
+    encoding_format: EncodingFormat = "float"
+    dimensions: int | None = Field(default=None, ge=1)
+    on_error: OnError = "fail"
+
+
+class Embedding(Wire):
+    index: int
+    embedding: list[float] | str
+
+
+class ItemError(Wire):
+    """Stands where an item's answer would, when `on_error` is "item"."""
+
+    index: int
+    error: ErrorDetail
+
+
+class Usage(Wire):
+    texts: int
+    images: int
+    tokens: int
+
+
+class EmbedResponse(Wire):
+    model: str
+    fingerprint: EncoderFingerprint
+    space: str
+    dim: int
+    data: list[Embedding | ItemError]
+    usage: Usage
+
+
+# ---------------------------------------------------------------- zero-shot classification
+
+
+class LabelPrompts(Wire):
+    """A label that brings its own complete prompts; templates are not applied to them."""
+
+    name: str = Field(min_length=1)
+    prompts: list[str] = Field(min_length=1)
+
+
+Label = Annotated[str, StringConstraints(min_length=1)] | LabelPrompts
+Template = Annotated[str, StringConstraints(pattern=r"^[^{}]*\{\}[^{}]*$")]
+Templates = NamedTemplates | Annotated[list[Template], Field(min_length=1)]
+
+
+class ClassifyRequest(Wire):
+    model: ModelName | None = None
+    inputs: list[ImageOnly] = Field(min_length=1)
+    labels: list[Label] | None = Field(default=None, min_length=1)
+    label_set: Annotated[str, StringConstraints(pattern=LABEL_SET_PATTERN)] | None = None
+    templates: Templates | None = None
+    activation: Activation | None = None
+    top_k: int | None = Field(default=None, ge=1)
+    threshold: float | None = None
+    on_error: OnError = "fail"
+
+    @model_validator(mode="after")
+    def _labels_or_set(self) -> ClassifyRequest:
+        if (self.labels is None) == (self.label_set is None):
+            raise ValueError("give either labels or label_set")
+        if self.label_set is not None and self.templates is not None:
+            raise ValueError("a label_set has its own templates")
+        return self
+
+
+class Prediction(Wire):
+    label: str
+    score: float
+    similarity: float
+
+
+class Classification(Wire):
+    index: int
+    predictions: list[Prediction]
+
+
+class ClassifyResponse(Wire):
+    model: str
+    fingerprint: EncoderFingerprint
+    data: list[Classification | ItemError]
+
+
+class LabelSetRequest(Wire):
+    model: ModelName | None = None
+    labels: list[Label] = Field(min_length=1)
+    templates: Templates | None = None
+
+
+class LabelSetInfo(Wire):
+    name: str
+    model: str
+    labels: int
+    texts: int
+    encoded: int = Field(description="texts encoded so far; ready when equal to `texts`")
+    ready: bool
+    failed: str | None = None
+
+
+class LabelSetDetail(LabelSetInfo):
+    label_names: list[str]
+    templates: list[str]
+
+
+class LabelSetList(Wire):
+    data: list[LabelSetInfo]
+
+
+# ---------------------------------------------------------------- OpenAI-compatible
+
+
+class V1Wire(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class V1Item(V1Wire):
+    """Jina's dialect of one input."""
+
+    text: str | None = None
+    image: str | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> V1Item:
+        if (self.text is None) == (self.image is None):
+            raise ValueError("give either text or image")
+        return self
+
+
+class V1EmbeddingsRequest(V1Wire):
+    """`input` is a text, texts, infinity's images (`modality: image`), or Jina's list of objects."""
+
+    model: str | None = None
+    input: str | list[str] | list[V1Item] | list[int] | list[list[int]]
+    encoding_format: EncodingFormat = "float"
+    dimensions: int | None = Field(default=None, ge=1)
+    modality: Literal["text", "image"] = "text"
+    user: str | None = None
+
+
+class V1Embedding(V1Wire):
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class V1Usage(V1Wire):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class V1EmbeddingsResponse(V1Wire):
+    object: Literal["list"] = "list"
+    data: list[V1Embedding]
+    model: str
+    usage: V1Usage
+
+
+class V1Model(V1Wire):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+
+
+class V1ModelList(V1Wire):
+    object: Literal["list"] = "list"
+    data: list[V1Model]
+
+
+# ---------------------------------------------------------------- health
+
+
+class Health(Wire):
+    status: Literal["ok", "starting", "draining", "failed"]
+    detail: str | None = None

@@ -1,0 +1,87 @@
+"""Every error this project raises on purpose, as one tree.
+
+ClipworksError                      base; `code` is stable and machine-readable
+|-- InputError                      what a caller sent is wrong; safe to show to the caller
+|   |-- InvalidImage                the bytes are not a complete image
+|   |-- UnsupportedImage            an image, but of a format that is not on the allow-list
+|   |-- ImageTooLarge               more bytes, pixels or a longer side than the limit
+|   |-- InvalidText                 not encodable text, or longer than the limit
+|-- ArtifactError                   a model artifact cannot be used
+|   |-- ArtifactNotFound            no such name, or no such version of it
+|   |-- ArtifactExists              publishing would overwrite a version
+|   |-- ManifestError               unreadable, or an unknown key or value
+|   |-- IntegrityError              a file differs from its digest, or is not a plain file inside the artifact
+|   |-- GraphError                  a graph does not load, crashes, or does not do what its manifest says
+|   |-- GoldenError                 golden cases are missing or not reproduced
+|   |-- ProviderError               the execution provider that was asked for is not really used
+|   |-- ExportRefused               the exporter will not publish this model, with the reason
+|-- SpaceMismatch                   vectors of two spaces would be compared
+"""
+
+from __future__ import annotations
+
+
+class ClipworksError(Exception):
+    """Base of the tree; `code` never changes once released."""
+
+    code = "clipworks_error"
+
+
+class InputError(ClipworksError):
+    code = "invalid_input"
+
+
+class InvalidImage(InputError):
+    code = "invalid_image"
+
+
+class UnsupportedImage(InputError):
+    code = "unsupported_image"
+
+
+class ImageTooLarge(InputError):
+    code = "image_too_large"
+
+
+class InvalidText(InputError):
+    code = "invalid_text"
+
+
+class ArtifactError(ClipworksError):
+    code = "artifact_error"
+
+
+class ArtifactNotFound(ArtifactError):
+    code = "model_not_found"
+
+
+class ArtifactExists(ArtifactError):
+    code = "model_exists"
+
+
+class ManifestError(ArtifactError):
+    code = "manifest_invalid"
+
+
+class IntegrityError(ArtifactError):
+    code = "artifact_corrupt"
+
+
+class GraphError(ArtifactError):
+    code = "graph_error"
+
+
+class GoldenError(ArtifactError):
+    code = "golden_mismatch"
+
+
+class ProviderError(ArtifactError):
+    code = "provider_unavailable"
+
+
+class ExportRefused(ArtifactError):
+    code = "export_refused"
+
+
+class SpaceMismatch(ClipworksError):
+    code = "space_mismatch"

@@ -1,0 +1,216 @@
+"""Golden cases: inputs with the arrays, ids and vectors they must give; what an artifact proves itself with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+
+from model_store.errors import GoldenError, InputError
+from model_store.fidelity import measure
+from model_store.golden_images import golden_images
+from model_store.manifest import Closed, Fidelity, ImageSpec, Precision, RelativePath, Role
+from model_store.modality.image import decode, prepare
+from model_store.modality.text import Tokenizer
+from model_store.store import Artifact
+
+Encode = Callable[[NDArray[Any]], NDArray[np.float32]]
+CASES_FILE = "goldens/cases.json"
+ARRAYS_FILE = "goldens/arrays.npz"
+GOLDEN_TEXTS: tuple[str, ...] = (
+    "a photo of a cat",
+    "a red shoe",
+    "Two dogs, one ball &amp; 3 birds",
+    "  ÜBER-große   Straße\n",
+    "日本語のテキスト",
+    "it's 12:30 — don't panic! 🙂",
+    "",
+    "a very long sentence about nothing in particular that goes on and on " * 6,
+)
+# Reference vectors come from torch on the exporting machine. Other CPUs and providers round differently, never by more
+# than this; a wrong colour order, crop or token is far outside.
+_FP32_COSINE_MIN = 0.99999
+_FP32_CENTRED_L2_MAX = 1e-3
+
+
+class Tolerance(Closed):
+    """Bounds on model_store.fidelity figures."""
+
+    cosine_min: float
+    centred_relative_l2_max: float
+
+
+class ImageCase(Closed):
+    id: str
+    file: RelativePath
+    levels: int = Field(ge=0, le=8)
+    raises: str | None
+
+
+class TextCase(Closed):
+    text: str
+    ids: tuple[int, ...]
+
+
+class GoldenCases(Closed):
+    """`goldens/cases.json`; `arrays.npz` holds `prepared` uint8 [N, H, W, 3], `image_embeds`, `text_embeds`."""
+
+    format: Literal[1]
+    images: tuple[ImageCase, ...]
+    texts: tuple[TextCase, ...]
+    tolerances: dict[Role, dict[Precision, Tolerance]]
+
+
+def tolerance_for(precision: Precision, fidelity: Fidelity | None) -> Tolerance:
+    """Bounds for later runs: fixed for fp32, twice the measured error for the others."""
+    if precision == "fp32" or fidelity is None:
+        return Tolerance(cosine_min=_FP32_COSINE_MIN, centred_relative_l2_max=_FP32_CENTRED_L2_MAX)
+    return Tolerance(
+        cosine_min=1 - 2 * (1 - min(fidelity.cosine_min, 1.0)) - 1e-4,
+        centred_relative_l2_max=2 * fidelity.centred_relative_l2 + _FP32_CENTRED_L2_MAX,
+    )
+
+
+def prepared_goldens(spec: ImageSpec) -> NDArray[np.uint8]:
+    """The golden pictures that decode, prepared: uint8 [N, H, W, 3]."""
+    return np.stack([prepare(decode(case.data), spec) for case in golden_images() if case.raises is None])
+
+
+def write_goldens(
+    folder: Path,
+    *,
+    image: tuple[ImageSpec, Encode] | None,
+    text: tuple[Tokenizer, Encode] | None,
+    tolerances: Mapping[Role, Mapping[Precision, Tolerance]],
+) -> None:
+    """Write `goldens/` into a staged artifact; the encoders are the torch fp32 reference.
+
+    An image encoder takes uint8 [N, H, W, 3], a text encoder int64 [N, L]; both return un-normalised float [N, D].
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    images: list[ImageCase] = []
+    texts: list[TextCase] = []
+    (folder / "goldens").mkdir(parents=True, exist_ok=True)
+    if image:
+        spec, encode_image = image
+        arrays["prepared"] = prepared_goldens(spec)
+        arrays["image_embeds"] = np.asarray(encode_image(arrays["prepared"]), dtype=np.float32)
+        for case in golden_images():
+            file = f"goldens/{case.id}.bin"
+            (folder / file).write_bytes(case.data)
+            images.append(ImageCase(id=case.id, file=file, levels=case.levels, raises=case.raises))
+    if text:
+        tokenizer, encode_text = text
+        rows = [tokenizer.encode(t) for t in GOLDEN_TEXTS]
+        texts = [TextCase(text=t, ids=tuple(row)) for t, row in zip(GOLDEN_TEXTS, rows, strict=True)]
+        arrays["text_embeds"] = np.asarray(
+            encode_text(tokenizer.pad(rows, tokenizer.spec.context_length)), dtype=np.float32
+        )
+    cases = GoldenCases(
+        format=1,
+        images=tuple(images),
+        texts=tuple(texts),
+        tolerances={role: dict(by_precision) for role, by_precision in tolerances.items()},
+    )
+    (folder / CASES_FILE).write_text(cases.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    with (folder / ARRAYS_FILE).open("wb") as stream:
+        np.savez_compressed(stream, allow_pickle=False, **arrays)
+
+
+class Goldens:
+    """An artifact's golden cases, read through its digests.
+
+    Raises:
+        GoldenError: there are none, or they cannot be read.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        try:
+            self.cases = GoldenCases.model_validate_json(artifact.read(artifact.manifest.goldens))
+            with np.load(BytesIO(artifact.read(ARRAYS_FILE)), allow_pickle=False) as stored:
+                self.arrays: dict[str, NDArray[Any]] = {key: stored[key] for key in stored.files}
+        except (ValidationError, ValueError, json.JSONDecodeError) as error:
+            raise GoldenError(f"{artifact.reference}: golden cases cannot be read: {error}") from error
+
+    def check_pixels(self) -> None:
+        """Decode and prepare every picture and compare with the stored array."""
+        spec = self.artifact.image_spec
+        kept = [case for case in self.cases.images if case.raises is None]
+        if spec is None or not kept or len(self.arrays.get("prepared", ())) != len(kept):
+            raise GoldenError(f"{self.artifact.reference}: golden pictures are missing")
+        stored = iter(self.arrays["prepared"])
+        for case in self.cases.images:
+            data = self.artifact.read(case.file)
+            if case.raises is not None:
+                self._expect_refusal(case, data)
+                continue
+            got, want = prepare(decode(data), spec), next(stored)
+            off = int(np.abs(got.astype(np.int16) - want.astype(np.int16)).max()) if got.shape == want.shape else 255
+            if off > case.levels:
+                raise GoldenError(
+                    f"{self.artifact.reference}: picture {case.id} differs by {off} levels, allowed {case.levels}"
+                )
+
+    def check_tokens(self, tokenizer: Tokenizer) -> None:
+        """Tokenise every text and compare ids."""
+        if not self.cases.texts:
+            raise GoldenError(f"{self.artifact.reference}: golden texts are missing")
+        for case in self.cases.texts:
+            if (got := tuple(tokenizer.encode(case.text))) != case.ids:
+                raise GoldenError(
+                    f"{self.artifact.reference}: text {case.text[:40]!r} gives ids {got[:12]}, not {case.ids[:12]}"
+                )
+
+    def check_vectors(self, role: Role, precision: Precision, encode: Encode) -> Fidelity:
+        """Encode the stored arrays or ids and compare with the torch fp32 vectors; returns what was measured."""
+        tolerance = self.cases.tolerances.get(role, {}).get(precision)
+        reference = self.arrays.get("image_embeds" if role == "image_encoder" else "text_embeds")
+        if tolerance is None or reference is None:
+            raise GoldenError(f"{self.artifact.reference}: no golden vectors for {role} {precision}")
+        vectors = encode(self.inputs(role))
+        if vectors.shape != reference.shape:
+            raise GoldenError(
+                f"{self.artifact.reference}: {role} {precision} gives shape {vectors.shape}, not {reference.shape}"
+            )
+        measured = measure(vectors, reference)
+        if not (
+            np.isfinite(vectors).all()
+            and measured.cosine_min >= tolerance.cosine_min
+            and measured.centred_relative_l2 <= tolerance.centred_relative_l2_max
+        ):
+            raise GoldenError(
+                f"{self.artifact.reference}: {role} {precision} is not the exported model: min cosine "
+                f"{measured.cosine_min:.6f} (needs {tolerance.cosine_min:.6f}), centred relative L2 "
+                f"{measured.centred_relative_l2:.2e} (needs {tolerance.centred_relative_l2_max:.2e})"
+            )
+        return measured
+
+    def inputs(self, role: Role) -> NDArray[Any]:
+        """The stored inputs of an encoder: uint8 [N, H, W, 3], or int64 [N, context_length]."""
+        if role == "image_encoder":
+            return self.arrays["prepared"]
+        spec = self.artifact.text_spec
+        if spec is None:
+            raise GoldenError(f"{self.artifact.reference}: no text spec for {role}")
+        ids = np.full((len(self.cases.texts), spec.context_length), spec.pad_id, dtype=np.int64)
+        for index, case in enumerate(self.cases.texts):
+            ids[index, : len(case.ids)] = case.ids
+        return ids
+
+    def _expect_refusal(self, case: ImageCase, data: bytes) -> None:
+        try:
+            decode(data)
+        except InputError as error:
+            if error.code == case.raises:
+                return
+            raise GoldenError(
+                f"{self.artifact.reference}: picture {case.id} gave {error.code}, not {case.raises}"
+            ) from error
+        raise GoldenError(f"{self.artifact.reference}: picture {case.id} was decoded, it must be refused")

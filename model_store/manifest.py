@@ -1,0 +1,262 @@
+"""The manifest: closed data that says what an artifact is and how its inputs are made.
+
+Every model is frozen and refuses unknown keys: a reader that does not understand a field must not
+guess a vector. Nothing here touches a file or a session.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+SHA256_PATTERN = r"^[0-9a-f]{64}$"
+
+Role = Literal[
+    "image_encoder",
+    "text_encoder",
+    "dense_encoder",
+    "dense_adapter",
+    "image_adapter",
+    "text_adapter",
+    "class_head",
+    "conditional_head",
+    "reranker",
+]
+Precision = Literal["fp32", "fp16", "int8"]
+ROLES: tuple[Role, ...] = get_args(Role)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+Sha256 = Annotated[str, Field(pattern=SHA256_PATTERN)]
+RelativePath = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
+Channels = tuple[float, float, float]
+
+
+class Closed(BaseModel):
+    """Base of all manifest parts: immutable, no unknown keys, no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ImageSpec(Closed):
+    """How encoded bytes become the uint8 [height_px, width_px, 3] array that the graph takes.
+
+    `mean` and `std` are a record (fractions of 1.0): the normalisation itself is the graph's first layer.
+    The literals are rules, not choices: a later rule gets a new value, and older code refuses it.
+    """
+
+    height_px: int = Field(ge=8, le=4096)
+    width_px: int = Field(ge=8, le=4096)
+    resize_mode: Literal["shortest", "longest", "squash"]
+    interpolation: Literal["bicubic", "bilinear"]
+    fill: int = Field(default=0, ge=0, le=255, description="padding level of resize_mode 'longest'")
+    mean: Channels
+    std: Channels
+    channels: Literal["RGB"] = "RGB"
+    crop_rounding: Literal["half_even"] = "half_even"
+    exif: Literal["transpose"] = "transpose"
+    alpha: Literal["over_white"] = "over_white"
+    sixteen_bit: Literal["scale"] = "scale"
+    jpeg_draft: Literal["off"] = "off"
+
+
+class TextSpec(Closed):
+    """How a string becomes int64 token ids.
+
+    `clip_bpe`: `tokenizer_file` holds CLIP's merges (plain text, one pair a line, the version line first).
+    `tokenizers_json`: a `tokenizer.json` of the `tokenizers` library, used with its own special tokens.
+    `dynamic_length`: the encoder is causal, so rows may be cut at the longest real length of a batch.
+    """
+
+    kind: Literal["clip_bpe", "tokenizers_json"]
+    tokenizer_file: RelativePath
+    clean: Literal["lower", "whitespace", "canonicalize"]
+    context_length: int = Field(ge=4, le=4096)
+    vocab_size: int = Field(ge=4)
+    pad_id: int = Field(ge=0)
+    start_id: int | None
+    end_id: int | None
+    truncation: Literal["keep_end", "tokenizer"]
+    dynamic_length: bool
+
+    @model_validator(mode="after")
+    def _ids_belong_to_kind(self) -> TextSpec:
+        if self.kind == "clip_bpe" and (self.start_id is None or self.end_id is None or self.truncation != "keep_end"):
+            raise ValueError("clip_bpe needs start_id, end_id and truncation keep_end")
+        return self
+
+
+class TensorSpec(Closed):
+    """A named tensor; a string in `shape` is a free axis."""
+
+    name: str
+    dtype: Literal["uint8", "int64", "float32"]
+    shape: tuple[int | str, ...]
+
+
+class Fidelity(Closed):
+    """How a graph's vectors compare with the torch fp32 model's, over `images` or texts it was measured on.
+
+    Centred: the reference set's mean is subtracted from both sides first, because vectors of a narrow cone
+    all look alike. `relative_l2` is ||a - b|| / ||b|| of the centred sets.
+    """
+
+    n: int = Field(ge=1)
+    cosine_min: float
+    cosine_mean: float
+    centred_cosine_min: float
+    centred_cosine_mean: float
+    centred_relative_l2: float
+
+
+class GraphSpec(Closed):
+    """One ONNX file that plays `role` at `precision`.
+
+    `batch_invariant`: a row's answer does not depend on its company (max abs difference of a row alone and in
+    batches was 0 within 1e-6 relative, measured at export). Others are run one row at a time by the server.
+    """
+
+    role: Role
+    precision: Precision
+    file: RelativePath
+    external_files: tuple[RelativePath, ...] = ()
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    batch_invariant: bool
+    batch_difference: float = Field(ge=0, description="max abs difference of a unit vector alone and in company")
+    fidelity: Fidelity | None = None
+    normalized_input: bool = Field(default=False, description="the host L2-normalises this graph's vector input")
+    labels: tuple[str, ...] | None = Field(default=None, description="class names of a class_head's columns")
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.file, *self.external_files)
+
+
+class ArraySpec(Closed):
+    """A float32 `.npy` file that plays `role`, for closed-form methods."""
+
+    role: Role
+    file: RelativePath
+    shape: tuple[int, ...]
+    labels: tuple[str, ...] | None = None
+
+
+class SkippedVariant(Closed):
+    """A precision that was tried and not built, and why, in one sentence with the numbers."""
+
+    role: Role
+    precision: Precision
+    reason: str
+
+
+class FileEntry(Closed):
+    path: RelativePath
+    size_bytes: int = Field(ge=0)
+    sha256: Sha256
+
+
+class Fingerprint(Closed):
+    """Identity of each encoder: weights, input spec and graph recipe (see model_store.identity)."""
+
+    image: Sha256 | None
+    text: Sha256 | None
+
+
+class Presence(Closed):
+    """How `/localize` and sigmoid `/classify` turn scores into "is it there?", for every artifact alike."""
+
+    positive_templates: tuple[str, ...]
+    negative_templates: tuple[str, ...] = ()
+    scale: float = Field(gt=0)
+    aggregation: Literal["max", "softmax_sum", "pooled"]
+    calibration_slope: float = 1.0
+    calibration_offset: float = 0.0
+    threshold: float = Field(default=0.5, ge=0, le=1)
+
+
+class BaseReference(Closed):
+    """The artifact that a derivation derives from; its fingerprint is checked when both are opened."""
+
+    name: str = Field(pattern=NAME_PATTERN)
+    version: int = Field(ge=1)
+    fingerprint: Fingerprint
+
+
+class SpaceProof(Closed):
+    """Why a derivation whose tower changed may keep its base's space: a measured agreement."""
+
+    tower: Literal["image", "text"]
+    statement: str
+    n: int = Field(ge=1)
+    metric: str
+    value: float
+
+
+class Provenance(Closed):
+    """Where the weights come from and what made the files."""
+
+    source: str
+    architecture: str
+    activation: Literal["gelu", "quickgelu", "other"]
+    activation_declared: bool = Field(default=False, description="true: stated by the importer, not by the weights")
+    licence: str
+    training_data: str = ""
+    limits: str = ""
+    created_utc: str
+    tools: dict[str, str]
+    source_sha256: Sha256 | None = None
+    recipe: str = Field(description="version of the graph recipe; part of the fingerprint")
+
+
+class Manifest(Closed):
+    """One artifact: a base model, or a derivation that inherits the roles it lacks from `base`."""
+
+    format: Literal[1]
+    name: str = Field(pattern=NAME_PATTERN)
+    version: int = Field(ge=1)
+    kind: Literal["base", "derivation"]
+    base: BaseReference | None = None
+    dim: int = Field(ge=1)
+    dimensions: tuple[int, ...] = Field(default=(), description="shorter prefixes that the model was trained for")
+    image: ImageSpec | None
+    text: TextSpec | None
+    graphs: tuple[GraphSpec, ...]
+    arrays: tuple[ArraySpec, ...] = ()
+    skipped: tuple[SkippedVariant, ...] = ()
+    logit_scale: float = Field(gt=0, description="the factor itself (exp already applied)")
+    logit_bias: float = 0.0
+    activation: Literal["softmax", "sigmoid"]
+    templates: tuple[str, ...] = Field(min_length=1, description="default prompts, each with one {}")
+    presence: Presence | None = None
+    fingerprint: Fingerprint
+    space: Sha256
+    space_proofs: tuple[SpaceProof, ...] = ()
+    goldens: RelativePath = "goldens/cases.json"
+    files: tuple[FileEntry, ...]
+    metrics: dict[str, float] = Field(default_factory=dict)
+    provenance: Provenance
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Manifest:
+        if (self.kind == "derivation") != (self.base is not None):
+            raise ValueError("a derivation names its base, a base model has none")
+        keys = [(g.role, g.precision) for g in self.graphs]
+        if len(set(keys)) != len(keys):
+            raise ValueError("two graphs for one (role, precision)")
+        listed = {f.path for f in self.files}
+        if len(listed) != len(self.files):
+            raise ValueError("a file is listed twice")
+        needed = {path for g in self.graphs for path in g.files} | {a.file for a in self.arrays} | {self.goldens}
+        if self.text is not None and self.kind == "base":
+            needed.add(self.text.tokenizer_file)
+        if missing := sorted(needed - listed):
+            raise ValueError(f"files used but not listed: {missing}")
+        if any(t.count("{}") != 1 for t in self.templates):
+            raise ValueError("each template needs exactly one {}")
+        return self
+
+    def graph(self, role: Role, precision: Precision) -> GraphSpec | None:
+        """This artifact's own graph for (role, precision), or None."""
+        return next((g for g in self.graphs if (g.role, g.precision) == (role, precision)), None)

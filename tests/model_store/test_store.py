@@ -1,0 +1,207 @@
+"""Opening, tampering, publishing: an artifact is complete and untouched, or it is refused by name."""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from model_store.errors import ArtifactError, ArtifactExists, ArtifactNotFound, IntegrityError, ManifestError
+from model_store.identity import fingerprint, space_of
+from model_store.manifest import Fingerprint, Manifest
+from model_store.store import Artifact, Store, file_entries
+
+TINY_STORE = Path(__file__).parents[1] / "fixtures" / "tiny_store"
+TINY_FILES = sorted(
+    p.relative_to(TINY_STORE / "tiny" / "1").as_posix()
+    for p in (TINY_STORE / "tiny" / "1").rglob("*")
+    if p.is_file() and p.name != "manifest.json"
+)
+
+
+def edit_manifest(artifact: Artifact, **changes: object) -> None:
+    path = artifact.folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_open_by_name_and_by_version(store: Store, tiny: Artifact) -> None:
+    assert store.open("tiny@1").manifest == tiny.manifest
+    assert [a.reference for a in store.list()] == ["tiny@1"]
+    tiny.verify()
+
+
+@pytest.mark.parametrize(
+    "name", ["nope", "tiny@2", "tiny@", "tiny@x", "../tiny", "", "Tiny", "a" * 100, "tiny@1@1", "."]
+)
+def test_an_unknown_or_improper_name_is_not_found(store: Store, name: str) -> None:
+    with pytest.raises(ArtifactNotFound):
+        store.open(name)
+
+
+@pytest.mark.parametrize("file", TINY_FILES)
+def test_one_flipped_bit_in_any_file_is_refused_by_name(tiny: Artifact, file: str) -> None:
+    path = tiny.folder / file
+    data = bytearray(path.read_bytes())
+    position = random.Random(file).randrange(len(data) * 8)
+    data[position // 8] ^= 1 << position % 8
+    path.write_bytes(data)
+    with pytest.raises(IntegrityError, match=file):
+        tiny.read(file)
+    with pytest.raises(IntegrityError, match=file):
+        tiny.verify()
+
+
+def test_a_truncated_file_is_refused(tiny: Artifact) -> None:
+    path = tiny.folder / "image_encoder.fp32.onnx"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(IntegrityError, match="bytes"):
+        tiny.verify()
+
+
+def test_links_are_refused(tiny: Artifact, tmp_path: Path) -> None:
+    path = tiny.folder / "image_encoder.fp32.onnx"
+    copy = tmp_path / "copy.onnx"
+    shutil.copy(path, copy)
+    path.unlink()
+    path.symlink_to(copy)
+    with pytest.raises(IntegrityError):
+        tiny.read("image_encoder.fp32.onnx")
+    path.unlink()
+    os.link(copy, path)
+    with pytest.raises(IntegrityError, match="hard links"):
+        tiny.read("image_encoder.fp32.onnx")
+
+
+def test_a_fifo_a_folder_link_and_an_extra_file_are_refused(tiny: Artifact, tmp_path: Path) -> None:
+    (tiny.folder / "extra.txt").write_text("x")
+    with pytest.raises(IntegrityError, match=r"extra\.txt"):
+        tiny.verify()
+    (tiny.folder / "extra.txt").unlink()
+    shutil.move(tiny.folder / "goldens", tmp_path / "elsewhere")
+    (tiny.folder / "goldens").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(IntegrityError, match="outside"):
+        tiny.read("goldens/cases.json")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": 2},
+        {"colour": "red"},
+        {"activation": "relu"},
+        {"version": 7},
+        {"name": "other"},
+        {"templates": ["no placeholder"]},
+        {"goldens": "../../secret"},
+        {"logit_scale": -1},
+        {"files": []},
+    ],
+)
+def test_a_manifest_that_is_not_understood_is_refused(store: Store, tiny: Artifact, changes: dict[str, object]) -> None:
+    edit_manifest(tiny, **changes)
+    with pytest.raises(ManifestError):
+        store.open("tiny")
+    assert store.list() == []
+    assert len(store.problems()) == 1
+
+
+@given(st.data())
+def test_a_damaged_manifest_is_an_error_of_the_tree_or_still_valid(data: st.DataObject) -> None:
+    source = (TINY_STORE / "tiny" / "1" / "manifest.json").read_bytes()
+    raw = bytearray(source)
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(ValidationError):
+        Manifest.model_validate_json(bytes(raw))
+
+
+def stage(store: Store, folder: Path, tiny: Artifact, **changes: object) -> Manifest:
+    for file in TINY_FILES:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(tiny.folder / file, folder / file)
+    return tiny.manifest.model_copy(update={"files": file_entries(folder), **changes})
+
+
+def test_publish_makes_a_version_that_opens(store: Store, tiny: Artifact) -> None:
+    with store.staging() as folder:
+        manifest = stage(store, folder, tiny, version=store.next_version("tiny"))
+        published = store.publish(folder, manifest)
+    published.verify()
+    assert store.open("tiny").reference == "tiny@2"
+    assert not any((store.root / ".staging").iterdir())  # type: ignore[operator]
+
+
+def test_publish_never_overwrites(store: Store, tiny: Artifact) -> None:
+    with store.staging() as folder, pytest.raises(ArtifactExists):
+        store.publish(folder, stage(store, folder, tiny))
+
+
+def test_publish_refuses_files_that_are_not_the_manifests(store: Store, tiny: Artifact) -> None:
+    with store.staging() as folder:
+        manifest = stage(store, folder, tiny, version=2)
+        (folder / "text_encoder.fp32.onnx").write_bytes(b"other")
+        with pytest.raises(IntegrityError, match="text_encoder"):
+            store.publish(folder, manifest)
+    assert store.open("tiny").reference == "tiny@1"
+
+
+def test_a_folder_without_a_manifest_is_no_artifact(store: Store) -> None:
+    (store.root / "tiny" / "9").mkdir()  # type: ignore[operator]
+    assert store.open("tiny").reference == "tiny@1"
+
+
+def test_remove(store: Store) -> None:
+    store.remove("tiny", 1)
+    assert store.list() == []
+
+
+def test_a_derivation_inherits_roles_and_checks_its_base(store: Store, tiny: Artifact) -> None:
+    def derive(folder: Path, fingerprint: Fingerprint) -> Manifest:
+        manifest = stage(store, folder, tiny)
+        text = manifest.graph("text_encoder", "fp32")
+        base = {"name": "tiny", "version": 1, "fingerprint": fingerprint}
+        changes = {"name": "child", "kind": "derivation", "base": base, "graphs": [text], "image": None}
+        return Manifest.model_validate(manifest.model_dump() | changes)
+
+    with store.staging() as folder:
+        child = store.publish(folder, derive(folder, tiny.manifest.fingerprint))
+    owner, spec = child.graph_spec("image_encoder", "fp32") or pytest.fail("no inherited graph")
+    assert owner.reference == "tiny@1"
+    assert child.image_spec == tiny.image_spec
+    assert spec.role in child.roles()
+    edit_manifest(child, base={"name": "tiny", "version": 1, "fingerprint": {"image": "0" * 64, "text": None}})
+    with pytest.raises(IntegrityError, match="fingerprints differ"):
+        store.open("child")
+
+
+def test_build_changes_with_precision_and_fingerprint_does_not(tiny: Artifact) -> None:
+    assert tiny.build("fp32") != tiny.build("int8")
+    assert tiny.manifest.space == space_of(tiny.manifest.fingerprint)
+
+
+def test_fingerprint_follows_weights_names_spec_and_recipe(tiny: Artifact) -> None:
+    import numpy as np
+
+    spec = tiny.manifest.image
+    assert spec is not None
+    weights = [("a", np.ones((2, 3))), ("b", np.zeros(4))]
+    first = fingerprint(weights, spec, "1")
+    assert fingerprint(reversed(weights), spec, "1") == first
+    others = [
+        fingerprint([("a", np.ones((3, 2))), weights[1]], spec, "1"),
+        fingerprint([("c", weights[0][1]), weights[1]], spec, "1"),
+        fingerprint(weights, spec, "2"),
+        fingerprint(weights, spec.model_copy(update={"interpolation": "bilinear"}), "1"),
+        fingerprint(weights, spec, "1", b"tokenizer"),
+    ]
+    assert len({first, *others}) == 6
+
+
+def test_errors_have_one_tree() -> None:
+    assert issubclass(IntegrityError, ArtifactError)
