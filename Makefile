@@ -1,0 +1,74 @@
+# The only entry: `make` lists the targets. It needs Python 3.11+ and make; everything else it sets up itself.
+# Each environment holds a stamp, so a second call installs nothing.
+
+PYTHON ?= python3
+HOST ?= 127.0.0.1
+PORT ?= 8000
+ARGS ?=
+
+DEV := .venv
+EXTRA ?= serve
+SERVE := .venv-$(EXTRA)
+
+export UV_SYSTEM_CERTS := 1
+export UV_HTTP_TIMEOUT := 180
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint format bench pins
+
+help: ## list the targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+serve: $(SERVE)/.installed ## install the server (no torch) and serve the embedded model; HOST=, PORT=, EXTRA=serve-gpu, ARGS="--help"
+	$(SERVE)/bin/clipworks serve --host $(HOST) --port $(PORT) $(ARGS)
+
+test: $(DEV)/.installed ## run the tests; ARGS="-m 'not slow'" or ARGS=tests/model_store for a part
+	$(DEV)/bin/python -m pytest $(ARGS)
+
+lint: $(DEV)/.installed ## style, import rules, types, Dockerfile
+	$(DEV)/bin/ruff check .
+	$(DEV)/bin/ruff format --check .
+	$(DEV)/bin/lint-imports
+	$(DEV)/bin/pyright
+	$(DEV)/bin/hadolint Dockerfile
+
+format: $(DEV)/.installed ## sort imports, apply safe fixes, lay out the code
+	$(DEV)/bin/ruff check --fix .
+	$(DEV)/bin/ruff format .
+
+bench: $(DEV)/.installed ## HTTP load against a server that this starts; ARGS="--help" lists the knobs
+	$(DEV)/bin/python benchmarks/http_load.py $(ARGS)
+
+pins: $(DEV)/.installed ## write requirements/*.txt anew; ARGS=--upgrade takes newer versions
+	$(call compile,requirements/build.in,build,$(ARGS))
+	$(call compile,pyproject.toml,dev,--extra serve --extra train --extra parquet --extra dev $(ARGS))
+	$(call compile,pyproject.toml,serve,--extra serve -c requirements/dev.txt)
+	$(call compile,pyproject.toml,serve-gpu,--extra serve-gpu -c requirements/dev.txt)
+	$(call compile,pyproject.toml,eval,--extra eval -c requirements/dev.txt)
+	$(call compile,pyproject.toml,train,--extra train -c requirements/dev.txt)
+	$(call compile,pyproject.toml,parquet,--extra parquet -c requirements/dev.txt)
+	$(call compile,pyproject.toml,milvus,--extra milvus -c requirements/dev.txt)
+
+# compile,SOURCE,NAME,OPTIONS: exact versions with hashes, and neither an index address nor a path in the file.
+compile = $(DEV)/bin/uv pip compile $(1) -o requirements/$(2).txt --quiet --universal --python-version 3.11 \
+	--generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make pins" $(3)
+
+$(DEV)/.installed: requirements/build.txt requirements/dev.txt pyproject.toml
+	$(call install,$(DEV),requirements/dev.txt)
+
+$(SERVE)/.installed: requirements/build.txt requirements/$(EXTRA).txt pyproject.toml
+	$(call install,$(SERVE),requirements/$(EXTRA).txt)
+
+# install,FOLDER,REQUIREMENTS: a virtual environment with exactly the pinned files, then this checkout, editable.
+# uv is fast but does not read pip's configuration (mirrors, certificates); where it fails, pip installs the same hashes.
+define install
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("clipworks needs Python 3.11 or newer, $(PYTHON) is %d.%d; name another one: make PYTHON=python3.12" % v[:2])'
+	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip --version >/dev/null 2>&1 || $(1)/bin/python -m ensurepip
+	$(1)/bin/python -m pip install --quiet --require-hashes -r requirements/build.txt
+	$(1)/bin/uv pip install --python $(1)/bin/python --require-hashes -r $(2) \
+		|| $(1)/bin/python -m pip install --require-hashes -r $(2)
+	$(1)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+endef
