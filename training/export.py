@@ -1,0 +1,428 @@
+"""Torch model -> ONNX graphs -> proof that they are the same model -> goldens -> published artifact."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import open_clip
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from model_store.errors import ExportRefused, GraphError
+from model_store.golden import GOLDEN_TEXTS, Tolerance, prepared_goldens, tolerance_for, write_goldens
+from model_store.identity import fingerprint, space_of
+from model_store.manifest import (
+    Fidelity,
+    Fingerprint,
+    GraphSpec,
+    ImageSpec,
+    Manifest,
+    Precision,
+    Presence,
+    Provenance,
+    Role,
+    SkippedVariant,
+    TensorSpec,
+    TextSpec,
+)
+from model_store.modality.text import Tokenizer
+from model_store.store import Artifact, Store, file_entries
+from training.calibration import Calibration, calibration_for
+from training.checkpoint import LoadedModel, load_model
+from training.config import OpenClipConfig
+from training.graphs import (
+    GRAPH_RECIPE,
+    EncoderGraph,
+    ImageGraph,
+    TextGraph,
+    image_tensors,
+    text_tensors,
+    write_graph,
+)
+from training.measure import Rows, measure_graph, torch_vectors
+from training.quantize import write_fp16, write_int8
+from training.towers import OpenClipDualEncoder
+
+Progress = Callable[[str], None]
+ALL_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+COSINE_FLOOR: dict[Precision, float] = {"fp16": 0.9999, "int8": 0.995}
+FP32_RELATIVE_L2_MAX = 1e-4
+KEEP_FP32_SHARES = (0.0, 0.15, 0.4)  # int8 is tried with each in turn until it meets its floor
+_TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "open_clip_torch", "timm", "tokenizers", "Pillow", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSource:
+    """A trained model, ready to become an artifact.
+
+    image: module in eval mode, fp32, uint8 [B, H, W, 3] -> float [B, D], not normalised.
+    text: module in eval mode, fp32, int64 [B, L] -> float [B, D]. When `text_spec.dynamic_length`, it must give the
+        same answer for every L that keeps the row's tokens, and have an int attribute `context_length`.
+    tokenizer: the bytes that `text_spec.tokenizer_file` will hold.
+    structure: everything that shapes the answer and is not in the weights (architecture, activation), as one string;
+        it becomes part of the fingerprints.
+    logit_scale: the factor itself, exp applied.
+    image_weights, text_weights: what each fingerprint covers; by default the module's own state, but two modules around
+        one model would both cover both towers.
+    """
+
+    image: nn.Module
+    text: nn.Module
+    image_spec: ImageSpec
+    text_spec: TextSpec
+    tokenizer: bytes
+    structure: str
+    logit_scale: float
+    logit_bias: float = 0.0
+    activation: Literal["softmax", "sigmoid"]
+    templates: tuple[str, ...]
+    provenance: Provenance
+    dimensions: tuple[int, ...] = ()
+    presence: Presence | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    image_weights: Mapping[str, Tensor] | None = None
+    text_weights: Mapping[str, Tensor] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tower:
+    """One encoder on its way: the module, its tensors, and the inputs it is measured and calibrated on."""
+
+    role: Role
+    module: nn.Module
+    tensors: tuple[TensorSpec, TensorSpec]
+    rows: Rows
+    calibration: list[NDArray[Any]]
+    reference: NDArray[np.float32]
+
+
+def recipe_of(structure: str) -> str:
+    """The string that fingerprints and provenance carry: what the graphs compute besides the weights."""
+    return f"{GRAPH_RECIPE};{structure}"
+
+
+def provenance(
+    *,
+    source: str,
+    architecture: str,
+    activation: Literal["gelu", "quickgelu", "other"],
+    structure: str,
+    licence: str,
+    activation_declared: bool = False,
+    training_data: str = "",
+    limits: str = "",
+    source_sha256: str | None = None,
+) -> Provenance:
+    """A Provenance with the time, the tools' versions and the recipe filled in."""
+    tools = {name: importlib.metadata.version(name) for name in _TOOLS}
+    return Provenance(
+        source=source,
+        architecture=architecture,
+        activation=activation,
+        activation_declared=activation_declared,
+        licence=licence,
+        training_data=training_data,
+        limits=limits,
+        created_utc=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        tools={**tools, "python": platform.python_version()},
+        source_sha256=source_sha256,
+        recipe=recipe_of(structure),
+    )
+
+
+def export_model(
+    source: ExportSource,
+    *,
+    name: str,
+    store: Store,
+    calibration: Calibration | None = None,
+    precisions: Iterable[Precision] = ALL_PRECISIONS,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Export, prove and publish `source` as the next version of `name`.
+
+    `calibration` defaults to the shipped pictures and texts; a model of a narrow domain should bring its own.
+    Every graph is first opened in a child process. fp32 is always built; another precision that crashes or misses its
+    floor is left out, and `manifest.skipped` says why.
+
+    Raises:
+        ExportRefused: a tower cannot be exported, or its fp32 graph is not the torch model.
+    """
+    say = progress or (lambda message: None)
+    wanted: list[Precision] = ["fp32", *(p for p in ALL_PRECISIONS if p != "fp32" and p in tuple(precisions))]
+    tokenizer = Tokenizer(source.text_spec, source.tokenizer)
+    calibration = calibration or calibration_for(source.image_spec, tokenizer)
+    graphs: list[GraphSpec] = []
+    skipped: list[SkippedVariant] = []
+    with store.staging() as folder:
+        tokenizer_file = folder / source.text_spec.tokenizer_file
+        tokenizer_file.parent.mkdir(parents=True, exist_ok=True)
+        tokenizer_file.write_bytes(source.tokenizer)
+        for tower in _towers(source, tokenizer, calibration):
+            fp32_files: tuple[Path, ...] = ()
+            for precision in wanted:
+                say(f"{tower.role} {precision}")
+                path = folder / f"{tower.role}.{precision}.onnx"
+                try:
+                    graph = _build(tower, precision, path, fp32_files)
+                except (GraphError, _MissedFloor) as error:
+                    if precision == "fp32":
+                        raise ExportRefused(f"{tower.role}: {error}") from error
+                    _remove(path)
+                    skipped.append(SkippedVariant(role=tower.role, precision=precision, reason=str(error)))
+                else:
+                    graphs.append(graph)
+                    fp32_files = fp32_files or tuple(folder / file for file in graph.files)
+        say("goldens")
+        _write_goldens(folder, source, tokenizer, graphs)
+        manifest = _manifest(source, name, store.next_version(name), graphs, skipped, folder)
+        say("publish")
+        return store.publish(folder, manifest)
+
+
+def export_checkpoint(
+    path: Path,
+    name: str,
+    store: Store,
+    *,
+    precisions: Iterable[Precision] = ALL_PRECISIONS,
+    calibration: Calibration | None = None,
+    licence: str = "not stated",
+    training_data: str = "",
+    limits: str = "",
+    progress: Progress | None = None,
+) -> Artifact:
+    """Publish a checkpoint folder of `training.checkpoint`.
+
+    Raises:
+        ExportRefused: the folder is not a sound checkpoint, or the model is refused by `export_model`.
+    """
+    try:
+        loaded = load_model(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ExportRefused(f"{path.name} is not a checkpoint that can be exported: {error}") from error
+    source = source_of_checkpoint(loaded, licence=licence, training_data=training_data, limits=limits)
+    return export_model(
+        source, name=name, store=store, calibration=calibration, precisions=precisions, progress=progress
+    )
+
+
+def source_of_checkpoint(
+    loaded: LoadedModel, *, licence: str = "not stated", training_data: str = "", limits: str = ""
+) -> ExportSource:
+    """An opened checkpoint as what `export_model` takes."""
+    model, info = loaded.model, loaded.info
+    structure = info.config.model.model_dump_json()
+    state = model.state_dict()
+    image_weights = text_weights = None
+    text: nn.Module
+    if isinstance(model, OpenClipDualEncoder) and isinstance(info.config.model, OpenClipConfig):
+        spec = info.image_spec
+        image: nn.Module = ImageGraph(model.clip.get_submodule("visual"), spec.mean, spec.std)
+        text = TextGraph(model.clip)
+        if text.dynamic_length != info.text_spec.dynamic_length:
+            raise ExportRefused(
+                f"the text spec says dynamic_length={info.text_spec.dynamic_length}, the text tower's attention and "
+                f"pooling allow {text.dynamic_length}"
+            )
+        quick = (open_clip.get_model_config(info.config.model.architecture) or {}).get("quick_gelu")
+        architecture, activation = info.config.model.architecture, "quickgelu" if quick else "gelu"
+    else:
+        image = EncoderGraph(model, "encode_image")
+        text = EncoderGraph(model, "encode_text", context_length=info.text_spec.context_length)
+        image_weights = {k: v for k, v in state.items() if not k.startswith(("text.", "logit_"))}
+        text_weights = {k: v for k, v in state.items() if k.startswith("text.")}
+        architecture, activation = f"clipworks {info.config.model.kind}", "gelu"
+    bias = model.logit_bias
+    return ExportSource(
+        image=image.eval(),
+        text=text.eval(),
+        image_spec=info.image_spec,
+        text_spec=info.text_spec,
+        tokenizer=loaded.tokenizer_bytes,
+        structure=structure,
+        logit_scale=float(model.logit_scale.detach().exp().reshape(-1)[0]),
+        logit_bias=0.0 if bias is None else float(bias.detach().reshape(-1)[0]),
+        activation="softmax" if bias is None else "sigmoid",
+        templates=info.templates,
+        provenance=provenance(
+            source=f"clipworks checkpoint {info.config.name}, step {info.step}, data {info.data_digest[:16]}",
+            architecture=architecture,
+            activation=activation,
+            structure=structure,
+            licence=licence,
+            training_data=training_data,
+            limits=limits,
+            source_sha256=info.weights_sha256,
+        ),
+        metrics={key: float(value) for key, value in info.metrics.items() if isinstance(value, int | float)},
+        image_weights=image_weights,
+        text_weights=text_weights,
+    )
+
+
+class _MissedFloor(Exception):
+    """A variant that runs, but is too far from the torch model; the message carries the numbers."""
+
+
+def _towers(source: ExportSource, tokenizer: Tokenizer, calibration: Calibration) -> Iterable[_Tower]:
+    pixels = np.concatenate([prepared_goldens(source.image_spec), calibration.pixels])
+    image_rows = Rows(padded=pixels)
+    image_reference = torch_vectors(source.image, image_rows)
+    dim = image_reference.shape[1]
+    yield _Tower(
+        role="image_encoder",
+        module=source.image,
+        tensors=image_tensors(source.image_spec, dim),
+        rows=image_rows,
+        calibration=[calibration.pixels[i : i + 1] for i in range(len(calibration.pixels))],
+        reference=image_reference,
+    )
+    token_rows = [*(tokenizer.encode(text) for text in GOLDEN_TEXTS), *calibration.rows]
+    lengths = tuple(len(row) for row in token_rows) if source.text_spec.dynamic_length else None
+    text_rows = Rows(padded=tokenizer.pad(token_rows, source.text_spec.context_length), lengths=lengths)
+    text_reference = torch_vectors(source.text, text_rows)
+    if text_reference.shape[1] != dim:
+        raise ExportRefused(f"image vectors have {dim} components, text vectors {text_reference.shape[1]}")
+    yield _Tower(
+        role="text_encoder",
+        module=source.text,
+        tensors=text_tensors(source.text_spec, dim),
+        rows=text_rows,
+        calibration=[text_rows.batch([i]) for i in range(len(GOLDEN_TEXTS), len(token_rows))],
+        reference=text_reference,
+    )
+
+
+def _build(tower: _Tower, precision: Precision, path: Path, fp32_files: tuple[Path, ...]) -> GraphSpec:
+    """Write and measure one variant; int8 keeps more products in fp32 while it misses its floor."""
+    if precision == "fp32":
+        return _accept(tower, precision, write_graph(tower.module, tower.tensors, path))
+    if precision == "fp16":
+        return _accept(tower, precision, write_fp16(fp32_files[0], path))
+    missed: list[str] = []
+    for share in KEEP_FP32_SHARES:
+        _remove(path)
+        files = write_int8(
+            fp32_files[0], path, input_name=tower.tensors[0].name, batches=tower.calibration, keep_fp32=share
+        )
+        try:
+            return _accept(tower, precision, files)
+        except _MissedFloor as error:
+            missed.append(f"{share:.0%} of the products kept in fp32: {error}")
+    raise _MissedFloor("; ".join(missed))
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.with_name(path.name + ".data").unlink(missing_ok=True)
+
+
+def _accept(tower: _Tower, precision: Precision, files: tuple[Path, ...]) -> GraphSpec:
+    """Measure a written graph and return its manifest entry, or raise _MissedFloor."""
+    draft = GraphSpec(
+        role=tower.role,
+        precision=precision,
+        file=files[0].name,
+        external_files=tuple(path.name for path in files[1:]),
+        inputs=tower.tensors[:1],
+        outputs=tower.tensors[1:],
+        batch_invariant=False,
+        batch_difference=0.0,
+    )
+    measured = measure_graph(files[0], draft, tower.rows, tower.reference)
+    _check_floor(precision, measured.fidelity)
+    return draft.model_copy(
+        update={
+            "batch_invariant": measured.batch_invariant,
+            "batch_difference": measured.batch_difference,
+            "fidelity": measured.fidelity,
+        }
+    )
+
+
+def _check_floor(precision: Precision, fidelity: Fidelity) -> None:
+    if precision == "fp32":
+        if not fidelity.centred_relative_l2 <= FP32_RELATIVE_L2_MAX:
+            raise _MissedFloor(
+                f"the fp32 graph is not the torch model: centred relative L2 {fidelity.centred_relative_l2:.2e}, "
+                f"at most {FP32_RELATIVE_L2_MAX:.0e} is allowed"
+            )
+    elif not fidelity.cosine_min >= COSINE_FLOOR[precision]:
+        raise _MissedFloor(
+            f"min cosine {fidelity.cosine_min:.5f} against torch fp32 over {fidelity.n} inputs, "
+            f"the floor is {COSINE_FLOOR[precision]} (mean {fidelity.cosine_mean:.5f}, "
+            f"centred min {fidelity.centred_cosine_min:.5f})"
+        )
+
+
+def _write_goldens(folder: Path, source: ExportSource, tokenizer: Tokenizer, graphs: list[GraphSpec]) -> None:
+    tolerances: dict[Role, dict[Precision, Tolerance]] = {}
+    for graph in graphs:
+        tolerances.setdefault(graph.role, {})[graph.precision] = tolerance_for(graph.precision, graph.fidelity)
+    write_goldens(
+        folder,
+        image=(source.image_spec, lambda pixels: torch_vectors(source.image, Rows(padded=pixels))),
+        text=(tokenizer, lambda ids: torch_vectors(source.text, Rows(padded=ids))),
+        tolerances=tolerances,
+    )
+
+
+def _manifest(
+    source: ExportSource,
+    name: str,
+    version: int,
+    graphs: list[GraphSpec],
+    skipped: list[SkippedVariant],
+    folder: Path,
+) -> Manifest:
+    encoders = fingerprints_of(source)
+    (output,) = graphs[0].outputs
+    dim = output.shape[1]
+    if not isinstance(dim, int):
+        raise ExportRefused(f"{graphs[0].file}: the vector's size is not fixed ({output.shape})")
+    return Manifest(
+        format=1,
+        name=name,
+        version=version,
+        kind="base",
+        dim=dim,
+        dimensions=source.dimensions,
+        image=source.image_spec,
+        text=source.text_spec,
+        graphs=tuple(graphs),
+        skipped=tuple(skipped),
+        logit_scale=source.logit_scale,
+        logit_bias=source.logit_bias,
+        activation=source.activation,
+        templates=source.templates,
+        presence=source.presence,
+        fingerprint=encoders,
+        space=space_of(encoders),
+        files=file_entries(folder),
+        metrics=dict(source.metrics),
+        provenance=source.provenance,
+    )
+
+
+def fingerprints_of(source: ExportSource) -> Fingerprint:
+    """The names both encoders will have: weights, spec, structure and recipe, tokeniser."""
+    recipe = recipe_of(source.structure)
+    return Fingerprint(
+        image=fingerprint(_arrays(source.image_weights or source.image.state_dict()), source.image_spec, recipe),
+        text=fingerprint(
+            _arrays(source.text_weights or source.text.state_dict()), source.text_spec, recipe, source.tokenizer
+        ),
+    )
+
+
+def _arrays(state: Mapping[str, Tensor]) -> list[tuple[str, NDArray[np.float32]]]:
+    """fp32 parameters and persistent buffers by name (integer buffers such as batch counters shape no answer)."""
+    return [(name, t.detach().cpu().float().numpy()) for name, t in state.items() if t.is_floating_point()]

@@ -1,0 +1,181 @@
+"""open_clip architectures and weights -> published artifacts, refusing whatever would be guessed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+
+from model_store.errors import ExportRefused
+from model_store.golden import GOLDEN_TEXTS
+from model_store.golden_images import golden_images
+from model_store.identity import sha256_file
+from model_store.manifest import ImageSpec, Precision
+from model_store.modality.image import decode, prepare
+from model_store.modality.text import Tokenizer
+from model_store.store import Artifact, Store
+from training.calibration import CALIBRATION_TEXTS
+from training.export import ALL_PRECISIONS, ExportSource, Progress, export_model, provenance
+from training.graphs import ImageGraph, PixelNormalize, TextGraph
+from training.openclip_weights import Activation, OpenClipModel, Weights, find_weights, load_model
+from training.tokenizer_import import ImportedTokenizer, import_tokenizer
+
+DEFAULT_TEMPLATES = ("a photo of a {}.", "a photo of the {}.", "{}")
+_WRAPPER_TOLERANCE = 1e-5  # of the largest component: other order of additions, nothing more
+_UNKNOWN_LICENCE = "not stated by the importer"
+
+
+def import_model(
+    arch: str,
+    *,
+    pretrained: str | None = None,
+    name: str,
+    store: Store,
+    activation: Activation | None = None,
+    tokenizer: Path | None = None,
+    precisions: Iterable[Precision] = ALL_PRECISIONS,
+    templates: tuple[str, ...] = DEFAULT_TEMPLATES,
+    licence: str = _UNKNOWN_LICENCE,
+    training_data: str = "",
+    limits: str = "",
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Publish an open_clip model as the next version of `name`.
+
+    arch: an architecture of open_clip, or `local-dir:FOLDER` / `hf-hub:ORG/REPO` with their own configuration.
+    pretrained: an open_clip tag, or a .safetensors, .pt, .pth or .bin file; None with a folder or a hub repository.
+    activation: for a local file of an architecture that exists with GELU and with QuickGELU, which the weights do not
+        show; recorded as declared.
+    tokenizer: for architectures whose tokeniser is not CLIP's (or is a prefix of it), its file or folder.
+
+    Raises:
+        ExportRefused: with the reason, and what to do about it where something can be done.
+    """
+    say = progress or (lambda message: None)
+    say("load")
+    weights = find_weights(arch, pretrained, activation=activation, cache_dir=cache_dir)
+    model = load_model(weights)
+    image_spec = image_spec_of(model)
+    text = TextGraph(model).eval()
+    imported = import_tokenizer(
+        weights.config["text_cfg"],
+        file=tokenizer,
+        context_length=text.context_length,
+        table_rows=text.token_embedding.num_embeddings,
+        dynamic_length=text.dynamic_length,
+        cache_dir=cache_dir,
+    )
+    say("compare with open_clip")
+    check_against_open_clip(model, image_spec, text, imported)
+    source = _source_of(model, weights, image_spec, text, imported, templates, licence, training_data, limits)
+    return export_model(source, name=name, store=store, precisions=precisions, progress=progress)
+
+
+def preprocess_config(model: OpenClipModel) -> PreprocessCfg:
+    """The preprocessing that open_clip hung on the image tower when the weights were loaded."""
+    settings: dict[str, Any] = getattr(model.visual, "preprocess_cfg")  # noqa: B009  (an attribute no class declares)
+    return PreprocessCfg(**settings)
+
+
+def image_spec_of(model: OpenClipModel) -> ImageSpec:
+    """open_clip's own preprocessing of a model as closed data."""
+    config = preprocess_config(model)
+    _, height, width = config.input_size
+    fill = config.fill_color
+    try:
+        return ImageSpec.model_validate(
+            {
+                "height_px": height,
+                "width_px": width,
+                "resize_mode": config.resize_mode,
+                "interpolation": "bicubic" if config.interpolation == "random" else config.interpolation,
+                "fill": fill if isinstance(fill, int) else -1,
+                "mean": tuple(config.mean),
+                "std": tuple(config.std),
+            }
+        )
+    except ValueError as error:
+        raise ExportRefused(f"open_clip's preprocessing {config} is not one this project has: {error}") from error
+
+
+def check_against_open_clip(
+    model: OpenClipModel, image_spec: ImageSpec, text: TextGraph, imported: ImportedTokenizer
+) -> None:
+    """Stop unless pixels, ids and both towers are what open_clip itself gives for this model.
+
+    Pixels must be bit-equal after normalisation on every golden picture, ids equal on the golden and calibration texts.
+
+    Raises:
+        ExportRefused: names the first picture or text that differs.
+    """
+    transform: Any = image_transform_v2(preprocess_config(model), is_train=False)
+    normalize = PixelNormalize(image_spec.mean, image_spec.std)
+    prepared, expected = [], []
+    for case in golden_images():
+        if case.raises is None:
+            image = decode(case.data)
+            prepared.append(torch.from_numpy(prepare(image, image_spec)))
+            expected.append(transform(image))
+            if not torch.equal(normalize(prepared[-1][None])[0], expected[-1]):
+                raise ExportRefused(f"picture {case.id}: prepared pixels differ from open_clip's transform")
+    tokenizer = Tokenizer(imported.spec, imported.data)
+    texts = [*GOLDEN_TEXTS, *CALIBRATION_TEXTS]
+    ours, theirs = tokenizer(texts), imported.reference(texts).numpy()
+    for index in np.flatnonzero((ours != theirs).any(axis=1)):
+        raise ExportRefused(f"text {texts[index][:60]!r}: token ids differ from open_clip's tokenizer")
+    rows = [tokenizer.encode(t) for t in texts[:4]]
+    with torch.inference_mode():
+        image = ImageGraph(model.visual, image_spec.mean, image_spec.std)
+        _check_close("image", image(torch.stack(prepared[:3])), model.encode_image(torch.stack(expected[:3])))
+        cut = torch.from_numpy(tokenizer.pad(rows))
+        _check_close("text", text(cut), model.encode_text(torch.from_numpy(theirs[:4])))
+
+
+def _check_close(tower: str, got: torch.Tensor, expected: torch.Tensor) -> None:
+    difference = float((got - expected).abs().max() / expected.abs().max())
+    if not difference <= _WRAPPER_TOLERANCE:
+        raise ExportRefused(f"{tower} tower: the exported module differs from open_clip's by {difference:.1e} relative")
+
+
+def _source_of(
+    model: OpenClipModel,
+    weights: Weights,
+    image_spec: ImageSpec,
+    text: TextGraph,
+    imported: ImportedTokenizer,
+    templates: tuple[str, ...],
+    licence: str,
+    training_data: str,
+    limits: str,
+) -> ExportSource:
+    structure = json.dumps(weights.config, sort_keys=True, separators=(",", ":"))
+    bias = model.logit_bias
+    return ExportSource(
+        image=ImageGraph(model.visual, image_spec.mean, image_spec.std).eval(),
+        text=text,
+        image_spec=image_spec,
+        text_spec=imported.spec,
+        tokenizer=imported.data,
+        structure=structure,
+        logit_scale=float(model.logit_scale.detach().exp().reshape(-1)[0]),
+        logit_bias=0.0 if bias is None else float(bias.detach().reshape(-1)[0]),
+        activation="softmax" if bias is None else "sigmoid",
+        templates=templates,
+        provenance=provenance(
+            source=weights.source,
+            architecture=weights.architecture,
+            activation="quickgelu" if weights.config.get("quick_gelu") else "gelu",
+            activation_declared=weights.declared,
+            structure=structure,
+            licence=licence,
+            training_data=training_data,
+            limits=limits,
+            source_sha256=sha256_file(weights.file),
+        ),
+    )

@@ -1,0 +1,109 @@
+"""What a graph really answers: vectors, distance from torch, and whether company changes a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from model_store.fidelity import measure
+from model_store.graph import Graph, SessionSettings
+from model_store.manifest import Fidelity, GraphSpec, Precision
+from model_store.probe import probe
+
+Run = Callable[[NDArray[Any]], NDArray[np.float32]]
+# A row's unit vector alone and in company may differ by this much and still count as the same answer. fp16 rounds
+# every value to 11 bits, and GPUs choose another kernel for another batch size, so its bound is its own rounding.
+INVARIANCE_TOLERANCE: dict[Precision, float] = {"fp32": 1e-6, "int8": 1e-6, "fp16": 1e-3}
+_SINGLES = 8
+_COMPANY = (2, 7)
+_CHUNK = 16
+_PROBE_TIMEOUT_S = 3600.0  # a large tower on one thread
+_PROBE_THREADS = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The inputs one encoder is measured on.
+
+    `padded` is one array of equal rows (pixels, or ids padded to the context length); `lengths` says where padding
+    may be cut (text with free length), else None.
+    """
+
+    padded: NDArray[Any]
+    lengths: tuple[int, ...] | None = None
+
+    def batch(self, indices: Sequence[int]) -> NDArray[Any]:
+        """These rows as serving would stack them: cut at the longest real length."""
+        rows = self.padded[list(indices)]
+        return rows if self.lengths is None else rows[:, : max(self.lengths[i] for i in indices)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    fidelity: Fidelity
+    batch_difference: float
+    batch_invariant: bool
+
+
+def torch_vectors(module: nn.Module, rows: Rows) -> NDArray[np.float32]:
+    """The module's own answers, float32 [N, D], padding uncut."""
+    with torch.inference_mode():
+        parts = [module(torch.from_numpy(part)) for part in _chunks(rows.padded)]
+    return torch.cat(parts).float().numpy()
+
+
+def measure_graph(path: Path, spec: GraphSpec, rows: Rows, reference: NDArray[np.float32]) -> Measured:
+    """Open the graph in a child process first, then compare its vectors with `reference` and with themselves.
+
+    fp16 never runs in this process: ONNX Runtime can crash on it on a CPU, and is slow there.
+
+    Raises:
+        GraphError: it does not load, crashes, or is not what `spec` says.
+    """
+    total = len(rows.padded)
+    if spec.precision == "fp16":
+        run, singles, chunk, sizes = _in_child(path, spec), 2, total, ()
+    else:
+        probe(path, spec, feeds={spec.inputs[0].name: rows.batch([0])}, timeout_s=_PROBE_TIMEOUT_S)
+        run, singles, chunk, sizes = Graph.open(path, spec), min(_SINGLES, total), _CHUNK, _COMPANY
+    vectors = _in_batches(run, rows, total, chunk)
+    alone = _unit(_in_batches(run, rows, singles, 1))
+    together = [_unit(vectors[:singles]), *(_unit(_in_batches(run, rows, singles, size)) for size in sizes)]
+    difference = max(float(np.abs(company - alone).max()) for company in together)
+    return Measured(
+        fidelity=measure(vectors, reference),
+        batch_difference=difference,
+        batch_invariant=difference <= INVARIANCE_TOLERANCE[spec.precision],
+    )
+
+
+def _in_batches(run: Run, rows: Rows, count: int, size: int) -> NDArray[np.float32]:
+    """Vectors of the first `count` rows, run in batches of `size`."""
+    return np.concatenate([run(rows.batch(range(start, min(start + size, count)))) for start in range(0, count, size)])
+
+
+def _in_child(path: Path, spec: GraphSpec) -> Run:
+    settings = SessionSettings(full_optimization=False, intra_threads=_PROBE_THREADS)
+
+    def run(batch: NDArray[Any]) -> NDArray[np.float32]:
+        feeds = {spec.inputs[0].name: batch}
+        outputs = probe(path, spec, settings=settings, feeds=feeds, timeout_s=_PROBE_TIMEOUT_S)
+        return outputs[spec.outputs[0].name]
+
+    return run
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    norms = np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    return (vectors / norms).astype(np.float32)
+
+
+def _chunks(array: NDArray[Any]) -> list[NDArray[Any]]:
+    return [array[start : start + _CHUNK] for start in range(0, len(array), _CHUNK)]
