@@ -1,0 +1,49 @@
+"""Classification by comparing images with the texts of their possible labels, next to chance and majority."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.metrics import Estimate, bootstrap, class_mean_accuracy, majority_share, normalize
+
+EncodeTexts = Callable[[Sequence[str]], NDArray[np.floating]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotReport:
+    """Accuracy over all cases and averaged over classes; `chance` is 1 / classes."""
+
+    accuracy: Estimate
+    class_mean: float
+    majority: float
+    chance: float
+
+
+def class_matrix(encode: EncodeTexts, labels: Sequence[str], templates: Sequence[str]) -> NDArray[np.float32]:
+    """Unit class vectors [C, D]: the normalised mean of a label's normalised prompt vectors (CLIP, 2021, 3.1.4).
+
+    Every template holds one `{}`.
+    """
+    for template in templates:
+        if template.count("{}") != 1:
+            raise ValueError(f"template {template!r} must hold exactly one {{}}")
+    prompts = [template.format(label) for label in labels for template in templates]
+    vectors = normalize(encode(prompts)).reshape(len(labels), len(templates), -1)
+    return normalize(vectors.mean(axis=1))
+
+
+def zero_shot(
+    images: NDArray[np.floating], truth: NDArray[np.integer], classes: NDArray[np.floating]
+) -> ZeroShotReport:
+    """Judge `images` [N, D] against unit `classes` [C, D]; `truth` int [N] indexes rows of `classes`."""
+    predicted = (normalize(images) @ classes.T).argmax(axis=1)
+    return ZeroShotReport(
+        accuracy=bootstrap(predicted == truth),
+        class_mean=class_mean_accuracy(predicted, truth),
+        majority=majority_share(truth),
+        chance=1 / len(classes),
+    )

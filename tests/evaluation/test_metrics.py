@@ -1,0 +1,88 @@
+"""Metrics against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from evaluation.metrics import bootstrap, class_mean_accuracy, first_hit_rank, majority_share, normalize
+from evaluation.retrieval import retrieval, title_ids
+from evaluation.zero_shot import class_matrix, zero_shot
+
+
+def test_rank_counts_wrong_candidates_before_the_best_right_one() -> None:
+    scores = np.array([[0.9, 0.5, 0.7, 0.1]])
+    assert first_hit_rank(scores, np.array([[False, True, False, False]])).tolist() == [2]
+    assert first_hit_rank(scores, np.array([[False, True, True, False]])).tolist() == [1]
+
+
+def test_a_constant_model_has_no_recall() -> None:
+    ranks = first_hit_rank(np.zeros((4, 4)), np.eye(4, dtype=bool))
+    assert ranks.tolist() == [3, 3, 3, 3]
+
+
+def test_rank_refuses_a_query_without_an_answer() -> None:
+    with pytest.raises(ValueError, match="query 1 has no relevant"):
+        first_hit_rank(np.zeros((2, 2)), np.array([[True, False], [False, False]]))
+
+
+def test_normalize_keeps_zero_rows_finite() -> None:
+    np.testing.assert_allclose(normalize(np.array([[3.0, 4.0], [0.0, 0.0]])), [[0.6, 0.8], [0.0, 0.0]])
+
+
+def test_class_mean_weighs_classes_equally() -> None:
+    truth, predicted = np.array([0, 0, 0, 1]), np.array([0, 0, 0, 0])
+    assert class_mean_accuracy(predicted, truth) == 0.5
+    assert majority_share(truth) == 0.75
+
+
+def test_bootstrap_interval_holds_the_mean_and_repeats() -> None:
+    outcomes = np.random.default_rng(1).random(400) < 0.3
+    estimate = bootstrap(outcomes)
+    assert estimate.value == outcomes.mean()
+    # The normal approximation: 1.96 * sqrt(p (1 - p) / n) on either side.
+    half = 1.96 * (estimate.value * (1 - estimate.value) / 400) ** 0.5
+    assert estimate.low == pytest.approx(estimate.value - half, abs=0.01)
+    assert estimate.high == pytest.approx(estimate.value + half, abs=0.01)
+    assert estimate == bootstrap(outcomes)
+
+
+def test_equal_titles_are_hits_whatever_their_case() -> None:
+    titles = ["Red Shoe", "red shoe", "Blue Cap"]
+    assert title_ids(titles).tolist() == [0, 0, 1]
+    # Text 0 points at image 1 and text 1 at image 0: both carry the same title, so both are hits.
+    images = np.array([[1.0, 0.1, 0], [0.1, 1.0, 0], [0, 0, 1.0]])
+    texts = np.array([[0.0, 1.0, 0], [1.0, 0.0, 0], [0, 0, 1.0]])
+    report = retrieval(images, texts, titles)
+    assert report["t2i_r@1"].value == 1.0
+    assert report["chance_t2i_r@1"].value == pytest.approx((2 / 3 + 2 / 3 + 1 / 3) / 3)
+    different = retrieval(images, texts, ["a", "b", "c"])
+    assert different["t2i_r@1"].value == pytest.approx(1 / 3)
+
+
+def test_retrieval_queries_restrict_who_asks_but_not_who_answers() -> None:
+    vectors = np.eye(3)
+    vectors[2] = vectors[0]
+    report = retrieval(vectors, np.eye(3), ["a", "b", "c"], queries=np.array([True, False, False]))
+    assert report["t2i_r@1"].n == 1
+    assert report["t2i_r@1"].value == 0.0  # image 2 ties with image 0 although row 2 does not ask
+
+
+def test_zero_shot_by_hand() -> None:
+    vectors = {"a red": [2.0, 0], "red": [1.0, 0], "a blue": [0, 5.0], "blue": [0, 1.0]}
+    classes = class_matrix(lambda texts: np.array([vectors[t] for t in texts]), ["red", "blue"], ["{}", "a {}"])
+    np.testing.assert_allclose(classes, np.eye(2))
+    report = zero_shot(np.array([[9.0, 1], [1, 2], [3, 1]]), np.array([0, 0, 0]), classes)
+    assert report.accuracy.value == pytest.approx(2 / 3)
+    assert (report.majority, report.chance) == (1.0, 0.5)
+
+
+def test_class_vectors_weigh_templates_equally() -> None:
+    vectors = {"x": [100.0, 0], "a x": [0, 1.0]}
+    classes = class_matrix(lambda texts: np.array([vectors[t] for t in texts]), ["x"], ["{}", "a {}"])
+    np.testing.assert_allclose(classes, [[0.5**0.5, 0.5**0.5]])
+
+
+def test_template_without_a_slot_is_refused() -> None:
+    with pytest.raises(ValueError, match="exactly one"):
+        class_matrix(lambda texts: np.ones((len(texts), 2)), ["x"], ["a photo"])

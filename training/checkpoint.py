@@ -1,0 +1,195 @@
+"""Checkpoints that explain themselves: safetensors and one JSON file, never pickle.
+
+folder/checkpoint.json      config, git sha, digests of specs and data, step, metrics: everything but numbers
+folder/weights.safetensors  averaged weights of the modules to export, names like `model.trunk.stages.0...`
+folder/tokenizer.txt        the tokenizer's bytes
+folder/state.safetensors    live weights, averages and optimizer moments; only for resuming, may be deleted
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from model_store.identity import spec_digest
+from model_store.manifest import ImageSpec, TextSpec
+from model_store.modality.text import Tokenizer
+from training.config import TrainConfig, parse_config
+from training.data.vocabulary import TOKENIZER_FILE
+from training.towers import DualEncoder, build_model
+
+FORMAT = 1
+INFO_FILE, WEIGHTS_FILE, STATE_FILE = "checkpoint.json", "weights.safetensors", "state.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What `checkpoint.json` says; `templates` are the default prompts, `graphs` role -> method door."""
+
+    config: TrainConfig
+    step: int
+    image_spec: ImageSpec
+    text_spec: TextSpec
+    image_spec_digest: str
+    text_spec_digest: str
+    data_digest: str
+    tokenizer_sha256: str
+    weights_sha256: str
+    git_sha: str | None
+    graphs: dict[str, str]
+    templates: tuple[str, ...]
+    metrics: dict[str, Any]
+    tools: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A checkpoint opened for inference: the model is in eval mode, fp32, on the CPU, and wants no gradients."""
+
+    info: Checkpoint
+    model: DualEncoder
+    tokenizer: Tokenizer
+    tokenizer_bytes: bytes
+
+
+def save_checkpoint(
+    folder: Path, info: dict[str, Any], *, weights: dict[str, Tensor], state: dict[str, Tensor], tokenizer: bytes
+) -> None:
+    """Write a checkpoint; `checkpoint.json` is replaced last and names the weights' digest, a torn one is refused."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / TOKENIZER_FILE, tokenizer)
+    for name, tensors in ((STATE_FILE, state), (WEIGHTS_FILE, weights)):
+        part = folder / f"{name}.part"
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, part)
+        os.replace(part, folder / name)
+    info = {
+        "format": FORMAT,
+        **info,
+        "weights_sha256": _sha256(folder / WEIGHTS_FILE),
+        "state_sha256": _sha256(folder / STATE_FILE),
+        "tokenizer_sha256": hashlib.sha256(tokenizer).hexdigest(),
+    }
+    _replace(folder / INFO_FILE, (json.dumps(info, indent=2, sort_keys=True) + "\n").encode())
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Parse and check `checkpoint.json`.
+
+    Raises:
+        ValueError: another format, or specs that do not match their stored digests.
+    """
+    info = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
+    if info.get("format") != FORMAT:
+        raise ValueError(f"{folder}: checkpoint format {info.get('format')!r}, expected {FORMAT}")
+    checkpoint = Checkpoint(
+        config=parse_config(info["config"], where=str(folder / INFO_FILE)),
+        step=info["step"],
+        image_spec=ImageSpec.model_validate_json(json.dumps(info["image_spec"])),
+        text_spec=TextSpec.model_validate_json(json.dumps(info["text_spec"])),
+        image_spec_digest=info["image_spec_digest"],
+        text_spec_digest=info["text_spec_digest"],
+        data_digest=info["data_digest"],
+        tokenizer_sha256=info["tokenizer_sha256"],
+        weights_sha256=info["weights_sha256"],
+        git_sha=info["git_sha"],
+        graphs=dict(info["graphs"]),
+        templates=tuple(info["templates"]),
+        metrics=info["metrics"],
+        tools=info["tools"],
+    )
+    for spec, digest in (
+        (checkpoint.image_spec, checkpoint.image_spec_digest),
+        (checkpoint.text_spec, checkpoint.text_spec_digest),
+    ):
+        if spec_digest(spec) != digest:
+            raise ValueError(f"{folder}: {type(spec).__name__} has digest {spec_digest(spec)}, expected {digest}")
+    return checkpoint
+
+
+def load_model(folder: Path) -> LoadedModel:
+    """Rebuild the exportable model of a checkpoint from its own config and averaged weights.
+
+    Raises:
+        ValueError: a file differs from its digest, or the weights do not fit the architecture.
+    """
+    info = read_checkpoint(folder)
+    tokenizer_bytes = _checked(folder / TOKENIZER_FILE, info.tokenizer_sha256)
+    _checked(folder / WEIGHTS_FILE, info.weights_sha256)
+    if info.text_spec.end_id is None:
+        raise ValueError(f"{folder}: the text spec has no end id")
+    model = build_model(info.config.model, vocab_size=info.text_spec.vocab_size, end_id=info.text_spec.end_id)
+    prefix = "model."
+    weights = load_file(folder / WEIGHTS_FILE)
+    try:
+        model.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
+    except RuntimeError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    model.eval().requires_grad_(False)
+    tokenizer = Tokenizer(info.text_spec, tokenizer_bytes)
+    return LoadedModel(info=info, model=model, tokenizer=tokenizer, tokenizer_bytes=tokenizer_bytes)
+
+
+def load_state(folder: Path) -> dict[str, Tensor]:
+    """Tensors for resuming, checked against the digest in `checkpoint.json` (a run killed between the two files)."""
+    info = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
+    _checked(folder / STATE_FILE, info["state_sha256"])
+    return load_file(folder / STATE_FILE)
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str]) -> dict[str, Tensor]:
+    """Moments by parameter name: keys `<name>/<moment>`."""
+    tensors: dict[str, Tensor] = {}
+    for parameter, moments in optimizer.state.items():
+        for moment, value in moments.items():
+            tensors[f"{names[parameter]}/{moment}"] = torch.as_tensor(value)
+    return tensors
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str], tensors: dict[str, Tensor]
+) -> None:
+    """Inverse of `optimizer_state`; moments keep their parameter's memory format, to resume bit-equal."""
+    for parameter, name in names.items():
+        moments = {key.rsplit("/", 1)[1]: value for key, value in tensors.items() if key.rsplit("/", 1)[0] == name}
+        for moment, value in moments.items():
+            if value.shape == parameter.shape:
+                value = torch.empty_like(parameter).copy_(value)
+            optimizer.state[parameter][moment] = value
+
+
+def git_sha(folder: Path) -> str | None:
+    """The commit of the working tree that `folder` is in, with `+changes` if it was modified; None outside of git."""
+    try:
+        run = ["git", "-C", str(folder)]
+        sha = subprocess.run([*run, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run([*run, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{sha}+changes" if dirty.strip() else sha
+
+
+def _checked(path: Path, sha256: str) -> bytes:
+    data = path.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise ValueError(f"{path}: sha256 is {found}, checkpoint.json says {sha256}")
+    return data
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _replace(path: Path, data: bytes) -> None:
+    part = path.with_name(f"{path.name}.part")
+    part.write_bytes(data)
+    os.replace(part, path)

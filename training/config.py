@@ -1,0 +1,167 @@
+"""Settings of a run: TOML -> frozen models that refuse unknown keys; they stop at the builders."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from training.data.rows import SplitRule
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SplitConfig(Settings):
+    modulo: int = Field(ge=1)
+    validation: tuple[int, ...]
+    test: tuple[int, ...]
+
+    def rule(self) -> SplitRule:
+        return SplitRule(modulo=self.modulo, validation=self.validation, test=self.test)
+
+
+class DataConfig(Settings):
+    """`folder` is given at the command line (`--set data.folder=...`): no recipe knows a machine's paths."""
+
+    folder: Path
+    table: str = "captions.csv"
+    image_column: str = "image"
+    caption_column: str = "caption"
+    label_columns: tuple[str, ...] = ()
+    cache_px: int = Field(ge=8, description="side of the decoded pictures that crops are taken from")
+    split: SplitConfig
+
+
+class AugmentConfig(Settings):
+    crop_scale: tuple[float, float] = (0.7, 1.0)
+    crop_aspect: float = Field(default=1.0, ge=1)
+    shift_px: int = Field(default=0, ge=0)
+    flip: float = Field(default=0.5, ge=0, le=1)
+    word_drop: float = Field(default=0.15, ge=0, lt=1)
+    tail: float = Field(default=0.0, ge=0, le=1)
+    template_share: float = Field(default=0.5, ge=0, le=1)
+    templates: tuple[str, ...] = ()
+
+
+class ImageTowerConfig(Settings):
+    trunk: str = Field(description="name of a timm model with `forward_features` -> [B, C, h, w]")
+    size_px: int = Field(ge=16)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    mean: tuple[float, float, float] = OPENAI_MEAN
+    std: tuple[float, float, float] = OPENAI_STD
+
+
+class TextTowerConfig(Settings):
+    merges: int = Field(ge=1, description="how many of CLIP's merges the vocabulary keeps")
+    context_length: int = Field(ge=4)
+    width: int
+    layers: int = Field(ge=0)
+    heads: int = Field(ge=1)
+    pool: Literal["eos", "eos+bag", "bag"] = "eos"
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    embedding_std: float = 0.02
+
+
+class SmallConfig(Settings):
+    kind: Literal["small"]
+    embed_dim: int
+    logit_bias: bool = False
+    image: ImageTowerConfig
+    text: TextTowerConfig
+
+
+class OpenClipConfig(Settings):
+    kind: Literal["open_clip"]
+    architecture: str
+
+
+ModelConfig = Annotated[SmallConfig | OpenClipConfig, Field(discriminator="kind")]
+
+
+class OptimConfig(Settings):
+    batch_size: int = Field(ge=2)
+    steps: int = Field(ge=1)
+    rate: float = Field(gt=0, description="peak learning rate")
+    warmup_steps: int = Field(ge=0)
+    final_rate_share: float = Field(default=0.0, ge=0, le=1)
+    betas: tuple[float, float] = (0.9, 0.98)
+    epsilon: float = 1e-6
+    weight_decay: float = Field(ge=0)
+    clip_norm: float = Field(gt=0)
+    ema_decay: float = Field(ge=0, lt=1)
+
+
+class RunConfig(Settings):
+    """`precision`: "auto" is bf16 autocast on a GPU and fp32 elsewhere; "bf16" also on CPUs (3x faster with AMX)."""
+
+    folder: Path
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    threads: int = Field(default=0, ge=0, description="torch CPU threads; 0 leaves torch's choice")
+    log_steps: int = Field(default=20, ge=1)
+    validate_steps: int = Field(default=500, ge=1)
+    checkpoint_steps: int = Field(default=500, ge=1)
+    report: Literal["retrieval", "fashion"] = "retrieval"
+
+
+class TrainConfig(Settings):
+    """One recipe. `method_options` is checked by the method that it is for."""
+
+    name: str
+    seed: int = Field(ge=0)
+    method: str
+    method_options: dict[str, Any] = Field(default_factory=dict)
+    data: DataConfig
+    augment: AugmentConfig
+    model: ModelConfig
+    optim: OptimConfig
+    run: RunConfig
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a TOML recipe and apply `key.inner=value` overrides (the value is TOML; what is not, is a string).
+
+    Raises:
+        ValueError: unreadable TOML, an unknown key, a wrong value; the message names each place.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: {error}") from error
+    for override in overrides:
+        _apply(values, override)
+    return parse_config(values, where=str(path))
+
+
+def parse_config(values: dict[str, Any], *, where: str) -> TrainConfig:
+    """Validate plain data (a recipe, or the config that a checkpoint stores)."""
+    try:
+        # Through JSON, so that TOML arrays become tuples as JSON arrays do.
+        return TrainConfig.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        lines = [f"  {'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()]
+        raise ValueError(f"{where}: {len(lines)} setting(s) refused\n" + "\n".join(lines)) from error
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ValueError(f"override {override!r}: expected key=value, for example optim.steps=100")
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"override {override!r}: {parent!r} is a value, not a table")
+    try:
+        values[last] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        values[last] = text

@@ -1,0 +1,61 @@
+"""The row schema: one captioned image, and the rule that says which split it is in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Split = Literal["train", "validation", "test"]
+_LAST_NUMBER = re.compile(r"(\d+)(?!.*\d)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One image file with its caption; `group` is the number that decides the split (a product id)."""
+
+    image: str
+    caption: str
+    group: int
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitRule:
+    """Which split a group number is in: its remainder modulo `modulo`; what is listed nowhere is training."""
+
+    modulo: int
+    validation: tuple[int, ...]
+    test: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        listed = (*self.validation, *self.test)
+        if len(set(listed)) != len(listed) or any(not 0 <= r < self.modulo for r in listed):
+            raise ValueError(f"split remainders {listed} must be distinct and in 0..{self.modulo - 1}")
+
+    def of(self, group: int) -> Split:
+        remainder = group % self.modulo
+        return "test" if remainder in self.test else "validation" if remainder in self.validation else "train"
+
+
+def group_of(image: str) -> int:
+    """The last run of digits in the file name without its extension (`images/10001.jpg` -> 10001).
+
+    Raises:
+        ValueError: there is none.
+    """
+    stem = image.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    match = _LAST_NUMBER.search(stem)
+    if match is None:
+        raise ValueError(f"image name {image!r} holds no number to split by")
+    return int(match.group(1))
+
+
+def caption_ids(captions: Sequence[str]) -> NDArray[np.int64]:
+    """One id per distinct case-folded caption, int64 [N]: rows that share an id are positives of each other."""
+    seen: dict[str, int] = {}
+    return np.array([seen.setdefault(caption.casefold(), len(seen)) for caption in captions], dtype=np.int64)

@@ -1,0 +1,80 @@
+"""What a run says while it runs: a progress bar with loss, rate and ETA, a CSV file and TensorBoard events."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+LOG_FILE = "log.csv"
+_COLUMNS = ("step", "series", "name", "value")
+
+
+class RunLog:
+    """Writes `folder/log.csv` (long form: step, series, name, value) and `folder/tensorboard/`.
+
+    A resumed run drops the lines behind its start, so no step is logged twice. Without a `console` nothing is printed.
+    """
+
+    def __init__(self, folder: Path, *, start: int, total: int, console: Console | None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / LOG_FILE
+        kept: list[list[str]] = []
+        if start and path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                kept = [line for line in csv.reader(file) if line and line[0].isdigit() and int(line[0]) <= start]
+        self._file = path.open("w", newline="", encoding="utf-8")
+        self._csv = csv.writer(self._file)
+        self._csv.writerows([_COLUMNS, *kept])
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start or None)
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("loss {task.fields[loss]:.3f}"),
+            TextColumn("{task.fields[rate]}"),
+            console=console,
+            disable=console is None,
+        )
+        self._task = self._progress.add_task("train", total=total, completed=start, loss=float("nan"), rate="")
+
+    def __enter__(self) -> RunLog:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+        self._board.close()
+        self._file.close()
+
+    def advance(self, done: int, loss: float | None) -> None:
+        """`done` steps are finished; `loss` is shown when it is known (reading it waits for a GPU)."""
+        speed = self._progress.tasks[0].speed
+        rate = f"{speed:.1f} steps/s" if speed else ""
+        if loss is None:
+            self._progress.update(self._task, completed=done, rate=rate)
+        else:
+            self._progress.update(self._task, completed=done, rate=rate, loss=loss)
+
+    def write(self, series: str, step: int, numbers: Mapping[str, float]) -> None:
+        """Log numbers of one step; validation is also printed above the bar."""
+        for name, value in numbers.items():
+            self._csv.writerow([step, series, name, f"{value:.6g}"])
+            self._board.add_scalar(f"{series}/{name}", value, step)
+        self._file.flush()
+        if self._console is not None and series == "validation":
+            shown = ("t2i_r@1/value", "t2i_r@10/value", "i2t_r@1/value", "colour/accuracy/value", "type/accuracy/value")
+            line = [
+                f"{key.removesuffix('/value')} {numbers[f'all/{key}']:.3f}" for key in shown if f"all/{key}" in numbers
+            ]
+            self._console.print(f"step {step}: {', '.join(line)}")

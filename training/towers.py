@@ -1,0 +1,202 @@
+"""The two towers: uint8 pixels or token ids in, un-normalised vectors out; one graph to train, export and serve."""
+
+from __future__ import annotations
+
+import math
+
+import open_clip
+import timm
+import torch
+from open_clip.transformer import Transformer
+from torch import Tensor, nn
+
+import training.trunks  # noqa: F401  (registers the own trunks with timm)
+from model_store.manifest import ImageSpec
+from training.config import ModelConfig, OpenClipConfig, SmallConfig, TextTowerConfig
+
+OPENAI_SCALE = math.log(1 / 0.07)
+
+
+class PixelInput(nn.Module):
+    """Pixels to what a trunk wants: the first layer of every image graph, so mean and std cannot be forgotten."""
+
+    def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def unit_range(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, H, W, 3] -> float [B, 3, H, W] in [0, 1]."""
+        return pixels.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float [B, 3, H, W] in [0, 1] -> normalised."""
+        return (x - self.mean) / self.std
+
+
+class DualEncoder(nn.Module):
+    """What the loop, the methods and the exporter know of a model; subclasses give the three `encode_*` below."""
+
+    logit_scale: nn.Parameter
+    logit_bias: nn.Parameter | None
+    pixel_input: PixelInput
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, H, W, 3] -> un-normalised [B, D]."""
+        return self.encode_pixels(self.pixel_input.unit_range(pixels))
+
+    def encode_dense(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, H, W, 3] -> un-normalised [B, h, w, D] whose mean over positions is `encode_image`."""
+        raise NotImplementedError(f"{type(self).__name__} has no per-position vectors")
+
+    def encode_pixels(self, x: Tensor) -> Tensor:
+        """float [B, 3, H, W] in [0, 1] -> un-normalised [B, D]; for methods that need gradients of pixels."""
+        raise NotImplementedError
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        """int64 [B, L], L up to the context length -> un-normalised [B, D]."""
+        raise NotImplementedError
+
+
+class TextTower(nn.Module):
+    """Causal transformer over token ids (Radford et al., 2021), optionally with the mean of its token embeddings added.
+
+    `pool`: "eos" reads the end token; "eos+bag" adds the projected mean of the tokens' embeddings, which learns rare
+    words from few captions; "bag" is that mean alone. Ids after the end token never matter, so rows may be cut
+    anywhere behind it.
+    """
+
+    def __init__(self, config: TextTowerConfig, *, vocab_size: int, end_id: int, embed_dim: int) -> None:
+        super().__init__()
+        width, length = config.width, config.context_length
+        self.end_id, self.pool = end_id, config.pool
+        self.token_embedding = nn.Embedding(vocab_size, width)
+        nn.init.normal_(self.token_embedding.weight, std=config.embedding_std)
+        self.dropout = nn.Dropout(config.dropout)
+        if config.pool != "bag":
+            self.positional_embedding = nn.Parameter(torch.randn(length, width) * 0.01)
+            self.transformer = Transformer(width=width, layers=config.layers, heads=config.heads, batch_first=True)
+            self._scale_init(width, config.layers)
+            self.ln_final = nn.LayerNorm(width)
+            self.projection = nn.Linear(width, embed_dim, bias=False)
+            mask = torch.full((length, length), float("-inf")).triu_(1)
+            self.register_buffer("causal_mask", mask, persistent=False)
+        if config.pool != "eos":
+            self.bag_projection = nn.Linear(width, embed_dim, bias=False)
+        if config.pool == "eos+bag":
+            # At first the end token says the same of every text: it starts silent, as a correction of the bag.
+            nn.init.zeros_(self.projection.weight)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """int64 [B, L] -> [B, D]."""
+        length = ids.shape[1]
+        end = (ids == self.end_id).to(torch.int64).argmax(dim=-1)
+        tokens = self.token_embedding(ids)
+        out: Tensor | None = None
+        if self.pool != "bag":
+            x = self.dropout(tokens + self.positional_embedding[:length])
+            x = self.transformer(x, attn_mask=self.causal_mask[:length, :length])
+            at_end = x[torch.arange(ids.shape[0], device=ids.device), end]
+            out = self.projection(self.ln_final(at_end))
+        if self.pool != "eos":
+            positions = torch.arange(length, device=ids.device)[None, :]
+            inside = ((positions > 0) & (positions < end[:, None])).to(tokens.dtype)[..., None]
+            mean = (tokens * inside).sum(dim=1) / inside.sum(dim=1).clamp(min=1)
+            bag = self.bag_projection(self.dropout(mean))
+            out = bag if out is None else out + bag
+        if out is None:
+            raise ValueError(f"unknown pool {self.pool!r}")
+        return out
+
+    def _scale_init(self, width: int, layers: int) -> None:
+        """CLIP's initialisation: residual branches shrink with depth (open_clip's TextTransformer.init_parameters)."""
+        residual_std, attention_std, hidden_std = width**-0.5 * (2 * layers) ** -0.5, width**-0.5, (2 * width) ** -0.5
+        for block in self.transformer.resblocks:
+            nn.init.normal_(block.attn.in_proj_weight, std=attention_std)
+            nn.init.normal_(block.attn.out_proj.weight, std=residual_std)
+            nn.init.normal_(block.mlp.c_fc.weight, std=hidden_std)
+            nn.init.normal_(block.mlp.c_proj.weight, std=residual_std)
+
+
+class SmallDualEncoder(DualEncoder):
+    """An own trunk with a per-position projection and mean pooling, and a small text tower."""
+
+    def __init__(self, config: SmallConfig, *, vocab_size: int, end_id: int) -> None:
+        super().__init__()
+        image = config.image
+        self.pixel_input = PixelInput(image.mean, image.std)
+        self.trunk = timm.create_model(image.trunk, pretrained=False, num_classes=0)
+        self.image_dropout = nn.Dropout(image.dropout)
+        self.image_projection = nn.Linear(self.trunk.num_features, config.embed_dim)
+        self.text = TextTower(config.text, vocab_size=vocab_size, end_id=end_id, embed_dim=config.embed_dim)
+        self.logit_scale = nn.Parameter(torch.tensor(OPENAI_SCALE))
+        self.logit_bias = nn.Parameter(torch.tensor(0.0)) if config.logit_bias else None
+
+    def encode_pixels(self, x: Tensor) -> Tensor:
+        pooled = self._features(x).mean(dim=(2, 3))
+        return self.image_projection(self.image_dropout(pooled))
+
+    def encode_dense(self, pixels: Tensor) -> Tensor:
+        features = self._features(self.pixel_input.unit_range(pixels))
+        return self.image_projection(features.permute(0, 2, 3, 1))
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        return self.text(ids)
+
+    def _features(self, x: Tensor) -> Tensor:
+        """[B, 3, H, W] in [0, 1] -> [B, C, h, w]."""
+        return self.trunk.forward_features(self.pixel_input(x))
+
+
+class OpenClipDualEncoder(DualEncoder):
+    """Any open_clip architecture behind the same doors, for fine-tuning."""
+
+    def __init__(self, config: OpenClipConfig) -> None:
+        super().__init__()
+        self.clip = open_clip.create_model(config.architecture, pretrained=None)
+        preprocess = self.clip.visual.preprocess_cfg
+        self.pixel_input = PixelInput(tuple(preprocess["mean"]), tuple(preprocess["std"]))
+
+    @property
+    def logit_scale(self) -> nn.Parameter:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.clip.logit_scale
+
+    @property
+    def logit_bias(self) -> nn.Parameter | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.clip.logit_bias
+
+    def encode_pixels(self, x: Tensor) -> Tensor:
+        return self.clip.encode_image(self.pixel_input(x))
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        return self.clip.encode_text(ids)
+
+
+def build_model(config: ModelConfig, *, vocab_size: int, end_id: int) -> DualEncoder:
+    """A freshly initialised model of `config`; weights come from the caller's torch seed."""
+    if isinstance(config, SmallConfig):
+        return SmallDualEncoder(config, vocab_size=vocab_size, end_id=end_id)
+    return OpenClipDualEncoder(config)
+
+
+def image_spec(config: ModelConfig, *, size_px: int | None = None) -> ImageSpec:
+    """How pictures reach the model; `size_px` overrides the side (the training cache keeps more to crop from)."""
+    if isinstance(config, SmallConfig):
+        side = size_px or config.image.size_px
+        mean, std = config.image.mean, config.image.std
+        return ImageSpec(
+            height_px=side, width_px=side, resize_mode="shortest", interpolation="bicubic", mean=mean, std=std
+        )
+    # open_clip works its preprocessing out while it builds, so ask a model that is thrown away.
+    preprocess = open_clip.create_model(config.architecture, pretrained=None).visual.preprocess_cfg
+    size = size_px or preprocess["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    return ImageSpec(
+        height_px=height,
+        width_px=width,
+        resize_mode=preprocess["resize_mode"],
+        interpolation=preprocess["interpolation"],
+        fill=preprocess["fill_color"],
+        mean=tuple(preprocess["mean"]),
+        std=tuple(preprocess["std"]),
+    )
