@@ -11,8 +11,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 MODEL_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}(@[1-9][0-9]{0,8})?$"
+MAX_WHOLE = 1_000_000
+IMAGE_FORMAT = "base64-image"  # JSON schema `format` of image fields; tests generate real pictures for it
 LABEL_SET_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
+ImageText = Annotated[str, Field(json_schema_extra={"format": IMAGE_FORMAT})]
 ModelName = Annotated[str, StringConstraints(pattern=MODEL_PATTERN)]
 OnError = Literal["fail", "item"]
 EncodingFormat = Literal["float", "base64"]
@@ -34,7 +37,7 @@ class TextInput(Wire):
 
 
 class ImageInput(Wire):
-    image: str = Field(description="base64 of an encoded image, or a data: URI with base64")
+    image: ImageText = Field(description="base64 of an encoded image, or a data: URI with base64")
 
 
 class ImageUrlInput(Wire):
@@ -114,7 +117,7 @@ class EmbedRequest(Wire):
     inputs: list[Input] = Field(min_length=1)
     normalize: bool = True
     encoding_format: EncodingFormat = "float"
-    dimensions: int | None = Field(default=None, ge=1)
+    dimensions: int | None = Field(default=None, ge=1, le=MAX_WHOLE)
     on_error: OnError = "fail"
 
 
@@ -167,7 +170,7 @@ class ClassifyRequest(Wire):
     label_set: Annotated[str, StringConstraints(pattern=LABEL_SET_PATTERN)] | None = None
     templates: Templates | None = None
     activation: Activation | None = None
-    top_k: int | None = Field(default=None, ge=1)
+    top_k: int | None = Field(default=None, ge=1, le=MAX_WHOLE)
     threshold: float | None = None
     on_error: OnError = "fail"
 
@@ -233,7 +236,7 @@ class V1Item(V1Wire):
     """Jina's dialect of one input."""
 
     text: str | None = None
-    image: str | None = None
+    image: ImageText | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> V1Item:
@@ -246,9 +249,15 @@ class V1EmbeddingsRequest(V1Wire):
     """`input` is a text, texts, infinity's images (`modality: image`), or Jina's list of objects."""
 
     model: str | None = None
-    input: str | list[str] | list[V1Item] | list[int] | list[list[int]]
+    input: (
+        str
+        | Annotated[list[str], Field(min_length=1)]
+        | Annotated[list[V1Item], Field(min_length=1)]
+        | Annotated[list[int], Field(min_length=1)]
+        | Annotated[list[list[int]], Field(min_length=1)]
+    )
     encoding_format: EncodingFormat = "float"
-    dimensions: int | None = Field(default=None, ge=1)
+    dimensions: int | None = Field(default=None, ge=1, le=MAX_WHOLE)
     modality: Literal["text", "image"] = "text"
     user: str | None = None
 

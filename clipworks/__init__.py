@@ -1,0 +1,37 @@
+"""clipworks: train CLIP variants, export them to verified ONNX artifacts, serve them over HTTP.
+
+`import clipworks` loads nothing; the first use of a name loads the client, which needs httpx2 and pydantic only.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from clipworks.client import AsyncClient, Client
+    from clipworks.errors import ClientError
+    from clipworks.results import ClassifyResult, EmbedResult
+    from clipworks.retry import RetryPolicy
+
+__all__ = ["AsyncClient", "ClassifyResult", "Client", "ClientError", "EmbedResult", "RetryPolicy"]
+
+_HOMES = {
+    "AsyncClient": "clipworks.client",
+    "Client": "clipworks.client",
+    "ClassifyResult": "clipworks.results",
+    "EmbedResult": "clipworks.results",
+    "ClientError": "clipworks.errors",
+    "RetryPolicy": "clipworks.retry",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'clipworks' has no attribute {name!r}")
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

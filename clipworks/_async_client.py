@@ -1,0 +1,273 @@
+"""The client for asyncio: steps are awaited, several requests are tasks, files are read in threads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, TypeVar, overload
+
+import httpx2
+
+from clipworks import errors
+from clipworks._calls import Labels, Plan, label_fields
+from clipworks._exchange import Answer, Broken, Call, Pause, Request, Send, Steps
+from clipworks._progress import progress_bar
+from clipworks._setup import MIB, Setup, lower_case
+from clipworks.results import ClassifyResult, EmbedResult
+from clipworks.retry import RetryPolicy
+from clipworks.schemas import (
+    Activation,
+    Health,
+    LabelSetDetail,
+    LabelSetInfo,
+    ModelDetail,
+    ModelSummary,
+    OnError,
+    Prediction,
+)
+
+if TYPE_CHECKING:
+    from clipworks._inputs import ImageSource
+    from clipworks.results import Vectors
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """The same on an asyncio event loop; files are read in threads. Close it, or use it in an `async with` block."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 60.0,
+        connect_timeout_s: float = 5.0,
+        retry: RetryPolicy | None = None,
+        batch_size: int = 32,
+        batch_bytes: int = 8 * MIB,
+        concurrency: int = 4,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._setup = Setup(
+            url,
+            api_key=api_key,
+            timeout_s=timeout_s,
+            connect_timeout_s=connect_timeout_s,
+            retry=retry,
+            batch_size=batch_size,
+            batch_bytes=batch_bytes,
+            concurrency=concurrency,
+        )
+        self._http = httpx2.AsyncClient(
+            base_url=self._setup.url,
+            headers=self._setup.headers,
+            timeout=self._setup.httpx_timeout,
+            limits=self._setup.limits,
+            transport=transport,
+        )
+
+    @property
+    def url(self) -> str:
+        return self._setup.url
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    @overload
+    async def embed(
+        self,
+        *,
+        texts: Iterable[str] = (),
+        images: Iterable[ImageSource] = (),
+        model: str | None = None,
+        normalize: bool = True,
+        dimensions: int | None = None,
+        on_error: Literal["fail"] = "fail",
+        progress: bool = False,
+    ) -> Vectors: ...
+    @overload
+    async def embed(
+        self,
+        *,
+        texts: Iterable[str] = (),
+        images: Iterable[ImageSource] = (),
+        model: str | None = None,
+        normalize: bool = True,
+        dimensions: int | None = None,
+        on_error: Literal["item"],
+        progress: bool = False,
+    ) -> EmbedResult: ...
+    async def embed(
+        self,
+        *,
+        texts: Iterable[str] = (),
+        images: Iterable[ImageSource] = (),
+        model: str | None = None,
+        normalize: bool = True,
+        dimensions: int | None = None,
+        on_error: OnError = "fail",
+        progress: bool = False,
+    ) -> Vectors | EmbedResult:
+        """See `Client.embed`."""
+        plan = self._setup.calls.embed(
+            texts, images, model=model, normalize=normalize, dimensions=dimensions, on_error=on_error
+        )
+        result = await self._run(plan, progress)
+        return result if on_error == "item" else result.vectors
+
+    @overload
+    async def classify(
+        self,
+        images: Iterable[ImageSource],
+        labels: Labels | None = None,
+        *,
+        label_set: str | None = None,
+        templates: str | Sequence[str] | None = None,
+        model: str | None = None,
+        activation: Activation | None = None,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        on_error: Literal["fail"] = "fail",
+        progress: bool = False,
+    ) -> list[list[Prediction]]: ...
+    @overload
+    async def classify(
+        self,
+        images: Iterable[ImageSource],
+        labels: Labels | None = None,
+        *,
+        label_set: str | None = None,
+        templates: str | Sequence[str] | None = None,
+        model: str | None = None,
+        activation: Activation | None = None,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        on_error: Literal["item"],
+        progress: bool = False,
+    ) -> ClassifyResult: ...
+    async def classify(
+        self,
+        images: Iterable[ImageSource],
+        labels: Labels | None = None,
+        *,
+        label_set: str | None = None,
+        templates: str | Sequence[str] | None = None,
+        model: str | None = None,
+        activation: Activation | None = None,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        on_error: OnError = "fail",
+        progress: bool = False,
+    ) -> list[list[Prediction]] | ClassifyResult:
+        """See `Client.classify`."""
+        plan = self._setup.calls.classify(
+            images,
+            labels=labels,
+            label_set=label_set,
+            templates=templates,
+            model=model,
+            activation=activation,
+            top_k=top_k,
+            threshold=threshold,
+            on_error=on_error,
+        )
+        result = await self._run(plan, progress)
+        return result if on_error == "item" else result.predictions
+
+    async def models(self) -> list[ModelSummary]:
+        return await self._drive(self._setup.queries.models())
+
+    async def model(self, name: str) -> ModelDetail:
+        return await self._drive(self._setup.queries.model(name))
+
+    async def load_model(self, name: str) -> None:
+        """Needs an admin key."""
+        await self._drive(self._setup.queries.load_model(name))
+
+    async def unload_model(self, name: str) -> None:
+        """Needs an admin key."""
+        await self._drive(self._setup.queries.unload_model(name))
+
+    async def label_sets(self) -> list[LabelSetInfo]:
+        return await self._drive(self._setup.queries.label_sets())
+
+    async def label_set(self, name: str) -> LabelSetDetail:
+        return await self._drive(self._setup.queries.label_set(name))
+
+    async def put_label_set(
+        self,
+        name: str,
+        labels: Labels,
+        *,
+        templates: str | Sequence[str] | None = None,
+        model: str | None = None,
+        wait: bool = True,
+    ) -> LabelSetInfo:
+        """See `Client.put_label_set`."""
+        body = label_fields(labels, templates) | ({"model": model} if model else {})
+        return await self._drive(self._setup.queries.put_label_set(name, body, wait=wait))
+
+    async def delete_label_set(self, name: str) -> None:
+        await self._drive(self._setup.queries.delete_label_set(name))
+
+    async def health(self) -> Health:
+        """See `Client.health`."""
+        return await self._drive(self._setup.queries.health())
+
+    async def _run(self, plan: Plan[T], progress: bool) -> T:
+        """All chunks, at most `concurrency` at a time; the first error cancels the others."""
+        waiting = iter(plan.chunks)
+
+        async def work() -> None:
+            for chunk in waiting:
+                await self._drive(plan.batch.steps(chunk))
+
+        with progress_bar(plan.label, plan.total, shown=progress) as advance:
+            plan.batch.done = advance
+            workers = min(self._setup.calls.limits.concurrency, len(plan.chunks))
+            tasks = [asyncio.create_task(work()) for _ in range(workers)]
+            try:
+                await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+        return plan.finish()
+
+    async def _drive(self, steps: Steps[T]) -> T:
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as done:
+                return done.value
+            match step:
+                case Send():
+                    step.result = await self._send(step.request)
+                case Pause():
+                    await asyncio.sleep(step.seconds)
+                case Call():
+                    await asyncio.to_thread(step.run)
+
+    async def _send(self, request: Request) -> Answer | Broken:
+        try:
+            async with asyncio.timeout(self._setup.timeout_s):
+                response = await self._http.request(
+                    request.method, request.path, content=request.content, headers=dict(request.headers)
+                )
+        except TimeoutError:
+            return self._setup.too_slow(request)
+        except (httpx2.TransportError, httpx2.DecodingError) as error:
+            return self._setup.broken(request, error)
+        except httpx2.InvalidURL as error:
+            raise errors.ConnectionFailed(f"{self._setup.url}{request.path}: {error}") from error
+        return Answer(response.status_code, lower_case(response.headers), response.content)

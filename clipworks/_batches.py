@@ -1,0 +1,181 @@
+"""Many inputs -> several requests: reading, filling, splitting what is too large, putting answers in their places."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from clipworks import errors
+from clipworks._exchange import Answer, Call, Request, Steps, api_error, exchange, item_error
+from clipworks._inputs import ImageAddress, ImageBytes, Loaded, Source, Text
+from clipworks.results import ModelIdentity
+from clipworks.retry import RetryPolicy
+from clipworks.schemas import ErrorDetail, OnError
+
+R = TypeVar("R", bound=BaseModel)
+# Over a limit of the whole request: fewer inputs may fit.
+_SPLIT = frozenset({"body_too_large", "too_many_items"})
+_POSITION = re.compile(r"^inputs?\[([0-9]{1,9})\]")
+
+
+@dataclass(frozen=True)
+class Part(Generic[R]):
+    """One parsed answer: who gave it, and for each position of the request an answer or an error."""
+
+    body: R
+    identity: ModelIdentity
+    entries: Sequence[tuple[int, object | ErrorDetail]]
+
+
+@dataclass(frozen=True)
+class _Filled:
+    """A request and the inputs in it, in its own order; `rest` did not fit."""
+
+    request: Request | None
+    sent: Sequence[Source]
+    rest: Sequence[Source]
+
+
+@dataclass(kw_only=True)
+class Batch(Generic[R]):
+    """One call of embed or classify. Its chunks may run at the same time, in threads or as tasks.
+
+    read: body of a 2xx answer -> Part; keep: (index, answer) -> stored, ValueError if it makes no sense;
+    done: told how many inputs are finished, for a progress bar.
+    """
+
+    path: str
+    fields: Mapping[str, Any]
+    on_error: OnError
+    max_bytes: int
+    policy: RetryPolicy
+    chance: random.Random
+    read: Callable[[bytes], Part[R]]
+    keep: Callable[[int, Any], None]
+    bodies: list[R] = field(default_factory=list[R])
+    failed: dict[int, errors.ClientError] = field(default_factory=dict[int, errors.ClientError])
+    identity: ModelIdentity | None = None
+    done: Callable[[int], None] = lambda count: None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def steps(self, chunk: Sequence[Source]) -> Steps[None]:
+        """Send a chunk in as many requests as it takes.
+
+        Raises:
+            ClientError: with on_error "fail" the first that happens, else only what is not about one input.
+        """
+        rest = chunk
+        while rest:
+            call = Call(lambda waiting=rest: self._fill(waiting))
+            yield call
+            filled = call.results[0]
+            rest = filled.rest
+            if filled.request:
+                yield from self._send(filled.request, filled.sent)
+
+    def _fill(self, waiting: Sequence[Source]) -> _Filled:
+        """Load inputs until `max_bytes` are reached; at least one goes in, however large it is."""
+        loaded: list[tuple[Source, Loaded]] = []
+        size = 0
+        for position, source in enumerate(waiting):
+            try:
+                value = source.load()
+            except errors.UnreadableInput as error:
+                self._fail(source.index, error)
+                continue
+            size += len(value.data) if isinstance(value, ImageBytes) else 0
+            if loaded and size > self.max_bytes:
+                return self._filled(loaded, waiting[position:])
+            loaded.append((source, value))
+        return self._filled(loaded, ())
+
+    def _filled(self, loaded: Sequence[tuple[Source, Loaded]], rest: Sequence[Source]) -> _Filled:
+        request = json_request(self.path, self.fields, [value for _, value in loaded]) if loaded else None
+        return _Filled(request, [source for source, _ in loaded], rest)
+
+    def _send(self, request: Request, sent: Sequence[Source]) -> Steps[None]:
+        answer = yield from exchange(request, self.policy, self.chance)
+        if 200 <= answer.status < 300:
+            self._deliver(answer, sent)
+            self.done(len(sent))
+            return
+        error = api_error(answer)
+        if isinstance(error, errors.TooLarge) and error.code in _SPLIT and len(sent) > 1:
+            middle = len(sent) // 2
+            yield from self.steps(sent[:middle])
+            yield from self.steps(sent[middle:])
+            return
+        if isinstance(error, errors.ApiError):
+            error.index = _index_of(error.param, sent)
+            if error.code == "body_too_large":
+                self._fail(sent[0].index, error)
+                return
+        raise error
+
+    def _fail(self, index: int, error: errors.ClientError) -> None:
+        if self.on_error == "fail":
+            raise error
+        self.failed[index] = error
+        self.done(1)
+
+    def _deliver(self, answer: Answer, sent: Sequence[Source]) -> None:
+        try:
+            part = self.read(answer.body)
+            if sorted(position for position, _ in part.entries) != list(range(len(sent))):
+                raise ValueError(f"expected one entry for each of {len(sent)} inputs")
+            for position, entry in part.entries:
+                index = sent[position].index
+                if isinstance(entry, ErrorDetail):
+                    self.failed[index] = item_error(entry, index)
+                else:
+                    self.keep(index, entry)
+        except ValidationError as error:
+            where = ".".join(str(step) for step in error.errors()[0]["loc"]) or "body"
+            raise errors.BadAnswer(f"{self.path}: unexpected answer at {where}: {error.errors()[0]['msg']}") from error
+        except ValueError as error:
+            raise errors.BadAnswer(f"{self.path}: unexpected answer: {error}") from error
+        self._identify(part)
+
+    def _identify(self, part: Part[R]) -> None:
+        with self.lock:
+            self.bodies.append(part.body)
+            if self.identity is None:
+                self.identity = part.identity
+        if part.identity != self.identity:
+            raise errors.ModelChanged(
+                f"the server answered as {self.identity.model} first and as {part.identity.model} later, with other "
+                "fingerprints; pin a version (model='name@version') and try again"
+            )
+
+
+def json_request(path: str, fields: Mapping[str, Any], inputs: Sequence[Loaded]) -> Request:
+    """A JSON body with images as base64."""
+    content = json.dumps({**fields, "inputs": [_json_input(each) for each in inputs]}, separators=(",", ":"))
+    return Request(
+        method="POST", path=path, content=content.encode("ascii"), headers={"Content-Type": "application/json"}
+    )
+
+
+def _json_input(value: Loaded) -> str | dict[str, str]:
+    match value:
+        case Text():
+            return value.text
+        case ImageBytes():
+            return {"image": base64.b64encode(value.data).decode("ascii")}
+        case ImageAddress():
+            return {"image_url": value.url}
+
+
+def _index_of(param: str | None, sent: Sequence[Source]) -> int | None:
+    """The caller's index of the input that `param`, such as inputs[3].image, names."""
+    found = _POSITION.match(param or "")
+    position = int(found.group(1)) if found else len(sent)
+    return sent[position].index if position < len(sent) else None

@@ -1,0 +1,176 @@
+"""The two calls of many inputs, `embed` and `classify`, as batches: their fields, their answers, their results."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from clipworks import errors
+from clipworks._batches import Batch, Part
+from clipworks._inputs import Source, chunks, sources
+from clipworks.results import ClassifyResult, EmbedResult, ModelIdentity, Rows
+from clipworks.retry import RetryPolicy
+from clipworks.schemas import (
+    Activation,
+    ClassifyResponse,
+    EmbedResponse,
+    ItemError,
+    LabelPrompts,
+    OnError,
+    Prediction,
+)
+
+if TYPE_CHECKING:
+    from clipworks._inputs import ImageSource
+
+T = TypeVar("T")
+Labels = Sequence[str | LabelPrompts]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchLimits:
+    """How many inputs and image bytes go into one request, and how many requests run at the same time."""
+
+    items: int
+    image_bytes: int
+    concurrency: int
+
+    def __post_init__(self) -> None:
+        if min(self.items, self.image_bytes, self.concurrency) < 1:
+            raise ValueError("batch_size, batch_bytes and concurrency must be at least 1")
+
+
+@dataclass(kw_only=True)
+class Plan(Generic[T]):
+    """Everything a client needs for one call: chunks to run with `batch.steps`, then `finish`."""
+
+    label: str
+    total: int
+    batch: Batch[Any]
+    chunks: Sequence[Sequence[Source]]
+    finish: Callable[[], T]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calls:
+    """Makes plans; holds what is the same for all calls of one client."""
+
+    limits: BatchLimits
+    policy: RetryPolicy
+    chance: random.Random = field(default_factory=random.Random)
+
+    def embed(
+        self,
+        texts: Iterable[str],
+        images: Iterable[ImageSource],
+        *,
+        model: str | None,
+        normalize: bool,
+        dimensions: int | None,
+        on_error: OnError,
+    ) -> Plan[EmbedResult]:
+        items = _not_empty(sources(texts, images))
+        rows = Rows(len(items))
+        fields = _given(model=model, dimensions=dimensions)
+        fields |= {"normalize": normalize, "encoding_format": "base64", "on_error": on_error}
+        batch = self._batch("/embed", fields, on_error, _read_embeddings, rows.put)
+
+        def finish() -> EmbedResult:
+            usages = [body.usage for body in batch.bodies]
+            dim = batch.identity.dim if batch.identity else None
+            try:
+                vectors = rows.assemble(dim or 0)
+            except ValueError as error:
+                raise errors.BadAnswer(f"/embed: {error}") from error
+            return EmbedResult(
+                vectors=vectors,
+                errors=dict(sorted(batch.failed.items())),
+                identity=batch.identity,
+                texts=sum(usage.texts for usage in usages),
+                images=sum(usage.images for usage in usages),
+                tokens=sum(usage.tokens for usage in usages),
+            )
+
+        return self._plan("embed", items, batch, finish)
+
+    def classify(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        labels: Labels | None,
+        label_set: str | None,
+        templates: str | Sequence[str] | None,
+        model: str | None,
+        activation: Activation | None,
+        top_k: int | None,
+        threshold: float | None,
+        on_error: OnError,
+    ) -> Plan[ClassifyResult]:
+        items = _not_empty(sources((), images))
+        found: list[list[Prediction]] = [[] for _ in items]
+        fields = _given(model=model, label_set=label_set, activation=activation, top_k=top_k, threshold=threshold)
+        fields |= label_fields(labels, templates) | {"on_error": on_error}
+        batch = self._batch("/classify", fields, on_error, _read_predictions, found.__setitem__)
+
+        def finish() -> ClassifyResult:
+            failed = dict(sorted(batch.failed.items()))
+            return ClassifyResult(predictions=found, errors=failed, identity=batch.identity)
+
+        return self._plan("classify", items, batch, finish)
+
+    def _batch(
+        self,
+        path: str,
+        fields: dict[str, Any],
+        on_error: OnError,
+        read: Callable[[bytes], Part[Any]],
+        keep: Callable[[int, Any], None],
+    ) -> Batch[Any]:
+        return Batch[Any](
+            path=path,
+            fields=fields,
+            on_error=on_error,
+            max_bytes=self.limits.image_bytes,
+            policy=self.policy,
+            chance=self.chance,
+            read=read,
+            keep=keep,
+        )
+
+    def _plan(self, label: str, items: Sequence[Source], batch: Batch[Any], finish: Callable[[], T]) -> Plan[T]:
+        parts = chunks(items, self.limits.items)
+        return Plan(label=label, total=len(items), batch=batch, chunks=parts, finish=finish)
+
+
+def label_fields(labels: Labels | None, templates: str | Sequence[str] | None) -> dict[str, Any]:
+    """The JSON of labels and templates. Raises TypeError for one string where several are expected."""
+    if isinstance(labels, str):
+        raise TypeError("labels: expected several, got one string; write labels=['cat', 'dog']")
+    shown = None if labels is None else [each if isinstance(each, str) else each.model_dump() for each in labels]
+    return _given(labels=shown, templates=templates if isinstance(templates, str | None) else list(templates))
+
+
+def _given(**values: object) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _not_empty(items: list[Source]) -> list[Source]:
+    if not items:
+        raise ValueError("expected at least one input, got none")
+    return items
+
+
+def _read_embeddings(body: bytes) -> Part[EmbedResponse]:
+    answer = EmbedResponse.model_validate_json(body, extra="ignore")
+    identity = ModelIdentity(model=answer.model, fingerprint=answer.fingerprint, space=answer.space, dim=answer.dim)
+    entries = [(e.index, e.error if isinstance(e, ItemError) else e.embedding) for e in answer.data]
+    return Part(answer, identity, entries)
+
+
+def _read_predictions(body: bytes) -> Part[ClassifyResponse]:
+    answer = ClassifyResponse.model_validate_json(body, extra="ignore")
+    identity = ModelIdentity(model=answer.model, fingerprint=answer.fingerprint)
+    entries = [(e.index, e.error if isinstance(e, ItemError) else e.predictions) for e in answer.data]
+    return Part(answer, identity, entries)

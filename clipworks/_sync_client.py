@@ -1,0 +1,309 @@
+"""The blocking client: steps are carried out in the caller's thread, several requests in a pool of threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, TypeVar, overload
+
+import httpx2
+
+from clipworks import errors
+from clipworks._calls import Labels, Plan, label_fields
+from clipworks._exchange import Answer, Broken, Call, Pause, Request, Send, Steps
+from clipworks._progress import progress_bar
+from clipworks._setup import MIB, Setup, lower_case
+from clipworks.results import ClassifyResult, EmbedResult
+from clipworks.retry import RetryPolicy
+from clipworks.schemas import (
+    Activation,
+    Health,
+    LabelSetDetail,
+    LabelSetInfo,
+    ModelDetail,
+    ModelSummary,
+    OnError,
+    Prediction,
+)
+
+if TYPE_CHECKING:
+    from clipworks._inputs import ImageSource
+    from clipworks.results import Vectors
+
+T = TypeVar("T")
+
+
+class _Stopped(Exception):
+    """Another request of the same call has failed."""
+
+
+class Client:
+    """A blocking client; may be used from several threads. Close it, or use it in a `with` block."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 60.0,
+        connect_timeout_s: float = 5.0,
+        retry: RetryPolicy | None = None,
+        batch_size: int = 32,
+        batch_bytes: int = 8 * MIB,
+        concurrency: int = 4,
+        transport: httpx2.BaseTransport | None = None,
+    ) -> None:
+        self._setup = Setup(
+            url,
+            api_key=api_key,
+            timeout_s=timeout_s,
+            connect_timeout_s=connect_timeout_s,
+            retry=retry,
+            batch_size=batch_size,
+            batch_bytes=batch_bytes,
+            concurrency=concurrency,
+        )
+        self._http = httpx2.Client(
+            base_url=self._setup.url,
+            headers=self._setup.headers,
+            timeout=self._setup.httpx_timeout,
+            limits=self._setup.limits,
+            transport=transport,
+        )
+
+    @property
+    def url(self) -> str:
+        return self._setup.url
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    @overload
+    def embed(
+        self,
+        *,
+        texts: Iterable[str] = (),
+        images: Iterable[ImageSource] = (),
+        model: str | None = None,
+        normalize: bool = True,
+        dimensions: int | None = None,
+        on_error: Literal["fail"] = "fail",
+        progress: bool = False,
+    ) -> Vectors: ...
+    @overload
+    def embed(
+        self,
+        *,
+        texts: Iterable[str] = (),
+        images: Iterable[ImageSource] = (),
+        model: str | None = None,
+        normalize: bool = True,
+        dimensions: int | None = None,
+        on_error: Literal["item"],
+        progress: bool = False,
+    ) -> EmbedResult: ...
+    def embed(
+        self,
+        *,
+        texts: Iterable[str] = (),
+        images: Iterable[ImageSource] = (),
+        model: str | None = None,
+        normalize: bool = True,
+        dimensions: int | None = None,
+        on_error: OnError = "fail",
+        progress: bool = False,
+    ) -> Vectors | EmbedResult:
+        """Vectors of texts and images, float32 [n, dim]: texts first, then images, each in the order given.
+
+        images: paths, bytes of encoded images, PIL images, or http addresses (which the server may refuse).
+        on_error: "fail" raises for the first bad input; "item" returns an EmbedResult with errors by index.
+        progress: draw a bar on stderr where rich is installed. Without numpy, a list of lists is returned.
+
+        Raises:
+            ClientError: see `clipworks.errors`; `index` says which input is to blame.
+        """
+        plan = self._setup.calls.embed(
+            texts, images, model=model, normalize=normalize, dimensions=dimensions, on_error=on_error
+        )
+        result = self._run(plan, progress)
+        return result if on_error == "item" else result.vectors
+
+    @overload
+    def classify(
+        self,
+        images: Iterable[ImageSource],
+        labels: Labels | None = None,
+        *,
+        label_set: str | None = None,
+        templates: str | Sequence[str] | None = None,
+        model: str | None = None,
+        activation: Activation | None = None,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        on_error: Literal["fail"] = "fail",
+        progress: bool = False,
+    ) -> list[list[Prediction]]: ...
+    @overload
+    def classify(
+        self,
+        images: Iterable[ImageSource],
+        labels: Labels | None = None,
+        *,
+        label_set: str | None = None,
+        templates: str | Sequence[str] | None = None,
+        model: str | None = None,
+        activation: Activation | None = None,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        on_error: Literal["item"],
+        progress: bool = False,
+    ) -> ClassifyResult: ...
+    def classify(
+        self,
+        images: Iterable[ImageSource],
+        labels: Labels | None = None,
+        *,
+        label_set: str | None = None,
+        templates: str | Sequence[str] | None = None,
+        model: str | None = None,
+        activation: Activation | None = None,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        on_error: OnError = "fail",
+        progress: bool = False,
+    ) -> list[list[Prediction]] | ClassifyResult:
+        """Scores of `labels` (or of a stored label set) for each image, best first.
+
+        templates: "none", "simple", "imagenet" or strings with one {}; default: the model's own.
+        activation: "softmax" over the labels, "sigmoid" for each, "none" for cosines; default: the model's own.
+
+        Raises:
+            ClientError: as `embed`.
+        """
+        plan = self._setup.calls.classify(
+            images,
+            labels=labels,
+            label_set=label_set,
+            templates=templates,
+            model=model,
+            activation=activation,
+            top_k=top_k,
+            threshold=threshold,
+            on_error=on_error,
+        )
+        result = self._run(plan, progress)
+        return result if on_error == "item" else result.predictions
+
+    def models(self) -> list[ModelSummary]:
+        """Every model of the server's store, loaded or not."""
+        return self._drive(self._setup.queries.models())
+
+    def model(self, name: str) -> ModelDetail:
+        return self._drive(self._setup.queries.model(name))
+
+    def load_model(self, name: str) -> None:
+        """Needs an admin key."""
+        self._drive(self._setup.queries.load_model(name))
+
+    def unload_model(self, name: str) -> None:
+        """Needs an admin key."""
+        self._drive(self._setup.queries.unload_model(name))
+
+    def label_sets(self) -> list[LabelSetInfo]:
+        return self._drive(self._setup.queries.label_sets())
+
+    def label_set(self, name: str) -> LabelSetDetail:
+        return self._drive(self._setup.queries.label_set(name))
+
+    def put_label_set(
+        self,
+        name: str,
+        labels: Labels,
+        *,
+        templates: str | Sequence[str] | None = None,
+        model: str | None = None,
+        wait: bool = True,
+    ) -> LabelSetInfo:
+        """Store labels under a name, replacing what it held; with `wait`, return when they are encoded."""
+        body = label_fields(labels, templates) | ({"model": model} if model else {})
+        return self._drive(self._setup.queries.put_label_set(name, body, wait=wait))
+
+    def delete_label_set(self, name: str) -> None:
+        self._drive(self._setup.queries.delete_label_set(name))
+
+    def health(self) -> Health:
+        """Whether the server is ready to answer; says why when it is not. Not retried."""
+        return self._drive(self._setup.queries.health())
+
+    def _run(self, plan: Plan[T], progress: bool) -> T:
+        """All chunks, at most `concurrency` at a time; after the first error nothing more is sent."""
+        stop = threading.Event()
+        with progress_bar(plan.label, plan.total, shown=progress) as advance:
+            plan.batch.done = advance
+            workers = min(self._setup.calls.limits.concurrency, len(plan.chunks))
+            if workers == 1:
+                for chunk in plan.chunks:
+                    self._drive(plan.batch.steps(chunk), stop)
+                return plan.finish()
+            with ThreadPoolExecutor(workers, thread_name_prefix="clipworks") as pool:
+                futures = [pool.submit(self._drive, plan.batch.steps(chunk), stop) for chunk in plan.chunks]
+                try:
+                    wait(futures, return_when=FIRST_EXCEPTION)
+                finally:
+                    stop.set()
+                    pool.shutdown(wait=False, cancel_futures=True)
+        raised = [error for future in futures if not future.cancelled() and (error := future.exception())]
+        for error in raised:
+            if not isinstance(error, _Stopped):
+                raise error
+        return plan.finish()
+
+    def _drive(self, steps: Steps[T], stop: threading.Event | None = None) -> T:
+        """Carry out steps to their end.
+
+        Raises:
+            _Stopped: `stop` was set before the next step.
+        """
+        stop = stop or threading.Event()
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as done:
+                return done.value
+            if stop.is_set():
+                raise _Stopped
+            match step:
+                case Send():
+                    step.result = self._send(step.request)
+                case Pause():
+                    stop.wait(step.seconds)
+                case Call():
+                    step.run()
+
+    def _send(self, request: Request) -> Answer | Broken:
+        deadline = time.monotonic() + self._setup.timeout_s
+        try:
+            with self._http.stream(
+                request.method, request.path, content=request.content, headers=dict(request.headers)
+            ) as response:
+                body = bytearray()
+                for piece in response.iter_bytes():
+                    body += piece
+                    if time.monotonic() > deadline:
+                        return self._setup.too_slow(request)
+                return Answer(response.status_code, lower_case(response.headers), bytes(body))
+        except (httpx2.TransportError, httpx2.DecodingError) as error:
+            return self._setup.broken(request, error)
+        except httpx2.InvalidURL as error:
+            raise errors.ConnectionFailed(f"{self._setup.url}{request.path}: {error}") from error

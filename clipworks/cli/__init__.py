@@ -1,0 +1,35 @@
+"""The command line. Importing it costs typer and rich; each command imports what it needs when it runs.
+
+Exit codes: 0 done; 1 some inputs failed, the others were written; 2 usage (arguments, settings, recipes, files);
+3 a server, model or artifact refused or failed; 4 a part is not installed; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from clipworks.cli import bench, classify, embed, export, models, serve, train
+from clipworks.cli.failures import ReportingGroup
+
+_EPILOG = (
+    "Exit codes: 0 done, 1 some inputs failed, 2 usage, 3 a server or model refused or failed, "
+    "4 a part is not installed, 130 interrupted."
+)
+
+app = typer.Typer(
+    name="clipworks",
+    cls=ReportingGroup,
+    help="Train CLIP variants, export them to verified ONNX artifacts, serve them over HTTP.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("serve", cls=serve.ServeCommand)(serve.serve)
+app.add_typer(models.app, name="models")
+app.command("embed")(embed.embed)
+app.command("classify")(classify.classify)
+app.command("train")(train.train)
+app.command("export")(export.export)
+app.command("bench")(bench.bench)

@@ -1,0 +1,119 @@
+"""Errors -> one helpful line on stderr and an exit code; the only place that knows both."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from clipworks.errors import ClientError, ConnectionFailed, NotFound, UnreadableInput
+
+FAILED_ITEMS = 1
+USAGE = 2
+REFUSED = 3
+NOT_INSTALLED = 4
+
+_EXTRAS = MappingProxyType(
+    {
+        "torch": "train,serve",
+        "torchvision": "train,serve",
+        "open_clip": "train,serve",
+        "timm": "train,serve",
+        "safetensors": "train,serve",
+        "tensorboard": "train,serve",
+        "onnx": "train,serve",
+        "onnxscript": "train,serve",
+        "pyarrow": "parquet",
+    }
+)
+_SERVE_PARTS = frozenset(
+    (
+        *("fastapi", "starlette", "uvicorn", "httptools", "pydantic_settings", "prometheus_client", "orjson"),
+        *("onnxruntime", "faiss", "PIL", "numpy", "ftfy", "regex", "tokenizers"),
+    )
+)
+
+
+class UsageError(Exception):
+    """The command was asked for something it cannot do; the message says what to write instead."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    exit_code: int
+    code: str
+    message: str
+    param: str | None = None
+
+
+class ReportingGroup(TyperGroup):
+    """Runs a command and turns what it raises on purpose into a line and an exit code; anything else is a bug."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            failure = failure_of(error)
+            if failure is None:
+                raise
+            report(failure)
+            raise typer.Exit(failure.exit_code) from error
+
+
+def failure_of(error: Exception) -> Failure | None:
+    """What a known error means to a person; None for what nobody expected."""
+    match error:
+        case UsageError():
+            return Failure(USAGE, "usage", str(error))
+        case UnreadableInput():
+            return Failure(USAGE, error.code, str(error))
+        case ConnectionFailed():
+            return Failure(REFUSED, error.code, f"{error}; is a server running there? start one: clipworks serve")
+        case NotFound(code="model_not_found"):
+            return Failure(REFUSED, error.code, f"{error}; list what there is: clipworks models list")
+        case ClientError():
+            code = str(getattr(error, "code", "client_error"))
+            return Failure(REFUSED, code, str(error), getattr(error, "param", None))
+        case ModuleNotFoundError():
+            return _not_installed(error)
+        case _:
+            return _of_the_rooms(error)
+
+
+def report(failure: Failure) -> None:
+    """To stderr: a sentence, or JSON when the command was asked for JSON."""
+    if "--json" in sys.argv[1:]:
+        detail = {"message": failure.message, "type": "cli_error", "code": failure.code, "param": failure.param}
+        sys.stderr.write(json.dumps({"error": detail}) + "\n")
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), failure.message))
+
+
+def _not_installed(error: ModuleNotFoundError) -> Failure | None:
+    name = (error.name or "").partition(".")[0]
+    extra = "serve" if name in _SERVE_PARTS else _EXTRAS.get(name)
+    if extra is None:
+        return None
+    return Failure(NOT_INSTALLED, "not_installed", f"this needs {name}: pip install 'clipworks[{extra}]'")
+
+
+def _of_the_rooms(error: Exception) -> Failure | None:
+    """Errors of model_store, service and training. Their modules are light or already loaded when they raise."""
+    from model_store.errors import ClipworksError
+
+    if isinstance(error, ClipworksError):
+        return Failure(REFUSED, error.code, str(error))
+    settings = sys.modules.get("service.settings")
+    if settings is not None and isinstance(error, settings.BadSettings):
+        return Failure(USAGE, "bad_settings", str(error))
+    if isinstance(error, OSError) and error.filename is not None:
+        return Failure(USAGE, "file_error", f"{error.filename}: {error.strerror}")
+    return None

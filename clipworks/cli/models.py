@@ -1,0 +1,345 @@
+"""`clipworks models`: list, show, verify, import and remove artifacts of a store."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from clipworks.cli import connect, output
+from clipworks.cli.failures import FAILED_ITEMS, UsageError
+from clipworks.client import Client
+from clipworks.schemas import ModelDetail, ModelSummary
+
+if TYPE_CHECKING:
+    from model_store.manifest import Precision
+    from model_store.store import Artifact, Store
+
+app = typer.Typer(
+    help="List, show, verify, import and remove model artifacts.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+StoreFolder = Annotated[Path | None, typer.Option(envvar="CLIPWORKS_STORE", help="Folder of model artifacts.")]
+ServerUrl = Annotated[str | None, typer.Option("--url", help="Ask this server instead of reading a store.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="NAME or NAME@VERSION.")]
+
+
+@app.command("list")
+def list_models(
+    store: StoreFolder = None, url: ServerUrl = None, api_key: connect.ApiKey = None, as_json: connect.AsJson = False
+) -> None:
+    """All models: the one shipped with the package, and those of the store."""
+    if url:
+        with _client(url, api_key) as client:
+            _print_summaries(client.models(), as_json)
+        return
+    opened = _store(store)
+    artifacts = opened.list()
+    if as_json:
+        output.print_json([_facts(artifact) for artifact in artifacts])
+    else:
+        rows = [
+            [
+                artifact.reference,
+                str(artifact.manifest.dim),
+                ", ".join(_precisions(artifact)),
+                _megabytes(artifact),
+                artifact.manifest.provenance.architecture,
+                "store" if artifact.writable else "shipped",
+            ]
+            for artifact in artifacts
+        ]
+        output.print_table(["model", "dim", "precisions", "MB", "architecture", "where"], rows)
+        if not rows:
+            output.say(
+                "no models; import one: clipworks models import ViT-B-32 --pretrained TAG --name NAME --store DIR"
+            )
+    for problem in opened.problems():
+        output.say(f"cannot be opened: {problem}")
+
+
+@app.command()
+def show(
+    name: Name,
+    store: StoreFolder = None,
+    url: ServerUrl = None,
+    api_key: connect.ApiKey = None,
+    as_json: connect.AsJson = False,
+) -> None:
+    """Everything an artifact says about itself: specs, precisions with measured fidelity, provenance, limits."""
+    if url:
+        with _client(url, api_key) as client:
+            detail = client.model(name)
+        if as_json:
+            output.print_json(detail.model_dump())
+        else:
+            output.print_facts(_flat(detail))
+        return
+    artifact = _store(store).open(name)
+    if as_json:
+        output.print_json(artifact.manifest.model_dump(mode="json"))
+        return
+    output.print_facts(_described(artifact))
+    rows = [
+        [
+            spec.role,
+            spec.precision,
+            "yes" if spec.batch_invariant else f"no ({spec.batch_difference:.1e})",
+            f"{spec.fidelity.cosine_min:.6f}" if spec.fidelity else "",
+            f"{spec.fidelity.centred_cosine_min:.6f}" if spec.fidelity else "",
+        ]
+        for spec in artifact.manifest.graphs
+    ]
+    sys.stdout.write("\n")
+    output.print_table(["role", "precision", "batch-invariant", "min cosine", "min cosine, centred"], rows)
+    for skipped in artifact.manifest.skipped:
+        output.say(f"not built: {skipped.role} {skipped.precision}: {skipped.reason}")
+
+
+@app.command()
+def verify(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="NAME or NAME@VERSION; all models when left out.")
+    ] = None,
+    store: StoreFolder = None,
+    goldens: Annotated[
+        bool, typer.Option(help="Also run the golden cases of every precision this machine can run.")
+    ] = True,
+    as_json: connect.AsJson = False,
+) -> None:
+    """Check every file against its digest, and that the graphs still give the vectors they were published with."""
+    opened = _store(store)
+    artifacts = [opened.open(name)] if name else opened.list()
+    results: list[dict[str, str]] = []
+    for artifact in artifacts:
+        results += _verified(artifact, goldens)
+    if name is None:
+        results += [{"model": "", "check": "manifest", "result": problem} for problem in opened.problems()]
+    failed = [each for each in results if each["result"] != "ok"]
+    if as_json:
+        output.print_json({"ok": not failed, "checks": results})
+    else:
+        output.print_table(["model", "check", "result"], [list(each.values()) for each in results])
+    if failed:
+        raise typer.Exit(FAILED_ITEMS)
+
+
+@app.command("import")
+def import_model(
+    arch: Annotated[
+        str, typer.Argument(metavar="ARCH", help="An open_clip architecture, local-dir:FOLDER or hf-hub:ORG/REPO.")
+    ],
+    name: Annotated[str, typer.Option(help="Name of the artifact; importing again makes its next version.")],
+    pretrained: Annotated[
+        str | None, typer.Option(help="An open_clip tag (downloaded), or a .safetensors, .pt, .pth or .bin file.")
+    ] = None,
+    activation: Annotated[
+        Literal["gelu", "quickgelu"] | None,
+        typer.Option(help="For a file of an architecture that exists in both forms; weights do not tell."),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(exists=True, help="Tokenizer file or folder, where it is not CLIP's own.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="Which to build, of fp32,fp16,int8.")] = "fp32,fp16,int8",
+    licence: Annotated[str, typer.Option(help="Licence of the weights; kept in the artifact.")] = "not stated",
+    store: StoreFolder = None,
+    as_json: connect.AsJson = False,
+) -> None:
+    """Turn any open_clip model into a verified artifact (needs the train extra)."""
+    from training import importer
+
+    target = writable_store(store)
+    with output.steps(name) as step:
+        artifact = importer.import_model(
+            arch,
+            pretrained=pretrained,
+            name=name,
+            store=target,
+            activation=activation,
+            tokenizer=tokenizer,
+            precisions=precisions_of(precision),
+            licence=licence,
+            progress=step,
+        )
+    print_published(artifact, as_json)
+
+
+@app.command()
+def remove(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="NAME@VERSION.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    store: StoreFolder = None,
+) -> None:
+    """Delete one version from the store."""
+    model, _, version = name.partition("@")
+    if not version.isdecimal():
+        raise UsageError(f"{name}: write the version too, such as {model}@1; a removed model is gone")
+    target = writable_store(store)
+    artifact = target.open(name)
+    if not yes:
+        typer.confirm(f"delete {artifact.folder}?", abort=True)
+    target.remove(model, int(version))
+    output.say(f"removed {name}")
+
+
+def writable_store(folder: Path | None) -> Store:
+    """Raises UsageError when no folder was given."""
+    if folder is None:
+        raise UsageError("where to? give --store FOLDER or set CLIPWORKS_STORE")
+    return _store(folder)
+
+
+def precisions_of(text: str) -> tuple[Precision, ...]:
+    """fp32 is always among them: the others are measured against it. Raises UsageError for an unknown one."""
+    from model_store.manifest import PRECISIONS
+
+    wanted = {"fp32", *(part.strip() for part in text.split(",") if part.strip())}
+    if unknown := sorted(wanted - set(PRECISIONS)):
+        raise UsageError(f"--precision {text}: unknown {', '.join(unknown)}; known are {', '.join(PRECISIONS)}")
+    return tuple(each for each in PRECISIONS if each in wanted)
+
+
+def print_published(artifact: Artifact, as_json: bool) -> None:
+    if as_json:
+        output.print_json({"model": artifact.reference, "folder": str(artifact.folder), **_facts(artifact)})
+        return
+    for skipped in artifact.manifest.skipped:
+        output.say(f"not built: {skipped.role} {skipped.precision}: {skipped.reason}")
+    output.say(f"published {artifact.reference} ({', '.join(_precisions(artifact))}) in {artifact.folder}")
+    root = artifact.folder.parent.parent
+    output.say(f"serve it: clipworks serve --store {root} --model {artifact.manifest.name}")
+
+
+def _store(folder: Path | None) -> Store:
+    from model_store.store import Store
+
+    return Store(folder)
+
+
+def _client(url: str, api_key: str | None) -> Client:
+    try:
+        return Client(url, api_key=api_key)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _verified(artifact: Artifact, goldens: bool) -> list[dict[str, str]]:
+    """One line for each check; a failed one carries its reason in place of "ok"."""
+    from model_store.errors import ArtifactError
+
+    def tried(check: str, run: Callable[[], None]) -> dict[str, str]:
+        try:
+            run()
+        except ArtifactError as error:
+            return {"model": artifact.reference, "check": check, "result": str(error)}
+        return {"model": artifact.reference, "check": check, "result": "ok"}
+
+    lines = [tried("files", artifact.verify)]
+    if goldens and lines[0]["result"] == "ok":
+        for precision in _precisions(artifact):
+            if precision != "fp16":
+                lines.append(tried(f"goldens {precision}", partial(_open, artifact, precision)))
+    return lines
+
+
+def _open(artifact: Artifact, precision: Precision) -> None:
+    """Open it as the server does: in a child process first, then against its golden cases."""
+    from service.running import EngineSettings, open_model
+    from service.settings import available_cores
+
+    settings = EngineSettings(
+        device="cpu",
+        precision=precision,
+        intra_threads=available_cores(),
+        spinning=False,
+        max_batch_images=8,
+        max_batch_texts=8,
+        max_queue_items=8,
+        probe_first=True,
+    )
+    open_model(artifact, settings)
+
+
+def _precisions(artifact: Artifact) -> list[Precision]:
+    from model_store.manifest import PRECISIONS
+
+    built = {spec.precision for spec in artifact.manifest.graphs}
+    return [each for each in PRECISIONS if each in built]
+
+
+def _megabytes(artifact: Artifact) -> str:
+    return f"{sum(entry.size_bytes for entry in artifact.manifest.files) / 1e6:.1f}"
+
+
+def _facts(artifact: Artifact) -> dict[str, object]:
+    manifest = artifact.manifest
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "kind": manifest.kind,
+        "dim": manifest.dim,
+        "roles": list(artifact.roles()),
+        "precisions": _precisions(artifact),
+        "fingerprint": manifest.fingerprint.model_dump(),
+        "space": manifest.space,
+        "bytes": sum(entry.size_bytes for entry in manifest.files),
+        "shipped": not artifact.writable,
+    }
+
+
+def _described(artifact: Artifact) -> list[tuple[str, str]]:
+    manifest, provenance = artifact.manifest, artifact.manifest.provenance
+    image, text = artifact.image_spec, artifact.text_spec
+    facts = [
+        ("model", artifact.reference),
+        ("folder", str(artifact.folder)),
+        ("size", f"{_megabytes(artifact)} MB"),
+        ("vectors", f"{manifest.dim} numbers, {manifest.activation}, scale {manifest.logit_scale:.2f}"),
+        (
+            "images",
+            f"{image.width_px} x {image.height_px}, {image.resize_mode}, {image.interpolation}" if image else "-",
+        ),
+        ("texts", f"{text.context_length} tokens of {text.vocab_size}, {text.kind}" if text else "-"),
+        ("templates", " | ".join(manifest.templates)),
+        ("space", manifest.space),
+        ("fingerprint image", manifest.fingerprint.image or "-"),
+        ("fingerprint text", manifest.fingerprint.text or "-"),
+        ("source", provenance.source),
+        ("architecture", f"{provenance.architecture}, {provenance.activation}"),
+        ("licence", provenance.licence),
+        ("made", provenance.created_utc),
+        ("trained on", provenance.training_data),
+        ("limits", provenance.limits),
+    ]
+    facts += [(f"measured {metric}", f"{value:.4g}") for metric, value in manifest.metrics.items()]
+    return [(fact, value) for fact, value in facts if value]
+
+
+def _flat(detail: ModelDetail) -> list[tuple[str, str]]:
+    return [
+        (field, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        for field, value in detail.model_dump().items()
+    ]
+
+
+def _print_summaries(summaries: Sequence[ModelSummary], as_json: bool) -> None:
+    if as_json:
+        output.print_json([each.model_dump() for each in summaries])
+        return
+    rows = [
+        [
+            f"{each.name}@{each.version}",
+            str(each.dim),
+            ", ".join(sorted(set(each.precision.values()))),
+            "loaded" if each.loaded else "",
+            ", ".join(each.providers.active),
+        ]
+        for each in summaries
+    ]
+    output.print_table(["model", "dim", "precision", "state", "runs on"], rows)

@@ -1,0 +1,92 @@
+"""What `on_error="item"` gives back: the answers, and beside them the inputs that have none."""
+
+from __future__ import annotations
+
+import base64
+import sys
+from array import array
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from clipworks.schemas import EncoderFingerprint, Prediction
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from clipworks.errors import ClientError
+
+    Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelIdentity:
+    """Which model answered. Vectors may be compared when their `space` is equal (classify does not tell it)."""
+
+    model: str
+    fingerprint: EncoderFingerprint
+    space: str | None = None
+    dim: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedResult:
+    """vectors: float32 [n, dim] in the order of the inputs, NaN in the rows of `errors` (index -> why).
+
+    Without numpy, a list of lists. `identity` is None when every input failed before it was sent.
+    """
+
+    vectors: Vectors
+    errors: dict[int, ClientError]
+    identity: ModelIdentity | None
+    texts: int
+    images: int
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyResult:
+    """predictions: one list per image, best first, empty for those in `errors` (index -> why)."""
+
+    predictions: list[list[Prediction]]
+    errors: dict[int, ClientError]
+    identity: ModelIdentity | None
+
+
+@dataclass
+class Rows:
+    """Vectors as they come in, in any order; one float32 array in the end, or lists where numpy is missing."""
+
+    count: int
+    found: dict[int, Any] = field(default_factory=dict[int, Any])
+
+    def put(self, index: int, embedding: list[float] | str) -> None:
+        """Raises ValueError for text that is not base64 of float32 values."""
+        if isinstance(embedding, str):
+            self.found[index] = base64.b64decode(embedding, validate=True)
+        else:
+            self.found[index] = array("f", embedding).tobytes()
+        if len(self.found[index]) % 4:
+            raise ValueError("an embedding is not a whole number of float32 values")
+
+    def assemble(self, dim: int) -> Vectors:
+        """[count, dim]; missing rows are NaN. Raises ValueError when a row has another length."""
+        if any(len(row) != 4 * dim for row in self.found.values()):
+            raise ValueError(f"an embedding does not have {dim} values")
+        try:
+            import numpy as np
+        except ImportError:
+            return self._lists(dim)  # pyright: ignore[reportReturnType]
+        vectors = np.full((self.count, dim), np.nan, dtype=np.float32)
+        for index, row in self.found.items():
+            vectors[index] = np.frombuffer(row, dtype="<f4")
+        return vectors
+
+    def _lists(self, dim: int) -> list[list[float]]:
+        lists: list[list[float]] = []
+        for index in range(self.count):
+            row = array("f", self.found.get(index, array("f", [float("nan")] * dim).tobytes()))
+            if sys.byteorder == "big" and index in self.found:
+                row.byteswap()
+            lists.append(row.tolist())
+        return lists
