@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,40 +34,56 @@ def probe(
     Raises:
         GraphError: it does not load, does not match `spec`, crashes the process or does not end in `timeout_s`.
     """
+    settings = settings or SessionSettings()
+    return probe_all([(path, spec, feeds or example_feeds(spec))], settings=settings, timeout_s=timeout_s)[0]
+
+
+def probe_all(
+    graphs: Sequence[tuple[Path, GraphSpec, Arrays]],
+    *,
+    settings: SessionSettings,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+) -> list[dict[str, NDArray[Any]]]:
+    """As `probe`, for several graphs one after the other in one child process."""
+    label = ", ".join(spec.file for _, spec, _ in graphs)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        np.savez(folder / "feeds.npz", allow_pickle=False, **dict(feeds or example_feeds(spec)))
+        for index, (_, _, feeds) in enumerate(graphs):
+            np.savez(folder / f"feeds{index}.npz", allow_pickle=False, **dict(feeds))
         request = {
-            "path": str(path.absolute()),
-            "spec": spec.model_dump(mode="json"),
-            "settings": asdict(settings or SessionSettings()),
+            "graphs": [[str(path.absolute()), spec.model_dump(mode="json")] for path, spec, _ in graphs],
+            "settings": asdict(settings),
         }
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
         command = [sys.executable, "-m", "model_store.probe", name]
         try:
             child = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
         except subprocess.TimeoutExpired as error:
-            raise GraphError(f"{spec.file}: no answer within {timeout_s:g} s") from error
+            raise GraphError(f"{label}: no answer within {timeout_s:g} s") from error
         if child.returncode < 0:
-            raise GraphError(f"{spec.file}: the process died of signal {-child.returncode} while opening or running it")
+            raise GraphError(f"{label}: the process died of signal {-child.returncode} while opening or running it")
         if child.returncode:
             lines = child.stderr.strip().splitlines()
-            raise GraphError(lines[-1] if lines else f"{spec.file}: probe ended with status {child.returncode}")
-        with np.load(folder / "outputs.npz", allow_pickle=False) as stored:
-            return {key: stored[key] for key in stored.files}
+            raise GraphError(lines[-1] if lines else f"{label}: probe ended with status {child.returncode}")
+        return [_load(folder / f"outputs{index}.npz") for index in range(len(graphs))]
 
 
 def _main(folder: Path) -> None:
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
-    spec = GraphSpec.model_validate(request["spec"])
-    with np.load(folder / "feeds.npz", allow_pickle=False) as stored:
-        feeds = {key: stored[key] for key in stored.files}
+    settings = SessionSettings(**request["settings"])
     try:
-        graph = Graph.open(Path(request["path"]), spec, SessionSettings(**request["settings"]))
-        outputs = graph.run(feeds)
+        for index, (path, entry) in enumerate(request["graphs"]):
+            graph = Graph.open(Path(path), GraphSpec.model_validate(entry), settings)
+            np.savez(
+                folder / f"outputs{index}.npz", allow_pickle=False, **graph.run(_load(folder / f"feeds{index}.npz"))
+            )
     except GraphError as error:
         sys.exit(str(error))
-    np.savez(folder / "outputs.npz", allow_pickle=False, **outputs)
+
+
+def _load(path: Path) -> dict[str, NDArray[Any]]:
+    with np.load(path, allow_pickle=False) as stored:
+        return {key: stored[key] for key in stored.files}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,149 @@
+"""`python -m service`, and what `clipworks serve` calls: one uvicorn worker that starts loudly and stops quietly."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+
+import uvicorn
+
+from service.app import create_app
+from service.protocol import deadline_protocol
+from service.services import Services
+from service.settings import BadSettings, Settings, read_settings, unknown_variables
+from service.telemetry import configure_logging
+
+log = logging.getLogger("clipworks.server")
+EXIT_FAILED = 1
+EXIT_BAD_SETTINGS = 2
+# After the drain, a cancelled request gets this long to say 503, and a thread to end.
+_LAST_WORDS_S = 0.5
+
+
+def serve(settings: Settings) -> int:
+    """Serve until a signal or a fatal error; blocks. The exit status: 0 after a clean stop.
+
+    Prints one line when the socket listens and one when requests can be answered. SIGTERM and SIGINT turn /readyz to
+    503, then close the socket, then wait for requests in flight; a second signal ends the process at once.
+    """
+    configure_logging(settings.log_level, form=settings.log_format)
+    for name in unknown_variables(os.environ):
+        log.warning("%s is no setting of the server and is ignored", name)
+    failures: list[str] = []
+
+    def on_fatal(reason: str) -> None:
+        failures.append(reason)
+        server.should_exit = True
+
+    try:
+        app = create_app(settings, on_ready=lambda: _say("ready"), on_fatal=on_fatal)
+    except BadSettings as error:
+        print(f"clipworks: {error}", file=sys.stderr, flush=True)
+        return EXIT_BAD_SETTINGS
+    protocol = deadline_protocol(
+        header_timeout_s=settings.header_timeout_s,
+        body_timeout_s=settings.body_timeout_s,
+        max_connections=settings.max_connections,
+    )
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=settings.keep_alive_s,  # pyright: ignore[reportArgumentType]
+        timeout_graceful_shutdown=settings.drain_s,  # pyright: ignore[reportArgumentType]
+        backlog=settings.max_connections,
+    )
+    server = QuietServer(config, app.state.services, drain_grace_s=settings.drain_grace_s)
+    try:
+        server.run()
+    except SystemExit as error:  # uvicorn: the address is taken, or the like; its log has said which
+        return error.code if isinstance(error.code, int) and error.code else EXIT_FAILED
+    if failures:
+        print(f"clipworks: cannot start: {failures[0]}", file=sys.stderr, flush=True)
+    status = EXIT_FAILED if failures else 0
+    _leave_behind_native_calls(status)
+    return status
+
+
+class QuietServer(uvicorn.Server):
+    """A uvicorn server that announces the real port, and whose signals mean drain first."""
+
+    def __init__(self, config: uvicorn.Config, services: Services, *, drain_grace_s: float) -> None:
+        super().__init__(config)
+        self._services = services
+        self._drain_grace_s = drain_grace_s
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)  # type: ignore[arg-type]
+
+    def _log_started_message(self, listeners: object) -> None:
+        """Called by uvicorn with the bound sockets; the only place where a port of 0 is known."""
+        port = listeners[0].getsockname()[1]  # type: ignore[index]
+        host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
+        _say(f"listening on http://{host}:{port}")
+
+    async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        self._services.begin_draining()
+        await super().shutdown(sockets)  # type: ignore[arg-type]
+        if self.server_state.tasks:
+            await asyncio.sleep(_LAST_WORDS_S)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """First signal: drain. Second: out. Nothing is raised again afterwards, so that a clean stop exits 0."""
+        if self._services.draining:
+            os._exit(128 + sig)
+        self._services.draining = True
+        grace_s = self._drain_grace_s if sig == signal.SIGTERM else 0.0
+        if self._loop is None or not grace_s:
+            self.should_exit = True
+            return
+        loop = self._loop
+        loop.call_soon_threadsafe(loop.call_later, grace_s, self._stop_listening)
+
+    def _stop_listening(self) -> None:
+        self.should_exit = True
+
+
+def _leave_behind_native_calls(status: int) -> None:
+    """End the process here if a thread is stuck in a model run: Python would wait for it for ever."""
+    end = time.monotonic() + _LAST_WORDS_S
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(end - time.monotonic(), 0.0))
+            if thread.is_alive():
+                log.warning("leaving %s behind, it does not return", thread.name)
+                logging.shutdown()
+                sys.stdout.flush()
+                os._exit(status)
+
+
+def _say(what: str) -> None:
+    print(f"clipworks: {what}", flush=True)
+
+
+def main() -> int:
+    """Settings from the environment alone."""
+    try:
+        settings = read_settings({})
+    except BadSettings as error:
+        print(f"clipworks: {error}", file=sys.stderr, flush=True)
+        return EXIT_BAD_SETTINGS
+    return serve(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""The ASGI application: middleware, routes and life cycle. Importing this module does nothing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+
+from service.envelope import Envelope
+from service.errors import install_handlers
+from service.gate import Gate
+from service.openapi import install_openapi
+from service.routes import classify, embed, label_sets, models, openai, operations
+from service.services import Services, build_services
+from service.settings import Settings
+from service.telemetry import Telemetry
+
+_DESCRIPTION = "Vectors of images and texts, zero-shot classification. Errors: {error: {message, type, code, param}}."
+
+
+def create_app(
+    settings: Settings,
+    *,
+    on_ready: Callable[[], None] | None = None,
+    on_fatal: Callable[[str], None] | None = None,
+) -> FastAPI:
+    """The whole server behind one ASGI callable; models are loaded in the background once it runs.
+
+    `on_ready` is called when /readyz turns 200, `on_fatal` with the reason when it never will.
+
+    Raises:
+        BadSettings: the settings name no model or device that is there.
+    """
+    telemetry = Telemetry()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        if app.state.services.ended:  # started again, as test clients do: the old parts are used up
+            app.state.services = build_services(settings, telemetry=telemetry)
+        services: Services = app.state.services
+        services.begin(on_ready=on_ready or _nothing, on_fatal=on_fatal or _ignore)
+        yield
+        await services.end()
+
+    app = FastAPI(
+        title="clipworks",
+        version=installed_version(),
+        description=_DESCRIPTION,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+        telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
+        middleware=[
+            Middleware(Envelope, telemetry=telemetry, access_log=settings.access_log),
+            Middleware(
+                Gate,
+                api_keys=[key.get_secret_value() for key in settings.api_keys],
+                admin_keys=[key.get_secret_value() for key in settings.admin_keys],
+                origins=settings.cors_origins,
+            ),
+        ],
+    )
+    app.state.services = build_services(settings, telemetry=telemetry)
+    for module in (embed, classify, label_sets, models, openai, operations):
+        # The routes as they are: include_router would wrap each, match it twice, and hide its methods from a 405.
+        app.router.routes.extend(module.router.routes)
+    install_handlers(app)
+    install_openapi(app)
+    return app
+
+
+def installed_version() -> str:
+    try:
+        return version("clipworks")
+    except PackageNotFoundError:
+        return "0"
+
+
+def _nothing() -> None: ...
+
+
+def _ignore(reason: str) -> None: ...

@@ -1,0 +1,88 @@
+"""What belongs to one HTTP request while it is answered, and lives in its ASGI scope."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from starlette.requests import Request
+from starlette.types import Receive, Scope
+
+from service.errors import Refusal
+from service.timing import Deadline, Timings
+
+_SCOPE_KEY = "clipworks"
+_TIMEOUT_HEADER = b"x-request-timeout-ms"
+_T = TypeVar("_T")
+
+
+class ClientGone(Exception):
+    """The client closed its connection; there is nobody to answer."""
+
+
+class Context:
+    """Identity, clock and rights of a request."""
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        self.started = time.perf_counter()
+        self.timings = Timings()
+        self.is_admin = False
+
+
+def put_context(scope: Scope, context: Context) -> None:
+    scope[_SCOPE_KEY] = context
+
+
+def context_of(scope: Scope) -> Context:
+    return scope[_SCOPE_KEY]
+
+
+def deadline_of(scope: Scope, *, default_s: float, cap_s: float) -> Deadline:
+    """When the request must be over: its X-Request-Timeout-Ms, at most `cap_s`, else `default_s`.
+
+    Raises:
+        Refusal: 422, the header is not a whole number of milliseconds above 0.
+    """
+    for name, value in scope["headers"]:
+        if name == _TIMEOUT_HEADER:
+            if not (value.isdigit() and len(value) <= 9 and int(value) > 0):
+                raise Refusal(
+                    422,
+                    "invalid_header",
+                    "X-Request-Timeout-Ms takes a whole number of milliseconds, 1 to 999999999",
+                    param="X-Request-Timeout-Ms",
+                )
+            return Deadline.after(min(int(value) / 1000, cap_s))
+    return Deadline.after(default_s)
+
+
+async def while_connected(request: Request, work: Awaitable[_T]) -> _T:
+    """Await `work`, and cancel it as soon as the client goes away; the body must have been read.
+
+    Raises:
+        ClientGone: it went.
+    """
+    task = asyncio.current_task()
+    if task is None:
+        return await work
+    gone = False
+
+    async def watch(receive: Receive) -> None:
+        nonlocal gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        task.cancel()
+
+    watcher = asyncio.get_running_loop().create_task(watch(request.receive))
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if gone and task.uncancel() == 0:
+            raise ClientGone from None
+        raise
+    finally:
+        watcher.cancel()

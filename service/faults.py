@@ -1,0 +1,57 @@
+"""Errors of a running server (not of inputs or artifacts); service/errors.py maps all of them to HTTP.
+
+ClipworksError
+|-- ServiceFault
+    |-- Overloaded          the queue cannot take these items now; try again
+    |-- DeadlineExceeded    the request's deadline passed before its work was done
+    |-- NotReady            no model answers yet, or no longer
+    |-- Draining            the server is stopping
+    |-- RunFailed           the model failed on this item
+    |-- TooManyItems        more items or texts than one request may bring
+    |-- UnknownName         no label set or collection of this name
+    |-- Conflict            the name is taken by something else
+"""
+
+from __future__ import annotations
+
+from model_store.errors import ClipworksError
+
+
+class ServiceFault(ClipworksError):
+    code = "service_fault"
+
+
+class Overloaded(ServiceFault):
+    code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(ServiceFault):
+    code = "deadline_exceeded"
+
+
+class NotReady(ServiceFault):
+    code = "not_ready"
+
+
+class Draining(ServiceFault):
+    code = "draining"
+
+
+class RunFailed(ServiceFault):
+    code = "run_failed"
+
+
+class TooManyItems(ServiceFault):
+    code = "too_many_items"
+
+
+class UnknownName(ServiceFault):
+    code = "not_found"
+
+
+class Conflict(ServiceFault):
+    code = "conflict"

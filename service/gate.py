@@ -1,0 +1,120 @@
+"""Who may come in: API keys, admin keys, and web pages of other origins. Every path is closed unless named here."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.context import context_of
+from service.errors import Refusal, problem_of
+
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/docs", "/openapi.json", "/ui"})
+_OPEN_FOLDER = "/ui/"
+_CORS_METHODS = b"GET, POST, PUT, DELETE"
+_CORS_HEADERS = b"Authorization, Content-Type, Accept, X-Request-Id, X-Request-Timeout-Ms"
+_CORS_EXPOSED = b"X-Request-Id, Server-Timing, X-Model-Fingerprint, Retry-After"
+
+
+class Gate:
+    """ASGI layer that checks `Authorization: Bearer` and adds CORS headers; keys are kept as digests only."""
+
+    def __init__(
+        self, app: ASGIApp, *, api_keys: Sequence[str], admin_keys: Sequence[str], origins: Sequence[str]
+    ) -> None:
+        self.app = app
+        self._api = [_digest(key.encode()) for key in api_keys]
+        self._admin = [_digest(key.encode()) for key in admin_keys]
+        self._origins = frozenset(origin.encode() for origin in origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        origin = self._allowed_origin(scope) if self._origins else None
+        if origin:
+            send = _with_cors(send, origin)
+            if scope["method"] == "OPTIONS" and _header(scope, b"access-control-request-method"):
+                await Response(status_code=204)(scope, receive, send)
+                return
+        try:
+            self._check(scope)
+        except Refusal as error:
+            await problem_of(error).response(error.headers)(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        """Raises Refusal (401) unless the path is open, no keys are set, or a good key came."""
+        if not self._api and not self._admin:
+            return
+        path: str = scope["path"]
+        key = _header(scope, b"authorization")
+        digest = _digest(key[7:].strip()) if key and key[:7].lower() == b"bearer " else None
+        is_admin = digest is not None and _is_one_of(digest, self._admin)
+        context_of(scope).is_admin = is_admin
+        if is_admin or not self._api or path in OPEN_PATHS or path.startswith(_OPEN_FOLDER):
+            return
+        if digest is None or not _is_one_of(digest, self._api):
+            raise _unauthorized("a valid key is needed: Authorization: Bearer <key>")
+
+    def _allowed_origin(self, scope: Scope) -> bytes | None:
+        origin = _header(scope, b"origin")
+        return origin if origin and (origin in self._origins or b"*" in self._origins) else None
+
+
+async def require_admin(request: Request) -> None:
+    """Dependency of admin routes.
+
+    Raises:
+        Refusal: 403 when no admin keys are set or the key is an ordinary one, 401 when none came.
+    """
+    if context_of(request.scope).is_admin:
+        return
+    if not request.app.state.services.settings.admin_keys:
+        raise Refusal(403, "admin_disabled", "this server has no admin keys: set CLIPWORKS_ADMIN_KEYS")
+    if "authorization" not in request.headers:
+        raise _unauthorized("an admin key is needed: Authorization: Bearer <key>")
+    raise Refusal(403, "admin_only", "this needs a key of CLIPWORKS_ADMIN_KEYS")
+
+
+def _unauthorized(message: str) -> Refusal:
+    return Refusal(401, "invalid_api_key", message, headers={"WWW-Authenticate": "Bearer"})
+
+
+def _digest(key: bytes) -> bytes:
+    """Digests have one length and only bytes, so comparing them tells nothing about the key and cannot fail."""
+    return hashlib.sha256(key).digest()
+
+
+def _is_one_of(digest: bytes, known: Sequence[bytes]) -> bool:
+    """In constant time: every known key is compared."""
+    found = False
+    for each in known:
+        found |= hmac.compare_digest(digest, each)
+    return found
+
+
+def _header(scope: Scope, name: bytes) -> bytes | None:
+    return next((value for key, value in scope["headers"] if key == name), None)
+
+
+def _with_cors(send: Send, origin: bytes) -> Send:
+    async def send_with_cors(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [
+                *message.get("headers", ()),
+                (b"access-control-allow-origin", origin),
+                (b"access-control-allow-methods", _CORS_METHODS),
+                (b"access-control-allow-headers", _CORS_HEADERS),
+                (b"access-control-expose-headers", _CORS_EXPOSED),
+                (b"access-control-max-age", b"600"),
+                (b"vary", b"Origin"),
+            ]
+        await send(message)
+
+    return send_with_cors

@@ -1,0 +1,228 @@
+"""One typed async function per task: items in, an outcome for each item out. Knows no HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.errors import ArtifactNotFound, ClipworksError, InputError
+from model_store.manifest import Role
+from service.decode_pool import DecodePool
+from service.faults import DeadlineExceeded, RunFailed
+from service.running import RunningModel
+from service.scoring import ClassMatrix, Scored, rank
+from service.timing import Deadline, Timings
+
+Vector = NDArray[np.float32]
+_INLINE_TEXT_CHARS = 1000  # tokenising longer texts takes long enough to leave the event loop
+_TINY = 1e-12
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class TextItem:
+    text: str
+
+
+@dataclass(frozen=True)
+class ImageItem:
+    data: bytes
+
+
+@dataclass(frozen=True)
+class FailedItem:
+    """An input that was already refused on the way in; keeps its place."""
+
+    error: ClipworksError
+
+
+Item = TextItem | ImageItem | FailedItem
+
+
+@dataclass(frozen=True)
+class EmbedResult:
+    """`outcomes` in the order of the items: a float32 vector [D], or why there is none."""
+
+    outcomes: list[Vector | ClipworksError]
+    texts: int
+    images: int
+    tokens: int
+
+
+async def embed(
+    model: RunningModel,
+    items: Sequence[Item],
+    *,
+    pool: DecodePool,
+    normalize: bool,
+    dimensions: int | None,
+    deadline: Deadline,
+    timings: Timings,
+) -> EmbedResult:
+    """Encode texts and images, mixed.
+
+    `dimensions` cuts vectors to a prefix the model was trained for, before normalising.
+
+    Raises:
+        InputError: `dimensions` is not a size of this model.
+        Overloaded, NotReady, DeadlineExceeded: for the request as a whole.
+    """
+    if dimensions is not None and dimensions != model.dim and dimensions not in model.manifest.dimensions:
+        sizes = sorted({model.dim, *model.manifest.dimensions})
+        raise InputError(f"dimensions {dimensions} is not offered by {model.reference}, it has {sizes}")
+    tokens = 0
+
+    async def one(item: Item) -> Vector:
+        nonlocal tokens
+        if isinstance(item, FailedItem):
+            raise item.error
+        if isinstance(item, TextItem):
+            row = await token_row(model, item.text)
+            tokens += len(row)
+            vector = await _submit(model, "text_encoder", row, deadline, timings)
+        else:
+            vector = await encode_image(model, item.data, pool=pool, deadline=deadline, timings=timings)
+        return finish(vector, normalize=normalize, dimensions=dimensions)
+
+    images = sum(isinstance(item, ImageItem) for item in items)
+    texts = sum(isinstance(item, TextItem) for item in items)
+    async with _admitted(model, {"image_encoder": images, "text_encoder": texts}):
+        outcomes = await gather_outcomes([one(item) for item in items], deadline)
+    return EmbedResult(outcomes, texts=texts, images=images, tokens=tokens)
+
+
+async def classify(
+    model: RunningModel,
+    items: Sequence[ImageItem | FailedItem],
+    classes: ClassMatrix,
+    *,
+    pool: DecodePool,
+    activation: str | None,
+    top_k: int | None,
+    threshold: float | None,
+    deadline: Deadline,
+    timings: Timings,
+) -> list[list[Scored] | ClipworksError]:
+    """Score every image against every class, best first; `activation` None means the model's own."""
+
+    async def one(item: ImageItem | FailedItem) -> Vector:
+        if isinstance(item, FailedItem):
+            raise item.error
+        return finish(await encode_image(model, item.data, pool=pool, deadline=deadline, timings=timings))
+
+    images = sum(isinstance(item, ImageItem) for item in items)
+    async with _admitted(model, {"image_encoder": images}):
+        outcomes = await gather_outcomes([one(item) for item in items], deadline)
+    return [
+        outcome
+        if isinstance(outcome, ClipworksError)
+        else rank(outcome, classes, model.manifest, activation=activation, top_k=top_k, threshold=threshold)
+        for outcome in outcomes
+    ]
+
+
+async def encode_image(
+    model: RunningModel, data: bytes, *, pool: DecodePool, deadline: Deadline, timings: Timings
+) -> Vector:
+    """Un-normalised vector of one encoded image; places must have been reserved."""
+    if model.image_spec is None:
+        raise ArtifactNotFound(f"{model.reference} has no image encoder")
+    array = await pool.prepare(data, model.image_spec, deadline, timings)
+    return await _submit(model, "image_encoder", array, deadline, timings)
+
+
+async def encode_texts(
+    model: RunningModel, texts: Sequence[str], *, deadline: Deadline, timings: Timings, background: bool = False
+) -> NDArray[np.float32]:
+    """Unit vectors [n, D] of texts that belong to the server's own work (class prompts); fails as a whole."""
+
+    async def one(text: str) -> Vector:
+        row = await token_row(model, text)
+        return finish(await _submit(model, "text_encoder", row, deadline, timings, background=background))
+
+    async with _admitted(model, {} if background else {"text_encoder": len(texts)}):
+        outcomes = await gather_outcomes([one(text) for text in texts], deadline)
+    for outcome in outcomes:
+        if isinstance(outcome, ClipworksError):
+            raise outcome
+    return np.stack([outcome for outcome in outcomes if not isinstance(outcome, ClipworksError)])
+
+
+async def token_row(model: RunningModel, text: str) -> NDArray[np.int64]:
+    """Token ids of one text, off the event loop when it is long."""
+    if len(text) > _INLINE_TEXT_CHARS:
+        return await asyncio.to_thread(model.token_row, text)
+    return model.token_row(text)
+
+
+def finish(vector: Vector, *, normalize: bool = True, dimensions: int | None = None) -> Vector:
+    """Cut and L2-normalise one vector.
+
+    Raises:
+        RunFailed: its length is zero, so that it has no direction.
+    """
+    vector = vector[:dimensions] if dimensions else vector
+    if not normalize:
+        return vector
+    length = float(np.linalg.norm(vector))
+    if length < _TINY:
+        raise RunFailed("the model gave a vector of length 0 for this item")
+    return (vector / length).astype(np.float32)
+
+
+async def gather_outcomes(work: Sequence[Awaitable[_T]], deadline: Deadline) -> list[_T | ClipworksError]:
+    """Await all; an item's own error takes its place, anything else fails the request.
+
+    Raises:
+        DeadlineExceeded: the deadline passed; what still waited is cancelled.
+    """
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        async with asyncio.timeout(deadline.remaining_s()):
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+    except TimeoutError as error:
+        raise DeadlineExceeded("the request's deadline passed before its work was done") from error
+    finally:
+        for task in tasks:
+            task.cancel()
+    outcomes: list[_T | ClipworksError] = []
+    for result in results:
+        if isinstance(result, BaseException) and not isinstance(result, ClipworksError):
+            raise result
+        outcomes.append(result)
+    return outcomes
+
+
+async def _submit(
+    model: RunningModel,
+    role: Role,
+    array: NDArray[np.int64] | NDArray[np.uint8],
+    deadline: Deadline,
+    timings: Timings,
+    *,
+    background: bool = False,
+) -> Vector:
+    if role not in model.batchers:
+        raise ArtifactNotFound(f"{model.reference} has no {role}")
+    return await model.batchers[role].submit(array, deadline, timings, background=background)
+
+
+@asynccontextmanager
+async def _admitted(model: RunningModel, items: dict[Role, int]) -> AsyncGenerator[None]:
+    """Hold places for a whole request, all or none."""
+    held: list[tuple[Role, int]] = []
+    try:
+        for role, count in items.items():
+            if count and role in model.batchers:
+                model.batchers[role].reserve(count)
+                held.append((role, count))
+        yield
+    finally:
+        for role, count in held:
+            model.batchers[role].release(count)

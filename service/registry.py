@@ -1,0 +1,238 @@
+"""Artifacts -> running models: load, prove, warm up, supervise, swap, unload; owns readiness."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Sequence
+
+from clipworks.schemas import EncoderFingerprint, ModelDetail, ModelSummary, Providers
+from model_store.errors import ArtifactError, ArtifactNotFound
+from model_store.graph import runtime_versions
+from model_store.manifest import Precision, Role
+from model_store.store import Artifact, Store
+from service.decode_pool import DecodePool
+from service.faults import Conflict, NotReady
+from service.running import ENCODERS, EngineSettings, OpenedModel, RunningModel, choose_precision, open_model
+from service.telemetry import Telemetry
+
+log = logging.getLogger("clipworks.registry")
+_SUPERVISE_EVERY_S = 0.5
+_RESTART_PAUSE_S = 5.0
+HUNG_EXIT_CODE = 70
+
+
+class Registry:
+    """The models of one server. All methods belong to the event loop; blocking work runs in threads.
+
+    hang_s: a run that lasts longer is given up: the server is not ready until a fresh session has passed the goldens.
+    exit_after_s: a given-up run that lasts this much longer still ends the process, because a native call cannot be
+    stopped and keeps its cores; 0 never ends it.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        models: Sequence[str],
+        settings: EngineSettings,
+        decode_pool: DecodePool,
+        telemetry: Telemetry,
+        hang_s: float = 30.0,
+        exit_after_s: float = 30.0,
+        end_process: Callable[[int], None] = os._exit,
+    ) -> None:
+        self.store = store
+        self.settings = settings
+        self.decode_pool = decode_pool
+        self.telemetry = telemetry
+        self._names = tuple(models)
+        self._hang_s = hang_s
+        self._exit_after_s = exit_after_s
+        self._end_process = end_process
+        self._running: dict[str, RunningModel] = {}
+        self._abandoned: list[RunningModel] = []
+        self._default: str | None = None
+        self._state = "starting"
+        self._changing = asyncio.Lock()
+        self._supervisor: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Load the configured models, the first of which is the default; ready when all have proven themselves.
+
+        Raises:
+            ArtifactError: the first model that cannot be served.
+        """
+        self._supervisor = asyncio.get_running_loop().create_task(self._supervise(), name="supervisor")
+        for name in self._names:
+            model = await self.load(name)
+            self._default = self._default or model.reference
+        self._state = "ok"
+
+    def begin_draining(self) -> None:
+        """Not ready any more; requests already admitted go on."""
+        self._state = "draining"
+
+    async def stop(self) -> None:
+        self.begin_draining()
+        if self._supervisor:
+            self._supervisor.cancel()
+            await asyncio.gather(self._supervisor, return_exceptions=True)
+        for model in self._running.values():
+            await model.close("the server is stopping")
+        self.decode_pool.close()
+
+    def readiness(self) -> tuple[bool, str]:
+        """(ready, "ok" or why not): goldens passed, workers alive and not hung, not draining."""
+        if self._state != "ok":
+            return False, self._state
+        fault = next((fault for model in self._running.values() if (fault := model.fault())), None)
+        return (False, fault) if fault else (True, "ok")
+
+    def resolve(self, name: str | None) -> RunningModel:
+        """The running model for a request's `model` (None: the default).
+
+        Raises:
+            ArtifactNotFound: no such model in the store.
+            NotReady: it exists but is not loaded, or the server is still starting.
+        """
+        if name is None:
+            if self._default is None or self._default not in self._running:
+                raise NotReady(f"no default model is loaded ({self._state})")
+            return self._running[self._default]
+        candidates = [m for m in self._running.values() if name in (m.name, m.reference)]
+        if candidates:
+            return max(candidates, key=lambda model: model.version)
+        artifact = self.store.open(name)
+        raise NotReady(f"model {artifact.reference} is not loaded: POST /models/{artifact.reference}/load (admin)")
+
+    async def load(self, name: str) -> RunningModel:
+        """Open, prove and start a model beside those that run; an equal one that runs already is returned.
+
+        Raises:
+            ArtifactError: it cannot be served; whatever runs goes on.
+            Conflict: another load or unload is under way.
+        """
+        if self._changing.locked() and self._state == "ok":
+            raise Conflict("another model is being loaded or unloaded")
+        async with self._changing:
+            artifact = await asyncio.to_thread(self.store.open, name)
+            if artifact.reference in self._running and not self._running[artifact.reference].fault():
+                return self._running[artifact.reference]
+            opened = await asyncio.to_thread(open_model, artifact, self.settings)
+            return await self._install(opened)
+
+    async def unload(self, name: str) -> None:
+        """Stop a model and free it. The default model cannot be unloaded.
+
+        Raises:
+            ArtifactNotFound: it is not running.
+            Conflict: it is the default, or another change is under way.
+        """
+        if self._changing.locked():
+            raise Conflict("another model is being loaded or unloaded")
+        async with self._changing:
+            model = next((m for m in self._running.values() if name in (m.reference, m.name)), None)
+            if model is None:
+                raise ArtifactNotFound(f"model {name} is not loaded")
+            if model.reference == self._default:
+                raise Conflict(f"{model.reference} is the default model and stays loaded")
+            del self._running[model.reference]
+            self.telemetry.model_loaded(model.reference, False)
+            await model.close()
+
+    def running(self) -> list[RunningModel]:
+        return list(self._running.values())
+
+    def summaries(self) -> list[ModelSummary]:
+        """Every artifact of the store, loaded or not."""
+        return [self._summary(artifact) for artifact in self.store.list()]
+
+    def detail(self, name: str) -> ModelDetail:
+        """One artifact's facts.
+
+        Raises:
+            ArtifactNotFound: no such model.
+        """
+        artifact = self.store.open(name)
+        manifest = artifact.manifest
+        image, text = artifact.image_spec, artifact.text_spec
+        return ModelDetail(
+            **self._summary(artifact).model_dump(),
+            image_spec=image.model_dump(mode="json") if image else None,
+            text_spec=text.model_dump(mode="json") if text else None,
+            templates=list(manifest.templates),
+            activation=manifest.activation,
+            logit_scale=manifest.logit_scale,
+            logit_bias=manifest.logit_bias,
+            dimensions=list(manifest.dimensions),
+            metrics=manifest.metrics,
+            provenance=manifest.provenance.model_dump(mode="json"),
+            skipped=[skipped.model_dump(mode="json") for skipped in manifest.skipped],
+        )
+
+    def _summary(self, artifact: Artifact) -> ModelSummary:
+        manifest, running = artifact.manifest, self._running.get(artifact.reference)
+        device, wanted = self.settings.device, self.settings.precision
+        roles = artifact.roles()
+        precision: dict[Role, Precision] = {
+            role: choose_precision(artifact, role, wanted, device) for role in roles if role in ENCODERS
+        }
+        specs = [found[1] for role, p in precision.items() if (found := artifact.graph_spec(role, p))]
+        graphs = list(running.opened.graphs.values()) if running else []
+        return ModelSummary(
+            name=manifest.name,
+            version=manifest.version,
+            fingerprint=EncoderFingerprint(image=manifest.fingerprint.image, text=manifest.fingerprint.text),
+            build=running.build if running else artifact.build(wanted or "fp32"),
+            space=manifest.space,
+            kind=manifest.kind,
+            dim=manifest.dim,
+            roles=list(roles),
+            precision={role: str(p) for role, p in precision.items()},
+            batch_invariant=all(spec.batch_invariant for spec in specs),
+            providers=Providers(
+                requested=list(graphs[0].providers_requested) if graphs else [],
+                active=list(graphs[0].providers_active) if graphs else [],
+            ),
+            loaded=running is not None,
+        )
+
+    async def _install(self, opened: OpenedModel) -> RunningModel:
+        model = RunningModel(opened, self.settings, self.telemetry)
+        old = self._running.get(model.reference)
+        self._running[model.reference] = model
+        self.telemetry.model_loaded(model.reference, True)
+        log.info("loaded %s %s %s", model.reference, model.precision, runtime_versions())
+        if old:
+            await old.close("replaced by a fresh session")
+        return model
+
+    async def _supervise(self) -> None:
+        """Replace broken sessions by fresh ones that pass the goldens; end the process when a native call hangs."""
+        while True:
+            await asyncio.sleep(_SUPERVISE_EVERY_S)
+            for model in list(self._running.values()):
+                if model.longest_run_s() > self._hang_s:
+                    await model.close(f"a run lasted over {self._hang_s:g} s")
+                    self._abandoned.append(model)
+                if model.fault() and not self._changing.locked():
+                    await self._restart(model)
+            self._abandoned = [model for model in self._abandoned if model.longest_run_s()]
+            if self._exit_after_s and any(
+                model.longest_run_s() > self._hang_s + self._exit_after_s for model in self._abandoned
+            ):
+                log.critical("a native call hangs for %g s, ending the process", self._hang_s + self._exit_after_s)
+                self._end_process(HUNG_EXIT_CODE)
+
+    async def _restart(self, model: RunningModel) -> None:
+        log.error("%s broke down (%s), opening a fresh session", model.reference, model.fault())
+        async with self._changing:
+            try:
+                opened = await asyncio.to_thread(open_model, model.artifact, self.settings)
+            except ArtifactError as error:
+                log.error("%s cannot be restarted: %s", model.reference, error)
+                await asyncio.sleep(_RESTART_PAUSE_S)
+                return
+            await self._install(opened)

@@ -1,0 +1,82 @@
+"""Answers as bytes: vectors go straight from numpy to JSON, base64 or .npy, never through a model of the wire."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
+from typing import Any, TypeVar
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from clipworks.schemas import EncodingFormat, OnError
+from model_store.errors import ClipworksError
+from service.errors import located, problem_of
+from service.running import RunningModel
+from service.telemetry import Telemetry
+
+NPY = "application/x-npy"
+JSON = "application/json"
+_T = TypeVar("_T")
+
+
+def json_response(payload: Mapping[str, Any], *, headers: Mapping[str, str] | None = None) -> Response:
+    """200 with `payload`, in which float32 arrays are allowed."""
+    return Response(orjson.dumps(payload, option=orjson.OPT_SERIALIZE_NUMPY), headers=headers, media_type=JSON)
+
+
+def model_response(body: BaseModel, *, status: int = 200) -> Response:
+    """A small answer, from its wire model."""
+    return Response(body.model_dump_json(), status_code=status, media_type=JSON)
+
+
+def npy_response(vectors: Sequence[NDArray[np.float32]], *, headers: Mapping[str, str]) -> Response:
+    """200 with float32 [n, dim] in the .npy format."""
+    buffer = BytesIO()
+    np.save(buffer, np.stack(vectors).astype("<f4", copy=False), allow_pickle=False)
+    return Response(buffer.getvalue(), headers=headers, media_type=NPY)
+
+
+def wants_npy(request: Request) -> bool:
+    return NPY in request.headers.get("accept", "").lower()
+
+
+def encoded(vector: NDArray[np.float32], encoding: EncodingFormat) -> NDArray[np.float32] | str:
+    """A vector for `json_response`: itself, or base64 of its little-endian bytes."""
+    return base64.b64encode(vector.astype("<f4", copy=False).tobytes()).decode("ascii") if encoding == "base64" else vector
+
+
+def entries(
+    outcomes: Sequence[_T | ClipworksError],
+    show: Callable[[_T], Mapping[str, Any]],
+    *,
+    on_error: OnError,
+    place: Callable[[int], str],
+    telemetry: Telemetry,
+) -> list[dict[str, Any]]:
+    """One entry for each item; `show` makes the fields of a good one, `place` names an item in the request.
+
+    Raises:
+        Refusal: with on_error "fail", the failure of lowest index.
+    """
+    made: list[dict[str, Any]] = []
+    for index, outcome in enumerate(outcomes):
+        if not isinstance(outcome, ClipworksError):
+            made.append({"index": index, **show(outcome)})
+            continue
+        telemetry.item_error(outcome.code)
+        if on_error == "fail":
+            raise located(outcome, place(index))
+        made.append({"index": index, "error": problem_of(outcome, place(index)).detail()})
+    return made
+
+
+def model_headers(model: RunningModel) -> dict[str, str]:
+    fingerprint = model.fingerprint
+    parts = [f"{tower}={value}" for tower, value in (("image", fingerprint.image), ("text", fingerprint.text)) if value]
+    return {"X-Model-Fingerprint": ", ".join(parts)}

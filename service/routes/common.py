@@ -1,0 +1,72 @@
+"""What routes share: the request's model, its deadline, and checks before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+
+from clipworks.schemas import OnError
+from model_store.errors import ArtifactNotFound
+from service.context import deadline_of
+from service.errors import Refusal, located
+from service.faults import TooManyItems
+from service.ingress import param_of
+from service.pipeline import FailedItem, ImageItem, Item
+from service.running import RunningModel
+from service.services import Services, services_of
+from service.timing import Deadline
+
+_I = TypeVar("_I", bound=Item)
+
+
+def deadline_for(request: Request) -> Deadline:
+    settings = services_of(request).settings
+    return deadline_of(request.scope, default_s=settings.request_timeout_s, cap_s=settings.max_request_timeout_s)
+
+
+def model_for(services: Services, name: str | None) -> RunningModel:
+    """The running model of a request.
+
+    Raises:
+        Refusal: 404, no such model.
+        NotReady: it is not loaded, or the server is starting.
+    """
+    try:
+        return services.registry.resolve(name)
+    except ArtifactNotFound as error:
+        raise located(error, "model") from None
+
+
+def check_count(services: Services, count: int) -> None:
+    """Raises TooManyItems over the limit of one request."""
+    limit = services.limits.max_items
+    if count > limit:
+        raise TooManyItems(f"the request has {count} inputs, the limit is {limit} (CLIPWORKS_MAX_ITEMS)")
+
+
+def check_towers(model: RunningModel, items: Sequence[Item], inputs: Sequence[Any], *, name: str = "inputs") -> None:
+    """Raises Refusal (422) for a text when the model takes images only, and the other way round."""
+    for index, item in enumerate(items):
+        if isinstance(item, FailedItem):
+            continue
+        kind, tower = ("images", model.image_spec) if isinstance(item, ImageItem) else ("texts", model.text_spec)
+        if tower is None:
+            message = f"{model.reference} takes no {kind}"
+            raise Refusal(422, "unsupported_input", message, param=param_of(inputs, index, name=name))
+
+
+def check_text_tower(model: RunningModel) -> None:
+    """Raises Refusal (422) when labels cannot be encoded."""
+    if model.text_spec is None:
+        message = f"{model.reference} takes no texts, so it cannot encode labels"
+        raise Refusal(422, "unsupported_input", message, param="model")
+
+
+def until_first_failure(items: Sequence[_I], on_error: OnError) -> Sequence[_I]:
+    """With on_error "fail" nothing behind an input that was refused already can change the answer."""
+    if on_error == "item":
+        return items
+    first = next((index for index, item in enumerate(items) if isinstance(item, FailedItem)), None)
+    return items if first is None else items[: first + 1]

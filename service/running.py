@@ -1,0 +1,197 @@
+"""An artifact in use: its graphs opened, proven on the golden cases, and each behind a batcher."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipworks.schemas import EncoderFingerprint
+from model_store.errors import ArtifactError, GoldenError
+from model_store.golden import Goldens
+from model_store.graph import Device, Graph, SessionSettings, example_feeds, open_graph, require_device
+from model_store.manifest import GraphSpec, ImageSpec, Manifest, Precision, Role, TextSpec
+from model_store.modality.text import Tokenizer
+from model_store.probe import probe_all
+from model_store.store import Artifact
+from service.batcher import Batcher, BatchObserver
+
+ENCODERS: tuple[Role, ...] = ("image_encoder", "text_encoder")
+# A text is padded to a length that depends on itself alone, so its vector cannot depend on its company.
+_LENGTH_STEP = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """How models are run; see service.settings for the defaults and what each means to a user."""
+
+    device: Device
+    precision: Precision | None
+    intra_threads: int
+    spinning: bool
+    max_batch_images: int
+    max_batch_texts: int
+    max_queue_items: int
+    probe_first: bool
+    memory_limit_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """Sessions of one artifact that reproduced its golden cases; knows no event loop."""
+
+    artifact: Artifact
+    graphs: dict[Role, Graph]
+    tokenizer: Tokenizer | None
+    seconds: dict[str, float]
+
+
+def choose_precision(artifact: Artifact, role: Role, wanted: Precision | None, device: Device) -> Precision:
+    """The precision to serve: what was asked for if it was built, else fp32; "auto" is fp16 on CUDA, fp32 on CPU."""
+    automatic: Precision = "fp16" if device == "cuda" else "fp32"
+    choice = wanted or automatic
+    return choice if artifact.graph_spec(role, choice) else "fp32"
+
+
+def open_model(artifact: Artifact, settings: EngineSettings) -> OpenedModel:
+    """Open every encoder of an artifact and prove it; blocking, takes seconds.
+
+    Raises:
+        ArtifactError: whatever is wrong with it (integrity, a crash in the probe, provider, goldens).
+    """
+    clock = _Stopwatch()
+    options = SessionSettings(
+        device=settings.device,
+        intra_threads=settings.intra_threads,
+        spinning=settings.spinning,
+        memory_limit_bytes=settings.memory_limit_bytes,
+    )
+    goldens = Goldens(artifact)
+    tokenizer = artifact.tokenizer() if artifact.text_spec else None
+    if artifact.image_spec:
+        goldens.check_pixels()
+    if tokenizer:
+        goldens.check_tokens(tokenizer)
+    clock.lap("inputs")
+    chosen = _served_graphs(artifact, settings)
+    if settings.probe_first:
+        paths = [(owner.path(spec.file), spec, example_feeds(spec)) for owner, spec in chosen]
+        probe_all(paths, settings=options)
+        clock.lap("probe")
+    graphs: dict[Role, Graph] = {}
+    for owner, spec in chosen:
+        graph = open_graph(owner, spec, options)
+        clock.lap("open")
+        require_device(owner, graph, example_feeds(spec))
+        goldens.check_vectors(spec.role, spec.precision, _encode_all(graph, settings))
+        clock.lap("goldens")
+        graphs[spec.role] = graph
+    return OpenedModel(artifact, graphs, tokenizer, clock.seconds)
+
+
+def _served_graphs(artifact: Artifact, settings: EngineSettings) -> list[tuple[Artifact, GraphSpec]]:
+    """(owner, spec) of every encoder that will be opened."""
+    found: list[tuple[Artifact, GraphSpec]] = []
+    for role in ENCODERS:
+        if role in artifact.roles():
+            precision = choose_precision(artifact, role, settings.precision, settings.device)
+            graph = artifact.graph_spec(role, precision)
+            if graph is None:
+                raise ArtifactError(f"{artifact.reference} has no {precision} graph for {role}")
+            found.append(graph)
+    if not found:
+        raise ArtifactError(f"{artifact.reference} has no encoder that can be served")
+    return found
+
+
+class RunningModel:
+    """An opened model with a batcher per encoder; belongs to the event loop that made it."""
+
+    def __init__(self, opened: OpenedModel, settings: EngineSettings, observer: BatchObserver) -> None:
+        self.opened = opened
+        self.artifact = opened.artifact
+        self.manifest: Manifest = opened.artifact.manifest
+        self.name = self.manifest.name
+        self.version = self.manifest.version
+        self.reference = opened.artifact.reference
+        self.space = self.manifest.space
+        self.dim = self.manifest.dim
+        self.fingerprint = EncoderFingerprint(
+            image=self.manifest.fingerprint.image, text=self.manifest.fingerprint.text
+        )
+        self.precision: dict[str, Precision] = {role: g.spec.precision for role, g in opened.graphs.items()}
+        self.build = opened.artifact.build(settings.precision or next(iter(self.precision.values())))
+        self.tokenizer = opened.tokenizer
+        self.batchers: dict[Role, Batcher] = {}
+        limits = {"image_encoder": settings.max_batch_images, "text_encoder": settings.max_batch_texts}
+        for role, graph in opened.graphs.items():
+            self.batchers[role] = Batcher(
+                f"{self.reference}/{role}",
+                graph,
+                max_batch=limits[role] if graph.spec.batch_invariant else 1,
+                max_items=settings.max_queue_items,
+                observer=observer,
+            )
+
+    @property
+    def image_spec(self) -> ImageSpec | None:
+        return self.artifact.image_spec if "image_encoder" in self.batchers else None
+
+    @property
+    def text_spec(self) -> TextSpec | None:
+        return self.artifact.text_spec if "text_encoder" in self.batchers else None
+
+    @property
+    def batch_invariant(self) -> bool:
+        return all(graph.spec.batch_invariant for graph in self.opened.graphs.values())
+
+    def token_row(self, text: str) -> NDArray[np.int64]:
+        """Ids of one text, int64 [L]; L is a multiple of a few tokens for causal encoders, else the context length.
+
+        Raises:
+            InvalidText: see Tokenizer.encode.
+        """
+        if self.tokenizer is None:
+            raise GoldenError(f"{self.reference} has no text encoder")
+        ids = self.tokenizer.encode(text)
+        length = None
+        if self.tokenizer.spec.dynamic_length:
+            length = min(-(-len(ids) // _LENGTH_STEP) * _LENGTH_STEP, self.tokenizer.spec.context_length)
+        return self.tokenizer.pad([ids], length)[0]
+
+    def fault(self) -> str | None:
+        """Why this model cannot answer, or None."""
+        return next((f"{b.name}: {b.broken}" for b in self.batchers.values() if b.broken), None)
+
+    def longest_run_s(self) -> float:
+        return max(batcher.running_s() for batcher in self.batchers.values())
+
+    async def close(self, reason: str = "the model was unloaded") -> None:
+        for batcher in self.batchers.values():
+            await batcher.close(reason)
+
+
+def _encode_all(graph: Graph, settings: EngineSettings) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
+    """Encode golden inputs the way they are served: in batches, or one at a time."""
+    limit = settings.max_batch_images if graph.spec.role == "image_encoder" else settings.max_batch_texts
+    step = limit if graph.spec.batch_invariant else 1
+
+    def encode(inputs: NDArray[Any]) -> NDArray[np.float32]:
+        return np.concatenate([graph(inputs[start : start + step]) for start in range(0, len(inputs), step)])
+
+    return encode
+
+
+class _Stopwatch:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now

@@ -1,0 +1,67 @@
+"""Class vectors and what an image scores against them: softmax, sigmoid or plain cosine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class ClassMatrix:
+    """Unit class vectors, float32 [C, D], in the order of `names`."""
+
+    names: tuple[str, ...]
+    vectors: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Scored:
+    label: str
+    score: float
+    similarity: float
+
+
+def mean_of_prompts(vectors: NDArray[np.float32], counts: list[int]) -> NDArray[np.float32]:
+    """Average consecutive groups of unit prompt vectors [sum(counts), D] to unit class vectors [len(counts), D].
+
+    The prompt ensemble of Radford et al. 2021 (CLIP), section 3.1.4: mean of unit vectors, normalised again.
+    """
+    starts = np.cumsum([0, *counts[:-1]])
+    sums = np.add.reduceat(vectors.astype(np.float64), starts, axis=0)
+    return (sums / np.linalg.norm(sums, axis=1, keepdims=True)).astype(np.float32)
+
+
+def activate(similarities: NDArray[np.float64], manifest: Manifest, activation: str | None) -> NDArray[np.float64]:
+    """Scores [C] from cosines [C], with the model's own logit scale and bias."""
+    kind = activation or manifest.activation
+    if kind == "none":
+        return similarities
+    logits = manifest.logit_scale * similarities + (manifest.logit_bias if kind == "sigmoid" else 0.0)
+    if kind == "sigmoid":
+        return 0.5 * (1.0 + np.tanh(0.5 * logits))  # does not overflow
+    exponentials = np.exp(logits - logits.max())
+    return exponentials / exponentials.sum()
+
+
+def rank(
+    vector: NDArray[np.float32],
+    classes: ClassMatrix,
+    manifest: Manifest,
+    *,
+    activation: str | None,
+    top_k: int | None,
+    threshold: float | None,
+) -> list[Scored]:
+    """Predictions for one unit image vector [D], best first, ties in label order; softmax is over all labels."""
+    similarities = (classes.vectors @ vector).astype(np.float64)
+    scores = activate(similarities, manifest, activation)
+    order: list[int] = np.argsort(-scores, kind="stable")[:top_k].tolist()
+    return [
+        Scored(classes.names[i], float(scores[i]), float(similarities[i]))
+        for i in order
+        if threshold is None or scores[i] >= threshold
+    ]

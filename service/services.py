@@ -1,0 +1,186 @@
+"""Everything a running server is made of, built from its settings, started in the background and stopped in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime as ort
+from starlette.requests import Request
+
+from clipworks.schemas import Health
+from model_store.errors import ClipworksError
+from model_store.graph import Device
+from model_store.modality.image import DecodeLimits
+from model_store.store import Store
+from service.decode_pool import DecodePool
+from service.ingress import IngressLimits
+from service.label_sets import LabelSets
+from service.registry import Registry
+from service.running import EngineSettings
+from service.settings import BadSettings, Settings, available_cores
+from service.telemetry import Telemetry
+from service.zero_shot import ZeroShot
+
+log = logging.getLogger("clipworks.server")
+
+
+@dataclass
+class Services:
+    """The parts of one server; `failure` says why it will never be ready."""
+
+    settings: Settings
+    limits: IngressLimits
+    label_set_limits: IngressLimits
+    telemetry: Telemetry
+    pool: DecodePool
+    registry: Registry
+    zero_shot: ZeroShot
+    label_sets: LabelSets
+    failure: str | None = None
+    draining: bool = False
+    ended: bool = False
+    starting: asyncio.Task[None] | None = None
+
+    def begin(self, *, on_ready: Callable[[], None], on_fatal: Callable[[str], None]) -> None:
+        """Load the models in the background, so that the server answers /livez meanwhile; exactly one callback comes."""
+        self.starting = asyncio.get_running_loop().create_task(self._start(on_ready, on_fatal), name="start")
+
+    def begin_draining(self) -> None:
+        """/readyz answers 503 from now on; everything else goes on."""
+        self.draining = True
+        self.registry.begin_draining()
+
+    async def end(self) -> None:
+        self.ended = True
+        if self.starting:
+            self.starting.cancel()
+            await asyncio.gather(self.starting, return_exceptions=True)
+        await self.label_sets.stop()
+        await self.registry.stop()
+
+    def health(self) -> Health:
+        """What /readyz says."""
+        if self.draining:
+            return Health(status="draining")
+        if self.failure:
+            return Health(status="failed", detail=self.failure)
+        ready, why = self.registry.readiness()
+        if ready:
+            return Health(status="ok")
+        return Health(status="starting") if why == "starting" else Health(status="failed", detail=why)
+
+    async def _start(self, on_ready: Callable[[], None], on_fatal: Callable[[str], None]) -> None:
+        try:
+            await self.registry.start()
+            await self.label_sets.start()
+        except ClipworksError as error:
+            self.failure = str(error)
+        except Exception as error:
+            log.exception("the server cannot start")
+            self.failure = f"internal error: {type(error).__name__}"
+        if self.failure:
+            on_fatal(self.failure)
+        else:
+            on_ready()
+
+
+def services_of(request: Request) -> Services:
+    return request.app.state.services
+
+
+def build_services(settings: Settings, *, telemetry: Telemetry) -> Services:
+    """Put the parts together; reads the store's manifests, starts nothing.
+
+    Raises:
+        BadSettings: no model to serve, or no such device.
+    """
+    store = Store(settings.store, builtin=settings.builtin)
+    cores = available_cores()
+    device = _device(settings.device)
+    engine = EngineSettings(
+        device=device,
+        precision=None if settings.precision == "auto" else settings.precision,
+        intra_threads=settings.intra_threads or cores,
+        spinning=settings.spinning,
+        max_batch_images=settings.max_batch_images,
+        max_batch_texts=settings.max_batch_texts,
+        max_queue_items=settings.max_queue_items,
+        probe_first=settings.probe,
+        memory_limit_bytes=settings.gpu_memory_bytes,
+    )
+    decode = DecodeLimits(
+        max_bytes=settings.max_image_bytes, max_pixels=settings.max_pixels, formats=settings.image_formats
+    )
+    pool = DecodePool(workers=settings.decode_workers or cores, limits=decode)
+    registry = Registry(
+        store,
+        models=[settings.model or default_model(store, builtin=settings.builtin), *settings.extra_models],
+        settings=engine,
+        decode_pool=pool,
+        telemetry=telemetry,
+        hang_s=settings.hang_s,
+        exit_after_s=settings.exit_after_s,
+    )
+    services = Services(
+        settings=settings,
+        limits=_ingress_limits(settings, settings.max_label_texts),
+        label_set_limits=_ingress_limits(settings, settings.max_label_set_texts),
+        telemetry=telemetry,
+        pool=pool,
+        registry=registry,
+        zero_shot=ZeroShot(cache_size=settings.class_cache),
+        label_sets=LabelSets(
+            settings.data / "label-sets" if settings.data else None,
+            registry,
+            max_texts=settings.max_label_set_texts,
+            max_sets=settings.max_label_sets,
+        ),
+    )
+    telemetry.watch_readiness(lambda: services.health().status == "ok")
+    return services
+
+
+def default_model(store: Store, *, builtin: bool) -> str:
+    """The model of requests that name none: the embedded one, else the only one of the store.
+
+    Raises:
+        BadSettings: there is none, or no way to choose.
+    """
+    names = sorted({a.manifest.name for a in Store(None).list()}) if builtin else []
+    names = names or sorted({artifact.manifest.name for artifact in store.list()})
+    if len(names) == 1:
+        return names[0]
+    if names:
+        raise BadSettings(f"CLIPWORKS_MODEL (--model): the store has {', '.join(names)}; say which is the default")
+    problems = "".join(f"\n  {problem}" for problem in store.problems())
+    raise BadSettings(f"there is no model to serve: import one, or set CLIPWORKS_STORE{problems}")
+
+
+def _device(wanted: str) -> Device:
+    if wanted == "cpu":
+        return "cpu"
+    has_provider = "CUDAExecutionProvider" in ort.get_available_providers()
+    if wanted == "cuda":
+        if not has_provider:
+            raise BadSettings("CLIPWORKS_DEVICE (--device): cuda needs the extra serve-gpu in place of serve")
+        return "cuda"
+    return "cuda" if has_provider and Path("/proc/driver/nvidia").exists() else "cpu"
+
+
+def _ingress_limits(settings: Settings, max_labels: int) -> IngressLimits:
+    return IngressLimits(
+        max_body_bytes=settings.max_body_bytes,
+        max_image_bytes=settings.max_image_bytes,
+        max_items=settings.max_items,
+        max_list={
+            "inputs": settings.max_items,
+            "input": settings.max_items,
+            "labels": max_labels,
+            "templates": max_labels,
+        },
+        body_timeout_s=settings.body_timeout_s,
+    )

@@ -1,0 +1,221 @@
+"""Every setting of the server, once: environment variables, command-line flags and the docs are made from this class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from clipworks.schemas import MODEL_PATTERN
+from model_store.modality.image import ALL_FORMATS
+
+PREFIX = "CLIPWORKS_"
+# Variables of other programs of this project: not settings of the server, and no misspelling of one.
+_FOREIGN = frozenset({"URL", "API_KEY", "TEST_DATA", "BIND", "PUBLISH"})
+_MIB = 2**20
+
+ModelName = Annotated[str, Field(pattern=MODEL_PATTERN)]
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
+Key = Annotated[SecretStr, Field(min_length=8, max_length=512)]
+
+
+class BadSettings(Exception):
+    """A setting has a value that cannot be used; the message names it and never shows the value."""
+
+
+class Settings(BaseSettings):
+    """Read from `CLIPWORKS_<NAME>`; lists are separated by commas. Keyword arguments win over the environment."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True, env_ignore_empty=True
+    )
+
+    # models
+    model: ModelName | None = Field(None, description="default model, name or name@version; unset: the embedded one")
+    extra_models: Annotated[tuple[ModelName, ...], NoDecode] = Field((), description="more models to load at start")
+    store: Path | None = Field(None, description="folder of model artifacts")
+    builtin: bool = Field(True, description="offer the model that is shipped with the package")
+    data: Path | None = Field(None, description="folder of label sets and collections; unset: kept in memory only")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run; auto takes a GPU if it can")
+    precision: Literal["auto", "fp32", "fp16", "int8"] = Field(
+        "auto", description="auto is fp16 on a GPU and fp32 on a CPU; a precision that was not built falls back to fp32"
+    )
+    # network
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one and prints it")
+    max_connections: int = Field(1024, ge=1, description="open connections; more are closed at once")
+    header_timeout_s: float = Field(10, gt=0, description="time for a client to send a request's headers")
+    body_timeout_s: float = Field(30, gt=0, description="time for a client to send a request's body")
+    keep_alive_s: float = Field(5, gt=0, description="an idle connection is closed after this time")
+    # access
+    api_keys: Annotated[tuple[Key, ...], NoDecode] = Field(
+        (), description="keys that clients must send as Authorization: Bearer; none: open to everyone"
+    )
+    admin_keys: Annotated[tuple[Key, ...], NoDecode] = Field(
+        (), description="keys that may load and unload models; none: nobody may"
+    )
+    cors_origins: Annotated[tuple[Origin, ...], NoDecode] = Field(
+        (), description="origins whose web pages may call the server; * for all; none: CORS is off"
+    )
+    fetch_allow: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="must be empty: this release does not fetch image_url"
+    )
+    # limits of one request
+    max_body_bytes: int = Field(32 * _MIB, ge=1024, description="bytes of a request body (413)")
+    max_items: int = Field(256, ge=1, description="inputs of a request (413)")
+    max_image_bytes: int = Field(20 * _MIB, ge=1024, description="bytes of one encoded image (413)")
+    max_pixels: int = Field(50_000_000, ge=1024, description="width x height of one image (413)")
+    max_label_texts: int = Field(2000, ge=1, description="inline labels x templates of a request (413)")
+    image_formats: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("JPEG", "PNG", "WEBP"), description=f"accepted formats, of {', '.join(ALL_FORMATS)}"
+    )
+    request_timeout_s: float = Field(30, gt=0, description="time for a request that names no X-Request-Timeout-Ms (504)")
+    max_request_timeout_s: float = Field(120, gt=0, description="cap of X-Request-Timeout-Ms")
+    # limits of the server
+    max_queue_items: int = Field(512, ge=1, description="items in work for one encoder; more are refused (429)")
+    max_label_set_texts: int = Field(100_000, ge=1, description="labels x templates of a stored label set (413)")
+    max_label_sets: int = Field(1000, ge=1, description="stored label sets (413)")
+    class_cache: int = Field(256, ge=1, description="class matrices of inline labels that are remembered")
+    # engine
+    intra_threads: int = Field(0, ge=0, description="threads of one model run; 0: one for each core")
+    decode_workers: int = Field(0, ge=0, description="threads that decode images; 0: one for each core")
+    spinning: bool = Field(False, description="idle model threads spin: lower latency, busy cores")
+    max_batch_images: int = Field(16, ge=1, description="images of one model run")
+    max_batch_texts: int = Field(64, ge=1, description="texts of one model run")
+    probe: bool = Field(True, description="open each graph first in a child process, so that a crash cannot end the server")
+    gpu_memory_bytes: int = Field(0, ge=0, description="limit of a GPU session's memory; 0: none")
+    hang_s: float = Field(30, gt=0, description="a model run that lasts longer is given up, and its session replaced")
+    exit_after_s: float = Field(30, ge=0, description="a hung run ends the process this much later; 0: never")
+    # life cycle and logs
+    drain_grace_s: float = Field(1, ge=0, description="after SIGTERM: time with /readyz at 503 before connections are refused")
+    drain_s: float = Field(30, ge=0, description="after SIGTERM: time for requests in flight to finish")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+    log_format: Literal["text", "json"] = Field("text", description="text is key=value, json is one object a line")
+    access_log: bool = Field(True, description="log one line for each request")
+
+    @field_validator(
+        "extra_models", "api_keys", "admin_keys", "cors_origins", "fetch_allow", "image_formats", mode="before"
+    )
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("image_formats")
+    @classmethod
+    def _known_formats(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        upper = tuple(name.upper() for name in value)
+        if not upper or not set(upper) <= set(ALL_FORMATS):
+            raise ValueError(f"expected one or more of {', '.join(ALL_FORMATS)}")
+        return upper
+
+    @field_validator("fetch_allow")
+    @classmethod
+    def _fetch_is_off(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value:
+            raise ValueError("this release has no fetcher, image_url is always refused; leave it unset")
+        return value
+
+    @field_validator("max_request_timeout_s")
+    @classmethod
+    def _cap_is_above(cls, value: float, info: ValidationInfo) -> float:
+        if value < info.data.get("request_timeout_s", 0):
+            raise ValueError("must not be less than request_timeout_s")
+        return value
+
+
+@dataclass(frozen=True)
+class SettingField:
+    """One setting, as a command line or a table shows it."""
+
+    name: str
+    flag: str
+    variable: str
+    default: str
+    description: str
+    is_flag: bool
+    choices: tuple[str, ...]
+
+
+def read_settings(overrides: Mapping[str, Any]) -> Settings:
+    """Settings from the environment and `overrides` (name -> value or its text), which win.
+
+    Raises:
+        BadSettings: one line for each setting that is wrong.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        lines = [_explain(part) for part in error.errors(include_url=False, include_input=False, include_context=False)]
+        raise BadSettings("\n".join(lines)) from None
+
+
+def setting_fields() -> tuple[SettingField, ...]:
+    """All settings in the order of the class, for `clipworks serve --help` and docs/configuration.md."""
+    return tuple(
+        SettingField(
+            name=name,
+            flag="--" + name.replace("_", "-"),
+            variable=PREFIX + name.upper(),
+            default=_shown(field.default),
+            description=field.description or "",
+            is_flag=field.annotation is bool,
+            choices=_choices(field.annotation),
+        )
+        for name, field in Settings.model_fields.items()
+    )
+
+
+def settings_table() -> str:
+    """The Markdown table of docs/configuration.md."""
+    rows = [
+        f"| `{field.variable}` | `{field.flag}` | {f'`{field.default}`' if field.default else 'unset'} | "
+        f"{field.description} |"
+        for field in setting_fields()
+    ]
+    return "\n".join(["| variable | flag | default | meaning |", "|---|---|---|---|", *rows])
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Names that begin with CLIPWORKS_ and mean nothing: most likely a misspelt setting."""
+    known = {name.upper() for name in Settings.model_fields} | _FOREIGN
+    return sorted(
+        name for name in environment if name.startswith(PREFIX) and name.removeprefix(PREFIX).upper() not in known
+    )
+
+
+def available_cores() -> int:
+    """Cores that this process may really use: its affinity, cut by the container's CPU quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        if quota != "max":
+            cores = min(cores, -(-int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass  # no cgroup v2: the affinity is all there is to know
+    return max(cores, 1)
+
+
+def _explain(error: Any) -> str:
+    name = str(error["loc"][0]) if error["loc"] else ""
+    if error["type"] == "extra_forbidden":
+        return f"{name}: there is no such setting"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{PREFIX}{name.upper()} (--{name.replace('_', '-')}): {message}"
+
+
+def _shown(default: Any) -> str:
+    if default is None or default == ():
+        return ""
+    if isinstance(default, tuple):
+        return ",".join(str(part) for part in default)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def _choices(annotation: Any) -> tuple[str, ...]:
+    arguments = getattr(annotation, "__args__", ())
+    return tuple(arguments) if arguments and all(isinstance(each, str) for each in arguments) else ()

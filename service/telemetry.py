@@ -1,0 +1,133 @@
+"""What the server tells its operators: Prometheus metrics and structured logs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.process_collector import ProcessCollector
+
+METRICS_MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Telemetry:
+    """Metrics of one server, in a registry of its own. Every label comes from a closed set, or from the store."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        ProcessCollector(registry=registry)
+        self._requests = Counter(
+            "clipworks_requests", "Answered requests", ["route", "method", "status"], registry=registry
+        )
+        self._request_seconds = Histogram(
+            "clipworks_request_seconds", "Time to answer", ["route"], buckets=_SECONDS, registry=registry
+        )
+        self._stage_seconds = Histogram(
+            "clipworks_stage_seconds", "Time of a stage of a request", ["stage"], buckets=_SECONDS, registry=registry
+        )
+        self._batch_size = Histogram(
+            "clipworks_batch_size", "Items of a model run", ["graph"], buckets=_BATCHES, registry=registry
+        )
+        self._batch_seconds = Histogram(
+            "clipworks_batch_seconds", "Time of a model run", ["graph"], buckets=_SECONDS, registry=registry
+        )
+        self._queue_depth = Gauge("clipworks_queue_depth", "Items that wait", ["graph"], registry=registry)
+        self._item_errors = Counter("clipworks_item_errors", "Items refused or failed", ["code"], registry=registry)
+        self._loaded = Gauge("clipworks_model_loaded", "1 while the model runs", ["model"], registry=registry)
+        self._ready = Gauge("clipworks_ready", "1 while /readyz answers 200", registry=registry)
+        self.in_flight = Gauge("clipworks_requests_in_flight", "Requests being answered", registry=registry)
+
+    def request(self, route: str, method: str, status: int, seconds: float) -> None:
+        self._requests.labels(route, method if method in _METHODS else "other", str(status)).inc()
+        self._request_seconds.labels(route).observe(seconds)
+
+    def stage(self, name: str, seconds: float) -> None:
+        self._stage_seconds.labels(name).observe(seconds)
+
+    def batch(self, graph: str, size: int, seconds: float) -> None:
+        self._batch_size.labels(graph).observe(size)
+        self._batch_seconds.labels(graph).observe(seconds)
+
+    def queue(self, graph: str, depth: int) -> None:
+        self._queue_depth.labels(graph).set(depth)
+
+    def item_error(self, code: str) -> None:
+        self._item_errors.labels(code).inc()
+
+    def model_loaded(self, reference: str, loaded: bool) -> None:
+        self._loaded.labels(reference).set(int(loaded))
+
+    def watch_readiness(self, ready: Callable[[], bool]) -> None:
+        """Ask `ready` at each scrape."""
+        self._ready.set_function(lambda: float(ready()))
+
+    def render(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self.registry)
+
+
+def configure_logging(level: str, *, form: str, stream: TextIO | None = None) -> None:
+    """Send every logger to `stream` (stderr by default), one record a line; `form` is "text" or "json"."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(_JsonLines() if form == "json" else _KeyValueLines())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    # uvicorn's own words about connections say nothing that the access log does not.
+    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, root.level))
+    logging.getLogger("uvicorn.access").disabled = True
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": _utc(record.created),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)  # ASCII only, whatever a client sent
+
+
+class _KeyValueLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        parts = [_utc(record.created), record.levelname.lower(), record.name, _printable(record.getMessage())]
+        parts += [f"{name}={_quoted(str(value))}" for name, value in _fields(record).items()]
+        line = " ".join(parts)
+        if record.exc_info:  # every line of a traceback is marked, so that none can pass for a record
+            trace = self.formatException(record.exc_info).splitlines()
+            line += "".join(f"\n    | {_printable(each)}" for each in trace)
+        return line
+
+
+def _fields(record: logging.LogRecord) -> Mapping[str, Any]:
+    """Named values given as `extra={"fields": {...}}`."""
+    return getattr(record, "fields", {})
+
+
+def _utc(seconds: float) -> str:
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{int(seconds % 1 * 1000):03d}Z"
+
+
+def _quoted(text: str) -> str:
+    text = _printable(text)
+    return f'"{text}"' if not text or " " in text or "=" in text else text
+
+
+def _printable(text: str) -> str:
+    """Control characters, line separators and lone surrogates as escapes: a client cannot forge a line."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -1,0 +1,48 @@
+"""Where one request's time goes, and when it must be over."""
+
+from __future__ import annotations
+
+import time
+
+from service.faults import DeadlineExceeded
+
+
+class Timings:
+    """Named durations of one request, in seconds.
+
+    A stage that many items pass at once counts as its slowest item, so that the figures add up to what the
+    caller waited.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def add(self, name: str, seconds: float) -> None:
+        self.seconds[name] = max(seconds, self.seconds.get(name, 0.0))
+
+    def header(self) -> str:
+        """Value of a Server-Timing header; durations in milliseconds."""
+        return ", ".join(f"{name};dur={1000 * seconds:.2f}" for name, seconds in self.seconds.items())
+
+
+class Deadline:
+    """A moment on the monotonic clock, or never."""
+
+    def __init__(self, at: float | None = None) -> None:
+        self.at = at
+
+    @classmethod
+    def after(cls, seconds: float) -> Deadline:
+        return cls(time.monotonic() + seconds)
+
+    @property
+    def expired(self) -> bool:
+        return self.at is not None and time.monotonic() >= self.at
+
+    def remaining_s(self) -> float | None:
+        return None if self.at is None else max(self.at - time.monotonic(), 0.0)
+
+    def check(self) -> None:
+        """Raise DeadlineExceeded if it has passed."""
+        if self.expired:
+            raise DeadlineExceeded("the request's deadline passed before its work was done")

@@ -1,0 +1,157 @@
+"""Hostile and mistaken bodies on every route: 4xx in the error shape, never 5xx, and the server answers afterwards."""
+
+import base64
+import struct
+import time
+import zlib
+from collections.abc import Callable
+
+import pytest
+from starlette.testclient import TestClient
+
+from clipworks import schemas
+
+ROUTES = ("/embed", "/classify", "/v1/embeddings", "/label-sets/bad")
+JSON = {"Content-Type": "application/json"}
+
+
+def send(client: TestClient, path: str, body: bytes):  # type: ignore[no-untyped-def]
+    return client.request("PUT" if path.startswith("/label-sets") else "POST", path, content=body, headers=JSON)
+
+
+def check_refused(response, *statuses: int) -> schemas.ErrorDetail:  # type: ignore[no-untyped-def]
+    assert response.status_code in (statuses or range(400, 500)), response.text
+    return schemas.ErrorResponse.model_validate_json(response.content).error
+
+
+@pytest.fixture(autouse=True)
+def answers_afterwards(client: TestClient):  # type: ignore[no-untyped-def]
+    wanted = client.post("/embed", json={"inputs": ["golden"]}).json()
+    yield
+    assert client.post("/embed", json={"inputs": ["golden"]}).json() == wanted
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"NaN", b"Infinity", b"-Infinity", b"1e999", b'"\\ud800"', b'"\\udc00\\ud800"', b"9" * 5000, b"-" + b"9" * 4000,
+        b"null", b"true", b"[]", b"{}", b'""', b"[[]]", b"[null]", b"[{}]", b"0", b"-1", b"1.5", b'"\xff\xfe"',
+        b'["a", 1]', b'[{"text": "a", "image": "b"}]', b'[{"image": 1}]', b"[" * 1000, b'{"a":' * 1000, b"[" * 100_000,
+    ],
+    ids=lambda value: repr(value[:12]),
+)  # fmt: skip
+def test_a_bad_value_in_every_field(client: TestClient, path: str, value: bytes) -> None:
+    fields = {
+        "/embed": ("inputs", "normalize", "dimensions", "encoding_format", "model", "on_error"),
+        "/classify": ("inputs", "labels", "templates", "top_k", "threshold", "activation", "label_set"),
+        "/v1/embeddings": ("input", "dimensions", "encoding_format", "modality"),
+        "/label-sets/bad": ("labels", "templates", "model"),
+    }[path]
+    for field in fields:
+        if (field, value) == ("input", b'""'):
+            continue  # an empty text is a text
+        response = send(client, path, b'{"%s": %s}' % (field.encode(), value))
+        check_refused(response)
+    for broken in (value, b'{"inputs": ["a"], "labels": ["a"], "input": "a", "x": %s' % value):
+        check_refused(send(client, path, broken))
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_empty_lists_and_unknown_models(client: TestClient, path: str) -> None:
+    good = {"inputs": ["a"], "labels": ["a"], "input": "a"}
+    keep = {"/embed": ["inputs"], "/classify": ["inputs", "labels"], "/v1/embeddings": ["input"]}.get(path, ["labels"])
+    body = {name: good[name] for name in keep}
+    if path == "/classify":
+        body["inputs"] = [{"image": "QUJD"}]
+    for name in keep:
+        check_refused(client.request("PUT" if "label" in path else "POST", path, json={**body, name: []}), 422)
+    response = client.request("PUT" if "label" in path else "POST", path, json={**body, "model": "unknown"})
+    error = check_refused(response, 404)
+    assert (error.code, error.param) == ("model_not_found", "model")
+
+
+def test_a_million_labels_are_refused_fast(client: TestClient) -> None:
+    labels = b'"a",' * 999_999 + b'"a"'
+    started = time.monotonic()
+    error = check_refused(send(client, "/classify", b'{"inputs":[{"image":"QUJD"}],"labels":[%s]}' % labels), 413)
+    assert time.monotonic() - started < 3
+    assert "/label-sets" in error.message
+    check_refused(send(client, "/label-sets/bad", b'{"labels":[%s]}' % labels), 413)
+    check_refused(send(client, "/embed", b'{"inputs":[%s]}' % labels), 413)
+    check_refused(send(client, "/v1/embeddings", b'{"input":[%s]}' % labels), 413)
+    nested = b'{"inputs":[{"image":"QUJD"}],"labels":[{"name":"a","prompts":[%s]}]}' % labels
+    check_refused(send(client, "/classify", nested), 413)
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A valid PNG of one colour, as small as it can be."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = zlib.compressobj(9)
+    row = b"\0" * (width // 8 + 2)
+    body = b"".join(rows.compress(row) for _ in range(height)) + rows.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("width", "height"), [(9000, 9000), (16_385, 8), (8000, 8), (2**31 - 1, 2**31 - 1)])
+def test_image_bombs_are_refused_by_their_header(client: TestClient, width: int, height: int) -> None:
+    small = png_of(min(width, 20_000), min(height, 20_000)) if width < 2**20 else png_of(8, 8)
+    if width >= 2**20:
+        small = small[:16] + struct.pack(">II", width, height) + small[24:]
+    started = time.monotonic()
+    check_refused(client.post("/embed", content=small, headers={"Content-Type": "image/png"}), 413, 422)
+    assert time.monotonic() - started < 5
+
+
+def test_images_cut_at_every_sixteenth_are_refused(client: TestClient, make_picture: Callable[..., bytes]) -> None:
+    for form, cut_tail in (("PNG", 0), ("JPEG", 0), ("WEBP", 0)):
+        data = make_picture(form, 61, 43)
+        for part in range(16):
+            cut = data[: len(data) * part // 16]
+            error = check_refused(client.post("/embed", content=cut, headers={"Content-Type": "image/png"}), 422)
+            assert error.param == "inputs[0].image", (form, part, cut_tail)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"GIF89a" + b"\0" * 50, b"<html>not found</html>", b"II*\0" + b"\0" * 60, b"%PDF-1.7", b"\0" * 1000, b"%!PS\n"],
+)
+def test_what_is_no_image_is_refused(client: TestClient, data: bytes) -> None:
+    check_refused(client.post("/embed", content=data, headers={"Content-Type": "image/jpeg"}), 422)
+    check_refused(client.post("/embed", files={"image": ("a.jpg", data)}), 422)
+    body = {"inputs": [{"image": base64.b64encode(data).decode()}], "labels": ["a"]}
+    check_refused(client.post("/classify", json=body), 422)
+
+
+@pytest.mark.parametrize("text", ["a" * 8193, "\0" * 9000, "𝕏" * 8193])
+def test_long_texts_are_refused(client: TestClient, text: str) -> None:
+    assert check_refused(client.post("/embed", json={"inputs": ["ok", text]}), 422).param == "inputs[1]"
+    assert check_refused(client.post("/v1/embeddings", json={"input": text}), 422).param == "input"
+
+
+@pytest.mark.parametrize("text", ["", " ", "\0", "\x1b[31m", "a" * 8192, "🏴‍☠️" * 500, "‮evil", "A̸̛" * 999, "\ufeff"])
+def test_strange_texts_are_embedded(client: TestClient, text: str) -> None:
+    response = client.post("/embed", json={"inputs": [text]})
+    assert response.status_code == 200
+    schemas.EmbedResponse.model_validate_json(response.content)
+
+
+def test_nothing_of_the_request_is_echoed(client: TestClient) -> None:
+    secret = "hunter2secret"
+    bodies = [
+        {"inputs": [{"image": secret}]},
+        {"inputs": secret},
+        {"inputs": ["a"], "encoding_format": secret},
+        {"inputs": ["a"], "normalize": secret},
+        {"inputs": ["a"], "model": secret.upper()},
+        {"inputs": [{"image_url": f"http://{secret}"}]},
+        {"inputs": [secret * 1000]},
+    ]
+    for body in bodies:
+        assert secret not in client.post("/embed", json=body).text.lower()
+    assert secret not in client.post("/embed", content=f'{{"inputs": {secret}', headers=JSON).text
+    assert secret not in client.post(f"/embed?{secret}={secret}", json={"inputs": ["a"]}).text

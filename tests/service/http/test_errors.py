@@ -1,0 +1,151 @@
+"""Every refusal has the one shape, the right status, and says where; nothing of the request is echoed."""
+
+from collections.abc import Callable
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from clipworks import schemas
+from model_store import errors as store_errors
+from model_store.errors import ClipworksError
+from service import faults
+from service.errors import LingeringResponse, Problem, Refusal, problem_of, status_of
+from service.validation import first_problem
+
+STATUSES = {
+    store_errors.InvalidImage: 422,
+    store_errors.UnsupportedImage: 422,
+    store_errors.ImageTooLarge: 413,
+    store_errors.InvalidText: 422,
+    store_errors.ArtifactNotFound: 404,
+    store_errors.IntegrityError: 500,
+    store_errors.GoldenError: 500,
+    store_errors.SpaceMismatch: 409,
+    faults.Overloaded: 429,
+    faults.DeadlineExceeded: 504,
+    faults.NotReady: 503,
+    faults.Draining: 503,
+    faults.RunFailed: 500,
+    faults.TooManyItems: 413,
+    faults.UnknownName: 404,
+    faults.Conflict: 409,
+}
+
+
+def every_class(root: type[ClipworksError]) -> set[type[ClipworksError]]:
+    return {root}.union(*(every_class(each) for each in root.__subclasses__()))
+
+
+@pytest.mark.parametrize(("kind", "status"), STATUSES.items(), ids=lambda value: getattr(value, "__name__", value))
+def test_status_of_each_error(kind: type[ClipworksError], status: int) -> None:
+    problem = problem_of(kind("what happened"))
+    assert (problem.status, problem.code, problem.message) == (status, kind.code, "what happened")
+    shown = schemas.ErrorDetail.model_validate(problem.detail())
+    assert shown.type
+
+
+def test_no_class_of_the_tree_is_without_a_status() -> None:
+    for kind in every_class(ClipworksError) - {Refusal, *every_class(Refusal)}:
+        if kind.__init__ is Exception.__init__ or kind is faults.Overloaded:
+            assert 400 <= status_of(kind("x")) < 600
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504])
+def test_every_type_names_its_family(status: int) -> None:
+    expected = "server" if status == 500 else None
+    found = Problem(status, "", "").type
+    assert found.endswith("_error")
+    assert expected is None or found.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/embed", "POST"),
+        ("PATCH", "/label-sets/pets", "DELETE, GET, HEAD, PUT"),
+        ("POST", "/models", "GET, HEAD"),
+        ("OPTIONS", "/classify", "POST"),
+        ("POST", "/docs", "GET, HEAD"),
+    ],
+)
+def test_405_names_every_method_of_the_path(client: TestClient, method: str, path: str, allowed: str) -> None:
+    response = client.request(method, path)
+    assert response.status_code == 405
+    assert response.headers["allow"] == allowed
+    assert schemas.ErrorResponse.model_validate_json(response.content).error.code == "method_not_allowed"
+
+
+@pytest.mark.parametrize("path", ["/", "/nowhere", "/embed/", "/models/tiny/", "/%2e%2e/etc/passwd", "//embed"])
+def test_unknown_paths_are_404_in_the_error_shape(client: TestClient, path: str) -> None:
+    response = client.get(path)
+    assert response.status_code == 404
+    assert schemas.ErrorResponse.model_validate_json(response.content).error.type == "not_found_error"
+
+
+def test_a_defect_is_500_with_the_shape_and_without_its_text(make_app: Callable[..., FastAPI], caplog) -> None:
+    app = make_app()
+
+    async def broken() -> None:
+        raise KeyError("a secret detail")
+
+    app.add_api_route("/broken", broken)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        response = client.get("/broken", headers={"X-Request-Id": "find-me"})
+    assert response.status_code == 500
+    error = schemas.ErrorResponse.model_validate_json(response.content).error
+    assert (error.code, error.type) == ("internal_error", "server_error")
+    assert "secret" not in response.text
+    assert "find-me" in error.message
+    assert any("a secret detail" in str(record.exc_info) for record in caplog.records)
+
+
+def test_overload_says_when_to_come_back(client: TestClient, make_app: Callable[..., FastAPI]) -> None:
+    app = make_app()
+
+    async def full() -> None:
+        raise faults.Overloaded("no room", retry_after_s=2.2)
+
+    app.add_api_route("/full", full)
+    with TestClient(app) as client:
+        response = client.get("/full")
+    assert (response.status_code, response.headers["retry-after"]) == (429, "3")
+
+
+def test_names_of_a_wrong_form_are_422(client: TestClient) -> None:
+    for path in ("/models/UPPER", "/label-sets/a%20b", "/models/..%5c..", "/label-sets/" + "a" * 65):
+        response = client.get(path)
+        assert response.status_code == 422, path
+        assert response.json()["error"]["param"] == "name"
+
+
+def _error(kind: str, *loc: str | int, msg: str = "Input should be right") -> dict[str, object]:
+    return {"type": kind, "loc": loc, "msg": msg}
+
+
+@pytest.mark.parametrize(
+    ("errors", "param"),
+    [
+        ([_error("missing", "inputs")], "inputs"),
+        ([_error("string_type", "inputs", 3, "ImageInput", "image")], "inputs[3].image"),
+        (
+            [
+                _error("string_type", "inputs", 0, "str"),
+                _error("missing", "inputs", 0, "TextInput", "text"),
+                _error("extra_forbidden", "inputs", 0, "TextInput", "image"),
+                _error("string_type", "inputs", 0, "ImageInput", "image"),
+            ],
+            "inputs[0].image",
+        ),
+        ([_error("extra_forbidden", "a\nb")], "?"),
+        ([_error("value_error", msg="Value error, give one")], None),
+    ],
+)
+def test_the_most_telling_place_is_named(errors: list[dict[str, object]], param: str | None) -> None:
+    assert first_problem(errors).param == param
+
+
+def test_lingering_answers_carry_the_same_body() -> None:
+    problem = Problem(413, "too large", "body_too_large")
+    assert isinstance(problem.response(linger=True), LingeringResponse)
+    assert problem.response(linger=True).body == problem.response().body
