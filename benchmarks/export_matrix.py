@@ -1,6 +1,6 @@
 """Every named architecture from a weights file to a published artifact: parameters, seconds, sizes, fidelity.
 
-    python benchmarks/export_matrix.py [ARCH ...] [--out FOLDER] [--keep ARCH ...] [--threads N]
+    python benchmarks/export_matrix.py [ARCH ...] [--out FOLDER] [--keep ARCH ...] [--threads N] [--docs FILE]
 
 Weights are seeded random ones, saved to disk and imported as a stranger's file would be. Each architecture runs in a
 child process of its own; its files are deleted afterwards unless it is kept. Writes `export_matrix.json` and prints a
@@ -31,6 +31,7 @@ ARCHITECTURES = (
     "ViT-L-14",
 )
 SEED = 0
+MARKERS = ("<!-- export-matrix -->", "<!-- /export-matrix -->")
 
 
 def main() -> int:
@@ -41,6 +42,8 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, default=Path(".runs/weights"))
     parser.add_argument("--keep", nargs="*", default=["ViT-B-32"], help="architectures whose files stay")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--docs", type=Path, help="markdown file whose table between the markers is replaced")
+    parser.add_argument("--table-only", action="store_true", help="run nothing, print what earlier runs found")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -50,7 +53,7 @@ def main() -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     report = arguments.out / "export_matrix.json"
     rows = {row["architecture"]: row for row in json.loads(report.read_text())["rows"]} if report.exists() else {}
-    for architecture in arguments.architectures:
+    for architecture in [] if arguments.table_only else arguments.architectures:
         rows[architecture] = run_child(architecture, arguments)
         if architecture not in arguments.keep:
             shutil.rmtree(arguments.store / artifact_name(architecture), ignore_errors=True)
@@ -58,7 +61,10 @@ def main() -> int:
         ordered = [rows[name] for name in ARCHITECTURES if name in rows]
         report.write_text(json.dumps({"machine": machine(arguments.threads), "rows": ordered}, indent=1) + "\n")
         (arguments.out / "export_matrix.md").write_text(table(ordered) + "\n")
-    sys.stdout.write(table([rows[name] for name in ARCHITECTURES if name in rows]) + "\n")
+    final = table([rows[name] for name in ARCHITECTURES if name in rows])
+    if arguments.docs:
+        insert(arguments.docs, final)
+    sys.stdout.write(final + "\n")
     return 0 if all("error" not in row for row in rows.values()) else 1
 
 
@@ -198,6 +204,15 @@ def table(rows: list[dict[str, Any]]) -> str:
             lines.append(f"| {head} | {label} not built | | {variant['reason']} | | | |")
             head = " | | "
     return "\n".join(lines)
+
+
+def insert(document: Path, content: str) -> None:
+    """Replace what stands between the two markers."""
+    before, _, rest = document.read_text(encoding="utf-8").partition(MARKERS[0])
+    _, found, after = rest.partition(MARKERS[1])
+    if not found:
+        raise SystemExit(f"{document} has no {MARKERS[0]} ... {MARKERS[1]}")
+    document.write_text(f"{before}{MARKERS[0]}\n{content}\n{MARKERS[1]}{after}", encoding="utf-8")
 
 
 def artifact_name(architecture: str) -> str:

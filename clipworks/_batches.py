@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import random
 import re
 import threading
@@ -14,8 +12,9 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from clipworks import errors
+from clipworks._bodies import is_file, request_of
 from clipworks._exchange import Answer, Call, Request, Steps, api_error, exchange, item_error
-from clipworks._inputs import ImageAddress, ImageBytes, Loaded, Source, Text
+from clipworks._inputs import ImageBytes, Loaded, Source
 from clipworks.results import ModelIdentity
 from clipworks.retry import RetryPolicy
 from clipworks.schemas import ErrorDetail, OnError
@@ -98,8 +97,9 @@ class Batch(Generic[R]):
         return self._filled(loaded, ())
 
     def _filled(self, loaded: Sequence[tuple[Source, Loaded]], rest: Sequence[Source]) -> _Filled:
-        request = json_request(self.path, self.fields, [value for _, value in loaded]) if loaded else None
-        return _Filled(request, [source for source, _ in loaded], rest)
+        ordered = sorted(loaded, key=lambda pair: is_file(pair[1]))
+        request = request_of(self.path, self.fields, [value for _, value in ordered]) if ordered else None
+        return _Filled(request, [source for source, _ in ordered], rest)
 
     def _send(self, request: Request, sent: Sequence[Source]) -> Steps[None]:
         answer = yield from exchange(request, self.policy, self.chance)
@@ -114,7 +114,7 @@ class Batch(Generic[R]):
             yield from self.steps(sent[middle:])
             return
         if isinstance(error, errors.ApiError):
-            error.index = _index_of(error.param, sent)
+            error.index = sent[0].index if len(sent) == 1 else _index_of(error.param, sent)
             if error.code == "body_too_large":
                 self._fail(sent[0].index, error)
                 return
@@ -154,24 +154,6 @@ class Batch(Generic[R]):
                 f"the server answered as {self.identity.model} first and as {part.identity.model} later, with other "
                 "fingerprints; pin a version (model='name@version') and try again"
             )
-
-
-def json_request(path: str, fields: Mapping[str, Any], inputs: Sequence[Loaded]) -> Request:
-    """A JSON body with images as base64."""
-    content = json.dumps({**fields, "inputs": [_json_input(each) for each in inputs]}, separators=(",", ":"))
-    return Request(
-        method="POST", path=path, content=content.encode("ascii"), headers={"Content-Type": "application/json"}
-    )
-
-
-def _json_input(value: Loaded) -> str | dict[str, str]:
-    match value:
-        case Text():
-            return value.text
-        case ImageBytes():
-            return {"image": base64.b64encode(value.data).decode("ascii")}
-        case ImageAddress():
-            return {"image_url": value.url}
 
 
 def _index_of(param: str | None, sent: Sequence[Source]) -> int | None:

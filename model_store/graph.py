@@ -175,6 +175,8 @@ def _open_session(
     available = ort.get_available_providers()
     if names[0] not in available:
         raise ProviderError(f"device {settings.device} needs {names[0]}; this ONNX Runtime has {available}")
+    if settings.device == "cuda":
+        ort.preload_dlls()  # CUDA and cuDNN that came as Python packages are found by nobody else
     cuda: dict[str, str] = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
     if settings.memory_limit_bytes:
         cuda["gpu_mem_limit"] = str(settings.memory_limit_bytes)

@@ -159,14 +159,21 @@ def refuse_media_type(request: Request, accepted: str) -> NoReturn:
 def items_of(received: Received[Any], inputs: Sequence[Any], limits: IngressLimits) -> list[Item]:
     """Inputs and files as pipeline items; one that is refused here keeps its place as a FailedItem."""
     items: list[Item] = [_item_of(each, limits) for each in inputs[: received.json_inputs]]
-    items += [_file_item(data, limits) for data in received.files]
+    items += [ImageItem(data) for data in received.files]
     return items
 
 
 def param_of(inputs: Sequence[Any], index: int, *, name: str = "inputs") -> str:
     """Where an item stands in the request, such as inputs[3].image."""
-    each = inputs[index] if index < len(inputs) else None
-    field = {TextInput: ".text", ImageInput: ".image", ImageUrlInput: ".image_url"}.get(type(each), "")
+    match inputs[index]:
+        case TextInput():
+            field = ".text"
+        case ImageInput():
+            field = ".image"
+        case ImageUrlInput():
+            field = ".image_url"
+        case _:
+            field = ""
     return f"{name}[{index}]{field}"
 
 
@@ -174,7 +181,7 @@ def decode_image_field(text: str, limits: IngressLimits) -> bytes:
     """Bytes of an `image` field: base64, or a data: URI with base64.
 
     Raises:
-        ImageTooLarge: before decoding, from its length.
+        ImageTooLarge: before decoding, from its length; what is over the limit by less, the decoder refuses.
         InvalidImage: not base64.
     """
     payload = text
@@ -183,7 +190,7 @@ def decode_image_field(text: str, limits: IngressLimits) -> bytes:
         if not comma or len(head) > _MAX_DATA_URI_HEAD or not head.lower().endswith(";base64"):
             raise InvalidImage("a data: URI must have the form data:image/...;base64,...")
     if len(payload) > 4 * (limits.max_image_bytes // 3 + 1):
-        raise _image_too_large(limits)
+        raise ImageTooLarge(f"the image is larger than {limits.max_image_bytes} bytes (CLIPWORKS_MAX_IMAGE_BYTES)")
     try:
         if len(payload) % 4 == 0:  # strict_mode lets a surplus "=" pass
             return binascii.a2b_base64(payload, strict_mode=True)
@@ -200,19 +207,11 @@ def _item_of(each: Any, limits: IngressLimits) -> Item:
             case TextInput():
                 return TextItem(each.text)
             case ImageInput():
-                return _file_item(decode_image_field(each.image, limits), limits)
+                return ImageItem(decode_image_field(each.image, limits))
             case _:
                 raise UrlFetchDisabled("image_url is refused: this server fetches nothing; send the bytes as image")
     except ClipworksError as error:
         return FailedItem(error)
-
-
-def _file_item(data: bytes, limits: IngressLimits) -> Item:
-    return FailedItem(_image_too_large(limits)) if len(data) > limits.max_image_bytes else ImageItem(data)
-
-
-def _image_too_large(limits: IngressLimits) -> ImageTooLarge:
-    return ImageTooLarge(f"the image is larger than {limits.max_image_bytes} bytes (CLIPWORKS_MAX_IMAGE_BYTES)")
 
 
 def _with_files(

@@ -70,7 +70,10 @@ def bodies(model: type[BaseModel], options: Options) -> dict[str, Any]:
         "type": "object",
         "properties": {
             "image": {"type": "array", "items": binary, "description": "encoded images, in order"},
-            "request": {"type": "string", "description": f"JSON of {model.__name__}; images are appended to its inputs"},
+            "request": {
+                "type": "string",
+                "description": f"JSON of {model.__name__}; images are appended to its inputs",
+            },
             **schemas,
         },
         "additionalProperties": False,

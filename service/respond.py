@@ -48,7 +48,9 @@ def wants_npy(request: Request) -> bool:
 
 def encoded(vector: NDArray[np.float32], encoding: EncodingFormat) -> NDArray[np.float32] | str:
     """A vector for `json_response`: itself, or base64 of its little-endian bytes."""
-    return base64.b64encode(vector.astype("<f4", copy=False).tobytes()).decode("ascii") if encoding == "base64" else vector
+    return (
+        base64.b64encode(vector.astype("<f4", copy=False).tobytes()).decode("ascii") if encoding == "base64" else vector
+    )
 
 
 def entries(

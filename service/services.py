@@ -46,7 +46,7 @@ class Services:
     starting: asyncio.Task[None] | None = None
 
     def begin(self, *, on_ready: Callable[[], None], on_fatal: Callable[[str], None]) -> None:
-        """Load the models in the background, so that the server answers /livez meanwhile; exactly one callback comes."""
+        """Load the models in the background, so that /livez is answered meanwhile; exactly one callback comes."""
         self.starting = asyncio.get_running_loop().create_task(self._start(on_ready, on_fatal), name="start")
 
     def begin_draining(self) -> None:

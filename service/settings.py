@@ -1,4 +1,4 @@
-"""Every setting of the server, once: environment variables, command-line flags and the docs are made from this class."""
+"""Every setting of the server, once: environment variables, command-line flags and the docs come from this class."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ class Settings(BaseSettings):
     image_formats: Annotated[tuple[str, ...], NoDecode] = Field(
         ("JPEG", "PNG", "WEBP"), description=f"accepted formats, of {', '.join(ALL_FORMATS)}"
     )
-    request_timeout_s: float = Field(30, gt=0, description="time for a request that names no X-Request-Timeout-Ms (504)")
+    request_timeout_s: float = Field(
+        30, gt=0, description="time for a request that names no X-Request-Timeout-Ms (504)"
+    )
     max_request_timeout_s: float = Field(120, gt=0, description="cap of X-Request-Timeout-Ms")
     # limits of the server
     max_queue_items: int = Field(512, ge=1, description="items in work for one encoder; more are refused (429)")
@@ -87,12 +89,16 @@ class Settings(BaseSettings):
     spinning: bool = Field(False, description="idle model threads spin: lower latency, busy cores")
     max_batch_images: int = Field(16, ge=1, description="images of one model run")
     max_batch_texts: int = Field(64, ge=1, description="texts of one model run")
-    probe: bool = Field(True, description="open each graph first in a child process, so that a crash cannot end the server")
+    probe: bool = Field(
+        True, description="open each graph first in a child process, so that a crash cannot end the server"
+    )
     gpu_memory_bytes: int = Field(0, ge=0, description="limit of a GPU session's memory; 0: none")
     hang_s: float = Field(30, gt=0, description="a model run that lasts longer is given up, and its session replaced")
     exit_after_s: float = Field(30, ge=0, description="a hung run ends the process this much later; 0: never")
     # life cycle and logs
-    drain_grace_s: float = Field(1, ge=0, description="after SIGTERM: time with /readyz at 503 before connections are refused")
+    drain_grace_s: float = Field(
+        1, ge=0, description="after SIGTERM: time with /readyz at 503 before connections are refused"
+    )
     drain_s: float = Field(30, ge=0, description="after SIGTERM: time for requests in flight to finish")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
     log_format: Literal["text", "json"] = Field("text", description="text is key=value, json is one object a line")

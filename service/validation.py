@@ -1,4 +1,4 @@
-"""pydantic's list of errors -> the one that helps: a path such as inputs[3].image and one sentence, no echo of values."""
+"""pydantic's list of errors -> the one that helps: a path such as inputs[3].image and one sentence, without values."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ def first_problem(errors: Sequence[Any]) -> FieldProblem:
         chosen = best[0] if best else candidates[0][0]
         return FieldProblem(_written(chosen.path), _sentence(chosen))
     form = _FORMS.get(str(field[0])) if field else None
-    return FieldProblem(_written(field), f"{_written(field) or 'the body'}: {form or 'none of the accepted forms fits'}")
+    return FieldProblem(
+        _written(field), f"{_written(field) or 'the body'}: {form or 'none of the accepted forms fits'}"
+    )
 
 
 def _locate(error: Any) -> _Located:

@@ -69,6 +69,7 @@ class TextTowerConfig(Settings):
     pool: Literal["eos", "eos+bag", "bag"] = "eos"
     dropout: float = Field(default=0.0, ge=0, lt=1)
     embedding_std: float = 0.02
+    bag_projection: bool = Field(default=True, description="false: token vectors are the embedding")
 
 
 class SmallConfig(Settings):

@@ -82,7 +82,10 @@ class TextTower(nn.Module):
             mask = torch.full((length, length), float("-inf")).triu_(1)
             self.register_buffer("causal_mask", mask, persistent=False)
         if config.pool != "eos":
-            self.bag_projection = nn.Linear(width, embed_dim, bias=False)
+            if not config.bag_projection and width != embed_dim:
+                raise ValueError(f"bag_projection = false needs text width {width} = embed_dim {embed_dim}")
+            projection = nn.Linear(width, embed_dim, bias=False)
+            self.bag_projection = projection if config.bag_projection else nn.Identity()
         if config.pool == "eos+bag":
             # At first the end token says the same of every text: it starts silent, as a correction of the bag.
             nn.init.zeros_(self.projection.weight)

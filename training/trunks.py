@@ -66,6 +66,32 @@ class ConvTrunk(nn.Module):
         return self.forward_features(x).mean(dim=(2, 3))
 
 
+class PlainTrunk(nn.Module):
+    """Normalised pixels [B, 3, H, W] -> features [B, widths[-1], H/8, W/8]: convolutions in a row, no shortcuts.
+
+    The first layer keeps the full resolution, so that small prints and thin stripes survive; then every second of
+    the next layers halves the picture, three times.
+    """
+
+    def __init__(self, *, widths: Sequence[int]) -> None:
+        super().__init__()
+        pairs = zip((3, *widths[:-1]), widths, strict=True)
+        self.layers = nn.Sequential(
+            *(
+                ConvUnit(inputs, outputs, stride=2 if index in (1, 3, 5) else 1)
+                for index, (inputs, outputs) in enumerate(pairs)
+            )
+        )
+        self.num_features = widths[-1]
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pooled features [B, num_features]."""
+        return self.forward_features(x).mean(dim=(2, 3))
+
+
 # timm's registry calls entry points with its own keywords, which own weights have no use for.
 @register_model
 def clipworks_conv_t(pretrained: bool = False, **_timm_options: object) -> ConvTrunk:
@@ -83,3 +109,9 @@ def clipworks_conv_s(pretrained: bool = False, **_timm_options: object) -> ConvT
 def clipworks_conv_m(pretrained: bool = False, **_timm_options: object) -> ConvTrunk:
     """3.1 M parameters."""
     return ConvTrunk(widths=(32, 64, 128, 256), depths=(0, 1, 1, 2))
+
+
+@register_model
+def clipworks_plain_s(pretrained: bool = False, **_timm_options: object) -> PlainTrunk:
+    """1.2 M parameters."""
+    return PlainTrunk(widths=(32, 32, 64, 64, 128, 128, 256, 256))

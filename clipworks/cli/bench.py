@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
-import json
 import math
 import sys
 from collections.abc import Coroutine, Sequence
@@ -15,6 +13,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from clipworks._bodies import request_of
+from clipworks._inputs import ImageBytes, Text
 from clipworks.cli import connect, output
 from clipworks.cli.embed import images_below
 from clipworks.cli.failures import FAILED_ITEMS, UsageError
@@ -51,9 +51,11 @@ def bench(
         raise UsageError(f"--rate {rate:g}: expected a positive number of requests per second")
     if what == "texts" and images:
         raise UsageError("--of texts sends texts; leave the images out")
-    payloads = _payloads(_encoded(images or []) if what == "images" else [], items, model)
+    encoded = _encoded(images or []) if what == "images" else []
+    payloads = _payloads(encoded, items, model)
     with _client(url, api_key) as client:
-        client.embed(texts=["is it there?"], model=model)
+        # One request first: what is wrong is told once, as a sentence.
+        client.embed(texts=[] if encoded else _TEXTS[:1], images=encoded[:1], model=model)
         address = client.url
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     # More connections than clients would wait for each other at once, so an open loop gets plenty.
@@ -110,10 +112,15 @@ def drawn_photographs(count: int) -> list[bytes]:
 
 
 def _payloads(images: Sequence[bytes], items: int, model: str | None) -> list[Payload]:
-    inputs: list[object] = [{"image": base64.b64encode(each).decode("ascii")} for each in images] or list(_TEXTS)
+    """Bodies as the client makes them; each begins with another input."""
+    inputs = [ImageBytes(data) for data in images] or [Text(text) for text in _TEXTS]
     options = {"encoding_format": "base64"} | ({"model": model} if model else {})
-    bodies = [[inputs[(start + offset) % len(inputs)] for offset in range(items)] for start in range(len(inputs))]
-    return [Payload(body=json.dumps({**options, "inputs": body}).encode("ascii"), items=items) for body in bodies]
+    payloads: list[Payload] = []
+    for start in range(len(inputs)):
+        chosen = [inputs[(start + offset) % len(inputs)] for offset in range(items)]
+        request = request_of("/embed", options, chosen)
+        payloads.append(Payload(body=request.content or b"", content_type=request.headers["Content-Type"], items=items))
+    return payloads
 
 
 async def _watched(work: Coroutine[None, None, LoadResult], seconds: float) -> LoadResult:

@@ -55,8 +55,9 @@ def list_models(
             ]
             for artifact in artifacts
         ]
-        output.print_table(["model", "dim", "precisions", "MB", "architecture", "where"], rows)
-        if not rows:
+        if rows or not output.is_terminal():
+            output.print_table(["model", "dim", "precisions", "MB", "architecture", "where"], rows)
+        else:
             output.say(
                 "no models; import one: clipworks models import ViT-B-32 --pretrained TAG --name NAME --store DIR"
             )

@@ -124,6 +124,4 @@ async def _score(
 
 
 def _shown(predictions: list[Scored]) -> dict[str, Any]:
-    return {
-        "predictions": [{"label": p.label, "score": p.score, "similarity": p.similarity} for p in predictions]
-    }
+    return {"predictions": [{"label": p.label, "score": p.score, "similarity": p.similarity} for p in predictions]}

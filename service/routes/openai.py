@@ -82,9 +82,7 @@ async def create_embeddings(request: Request) -> Response:
 @router.get("/models", summary="List the models that run, as OpenAI's API does", responses=answers(V1ModelList))
 async def list_models(request: Request) -> Response:
     models = [
-        V1Model(
-            id=model.reference, created=_unix_time(model.manifest.provenance.created_utc), owned_by="clipworks"
-        )
+        V1Model(id=model.reference, created=_unix_time(model.manifest.provenance.created_utc), owned_by="clipworks")
         for model in services_of(request).registry.running()
     ]
     return model_response(V1ModelList(data=models))
@@ -108,14 +106,20 @@ def inputs_of(body: V1EmbeddingsRequest) -> list[AnyInput]:
         elif isinstance(each, V1Item) and each.text is not None:
             inputs.append(TextInput(text=each.text))
         else:
-            message = "input: token ids are not taken, send the text itself (LangChain: check_embedding_ctx_length=False)"
+            message = (
+                "input: token ids are not taken, send the text itself (LangChain: check_embedding_ctx_length=False)"
+            )
             raise Refusal(422, "tokens_not_supported", message, param=f"input[{index}]")
     return inputs
 
 
 def _image(value: str) -> ImageInput | ImageUrlInput:
     """Both dialects allow an address in the place of base64."""
-    return ImageUrlInput(image_url=value[:2048]) if value[:8].lower().startswith(("http://", "https://")) else ImageInput(image=value)
+    return (
+        ImageUrlInput(image_url=value[:2048])
+        if value[:8].lower().startswith(("http://", "https://"))
+        else ImageInput(image=value)
+    )
 
 
 def _unix_time(utc: str) -> int:

@@ -183,7 +183,7 @@ class Loud(nn.Module):
         self.first = nn.Linear(48, 32)
         self.layers = nn.ModuleList([nn.Linear(34, 32, bias=False) for _ in range(6)])
         for layer in self.layers:
-            nn.init.zeros_(layer.weight[:, 32:])
+            nn.init.zeros_(layer.get_parameter("weight")[:, 32:])
         self.last = nn.Linear(32, 32, bias=False)
 
     def forward(self, pixels: Tensor) -> Tensor:

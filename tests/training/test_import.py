@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -282,8 +283,8 @@ def test_preprocessing_is_read_from_open_clip(twins: Path) -> None:
     model = load_model(find_weights("clipworks-tiny", weights_of(twins), activation="gelu"))
     spec = image_spec_of(model)
     assert (spec.height_px, spec.width_px, spec.resize_mode, spec.interpolation) == (48, 48, "shortest", "bicubic")
-    model.visual.preprocess_cfg["resize_mode"] = "longest"
-    model.visual.preprocess_cfg["fill_color"] = 7
+    settings: Any = model.visual.preprocess_cfg
+    settings.update(resize_mode="longest", fill_color=7)
     spec = image_spec_of(model)
     assert (spec.resize_mode, spec.fill) == ("longest", 7)
     assert (prepare(Image.new("RGB", (96, 48)), spec)[0, 0] == 7).all()

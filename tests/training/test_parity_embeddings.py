@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -25,7 +26,7 @@ from training.tiny import write_tiny_source
 
 pytestmark = pytest.mark.torch
 
-Reference = tuple[torch.nn.Module, Callable[[Image.Image], torch.Tensor], SimpleTokenizer]
+Reference = tuple[open_clip.CLIP, Callable[[Image.Image], torch.Tensor], SimpleTokenizer]
 
 STORE = Path(__file__).parents[1] / "fixtures" / "tiny_store"
 RELATIVE_L2_MAX = 1e-4
@@ -41,7 +42,8 @@ def artifact() -> Artifact:
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     """open_clip's model, transform and tokeniser, loaded through open_clip from the fixture's seed."""
     folder = write_tiny_source(tmp_path_factory.mktemp("tiny"))
-    model, transform = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+    loaded: Any = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+    model, transform = loaded
     packed = folder / "merges.gz"
     packed.write_bytes(gzip.compress((folder / "merges.txt").read_bytes()))
     return model.eval(), transform, SimpleTokenizer(bpe_path=str(packed), context_length=model.context_length)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +68,8 @@ def both(rule: str, interpolation: str) -> tuple[ImageSpec, Callable[[Image.Imag
         resize_mode=mode,
         fill_color=spec.fill,
     )
-    return spec, image_transform_v2(config, is_train=False)
+    transform: Any = image_transform_v2(config, is_train=False)
+    return spec, transform
 
 
 def normalised(pixels: NDArray[np.uint8]) -> torch.Tensor:

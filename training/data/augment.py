@@ -49,7 +49,7 @@ class ImageAugment:
             image, side = canvas, side + 2 * margin
         left, top = rng.uniform(0, side - width), rng.uniform(0, side - height)
         box = (left, top, left + width, top + height)
-        return np.asarray(image.resize((self.size_px, self.size_px), Image.Resampling.BICUBIC, box=box))
+        return np.asarray(image.resize((self.size_px, self.size_px), Image.Resampling.BILINEAR, box=box))
 
 
 def _shifted(pixels: NDArray[np.uint8], offset: NDArray[np.integer], fill: int) -> NDArray[np.uint8]:

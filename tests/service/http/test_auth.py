@@ -36,7 +36,9 @@ def test_every_route_without_a_key_is_401_unless_it_is_open(locked: TestClient) 
             assert "x-request-id" in response.headers
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "/livez/", "/livez/../models", "//livez", "/ui", "/uix", "/models%2F..%2Flivez"])
+@pytest.mark.parametrize(
+    "path", ["/nowhere", "/livez/", "/livez/../models", "//livez", "/ui", "/uix", "/models%2F..%2Flivez"]
+)
 def test_paths_that_only_look_open(locked: TestClient, path: str) -> None:
     assert locked.get(path).status_code == (404 if path == "/ui" else 401)
 

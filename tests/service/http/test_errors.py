@@ -1,6 +1,7 @@
 """Every refusal has the one shape, the right status, and says where; nothing of the request is echoed."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
@@ -49,6 +50,12 @@ def test_no_class_of_the_tree_is_without_a_status() -> None:
     for kind in every_class(ClipworksError) - {Refusal, *every_class(Refusal)}:
         if kind.__init__ is Exception.__init__ or kind is faults.Overloaded:
             assert 400 <= status_of(kind("x")) < 600
+
+
+def test_every_code_is_in_the_reference() -> None:
+    reference = (Path(__file__).parents[3] / "docs" / "http.md").read_text(encoding="utf-8")
+    for kind in every_class(ClipworksError) - every_class(Refusal):
+        assert f"`{kind.code}`" in reference, kind
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504])

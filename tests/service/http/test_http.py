@@ -98,7 +98,12 @@ def test_multipart_files_stand_after_the_requests_own_inputs(client: TestClient,
 
 
 def test_on_error_item_keeps_the_good_ones(client: TestClient, png: bytes) -> None:
-    inputs = ["a cat", {"image": as_base64(png[:60])}, {"image_url": "https://example.com/a.png"}, {"image": as_base64(png)}]
+    inputs = [
+        "a cat",
+        {"image": as_base64(png[:60])},
+        {"image_url": "https://example.com/a.png"},
+        {"image": as_base64(png)},
+    ]
     body = schemas.EmbedResponse.model_validate_json(
         client.post("/embed", json={"inputs": inputs, "on_error": "item"}).content
     )
@@ -130,7 +135,9 @@ def test_an_array_has_no_place_for_item_errors(client: TestClient) -> None:
 def test_classify_agrees_with_the_formula(client: TestClient, png: bytes, reference) -> None:
     manifest = Store(TINY_STORE, builtin=False).open("tiny").manifest
     labels = ["cat", "dog", {"name": "car", "prompts": ["a fast car", "a car"]}]
-    response = client.post("/classify", json={"inputs": [{"image": as_base64(png)}], "labels": labels, "templates": ["a {}"]})
+    response = client.post(
+        "/classify", json={"inputs": [{"image": as_base64(png)}], "labels": labels, "templates": ["a {}"]}
+    )
     body = schemas.ClassifyResponse.model_validate_json(response.content)
     prompts = {"cat": ["a cat"], "dog": ["a dog"], "car": ["a fast car", "a car"]}
     classes = np.stack([unit(np.mean([unit(reference(p)) for p in group], axis=0)) for group in prompts.values()])

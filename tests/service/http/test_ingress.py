@@ -85,7 +85,8 @@ def test_the_pixel_limit_is_read_from_the_header(small: TestClient, make_picture
 
 
 @pytest.mark.parametrize(
-    "content_type", [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonx", "video/mp4", ";", "a\xff"]
+    "content_type",
+    [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonx", "video/mp4", ";", "a\xff"],
 )
 def test_other_content_types_are_415_with_the_remedy(client: TestClient, content_type: str | None) -> None:
     headers = {} if content_type is None else {"Content-Type": content_type.encode("latin-1")}
@@ -94,7 +95,9 @@ def test_other_content_types_are_415_with_the_remedy(client: TestClient, content
     assert "-H 'Content-Type: application/json'" in response.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON", "application/json;x=y"])
+@pytest.mark.parametrize(
+    "content_type", ["application/json; charset=utf-8", "Application/JSON", "application/json;x=y"]
+)
 def test_json_is_json_however_it_is_written(client: TestClient, content_type: str) -> None:
     headers = {"Content-Type": content_type}
     assert client.post("/embed", content=b'{"inputs": ["a"]}', headers=headers).status_code == 200
@@ -112,7 +115,11 @@ def test_json_is_json_however_it_is_written(client: TestClient, content_type: st
         (b'--b\r\nContent-Disposition: form-data; name="request"\r\n\r\n{\r\n--b--\r\n', 400, "invalid_json"),
         (b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\n\xff\r\n--b--\r\n', 422, "invalid_field"),
         (b"--b\r\n" + b"X: y\r\n" * 200 + b"\r\n\r\n--b--\r\n", 400, "invalid_multipart"),
-        (b'--b\r\nContent-Disposition: form-data; name="image"\r\n\r\nx\r\n' * 2000 + b"--b--\r\n", 413, "too_many_items"),
+        (
+            b'--b\r\nContent-Disposition: form-data; name="image"\r\n\r\nx\r\n' * 2000 + b"--b--\r\n",
+            413,
+            "too_many_items",
+        ),
     ],
 )
 def test_broken_multipart(client: TestClient, body: bytes, status: int, code: str) -> None:

@@ -3,8 +3,8 @@
 Of its checks these are left out, each for a reason:
 - positive_data_acceptance: what fits the schema may still name an unknown model, bring a broken image or ask for 32 MB;
   JSON schema cannot say so, and those answers are tested by name in the other files.
-- missing_required_header, ignored_auth: the app under test has keys, but requests are sent with them; test_auth.py walks
-  all routes without.
+- missing_required_header, ignored_auth: the app under test has keys, but requests are sent with them; test_auth.py
+  walks all routes without.
 - use_after_free, ensure_resource_availability: they need a stateful run; test_http.py walks a label set's whole life.
 - response_headers_conformance, allow_header_conformance: the document declares no headers; test_errors.py checks Allow.
 """
@@ -32,6 +32,7 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 from schemathesis.transport.serialization import Binary
+
 from clipworks.schemas import IMAGE_FORMAT
 from service.app import create_app
 from service.settings import Settings
@@ -92,8 +93,18 @@ def document_of_an_app() -> schemathesis.BaseSchema:
     )
     app = create_app(
         Settings(  # type: ignore[call-arg]
-            store=TINY_STORE, builtin=False, probe=False, access_log=False, data=None, model="tiny", extra_models=(),
-            admin_keys=(KEY,), api_keys=(KEY,), max_items=8, max_label_texts=100, request_timeout_s=20,
+            store=TINY_STORE,
+            builtin=False,
+            probe=False,
+            access_log=False,
+            data=None,
+            model="tiny",
+            extra_models=(),
+            admin_keys=(KEY,),
+            api_keys=(KEY,),
+            max_items=8,
+            max_label_texts=100,
+            request_timeout_s=20,
         )  # fmt: skip
     )
     document = schemathesis.openapi.from_dict(app.openapi(), config=config)
@@ -126,9 +137,31 @@ def test_every_operation(case: schemathesis.Case, seen: Seen) -> None:
 
 
 def aim(case: schemathesis.Case) -> None:
-    """Names that exist, so that good requests reach the model behind the 404."""
+    """Let what fits the schema also make sense, so that good requests reach the model and not only validation.
+
+    Names exist, dimensions are the model's, labels come once, and nothing stands both in the query and in the body.
+    """
     if "name" in case.path_parameters:
         case.path_parameters["name"] = "tiny" if "/models" in case.operation.path else "pets"
-    for place in (case.body, case.query):
-        if isinstance(place, dict) and isinstance(place.get("model"), str):
-            place["model"] = "tiny"
+    if case.operation.method != "post" or case.operation.path not in ("/embed", "/classify", "/v1/embeddings"):
+        return
+    body = case.body if isinstance(case.body, dict) else {}
+    form = case.media_type == "multipart/form-data"
+    if form:
+        body.pop("request", None)
+        if not body.get("image"):
+            body["image"] = [Binary(picture("PNG", 8, 8))]
+    for place in (body, case.query):
+        for name, value in (("model", "tiny"), ("dimensions", 32), ("label_set", "pets")):
+            if place.get(name) is not None:
+                place[name] = value
+    for name in body:
+        case.query.pop(name, None)
+    if case.operation.path == "/classify":
+        everything = {**body, **case.query}
+        if everything.get("label_set") is not None:
+            for place in (body, case.query):
+                place.pop("labels", None)
+                place.pop("templates", None)
+        elif everything.get("labels") is None:
+            (body if case.media_type == "application/json" else case.query)["labels"] = ["cat", "dog"]

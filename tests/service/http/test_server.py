@@ -1,5 +1,6 @@
 """A server in its own process: what it prints, how it stops, and how long it listens to slow clients."""
 
+import contextlib
 import json
 import shutil
 import signal
@@ -56,7 +57,9 @@ def test_the_curl_lines_of_the_docs_work(shared, tmp_path: Path, jpeg: bytes) ->
         return json.loads(done.stdout)
 
     form = curl("-F", "image=@cat.jpg", "-F", "labels=cat,dog", shared.address + "/classify")
-    raw = curl("-H", "Content-Type: image/jpeg", "--data-binary", "@cat.jpg", shared.address + "/classify?labels=cat,dog")
+    raw = curl(
+        "-H", "Content-Type: image/jpeg", "--data-binary", "@cat.jpg", shared.address + "/classify?labels=cat,dog"
+    )
     assert {p["label"] for p in form["data"][0]["predictions"]} == {"cat", "dog"}  # type: ignore[index]
     assert form == raw
     refused = curl("-d", '{"inputs": ["a"]}', shared.address + "/embed")
@@ -181,10 +184,8 @@ def test_slow_clients_are_cut_off_and_others_are_served(shared) -> None:
     def drip() -> None:
         while not stop.wait(0.2):
             for connection, piece in ((headers, b"X-A: b\r\n"), (body, b" ")):
-                try:
+                with contextlib.suppress(OSError):  # closed: that is what is being waited for
                     connection.sendall(piece)
-                except OSError:
-                    pass
 
     dripping = threading.Thread(target=drip)
     dripping.start()
@@ -233,6 +234,20 @@ def test_a_client_that_goes_away_frees_its_places(shared) -> None:
     answer = httpx2.post(shared.address + "/embed", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 200
     assert any("status=499" in line for line in shared.log)
+
+
+def test_what_is_sent_after_a_refusal_is_swallowed(shared) -> None:
+    piece = b"%x\r\n%s\r\n" % (100_000, b"x" * 100_000)
+    with socket.create_connection(("127.0.0.1", shared.port)) as connection:
+        head = b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head + piece * 4)
+        connection.settimeout(10)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
+        for _ in range(20):
+            connection.sendall(piece)
+            time.sleep(0.01)
+        connection.sendall(b"0\r\n\r\n")
+        assert read_until_closed(connection, timeout_s=10)[1] < 3
 
 
 def test_a_refused_upload_still_gets_its_answer(shared) -> None:

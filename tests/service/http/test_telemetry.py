@@ -53,7 +53,10 @@ def test_strange_requests_make_no_new_series(own: TestClient) -> None:
         own.request(f"METHOD{number}", "/models")
     after = samples(own.get("/metrics").text)
     assert len(after) <= before + 20  # one more series of /label-sets/{name}
-    assert after[("clipworks_requests_total", frozenset({"route": "unmatched", "method": "GET", "status": "404"}.items()))] >= 50
+    assert (
+        after[("clipworks_requests_total", frozenset({"route": "unmatched", "method": "GET", "status": "404"}.items()))]
+        >= 50
+    )
 
 
 def test_two_servers_do_not_share_metrics() -> None:

@@ -1,0 +1,46 @@
+"""Inputs -> the body of a request: JSON for texts, multipart when image bytes are among them.
+
+Measured against base64 in JSON, both ways on one machine: the same for 3 KB images, and up to twice as fast for the
+whole request from 200 KB on (docs/client.md has the figures).
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clipworks._exchange import Request
+from clipworks._inputs import ImageAddress, ImageBytes, Loaded, Text
+
+
+def is_file(value: Loaded) -> bool:
+    """Files stand behind all other inputs of a request, whatever the order in which they were added."""
+    return isinstance(value, ImageBytes)
+
+
+def request_of(path: str, fields: Mapping[str, Any], inputs: Sequence[Loaded]) -> Request:
+    """A POST of inputs that are ordered by `is_file`."""
+    described = [_described(each) for each in inputs if not isinstance(each, ImageBytes)]
+    files = [each.data for each in inputs if isinstance(each, ImageBytes)]
+    body = {**fields, "inputs": described} if described else dict(fields)
+    text = json.dumps(body, separators=(",", ":")).encode("ascii")
+    if not files:
+        return Request(method="POST", path=path, content=text, headers={"Content-Type": "application/json"})
+    boundary = secrets.token_hex(16)
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="request"\r\n\r\n'
+    file_head = (
+        f'\r\n--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="image"\r\n'
+        "Content-Type: application/octet-stream\r\n\r\n"
+    ).encode("ascii")
+    parts = [head.encode("ascii"), text]
+    for data in files:
+        parts += [file_head, data]
+    parts.append(f"\r\n--{boundary}--\r\n".encode("ascii"))
+    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    return Request(method="POST", path=path, content=b"".join(parts), headers=headers)
+
+
+def _described(value: Text | ImageAddress) -> str | dict[str, str]:
+    return value.text if isinstance(value, Text) else {"image_url": value.url}
