@@ -6,6 +6,7 @@ Nothing is unpacked to disk; only plain members are read, and none beyond the de
 from __future__ import annotations
 
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ from model_store.modality.image import DEFAULT_LIMITS, decode, prepare
 from training.data.rows import Row, group_of
 
 _IMAGES = ("png", "jpg", "jpeg", "webp")
+_TAR_END = bytes(1024)
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -65,6 +67,7 @@ def read_shards(shards: Iterable[Path], *, label_keys: Sequence[str] = ()) -> It
     """
     for shard in shards:
         try:
+            _check_end(shard)
             with tarfile.open(shard, "r:") as tar:
                 for key, entries in groupby(_members(tar, shard), key=lambda entry: _split(entry.name)[0]):
                     yield _sample(shard, key, {_split(e.name)[1]: _read(tar, e) for e in entries}, label_keys)
@@ -90,6 +93,15 @@ def load_shards(
         rows.append(sample.row)
     empty = np.empty((0, spec.height_px, spec.width_px, 3), dtype=np.uint8)
     return rows, np.stack(pixels) if pixels else empty
+
+
+def _check_end(shard: Path) -> None:
+    """tarfile takes a cut in the middle of a header for the end; a complete tar ends in two blocks of zeros."""
+    with shard.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - len(_TAR_END)))
+        if file.read() != _TAR_END:
+            raise tarfile.ReadError("its end mark is missing")
 
 
 def _members(tar: tarfile.TarFile, shard: Path) -> Iterator[tarfile.TarInfo]:

@@ -1,0 +1,62 @@
+"""The sentences that meanings are put into, in three sets of words.
+
+`train` is what a model may be trained on. `recombined` holds new sentences made only of words that occur in `train`
+(a test compares the vocabularies), so it measures whether a negation was understood or a template learnt. `unseen`
+uses negation words that training never shows ("without", "lacks", "missing", "instead of"); its affirmative frames use
+unseen words too, so that an unknown word is no sign of a negation.
+
+Slots: {a} a list with articles; {no} a bare noun phrase; {a_no} the same with its article; {place} {relation} {b};
+{be} {n} {things}; {tone}.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Words = Literal["train", "recombined", "unseen"]
+Family = Literal["affirmative", "negative", "hybrid", "no_place", "place", "relation", "count", "ground"]
+WORDS: tuple[Words, ...] = ("train", "recombined", "unseen")
+
+FRAMES: dict[Family, dict[Words, tuple[str, ...]]] = {
+    "affirmative": {
+        "train": ("{a}", "a picture of {a}", "there is {a}", "a picture with {a}", "{a} in the picture"),
+        "recombined": ("in the picture there is {a}", "there is {a} in the picture", "there is a picture of {a}"),
+        "unseen": ("the image shows {a}", "the image contains {a}", "{a} appears here", "look at {a}"),
+    },
+    "negative": {
+        "train": (
+            "there is no {no}",
+            "a picture with no {no}",
+            "no {no} in the picture",
+            "{a_no} is not in the picture",
+        ),
+        "recombined": ("in the picture there is no {no}", "there is not {a_no} in the picture", "no {no} is there"),
+        "unseen": (
+            "an image without {a_no}",
+            "the image lacks {a_no}",
+            "{a_no} is missing here",
+            "nothing here is {a_no}",
+        ),
+    },
+    "hybrid": {
+        "train": ("there is {a} but no {no}", "a picture with {a} and no {no}", "{a} but no {no} in the picture"),
+        "recombined": (
+            "there is no {no} but there is {a}",
+            "in the picture there is {a} but not {a_no}",
+            "{a} with no {no}",
+        ),
+        "unseen": ("{a} without {a_no}", "{a} instead of {a_no}", "the image shows {a} yet lacks {a_no}"),
+    },
+    "no_place": {"train": ("no {no} {place}", "there is no {no} {place}", "a picture with no {no} {place}")},
+    "place": {"train": ("{a} {place}", "there is {a} {place}", "a picture with {a} {place}", "{place} there is {a}")},
+    "relation": {"train": ("{a} {relation} {b}", "there is {a} {relation} {b}", "a picture of {a} {relation} {b}")},
+    "count": {
+        "train": ("{n} {things}", "there {be} {n} {things}", "a picture of {n} {things}", "{n} {things} in the picture")
+    },
+    "ground": {"train": ("a {tone} background", "there is a {tone} background", "a picture with a {tone} background")},
+}
+
+
+def frames(family: Family, words: Words = "train") -> tuple[str, ...]:
+    """The frames of a family; those without held-out frames (all that hold no negation) answer with `train`."""
+    return FRAMES[family].get(words, FRAMES[family]["train"])
