@@ -255,7 +255,8 @@ def main() -> int:
     )
     options = parser.parse_args()
     if options.vectors:
-        np.savez(options.vectors, **transformers_vectors(options.out))
+        found = transformers_vectors(options.out)
+        np.savez(options.vectors, image=found["image"], text=found["text"])
         return 0
     if not (options.out / OPEN_CLIP_FILE).exists():
         build(options.out)

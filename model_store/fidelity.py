@@ -33,5 +33,7 @@ def measure(vectors: ArrayLike, reference: ArrayLike) -> Fidelity:
 
 
 def _row_cosines(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return (a * b).sum(axis=1) / np.maximum(norms, _TINY)
+    a_norm, b_norm = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
+    cosines = (a * b).sum(axis=1) / np.maximum(a_norm * b_norm, _TINY)
+    # A row that is zero on both sides (a text without a known word) is reproduced, though it has no direction.
+    return np.where((a_norm < _TINY) & (b_norm < _TINY), 1.0, cosines)

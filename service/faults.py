@@ -6,7 +6,9 @@ ClipworksError
     |-- DeadlineExceeded    the request's deadline passed before its work was done
     |-- NotReady            no model answers yet, or no longer
     |-- Draining            the server is stopping
+    |-- NotLoaded           the model exists, but is not loaded
     |-- RunFailed           the model failed on this item
+    |-- NoDirection         the item's vector is zero (a text without a word that the model knows)
     |-- TooManyItems        more items or texts than one request may bring
     |-- UnknownName         no label set or collection of this name
     |-- Conflict            the name is taken by something else
@@ -41,8 +43,16 @@ class Draining(ServiceFault):
     code = "draining"
 
 
+class NotLoaded(ServiceFault):
+    code = "model_not_loaded"
+
+
 class RunFailed(ServiceFault):
     code = "run_failed"
+
+
+class NoDirection(ServiceFault):
+    code = "no_direction"
 
 
 class TooManyItems(ServiceFault):

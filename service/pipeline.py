@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from model_store.errors import ArtifactNotFound, ClipworksError, InputError
 from model_store.manifest import Role
 from service.decode_pool import DecodePool
-from service.faults import DeadlineExceeded, RunFailed
+from service.faults import DeadlineExceeded, NoDirection
 from service.running import RunningModel
 from service.scoring import ClassMatrix, Scored, rank
 from service.timing import Deadline, Timings
@@ -165,14 +165,14 @@ def finish(vector: Vector, *, normalize: bool = True, dimensions: int | None = N
     """Cut and L2-normalise one vector.
 
     Raises:
-        RunFailed: its length is zero, so that it has no direction.
+        NoDirection: its length is zero.
     """
     vector = vector[:dimensions] if dimensions else vector
     if not normalize:
         return vector
     length = float(np.linalg.norm(vector))
     if length < _TINY:
-        raise RunFailed("the model gave a vector of length 0 for this item")
+        raise NoDirection("the vector of this item is zero: it holds nothing that the model knows")
     return (vector / length).astype(np.float32)
 
 

@@ -13,7 +13,7 @@ from model_store.graph import runtime_versions
 from model_store.manifest import Precision, Role
 from model_store.store import Artifact, Store
 from service.decode_pool import DecodePool
-from service.faults import Conflict, NotReady
+from service.faults import Conflict, NotLoaded, NotReady
 from service.running import ENCODERS, EngineSettings, OpenedModel, RunningModel, choose_precision, open_model
 from service.telemetry import Telemetry
 
@@ -68,7 +68,8 @@ class Registry:
         for name in self._names:
             model = await self.load(name)
             self._default = self._default or model.reference
-        self._state = "ok"
+        if self._state == "starting":
+            self._state = "ok"
 
     def begin_draining(self) -> None:
         """Not ready any more; requests already admitted go on."""
@@ -95,7 +96,8 @@ class Registry:
 
         Raises:
             ArtifactNotFound: no such model in the store.
-            NotReady: it exists but is not loaded, or the server is still starting.
+            NotLoaded: it exists but is not loaded.
+            NotReady: the server is still starting.
         """
         if name is None:
             if self._default is None or self._default not in self._running:
@@ -105,7 +107,9 @@ class Registry:
         if candidates:
             return max(candidates, key=lambda model: model.version)
         artifact = self.store.open(name)
-        raise NotReady(f"model {artifact.reference} is not loaded: POST /models/{artifact.reference}/load (admin)")
+        if self._state == "starting":
+            raise NotReady(f"model {artifact.reference} is not loaded yet")
+        raise NotLoaded(f"model {artifact.reference} is not loaded: POST /models/{artifact.reference}/load (admin)")
 
     async def load(self, name: str) -> RunningModel:
         """Open, prove and start a model beside those that run; an equal one that runs already is returned.

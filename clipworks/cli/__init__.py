@@ -1,7 +1,7 @@
 """The command line. Importing it costs typer and rich; each command imports what it needs when it runs.
 
-Exit codes: 0 done; 1 some inputs failed, the others were written; 2 usage (arguments, settings, recipes, files);
-3 a server, model or artifact refused or failed; 4 a part is not installed; 130 interrupted.
+Exit codes: 0 done; 1 some inputs, checks or requests failed, the others are done; 2 usage (arguments, settings,
+recipes, files); 3 a server, model or artifact refused or failed; 4 a part is not installed; 130 interrupted.
 """
 
 from __future__ import annotations

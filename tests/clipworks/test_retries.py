@@ -230,6 +230,14 @@ def test_after_a_refusal_nothing_more_is_sent(call: Call) -> None:
     assert len(script.times) < 20
 
 
+def test_a_refusal_ends_the_pauses_of_other_requests(call: Call) -> None:
+    script = Script(refusal(503, "not_ready", "Retry-After: 20\r\n"), refusal(422, "invalid_field"))
+    began = time.monotonic()
+    with serving(script) as url, pytest.raises(errors.InvalidInput):
+        call(url, "embed", texts=["a", "b"], client={"batch_size": 1, "concurrency": 2})
+    assert time.monotonic() - began < 10
+
+
 def test_nobody_there(call: Call) -> None:
     with pytest.raises(errors.ConnectionFailed, match="3 attempts"):
         call("http://127.0.0.1:9", "models", client={"retry": RetryPolicy(attempts=3, first_pause_s=0)})

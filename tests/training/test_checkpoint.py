@@ -17,7 +17,13 @@ from training.towers import build_model, image_spec
 
 CONFIG = load_config(
     Path(__file__).parents[2] / "training" / "configs" / "default.toml",
-    ["data.folder=x", "model.image.trunk=clipworks_conv_t", "model.text.merges=50", "model.text.width=16"],
+    [
+        "data.folder=x",
+        "model.image.trunk=clipworks_conv_t",
+        "model.text.merges=50",
+        "model.text.width=16",
+        "model.embed_dim=16",
+    ],
 )
 
 

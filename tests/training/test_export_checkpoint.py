@@ -23,20 +23,34 @@ from training.towers import build_model, image_spec
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
-SMALL = [
-    "model.text.pool=eos+bag",
-    "model.text.layers=1",
-    "model.text.heads=2",
-    "model.image.trunk=clipworks_conv_t",
-    "model.image.size_px=32",
-    "model.text.merges=60",
-    "model.text.width=16",
-]
+RECIPE = """
+name = "small"
+seed = 3
+method = "base"
+data = {folder = ".", cache_px = 40, split = {modulo = 10, test = [1], validation = [2]}}
+[augment]
+[model]
+kind = "small"
+embed_dim = 24
+image = {trunk = "clipworks_conv_t", size_px = 32}
+text = {merges = 60, context_length = 16, width = 16, layers = 1, heads = 2, pool = "eos+bag"}
+[optim]
+batch_size = 8
+steps = 6
+rate = 3e-3
+warmup_steps = 2
+weight_decay = 0.1
+clip_norm = 1.0
+ema_decay = 0.9
+[run]
+folder = "unset"
+"""
 
 
 def write(folder: Path) -> Path:
-    recipe = Path(__file__).parents[2] / "training" / "configs" / "default.toml"
-    config = load_config(recipe, ["data.folder=x", *SMALL])
+    folder.mkdir(exist_ok=True)
+    (folder / "recipe.toml").write_text(RECIPE)
+    config = load_config(folder / "recipe.toml")
     text_spec, tokenizer = tokenizer_of(config.model)
     torch.manual_seed(0)
     model = build_model(config.model, vocab_size=text_spec.vocab_size, end_id=text_spec.end_id or 0)

@@ -28,6 +28,8 @@ STATUSES = {
     faults.NotReady: 503,
     faults.Draining: 503,
     faults.RunFailed: 500,
+    faults.NoDirection: 422,
+    faults.NotLoaded: 409,
     faults.TooManyItems: 413,
     faults.UnknownName: 404,
     faults.Conflict: 409,

@@ -16,6 +16,8 @@ import httpx2
 import pytest
 from PIL import Image
 
+from clipworks import schemas
+
 GREY = 200  # the looping artifact loops on an evenly grey picture of this level (tests/service/conftest.py)
 
 
@@ -207,6 +209,27 @@ def test_slow_clients_are_cut_off_and_others_are_served(shared) -> None:
         dripping.join()
         for connection in (silent, headers, body, idle):
             connection.close()
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        (b"hello\r\n\r\n", 400, "invalid_http"),
+        (b"GET /livez HTTP/1.1\r\nbad header\r\n\r\n", 400, "invalid_http"),
+        (b"\x16\x03\x01\x02\x00", 400, "invalid_http"),
+        (b"GET /livez HTTP/1.1\r\n" + b"X-A: b\r\n" * 40_000, 431, "headers_too_large"),
+        (b"GET /" + b"a" * 400_000, 431, "headers_too_large"),
+    ],
+)
+def test_what_is_no_http_has_the_error_shape_too(shared, sent: bytes, status: int, code: str) -> None:
+    with socket.create_connection(("127.0.0.1", shared.port)) as connection:
+        with contextlib.suppress(OSError):  # the server may close before all of it is sent
+            connection.sendall(sent)
+        received, _ = read_until_closed(connection, timeout_s=5)
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    error = schemas.ErrorResponse.model_validate_json(body).error
+    assert (error.code, error.type) == (code, "invalid_request_error")
 
 
 def test_a_connection_over_the_cap_is_closed(shared) -> None:
