@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent.parent / ".runs" / "benchmarks"  # not in git; see marked.RECORDS for what is
 PACKAGES = (
     "clipworks",
     "onnxruntime",

@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
@@ -52,7 +51,7 @@ from benchmarks.peer_report import report, write_docs
 from benchmarks.raw_session import RawSession
 from benchmarks.servers import Server, ServerSpec
 
-PEER, PEER_INT8, OURS = "infinity", "infinity-int8", ("fp32", "int8")
+PEER, PEER_INT8 = "infinity", "infinity-int8"
 PICTURES, TEXTS = 24, 4000
 RAW_BATCHES = (1, 4, 8, 16)
 MIN_COSINE = 0.9999  # of infinity_emb's vectors and ours at fp32, where both prepare the same pixels
@@ -95,8 +94,8 @@ def cells(model: str, precisions: tuple[str, ...]) -> list[Cell]:
     return found
 
 
-def same_function(servers: dict[str, Server], model: str) -> dict[str, Any]:
-    """Cosines of infinity_emb's fp32 vectors and the others' over HTTP, for the benchmark's pictures, odd sizes and texts.
+def same_function(servers: dict[str, Server], model: str) -> dict[str, list[float]]:
+    """Cosines of infinity_emb's fp32 vectors and the others' over HTTP: the load's pictures, odd sizes, texts.
 
     transformers' centre crop rounds an odd remainder down, open_clip's to even, so pictures of odd sizes may be a pixel
     apart; only those that both prepare alike are held to a limit.
@@ -115,23 +114,17 @@ def same_function(servers: dict[str, Server], model: str) -> dict[str, Any]:
         "odd_sizes": (openai_images, [jpeg(image) for image in noise]),
         "texts": (openai_texts, [*short_texts(7), "a long text " * 9]),
     }
-    found: dict[str, Any] = {}
+    found: dict[str, list[float]] = {}
     for what, (make, items) in inputs.items():
         theirs = vectors(send(servers[PEER].spec.url, make(items, PEER_MODEL, path="/embeddings", batch=len(items))))
-        for name in OURS:
-            if name in servers:
-                ours = vectors(
-                    send(servers[name].spec.url, make(items, model, path="/v1/embeddings", batch=len(items)))
-                )
-                found[f"{what}/{name}"] = [round(float(c), 6) for c in (theirs * ours).sum(axis=1)]
+        for name in servers.keys() - {PEER}:
+            model_name, path = (PEER_MODEL, "/embeddings") if name == PEER_INT8 else (model, "/v1/embeddings")
+            others = vectors(send(servers[name].spec.url, make(items, model_name, path=path, batch=len(items))))
+            found[f"{what}/{name}"] = [round(float(cosine), 6) for cosine in (theirs * others).sum(axis=1)]
     for what in ("photographs", "texts"):
         if min(found[f"{what}/fp32"]) < MIN_COSINE:
             raise RuntimeError(f"the servers do not compute the same function: {what} {found[f'{what}/fp32']}")
     return found
-
-
-def _cosines(theirs: NDArray[np.float32], ours: NDArray[np.float32]) -> list[float]:
-    return [round(float(cosine), 6) for cosine in (theirs * ours).sum(axis=1)]
 
 
 def start_times(specs: list[ServerSpec], starts: int, logs: Path) -> dict[str, list[float]]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import open_clip
@@ -19,7 +19,6 @@ from model_store.errors import ExportRefused, GraphError
 from model_store.golden import GOLDEN_TEXTS, Tolerance, prepared_goldens, tolerance_for, write_goldens
 from model_store.identity import fingerprint, space_of
 from model_store.manifest import (
-    Fidelity,
     Fingerprint,
     GraphSpec,
     ImageSpec,
@@ -29,7 +28,6 @@ from model_store.manifest import (
     Provenance,
     Role,
     SkippedVariant,
-    TensorSpec,
     TextSpec,
 )
 from model_store.modality.text import Tokenizer
@@ -44,17 +42,14 @@ from training.graphs import (
     TextGraph,
     image_tensors,
     text_tensors,
-    write_graph,
 )
-from training.measure import Rows, measure_graph, torch_vectors
-from training.quantize import write_fp16, write_int8
+from training.log import flatten
+from training.measure import Rows, torch_vectors
 from training.towers import OpenClipDualEncoder
+from training.variants import MissedFloor, Tower, build_variant, remove_variant
 
 Progress = Callable[[str], None]
 ALL_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
-COSINE_FLOOR: dict[Precision, float] = {"fp16": 0.9999, "int8": 0.995}
-FP32_RELATIVE_L2_MAX = 1e-4
-KEEP_FP32_SHARES = (0.0, 0.15, 0.4)  # int8 is tried with each in turn until it meets its floor
 _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "open_clip_torch", "timm", "tokenizers", "Pillow", "numpy")
 
 
@@ -89,18 +84,6 @@ class ExportSource:
     metrics: Mapping[str, float] = field(default_factory=dict)
     image_weights: Mapping[str, Tensor] | None = None
     text_weights: Mapping[str, Tensor] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Tower:
-    """One encoder on its way: the module, its tensors, and the inputs it is measured and calibrated on."""
-
-    role: Role
-    module: nn.Module
-    tensors: tuple[TensorSpec, TensorSpec]
-    rows: Rows
-    calibration: list[NDArray[Any]]
-    reference: NDArray[np.float32]
 
 
 def recipe_of(structure: str) -> str:
@@ -142,13 +125,15 @@ def export_model(
     *,
     name: str,
     store: Store,
-    calibration: Calibration | None = None,
     precisions: Iterable[Precision] = ALL_PRECISIONS,
+    pictures: Sequence[bytes] = (),
+    texts: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Artifact:
     """Export, prove and publish `source` as the next version of `name`.
 
-    `calibration` defaults to the shipped pictures and texts; a model of a narrow domain should bring its own.
+    int8 is calibrated, and every precision measured, on the shipped pictures and texts and on `pictures` (encoded) and
+    `texts` beside them: a model of a narrow domain should bring some of its own training data.
     Every graph is first opened in a child process. fp32 is always built; another precision that crashes or misses its
     floor is left out, and `manifest.skipped` says why.
 
@@ -158,7 +143,7 @@ def export_model(
     say = progress or (lambda message: None)
     wanted: list[Precision] = ["fp32", *(p for p in ALL_PRECISIONS if p != "fp32" and p in tuple(precisions))]
     tokenizer = Tokenizer(source.text_spec, source.tokenizer)
-    calibration = calibration or calibration_for(source.image_spec, tokenizer)
+    calibration = calibration_for(source.image_spec, tokenizer, pictures=pictures, texts=texts)
     graphs: list[GraphSpec] = []
     skipped: list[SkippedVariant] = []
     with store.staging() as folder:
@@ -171,11 +156,11 @@ def export_model(
                 say(f"{tower.role} {precision}")
                 path = folder / f"{tower.role}.{precision}.onnx"
                 try:
-                    graph = _build(tower, precision, path, fp32_files)
-                except (GraphError, _MissedFloor) as error:
+                    graph = build_variant(tower, precision, path, fp32_files)
+                except (GraphError, MissedFloor) as error:
                     if precision == "fp32":
                         raise ExportRefused(f"{tower.role}: {error}") from error
-                    _remove(path)
+                    remove_variant(path)
                     skipped.append(SkippedVariant(role=tower.role, precision=precision, reason=str(error)))
                 else:
                     graphs.append(graph)
@@ -193,10 +178,12 @@ def export_checkpoint(
     store: Store,
     *,
     precisions: Iterable[Precision] = ALL_PRECISIONS,
-    calibration: Calibration | None = None,
+    pictures: Sequence[bytes] = (),
+    texts: Sequence[str] = (),
     licence: str = "not stated",
     training_data: str = "",
     limits: str = "",
+    report: Mapping[str, object] | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Publish a checkpoint folder of `training.checkpoint`.
@@ -208,16 +195,21 @@ def export_checkpoint(
         loaded = load_model(path)
     except (OSError, ValueError, KeyError) as error:
         raise ExportRefused(f"{path.name} is not a checkpoint that can be exported: {error}") from error
-    source = source_of_checkpoint(loaded, licence=licence, training_data=training_data, limits=limits)
+    source = source_of_checkpoint(loaded, licence=licence, training_data=training_data, limits=limits, report=report)
     return export_model(
-        source, name=name, store=store, calibration=calibration, precisions=precisions, progress=progress
+        source, name=name, store=store, precisions=precisions, pictures=pictures, texts=texts, progress=progress
     )
 
 
 def source_of_checkpoint(
-    loaded: LoadedModel, *, licence: str = "not stated", training_data: str = "", limits: str = ""
+    loaded: LoadedModel,
+    *,
+    licence: str = "not stated",
+    training_data: str = "",
+    limits: str = "",
+    report: Mapping[str, object] | None = None,
 ) -> ExportSource:
-    """An opened checkpoint as what `export_model` takes."""
+    """An opened checkpoint as what `export_model` takes; `report` holds more measurements than its own, by split."""
     model, info = loaded.model, loaded.info
     structure = info.config.model.model_dump_json()
     state = model.state_dict()
@@ -262,22 +254,18 @@ def source_of_checkpoint(
             limits=limits,
             source_sha256=info.weights_sha256,
         ),
-        metrics={key: float(value) for key, value in info.metrics.items() if isinstance(value, int | float)},
+        metrics=flatten({**info.metrics, **(report or {})}),
         image_weights=image_weights,
         text_weights=text_weights,
     )
 
 
-class _MissedFloor(Exception):
-    """A variant that runs, but is too far from the torch model; the message carries the numbers."""
-
-
-def _towers(source: ExportSource, tokenizer: Tokenizer, calibration: Calibration) -> Iterable[_Tower]:
+def _towers(source: ExportSource, tokenizer: Tokenizer, calibration: Calibration) -> Iterable[Tower]:
     pixels = np.concatenate([prepared_goldens(source.image_spec), calibration.pixels])
     image_rows = Rows(padded=pixels)
     image_reference = torch_vectors(source.image, image_rows)
     dim = image_reference.shape[1]
-    yield _Tower(
+    yield Tower(
         role="image_encoder",
         module=source.image,
         tensors=image_tensors(source.image_spec, dim),
@@ -291,7 +279,7 @@ def _towers(source: ExportSource, tokenizer: Tokenizer, calibration: Calibration
     text_reference = torch_vectors(source.text, text_rows)
     if text_reference.shape[1] != dim:
         raise ExportRefused(f"image vectors have {dim} components, text vectors {text_reference.shape[1]}")
-    yield _Tower(
+    yield Tower(
         role="text_encoder",
         module=source.text,
         tensors=text_tensors(source.text_spec, dim),
@@ -299,68 +287,6 @@ def _towers(source: ExportSource, tokenizer: Tokenizer, calibration: Calibration
         calibration=[text_rows.batch([i]) for i in range(len(GOLDEN_TEXTS), len(token_rows))],
         reference=text_reference,
     )
-
-
-def _build(tower: _Tower, precision: Precision, path: Path, fp32_files: tuple[Path, ...]) -> GraphSpec:
-    """Write and measure one variant; int8 keeps more products in fp32 while it misses its floor."""
-    if precision == "fp32":
-        return _accept(tower, precision, write_graph(tower.module, tower.tensors, path))
-    if precision == "fp16":
-        return _accept(tower, precision, write_fp16(fp32_files[0], path))
-    missed: list[str] = []
-    for share in KEEP_FP32_SHARES:
-        _remove(path)
-        files = write_int8(
-            fp32_files[0], path, input_name=tower.tensors[0].name, batches=tower.calibration, keep_fp32=share
-        )
-        try:
-            return _accept(tower, precision, files)
-        except _MissedFloor as error:
-            missed.append(f"{share:.0%} of the products kept in fp32: {error}")
-    raise _MissedFloor("; ".join(missed))
-
-
-def _remove(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    path.with_name(path.name + ".data").unlink(missing_ok=True)
-
-
-def _accept(tower: _Tower, precision: Precision, files: tuple[Path, ...]) -> GraphSpec:
-    """Measure a written graph and return its manifest entry, or raise _MissedFloor."""
-    draft = GraphSpec(
-        role=tower.role,
-        precision=precision,
-        file=files[0].name,
-        external_files=tuple(path.name for path in files[1:]),
-        inputs=tower.tensors[:1],
-        outputs=tower.tensors[1:],
-        batch_invariant=False,
-        batch_difference=0.0,
-    )
-    measured = measure_graph(files[0], draft, tower.rows, tower.reference)
-    _check_floor(precision, measured.fidelity)
-    return draft.model_copy(
-        update={
-            "batch_invariant": measured.batch_invariant,
-            "batch_difference": measured.batch_difference,
-            "fidelity": measured.fidelity,
-        }
-    )
-
-
-def _check_floor(precision: Precision, fidelity: Fidelity) -> None:
-    if precision == "fp32":
-        if not fidelity.centred_relative_l2 <= FP32_RELATIVE_L2_MAX:
-            raise _MissedFloor(
-                f"the fp32 graph is not the torch model: centred relative L2 {fidelity.centred_relative_l2:.2e}, "
-                f"at most {FP32_RELATIVE_L2_MAX:.0e} is allowed"
-            )
-    elif not fidelity.cosine_min >= COSINE_FLOOR[precision]:
-        raise _MissedFloor(
-            f"min cosine {fidelity.cosine_min:.5f} against torch fp32 over {fidelity.n} inputs, "
-            f"the floor is {COSINE_FLOOR[precision]} (mean {fidelity.cosine_mean:.5f}, "
-            f"centred min {fidelity.centred_cosine_min:.5f})"
-        )
 
 
 def _write_goldens(folder: Path, source: ExportSource, tokenizer: Tokenizer, graphs: list[GraphSpec]) -> None:

@@ -78,3 +78,14 @@ class RunLog:
                 f"{key.removesuffix('/value')} {numbers[f'all/{key}']:.3f}" for key in shown if f"all/{key}" in numbers
             ]
             self._console.print(f"step {step}: {', '.join(line)}")
+
+
+def flatten(report: Mapping[str, object], prefix: str = "") -> dict[str, float]:
+    """Numbers of a nested report by path, `a/b/c`; an estimate counts as its value."""
+    flat: dict[str, float] = {}
+    for key, value in report.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}/")
+        elif isinstance(value, (int, float)) and key not in ("low", "high", "n"):
+            flat[f"{prefix}{key}"] = float(value)
+    return flat

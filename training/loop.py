@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ from training.data.batches import Batches
 from training.data.reader import data_digest, load_pixels, read_table
 from training.data.vocabulary import tokenizer_of
 from training.judge import judge
-from training.log import RunLog
+from training.log import RunLog, flatten
 from training.towers import image_spec as spec_of
 
 STREAM = 2**32
@@ -234,17 +234,6 @@ def rate_at(step: int, optim: OptimConfig) -> float:
     share = (step - optim.warmup_steps) / max(1, optim.steps - optim.warmup_steps)
     floor = optim.rate * optim.final_rate_share
     return floor + (optim.rate - floor) * (1 + math.cos(math.pi * share)) / 2
-
-
-def flatten(report: Mapping[str, object], prefix: str = "") -> dict[str, float]:
-    """Numbers of a nested report by path, `a/b/c`; an estimate counts as its value."""
-    flat: dict[str, float] = {}
-    for key, value in report.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}/")
-        elif isinstance(value, (int, float)) and key not in ("low", "high", "n"):
-            flat[f"{prefix}{key}"] = float(value)
-    return flat
 
 
 def _named_state(modules: dict[str, tuple[nn.Module, methods.ModuleUse]]) -> Iterator[tuple[str, Tensor]]:

@@ -24,6 +24,10 @@ QUANTIZED_OPS = ("MatMul", "Gemm", "Conv")
 _BIG_BYTES = 1_500_000_000
 
 
+class NothingToQuantise(ValueError):
+    """An int8 variant would hold no int8."""
+
+
 class _Batches(CalibrationDataReader):
     def __init__(self, name: str, batches: Sequence[NDArray[Any]]) -> None:
         self._feeds: Iterator[dict[str, NDArray[Any]]] = iter([{name: batch} for batch in batches])
@@ -46,6 +50,9 @@ def write_int8(
     Fixed ranges make a row's answer independent of its company, which dynamic int8 is not. What keeps fidelity
     (docs/export.md has the numbers): channels of layer norms are evened out first; products of two activations
     (attention), the stem convolution and the last projection stay fp32; results of products are not rounded again.
+
+    Raises:
+        NothingToQuantise: the graph has no product or convolution but those that stay fp32.
 
     keep_fp32: share that stays fp32: of the products those whose input has the widest range for its size, of the
     convolutions the first ones (a small convolutional trunk has most of its error there: docs/export.md).
@@ -81,6 +88,8 @@ def write_int8(
             use_external_data_format=big,
             extra_options={"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
         )
+    if not any(node.op_type == "QuantizeLinear" for node in onnx.load(target, load_external_data=False).graph.node):
+        raise NothingToQuantise("no product or convolution is left to quantise: it would be the fp32 graph again")
     data = target.with_name(target.name + ".data")
     return (target, data) if data.exists() else (target,)
 

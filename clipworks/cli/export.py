@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from clipworks.cli import connect, models, output
+
+_T = TypeVar("_T")
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+_CALIBRATION = 64
 
 
 def export(
@@ -20,6 +25,28 @@ def export(
     licence: Annotated[str, typer.Option(help="Licence of the weights; kept in the artifact.")] = "not stated",
     training_data: Annotated[str, typer.Option(help="What it was trained on; kept in the artifact.")] = "",
     limits: Annotated[str, typer.Option(help="What it does not know; kept in the artifact.")] = "",
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            help="Pictures of its own domain, to calibrate int8 with (64 at most).",
+        ),
+    ] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", exists=True, dir_okay=False, help="Texts of its own domain, one a line."),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="JSON of `python -m training.report`; kept in the artifact.",
+        ),
+    ] = None,
     store: models.StoreFolder = None,
     as_json: connect.AsJson = False,
 ) -> None:
@@ -36,6 +63,26 @@ def export(
             licence=licence,
             training_data=training_data,
             limits=limits,
+            pictures=_evenly([path.read_bytes() for path in _pictures_of(pictures)]) if pictures else (),
+            texts=_evenly(texts.read_text(encoding="utf-8").splitlines()) if texts else (),
+            report=_report_of(report) if report else None,
             progress=step,
         )
     models.print_published(artifact, as_json)
+
+
+def _pictures_of(folder: Path) -> list[Path]:
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES)
+    if not paths:
+        raise typer.BadParameter(f"{folder} holds no {', '.join(_PICTURES)} file", param_hint="--pictures")
+    return paths
+
+
+def _report_of(path: Path) -> dict[str, object]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return {content["split"]: content["report"]}
+
+
+def _evenly(found: list[_T]) -> list[_T]:
+    """At most _CALIBRATION of them, spread over the whole list."""
+    return found[:: -(-len(found) // _CALIBRATION)]

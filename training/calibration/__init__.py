@@ -57,18 +57,19 @@ def calibration_for(
     image_spec: ImageSpec,
     tokenizer: Tokenizer,
     *,
-    pictures: Sequence[bytes] | None = None,
-    texts: Sequence[str] = CALIBRATION_TEXTS,
+    pictures: Sequence[bytes] = (),
+    texts: Sequence[str] = (),
 ) -> Calibration:
-    """Encoded pictures and texts, prepared for one model exactly as serving prepares its inputs.
+    """The shipped pictures and texts and `pictures` (encoded) and `texts` beside them, prepared as serving does it.
 
-    By default the shipped ones; a model of a narrow domain (64 px product photographs) should bring some of its own.
+    A model of a narrow domain (64 px product photographs) should bring some of its own training data.
     """
-    if pictures is None:
-        pictures = [*calibration_photographs(), *(_png(_drawn(seed)) for seed in range(DRAWN_PICTURES))]
+    drawn = [_png(_drawn(seed)) for seed in range(DRAWN_PICTURES)]
     return Calibration(
-        pixels=np.stack([prepare(decode(data), image_spec) for data in pictures]),
-        rows=tuple(tuple(tokenizer.encode(text)) for text in texts),
+        pixels=np.stack(
+            [prepare(decode(data), image_spec) for data in [*calibration_photographs(), *drawn, *pictures]]
+        ),
+        rows=tuple(tuple(tokenizer.encode(text)) for text in [*CALIBRATION_TEXTS, *texts]),
     )
 
 

@@ -246,7 +246,7 @@ def test_readyz_is_503_until_the_models_have_proven_themselves(make_app) -> None
         assert (first.status_code, first.json()["error"]["code"]) == (503, "starting")
         assert client.get("/livez").json()["status"] == "ok"
         refused = client.post("/embed", json={"inputs": ["a"]})
-        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "model_not_loaded")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
         assert refused.headers["retry-after"] == "1"
 
 
