@@ -13,6 +13,7 @@ from typing import Any, Literal
 from evaluation.probes.rows import Row, Unit
 
 FORMAT = 1
+Control = Literal["blind", "bag", "truth"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +64,7 @@ class ProbeResult:
     notes: tuple[str, ...] = ()
 
 
-def result_rows(
-    rows: Sequence[Row], controls: Mapping[Literal["blind", "bag", "truth"], Sequence[Row] | None]
-) -> tuple[ResultRow, ...]:
+def result_rows(rows: Sequence[Row], controls: Mapping[Control, Sequence[Row] | None]) -> tuple[ResultRow, ...]:
     """Join an encoder's rows with its controls'.
 
     Raises:

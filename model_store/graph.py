@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -18,32 +16,12 @@ from numpy.typing import NDArray
 
 from model_store.errors import GraphError, IntegrityError, ProviderError
 from model_store.manifest import GraphSpec, TensorSpec
+from model_store.session import SessionSettings, first_line, open_session, provider_names, session_options
 from model_store.store import Artifact
 
 Arrays = Mapping[str, NDArray[Any]]
-Device = Literal["cpu", "cuda"]
 _ORT_TYPES = {"uint8": "tensor(uint8)", "int64": "tensor(int64)", "float32": "tensor(float)"}
 _COMPUTE_OPS = ("MatMul", "Gemm", "Conv", "FusedMatMul", "FusedGemm", "FusedConv")
-_SILENT = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class SessionSettings:
-    """How a session runs.
-
-    intra_threads: threads inside one operator; 0 lets ONNX Runtime take every core.
-    spinning: waiting threads burn their core for a little latency; off when cores are shared with decoding.
-    arena: keep freed memory for the next run (faster, larger).
-    full_optimization: ONNX Runtime's layout transforms as well; they crash on fp16 ViT graphs on the CPU.
-    memory_limit_bytes: of the CUDA arena, 0 = none.
-    """
-
-    device: Device = "cpu"
-    intra_threads: int = 0
-    spinning: bool = False
-    arena: bool = True
-    full_optimization: bool = True
-    memory_limit_bytes: int = 0
 
 
 class Graph:
@@ -54,7 +32,7 @@ class Graph:
         self._outputs = [o.name for o in spec.outputs]
         self.spec = spec
         self.settings = settings
-        self.providers_requested = _provider_names(settings.device)
+        self.providers_requested = provider_names(settings.device)
         self.providers_active: tuple[str, ...] = tuple(session.get_providers())
 
     @classmethod
@@ -66,7 +44,7 @@ class Graph:
             ProviderError: `settings.device` is not available in this ONNX Runtime.
         """
         settings = settings or SessionSettings()
-        session = _open_session(str(path), settings, spec.file)
+        session = open_session(str(path), settings, spec.file)
         _check_tensors(session, spec)
         return cls(session, spec, settings)
 
@@ -80,7 +58,7 @@ class Graph:
             values = self._session.run(self._outputs, dict(feeds))
         except Exception as error:
             if type(error).__module__.startswith("onnxruntime"):
-                raise GraphError(f"{self.spec.file}: {_first_line(error)}") from error
+                raise GraphError(f"{self.spec.file}: {first_line(error)}") from error
             raise
         return dict(zip(self._outputs, [np.asarray(v) for v in values], strict=True))
 
@@ -112,10 +90,10 @@ def open_graph(owner: Artifact, spec: GraphSpec, settings: SessionSettings | Non
 def compute_nodes_by_provider(path: Path, spec: GraphSpec, settings: SessionSettings, feeds: Arrays) -> Counter[str]:
     """Profile one run and count the matrix and convolution nodes that each execution provider really ran."""
     with tempfile.TemporaryDirectory() as folder:
-        options = _session_options(settings)
+        options = session_options(settings)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
-        session = _open_session(str(path), settings, spec.file, options)
+        session = open_session(str(path), settings, spec.file, options)
         session.run(None, dict(feeds))
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     counts: Counter[str] = Counter()
@@ -151,48 +129,6 @@ def example_feeds(spec: GraphSpec, free_axis: int = 1) -> dict[str, NDArray[Any]
     return feeds
 
 
-def _provider_names(device: Device) -> tuple[str, ...]:
-    return ("CUDAExecutionProvider", "CPUExecutionProvider") if device == "cuda" else ("CPUExecutionProvider",)
-
-
-def _session_options(settings: SessionSettings) -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = settings.intra_threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.enable_cpu_mem_arena = settings.arena
-    options.log_severity_level = _SILENT
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings.spinning else "0")
-    level = ort.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if settings.full_optimization else level.ORT_ENABLE_EXTENDED
-    return options
-
-
-def _open_session(
-    path: str, settings: SessionSettings, label: str, options: ort.SessionOptions | None = None
-) -> ort.InferenceSession:
-    names = _provider_names(settings.device)
-    available = ort.get_available_providers()
-    if names[0] not in available:
-        raise ProviderError(f"device {settings.device} needs {names[0]}; this ONNX Runtime has {available}")
-    if settings.device == "cuda":
-        ort.preload_dlls()  # CUDA and cuDNN that came as Python packages are found by nobody else
-    cuda: dict[str, str] = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
-    if settings.memory_limit_bytes:
-        cuda["gpu_mem_limit"] = str(settings.memory_limit_bytes)
-    none: dict[str, str] = {}
-    provider_options = [cuda, none] if settings.device == "cuda" else [none]
-    try:
-        session = ort.InferenceSession(
-            path, options or _session_options(settings), providers=list(names), provider_options=provider_options
-        )
-    except Exception as error:
-        raise GraphError(f"{label} does not load: {_first_line(error)}") from error
-    if names[0] not in session.get_providers():
-        raise ProviderError(f"{names[0]} was asked for, ONNX Runtime fell back to {session.get_providers()}")
-    return session
-
-
 def _check_tensors(session: ort.InferenceSession, spec: GraphSpec) -> None:
     for kind, found, expected in (
         ("input", session.get_inputs(), spec.inputs),
@@ -216,13 +152,3 @@ def _matches(tensor: TensorSpec, ort_type: str, shape: list[int | str | None]) -
         not isinstance(have, int) if isinstance(want, str) else have == want
         for want, have in zip(tensor.shape, shape, strict=True)
     )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
-
-
-def runtime_versions() -> dict[str, str]:
-    """Versions that a build's numbers depend on."""
-    return {"onnxruntime": ort.__version__, "numpy": np.__version__, "python": sys.version.split()[0]}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import platform
 import subprocess
 import sys
 import tempfile
@@ -15,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.errors import GraphError
-from model_store.graph import Arrays, Graph, SessionSettings, example_feeds
+from model_store.graph import Arrays, example_feeds
 from model_store.manifest import GraphSpec
+from model_store.session import SessionSettings, runtime_versions
 
 DEFAULT_TIMEOUT_S = 300.0
 
@@ -32,7 +35,7 @@ def probe(
     """Run the graph once in a child process on `feeds` (zeros by default) and return its outputs.
 
     Raises:
-        GraphError: it does not load, does not match `spec`, crashes the process or does not end in `timeout_s`.
+        GraphError: it does not load, has other inputs or outputs, crashes the process or does not end in `timeout_s`.
     """
     settings = settings or SessionSettings()
     return probe_all([(path, spec, feeds or example_feeds(spec))], settings=settings, timeout_s=timeout_s)[0]
@@ -51,11 +54,11 @@ def probe_all(
         for index, (_, _, feeds) in enumerate(graphs):
             np.savez(folder / f"feeds{index}.npz", allow_pickle=False, **dict(feeds))
         request = {
-            "graphs": [[str(path.absolute()), spec.model_dump(mode="json")] for path, spec, _ in graphs],
+            "graphs": [[str(path.absolute()), spec.file, [o.name for o in spec.outputs]] for path, spec, _ in graphs],
             "settings": asdict(settings),
         }
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        command = [sys.executable, "-m", "model_store.probe", name]
+        command = [sys.executable, "-m", "model_store.probe_child", name]
         try:
             child = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
         except subprocess.TimeoutExpired as error:
@@ -68,23 +71,33 @@ def probe_all(
         return [_load(folder / f"outputs{index}.npz") for index in range(len(graphs))]
 
 
-def _main(folder: Path) -> None:
-    request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
-    settings = SessionSettings(**request["settings"])
-    try:
-        for index, (path, entry) in enumerate(request["graphs"]):
-            graph = Graph.open(Path(path), GraphSpec.model_validate(entry), settings)
-            np.savez(
-                folder / f"outputs{index}.npz", allow_pickle=False, **graph.run(_load(folder / f"feeds{index}.npz"))
-            )
-    except GraphError as error:
-        sys.exit(str(error))
+class ProbeLog:
+    """Remembers which files survived their first opening here, so that a restart need not repeat it.
+
+    An entry is only valid for the same files, ONNX Runtime, session settings and kind of machine. A folder that cannot
+    be written (a read-only image) costs the memory, nothing else.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def key(self, build: str, settings: SessionSettings) -> str:
+        facts = [build, asdict(settings), runtime_versions(), platform.machine(), platform.processor()]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def knows(self, key: str) -> bool:
+        return self._folder is not None and (self._folder / key).is_file()
+
+    def remember(self, key: str) -> None:
+        if self._folder is None:
+            return
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            (self._folder / key).touch()
+        except OSError:
+            return
 
 
 def _load(path: Path) -> dict[str, NDArray[Any]]:
     with np.load(path, allow_pickle=False) as stored:
         return {key: stored[key] for key in stored.files}
-
-
-if __name__ == "__main__":
-    _main(Path(sys.argv[1]))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from model_store.errors import GraphError
 from service.faults import DeadlineExceeded, NotReady, Overloaded, RunFailed
+from service.stacking import EqualShapes, Stacking
 from service.timing import Deadline, Timings
 
 Rows = NDArray[Any]
@@ -40,7 +41,7 @@ class _Pending:
 class Batcher:
     """One queue and one worker thread in front of `run`, which maps a stack [B, ...] to rows [B, ...].
 
-    Only arrays of equal shape are stacked, at most `max_batch` of them, the oldest first. Admission counts items:
+    `stacking` says which arrays may share a run; at most `max_batch` do, the oldest first. Admission counts items:
     `reserve` takes places for a whole request before any of its work is done. Background items run when nothing
     else waits.
 
@@ -48,12 +49,22 @@ class Batcher:
     batcher broken: it refuses work until it is replaced. All methods belong to the event loop's thread.
     """
 
-    def __init__(self, name: str, run: Run, *, max_batch: int, max_items: int, observer: BatchObserver) -> None:
+    def __init__(
+        self,
+        name: str,
+        run: Run,
+        *,
+        max_batch: int,
+        max_items: int,
+        observer: BatchObserver,
+        stacking: Stacking | None = None,
+    ) -> None:
         self.name = name
         self.max_batch = max_batch
         self.max_items = max_items
         self.broken: str | None = None
         self._run = run
+        self._stacking = stacking or EqualShapes()
         self._observer = observer
         self._admitted = 0
         self._queue: deque[_Pending] = deque()
@@ -141,7 +152,7 @@ class Batcher:
                     continue
                 if pending.deadline.expired:
                     pending.future.set_exception(DeadlineExceeded("the deadline passed while the item was queued"))
-                elif len(batch) < self.max_batch and (not batch or pending.array.shape == batch[0].array.shape):
+                elif len(batch) < self.max_batch and (not batch or self._stacking.joins(batch[0].array, pending.array)):
                     batch.append(pending)
                 else:
                     rest.append(pending)
@@ -152,7 +163,7 @@ class Batcher:
 
     async def _answer(self, batch: list[_Pending]) -> None:
         """Run a batch and resolve its futures; in halves when ONNX Runtime refuses it."""
-        stack = np.stack([pending.array for pending in batch])
+        stack = self._stacking.stack([pending.array for pending in batch])
         started = time.perf_counter()
         try:
             rows = await asyncio.get_running_loop().run_in_executor(self._thread, self._run_watched, stack)

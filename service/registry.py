@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 
 from clipworks.schemas import EncoderFingerprint, ModelDetail, ModelSummary, Providers
 from model_store.errors import ArtifactError, ArtifactNotFound
-from model_store.graph import runtime_versions
 from model_store.manifest import Precision, Role
+from model_store.session import runtime_versions
 from model_store.store import Artifact, Store
 from service.decode_pool import DecodePool
 from service.faults import Conflict, NotLoaded, NotReady

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,17 @@ from numpy.typing import NDArray
 from clipworks.schemas import EncoderFingerprint
 from model_store.errors import ArtifactError, GoldenError
 from model_store.golden import Goldens
-from model_store.graph import Device, Graph, SessionSettings, example_feeds, open_graph, require_device
+from model_store.graph import Graph, example_feeds, open_graph, require_device
 from model_store.manifest import GraphSpec, ImageSpec, Manifest, Precision, Role, TextSpec
 from model_store.modality.text import Tokenizer
-from model_store.probe import probe_all
+from model_store.probe import ProbeLog, probe_all
+from model_store.session import Device, SessionSettings
 from model_store.store import Artifact
 from service.batcher import Batcher, BatchObserver
+from service.stacking import EqualShapes, PaddedTokens, Stacking
 
 ENCODERS: tuple[Role, ...] = ("image_encoder", "text_encoder")
-# A text is padded to a length that depends on itself alone, so its vector cannot depend on its company.
+# Where padding changes a bit, a text is padded to a length that depends on itself alone, never on its company.
 _LENGTH_STEP = 4
 
 
@@ -37,6 +40,8 @@ class EngineSettings:
     max_batch_texts: int
     max_queue_items: int
     probe_first: bool
+    probe_log: Path | None = None
+    arena: bool = True
     memory_limit_bytes: int = 0
 
 
@@ -68,6 +73,7 @@ def open_model(artifact: Artifact, settings: EngineSettings) -> OpenedModel:
         device=settings.device,
         intra_threads=settings.intra_threads,
         spinning=settings.spinning,
+        arena=settings.arena,
         memory_limit_bytes=settings.memory_limit_bytes,
     )
     goldens = Goldens(artifact)
@@ -78,9 +84,12 @@ def open_model(artifact: Artifact, settings: EngineSettings) -> OpenedModel:
         goldens.check_tokens(tokenizer)
     clock.lap("inputs")
     chosen = _served_graphs(artifact, settings)
-    if settings.probe_first:
+    probed = ProbeLog(settings.probe_log)
+    key = probed.key(artifact.build(settings.precision or "fp32"), options)
+    if settings.probe_first and not probed.knows(key):
         paths = [(owner.path(spec.file), spec, example_feeds(spec)) for owner, spec in chosen]
         probe_all(paths, settings=options)
+        probed.remember(key)
         clock.lap("probe")
     graphs: dict[Role, Graph] = {}
     for owner, spec in chosen:
@@ -126,6 +135,13 @@ class RunningModel:
         self.precision: dict[str, Precision] = {role: g.spec.precision for role, g in opened.graphs.items()}
         self.build = opened.artifact.build(settings.precision or next(iter(self.precision.values())))
         self.tokenizer = opened.tokenizer
+        text_graph = opened.graphs.get("text_encoder")
+        self._pads_in_company = bool(
+            text_graph
+            and self.tokenizer
+            and self.tokenizer.spec.dynamic_length
+            and text_graph.spec.batch_difference == 0.0
+        )
         self.batchers: dict[Role, Batcher] = {}
         limits = {"image_encoder": settings.max_batch_images, "text_encoder": settings.max_batch_texts}
         for role, graph in opened.graphs.items():
@@ -135,7 +151,13 @@ class RunningModel:
                 max_batch=limits[role] if graph.spec.batch_invariant else 1,
                 max_items=settings.max_queue_items,
                 observer=observer,
+                stacking=self._stacking(role),
             )
+
+    def _stacking(self, role: Role) -> Stacking:
+        if role == "text_encoder" and self._pads_in_company and self.tokenizer:
+            return PaddedTokens(self.tokenizer.spec.pad_id)
+        return EqualShapes()
 
     @property
     def image_spec(self) -> ImageSpec | None:
@@ -150,7 +172,7 @@ class RunningModel:
         return all(graph.spec.batch_invariant for graph in self.opened.graphs.values())
 
     def token_row(self, text: str) -> NDArray[np.int64]:
-        """Ids of one text, int64 [L]; L is a multiple of a few tokens for causal encoders, else the context length.
+        """Ids of one text, int64 [L], as the text encoder's batcher wants them.
 
         Raises:
             InvalidText: see Tokenizer.encode.
@@ -158,6 +180,8 @@ class RunningModel:
         if self.tokenizer is None:
             raise GoldenError(f"{self.reference} has no text encoder")
         ids = self.tokenizer.encode(text)
+        if self._pads_in_company:
+            return np.array(ids, dtype=np.int64)
         length = None
         if self.tokenizer.spec.dynamic_length:
             length = min(-(-len(ids) // _LENGTH_STEP) * _LENGTH_STEP, self.tokenizer.spec.context_length)

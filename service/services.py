@@ -13,8 +13,8 @@ from starlette.requests import Request
 
 from clipworks.schemas import Health
 from model_store.errors import ClipworksError
-from model_store.graph import Device
 from model_store.modality.image import DecodeLimits
+from model_store.session import Device
 from model_store.store import Store
 from service.decode_pool import DecodePool
 from service.ingress import IngressLimits
@@ -110,6 +110,8 @@ def build_services(settings: Settings, *, telemetry: Telemetry) -> Services:
         max_batch_texts=settings.max_batch_texts,
         max_queue_items=settings.max_queue_items,
         probe_first=settings.probe,
+        probe_log=settings.store / ".probed" if settings.store else None,
+        arena=settings.arena,
         memory_limit_bytes=settings.gpu_memory_bytes,
     )
     decode = DecodeLimits(

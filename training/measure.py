@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from model_store.fidelity import measure
-from model_store.graph import Graph, SessionSettings
+from model_store.graph import Graph
 from model_store.manifest import Fidelity, GraphSpec, Precision
 from model_store.probe import probe
+from model_store.session import SessionSettings
 
 Run = Callable[[NDArray[Any]], NDArray[np.float32]]
 # A row's unit vector alone and in company may differ by this much and still count as the same answer. fp16 rounds

@@ -9,10 +9,11 @@ import pytest
 from model_store.errors import GoldenError, GraphError, IntegrityError, ProviderError
 from model_store.fidelity import measure
 from model_store.golden import Goldens
-from model_store.graph import Graph, SessionSettings, compute_nodes_by_provider, example_feeds, open_graph
+from model_store.graph import Graph, compute_nodes_by_provider, example_feeds, open_graph
 from model_store.manifest import GraphSpec
 from model_store.modality import image as image_module
-from model_store.probe import probe
+from model_store.probe import ProbeLog, probe
+from model_store.session import SessionSettings
 from model_store.store import Artifact, Store, file_entries
 
 
@@ -137,6 +138,19 @@ def test_probe_refuses_rubbish_and_a_graph_that_does_not_end(tiny: Artifact, tmp
         probe(tiny.path(spec.file), spec, timeout_s=0.01)
 
 
+def test_the_probe_log_knows_the_same_facts_only(tmp_path: Path) -> None:
+    log = ProbeLog(tmp_path / ".probed")
+    key = log.key("build", SessionSettings())
+    assert not log.knows(key)
+    log.remember(key)
+    assert ProbeLog(tmp_path / ".probed").knows(key)
+    assert not log.knows(log.key("other build", SessionSettings()))
+    assert not log.knows(log.key("build", SessionSettings(full_optimization=False)))
+    nowhere = ProbeLog(None)
+    nowhere.remember(key)
+    assert not nowhere.knows(key)
+
+
 def test_fidelity_by_hand() -> None:
     reference = np.array([[3.0, 4.0], [4.0, 3.0]])
     exact = measure(reference, reference)
@@ -145,3 +159,9 @@ def test_fidelity_by_hand() -> None:
     assert swapped.cosine_min == pytest.approx(24 / 25)
     assert swapped.centred_cosine_min == pytest.approx(-1)
     assert swapped.centred_relative_l2 == pytest.approx(2)
+
+
+def test_a_zero_row_on_both_sides_is_reproduced_and_on_one_side_is_not() -> None:
+    reference = np.array([[0.0, 0.0], [4.0, 3.0]])
+    assert measure(reference, reference).cosine_min == pytest.approx(1)
+    assert measure(np.array([[1.0, 0.0], [4.0, 3.0]]), reference).cosine_min == pytest.approx(0)

@@ -1,0 +1,32 @@
+"""What `model_store.probe` runs in a child process; imports as little as it can: a server's start waits for it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from model_store.errors import GraphError
+from model_store.session import SessionSettings, first_line, open_session
+
+
+def main(folder: Path) -> None:
+    """Open each graph of `request.json`, run it on `feedsN.npz` and write `outputsN.npz`."""
+    request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+    settings = SessionSettings(**request["settings"])
+    for index, (path, label, outputs) in enumerate(request["graphs"]):
+        with np.load(folder / f"feeds{index}.npz", allow_pickle=False) as stored:
+            feeds = {key: stored[key] for key in stored.files}
+        try:
+            values = open_session(path, settings, label).run(outputs, feeds)
+        except GraphError as error:
+            sys.exit(str(error))
+        except Exception as error:
+            sys.exit(f"{label}: {first_line(error)}")
+        np.savez(folder / f"outputs{index}.npz", allow_pickle=False, **dict(zip(outputs, values, strict=True)))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
