@@ -13,6 +13,7 @@ from types import FrameType
 
 import uvicorn
 
+from service.allocator import return_large_buffers
 from service.app import create_app
 from service.protocol import deadline_protocol
 from service.services import Services
@@ -32,6 +33,7 @@ def serve(settings: Settings) -> int:
     Prints one line when the socket listens and one when requests can be answered. SIGTERM and SIGINT turn /readyz to
     503, then close the socket, then wait for requests in flight; a second signal ends the process at once.
     """
+    return_large_buffers()
     configure_logging(settings.log_level, form=settings.log_format)
     for name in unknown_variables(os.environ):
         log.warning("%s is no setting of the server and is ignored", name)

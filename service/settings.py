@@ -88,7 +88,7 @@ class Settings(BaseSettings):
     decode_workers: int = Field(0, ge=0, description="threads that decode images; 0: one for each core")
     spinning: bool = Field(False, description="idle model threads spin: lower latency, busy cores")
     arena: bool = Field(
-        True, description="model sessions keep freed memory for the next run; off saves memory and may cost speed"
+        False, description="model sessions keep freed memory for the next run; no faster where it was measured"
     )
     max_batch_images: int = Field(16, ge=1, description="images of one model run")
     max_batch_texts: int = Field(64, ge=1, description="texts of one model run")

@@ -150,7 +150,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, 
     tensors: dict[str, Tensor] = {}
     for parameter, moments in optimizer.state.items():
         for moment, value in moments.items():
-            tensors[f"{names[parameter]}/{moment}"] = torch.as_tensor(value)
+            tensors[f"{names[parameter]}/{moment}"] = torch.as_tensor(value)  # pyright: ignore[reportArgumentType]
     return tensors
 
 

@@ -1,5 +1,9 @@
 """The two towers: uint8 pixels or token ids in, un-normalised vectors out; one graph to train, export and serve."""
 
+# torch gives every submodule and buffer the type Tensor | Module; open_clip and timm build on that.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
+# pyright: reportIndexIssue=false, reportOperatorIssue=false, reportReturnType=false
+
 from __future__ import annotations
 
 import math

@@ -4,6 +4,9 @@ The total stride is 8, so that a position's vector still says where: 8 x 8 posit
 Residual blocks follow He et al., 2016; on two cores they learn in minutes what a ViT of equal cost does not.
 """
 
+# torch gives every submodule the type Tensor | Module.
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence
