@@ -126,7 +126,8 @@ def main() -> int:
         worst = max(worst, measured.centred_relative_l2)
         print(
             f"{options.model} {options.precision} {kind}: n {measured.n}, min cosine {measured.cosine_min:.7f}, "
-            f"centred min cosine {measured.centred_cosine_min:.7f}, centred relative L2 {measured.centred_relative_l2:.2e}"
+            f"centred min cosine {measured.centred_cosine_min:.7f}, "
+            f"centred relative L2 {measured.centred_relative_l2:.2e}"
         )
     return int(options.precision == "fp32" and worst > RELATIVE_L2_MAX)
 
