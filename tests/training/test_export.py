@@ -19,8 +19,6 @@ from model_store.identity import space_of
 from model_store.manifest import Precision
 from model_store.store import Artifact, Store
 from training.export import (
-    COSINE_FLOOR,
-    FP32_RELATIVE_L2_MAX,
     ExportSource,
     export_model,
     fingerprints_of,
@@ -31,6 +29,7 @@ from training.importer import image_spec_of
 from training.openclip_weights import find_weights, load_model
 from training.tiny import MERGES, build_tiny_artifact, merges_prefix, tiny_config, write_tiny_source
 from training.tokenizer_import import import_tokenizer
+from training.variants import COSINE_FLOOR, FP32_RELATIVE_L2_MAX
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 

@@ -11,10 +11,11 @@ import torch
 
 from model_store.errors import ExportRefused
 from model_store.fidelity import measure
-from model_store.golden import Goldens
+from model_store.golden import GOLDEN_TEXTS, Goldens
 from model_store.graph import open_graph
 from model_store.identity import spec_digest
 from model_store.store import Store
+from training.calibration import CALIBRATION_TEXTS
 from training.checkpoint import load_model, save_checkpoint
 from training.config import load_config
 from training.data.vocabulary import tokenizer_of
@@ -79,10 +80,23 @@ def write(folder: Path) -> Path:
 def test_the_artifact_is_the_checkpoint(tmp_path: Path) -> None:
     folder = write(tmp_path / "checkpoint")
     store = Store(tmp_path / "store", builtin=False)
-    artifact = export_checkpoint(folder, "small", store, precisions=["fp32", "int8"], licence="Apache-2.0")
+    artifact = export_checkpoint(
+        folder,
+        "small",
+        store,
+        precisions=["fp32", "int8"],
+        texts=["a text of its own domain"],
+        report={"test": {"all": {"r@1": {"value": 0.25, "n": 4}}}},
+        licence="Apache-2.0",
+    )
     loaded = load_model(folder)
     manifest = artifact.manifest
-    assert (manifest.templates, manifest.metrics) == (("{}", "a picture of {}"), {"validation_loss": 1.5})
+    assert manifest.templates == ("{}", "a picture of {}")
+    assert manifest.metrics == {"validation_loss": 1.5, "by_class/red": 1.0, "test/all/r@1/value": 0.25}
+    text_graph = manifest.graph("text_encoder", "fp32")
+    assert text_graph is not None
+    assert text_graph.fidelity is not None
+    assert text_graph.fidelity.n == len(GOLDEN_TEXTS) + len(CALIBRATION_TEXTS) + 1
     assert (manifest.image, manifest.text) == (loaded.info.image_spec, loaded.info.text_spec)
     assert manifest.provenance.source_sha256 == loaded.info.weights_sha256
     goldens = Goldens(artifact)
