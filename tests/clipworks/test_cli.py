@@ -235,9 +235,17 @@ def test_bench(server_url: str, photos: Path) -> None:
 def test_ctrl_c_ends_a_running_command(server_url: str) -> None:
     """In the middle of its work, with one line and no traceback."""
     command = [Path(sys.executable).with_name("clipworks"), "bench", "--of", "texts", "--duration-s", "60"]
-    process = subprocess.Popen([*command, "--url", server_url], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    time.sleep(3)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    # A job that a shell put in the background ignores SIGINT, and its children inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen([*command, "--url", server_url], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    try:
+        time.sleep(3)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert b"Traceback" not in err

@@ -26,7 +26,7 @@ TINY_STORE = Path(__file__).parents[2] / "fixtures" / "tiny_store"
 def no_settings_from_outside() -> Generator[None]:
     """Whoever runs the tests may have settings for a server of their own."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("CLIPWORKS_")]:
+        for name in [name for name in os.environ if name.startswith("CLIPWORKS_") and name != "CLIPWORKS_TEST_DATA"]:
             patch.delenv(name)
         yield
 
