@@ -61,7 +61,8 @@ def open_clip_reference(architecture: str, weights: Path) -> tuple[Encode, Encod
 def checkpoint_reference(folder: Path) -> tuple[Encode, Encode]:
     loaded = load_model(folder)
     spec = loaded.info.image_spec
-    transform = image_transform(spec.height_px, is_train=False, mean=spec.mean, std=spec.std)
+    # encode_pixels takes [0, 1] and normalises itself, so the transform must not.
+    transform = image_transform(spec.height_px, is_train=False, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     with tempfile.TemporaryDirectory() as name:
         packed = Path(name) / "merges.gz"
         packed.write_bytes(gzip.compress(loaded.tokenizer_bytes))
@@ -98,7 +99,8 @@ def main() -> int:
         images, texts = checkpoint_reference(options.checkpoint)
     else:
         images, texts = open_clip_reference(options.architecture, options.weights)
-    environment = {**os.environ, "CLIPWORKS_PORT": "0", "CLIPWORKS_PRECISION": options.precision}
+    environment = {**os.environ, "CLIPWORKS_PORT": "0", "CLIPWORKS_LOG_LEVEL": "warning"}
+    environment["CLIPWORKS_PRECISION"] = options.precision
     environment |= {"CLIPWORKS_MODEL": options.model} | (
         {"CLIPWORKS_STORE": str(options.store)} if options.store else {}
     )

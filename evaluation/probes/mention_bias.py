@@ -1,0 +1,83 @@
+"""Mention bias (ComCO's text retrieval): the nearest text of a single thing shows which mention of a list won."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+
+from evaluation.probes.pictures import Picture
+from evaluation.probes.pool import Pool, named
+from evaluation.probes.questions import TIE, Reads
+from evaluation.probes.readers import Reader, Said, said
+from evaluation.probes.rows import Row, mean_row
+from evaluation.scenes.meaning import Listing, What
+
+_PLACES = ("first", "second", "third")
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A list of things in one order of mention."""
+
+    whats: tuple[What, ...]
+    cluster: int
+
+    @property
+    def text(self) -> Said:
+        return said(Listing(self.whats))
+
+
+@dataclass(frozen=True)
+class MentionBias:
+    queries: tuple[Query, ...]
+    gallery: tuple[What, ...]
+    name: str = "mention-bias"
+    reads: Reads = "texts"
+    pictures: tuple[Picture, ...] = ()
+
+    @property
+    def texts(self) -> tuple[Said, ...]:
+        return (*dict.fromkeys(query.text for query in self.queries), *self._gallery_texts())
+
+    def measure(self, reader: Reader) -> list[Row]:
+        """By length of the list: how often a mentioned thing is nearest at all, and the share of each place in the
+        list among those."""
+        gallery = reader.text_vectors(self._gallery_texts())
+        rows: list[Row] = []
+        for length in sorted({len(query.whats) for query in self.queries}):
+            queries = [query for query in self.queries if len(query.whats) == length]
+            similar = reader.text_vectors([query.text for query in queries]) @ gallery.T
+            nearest = similar >= similar.max(axis=1, keepdims=True) - TIE
+            at = np.array([[self.gallery.index(what) for what in query.whats] for query in queries])
+            wins = np.take_along_axis(nearest, at, axis=1) / nearest.sum(axis=1, keepdims=True)  # [Q, length]
+            found = wins.sum(axis=1)
+            clusters = [query.cluster for query in queries]
+            name = f"{length} things"
+            rows.append(
+                mean_row(f"{name}, a mentioned one is found", found, clusters, chance=length / len(self.gallery))
+            )
+            with np.errstate(invalid="ignore"):
+                shares = wins / found[:, None]
+            rows += [
+                mean_row(f"{name}, {place} wins", shares[:, index], clusters, chance=1 / length, better="at chance")
+                for index, place in enumerate(_PLACES[:length])
+            ]
+        return rows
+
+    def _gallery_texts(self) -> list[Said]:
+        return [said(Listing((what,))) for what in self.gallery]
+
+
+def build(pool: Pool) -> MentionBias:
+    """Every order of mention of two things (compass groups) and of three (additions)."""
+    queries: list[Query] = []
+    for cluster, group in enumerate(pool.compass):
+        for scenes in (group.plain, group.swapped):
+            whats = [named(thing) for thing in scenes["left of"].things]
+            queries += [Query(order, cluster) for order in permutations(whats)]
+    for cluster, group in enumerate(pool.additions, start=len(pool.compass)):
+        a, b, c, d = group.whats
+        queries += [Query(order, cluster) for whats in ((a, b, c), (a, d, c)) for order in permutations(whats)]
+    return MentionBias(tuple(queries), tuple(What(shape=shape, colour=colour) for shape, colour in pool.pairs))

@@ -1,0 +1,243 @@
+"""One artifact in this process, through its server and through OpenAI's dialects: the same vectors."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from clipworks.client import Client
+from evaluation.encoder import (
+    ArtifactEncoder,
+    DenseEncoder,
+    Dialect,
+    Encoder,
+    OpenAIEncoder,
+    ServerEncoder,
+    open_artifact,
+    png,
+)
+from evaluation.probes.pool import PoolSize
+from evaluation.scenes.config import SceneConfig
+from evaluation.scenes.rendering import render
+from evaluation.scenes.sampling import sample
+from evaluation.suites import Suite, run
+from model_store.errors import ArtifactNotFound
+from model_store.golden import GOLDEN_TEXTS, Goldens
+from model_store.manifest import GraphSpec, TensorSpec
+from model_store.store import Artifact, Store, file_entries
+
+TINY_STORE = Path(__file__).parents[1] / "fixtures" / "tiny_store"
+READY_S = 60
+TEXTS = ("a red circle", "there is no blue square", "a red circle")
+
+
+@pytest.fixture(scope="module")
+def encoder() -> ArtifactEncoder:
+    return open_artifact(Store(TINY_STORE, builtin=False).open("tiny"))
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[NDArray[np.uint8]]:
+    return [render(sample(seed, SceneConfig()), size_px).image for seed, size_px in ((0, 48), (1, 96), (2, 130))]
+
+
+@pytest.fixture(scope="module")
+def server_url() -> Iterator[str]:
+    """Address of `clipworks serve` with the tiny model, ready; its port is the one it prints."""
+    command = [Path(sys.executable).with_name("clipworks"), "serve", "--port", "0", "--log-level", "warning"]
+    command += ["--store", TINY_STORE, "--model", "tiny", "--no-builtin", "--drain-grace-s", "0"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CLIPWORKS_")}
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    alarm = threading.Timer(READY_S, server.kill)
+    alarm.start()
+    try:
+        url = ""
+        assert server.stdout
+        for line in server.stdout:
+            url = line.removeprefix("clipworks: listening on ").strip() if "listening" in line else url
+            if "ready" in line:
+                break
+        assert url, f"the server did not start, exit status {server.wait()}"
+        yield url
+    finally:
+        alarm.cancel()
+        server.terminate()
+        server.wait(timeout=40)
+        if server.stdout:
+            server.stdout.close()
+
+
+def test_an_artifact_gives_its_golden_vectors_as_unit_rows(encoder: ArtifactEncoder) -> None:
+    artifact = Store(TINY_STORE, builtin=False).open("tiny")
+    goldens = Goldens(artifact)
+    kept = [case for case in goldens.cases.images if case.raises is None]
+    for found, stored in (
+        (encoder.encode_images([artifact.read(case.file) for case in kept]), goldens.arrays["image_embeds"]),
+        (encoder.encode_texts(list(GOLDEN_TEXTS)), goldens.arrays["text_embeds"]),
+    ):
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+        np.testing.assert_allclose(found, stored / np.linalg.norm(stored, axis=1, keepdims=True), atol=1e-5)
+
+
+def test_an_array_and_its_png_are_one_picture(encoder: ArtifactEncoder, pictures: list[NDArray[np.uint8]]) -> None:
+    found = encoder.encode_images([*pictures, *(png(picture) for picture in pictures)])
+    np.testing.assert_array_equal(found[:3], found[3:])
+
+
+def test_more_inputs_than_a_batch_keep_their_order(encoder: ArtifactEncoder) -> None:
+    texts = [f"{number} circles" for number in range(70)]
+    found = encoder.encode_texts(texts)
+    np.testing.assert_allclose(found[69], encoder.encode_texts(texts[69:])[0], atol=1e-6)
+    assert found.shape == (70, 32)
+
+
+def test_an_encoder_without_a_grid_is_no_dense_encoder(encoder: ArtifactEncoder) -> None:
+    assert isinstance(encoder, Encoder)
+    assert not isinstance(encoder, DenseEncoder)
+    assert encoder.image_px == 48
+
+
+def with_mean_colours(root: Path) -> Artifact:
+    """The tiny artifact as version 2, with a grid whose 4 x 4 vectors are the mean colours of its cells."""
+    onnx = pytest.importorskip("onnx")
+    helper, kinds = onnx.helper, onnx.TensorProto
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["levels"], to=kinds.FLOAT),
+        helper.make_node("Transpose", ["levels"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("AveragePool", ["planes"], ["means"], kernel_shape=[12, 12], strides=[12, 12]),
+        helper.make_node("Transpose", ["means"], ["dense_embeds"], perm=[0, 2, 3, 1]),
+    ]
+    takes = helper.make_tensor_value_info("pixels", kinds.UINT8, ["batch", 48, 48, 3])
+    gives = helper.make_tensor_value_info("dense_embeds", kinds.FLOAT, ["batch", 4, 4, 3])
+    opset = [helper.make_opsetid("", 17)]
+    model = helper.make_model(helper.make_graph(nodes, "dense", [takes], [gives]), opset_imports=opset, ir_version=8)
+    spec = GraphSpec(
+        role="dense_encoder",
+        precision="fp32",
+        file="dense.onnx",
+        inputs=(TensorSpec(name="pixels", dtype="uint8", shape=("batch", 48, 48, 3)),),
+        outputs=(TensorSpec(name="dense_embeds", dtype="float32", shape=("batch", 4, 4, 3)),),
+        batch_invariant=True,
+        batch_difference=0,
+    )
+    shutil.copytree(TINY_STORE, root)
+    store = Store(root, builtin=False)
+    tiny = store.open("tiny@1")
+    with store.staging() as folder:
+        shutil.copytree(tiny.folder, folder, dirs_exist_ok=True)
+        (folder / "manifest.json").unlink()
+        (folder / "dense.onnx").write_bytes(model.SerializeToString())
+        changes = {"version": 2, "graphs": (*tiny.manifest.graphs, spec), "files": file_entries(folder)}
+        return store.publish(folder, tiny.manifest.model_copy(update=changes))
+
+
+def test_a_dense_role_gives_a_unit_vector_for_each_cell(tmp_path: Path, pictures: list[NDArray[np.uint8]]) -> None:
+    dense = open_artifact(with_mean_colours(tmp_path / "store"))
+    assert isinstance(dense, DenseEncoder)
+    means = pictures[0].reshape(4, 12, 4, 12, 3).mean(axis=(1, 3))
+    expected = means / np.linalg.norm(means, axis=-1, keepdims=True)
+    np.testing.assert_allclose(dense.encode_dense(pictures)[0], expected, atol=1e-5)
+    assert dense.encode_images(pictures).shape == (3, 32)
+
+
+def test_nothing_to_encode_is_refused(encoder: ArtifactEncoder) -> None:
+    with pytest.raises(ValueError, match="nothing to encode"):
+        encoder.encode_texts([])
+
+
+def test_a_precision_that_was_not_built_is_refused() -> None:
+    with pytest.raises(ArtifactNotFound, match="fp16"):
+        open_artifact(Store(TINY_STORE, builtin=False).open("tiny"), precision="fp16")
+
+
+def test_a_server_gives_the_artifacts_vectors_and_identity(
+    encoder: ArtifactEncoder, pictures: list[NDArray[np.uint8]], server_url: str
+) -> None:
+    with Client(server_url) as client:
+        served = ServerEncoder(client)
+        np.testing.assert_allclose(served.encode_images(pictures), encoder.encode_images(pictures), atol=1e-5)
+        np.testing.assert_allclose(served.encode_texts(TEXTS), encoder.encode_texts(TEXTS), atol=1e-5)
+    assert isinstance(served, Encoder)
+    assert served.space == encoder.space
+    assert served.fingerprint.split(", build")[0] == encoder.fingerprint.split(", build")[0]
+    assert served.image_px == 48
+
+
+@pytest.mark.parametrize("dialect", ["jina", "infinity"])
+def test_both_dialects_give_the_artifacts_vectors(
+    encoder: ArtifactEncoder, pictures: list[NDArray[np.uint8]], server_url: str, dialect: Dialect
+) -> None:
+    asked = OpenAIEncoder(f"{server_url}/v1", "tiny", dialect=dialect)
+    try:
+        np.testing.assert_allclose(asked.encode_images(pictures), encoder.encode_images(pictures), atol=1e-5)
+        np.testing.assert_allclose(asked.encode_texts(TEXTS), encoder.encode_texts(TEXTS), atol=1e-5)
+    finally:
+        asked.close()
+
+
+def foreign(status: int, body: str) -> httpx2.MockTransport:
+    """Somebody else's endpoint that always answers this."""
+    return httpx2.MockTransport(lambda request: httpx2.Response(status, text=body))
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "message"),
+    [
+        (401, "no key", "status 401: no key"),
+        (200, "<html>", "not a list of embeddings"),
+        (200, json.dumps({"data": [{"index": 0}]}), "not a list of embeddings"),
+        (200, json.dumps({"data": [{"index": 0, "embedding": [1.0]}]}), "expected 3 vectors"),
+    ],
+)
+def test_an_endpoint_that_speaks_otherwise_is_named(status: int, body: str, message: str) -> None:
+    asked = OpenAIEncoder("http://models.test/v1", "m", dialect="jina", transport=foreign(status, body))
+    with pytest.raises(ConnectionError, match=message):
+        asked.encode_texts(TEXTS)
+
+
+def test_rows_are_put_in_the_order_of_their_index_and_pictures_sent_as_the_dialect_wants() -> None:
+    seen: list[dict[str, object]] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        seen.append(json.loads(request.content))
+        assert request.headers["authorization"] == "Bearer secret"
+        assert request.url.path == "/v1/embeddings"
+        rows = [{"index": 1, "embedding": [0.0, 2.0]}, {"index": 0, "embedding": [3.0, 0.0]}]
+        return httpx2.Response(200, json={"data": rows})
+
+    data = [png(np.full((4, 4, 3), level, dtype=np.uint8)) for level in (0, 255)]
+    coded = [base64.b64encode(each).decode() for each in data]
+    for dialect, expected in (
+        ("jina", {"input": [{"image": each} for each in coded]}),
+        ("infinity", {"input": [f"data:image/png;base64,{each}" for each in coded], "modality": "image"}),
+    ):
+        asked = OpenAIEncoder(
+            "http://models.test/v1/", "m", dialect=dialect, api_key="secret", transport=httpx2.MockTransport(answer)
+        )
+        np.testing.assert_array_equal(asked.encode_images(data), [[1, 0], [0, 1]])
+        assert expected.items() <= seen[-1].items()
+
+
+def test_probes_score_alike_through_the_server(encoder: ArtifactEncoder, server_url: str) -> None:
+    """Vectors differ by rounding, so at most a near tie may fall the other way: one question in twenty."""
+    size = PoolSize(compass=3, class_groups=2, squares=1, counts=1, additions=1, spoilt=16)
+    chosen = Suite(name="small", probes=("binding", "relation", "few-shot", "count"), size=size)
+    with Client(server_url) as client:
+        served = run(ServerEncoder(client), chosen)
+    for here, there in zip(run(encoder, chosen), served, strict=True):
+        for mine, other in zip(here.rows, there.rows, strict=True):
+            assert (mine.name, mine.n, mine.chance) == (other.name, other.n, other.chance)
+            assert mine.score == pytest.approx(other.score, abs=0.05), mine.name
