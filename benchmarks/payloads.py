@@ -30,7 +30,7 @@ JSON = "application/json"
 _ADJECTIVES = "red blue green old small wet shiny broken wooden quiet tall round striped empty golden dusty"
 _NOUNS = "bicycle dog house chair boat tree cup bridge lamp horse clock train bird table shoe guitar kite bus"
 _SENTENCES = (
-    "{a} {b} {n}",
+    "a {b} {n}",
     "a {a} {n} on the {p}",
     "a photo of a {a} {n}",
     "the {a} {n} near a {b} {m}",

@@ -49,9 +49,6 @@ def test_a_run_that_hangs_is_given_up_and_a_fresh_session_takes_over(
     assert late.json()["error"]["code"] == "deadline_exceeded"
     assert httpx2.get(f"{address}/livez", timeout=10).status_code == 200
     until(address, 503)
-    refused = post(address, grey_picture(100))
-    assert refused.status_code == 503
-
     until(address, 200)
     after = post(address, grey_picture(100))
     assert after.json()["data"] == before.json()["data"]
