@@ -34,7 +34,7 @@ def until(address: str, status: int, *, timeout_s: float = 60) -> float:
     return time.monotonic() - started
 
 
-@pytest.mark.parametrize("looping_store", [3_000_000], indirect=True)
+@pytest.mark.parametrize("looping_store", [30_000_000], indirect=True)
 def test_a_run_that_hangs_is_given_up_and_a_fresh_session_takes_over(
     looping_store: Path, serve: Callable[..., object]
 ) -> None:
