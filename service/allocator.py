@@ -14,7 +14,7 @@ _MIB = 2**20
 def return_large_buffers() -> bool:
     """Fix the allocator's thresholds, which glibc otherwise raises with each large buffer that is freed.
 
-    A ViT-B-32 server under load then holds about 755 MB instead of 890, at the same speed (docs/performance.md).
+    A ViT-B-32 server under load then holds about 735 MiB instead of 870, at the same speed (docs/performance.md).
     Does nothing where the C library is not glibc, or where MALLOC_* variables say what is wanted.
     """
     if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
