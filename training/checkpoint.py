@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -29,11 +31,17 @@ from training.towers import DualEncoder, build_model
 
 FORMAT = 1
 INFO_FILE, WEIGHTS_FILE, STATE_FILE = "checkpoint.json", "weights.safetensors", "state.safetensors"
+HEAD_WEIGHT, HEAD_BIAS = "class_head/weight", "class_head/bias"
+ARRAY_PREFIX = "array/"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What `checkpoint.json` says; `templates` are the default prompts, `graphs` role -> method door."""
+    """What `checkpoint.json` says; `templates` are the default prompts, `graphs` role -> method door.
+
+    base_sha256: digest of the weights that training started from, None without a base. inherited: roles that the base
+    keeps providing. labels: the classes of a head.
+    """
 
     config: TrainConfig
     step: int
@@ -49,6 +57,9 @@ class Checkpoint:
     templates: tuple[str, ...]
     metrics: dict[str, Any]
     tools: dict[str, str]
+    base_sha256: str | None = None
+    inherited: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +70,20 @@ class LoadedModel:
     model: DualEncoder
     tokenizer: Tokenizer
     tokenizer_bytes: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedHead:
+    """A checkpoint that is a class head: logits [n, C] = unit image vectors [n, D] @ weight [D, C] + bias [C].
+
+    It means something behind the image tower of `base_sha256` only.
+    """
+
+    info: Checkpoint
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    labels: tuple[str, ...]
+    base_sha256: str
 
 
 def save_checkpoint(
@@ -105,6 +130,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         templates=tuple(info["templates"]),
         metrics=info["metrics"],
         tools=info["tools"],
+        base_sha256=info.get("base_sha256"),
+        inherited=tuple(info.get("inherited", ())),
+        labels=tuple(info.get("labels", ())),
     )
     for spec, digest in (
         (checkpoint.image_spec, checkpoint.image_spec_digest),
@@ -129,6 +157,8 @@ def load_model(folder: Path) -> LoadedModel:
     model = build_model(info.config.model, vocab_size=info.text_spec.vocab_size, end_id=info.text_spec.end_id)
     prefix = "model."
     weights = load_file(folder / WEIGHTS_FILE)
+    if is_head(info):
+        raise ValueError(f"{folder} is a class head of method {info.config.method}, not a model (see load_head)")
     try:
         model.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
     except RuntimeError as error:
@@ -136,6 +166,29 @@ def load_model(folder: Path) -> LoadedModel:
     model.eval().requires_grad_(False)
     tokenizer = Tokenizer(info.text_spec, tokenizer_bytes)
     return LoadedModel(info=info, model=model, tokenizer=tokenizer, tokenizer_bytes=tokenizer_bytes)
+
+
+def load_head(folder: Path) -> LoadedHead:
+    """Open a checkpoint that a closed-form method left.
+
+    Raises:
+        ValueError: it is none, or a file differs from its digest or from what `checkpoint.json` says.
+    """
+    info = read_checkpoint(folder)
+    _checked(folder / WEIGHTS_FILE, info.weights_sha256)
+    arrays = load_file(folder / WEIGHTS_FILE)
+    found = [arrays.get(f"{ARRAY_PREFIX}{name}") for name in (HEAD_WEIGHT, HEAD_BIAS)]
+    if found[0] is None or found[1] is None or info.base_sha256 is None:
+        raise ValueError(f"{folder} is no class head: method {info.config.method} made {sorted(arrays)[:3]}")
+    weight, bias = found[0].numpy(), found[1].numpy()
+    if weight.ndim != 2 or weight.shape[1:] != bias.shape or bias.shape != (len(info.labels),):
+        raise ValueError(f"{folder}: weight {weight.shape}, bias {bias.shape} and {len(info.labels)} labels differ")
+    return LoadedHead(info=info, weight=weight, bias=bias, labels=info.labels, base_sha256=info.base_sha256)
+
+
+def is_head(info: Checkpoint) -> bool:
+    """Is this the checkpoint of a class head, without a model of its own?"""
+    return bool(info.labels) and not info.graphs
 
 
 def load_state(folder: Path) -> dict[str, Tensor]:

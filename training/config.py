@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
+from evaluation.scenes.mixing import Topic
 from training.data.rows import SplitRule
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -29,16 +30,57 @@ class SplitConfig(Settings):
         return SplitRule(modulo=self.modulo, validation=self.validation, test=self.test)
 
 
-class DataConfig(Settings):
-    """`folder` is given at the command line (`--set data.folder=...`): no recipe knows a machine's paths."""
+class TableData(Settings):
+    """Captioned image files. `folder` is given at the command line (`--set data.folder=...`): no recipe knows a
+    machine's paths. `negative_column` names captions that are plainly false for their image, for who wants them.
+    """
 
+    kind: Literal["table"] = "table"
     folder: Path
     table: str = "captions.csv"
     image_column: str = "image"
     caption_column: str = "caption"
+    negative_column: str | None = None
     label_columns: tuple[str, ...] = ()
     cache_px: int = Field(ge=8, description="side of the decoded pictures that crops are taken from")
     split: SplitConfig
+
+
+class ScenePart(Settings):
+    """One kind of scene and what is said about it; lengths as in evaluation.scenes.config.SceneConfig."""
+
+    scenes: int = Field(ge=1, description="how many different scenes of this kind")
+    share: float = Field(gt=0, description="how often a batch takes this kind, relative to the other kinds")
+    count: tuple[int, int] = (1, 4)
+    size: tuple[float, float] = (0.17, 0.30)
+    textures: tuple[str, ...] = ("plain",)
+    differ_in: tuple[Literal["shape", "colour"], ...] = ()
+    decided_pair: bool = False
+    decided_place: bool = False
+    mix: dict[Topic, float] = Field(min_length=1, description="weight of each topic of captions")
+
+
+class SceneData(Settings):
+    """Drawn scenes: nothing is read from disk, the same seed draws the same pictures and captions.
+
+    `held_out` of the (shape, colour) pairs never occur, neither drawn nor named.
+    """
+
+    kind: Literal["scenes"]
+    parts: tuple[ScenePart, ...] = Field(min_length=1)
+    cache_px: int = Field(ge=48, le=448, description="side of the drawn pictures")
+    seed: int = Field(default=0, ge=0)
+    held_out: float = Field(default=0.25, gt=0, le=0.5)
+
+
+def _data_kind(value: Any) -> str:
+    """Recipes written before scenes name no kind: theirs is a table."""
+    return value.get("kind", "table") if isinstance(value, dict) else getattr(value, "kind", "table")
+
+
+DataConfig = Annotated[
+    Annotated[TableData, Tag("table")] | Annotated[SceneData, Tag("scenes")], Discriminator(_data_kind)
+]
 
 
 class AugmentConfig(Settings):
@@ -56,6 +98,9 @@ class ImageTowerConfig(Settings):
     trunk: str = Field(description="name of a timm model with `forward_features` -> [B, C, h, w]")
     size_px: int = Field(ge=16)
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    pool: Literal["mean", "flat", "attention"] = Field(
+        default="mean", description="mean forgets where; flat and attention (with position embeddings) keep it"
+    )
     mean: tuple[float, float, float] = OPENAI_MEAN
     std: tuple[float, float, float] = OPENAI_STD
 
@@ -101,6 +146,9 @@ class OptimConfig(Settings):
     ema_decay: float = Field(ge=0, lt=1)
 
 
+Report = Literal["retrieval", "fashion", "scenes"]
+
+
 class RunConfig(Settings):
     """`precision`: "auto" is bf16 autocast on a GPU and fp32 elsewhere; "bf16" also on CPUs (3x faster with AMX)."""
 
@@ -111,21 +159,48 @@ class RunConfig(Settings):
     log_steps: int = Field(default=20, ge=1)
     validate_steps: int = Field(default=500, ge=1)
     checkpoint_steps: int = Field(default=500, ge=1)
-    report: Literal["retrieval", "fashion"] = "retrieval"
+    report: Report = "retrieval"
+    features: Path | None = Field(default=None, description="where cached features lie; by default beside the run")
+
+
+class WiseFt(Settings):
+    """Interpolation between the base and what was trained (Wortsman et al., 2022, WiSE-FT), after the last step.
+
+    Of the `alphas` the one is taken that gains most on `cure` and loses at most `most_lost` on `neutral`; both are
+    paths of validation numbers, such as "relation/opposite relation"; higher is better.
+    """
+
+    cure: str
+    neutral: str
+    most_lost: float = Field(default=0.01, ge=0)
+    alphas: tuple[float, ...] = tuple(round(0.1 * step, 1) for step in range(11))
 
 
 class TrainConfig(Settings):
-    """One recipe. `method_options` is checked by the method that it is for."""
+    """One recipe. `method_options` is checked by the method that it is for.
+
+    base: the folder of the checkpoint that training starts from; its model is taken when the recipe names none.
+    """
 
     name: str
     seed: int = Field(ge=0)
     method: str
     method_options: dict[str, Any] = Field(default_factory=dict)
+    base: Path | None = None
+    wise_ft: WiseFt | None = None
     data: DataConfig
-    augment: AugmentConfig
+    augment: AugmentConfig = AugmentConfig()
     model: ModelConfig
     optim: OptimConfig
     run: RunConfig
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainConfig:
+        if isinstance(self.data, SceneData) and self.augment != AugmentConfig():
+            raise ValueError("scenes are drawn, not augmented: leave [augment] out")
+        if self.wise_ft is not None and self.base is None:
+            raise ValueError("wise_ft interpolates with a base: name one")
+        return self
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -140,7 +215,21 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         raise ValueError(f"{path}: {error}") from error
     for override in overrides:
         _apply(values, override)
+    if "base" in values and "model" not in values:
+        values["model"] = _model_of(Path(values["base"]))
     return parse_config(values, where=str(path))
+
+
+def _model_of(base: Path) -> Any:
+    """The model of a checkpoint's recipe, as plain data.
+
+    Raises:
+        ValueError: there is no checkpoint.
+    """
+    try:
+        return json.loads((base / "checkpoint.json").read_text(encoding="utf-8"))["config"]["model"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"base {base} is no checkpoint: {error}") from error
 
 
 def parse_config(values: dict[str, Any], *, where: str) -> TrainConfig:

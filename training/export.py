@@ -141,7 +141,7 @@ def export_model(
         ExportRefused: a tower cannot be exported, or its fp32 graph is not the torch model.
     """
     say = progress or (lambda message: None)
-    wanted: list[Precision] = ["fp32", *(p for p in ALL_PRECISIONS if p != "fp32" and p in tuple(precisions))]
+    wanted = fp32_first(precisions)
     tokenizer = Tokenizer(source.text_spec, source.tokenizer)
     calibration = calibration_for(source.image_spec, tokenizer, pictures=pictures, texts=texts)
     graphs: list[GraphSpec] = []
@@ -150,21 +150,14 @@ def export_model(
         tokenizer_file = folder / source.text_spec.tokenizer_file
         tokenizer_file.parent.mkdir(parents=True, exist_ok=True)
         tokenizer_file.write_bytes(source.tokenizer)
-        for tower in _towers(source, tokenizer, calibration):
-            fp32_files: tuple[Path, ...] = ()
-            for precision in wanted:
-                say(f"{tower.role} {precision}")
-                path = folder / f"{tower.role}.{precision}.onnx"
-                try:
-                    graph = build_variant(tower, precision, path, fp32_files)
-                except (GraphError, MissedFloor) as error:
-                    if precision == "fp32":
-                        raise ExportRefused(f"{tower.role}: {error}") from error
-                    remove_variant(path)
-                    skipped.append(SkippedVariant(role=tower.role, precision=precision, reason=str(error)))
-                else:
-                    graphs.append(graph)
-                    fp32_files = fp32_files or tuple(folder / file for file in graph.files)
+        image = image_tower(source.image, source.image_spec, calibration)
+        text = text_tower(source.text, source.text_spec, tokenizer, calibration)
+        if image.dim != text.dim:
+            raise ExportRefused(f"image vectors have {image.dim} components, text vectors {text.dim}")
+        for tower in (image, text):
+            built, missed = build_tower(tower, wanted, folder, say)
+            graphs += built
+            skipped += missed
         say("goldens")
         _write_goldens(folder, source, tokenizer, graphs)
         manifest = _manifest(source, name, store.next_version(name), graphs, skipped, folder)
@@ -260,44 +253,83 @@ def source_of_checkpoint(
     )
 
 
-def _towers(source: ExportSource, tokenizer: Tokenizer, calibration: Calibration) -> Iterable[Tower]:
-    pixels = np.concatenate([prepared_goldens(source.image_spec), calibration.pixels])
-    image_rows = Rows(padded=pixels)
-    image_reference = torch_vectors(source.image, image_rows)
-    dim = image_reference.shape[1]
-    yield Tower(
+def build_tower(
+    tower: Tower, wanted: Iterable[Precision], folder: Path, say: Progress
+) -> tuple[list[GraphSpec], list[SkippedVariant]]:
+    """Write and measure an encoder at each precision, fp32 first; what misses its floor is skipped with the reason.
+
+    Raises:
+        ExportRefused: the fp32 graph is not the torch model, or does not run.
+    """
+    graphs: list[GraphSpec] = []
+    skipped: list[SkippedVariant] = []
+    fp32_files: tuple[Path, ...] = ()
+    for precision in wanted:
+        say(f"{tower.role} {precision}")
+        path = folder / f"{tower.role}.{precision}.onnx"
+        try:
+            graph = build_variant(tower, precision, path, fp32_files)
+        except (GraphError, MissedFloor) as error:
+            if precision == "fp32":
+                raise ExportRefused(f"{tower.role}: {error}") from error
+            remove_variant(path)
+            skipped.append(SkippedVariant(role=tower.role, precision=precision, reason=str(error)))
+        else:
+            graphs.append(graph)
+            fp32_files = fp32_files or tuple(folder / file for file in graph.files)
+    return graphs, skipped
+
+
+def image_tower(module: nn.Module, spec: ImageSpec, calibration: Calibration) -> Tower:
+    """An image encoder with the pictures it is measured on: the golden ones, then the calibration's."""
+    rows = Rows(padded=np.concatenate([prepared_goldens(spec), calibration.pixels]))
+    reference = torch_vectors(module, rows)
+    return Tower(
         role="image_encoder",
-        module=source.image,
-        tensors=image_tensors(source.image_spec, dim),
-        rows=image_rows,
+        module=module,
+        tensors=image_tensors(spec, reference.shape[1]),
+        rows=rows,
         calibration=[calibration.pixels[i : i + 1] for i in range(len(calibration.pixels))],
-        reference=image_reference,
+        reference=reference,
     )
+
+
+def text_tower(module: nn.Module, spec: TextSpec, tokenizer: Tokenizer, calibration: Calibration) -> Tower:
+    """A text encoder with the texts it is measured on: the golden ones, then the calibration's."""
     token_rows = [*(tokenizer.encode(text) for text in GOLDEN_TEXTS), *calibration.rows]
-    lengths = tuple(len(row) for row in token_rows) if source.text_spec.dynamic_length else None
-    text_rows = Rows(padded=tokenizer.pad(token_rows, source.text_spec.context_length), lengths=lengths)
-    text_reference = torch_vectors(source.text, text_rows)
-    if text_reference.shape[1] != dim:
-        raise ExportRefused(f"image vectors have {dim} components, text vectors {text_reference.shape[1]}")
-    yield Tower(
+    lengths = tuple(len(row) for row in token_rows) if spec.dynamic_length else None
+    rows = Rows(padded=tokenizer.pad(token_rows, spec.context_length), lengths=lengths)
+    reference = torch_vectors(module, rows)
+    return Tower(
         role="text_encoder",
-        module=source.text,
-        tensors=text_tensors(source.text_spec, dim),
-        rows=text_rows,
-        calibration=[text_rows.batch([i]) for i in range(len(GOLDEN_TEXTS), len(token_rows))],
-        reference=text_reference,
+        module=module,
+        tensors=text_tensors(spec, reference.shape[1]),
+        rows=rows,
+        calibration=[rows.batch([i]) for i in range(len(GOLDEN_TEXTS), len(token_rows))],
+        reference=reference,
     )
 
 
-def _write_goldens(folder: Path, source: ExportSource, tokenizer: Tokenizer, graphs: list[GraphSpec]) -> None:
+def fp32_first(precisions: Iterable[Precision]) -> list[Precision]:
+    """The order in which variants are built: fp32 always, as the others are made of it."""
+    chosen = tuple(precisions)
+    return ["fp32", *(precision for precision in ALL_PRECISIONS if precision != "fp32" and precision in chosen)]
+
+
+def tolerances_of(graphs: Iterable[GraphSpec]) -> dict[Role, dict[Precision, Tolerance]]:
+    """Golden tolerances of encoder graphs, from what was measured."""
     tolerances: dict[Role, dict[Precision, Tolerance]] = {}
     for graph in graphs:
         tolerances.setdefault(graph.role, {})[graph.precision] = tolerance_for(graph.precision, graph.fidelity)
+    return tolerances
+
+
+def _write_goldens(folder: Path, source: ExportSource, tokenizer: Tokenizer, graphs: list[GraphSpec]) -> None:
     write_goldens(
         folder,
         image=(source.image_spec, lambda pixels: torch_vectors(source.image, Rows(padded=pixels))),
         text=(tokenizer, lambda ids: torch_vectors(source.text, Rows(padded=ids))),
-        tolerances=tolerances,
+        tolerances=tolerances_of(graphs),
     )
 
 
@@ -342,13 +374,13 @@ def fingerprints_of(source: ExportSource) -> Fingerprint:
     """The names both encoders will have: weights, spec, structure and recipe, tokeniser."""
     recipe = recipe_of(source.structure)
     return Fingerprint(
-        image=fingerprint(_arrays(source.image_weights or source.image.state_dict()), source.image_spec, recipe),
+        image=fingerprint(weight_arrays(source.image_weights or source.image.state_dict()), source.image_spec, recipe),
         text=fingerprint(
-            _arrays(source.text_weights or source.text.state_dict()), source.text_spec, recipe, source.tokenizer
+            weight_arrays(source.text_weights or source.text.state_dict()), source.text_spec, recipe, source.tokenizer
         ),
     )
 
 
-def _arrays(state: Mapping[str, Tensor]) -> list[tuple[str, NDArray[np.float32]]]:
+def weight_arrays(state: Mapping[str, Tensor]) -> list[tuple[str, NDArray[np.float32]]]:
     """fp32 parameters and persistent buffers by name (integer buffers such as batch counters shape no answer)."""
     return [(name, t.detach().cpu().float().numpy()) for name, t in state.items() if t.is_floating_point()]

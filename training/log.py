@@ -80,6 +80,24 @@ class RunLog:
             self._console.print(f"step {step}: {', '.join(line)}")
 
 
+class NoLog:
+    """What processes have that write nothing."""
+
+    def __enter__(self) -> NoLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def advance(self, done: int, loss: float | None) -> None:
+        pass
+
+    def write(self, series: str, step: int, numbers: Mapping[str, float]) -> None:
+        pass
+
+
 def flatten(report: Mapping[str, object], prefix: str = "") -> dict[str, float]:
     """Numbers of a nested report by path, `a/b/c`; an estimate counts as its value."""
     flat: dict[str, float] = {}

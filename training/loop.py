@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +17,30 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from model_store.identity import spec_digest
+from model_store.manifest import ImageSpec, TextSpec
 from model_store.modality.text import Tokenizer
-from training import methods
+from training import distributed, methods
 from training.checkpoint import (
     INFO_FILE,
+    LoadedModel,
     git_sha,
+    load_model,
     load_state,
     optimizer_state,
     read_checkpoint,
     restore_optimizer,
     save_checkpoint,
 )
-from training.config import OptimConfig, TrainConfig, load_config
-from training.data.augment import CaptionAugment, ImageAugment
-from training.data.batches import Batches
-from training.data.reader import data_digest, load_pixels, read_table
+from training.config import OptimConfig, TrainConfig, WiseFt, load_config
+from training.data.source import Source, open_source
 from training.data.vocabulary import tokenizer_of
-from training.judge import judge
-from training.log import RunLog, flatten
+from training.encoder import TorchEncoder
+from training.features import FeatureBatches, cached_features
+from training.log import NoLog, RunLog, flatten
 from training.towers import image_spec as spec_of
+from training.wise_ft import interpolate, wise_ft_curve
 
-STREAM = 2**32
+STREAM, PROCESS_STREAM = 2**32, 2**24
 TOOLS = ("torch", "timm", "open_clip_torch", "numpy", "pillow", "tokenizers")
 
 
@@ -54,10 +58,14 @@ def train(
 ) -> TrainResult:
     """Train a recipe: the door of `clipworks train CONFIG [--set key=value] [--resume]`.
 
+    Under `torchrun` the processes share every batch; the first one validates and writes.
+
     Raises:
         ValueError: the recipe, the data or the checkpoint to resume is wrong; the message says where.
     """
-    return run(load_config(config_path, overrides), resume=resume, console=console)
+    config = load_config(config_path, overrides)
+    with distributed.joined(config.run.device):
+        return run(config, resume=resume, console=console)
 
 
 # Longer than 60 lines on purpose: the whole story of a run stands in one place, in the order in which it happens.
@@ -67,7 +75,7 @@ def run(config: TrainConfig, *, resume: bool = False, console: Console | None = 
     On a CPU with the same thread count a resumed run is bit-equal to an uninterrupted one: batches and dropout depend
     on (seed, step) only, and the checkpoint holds every other state.
     """
-    folder, optim = config.run.folder, config.optim
+    folder, optim, first = config.run.folder, config.optim, distributed.rank() == 0
     device = config.run.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -75,64 +83,83 @@ def run(config: TrainConfig, *, resume: bool = False, console: Console | None = 
         torch.set_num_threads(config.run.threads)
     bf16 = config.run.precision == "bf16" or (config.run.precision == "auto" and device == "cuda")
 
-    # Data: rows, splits, tokenizer, and every training picture decoded once.
-    rows = read_table(
-        config.data.folder / config.data.table,
-        image_column=config.data.image_column,
-        caption_column=config.data.caption_column,
-        label_columns=config.data.label_columns,
-    )
-    rule = config.data.split.rule()
-    train_rows = [row for row in rows if rule.of(row.group) == "train"]
-    validation_rows = [row for row in rows if rule.of(row.group) == "validation"]
+    # Data: the source draws or decodes every training picture once; a base brings its tokenizer and its specs.
     text_spec, tokenizer_bytes = tokenizer_of(config.model)
     tokenizer = Tokenizer(text_spec, tokenizer_bytes)
-
     cache_spec, image_spec = spec_of(config.model, size_px=config.data.cache_px), spec_of(config.model)
-    pixels = load_pixels(config.data.folder, train_rows, cache_spec)
-    validation_pixels = load_pixels(config.data.folder, validation_rows, image_spec)
-    batches = Batches(
-        rows=train_rows,
-        pixels=pixels,
-        image_augment=ImageAugment(
-            size_px=image_spec.height_px,
-            scale=config.augment.crop_scale,
-            aspect=config.augment.crop_aspect,
-            shift_px=config.augment.shift_px,
-            flip=config.augment.flip,
-        ),
-        caption_augment=CaptionAugment(
-            templates=config.augment.templates,
-            template_share=config.augment.template_share,
-            word_drop=config.augment.word_drop,
-            tail=config.augment.tail,
-        ),
-        tokenize=lambda texts: tokenizer.pad([tokenizer.encode(text) for text in texts]),
-        batch_size=optim.batch_size,
-        seed=config.seed,
-    )
+    base = _open_base(config, image_spec=image_spec, text_spec=text_spec)
+    source = open_source(config, cache_spec=cache_spec, image_spec=image_spec)
 
     # Method: it builds the modules; their weights depend on the seed alone.
     torch.manual_seed(config.seed)
     method = methods.create(config.method, config.method_options)
-    if method.needs.level != "rows":
-        raise ValueError(f"method {config.method} needs {method.needs.level}, this loop feeds rows")
+    needs, features = method.needs, None
+    if needs.level != "rows":
+        if base is None:
+            raise ValueError(f"method {config.method} works on a frozen model's features: set base to its checkpoint")
+        with distributed.first_alone():
+            features = cached_features(
+                base,
+                source,
+                level=needs.level,
+                captions=needs.captions,
+                negatives=needs.negatives,
+                folder=config.run.features or folder.parent / "features",
+                device=device,
+            )
     method.setup(
         methods.Context(
             model=config.model,
             tokenizer=tokenizer,
-            rows=train_rows,
-            pixels=pixels,
-            texts=[*(row.caption for row in train_rows), *(t.format("") for t in config.augment.templates)],
+            source=source,
             batch_size=optim.batch_size,
             device=device,
+            seed=config.seed,
+            base=base,
+            features=features,
         )
     )
     modules = method.modules()
     for module, use in modules.values():
-        module.requires_grad_(use != "frozen").train(use != "frozen").to(memory_format=torch.channels_last)
+        module.to(memory_format=torch.channels_last).train(use != "frozen")
+        if use == "frozen":
+            module.requires_grad_(False)
+
+    judged = partial(_judged, method, source, image_spec=image_spec, tokenizer=tokenizer, device=device)
+    facts = {
+        "config": config.model_dump(mode="json"),
+        "image_spec": image_spec.model_dump(mode="json"),
+        "text_spec": text_spec.model_dump(mode="json"),
+        "image_spec_digest": spec_digest(image_spec),
+        "text_spec_digest": spec_digest(text_spec),
+        "data_digest": source.digest(),
+        "git_sha": git_sha(Path(__file__).parent),
+        "base_sha256": base.info.weights_sha256 if base is not None else None,
+        "tools": {name: importlib.metadata.version(name) for name in TOOLS},
+    }
+    if isinstance(method, methods.FitMethod):
+        if features is None:
+            raise ValueError(f"method {config.method} is fitted in closed form, and must ask for features")
+        method.fit(features)
+        metrics = method.report()
+        info = {**facts, "step": 0, "metrics": {"validation": metrics}, **_produced(method)}
+        if first:
+            save_checkpoint(folder, info, weights=_shipped(method), state={}, tokenizer=tokenizer_bytes)
+        return TrainResult(folder=folder, step=0, metrics=metrics)
+    if not isinstance(method, methods.StepMethod):
+        raise ValueError(f"method {config.method} has neither steps nor a closed form")
+    if features is not None:
+        batches = FeatureBatches(features=features, batch_size=optim.batch_size, seed=config.seed)
+    else:
+        batches = source.batches(
+            lambda texts: tokenizer.pad([tokenizer.encode(text) for text in texts]),
+            batch_size=optim.batch_size,
+            negatives=needs.negatives,
+            neighbours=method.neighbours,
+        )
     live = {name: tensor for name, tensor in _named_state(modules) if modules[name.split(".", 1)[0]][1] != "frozen"}
     average = {name: tensor.clone() for name, tensor in live.items()}
+    initial = {name: tensor.clone() for name, tensor in live.items()}
 
     # Optimizer: AdamW without decay on vectors and scalars (norms, biases, the temperature).
     groups, names = _optimizer_groups(method.param_groups(), weight_decay=optim.weight_decay)
@@ -152,38 +179,30 @@ def run(config: TrainConfig, *, resume: bool = False, console: Console | None = 
         start = before.step
     elif (folder / INFO_FILE).exists():
         raise ValueError(f"{folder} holds a run already: resume it or choose another run.folder")
-    facts = {
-        "config": config.model_dump(mode="json"),
-        "image_spec": image_spec.model_dump(mode="json"),
-        "text_spec": text_spec.model_dump(mode="json"),
-        "image_spec_digest": spec_digest(image_spec),
-        "text_spec_digest": spec_digest(text_spec),
-        "data_digest": data_digest(train_rows, pixels),
-        "git_sha": git_sha(Path(__file__).parent),
-        "graphs": method.artifact().graphs,
-        "templates": list(method.artifact().templates),
-        "tools": {name: importlib.metadata.version(name) for name in TOOLS},
-    }
     metrics: dict[str, Any] = {}
     trainable = [parameter for group in groups for parameter in group["params"]]
 
-    with RunLog(folder, start=start, total=optim.steps, console=console) as log:
+    with RunLog(folder, start=start, total=optim.steps, console=console) if first else NoLog() as log:
         for step in range(start, optim.steps):
             began_s = time.perf_counter()
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(step, optim) * group["rate_share"]
-            torch.manual_seed(config.seed * STREAM + step)  # dropout's stream of this step
-            batch = {name: tensor.to(device) for name, tensor in batches(step).items()}
+            # Dropout's stream of this step, another one in every process.
+            torch.manual_seed(config.seed * STREAM + step + distributed.rank() * PROCESS_STREAM)
+            batch = {name: tensor.to(device) for name, tensor in distributed.part_of(batches(step)).items()}
 
             with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
                 losses = method.step(batch, step / optim.steps)
             loss = torch.stack(list(losses.values())).sum()
-            if not torch.isfinite(loss):
-                raise ValueError(f"loss is {loss.item()} at step {step}: lower optim.rate or look at the data")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            loss = distributed.mean(loss.detach())
+            if not torch.isfinite(loss):
+                raise ValueError(f"loss is {loss.item()} at step {step}: lower optim.rate or look at the data")
+            distributed.average_gradients(trainable)
             norm = nn.utils.clip_grad_norm_(trainable, optim.clip_norm)
             optimizer.step()
+            distributed.average_statistics([module for module, use in modules.values() if use != "frozen"])
 
             # Average: young averages follow fast, or the first hundreds of steps would stay in them.
             decay = min(optim.ema_decay, (1 + step) / (10 + step))
@@ -196,35 +215,105 @@ def run(config: TrainConfig, *, resume: bool = False, console: Console | None = 
 
             done = step + 1
             if done % config.run.log_steps == 0 or done == optim.steps:
-                numbers = {name: value.item() for name, value in losses.items()}
+                numbers = {name: distributed.mean(value.detach()).item() for name, value in losses.items()}
                 numbers |= {"loss": loss.item(), "grad_norm": norm.item(), "rate": rate_at(step, optim)}
                 log.write("train", done, {**numbers, "pairs_per_s": optim.batch_size / (time.perf_counter() - began_s)})
             log.advance(done, loss.item() if done % config.run.log_steps == 0 else None)
-            if done % config.run.validate_steps == 0 or done == optim.steps:
+            if first and (done % config.run.validate_steps == 0 or done == optim.steps):
                 with _weights(live, average):
-                    metrics = judge(
-                        method,
-                        tokenizer,
-                        rows=validation_rows,
-                        pixels=validation_pixels,
-                        training_titles=frozenset(row.caption.casefold() for row in train_rows),
-                        report=config.run.report,
-                        device=device,
-                    )
+                    metrics = judged()
                 log.write("validation", done, flatten(metrics))
-            if done % config.run.checkpoint_steps == 0 or done == optim.steps:
-                save_checkpoint(
-                    folder,
-                    {**facts, "step": done, "metrics": {"validation": metrics}},
-                    weights={name: average[name] for name in live if modules[name.split(".", 1)[0]][1] == "export"},
-                    state={
-                        **{f"live/{name}": tensor for name, tensor in live.items()},
-                        **{f"average/{name}": tensor for name, tensor in average.items()},
-                        **{f"optimizer/{k}": v for k, v in optimizer_state(optimizer, names).items()},
-                    },
-                    tokenizer=tokenizer_bytes,
-                )
-    return TrainResult(folder=folder, step=optim.steps, metrics=metrics)
+            if first and (done % config.run.checkpoint_steps == 0 or done == optim.steps):
+                state = {
+                    **{f"live/{name}": tensor for name, tensor in live.items()},
+                    **{f"average/{name}": tensor for name, tensor in average.items()},
+                    **{f"optimizer/{k}": v for k, v in optimizer_state(optimizer, names).items()},
+                }
+                shipped = average
+                if config.wise_ft is not None and done == optim.steps:
+                    curve, shipped = _interpolated(config.wise_ft, start=initial, end=average, live=live, judged=judged)
+                    facts["wise_ft"], metrics = curve, curve["chosen"]["metrics"]
+                with _weights(live, shipped):
+                    weights = {name: tensor.clone() for name, tensor in _shipped(method).items()}
+                info = {**facts, "step": done, "metrics": {"validation": metrics}, **_produced(method)}
+                save_checkpoint(folder, info, weights=weights, state=state, tokenizer=tokenizer_bytes)
+    return TrainResult(folder=folder, step=optim.steps, metrics=distributed.from_first(metrics))
+
+
+def _open_base(config: TrainConfig, *, image_spec: ImageSpec, text_spec: TextSpec) -> LoadedModel | None:
+    """The checkpoint to start from, refused unless it sees the same pixels and tokens."""
+    if config.base is None:
+        return None
+    base = load_model(config.base)
+    for theirs, ours in ((base.info.image_spec, image_spec), (base.info.text_spec, text_spec)):
+        if spec_digest(theirs) != spec_digest(ours):
+            raise ValueError(f"base {config.base} was trained with another {type(ours).__name__} than this recipe's")
+    return base
+
+
+def _judged(
+    method: methods.Method, source: Source, *, image_spec: ImageSpec, tokenizer: Tokenizer, device: str
+) -> dict[str, Any]:
+    """Validation numbers of the method's current weights, in fp32; modules are in train mode again afterwards."""
+    produced = method.artifact()
+    moved = [module for module, use in method.modules().values() if use != "frozen"]
+    for module in moved:
+        module.eval()
+    try:
+        encoder = TorchEncoder(
+            door(method, produced.graphs["image_encoder"]),
+            door(method, produced.graphs["text_encoder"]),
+            image_spec=image_spec,
+            tokenizer=tokenizer,
+            name="in training",
+            fingerprint="in training",
+            templates=produced.templates,
+            device=device,
+        )
+        return source.judge(encoder, split="validation")
+    finally:
+        for module in moved:
+            module.train()
+
+
+def door(method: methods.Method, path: str) -> Callable[[Tensor], Tensor]:
+    """The callable that `path` names, `<module>.<function>`, for example `model.encode_image`."""
+    module_name, function = path.split(".", 1)
+    return getattr(method.modules()[module_name][0], function)
+
+
+def _interpolated(
+    config: WiseFt,
+    *,
+    start: dict[str, Tensor],
+    end: dict[str, Tensor],
+    live: dict[str, Tensor],
+    judged: Callable[[], dict[str, Any]],
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The validation curve over alpha, and the weights of the chosen one."""
+    measured: dict[float, dict[str, Any]] = {}
+    for alpha in config.alphas:
+        with _weights(live, interpolate(start, end, alpha)):
+            measured[alpha] = judged()
+    curve = wise_ft_curve(measured, cure=config.cure, neutral=config.neutral, most_lost=config.most_lost)
+    return curve, interpolate(start, end, curve["chosen"]["alpha"])
+
+
+def _produced(method: methods.Method) -> dict[str, Any]:
+    """What the checkpoint says of the method's artifact."""
+    produced = method.artifact()
+    return {
+        "graphs": produced.graphs,
+        "templates": list(produced.templates),
+        "labels": list(produced.labels),
+        "inherited": list(produced.inherited),
+    }
+
+
+def _shipped(method: methods.Method) -> dict[str, Tensor]:
+    """Weights and arrays of the method as they are now."""
+    arrays = {f"array/{name}": torch.from_numpy(array) for name, array in method.artifact().arrays.items()}
+    return {**method.weights(), **arrays}
 
 
 def rate_at(step: int, optim: OptimConfig) -> float:

@@ -12,29 +12,104 @@ def positive_pairs(ids: Tensor) -> Tensor:
     return ids[:, None] == ids[None, :]
 
 
-def info_nce(image: Tensor, text: Tensor, scale: Tensor, positives: Tensor | None = None) -> Tensor:
+def info_nce(
+    image: Tensor, text: Tensor, scale: Tensor, positives: Tensor | None = None, *, rows: slice | None = None
+) -> Tensor:
     """Symmetric InfoNCE, a scalar; with one positive per row it is CLIP's loss (Radford et al., 2021, figure 3).
 
     `image`, `text`: unit vectors [B, D]. `scale`: the inverse temperature, a scalar. `positives`: bool [B, B] with the
-    diagonal set; the target of a row is uniform over its positives (Khosla et al., 2020, equation 2), and so the
-    matrix need not be a permutation.
+    diagonal set, symmetric; the target of a row is uniform over its positives (Khosla et al., 2020, equation 2), and so
+    the matrix need not be a permutation. `rows`: only these pictures and texts choose, among all of the batch; the mean
+    over equal parts of a batch is the loss of the whole.
     """
-    logits = scale * image @ text.T
-    if positives is None:
-        labels = torch.arange(len(image), device=image.device)
-        return (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)) / 2
-    rows = positives / positives.sum(dim=1, keepdim=True)
-    columns = positives.T / positives.T.sum(dim=1, keepdim=True)
-    return (functional.cross_entropy(logits, rows) + functional.cross_entropy(logits.T, columns)) / 2
-
-
-def sigmoid_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, positives: Tensor | None = None) -> Tensor:
-    """Pairwise sigmoid loss, a scalar: the sum over all B x B pairs divided by B (Zhai et al., 2023, algorithm 1).
-
-    `image`, `text`: unit vectors [B, D]; `scale` and `bias`: scalars; `positives`: bool [B, B], default: the diagonal.
-    """
+    rows = rows or slice(None)
     if positives is None:
         positives = torch.eye(len(image), dtype=torch.bool, device=image.device)
-    logits = scale * image @ text.T + bias
-    signs = torch.where(positives, 1.0, -1.0).to(logits.dtype)
-    return -functional.logsigmoid(signs * logits).sum() / len(image)
+    targets = positives[rows] / positives[rows].sum(dim=1, keepdim=True)
+    from_image, from_text = scale * image[rows] @ text.T, scale * text[rows] @ image.T
+    return (functional.cross_entropy(from_image, targets) + functional.cross_entropy(from_text, targets)) / 2
+
+
+def sigmoid_loss(
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    positives: Tensor | None = None,
+    *,
+    rows: slice | None = None,
+) -> Tensor:
+    """Pairwise sigmoid loss, a scalar: the sum over all B x B pairs divided by B (Zhai et al., 2023, algorithm 1).
+
+    `image`, `text`: unit vectors [B, D]; `scale` and `bias`: scalars; `positives`: bool [B, B], default: the diagonal;
+    `rows`: only these pictures, as for `info_nce`.
+    """
+    rows = rows or slice(None)
+    if positives is None:
+        positives = torch.eye(len(image), dtype=torch.bool, device=image.device)
+    logits = scale * image[rows] @ text.T + bias
+    signs = torch.where(positives[rows], 1.0, -1.0).to(logits.dtype)
+    return -functional.logsigmoid(signs * logits).sum() / len(logits)
+
+
+def usable_negatives(caption_id: Tensor, negative_id: Tensor, has_negative: Tensor, *, own_only: bool) -> Tensor:
+    """Which negative text (column) may count against which image (row): bool [B, B].
+
+    Ids int64 [B] are equal where captions are; has_negative: bool [B]. Left out are negatives that are missing and
+    those that are, as text, a true caption of the row. A caption drawn as wrong for one picture may still be right for
+    another whose caption says something else; `own_only` keeps each negative to its own picture, where it is known to
+    be wrong.
+    """
+    usable = has_negative[None, :] & (negative_id[None, :] != caption_id[:, None])
+    return usable & torch.eye(len(caption_id), dtype=torch.bool, device=usable.device) if own_only else usable
+
+
+def negclip_loss(
+    image: Tensor,
+    text: Tensor,
+    negative: Tensor,
+    scale: Tensor,
+    *,
+    positives: Tensor,
+    usable: Tensor,
+    rows: slice | None = None,
+) -> Tensor:
+    """InfoNCE with hard negative texts, a scalar (Yuksekgonul et al., 2023, NegCLIP).
+
+    `image`, `text`, `negative`: unit vectors [B, D]; `positives` (symmetric) and `usable`: bool [B, B]. Images choose
+    among 2B texts, texts among the B images; negatives belong to no image. Where none is usable it is `info_nce`.
+    `rows`: as there.
+    """
+    rows = rows or slice(None)
+    among = torch.cat([scale * image[rows] @ text.T, scale * image[rows] @ negative.T], dim=1)
+    allowed = torch.cat([torch.ones_like(usable[rows]), usable[rows]], dim=1)
+    log_p = among.masked_fill(~allowed, -torch.inf).log_softmax(dim=1)[:, : len(text)]
+    targets = positives[rows] / positives[rows].sum(dim=1, keepdim=True)
+    from_text = functional.cross_entropy(scale * text[rows] @ image.T, targets)
+    return (-(targets * log_p).sum(dim=1).mean() + from_text) / 2
+
+
+def focal_negative_loss(
+    image: Tensor,
+    text: Tensor,
+    negative: Tensor,
+    scale: Tensor,
+    *,
+    has_negative: Tensor,
+    gamma: float = 2.0,
+    smoothing: float = 0.02,
+    rows: slice | None = None,
+) -> Tensor:
+    """Each image between its own text and its own false twin, a scalar (Oh et al., 2024, FSC-CLIP, 3.3).
+
+    Unit vectors [B, D]; has_negative: bool [B], those without are left out; 0 where there is none. A choice that is
+    made already weighs little, (1 - p)^gamma, and the target is smoothed, so that texts that are almost right are not
+    pushed as far away as strangers: that is what keeps zero-shot. `rows`: as for `info_nce`.
+    """
+    rows = rows or slice(None)
+    own = scale * torch.stack([(image * text)[rows].sum(dim=1), (image * negative)[rows].sum(dim=1)], dim=1)
+    log_p = own.log_softmax(dim=1)
+    target = torch.tensor([1 - smoothing / 2, smoothing / 2], device=own.device, dtype=own.dtype)
+    losses = -(target * (1 - log_p.exp()) ** gamma * log_p).sum(dim=1)
+    share = len(losses) / len(has_negative)
+    return (losses * has_negative[rows]).sum() / (has_negative.sum().clamp(min=1) * share)

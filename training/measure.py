@@ -70,13 +70,13 @@ def measure_graph(path: Path, spec: GraphSpec, rows: Rows, reference: NDArray[np
     """
     total = len(rows.padded)
     if spec.precision == "fp16":
-        run, singles, chunk, sizes = _in_child(path, spec), 2, total, ()
+        run, singles, chunk, sizes = run_in_child(path, spec), 2, total, ()
     else:
         probe(path, spec, feeds={spec.inputs[0].name: rows.batch([0])}, timeout_s=_PROBE_TIMEOUT_S)
         run, singles, chunk, sizes = Graph.open(path, spec), min(_SINGLES, total), _CHUNK, _COMPANY
-    vectors = _in_batches(run, rows, total, chunk)
-    alone = _unit(_in_batches(run, rows, singles, 1))
-    together = [_unit(vectors[:singles]), *(_unit(_in_batches(run, rows, singles, size)) for size in sizes)]
+    vectors = in_batches(run, rows, total, chunk)
+    alone = _unit(in_batches(run, rows, singles, 1))
+    together = [_unit(vectors[:singles]), *(_unit(in_batches(run, rows, singles, size)) for size in sizes)]
     difference = max(float(np.abs(company - alone).max()) for company in together)
     return Measured(
         fidelity=measure(vectors, reference),
@@ -85,12 +85,17 @@ def measure_graph(path: Path, spec: GraphSpec, rows: Rows, reference: NDArray[np
     )
 
 
-def _in_batches(run: Run, rows: Rows, count: int, size: int) -> NDArray[np.float32]:
+def in_batches(run: Run, rows: Rows, count: int, size: int) -> NDArray[np.float32]:
     """Vectors of the first `count` rows, run in batches of `size`."""
     return np.concatenate([run(rows.batch(range(start, min(start + size, count)))) for start in range(0, count, size)])
 
 
-def _in_child(path: Path, spec: GraphSpec) -> Run:
+def run_in_child(path: Path, spec: GraphSpec) -> Run:
+    """A graph that may crash, as a function; each call opens it in a process of its own.
+
+    Raises (when called):
+        GraphError: it does not load, or the process dies.
+    """
     settings = SessionSettings(full_optimization=False, intra_threads=_PROBE_THREADS)
 
     def run(batch: NDArray[Any]) -> NDArray[np.float32]:

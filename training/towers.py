@@ -14,9 +14,9 @@ import torch
 from open_clip.transformer import Transformer
 from torch import Tensor, nn
 
-import training.trunks  # noqa: F401  (registers the own trunks with timm)
 from model_store.manifest import ImageSpec
 from training.config import ModelConfig, OpenClipConfig, SmallConfig, TextTowerConfig
+from training.trunks import TOTAL_STRIDE  # the import also registers the own trunks with timm
 
 OPENAI_SCALE = math.log(1 / 0.07)
 
@@ -44,6 +44,7 @@ class DualEncoder(nn.Module):
     logit_scale: nn.Parameter
     logit_bias: nn.Parameter | None
     pixel_input: PixelInput
+    image_locked: bool = False
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """uint8 [B, H, W, 3] -> un-normalised [B, D]."""
@@ -60,6 +61,23 @@ class DualEncoder(nn.Module):
     def encode_text(self, ids: Tensor) -> Tensor:
         """int64 [B, L], L up to the context length -> un-normalised [B, D]."""
         raise NotImplementedError
+
+    def image_parts(self) -> tuple[nn.Module, ...]:
+        """The modules of the image tower."""
+        raise NotImplementedError
+
+    def lock_image(self) -> None:
+        """Freeze the image tower for good: no gradients, and its statistics stay (Zhai et al., 2022, LiT)."""
+        self.image_locked = True
+        for part in self.image_parts():
+            part.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> DualEncoder:
+        super().train(mode)
+        if self.image_locked:
+            for part in self.image_parts():
+                part.eval()
+        return self
 
 
 class TextTower(nn.Module):
@@ -125,30 +143,97 @@ class TextTower(nn.Module):
             nn.init.normal_(block.mlp.c_proj.weight, std=residual_std)
 
 
+class MeanHead(nn.Linear):
+    """One projection for every position, then their mean: knows what, forgets where."""
+
+    def __init__(self, channels: int, embed_dim: int, *, dropout: float) -> None:
+        super().__init__(channels, embed_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, D]."""
+        return super().forward(self.dropout(input.mean(dim=(2, 3))))
+
+    def dense(self, features: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, h, w, D]; the mean over positions is `forward`."""
+        return super().forward(features.permute(0, 2, 3, 1))
+
+
+class FlatHead(nn.Module):
+    """A projection of its own for every position, added up: a linear layer on the flattened grid, so it knows where."""
+
+    def __init__(self, channels: int, embed_dim: int, *, grid: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.weight = nn.Parameter(torch.randn(grid * grid, channels, embed_dim) * (grid * grid * channels) ** -0.5)
+        self.bias = nn.Parameter(torch.zeros(embed_dim))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, D]."""
+        positions = self.dropout(features).flatten(2).permute(0, 2, 1)
+        return positions.flatten(1) @ self.weight.flatten(0, 1) + self.bias
+
+    def dense(self, features: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, h, w, D]: each position's share times their number; the mean is `forward`."""
+        batch, _, rows, columns = features.shape
+        shares = torch.einsum("bcp,pcd->bpd", features.flatten(2), self.weight) * (rows * columns)
+        return (shares + self.bias).view(batch, rows, columns, -1)
+
+
+class AttentionHead(nn.Module):
+    """Attention pooling with position embeddings, as CLIP's ResNets have it (Radford et al., 2021, 2.4)."""
+
+    def __init__(self, channels: int, embed_dim: int, *, grid: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.position = nn.Parameter(torch.randn(grid * grid + 1, channels) * channels**-0.5)
+        self.query, self.key = nn.Linear(channels, channels), nn.Linear(channels, channels)
+        self.value, self.projection = nn.Linear(channels, channels), nn.Linear(channels, embed_dim)
+        self.heads = heads
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, D]."""
+        x = features.flatten(2).permute(0, 2, 1)
+        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + self.position
+        query, key, value = self._split(self.query(x[:, :1])), self._split(self.key(x)), self._split(self.value(x))
+        pooled = nn.functional.scaled_dot_product_attention(query, key, value)
+        return self.projection(self.dropout(pooled.permute(0, 2, 1, 3).flatten(2)[:, 0]))
+
+    def dense(self, features: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, h, w, D]: values projected position by position (Zhou et al., 2022, MaskCLIP)."""
+        batch, channels, rows, columns = features.shape
+        x = features.flatten(2).permute(0, 2, 1) + self.position[1:]
+        return self.projection(self.value(x)).view(batch, rows, columns, -1)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """[B, L, C] -> [B, heads, L, C / heads]."""
+        return x.unflatten(2, (self.heads, -1)).permute(0, 2, 1, 3)
+
+
 class SmallDualEncoder(DualEncoder):
-    """An own trunk with a per-position projection and mean pooling, and a small text tower."""
+    """An own trunk with a pooling head, and a small text tower."""
 
     def __init__(self, config: SmallConfig, *, vocab_size: int, end_id: int) -> None:
         super().__init__()
         image = config.image
         self.pixel_input = PixelInput(image.mean, image.std)
         self.trunk = timm.create_model(image.trunk, pretrained=False, num_classes=0)
-        self.image_dropout = nn.Dropout(image.dropout)
-        self.image_projection = nn.Linear(self.trunk.num_features, config.embed_dim)
+        self.image_projection = _head(config, channels=self.trunk.num_features)
         self.text = TextTower(config.text, vocab_size=vocab_size, end_id=end_id, embed_dim=config.embed_dim)
         self.logit_scale = nn.Parameter(torch.tensor(OPENAI_SCALE))
         self.logit_bias = nn.Parameter(torch.tensor(0.0)) if config.logit_bias else None
 
     def encode_pixels(self, x: Tensor) -> Tensor:
-        pooled = self._features(x).mean(dim=(2, 3))
-        return self.image_projection(self.image_dropout(pooled))
+        return self.image_projection(self._features(x))
 
     def encode_dense(self, pixels: Tensor) -> Tensor:
-        features = self._features(self.pixel_input.unit_range(pixels))
-        return self.image_projection(features.permute(0, 2, 3, 1))
+        return self.image_projection.dense(self._features(self.pixel_input.unit_range(pixels)))
 
     def encode_text(self, ids: Tensor) -> Tensor:
         return self.text(ids)
+
+    def image_parts(self) -> tuple[nn.Module, ...]:
+        return self.pixel_input, self.trunk, self.image_projection
 
     def _features(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] in [0, 1] -> [B, C, h, w]."""
@@ -177,6 +262,19 @@ class OpenClipDualEncoder(DualEncoder):
 
     def encode_text(self, ids: Tensor) -> Tensor:
         return self.clip.encode_text(ids)
+
+    def image_parts(self) -> tuple[nn.Module, ...]:
+        return self.pixel_input, self.clip.visual
+
+
+def _head(config: SmallConfig, *, channels: int) -> MeanHead | FlatHead | AttentionHead:
+    image = config.image
+    grid = image.size_px // TOTAL_STRIDE
+    if image.pool == "mean":
+        return MeanHead(channels, config.embed_dim, dropout=image.dropout)
+    if image.pool == "flat":
+        return FlatHead(channels, config.embed_dim, grid=grid, dropout=image.dropout)
+    return AttentionHead(channels, config.embed_dim, grid=grid, heads=4, dropout=image.dropout)
 
 
 def build_model(config: ModelConfig, *, vocab_size: int, end_id: int) -> DualEncoder:

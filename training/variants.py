@@ -26,7 +26,7 @@ class MissedFloor(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Tower:
-    """One encoder on its way: the module, its tensors, and the inputs it is measured and calibrated on."""
+    """One graph on its way: the module, its tensors, and the inputs it is measured and calibrated on."""
 
     role: Role
     module: nn.Module
@@ -34,6 +34,12 @@ class Tower:
     rows: Rows
     calibration: list[NDArray[Any]]
     reference: NDArray[np.float32]
+    normalized_input: bool = False
+    head: str | None = None
+
+    @property
+    def dim(self) -> int:
+        return self.reference.shape[1]
 
 
 def build_variant(tower: Tower, precision: Precision, path: Path, fp32_files: tuple[Path, ...]) -> GraphSpec:
@@ -67,6 +73,8 @@ def _accept(tower: Tower, precision: Precision, files: tuple[Path, ...]) -> Grap
     """Measure a written graph and return its manifest entry, or raise MissedFloor."""
     draft = GraphSpec(
         role=tower.role,
+        head=tower.head,
+        normalized_input=tower.normalized_input,
         precision=precision,
         file=files[0].name,
         external_files=tuple(path.name for path in files[1:]),

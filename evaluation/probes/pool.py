@@ -101,9 +101,10 @@ class Pool:
         """
         dice = Dice("grid", self.seed)
         for _ in range(_TRIES):
-            shapes, colours = dice.shuffled(SHAPES)[:GRID], dice.shuffled(COLOURS)[:GRID]
-            if all((shape, colour) in self.pairs for shape in shapes for colour in colours):
-                return tuple(shapes), tuple(colours)
+            shapes, colours = dice.shuffled(SHAPES)[:GRID], dice.shuffled(COLOURS)
+            free = [colour for colour in colours if all((shape, colour) in self.pairs for shape in shapes)]
+            if len(free) >= GRID:
+                return tuple(shapes), tuple(free[:GRID])
         raise SceneError(f"no {GRID} shapes by {GRID} colours lie within these {len(self.pairs)} pairs")
 
     @cached_property

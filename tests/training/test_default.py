@@ -47,8 +47,7 @@ def test_the_default_recipe_runs_on_real_photographs(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     overrides = ["optim.steps=2", "optim.batch_size=32", f"run.folder={json.dumps(str(folder))}"]
     result = train(RECIPE, [*overrides, f"data.folder={json.dumps(str(tmp_path))}"])
-    loaded = load_model(folder)
-    again = report_split(loaded, data_folder=tmp_path, split="validation")
+    again = report_split(folder, data_folder=tmp_path, split="validation")
     # The checkpoint, opened afresh, answers what the loop said of it.
     assert again["all"]["t2i_r@10"]["value"] == pytest.approx(result.metrics["all"]["t2i_r@10"]["value"], abs=0.03)
     assert again["rows"] == result.metrics["rows"] > 20

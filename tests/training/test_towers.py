@@ -53,7 +53,7 @@ def test_dense_vectors_average_to_the_pooled_embedding(pixels: torch.Tensor) -> 
 def test_pixels_are_normalised_inside(pixels: torch.Tensor) -> None:
     model = small()
     outside = (pixels.permute(0, 3, 1, 2).float() / 255 - model.pixel_input.mean) / model.pixel_input.std
-    expected = model.image_projection(model.trunk(outside))
+    expected = model.image_projection(model.trunk.forward_features(outside))
     torch.testing.assert_close(model.encode_image(pixels), expected)
     unit = pixels.permute(0, 3, 1, 2).float() / 255
     torch.testing.assert_close(model.encode_pixels(unit), expected)

@@ -10,10 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from training.data.augment import CaptionAugment, ImageAugment
-from training.data.rows import Row, caption_ids
+from training.data.rows import Drawn, Row, caption_ids
+from training.data.scenes import SceneRows
 
 Tokenize = Callable[[Sequence[str]], NDArray[np.int64]]
-_BATCH_STREAM, _EPOCH_STREAM = 0, 1
+Neighbours = NDArray[np.int64]
+Ids = tuple[NDArray[np.int64], NDArray[np.int64]]
+_BATCH_STREAM, _EPOCH_STREAM, _NEIGHBOUR_STREAM = 0, 1, 4
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class Batches:
 
     `pixels` uint8 [N, S, S, 3] belong to `rows`. Batch fields: image uint8 [B, size, size, 3], text int64 [B, L],
     caption_id int64 [B] (equal for equal case-folded captions, before augmentation).
+    negatives: also the rows' false captions, see `text_fields`.
+    neighbours: int64 [N, K]; the second half of a batch are then neighbours of the first, one each.
     """
 
     rows: Sequence[Row]
@@ -31,11 +36,14 @@ class Batches:
     tokenize: Tokenize
     batch_size: int
     seed: int
+    negatives: bool = False
+    neighbours: Neighbours | None = None
 
     def __post_init__(self) -> None:
         if len(self.rows) < self.batch_size:
             raise ValueError(f"{len(self.rows)} training rows do not fill one batch of {self.batch_size}")
-        object.__setattr__(self, "_caption_ids", caption_ids([row.caption for row in self.rows]))
+        ids = shared_ids([Drawn(row.caption, row.negative) for row in self.rows])
+        object.__setattr__(self, "_ids", ids)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -46,12 +54,71 @@ class Batches:
         epoch, position = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng((self.seed, _EPOCH_STREAM, epoch)).permutation(len(self.rows))
         picks = order[position * self.batch_size : (position + 1) * self.batch_size]
+        picks = with_neighbours(picks, self.neighbours, seed=self.seed, step=step)
         rng = np.random.default_rng((self.seed, _BATCH_STREAM, step))
         images = np.stack([self.image_augment(self.pixels[i], rng) for i in picks])
-        texts = self.tokenize([self.caption_augment(self.rows[i].caption, rng) for i in picks])
-        ids: NDArray[np.int64] = object.__getattribute__(self, "_caption_ids")
+        drawn = [
+            Drawn(text=self.caption_augment(self.rows[i].caption, rng), negative=self.rows[i].negative) for i in picks
+        ]
+        ids: Ids = object.__getattribute__(self, "_ids")
+        picked = (ids[0][picks], ids[1][picks])
         return {
             "image": torch.from_numpy(images),
-            "text": torch.from_numpy(texts),
-            "caption_id": torch.from_numpy(ids[picks]),
+            **text_fields(drawn, self.tokenize, ids=picked, negatives=self.negatives),
         }
+
+
+@dataclass(frozen=True)
+class SceneBatches:
+    """Batches of drawn scenes with captions drawn for this batch; fields as those of `Batches`."""
+
+    rows: SceneRows
+    tokenize: Tokenize
+    batch_size: int
+    negatives: bool = False
+    neighbours: Neighbours | None = None
+
+    def __call__(self, step: int) -> dict[str, torch.Tensor]:
+        """The batch of 0-based `step`."""
+        picks = self.rows.pick(step, self.batch_size)
+        picks = with_neighbours(picks, self.neighbours, seed=self.rows.seed, step=step)
+        drawn = [self.rows.draw(int(row), step, negative=self.negatives) for row in picks]
+        return {
+            "image": torch.from_numpy(self.rows.pixels[picks]),
+            **text_fields(drawn, self.tokenize, ids=shared_ids(drawn), negatives=self.negatives),
+        }
+
+
+def with_neighbours(
+    picks: NDArray[np.int64], neighbours: Neighbours | None, *, seed: int, step: int
+) -> NDArray[np.int64]:
+    """The first half of `picks` [B] and one neighbour of each (Yuksekgonul et al., 2023, NegCLIP's hard images)."""
+    if neighbours is None:
+        return picks
+    rng = np.random.default_rng((seed, _NEIGHBOUR_STREAM, step))
+    anchors = picks[: (len(picks) + 1) // 2]
+    chosen = neighbours[anchors, rng.integers(neighbours.shape[1], size=len(anchors))]
+    return np.concatenate([anchors, chosen[: len(picks) - len(anchors)]])
+
+
+def shared_ids(drawn: Sequence[Drawn]) -> Ids:
+    """caption_id and negative_id, int64 [B] each: equal where two captions are, whichever of the two they are.
+
+    A caption without a false twin has its own id there.
+    """
+    ids = caption_ids([*(one.text for one in drawn), *(one.negative or one.text for one in drawn)])
+    return ids[: len(drawn)], ids[len(drawn) :]
+
+
+def text_fields(drawn: Sequence[Drawn], tokenize: Tokenize, *, ids: Ids, negatives: bool) -> dict[str, torch.Tensor]:
+    """text int64 [B, L], caption_id int64 [B]; `ids` as `shared_ids` gives them.
+
+    With `negatives` also negative_text int64 [B, L'], negative_id int64 [B] and has_negative bool [B]. A caption
+    without a false twin carries its own text there, and has_negative False: the loss must leave it out.
+    """
+    fields = {"text": torch.from_numpy(tokenize([one.text for one in drawn])), "caption_id": torch.from_numpy(ids[0])}
+    if negatives:
+        fields["negative_text"] = torch.from_numpy(tokenize([one.negative or one.text for one in drawn]))
+        fields["negative_id"] = torch.from_numpy(ids[1])
+        fields["has_negative"] = torch.tensor([one.negative is not None for one in drawn])
+    return fields

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.scenes.masks import decode_segmentation
+from evaluation.standard.coco import coco_captions, coco_images, image_of, load_coco
 from training.data.rows import Row
 
 
@@ -44,18 +44,10 @@ def read_captions(path: Path, *, per_image: Literal["all", "first"] = "all") -> 
     Raises:
         ValueError: not such a file, an annotation of an unknown image, an empty caption, a path that leaves the folder.
     """
-    data = _load(path, "annotations")
-    images = _images(data, path)
-    texts: dict[int, list[str]] = defaultdict(list)
-    for annotation in data["annotations"]:
-        caption = str(annotation.get("caption", "")).strip()
-        if not caption:
-            raise ValueError(f"{path.name}: annotation {annotation.get('id')} has no caption")
-        texts[_image_of(annotation, images, path)].append(caption)
     return [
-        Row(image=image["file_name"], caption=caption, group=image_id)
-        for image_id, image in images.items()
-        for caption in (texts[image_id] if per_image == "all" else texts[image_id][:1])
+        Row(image=name, caption=caption, group=image_id)
+        for image_id, name, captions in coco_captions(path)
+        for caption in (captions if per_image == "all" else captions[:1])
     ]
 
 
@@ -65,8 +57,8 @@ def read_instances(path: Path) -> list[Instances]:
     Raises:
         ValueError: not such a file, an unknown image or category, a box that is not [x, y, width, height].
     """
-    data = _load(path, "annotations", "categories")
-    images = _images(data, path)
+    data = load_coco(path, "annotations", "categories")
+    images = coco_images(data, path)
     names = {category["id"]: str(category["name"]) for category in data["categories"]}
     found: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     for annotation in data["annotations"]:
@@ -74,7 +66,7 @@ def read_instances(path: Path) -> list[Instances]:
             raise ValueError(f"{path.name}: annotation {annotation.get('id')} is of an unknown category")
         if len(annotation.get("bbox", ())) != 4:
             raise ValueError(f"{path.name}: annotation {annotation.get('id')} has no [x, y, width, height] box")
-        found[_image_of(annotation, images, path)].append(annotation)
+        found[image_of(annotation, images, path)].append(annotation)
     return [_instances(image, found[image_id], names) for image_id, image in images.items()]
 
 
@@ -93,31 +85,3 @@ def _instances(
         crowd=np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool),
         segmentations=tuple(a.get("segmentation", []) for a in annotations),
     )
-
-
-def _load(path: Path, *keys: str) -> Mapping[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path.name} is not JSON: {error}") from error
-    missing = [key for key in ("images", *keys) if not isinstance(data, dict) or key not in data]
-    if missing:
-        raise ValueError(f"{path.name} has no {', '.join(missing)}: not a COCO file of this kind")
-    return data
-
-
-def _images(data: Mapping[str, Any], path: Path) -> dict[int, Mapping[str, Any]]:
-    out: dict[int, Mapping[str, Any]] = {}
-    for image in data["images"]:
-        name = PurePosixPath(str(image.get("file_name", "")))
-        if not name.name or name.is_absolute() or ".." in name.parts:
-            raise ValueError(f"{path.name}: image {image.get('id')} has path {str(name)!r}, expected one in the folder")
-        out[image["id"]] = image
-    return out
-
-
-def _image_of(annotation: Mapping[str, Any], images: Mapping[int, Any], path: Path) -> int:
-    image_id = annotation.get("image_id")
-    if not isinstance(image_id, int) or image_id not in images:
-        raise ValueError(f"{path.name}: annotation {annotation.get('id')} is of unknown image {image_id!r}")
-    return image_id

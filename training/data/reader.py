@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.standard.tables import table_captions
 from model_store.errors import InputError
 from model_store.manifest import ImageSpec
 from model_store.modality.image import decode, prepare
@@ -17,35 +17,34 @@ from training.data.rows import Row, group_of
 
 
 def read_table(
-    path: Path, *, image_column: str = "image", caption_column: str = "caption", label_columns: Sequence[str] = ()
+    path: Path,
+    *,
+    image_column: str = "image",
+    caption_column: str = "caption",
+    label_columns: Sequence[str] = (),
+    negative_column: str | None = None,
 ) -> list[Row]:
     """Rows of a .csv or .parquet table; image paths stay relative to the table's folder.
 
-    Raises:
-        ValueError: another extension, a missing column, an empty caption, an image path that leaves the folder.
-    """
-    if path.suffix == ".csv":
-        with path.open(newline="", encoding="utf-8") as file:
-            records: list[Mapping[str, object]] = list(csv.DictReader(file))
-    elif path.suffix == ".parquet":
-        import pyarrow.parquet  # an optional dependency (extra `parquet`)
+    An empty `negative_column` means that the row has no false caption.
 
-        records = pyarrow.parquet.read_table(path).to_pylist()
-    else:
-        raise ValueError(f"{path.name}: expected a .csv or .parquet table")
-    wanted = (image_column, caption_column, *label_columns)
+    Raises:
+        ValueError: another extension, a missing column, an empty caption, an image path that leaves the folder, a
+        false caption that is the caption itself.
+    """
     rows: list[Row] = []
-    for number, record in enumerate(records, start=1):
-        missing = [name for name in wanted if record.get(name) is None]
+    found = table_captions(path, image_column=image_column, caption_column=caption_column)
+    for number, (image, caption, record) in enumerate(found, start=1):
+        missing = [name for name in label_columns if record.get(name) is None]
         if missing:
             raise ValueError(f"{path.name} row {number}: no value for {', '.join(missing)}")
-        image, caption = str(record[image_column]), str(record[caption_column]).strip()
-        if not caption:
-            raise ValueError(f"{path.name} row {number}: empty caption")
-        if Path(image).is_absolute() or ".." in Path(image).parts:
-            raise ValueError(f"{path.name} row {number}: image path {image!r} leaves the folder")
         labels = {name: str(record[name]) for name in label_columns}
-        rows.append(Row(image=image, caption=caption, group=group_of(image), labels=labels))
+        if negative_column is not None and negative_column not in record:
+            raise ValueError(f"{path.name}: no column {negative_column!r}")
+        negative = str(record[negative_column] or "").strip() or None if negative_column is not None else None
+        if negative is not None and negative.casefold() == caption.casefold():
+            raise ValueError(f"{path.name} row {number}: the false caption is the caption itself")
+        rows.append(Row(image=image, caption=caption, group=group_of(image), labels=labels, negative=negative))
     return rows
 
 

@@ -16,12 +16,16 @@ _LAST_NUMBER = re.compile(r"(\d+)(?!.*\d)")
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One image file with its caption; `group` is the number that decides the split (a product id)."""
+    """One image file with its caption; `group` is the number that decides the split (a product id).
+
+    `negative`: a caption that is plainly false for this image.
+    """
 
     image: str
     caption: str
     group: int
     labels: dict[str, str] = field(default_factory=dict)
+    negative: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,3 +63,11 @@ def caption_ids(captions: Sequence[str]) -> NDArray[np.int64]:
     """One id per distinct case-folded caption, int64 [N]: rows that share an id are positives of each other."""
     seen: dict[str, int] = {}
     return np.array([seen.setdefault(caption.casefold(), len(seen)) for caption in captions], dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A true caption and, where one was asked for and exists, a plainly false one that is easily mistaken for it."""
+
+    text: str
+    negative: str | None = None

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model_store.modality.text import Tokenizer
+from training.checkpoint import LoadedModel
 from training.config import ModelConfig
-from training.data.rows import Row
+from training.data.source import Source
+from training.features import Features
 
 ModuleUse = Literal["export", "train_only", "frozen"]
 Level = Literal["rows", "features", "dense"]
@@ -22,24 +25,54 @@ Level = Literal["rows", "features", "dense"]
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What a method takes: batch fields, the level they come from, and the label columns it reads."""
+    """What a method takes: batch fields, the level they come from, and the label columns it reads.
+
+    rows: pictures and captions. features: a frozen base's vectors of them, worked out once. dense: also its vectors
+    for every position. captions: how many captions of each picture are cached, for the last two.
+    """
 
     fields: tuple[str, ...]
     level: Level = "rows"
     labels: tuple[str, ...] = ()
+    captions: int = 1
+
+    @property
+    def negatives(self) -> bool:
+        return any(name.startswith("negative") for name in self.fields)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a method may look at before training; `rows` and `pixels` are the training split only."""
+    """What a method may look at before training; `source` is the training split only, but for its judge.
+
+    base: the checkpoint that the recipe starts from, in eval mode and frozen; None without one.
+    features: of the base, for methods of that level.
+    """
 
     model: ModelConfig
     tokenizer: Tokenizer
-    rows: Sequence[Row]
-    pixels: NDArray[np.uint8]
-    texts: Sequence[str]
+    source: Source
     batch_size: int
     device: str
+    seed: int
+    base: LoadedModel | None = None
+    features: Features | None = None
+
+    def required_base(self, method: str) -> LoadedModel:
+        """Raises:
+        ValueError: the recipe names no base.
+        """
+        if self.base is None:
+            raise ValueError(f"method {method} starts from a checkpoint: set base to its folder")
+        return self.base
+
+    def required_features(self) -> Features:
+        """Raises:
+        ValueError: the method did not ask for this level.
+        """
+        if self.features is None:
+            raise ValueError("this method declares level rows, and so has no cached features")
+        return self.features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,32 +87,72 @@ class ParamGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Produced:
-    """What a trained method hands to the exporter: the doors of a module by role, and the default prompts."""
+    """What a trained method hands to the exporter: the doors of a module by role, and the default prompts.
 
-    graphs: dict[str, str]
+    arrays: what is no module, such as a class head's weight [D, C] and bias [C]. labels: the classes of such a head.
+    inherited: roles that the base keeps providing, so that vectors stored with it stay valid.
+    """
+
+    graphs: dict[str, str] = field(default_factory=dict)
+    arrays: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
     templates: tuple[str, ...] = ("{}",)
+    inherited: tuple[str, ...] = ()
 
 
-class Method(Protocol):
-    """A model and its loss; the loop knows no method, only this."""
+class Method(ABC):
+    """A model and how it is fitted; the loop knows no method, only this and its two kinds."""
 
     needs: Needs
+    neighbours: NDArray[np.int64] | None = None
+    """int64 [N, K] after `setup`: rows that belong in one batch with each row, or None."""
 
+    @abstractmethod
     def setup(self, context: Context) -> None:
         """Build modules and make one pass over the data where statistics are needed."""
-        ...
 
+    @abstractmethod
     def modules(self) -> dict[str, tuple[nn.Module, ModuleUse]]:
         """Decides what is saved, put in train mode, averaged and exported."""
-        ...
 
-    def param_groups(self) -> list[ParamGroup]: ...
+    @abstractmethod
+    def artifact(self) -> Produced: ...
 
+    def weights(self) -> dict[str, Tensor]:
+        """What a checkpoint ships: the state of every module to export, as `<module>.<path>`.
+
+        Called with the averaged weights in place.
+        """
+        return {
+            f"{prefix}.{name}": tensor
+            for prefix, (module, use) in self.modules().items()
+            if use == "export"
+            for name, tensor in module.state_dict().items()
+        }
+
+
+class StepMethod(Method):
+    """Fitted by gradient steps."""
+
+    @abstractmethod
+    def param_groups(self) -> list[ParamGroup]:
+        """What the optimizer moves; everything else keeps its value."""
+
+    @abstractmethod
     def step(self, batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
         """Named losses of a batch, each a scalar, weighted already; `progress` is the share of steps done, [0, 1)."""
-        ...
 
-    def artifact(self) -> Produced: ...
+
+class FitMethod(Method):
+    """Fitted in closed form, from cached features."""
+
+    @abstractmethod
+    def fit(self, features: Features) -> None:
+        """Work the result out; `artifact` and `weights` have it afterwards."""
+
+    @abstractmethod
+    def report(self) -> dict[str, Any]:
+        """Numbers on validation, nested; every knob was set there."""
 
 
 def available() -> tuple[str, ...]:

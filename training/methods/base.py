@@ -3,57 +3,78 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.distributed import Gathering
 from training.losses import info_nce, positive_pairs, sigmoid_loss
-from training.methods import Context, ModuleUse, Needs, ParamGroup, Produced
+from training.methods import Context, ModuleUse, Needs, ParamGroup, Produced, StepMethod
 from training.towers import DualEncoder, SmallDualEncoder, build_model
 
 MAX_LOG_SCALE = math.log(100)
 
 
-class BaseOptions(BaseModel):
-    """`text_rate_share`: learning rate of the text tower relative to the rest."""
+class TowerOptions(BaseModel):
+    """What every method that trains two towers asks; `text_rate_share`: rate of the text tower relative to the rest.
+
+    local_loss, gather_with_grad: for several processes, see `training.distributed.Gathering`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    loss: Literal["info_nce", "sigmoid"] = "info_nce"
     text_rate_share: float = 1.0
     templates: tuple[str, ...] = ("{}",)
+    local_loss: bool = False
+    gather_with_grad: bool = True
+
+    @model_validator(mode="after")
+    def _gives_right_gradients(self) -> Self:
+        self.gathering()
+        return self
+
+    def gathering(self) -> Gathering:
+        return Gathering(local_loss=self.local_loss, with_gradient=self.gather_with_grad)
+
+    @classmethod
+    def parse(cls, options: dict[str, Any], *, method: str) -> Self:
+        """Raises:
+        ValueError: an option that `method` does not know, or a wrong value.
+        """
+        try:
+            return cls.model_validate(options)
+        except ValidationError as error:
+            raise ValueError(f"method_options of {method}: {error}") from error
+
+
+class BaseOptions(TowerOptions):
+    loss: Literal["info_nce", "sigmoid"] = "info_nce"
 
 
 def create(options: dict[str, Any]) -> BaseMethod:
-    try:
-        return BaseMethod(BaseOptions.model_validate(options))
-    except ValidationError as error:
-        raise ValueError(f"method_options of base: {error}") from error
+    return BaseMethod(BaseOptions.parse(options, method="base"))
 
 
-class BaseMethod:
-    needs = Needs(fields=("image", "text", "caption_id"))
+class TwoTowers(StepMethod):
+    """A dual encoder trained by steps, from a base or from scratch; subclasses say by which loss."""
+
     model: DualEncoder
 
-    def __init__(self, options: BaseOptions) -> None:
+    def __init__(self, options: TowerOptions) -> None:
         self.options = options
+        self.gathering = options.gathering()
 
     def setup(self, context: Context) -> None:
         spec = context.tokenizer.spec
         if spec.end_id is None:
-            raise ValueError("the base method needs a tokenizer with an end id")
+            raise ValueError("a text tower needs a tokenizer with an end id")
         self.model = build_model(context.model, vocab_size=spec.vocab_size, end_id=spec.end_id).to(context.device)
-        if isinstance(self.model, SmallDualEncoder):
+        if context.base is not None:
+            self.model.load_state_dict(context.base.model.state_dict())
+        elif isinstance(self.model, SmallDualEncoder):
             _zero_unseen(self.model.text.token_embedding, context)
-        if self.options.loss == "sigmoid":
-            if self.model.logit_bias is None:
-                raise ValueError("loss sigmoid needs model.logit_bias = true")
-            with torch.no_grad():
-                # One pair in `batch_size` is positive: start at that rate, not at a half (Zhai et al., 2023, 3.2).
-                self.model.logit_bias.fill_(-math.log(context.batch_size - 1))
-                self.model.logit_scale.fill_(math.log(10))
 
     def modules(self) -> dict[str, tuple[nn.Module, ModuleUse]]:
         return {"model": (self.model, "export")}
@@ -65,31 +86,63 @@ class BaseMethod:
         groups = [ParamGroup(parameters=rest)]
         return [*groups, ParamGroup(parameters=text, rate_share=self.options.text_rate_share)] if text else groups
 
-    def step(self, batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
+    def encode(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Unit vectors [B, D] of a batch's pictures and texts, in fp32, from all processes."""
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, MAX_LOG_SCALE)
-        image = functional.normalize(self.model.encode_image(batch["image"]).float(), dim=-1)
-        text = functional.normalize(self.model.encode_text(batch["text"]).float(), dim=-1)
-        scale, positives = self.model.logit_scale.exp(), positive_pairs(batch["caption_id"])
-        # The loss is small and sensitive: autocast's bf16 is for the towers.
-        with torch.autocast(image.device.type, enabled=False):
-            if self.options.loss == "sigmoid":
-                if self.model.logit_bias is None:
-                    raise ValueError("loss sigmoid needs a logit bias")
-                return {"sigmoid": sigmoid_loss(image, text, scale, self.model.logit_bias, positives)}
-            return {"info_nce": info_nce(image, text, scale, positives)}
+        image, text = unit(self.model.encode_image(batch["image"])), unit(self.model.encode_text(batch["text"]))
+        return self.gathering.vectors(image), self.gathering.vectors(text)
 
     def artifact(self) -> Produced:
+        return self.produced()
+
+    def produced(self, *, inherited: tuple[str, ...] = ()) -> Produced:
+        """Both towers, and per-position vectors where the model has them."""
         graphs = {"image_encoder": "model.encode_image", "text_encoder": "model.encode_text"}
         if isinstance(self.model, SmallDualEncoder):
             graphs["dense_encoder"] = "model.encode_dense"
-        return Produced(graphs=graphs, templates=self.options.templates)
+        return Produced(graphs=graphs, templates=self.options.templates, inherited=inherited)
+
+
+class BaseMethod(TwoTowers):
+    needs = Needs(fields=("image", "text", "caption_id"))
+
+    def __init__(self, options: BaseOptions) -> None:
+        super().__init__(options)
+        self.loss = options.loss
+
+    def setup(self, context: Context) -> None:
+        super().setup(context)
+        if self.loss == "info_nce":
+            return
+        if self.model.logit_bias is None:
+            raise ValueError("loss sigmoid needs model.logit_bias = true")
+        if context.base is None:
+            with torch.no_grad():
+                # One pair in `batch_size` is positive: start at that rate, not at a half (Zhai et al., 2023, 3.2).
+                self.model.logit_bias.fill_(-math.log(context.batch_size - 1))
+                self.model.logit_scale.fill_(math.log(10))
+
+    def step(self, batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
+        image, text = self.encode(batch)
+        scale, positives = self.model.logit_scale.exp(), positive_pairs(self.gathering.facts(batch["caption_id"]))
+        rows = self.gathering.rows(len(batch["image"]))
+        # The loss is small and sensitive: autocast's bf16 is for the towers.
+        with torch.autocast(image.device.type, enabled=False):
+            if self.model.logit_bias is not None and self.loss == "sigmoid":
+                return {"sigmoid": sigmoid_loss(image, text, scale, self.model.logit_bias, positives, rows=rows)}
+            return {"info_nce": info_nce(image, text, scale, positives, rows=rows)}
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Along the last axis, in fp32."""
+    return functional.normalize(vectors.float(), dim=-1)
 
 
 def _zero_unseen(embedding: nn.Embedding, context: Context) -> None:
     """Ids that no training text holds get no gradient: as zeros they say nothing, as random vectors they are noise."""
     seen = torch.zeros(embedding.num_embeddings, dtype=torch.bool)
-    for text in context.texts:
+    for text in dict.fromkeys(context.source.texts()):
         seen[torch.tensor(context.tokenizer.encode(text))] = True
     with torch.no_grad():
         embedding.weight[~seen.to(embedding.weight.device)] = 0

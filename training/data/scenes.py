@@ -1,0 +1,108 @@
+"""Drawn scenes as training data: pictures drawn once, captions and false twins drawn anew for every batch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.scenes.config import Pair, SceneConfig
+from evaluation.scenes.mixing import draw_caption, draw_twins
+from evaluation.scenes.rendering import render
+from evaluation.scenes.sampling import sample
+from evaluation.scenes.scene import Scene
+from evaluation.scenes.splits import Splits, split
+from training.config import SceneData, ScenePart
+from training.data.rows import Drawn
+
+_PICK_STREAM, _CAPTION_STREAM = 2, 3
+_SAMPLED_TEXTS = 8000
+
+
+def scene_splits(data: SceneData) -> Splits:
+    """Which pairs training may see and name, and which are held out, for any recipe with this share."""
+    return split(SceneConfig(), share=data.held_out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneRows:
+    """The scenes of a recipe, part by part, and their pictures uint8 [N, S, S, 3].
+
+    `part_of` int64 [N] says which part a scene is from.
+    """
+
+    scenes: Sequence[Scene]
+    part_of: NDArray[np.int64]
+    pixels: NDArray[np.uint8]
+    parts: tuple[ScenePart, ...]
+    pairs: tuple[Pair, ...]
+    seed: int
+
+    def pick(self, step: int, count: int) -> NDArray[np.int64]:
+        """Rows of a 0-based step: parts by their shares, scenes of a part at random, none twice."""
+        rng = np.random.default_rng((self.seed, _PICK_STREAM, step))
+        shares = np.array([part.share for part in self.parts])
+        wanted = rng.multinomial(count, shares / shares.sum())
+        picks = [
+            rng.choice(np.flatnonzero(self.part_of == number), size=size, replace=False)
+            for number, size in enumerate(wanted)
+        ]
+        return rng.permutation(np.concatenate(picks))
+
+    def draw(self, row: int, number: int, *, negative: bool) -> Drawn:
+        """The caption that `row` has in the draw `number`; equal arguments give equal captions."""
+        scene, mix = self.scenes[row], self.parts[self.part_of[row]].mix
+        seed = (self.seed * 2**20 + number) & (2**62 - 1)
+        if not negative:
+            return Drawn(text=draw_caption(scene, seed, pairs=self.pairs, mix=mix).text)
+        twins = draw_twins(scene, seed, pairs=self.pairs, mix=mix)
+        if twins is None:
+            return Drawn(text=draw_caption(scene, seed, pairs=self.pairs, mix=mix).text)
+        return Drawn(text=twins.right.text, negative=twins.wrong.text)
+
+    def texts(self) -> list[str]:
+        """A sample of what may be said, large enough to hold every word."""
+        step = max(1, len(self.scenes) // _SAMPLED_TEXTS)
+        return [
+            text
+            for row in range(0, len(self.scenes), step)
+            for drawn in [self.draw(row, 0, negative=True)]
+            for text in (drawn.text, drawn.negative)
+            if text is not None
+        ]
+
+    def digest(self) -> str:
+        """sha256 over the pictures and a sample of the captions."""
+        found = hashlib.sha256(np.ascontiguousarray(self.pixels).data)
+        for text in self.texts():
+            found.update(f"{text}\n".encode())
+        return found.hexdigest()
+
+
+def draw_scenes(data: SceneData, *, seed: int) -> SceneRows:
+    """Sample and draw every scene of a recipe; `seed` (the run's) only decides which captions are drawn when."""
+    config = scene_splits(data).train
+    scenes: list[Scene] = []
+    part_of: list[int] = []
+    for number, part in enumerate(data.parts):
+        kind = SceneConfig(
+            count=part.count,
+            size=part.size,
+            textures=part.textures,
+            differ_in=part.differ_in,
+            decided_pair=part.decided_pair,
+            decided_place=part.decided_place,
+            pairs=config.pairs,
+            stream=f"{config.stream}/{data.seed}/{number}",
+        )
+        scenes += [sample(index, kind) for index in range(part.scenes)]
+        part_of += [number] * part.scenes
+    pixels = np.empty((len(scenes), data.cache_px, data.cache_px, 3), dtype=np.uint8)
+    for row, scene in enumerate(scenes):
+        pixels[row] = render(scene, data.cache_px).image
+    return SceneRows(
+        scenes=scenes, part_of=np.array(part_of), pixels=pixels, parts=data.parts, pairs=config.pairs, seed=seed
+    )

@@ -1,0 +1,260 @@
+"""What a run learns from and is judged on: a table of captioned images or drawn scenes, behind one interface."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from evaluation.fashion import article_type
+from evaluation.scenes.rendering import render
+from evaluation.scenes.scene import Scene, Thing
+from evaluation.scenes_report import scenes_report, single_scenes
+from model_store.manifest import ImageSpec
+from training.config import AugmentConfig, Report, SceneData, TableData, TrainConfig
+from training.data.augment import CaptionAugment, ImageAugment
+from training.data.batches import Batches, Neighbours, SceneBatches, Tokenize
+from training.data.reader import data_digest, load_pixels, read_table
+from training.data.rows import Drawn, Row, Split
+from training.data.scenes import SceneRows, draw_scenes, scene_splits
+from training.encoder import TorchEncoder
+from training.judge import table_report
+
+ARTICLE_TYPE = "article_type"
+JUDGED = {"validation": 1_000, "test": 2_000}  # seeds of the judged scenes: no scene of one is in the other
+
+
+class StepBatches(Protocol):
+    def __call__(self, step: int) -> dict[str, torch.Tensor]:
+        """The batch of a 0-based step; it depends on (seed, step) only."""
+        ...
+
+
+class Source(Protocol):
+    """Training data and the judge beside it."""
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """uint8 [N, S, S, 3], the training pictures only."""
+        ...
+
+    def texts(self) -> Sequence[str]:
+        """What training may say, large enough a sample to hold every word."""
+        ...
+
+    def pictures(self, split: Split) -> NDArray[np.uint8]:
+        """uint8 [n, H, W, 3] of a split, as the model takes them; of scenes that judge, those of one thing."""
+        ...
+
+    def labels(self, name: str, split: Split = "train") -> Sequence[str | None]:
+        """One value for every picture of `pictures(split)`; None where this label says nothing of it.
+
+        Raises:
+            ValueError: there is no such label.
+        """
+        ...
+
+    def captions(self, count: int, *, negatives: bool) -> list[tuple[int, Drawn]]:
+        """`count` captions of every row, as (row, drawn): for methods that work on cached features."""
+        ...
+
+    def batches(
+        self, tokenize: Tokenize, *, batch_size: int, negatives: bool, neighbours: Neighbours | None
+    ) -> StepBatches: ...
+
+    def digest(self) -> str:
+        """sha256 over what training really sees."""
+        ...
+
+    def judge(self, encoder: TorchEncoder, *, split: Literal["validation", "test"]) -> dict[str, Any]:
+        """Numbers on a split that training never sees; nested, higher is better."""
+        ...
+
+
+def open_source(config: TrainConfig, *, cache_spec: ImageSpec, image_spec: ImageSpec) -> Source:
+    """Read or draw the data of a recipe.
+
+    Raises:
+        ValueError: the data are not there, or are not what the recipe says.
+    """
+    if isinstance(config.data, SceneData):
+        if config.run.report != "scenes":
+            raise ValueError(f"run.report is {config.run.report!r}: scenes are judged by 'scenes'")
+        if config.data.cache_px != image_spec.height_px:
+            raise ValueError(f"scenes are drawn at {config.data.cache_px} px, the model takes {image_spec.height_px}")
+        return SceneSource(draw_scenes(config.data, seed=config.seed), data=config.data)
+    return TableSource(
+        config.data,
+        augment=config.augment,
+        report=config.run.report,
+        seed=config.seed,
+        cache_spec=cache_spec,
+        image_spec=image_spec,
+    )
+
+
+class TableSource:
+    """A table of captioned image files, decoded once."""
+
+    def __init__(
+        self,
+        data: TableData,
+        *,
+        augment: AugmentConfig,
+        report: Report,
+        seed: int,
+        cache_spec: ImageSpec,
+        image_spec: ImageSpec,
+    ) -> None:
+        if report == "scenes":
+            raise ValueError("run.report is 'scenes': a table is judged by 'retrieval' or 'fashion'")
+        self._data, self._augment, self._report, self._seed = data, augment, report, seed
+        self._image_spec, self._cache_spec = image_spec, cache_spec
+        self._all = read_table(
+            data.folder / data.table,
+            image_column=data.image_column,
+            caption_column=data.caption_column,
+            label_columns=data.label_columns,
+            negative_column=data.negative_column,
+        )
+        self.rows = self._of("train")
+        self._pixels = load_pixels(data.folder, self.rows, cache_spec)
+        self._prepared: dict[Split, NDArray[np.uint8]] = {}
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        return self._pixels
+
+    def texts(self) -> Sequence[str]:
+        """Captions, their false twins and the bare templates."""
+        negatives = [row.negative for row in self.rows if row.negative is not None]
+        return [*(row.caption for row in self.rows), *negatives, *(t.format("") for t in self._augment.templates)]
+
+    def pictures(self, split: Split) -> NDArray[np.uint8]:
+        if split == "train" and self._cache_spec == self._image_spec:
+            return self._pixels
+        if split not in self._prepared:
+            self._prepared[split] = load_pixels(self._data.folder, self._of(split), self._image_spec)
+        return self._prepared[split]
+
+    def labels(self, name: str, split: Split = "train") -> Sequence[str | None]:
+        """A label column; for product photographs also "article_type", read from the title's last words."""
+        rows = self._of(split)
+        if name in self._data.label_columns:
+            return [row.labels[name].strip() or None for row in rows]
+        if name == ARTICLE_TYPE and self._report == "fashion":
+            return [article_type(row.caption) for row in rows]
+        known = [*self._data.label_columns, *([ARTICLE_TYPE] if self._report == "fashion" else [])]
+        raise ValueError(
+            f"no label {name!r}: this table has {', '.join(known) or 'none (data.label_columns is empty)'}"
+        )
+
+    def unseen(self, split: Split) -> NDArray[np.bool_]:
+        """Which rows of a split have a caption that no training row has, up to case: bool [n]."""
+        seen = {row.caption.casefold() for row in self.rows}
+        return np.array([row.caption.casefold() not in seen for row in self._of(split)], dtype=np.bool_)
+
+    def captions(self, count: int, *, negatives: bool) -> list[tuple[int, Drawn]]:
+        """One a row: a table has no other. Augmentation is left out."""
+        if negatives and self._data.negative_column is None:
+            raise ValueError("this method wants false captions: name data.negative_column")
+        return [(at, Drawn(row.caption, row.negative if negatives else None)) for at, row in enumerate(self.rows)]
+
+    def batches(
+        self, tokenize: Tokenize, *, batch_size: int, negatives: bool, neighbours: Neighbours | None
+    ) -> StepBatches:
+        augment = self._augment
+        if negatives and self._data.negative_column is None:
+            raise ValueError("this method wants false captions: name data.negative_column")
+        return Batches(
+            rows=self.rows,
+            pixels=self.pixels,
+            image_augment=ImageAugment(
+                size_px=self._image_spec.height_px,
+                scale=augment.crop_scale,
+                aspect=augment.crop_aspect,
+                shift_px=augment.shift_px,
+                flip=augment.flip,
+            ),
+            caption_augment=CaptionAugment(
+                templates=augment.templates,
+                template_share=augment.template_share,
+                word_drop=augment.word_drop,
+                tail=augment.tail,
+            ),
+            tokenize=tokenize,
+            batch_size=batch_size,
+            seed=self._seed,
+            negatives=negatives,
+            neighbours=neighbours,
+        )
+
+    def digest(self) -> str:
+        return data_digest(self.rows, self.pixels)
+
+    def judge(self, encoder: TorchEncoder, *, split: Literal["validation", "test"]) -> dict[str, Any]:
+        return table_report(
+            encoder,
+            rows=self._of(split),
+            pixels=self.pictures(split),
+            training_titles=frozenset(row.caption.casefold() for row in self.rows),
+            report="fashion" if self._report == "fashion" else "retrieval",
+        )
+
+    def _of(self, split: Split) -> list[Row]:
+        rule = self._data.split.rule()
+        return [row for row in self._all if rule.of(row.group) == split]
+
+
+@dataclass(frozen=True)
+class SceneSource:
+    """Drawn scenes; judged on scenes of other streams, out of the training pairs."""
+
+    rows: SceneRows
+    data: SceneData
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        return self.rows.pixels
+
+    def texts(self) -> Sequence[str]:
+        return self.rows.texts()
+
+    def pictures(self, split: Split) -> NDArray[np.uint8]:
+        if split == "train":
+            return self.rows.pixels
+        return np.stack([render(scene, self.data.cache_px).image for scene in self._scenes(split)])
+
+    def labels(self, name: str, split: Split = "train") -> Sequence[str | None]:
+        """ "shape", "colour" or "pair" (both words) of scenes of one thing; the other scenes have none."""
+        if name not in ("shape", "colour", "pair"):
+            raise ValueError(f"no label {name!r}: scenes of one thing have shape, colour and pair")
+        return [_word(scene.things[0], name) if len(scene.things) == 1 else None for scene in self._scenes(split)]
+
+    def captions(self, count: int, *, negatives: bool) -> list[tuple[int, Drawn]]:
+        rows = range(len(self.rows.scenes))
+        return [(row, self.rows.draw(row, number, negative=negatives)) for row in rows for number in range(count)]
+
+    def batches(
+        self, tokenize: Tokenize, *, batch_size: int, negatives: bool, neighbours: Neighbours | None
+    ) -> StepBatches:
+        return SceneBatches(self.rows, tokenize, batch_size, negatives=negatives, neighbours=neighbours)
+
+    def digest(self) -> str:
+        return self.rows.digest()
+
+    def judge(self, encoder: TorchEncoder, *, split: Literal["validation", "test"]) -> dict[str, Any]:
+        return scenes_report(encoder, pairs=scene_splits(self.data).validation.pairs, seed=JUDGED[split])
+
+    def _scenes(self, split: Split) -> Sequence[Scene]:
+        if split == "train":
+            return self.rows.scenes
+        return single_scenes(pairs=scene_splits(self.data).validation.pairs, seed=JUDGED[split])
+
+
+def _word(thing: Thing, name: str) -> str:
+    return {"shape": thing.shape, "colour": thing.colour, "pair": f"{thing.colour} {thing.shape}"}[name]

@@ -1,0 +1,96 @@
+"""A torch model as evaluation sees any encoder: pictures and texts in, unit vectors out, decoded as the server does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from evaluation.encoder import Shown, Vectors
+from evaluation.metrics import normalize
+from model_store.manifest import ImageSpec
+from model_store.modality.image import decode, prepare
+from model_store.modality.text import Tokenizer
+from training.checkpoint import LoadedModel, load_model
+
+_CHUNK = 128
+
+
+class TorchEncoder:
+    """The two doors of a model: uint8 [B, H, W, 3] -> [B, D] and int64 [B, L] -> [B, D], in fp32 without gradients.
+
+    `space` and `fingerprint` name the weights: pass what changes when they do.
+    """
+
+    def __init__(
+        self,
+        encode_image: Callable[[Tensor], Tensor],
+        encode_text: Callable[[Tensor], Tensor],
+        *,
+        image_spec: ImageSpec,
+        tokenizer: Tokenizer,
+        name: str,
+        fingerprint: str,
+        templates: tuple[str, ...] | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self._encode_image, self._encode_text = encode_image, encode_text
+        self._image_spec, self._tokenizer, self._device = image_spec, tokenizer, device
+        self.name, self.space, self.fingerprint = name, fingerprint, fingerprint
+        self.templates = templates
+        self.image_px: int | None = min(image_spec.height_px, image_spec.width_px)
+
+    def encode_images(self, images: Sequence[Shown]) -> Vectors:
+        opened = [decode(image) if isinstance(image, bytes) else Image.fromarray(image) for image in images]
+        return self.encode_prepared(np.stack([prepare(image, self._image_spec) for image in opened]))
+
+    def encode_prepared(self, pixels: NDArray[np.uint8]) -> Vectors:
+        """Pictures that are [N, H, W, 3] of the model's size already."""
+        return self._run(self._encode_image, pixels)
+
+    def encode_texts(self, texts: Sequence[str]) -> Vectors:
+        # Texts of similar length together: padding to the longest of a few is cheap.
+        ids = [self._tokenizer.encode(text) for text in texts]
+        order = sorted(range(len(ids)), key=lambda at: len(ids[at]))
+        parts = [order[at : at + _CHUNK] for at in range(0, len(order), _CHUNK)]
+        vectors = np.concatenate(
+            [self._run(self._encode_text, self._tokenizer.pad([ids[at] for at in part])) for part in parts]
+        )
+        out = np.empty_like(vectors)
+        out[order] = vectors
+        return out
+
+    def _run(self, encode: Callable[[Tensor], Tensor], inputs: NDArray[np.generic]) -> Vectors:
+        parts = [torch.from_numpy(inputs[at : at + _CHUNK]) for at in range(0, len(inputs), _CHUNK)]
+        with torch.inference_mode():
+            return normalize(np.concatenate([encode(part.to(self._device)).float().cpu().numpy() for part in parts]))
+
+
+def open_checkpoint(folder: Path) -> TorchEncoder:
+    """The averaged weights of a checkpoint, as `export` will ship them.
+
+    Raises:
+        ValueError: not a checkpoint, or its files differ from their digests.
+    """
+    loaded = load_model(folder)
+    return encoder_of(loaded, name=f"{folder.name} (checkpoint)")
+
+
+def encoder_of(loaded: LoadedModel, *, name: str, device: str = "cpu") -> TorchEncoder:
+    """An opened checkpoint as an encoder."""
+    model = loaded.model.to(device)
+    return TorchEncoder(
+        model.encode_image,
+        model.encode_text,
+        image_spec=loaded.info.image_spec,
+        tokenizer=loaded.tokenizer,
+        name=name,
+        fingerprint=f"checkpoint {loaded.info.weights_sha256}",
+        templates=loaded.info.templates,
+        device=device,
+    )

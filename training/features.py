@@ -1,0 +1,204 @@
+"""A frozen model's vectors of the training data, worked out once and kept on disk under what they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from training.checkpoint import LoadedModel
+from training.data.batches import shared_ids
+from training.data.rows import Drawn
+from training.data.source import Source
+
+FORMAT = 2
+_CHUNK = 128
+_PICK_STREAM = 5
+F32 = NDArray[np.float32]
+_NONE = np.empty(0, dtype=np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Un-normalised vectors of N training pictures, of M captions of theirs, and of V pictures of validation.
+
+    image [N, D]; validation [V, D]: in the order of `Source.pictures`; dense [N, h, w, D] or [0]: no such level;
+    row int64 [M]: the picture of a caption; text [M, D]; negative [M, D] with has_negative bool [M], or [0];
+    caption_id, negative_id int64 [M]: equal where two captions are, whichever of the two they are. M may be 0.
+    """
+
+    image: F32
+    validation: F32
+    dense: F32
+    row: NDArray[np.int64]
+    text: F32
+    negative: F32
+    has_negative: NDArray[np.bool_]
+    caption_id: NDArray[np.int64]
+    negative_id: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureBatches:
+    """Captions at random, each as likely as any other, with their pictures' vectors, un-normalised.
+
+    image_embeds, text_embeds [B, D], caption_id, row int64 [B]; where there are any also negative_embeds [B, D],
+    negative_id int64 [B] and has_negative bool [B], and dense_embeds [B, h, w, D].
+    """
+
+    features: Features
+    batch_size: int
+    seed: int
+
+    def __call__(self, step: int) -> dict[str, Tensor]:
+        """The batch of a 0-based step; it depends on (seed, step) only.
+
+        Raises:
+            ValueError: fewer captions than a batch holds.
+        """
+        rng = np.random.default_rng((self.seed, _PICK_STREAM, step))
+        held = self.features
+        if len(held.row) < self.batch_size:
+            raise ValueError(f"{len(held.row)} captions do not fill one batch of {self.batch_size}")
+        picks = rng.choice(len(held.row), size=self.batch_size, replace=False)
+        rows = held.row[picks]
+        found: dict[str, NDArray[np.generic]] = {
+            "image_embeds": held.image[rows],
+            "text_embeds": held.text[picks],
+            "caption_id": held.caption_id[picks],
+            "row": rows,
+        }
+        if held.negative.size:
+            found["negative_embeds"] = held.negative[picks]
+            found["negative_id"] = held.negative_id[picks]
+            found["has_negative"] = held.has_negative[picks]
+        if held.dense.size:
+            found["dense_embeds"] = held.dense[rows]
+        return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in found.items()}
+
+
+def cached_features(
+    base: LoadedModel,
+    source: Source,
+    *,
+    level: Literal["features", "dense"],
+    captions: int,
+    negatives: bool,
+    folder: Path,
+    device: str,
+) -> Features:
+    """Read the features of exactly this model, data and choice from `folder`, or work them out and keep them there.
+
+    captions: how many of each picture; 0: no texts at all. The name of a file is a digest of every input: the base's
+    weights, specs and tokenizer, all pictures and all captions. A file that cannot be read is made again.
+    """
+    drawn = source.captions(captions, negatives=negatives) if captions else []
+    pictures = {"train": source.pictures("train"), "validation": source.pictures("validation")}
+    path = folder / f"features-{_key(base, pictures, drawn, level=level, negatives=negatives)}.npz"
+    if (stored := _read(path)) is not None:
+        return stored
+    found = _work_out(base, pictures, drawn, level=level, negatives=negatives, device=device)
+    folder.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
+    np.savez(part, **{one.name: getattr(found, one.name) for one in fields(Features)})
+    os.replace(part, path)
+    return found
+
+
+def picture_vectors(base: LoadedModel, pictures: NDArray[np.uint8], *, device: str) -> F32:
+    """Un-normalised vectors [n, D] of prepared pictures uint8 [n, H, W, 3], in fp32."""
+    return _vectors(base.model.to(device).encode_image, pictures, device=device)
+
+
+def _key(
+    base: LoadedModel,
+    pictures: dict[str, NDArray[np.uint8]],
+    drawn: Sequence[tuple[int, Drawn]],
+    *,
+    level: str,
+    negatives: bool,
+) -> str:
+    info = base.info
+    found = hashlib.sha256(f"features {FORMAT} {level} {negatives}\n".encode())
+    for part in (info.weights_sha256, info.image_spec_digest, info.text_spec_digest, info.tokenizer_sha256):
+        found.update(f"{part}\n".encode())
+    found.update(info.config.model.model_dump_json().encode())
+    for split, pixels in pictures.items():
+        found.update(f"\n{split} {pixels.shape}\n".encode())
+        found.update(np.ascontiguousarray(pixels).data)
+    for row, one in drawn:
+        found.update(f"{row}\t{one.text!r}\t{one.negative!r}\n".encode())
+    return found.hexdigest()[:24]
+
+
+def _read(path: Path) -> Features | None:
+    """None: no such file, or one that another crash left unreadable."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return Features(**{one.name: stored[one.name] for one in fields(Features)})
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _work_out(
+    base: LoadedModel,
+    pictures: dict[str, NDArray[np.uint8]],
+    drawn: Sequence[tuple[int, Drawn]],
+    *,
+    level: str,
+    negatives: bool,
+    device: str,
+) -> Features:
+    model = base.model.to(device)
+    captions = [one for _, one in drawn]
+    texts = [one.text for one in captions]
+    false = [one.negative or one.text for one in captions] if negatives else []
+    vectors = _text_vectors(base, [*texts, *false], device=device) if texts else _NONE
+    caption_id, negative_id = shared_ids(captions)
+    return Features(
+        image=picture_vectors(base, pictures["train"], device=device),
+        validation=picture_vectors(base, pictures["validation"], device=device),
+        dense=_vectors(model.encode_dense, pictures["train"], device=device) if level == "dense" else _NONE,
+        row=np.array([row for row, _ in drawn], dtype=np.int64),
+        text=vectors[: len(texts)],
+        negative=vectors[len(texts) :] if negatives else _NONE,
+        has_negative=np.array([one.negative is not None for one in captions] if negatives else [], dtype=np.bool_),
+        caption_id=caption_id,
+        negative_id=negative_id,
+    )
+
+
+def _text_vectors(base: LoadedModel, texts: Sequence[str], *, device: str) -> F32:
+    """[n, D]; equal texts are encoded once."""
+    unique = list(dict.fromkeys(texts))
+    ids = {text: base.tokenizer.encode(text) for text in unique}
+    ordered = sorted(unique, key=lambda text: len(ids[text]))
+    parts = [ordered[at : at + _CHUNK] for at in range(0, len(ordered), _CHUNK)]
+    padded = [base.tokenizer.pad([ids[text] for text in part]) for part in parts]
+    vectors = np.concatenate([_vectors(base.model.encode_text, part, device=device) for part in padded])
+    where = {text: at for at, text in enumerate(ordered)}
+    return vectors[[where[text] for text in texts]]
+
+
+def _vectors(encode: Callable[[Tensor], Tensor], inputs: NDArray[np.generic], *, device: str) -> F32:
+    """[n, ...] in chunks; no input, no vector: [0]."""
+    if not len(inputs):
+        return _NONE
+    with torch.inference_mode():
+        return np.concatenate(
+            [
+                encode(torch.from_numpy(inputs[at : at + _CHUNK]).to(device)).float().cpu().numpy()
+                for at in range(0, len(inputs), _CHUNK)
+            ]
+        )

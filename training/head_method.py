@@ -1,0 +1,138 @@
+"""What every few-shot head does around its fit: classes, shots, the zero-shot logits beside it, validation, the report.
+
+Fitted on unit image vectors of a frozen base, so the head is all that is published: everything else is inherited.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import Counter
+from typing import Any, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
+
+from evaluation.metrics import normalize
+from evaluation.zero_shot import class_matrix
+from training.checkpoint import HEAD_BIAS, HEAD_WEIGHT
+from training.class_heads import (
+    F32,
+    I64,
+    ClassHead,
+    accuracy,
+    classes_of,
+    judge_head,
+    pick_shots,
+    truth_of,
+    zero_shot_head,
+)
+from training.encoder import encoder_of
+from training.features import Features
+from training.methods import Context, FitMethod, ModuleUse, Needs, Produced
+
+
+class HeadOptions(BaseModel):
+    """label: what is told apart, as `Source.labels` names it. shots: pictures a class, 0: all. shots_seed: which ones.
+
+    least: classes with fewer training pictures are left out. templates: prompts of the zero-shot logits, by default
+    the base's own.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    label: str
+    shots: int = Field(default=16, ge=0)
+    shots_seed: int = Field(default=0, ge=0)
+    least: int = Field(default=1, ge=1)
+    templates: tuple[str, ...] | None = None
+
+    @classmethod
+    def parse(cls, options: dict[str, Any], *, method: str) -> Self:
+        """Raises:
+        ValueError: an option that `method` does not know, or a wrong value.
+        """
+        try:
+            return cls.model_validate(options)
+        except ValidationError as error:
+            raise ValueError(f"method_options of {method}: {error}") from error
+
+
+class HeadMethod(FitMethod):
+    """Subclasses turn shots into a head, and set their one knob on validation."""
+
+    classes: tuple[str, ...]
+    zero_shot: ClassHead
+    head: ClassHead
+
+    def __init__(self, options: HeadOptions) -> None:
+        self.options = options
+        self.needs = Needs(fields=("image_embeds",), level="features", labels=(options.label,), captions=0)
+
+    @abstractmethod
+    def choose(self, shots: F32, truth: I64, validation: F32, expected: I64) -> tuple[ClassHead, dict[str, Any]]:
+        """The head of these unit vectors [n, D] and classes int64 [n], and what was tried on validation."""
+
+    def setup(self, context: Context) -> None:
+        base, label = context.required_base("a class head"), self.options.label
+        labels = context.source.labels(label)
+        self.classes = classes_of(labels, least=self.options.least)
+        self._truth = truth_of(labels, self.classes)
+        self._expected = truth_of(context.source.labels(label, "validation"), self.classes)
+        if not (self._expected >= 0).any():
+            raise ValueError(f"no picture of validation has one of the {len(self.classes)} classes of {label!r}")
+        self.templates = self.options.templates or base.info.templates
+        encoder = encoder_of(base, name="base", device=context.device)
+        self.zero_shot = zero_shot_head(
+            class_matrix(encoder.encode_texts, self.classes, self.templates),
+            scale=float(base.model.logit_scale.exp().reshape(-1)[0]),
+        )
+
+    def fit(self, features: Features) -> None:
+        wanted = self.options.shots
+        rows = pick_shots(self._truth, classes=len(self.classes), shots=wanted, seed=self.options.shots_seed)
+        known = self._expected >= 0
+        validation, expected = normalize(features.validation[known]), self._expected[known]
+        self.head, tried = self.choose(normalize(features.image[rows]), self._truth[rows], validation, expected)
+        counts = Counter(self._truth[rows].tolist())
+        self._report = {
+            "zero_shot": judge_head(self.zero_shot, validation, expected),
+            "head": judge_head(self.head, validation, expected),
+            "tried": tried,
+            "shots": {
+                "wanted": wanted,
+                "pictures": len(rows),
+                "classes": len(self.classes),
+                "classes_with_fewer": {name: counts[at] for at, name in enumerate(self.classes) if counts[at] < wanted},
+                "validation_without_a_class": int((~known).sum()),
+            },
+        }
+
+    def report(self) -> dict[str, Any]:
+        return self._report
+
+    def modules(self) -> dict[str, tuple[nn.Module, ModuleUse]]:
+        return {}
+
+    def artifact(self) -> Produced:
+        return Produced(
+            arrays={HEAD_WEIGHT: self.head.weight, HEAD_BIAS: self.head.bias},
+            labels=self.classes,
+            templates=self.templates,
+            inherited=("image_encoder", "text_encoder"),
+        )
+
+
+def best(tried: dict[float, ClassHead], validation: F32, expected: I64) -> tuple[float, dict[str, float]]:
+    """The value that is most often right on validation, the smallest of equals, and every value's accuracy."""
+    found = {value: accuracy(head, validation, expected) for value, head in tried.items()}
+    chosen = max(sorted(found), key=lambda value: found[value])
+    return chosen, {f"{value:g}": share for value, share in sorted(found.items())}
+
+
+def checked_grid(values: tuple[float, ...]) -> tuple[float, ...]:
+    """Raises:
+    ValueError: an empty grid, equal values, or a negative one.
+    """
+    if not values or len(set(values)) != len(values) or min(values) < 0 or not np.isfinite(values).all():
+        raise ValueError(f"grid {values} must be different numbers, none below 0")
+    return values

@@ -1,0 +1,148 @@
+"""LABCLIP: one matrix on a frozen model's text vectors, which binds attributes where the image vectors hold them.
+
+Koishigarina et al., 2025, "CLIP Behaves like a Bag-of-Words Model Cross-modally but not Uni-modally". The matrix ends
+in the text projection, the image tower is untouched: stored image vectors stay valid.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from training.losses import info_nce, negclip_loss, positive_pairs, usable_negatives
+from training.methods import Context, ModuleUse, Needs, ParamGroup, Produced, StepMethod
+from training.methods.base import MAX_LOG_SCALE, unit
+from training.text_fold import Side, check_fold, folded, text_ends
+from training.towers import DualEncoder
+
+
+class LabclipOptions(BaseModel):
+    """captions: how many of each picture are cached (a table has one). hard_negatives: false leaves the false captions
+    out (the paper's variant SB). own_negatives_only: a false caption counts against its own picture only.
+
+    start_scale: factor of the cosines at the first step; none: the base's own. The official code starts at 1, where
+    the softmax over a batch is all but flat and the loss only asks for a larger mean difference; the base's factor is
+    the one its vectors were trained under and the one that is served.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    captions: int = Field(default=4, ge=1)
+    hard_negatives: bool = True
+    own_negatives_only: bool = False
+    start_scale: float | None = Field(default=None, ge=1, le=100)
+    templates: tuple[str, ...] | None = None
+
+
+def create(options: dict[str, Any]) -> LabclipMethod:
+    try:
+        return LabclipMethod(LabclipOptions.model_validate(options))
+    except ValidationError as error:
+        raise ValueError(f"method_options of labclip: {error}") from error
+
+
+class TextMap(nn.Module):
+    """The matrix [D, D], the identity at first, and the logarithm of the cosines' factor."""
+
+    def __init__(self, dim: int, *, log_scale: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(dim))
+        self.log_scale = nn.Parameter(torch.tensor(log_scale))
+
+    def forward(self, text: Tensor) -> Tensor:
+        """[B, D] -> [B, D]."""
+        return text @ self.weight.T
+
+
+class FoldedModel(nn.Module):
+    """The doors of a model whose text projection holds the map as it is at that moment."""
+
+    def __init__(self, model: DualEncoder, fold: Callable[[], None]) -> None:
+        super().__init__()
+        self.model, self._fold = model, fold
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        return self.model.encode_image(pixels)
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        self._fold()
+        return self.model.encode_text(ids)
+
+
+class LabclipMethod(StepMethod):
+    map: TextMap
+    model: DualEncoder
+    """A copy of the base; `fold` writes the map into it."""
+
+    def __init__(self, options: LabclipOptions) -> None:
+        self.options = options
+        negatives = ("negative_embeds", "negative_id", "has_negative") if options.hard_negatives else ()
+        self.needs = Needs(
+            fields=("image_embeds", "text_embeds", "caption_id", *negatives),
+            level="features",
+            captions=options.captions,
+        )
+
+    def setup(self, context: Context) -> None:
+        base, features = context.required_base("labclip"), context.required_features()
+        if self.options.hard_negatives and not features.has_negative.any():
+            raise ValueError("labclip: no training caption has a false twin; give some, or set hard_negatives = false")
+        self.model = copy.deepcopy(base.model).to(context.device).requires_grad_(False).eval()
+        self._ends: dict[str, Side] = text_ends(self.model)
+        ids = torch.from_numpy(context.tokenizer.pad([context.tokenizer.encode("a red circle and a blue square")]))
+        check_fold(self.model, self._ends, ids.to(context.device))
+        self._base = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self._templates = self.options.templates or base.info.templates
+        start = self.options.start_scale
+        log_scale = float(self.model.logit_scale.reshape(-1)[0]) if start is None else math.log(start)
+        self.map = TextMap(features.text.shape[1], log_scale=log_scale).to(context.device)
+
+    def modules(self) -> dict[str, tuple[nn.Module, ModuleUse]]:
+        return {"map": (self.map, "train_only"), "model": (FoldedModel(self.model, self.fold), "frozen")}
+
+    def param_groups(self) -> list[ParamGroup]:
+        # Decay would pull the map to zero; what means "nothing learnt" is the identity.
+        return [ParamGroup(parameters={f"map.{name}": p for name, p in self.map.named_parameters()}, weight_decay=0.0)]
+
+    def step(self, batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
+        with torch.no_grad():
+            self.map.log_scale.clamp_(0, MAX_LOG_SCALE)
+        with torch.autocast(batch["image_embeds"].device.type, enabled=False):
+            image, text = unit(batch["image_embeds"]), unit(self.map(batch["text_embeds"]))
+            scale, ids = self.map.log_scale.exp(), batch["caption_id"]
+            positives = positive_pairs(ids)
+            if not self.options.hard_negatives:
+                return {"info_nce": info_nce(image, text, scale, positives)}
+            negative = unit(self.map(batch["negative_embeds"]))
+            usable = usable_negatives(
+                ids, batch["negative_id"], batch["has_negative"], own_only=self.options.own_negatives_only
+            )
+            return {"negclip": negclip_loss(image, text, negative, scale, positives=positives, usable=usable)}
+
+    def fold(self) -> None:
+        """Bring `model` up to date with the map.
+
+        The learnt factor becomes the model's, except where a bias stands beside it (SigLIP): those two were fitted
+        together, and this loss knows no bias.
+        """
+        state = folded(self._base, self._ends, self.map.weight.detach())
+        self.model.load_state_dict(state)
+        if self.model.logit_bias is None:
+            with torch.no_grad():
+                self.model.logit_scale.fill_(float(self.map.log_scale))
+
+    def weights(self) -> dict[str, Tensor]:
+        self.fold()
+        return {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+
+    def artifact(self) -> Produced:
+        return Produced(
+            graphs={"image_encoder": "model.encode_image", "text_encoder": "model.encode_text"},
+            templates=self._templates,
+            inherited=("image_encoder",),
+        )

@@ -1,0 +1,63 @@
+"""Negation: the text tower learns what "no" does, the image tower stays, and so does every index made with it.
+
+NegationCLIP's recipe (its image tower is frozen too) with CoN-CLIP's flaw repaired: there a negated caption was always
+the wrong one, and a model that dislikes "no" had learned enough. The false twins of drawn scenes deny as often as the
+true captions do; a table's `negative_column` should be counted before it is trusted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.losses import info_nce, negclip_loss, positive_pairs, usable_negatives
+from training.methods import Context, Needs, Produced
+from training.methods.base import TowerOptions, TwoTowers, unit
+
+
+class NegationOptions(TowerOptions):
+    """false_twin: each picture also chooses between its caption and that caption's false twin."""
+
+    false_twin: bool = True
+
+
+def create(options: dict[str, Any]) -> NegationMethod:
+    return NegationMethod(NegationOptions.parse(options, method="negation"))
+
+
+class NegationMethod(TwoTowers):
+    def __init__(self, options: NegationOptions) -> None:
+        super().__init__(options)
+        self.false_twin = options.false_twin
+        fields = ("image", "text", "caption_id")
+        twin = ("negative_text", "negative_id", "has_negative") if options.false_twin else ()
+        self.needs = Needs(fields=(*fields, *twin))
+
+    def setup(self, context: Context) -> None:
+        context.required_base("negation")
+        super().setup(context)
+        self.model.lock_image()
+
+    def step(self, batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
+        image, text = self.encode(batch)
+        ids = self.gathering.facts(batch["caption_id"])
+        scale, rows, positives = (
+            self.model.logit_scale.exp(),
+            self.gathering.rows(len(batch["image"])),
+            positive_pairs(ids),
+        )
+        if not self.false_twin:
+            with torch.autocast(image.device.type, enabled=False):
+                return {"info_nce": info_nce(image, text, scale, positives, rows=rows)}
+        twin = self.gathering.vectors(unit(self.model.encode_text(batch["negative_text"])))
+        negative_id, has_negative = (self.gathering.facts(batch[name]) for name in ("negative_id", "has_negative"))
+        # "no red circle" is false of one picture and true of most others: a twin counts against its own only.
+        usable = usable_negatives(ids, negative_id, has_negative, own_only=True)
+        with torch.autocast(image.device.type, enabled=False):
+            loss = negclip_loss(image, text, twin, scale, positives=positives, usable=usable, rows=rows)
+            return {"negation": loss}
+
+    def artifact(self) -> Produced:
+        return self.produced(inherited=("image_encoder",))
