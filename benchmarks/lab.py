@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"   single {raw['single']:.3f}, held-out pairs {raw['single, held-out pairs']:.3f}")
             for result in (*known, *composed):
                 for row in result.rows:
-                    where = f"{result.key.suite}: {result.key.probe}: {row.name}"
+                    where = f"{result.key.suite.split(';')[0]}: {result.key.probe}: {row.name}"
                     print(f"   {where} {row.score} [{row.low}, {row.high}] n {row.n}")
     return 0
 

@@ -19,6 +19,7 @@ from model_store.graph import Graph, SessionSettings, open_graph
 from model_store.manifest import Precision, Role
 from model_store.modality.image import decode, prepare
 from model_store.store import Artifact
+from model_store.towers import Head, Tower, open_head, open_tower
 
 Vectors = NDArray[np.float32]
 Shown = NDArray[np.uint8] | bytes
@@ -62,6 +63,11 @@ class DenseEncoder(Encoder, Protocol):
         ...
 
 
+def own_templates(encoder: Encoder) -> tuple[str, ...] | None:
+    """The prompts, each with one {}, that a model comes with (its attribute `templates`); None where none are known."""
+    return getattr(encoder, "templates", None)
+
+
 def png(image: NDArray[np.uint8]) -> bytes:
     """Lossless bytes of uint8 [H, W, 3]."""
     sink = io.BytesIO()
@@ -70,10 +76,11 @@ def png(image: NDArray[np.uint8]) -> bytes:
 
 
 class ArtifactEncoder:
-    """The graphs of a published artifact in this process.
+    """The graphs of a published artifact in this process, adapters included, chosen and batched as in the server: what
+    was not built in `precision` runs in fp32, and a graph whose vectors depend on their company runs one by one.
 
     Raises:
-        ArtifactNotFound: the artifact lacks an image or a text encoder.
+        ArtifactNotFound: the artifact lacks an image or a text encoder, or neither was built in `precision`.
         IntegrityError, GraphError: a file is not the one in the manifest, or does not load.
     """
 
@@ -86,23 +93,61 @@ class ArtifactEncoder:
         self._image_spec = image_spec
         self._tokenizer = artifact.tokenizer()
         settings = settings or SessionSettings()
-        self._image = _graph(artifact, "image_encoder", precision, settings)
-        self._text = _graph(artifact, "text_encoder", precision, settings)
-        self.name = f"{artifact.reference} ({precision})"
+        self._artifact, self._settings = artifact, settings
+        image: Precision = artifact.served_precision("image_encoder", precision)
+        text: Precision = artifact.served_precision("text_encoder", precision)
+        self._image = open_tower(artifact, "image_encoder", image, settings)
+        self._text = open_tower(artifact, "text_encoder", text, settings)
+        self._heads: dict[str, Head] = {}
+        found = image, text
+        if precision not in found:
+            raise ArtifactNotFound(f"{artifact.reference} was not built in {precision}")
+        self.name = (
+            f"{artifact.reference} ({precision if len(set(found)) == 1 else 'image {}, text {}'.format(*found)})"
+        )
         self.space = artifact.manifest.space
         self.fingerprint = _fingerprint(
             artifact.manifest.fingerprint.image, artifact.manifest.fingerprint.text, artifact.build(precision)
         )
         self.image_px: int | None = min(image_spec.height_px, image_spec.width_px)
+        self.templates: tuple[str, ...] | None = artifact.manifest.templates
 
     def encode_images(self, images: Sequence[Shown]) -> Vectors:
-        return _batched(images, lambda part: normalize(self._image(self._pixels(part))))
+        return _batched(images, lambda part: normalize(self._image(self._pixels(part))), size=_batch_of(self._image))
 
     def encode_texts(self, texts: Sequence[str]) -> Vectors:
         def encode(part: Sequence[str]) -> Vectors:
             return normalize(self._text(self._tokenizer.pad([self._tokenizer.encode(text) for text in part])))
 
-        return _batched(texts, encode)
+        return _batched(texts, encode, size=_batch_of(self._text))
+
+    @property
+    def heads(self) -> dict[str, tuple[str, ...]]:
+        """Labels of each class head, in the order of its columns."""
+        return {name: head.labels for name, head in self._artifact.heads().items()}
+
+    def class_scores(self, head: str, images: Sequence[Shown]) -> NDArray[np.float64]:
+        """Scores [n, C] of a class head with its own activation, as POST /classify with this label set gives them.
+
+        Raises:
+            ArtifactNotFound: no such head.
+            ValueError: a picture's vector is zero; the server refuses it as well.
+        """
+        opened = self._head(head)
+
+        def logits(part: Sequence[Shown]) -> Vectors:
+            vectors = self._image(self._pixels(part))
+            if not np.linalg.norm(vectors, axis=1).all():
+                raise ValueError("the vector of a picture is zero: a class head has nothing to go by")
+            return opened(vectors)
+
+        size = _batch_of(self._image) if opened.graph.spec.batch_invariant else 1
+        return opened.scores(_batched(images, logits, size=size))
+
+    def _head(self, name: str) -> Head:
+        if name not in self._heads:
+            self._heads[name] = open_head(self._artifact, name, self._settings)
+        return self._heads[name]
 
     def _pixels(self, images: Sequence[Shown]) -> NDArray[np.uint8]:
         opened = [decode(image) if isinstance(image, bytes) else Image.fromarray(image) for image in images]
@@ -119,7 +164,7 @@ class DenseArtifactEncoder(ArtifactEncoder):
         self._dense = _graph(artifact, "dense_encoder", precision, settings or SessionSettings())
 
     def encode_dense(self, images: Sequence[Shown]) -> Vectors:
-        return _batched(images, lambda part: normalize(self._dense(self._pixels(part))))
+        return _batched(images, lambda part: normalize(self._dense(self._pixels(part))), size=_batch_of(self._dense))
 
 
 def open_artifact(
@@ -152,6 +197,7 @@ class ServerEncoder:
         self.space = detail.space
         self.fingerprint = _fingerprint(detail.fingerprint.image, detail.fingerprint.text, detail.build)
         self.image_px: int | None = min(spec["height_px"], spec["width_px"]) if spec else None
+        self.templates: tuple[str, ...] | None = tuple(detail.templates)
 
     def encode_images(self, images: Sequence[Shown]) -> Vectors:
         sent = [image if isinstance(image, bytes) else png(image) for image in images]
@@ -190,6 +236,7 @@ class OpenAIEncoder:
         self.name = f"{model} at {url}"
         self.space = self.fingerprint = f"{url.rstrip('/')}#{model}"
         self.image_px = image_px
+        self.templates: tuple[str, ...] | None = None
 
     def encode_images(self, images: Sequence[Shown]) -> Vectors:
         return _batched(images, self._ask_images)
@@ -209,7 +256,7 @@ class OpenAIEncoder:
         return self._ask({"input": addresses, "modality": "image"}, len(texts))
 
     def _ask(self, body: dict[str, object], count: int) -> Vectors:
-        where = f"{self._http.base_url}embeddings"
+        where = f"{str(self._http.base_url).rstrip('/')}/embeddings"
         try:
             answer = self._http.post("/embeddings", json={"model": self._model, "encoding_format": "float", **body})
         except httpx2.HTTPError as error:
@@ -227,10 +274,15 @@ class OpenAIEncoder:
 
 
 def _graph(artifact: Artifact, role: Role, precision: Precision, settings: SessionSettings) -> Graph:
-    found = artifact.graph_spec(role, precision)
+    found = artifact.graph_spec(role, artifact.served_precision(role, precision))
     if found is None:
         raise ArtifactNotFound(f"{artifact.reference} has no {role} in {precision}")
     return open_graph(*found, settings)
+
+
+def _batch_of(graph: Graph | Tower) -> int:
+    spec = graph if isinstance(graph, Tower) else graph.spec
+    return _BATCH if spec.batch_invariant else 1
 
 
 def _media_type(data: bytes) -> str:
@@ -244,12 +296,12 @@ def _fingerprint(image: str | None, text: str | None, build: str) -> str:
     return f"image {image}, text {text}, build {build}"
 
 
-def _batched(items: Sequence[Item], encode: Callable[[Sequence[Item]], Vectors]) -> Vectors:
-    """`encode` over parts of at most _BATCH items.
+def _batched(items: Sequence[Item], encode: Callable[[Sequence[Item]], Vectors], *, size: int = _BATCH) -> Vectors:
+    """`encode` over parts of at most `size` items.
 
     Raises:
         ValueError: no items: the width of the answer would be unknown.
     """
     if not items:
         raise ValueError("nothing to encode")
-    return np.concatenate([encode(items[start : start + _BATCH]) for start in range(0, len(items), _BATCH)])
+    return np.concatenate([encode(items[start : start + size]) for start in range(0, len(items), size)])

@@ -6,14 +6,33 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from evaluation.probes.rows import Row, Unit
+import numpy as np
 
-FORMAT = 1
+from evaluation.probes.examples import Example, example_from_json
+from evaluation.probes.figures import Figures, figures_from_json
+from evaluation.probes.rows import F64, Mean, Row, Unit, interval
+
+FORMAT = 2
 Control = Literal["blind", "bag", "truth"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcomes:
+    """What a row's score is made of, for each group of scenes, so that two encoders can be compared in pairs.
+
+    clusters, sizes: the groups' numbers, ascending, and how many items each has. sums: of the items' outcomes, where
+    the score is their mean (sums over sizes). draws: for any other statistic its values on resampled groups (None
+    where a resample settles nothing), the same resamples for every encoder that has these clusters and sizes.
+    """
+
+    clusters: tuple[int, ...]
+    sizes: tuple[int, ...]
+    sums: tuple[float, ...] | None = None
+    draws: tuple[float | None, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +41,7 @@ class ResultRow:
 
     low, high: 95 % bootstrap interval over groups of scenes. blind: the same encoder without pictures, ties shared.
     bag: a bag of words. truth: what a perfect encoder scores (for localisation: the best that the grid allows).
-    better: "at chance" marks a bias: the further from chance, the worse.
+    better: "at chance" marks a bias: the further from chance, the worse. outcomes: None in files of format 1.
     """
 
     name: str
@@ -36,6 +55,7 @@ class ResultRow:
     blind: float | None
     bag: float | None
     truth: float | None
+    outcomes: Outcomes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +73,11 @@ class RunKey:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeResult:
-    """`not_applicable` says why there are no rows, None if there are; `notes` what the reader must know."""
+    """`not_applicable` says why there are no rows, None if there are; `notes` what the reader must know.
+
+    questions: digest of the pictures and texts that were asked about; unknown in files of format 1. examples, figures:
+    single items and what plots need, where the probe has them; neither changes a score.
+    """
 
     key: RunKey
     encoder: str
@@ -62,6 +86,9 @@ class ProbeResult:
     rows: tuple[ResultRow, ...]
     not_applicable: str | None = None
     notes: tuple[str, ...] = ()
+    questions: str | None = None
+    examples: tuple[Example, ...] = ()
+    figures: Figures | None = None
 
 
 def result_rows(rows: Sequence[Row], controls: Mapping[Control, Sequence[Row] | None]) -> tuple[ResultRow, ...]:
@@ -76,7 +103,8 @@ def result_rows(rows: Sequence[Row], controls: Mapping[Control, Sequence[Row] | 
             raise ValueError(f"the {kind} control has rows {[row.name for row in found]}, the encoder {names}")
     out: list[ResultRow] = []
     for index, row in enumerate(rows):
-        low, high = row.interval()
+        draws = row.draws()
+        low, high = interval(draws)
         beside = {kind: found[index].value if found is not None else None for kind, found in controls.items()}
         out.append(
             ResultRow(
@@ -91,9 +119,19 @@ def result_rows(rows: Sequence[Row], controls: Mapping[Control, Sequence[Row] | 
                 blind=_finite(beside.get("blind")),
                 bag=_finite(beside.get("bag")),
                 truth=_finite(beside.get("truth")),
+                outcomes=_outcomes(row, draws),
             )
         )
     return tuple(out)
+
+
+def _outcomes(row: Row, draws: F64) -> Outcomes:
+    ids, inverse, sizes = np.unique(row.clusters, return_inverse=True, return_counts=True)
+    groups = Outcomes(clusters=tuple(ids.tolist()), sizes=tuple(sizes.tolist()))
+    if isinstance(row.statistic, Mean):
+        sums = np.bincount(inverse, row.statistic.outcomes, minlength=len(ids))
+        return replace(groups, sums=tuple(sums.tolist()))
+    return replace(groups, draws=tuple(_finite(value) for value in draws.tolist()))
 
 
 def to_json(result: ProbeResult) -> dict[str, Any]:
@@ -108,10 +146,23 @@ def from_json(data: Mapping[str, Any]) -> ProbeResult:
     """
     try:
         fields = dict(data)
-        key, rows = RunKey(**fields.pop("key")), tuple(ResultRow(**row) for row in fields.pop("rows"))
-        return ProbeResult(key=key, rows=rows, notes=tuple(fields.pop("notes")), **fields)
+        key, rows = RunKey(**fields.pop("key")), tuple(_row_from(row) for row in fields.pop("rows"))
+        shown = tuple(example_from_json(each) for each in fields.pop("examples", ()))
+        drawn = fields.pop("figures", None)
+        figures = None if drawn is None else figures_from_json(drawn)
+        notes = tuple(fields.pop("notes"))
+        return ProbeResult(key=key, rows=rows, notes=notes, examples=shown, figures=figures, **fields)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not the result of a probe: {type(error).__name__} {error}") from error
+
+
+def _row_from(data: Mapping[str, Any]) -> ResultRow:
+    fields = dict(data)
+    found = fields.pop("outcomes", None)
+    if found is None:
+        return ResultRow(**fields)
+    parts: dict[str, Any] = {name: None if value is None else tuple(value) for name, value in found.items()}
+    return ResultRow(**fields, outcomes=Outcomes(**parts))
 
 
 def write_result(result: ProbeResult, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,12 +29,14 @@ from evaluation.probes import (
     size_bias,
     spurious,
 )
+from evaluation.probes.figures import figures
 from evaluation.probes.localisation import Localisation
 from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import FULL, QUICK, Pool, PoolSize
 from evaluation.probes.questions import Probe
 from evaluation.probes.readers import NO_GRID, BagReader, BlindReader, EncoderReader, NotApplicable, TruthReader
 from evaluation.probes.rows import Row
+from evaluation.probes.showing import examples
 from evaluation.scenes.config import Pair, all_pairs
 from evaluation.scenes.rendering import LARGEST_PX, SMALLEST_PX
 from evaluation.scenes.scene import SceneError
@@ -128,6 +131,12 @@ def picture_px(encoder: Encoder) -> int:
     return min(max(encoder.image_px or UNKNOWN_PX, SMALLEST_PX), LARGEST_PX)
 
 
+def answered(encoder: Encoder, chosen: Suite, folder: Path) -> tuple[str, ...]:
+    """The probes whose results lie in `folder` and answer the very same question, so that `run` asks them no more."""
+    size_px = picture_px(encoder)
+    return tuple(name for name in chosen.probes if _stored(folder, _key(encoder, chosen, name, size_px)) is not None)
+
+
 def run(
     encoder: Encoder,
     chosen: Suite,
@@ -172,7 +181,25 @@ def _ask(probe: Probe | _Unasked, reader: EncoderReader, encoder: Encoder, key: 
         joined = result_rows(rows, _controls(probe, reader))
     except NotApplicable as error:
         return ProbeResult(key=key, encoder=encoder.name, pictures=0, texts=0, rows=(), not_applicable=str(error))
-    return ProbeResult(key=key, encoder=encoder.name, pictures=pictures, texts=texts, rows=joined, notes=_notes(probe))
+    return ProbeResult(
+        key=key,
+        encoder=encoder.name,
+        pictures=pictures,
+        texts=texts,
+        rows=joined,
+        notes=_notes(probe),
+        questions=_digest(probe),
+        examples=examples(probe, reader, rows, seed=key.seed),
+        figures=figures(probe, reader),
+    )
+
+
+def _digest(probe: Probe) -> str:
+    """Of everything that the probe shows and says: equal where two encoders were asked the same."""
+    found = hashlib.sha256()
+    for shown in (*probe.pictures, *probe.texts):
+        found.update(repr(shown).encode())
+    return found.hexdigest()
 
 
 def _controls(probe: Probe, reader: EncoderReader) -> dict[Control, Sequence[Row] | None]:

@@ -141,7 +141,7 @@ def logistic_probe(
         warnings.simplefilter("always", ConvergenceWarning)
         model.fit(vectors.astype(np.float64), truth)
     converged = not any(issubclass(one.category, ConvergenceWarning) for one in caught)
-    weight, bias = model.coef_.T, model.intercept_
+    weight, bias = np.asarray(model.coef_, dtype=np.float64).T, np.asarray(model.intercept_, dtype=np.float64)
     if classes == 2:  # scikit-learn gives the difference of the two logits
         weight, bias = np.hstack([-weight / 2, weight / 2]), np.array([-bias[0] / 2, bias[0] / 2])
     return (weight, bias), converged

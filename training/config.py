@@ -99,7 +99,10 @@ class ImageTowerConfig(Settings):
     size_px: int = Field(ge=16)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     pool: Literal["mean", "flat", "attention"] = Field(
-        default="mean", description="mean forgets where; flat and attention (with position embeddings) keep it"
+        default="mean",
+        # The dump is part of every fingerprint: models from before this setting keep theirs.
+        exclude_if=lambda value: value == "mean",
+        description="mean forgets where; flat and attention (with position embeddings) keep it",
     )
     mean: tuple[float, float, float] = OPENAI_MEAN
     std: tuple[float, float, float] = OPENAI_STD

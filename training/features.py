@@ -145,7 +145,7 @@ def _read(path: Path) -> Features | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return Features(**{one.name: stored[one.name] for one in fields(Features)})
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

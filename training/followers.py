@@ -129,7 +129,9 @@ class Built:
 
 def way_of_tower(tower: Tower, goldens: int, graphs: Sequence[GraphSpec], folder: Path) -> Way:
     """Behind an encoder that was just built in `folder`."""
-    measured = {graph.precision: _vectors(_run_of(folder / graph.file, graph), graph, tower.rows) for graph in graphs}
+    measured: Measured = {}
+    for graph in graphs:
+        measured[graph.precision] = _vectors(_run_of(folder / graph.file, graph), graph, tower.rows)
     return Way(goldens=goldens, reference=tower.reference, measured=measured)
 
 
@@ -140,7 +142,6 @@ def way_of_base(base: Artifact, role: Role, rows: Rows) -> Way:
     if found is None or owner is None:
         raise ExportRefused(f"{base.reference} has no {role}")
     measured: Measured = {}
-    precision: Precision
     for precision in PRECISIONS:
         if graph := base.graph_spec(role, precision):
             path = graph[0].path(graph[1].file)
@@ -201,6 +202,8 @@ def _build(
     module: nn.Module, role: Role, head: str | None, rows: NDArray[np.float32], folder: Path, *, normalized_input: bool
 ) -> tuple[GraphSpec, NDArray[np.float32], Path]:
     """(spec without its chain, torch's outputs, file) of a follower."""
+    if module.training:
+        raise ExportRefused(f"{head or role} is in training mode: call eval() first")
     try:
         reference = torch_vectors(module, Rows(padded=rows))
     except RuntimeError as error:

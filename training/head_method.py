@@ -15,7 +15,7 @@ from torch import nn
 
 from evaluation.metrics import normalize
 from evaluation.zero_shot import class_matrix
-from training.checkpoint import HEAD_BIAS, HEAD_WEIGHT
+from training.checkpoint import HEAD_BIAS, HEAD_WEIGHT, LoadedHead, LoadedModel
 from training.class_heads import (
     F32,
     I64,
@@ -27,8 +27,10 @@ from training.class_heads import (
     truth_of,
     zero_shot_head,
 )
+from training.data.rows import Split
+from training.data.source import Source
 from training.encoder import encoder_of
-from training.features import Features
+from training.features import Features, picture_vectors
 from training.methods import Context, FitMethod, ModuleUse, Needs, Produced
 
 
@@ -84,7 +86,7 @@ class HeadMethod(FitMethod):
         encoder = encoder_of(base, name="base", device=context.device)
         self.zero_shot = zero_shot_head(
             class_matrix(encoder.encode_texts, self.classes, self.templates),
-            scale=float(base.model.logit_scale.exp().reshape(-1)[0]),
+            scale=_scale_of(base),
         )
 
     def fit(self, features: Features) -> None:
@@ -136,3 +138,33 @@ def checked_grid(values: tuple[float, ...]) -> tuple[float, ...]:
     if not values or len(set(values)) != len(values) or min(values) < 0 or not np.isfinite(values).all():
         raise ValueError(f"grid {values} must be different numbers, none below 0")
     return values
+
+
+def report_head(head: LoadedHead, base: LoadedModel, source: Source, *, split: Split) -> dict[str, Any]:
+    """A stored head behind its base on one split, beside zero-shot; the caller knows that the base is its own.
+
+    Raises:
+        ValueError: no picture of the split has one of the head's classes.
+    """
+    label = str(head.info.config.method_options["label"])
+    truth = truth_of(source.labels(label, split), head.labels)
+    known = truth >= 0
+    if not known.any():
+        raise ValueError(f"no picture of {split} has one of the {len(head.labels)} classes of {label!r}")
+    vectors = normalize(picture_vectors(base, source.pictures(split)[known], device="cpu"))
+    encoder = encoder_of(base, name="base")
+    zero_shot = zero_shot_head(
+        class_matrix(encoder.encode_texts, head.labels, head.info.templates), scale=_scale_of(base)
+    )
+    fitted = ClassHead(weight=head.weight, bias=head.bias)
+    return {
+        "label": label,
+        "without_a_class": int((~known).sum()),
+        "zero_shot": judge_head(zero_shot, vectors, truth[known]),
+        "head": judge_head(fitted, vectors, truth[known]),
+    }
+
+
+def _scale_of(base: LoadedModel) -> float:
+    """What the base multiplies cosines with."""
+    return float(base.model.logit_scale.exp().reshape(-1)[0])

@@ -155,6 +155,7 @@ def run(config: TrainConfig, *, resume: bool = False, console: Console | None = 
             lambda texts: tokenizer.pad([tokenizer.encode(text) for text in texts]),
             batch_size=optim.batch_size,
             negatives=needs.negatives,
+            truth="excused" in needs.fields,
             neighbours=method.neighbours,
         )
     live = {name: tensor for name, tensor in _named_state(modules) if modules[name.split(".", 1)[0]][1] != "frozen"}

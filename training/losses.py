@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+_NEVER = -1e4  # as a logit: no weight in a softmax, and no NaN where everything is left out
+
 
 def positive_pairs(ids: Tensor) -> Tensor:
     """Which (row, column) pairs of a batch belong together: bool [B, B] from caption ids int64 [B]."""
@@ -13,20 +15,30 @@ def positive_pairs(ids: Tensor) -> Tensor:
 
 
 def info_nce(
-    image: Tensor, text: Tensor, scale: Tensor, positives: Tensor | None = None, *, rows: slice | None = None
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    positives: Tensor | None = None,
+    *,
+    excused: Tensor | None = None,
+    rows: slice | None = None,
 ) -> Tensor:
     """Symmetric InfoNCE, a scalar; with one positive per row it is CLIP's loss (Radford et al., 2021, figure 3).
 
     `image`, `text`: unit vectors [B, D]. `scale`: the inverse temperature, a scalar. `positives`: bool [B, B] with the
     diagonal set, symmetric; the target of a row is uniform over its positives (Khosla et al., 2020, equation 2), and so
     the matrix need not be a permutation. `rows`: only these pictures and texts choose, among all of the batch; the mean
-    over equal parts of a batch is the loss of the whole.
+    over equal parts of a batch is the loss of the whole. `excused`: bool [B, B], pairs (picture, text) that are neither
+    right nor wrong and stay out of both choices.
     """
     rows = rows or slice(None)
     if positives is None:
         positives = torch.eye(len(image), dtype=torch.bool, device=image.device)
     targets = positives[rows] / positives[rows].sum(dim=1, keepdim=True)
     from_image, from_text = scale * image[rows] @ text.T, scale * text[rows] @ image.T
+    if excused is not None:
+        out = excused & ~positives
+        from_image, from_text = from_image.masked_fill(out[rows], _NEVER), from_text.masked_fill(out.T[rows], _NEVER)
     return (functional.cross_entropy(from_image, targets) + functional.cross_entropy(from_text, targets)) / 2
 
 
@@ -72,20 +84,25 @@ def negclip_loss(
     *,
     positives: Tensor,
     usable: Tensor,
+    excused: Tensor | None = None,
     rows: slice | None = None,
 ) -> Tensor:
     """InfoNCE with hard negative texts, a scalar (Yuksekgonul et al., 2023, NegCLIP).
 
     `image`, `text`, `negative`: unit vectors [B, D]; `positives` (symmetric) and `usable`: bool [B, B]. Images choose
     among 2B texts, texts among the B images; negatives belong to no image. Where none is usable it is `info_nce`.
-    `rows`: as there.
+    `rows`: as there. `excused`: bool [B, 2B], as there, the negative texts behind.
     """
     rows = rows or slice(None)
     among = torch.cat([scale * image[rows] @ text.T, scale * image[rows] @ negative.T], dim=1)
-    allowed = torch.cat([torch.ones_like(usable[rows]), usable[rows]], dim=1)
-    log_p = among.masked_fill(~allowed, -torch.inf).log_softmax(dim=1)[:, : len(text)]
+    allowed = torch.cat([torch.ones_like(usable), usable], dim=1)
+    chosen = scale * text[rows] @ image.T
+    if excused is not None:
+        allowed = allowed & (~excused | torch.cat([positives, torch.zeros_like(positives)], dim=1))
+        chosen = chosen.masked_fill(~allowed[:, : len(text)].T[rows], _NEVER)
+    log_p = among.masked_fill(~allowed[rows], _NEVER).log_softmax(dim=1)[:, : len(text)]
     targets = positives[rows] / positives[rows].sum(dim=1, keepdim=True)
-    from_text = functional.cross_entropy(scale * text[rows] @ image.T, targets)
+    from_text = functional.cross_entropy(chosen, targets)
     return (-(targets * log_p).sum(dim=1).mean() + from_text) / 2
 
 

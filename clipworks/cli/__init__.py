@@ -9,6 +9,7 @@ from __future__ import annotations
 import typer
 
 from clipworks.cli import bench, classify, embed, export, models, serve, train
+from clipworks.cli import eval as evaluation
 from clipworks.cli.failures import ReportingGroup
 
 _EPILOG = (
@@ -32,4 +33,5 @@ app.command("embed")(embed.embed)
 app.command("classify")(classify.classify)
 app.command("train")(train.train)
 app.command("export")(export.export)
+app.add_typer(evaluation.app, name="eval")
 app.command("bench")(bench.bench)

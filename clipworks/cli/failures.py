@@ -17,6 +17,7 @@ FAILED_ITEMS = 1
 USAGE = 2
 REFUSED = 3
 NOT_INSTALLED = 4
+INTERRUPTED = 130
 
 _EXTRAS = MappingProxyType(
     {
@@ -29,6 +30,8 @@ _EXTRAS = MappingProxyType(
         "onnx": "train,serve",
         "onnxscript": "train,serve",
         "pyarrow": "parquet",
+        "matplotlib": "eval",
+        "sklearn": "eval",
     }
 )
 _SERVE_PARTS = frozenset(
@@ -41,6 +44,10 @@ _SERVE_PARTS = frozenset(
 
 class UsageError(Exception):
     """The command was asked for something it cannot do; the message says what to write instead."""
+
+
+class RefusedError(Exception):
+    """A model or an endpoint did not do what it was asked; the message says what."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,8 @@ def failure_of(error: Exception) -> Failure | None:
     match error:
         case UsageError():
             return Failure(USAGE, "usage", str(error))
+        case RefusedError():
+            return Failure(REFUSED, "refused", str(error))
         case UnreadableInput():
             return Failure(USAGE, error.code, str(error))
         case ConnectionFailed():

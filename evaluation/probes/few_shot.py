@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,25 +76,28 @@ class FewShot:
             mean_row(name, marks, [example.cluster for example in tests], chance=1 / classes)
             for name, (marks, tests, classes) in found.items()
         ]
-        return [*rows, self._harmonic(found[f"base, {per_class} shots"][0], found["new, zero-shot"][0])]
+        clusters = [example.cluster for example in (*self.base_tests, *self.new_tests)]
+        chance = 2 / (len(self.base) + len(self.new))
+        base_marks, new_marks = found[f"base, {per_class} shots"][0], found["new, zero-shot"][0]
+        return [*rows, harmonic_row(base_marks, new_marks, clusters, chance=chance)]
 
     def _vectors(self, reader: Reader, examples: tuple[Example, ...]) -> F64:
         return reader.image_vectors([example.picture for example in examples])
 
-    def _harmonic(self, base: F64, new: F64) -> Row:
-        marks = np.concatenate([base, new])
-        is_base = np.arange(len(marks)) < len(base)
-        clusters = [example.cluster for example in (*self.base_tests, *self.new_tests)]
 
-        def harmonic(picks: NDArray[np.intp]) -> float:
-            first, second = marks[picks[is_base[picks]]], marks[picks[~is_base[picks]]]
-            if not len(first) or not len(second):
-                return float("nan")
-            a, b = float(first.mean()), float(second.mean())
-            return 2 * a * b / (a + b) if a + b else 0.0
+def harmonic_row(base: F64, new: F64, clusters: Sequence[int], *, chance: float, name: str = "harmonic mean") -> Row:
+    """Of the mean marks on base and on new tests; `clusters` belong to the base tests, then to the new ones."""
+    marks = np.concatenate([base, new])
+    is_base = np.arange(len(marks)) < len(base)
 
-        chance = 2 / (len(self.base) + len(self.new))
-        return Row(name="harmonic mean", chance=chance, clusters=np.array(clusters), statistic=harmonic)
+    def harmonic(picks: NDArray[np.intp]) -> float:
+        first, second = marks[picks[is_base[picks]]], marks[picks[~is_base[picks]]]
+        if not len(first) or not len(second):
+            return float("nan")
+        a, b = float(first.mean()), float(second.mean())
+        return 2 * a * b / (a + b) if a + b else 0.0
+
+    return Row(name=name, chance=chance, clusters=np.array(clusters), statistic=harmonic)
 
 
 def _marks(images: F64, classes: F64, tests: tuple[Example, ...], ties_wrong: bool) -> F64:

@@ -39,23 +39,33 @@ class Row:
 
     def interval(self, *, seed: int = 0) -> tuple[float, float]:
         """Percentile 95 % interval over resampled clusters (Efron and Tibshirani, 1993); NaN without items."""
+        return interval(self.draws(seed=seed))
+
+    def draws(self, *, seed: int = 0) -> F64:
+        """The statistic of resampled clusters, float64 [draws], empty without items.
+
+        Equal clusters and an equal seed give equal resamples, so the draws of two encoders are paired.
+        """
         if not self.n:
-            return float("nan"), float("nan")
+            return np.zeros(0)
         random = np.random.default_rng(seed)
         ids, inverse = np.unique(self.clusters, return_inverse=True)
         if isinstance(self.statistic, Mean):
             sums, sizes = np.bincount(inverse, self.statistic.outcomes), np.bincount(inverse)
             picks = random.integers(len(ids), size=(_DRAWS, len(ids)))
-            values = sums[picks].sum(axis=1) / sizes[picks].sum(axis=1)
-        else:
-            members = [np.flatnonzero(inverse == index) for index in range(len(ids))]
-            picks = random.integers(len(ids), size=(_SLOW_DRAWS, len(ids)))
-            values = np.array([self.statistic(np.concatenate([members[at] for at in drawn])) for drawn in picks])
-        kept = values[~np.isnan(values)]
-        if not len(kept):
-            return float("nan"), float("nan")
-        low, high = np.percentile(kept, [2.5, 97.5])
-        return float(low), float(high)
+            return sums[picks].sum(axis=1) / sizes[picks].sum(axis=1)
+        members = [np.flatnonzero(inverse == index) for index in range(len(ids))]
+        picks = random.integers(len(ids), size=(_SLOW_DRAWS, len(ids)))
+        return np.array([self.statistic(np.concatenate([members[at] for at in drawn])) for drawn in picks])
+
+
+def interval(draws: F64) -> tuple[float, float]:
+    """The middle 95 % of the draws that are not NaN; NaN if none is."""
+    kept = draws[~np.isnan(draws)]
+    if not len(kept):
+        return float("nan"), float("nan")
+    low, high = np.percentile(kept, [2.5, 97.5])
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)

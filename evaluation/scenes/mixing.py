@@ -11,9 +11,9 @@ from evaluation.scenes.config import Pair, SceneConfig
 from evaluation.scenes.contrasts import near_misses
 from evaluation.scenes.dice import Dice
 from evaluation.scenes.frames import Words, frames
-from evaluation.scenes.meaning import Listing, Meaning, Not, is_false, is_true
+from evaluation.scenes.meaning import And, Listing, Meaning, Not, is_false, is_true
 from evaluation.scenes.negation import absent, has_but_not, has_no
-from evaluation.scenes.phrases import Caption, caption, family_of
+from evaluation.scenes.phrases import Caption, caption, family_of, say
 from evaluation.scenes.records import Record
 from evaluation.scenes.sampling import sample
 from evaluation.scenes.scene import Scene
@@ -31,6 +31,7 @@ DEFAULT_MIX: Mapping[Topic, float] = {
     "hybrids": 0.075,
 }
 _MOST_MENTIONS = 3
+_REORDERED = 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +66,33 @@ def draw_caption(
 def draw_twins(
     scene: Scene, seed: int, *, pairs: Sequence[Pair], mix: Mapping[Topic, float] = DEFAULT_MIX, words: Words = "train"
 ) -> Twins | None:
-    """A drawn caption and a plainly false one nearby, in the same frame where it fits; None if there is none."""
+    """A drawn caption and a plainly false one nearby, in the same frame where it fits; None if there is none.
+
+    Where a twin of the very same words exists ("a red circle and a blue square" with exchanged colours), it is taken
+    three times of four: drawn evenly, the many ways to replace a word would make it a rare sight.
+    Where the mix denies anything, a caption that denies is wrong as often as right: half of the true ones have a false
+    twin that affirms, and as many affirmations have a twin that denies (as long as the mix has enough of them).
+    """
     right = draw_caption(scene, seed, pairs=pairs, mix=mix, words=words)
     dice = Dice("twin", scene.seed, seed)
     close = near_misses(right.meaning, pairs)
+    names = list(dict.fromkeys(name_of(thing) for thing in scene.things))
     if isinstance(right.meaning, Not):
-        close += [has_no(name_of(thing)) for thing in scene.things]
+        close += [has_no(name) for name in names]
+    rate = _denial_rate(mix)
+    denying: bool | None = None
+    if _denies(right.meaning):
+        denying = dice.chance(0.5)
+    elif rate and isinstance(right.meaning, Listing):
+        denying = dice.chance(rate)
+        close += [has_no(name) for name in names]
+        close += [has_but_not(a, b) for a in names for b in names if a != b]
     wrong = [meaning for meaning in close if is_false(meaning, scene)]
     if not wrong:
         return None
-    chosen = dice.pick(wrong)
+    fitting = [meaning for meaning in wrong if denying in (None, _denies(meaning))] or wrong
+    reordered = [meaning for meaning in fitting if _words(meaning) == _words(right.meaning)]
+    chosen = dice.pick(reordered if reordered and dice.chance(_REORDERED) else fitting)
     if family_of(chosen) == family_of(right.meaning):
         return Twins(right, caption(chosen, right.frame))
     return Twins(right, _framed(chosen, dice, words))
@@ -115,6 +133,22 @@ def _meanings(scene: Scene, topic: Topic, dice: Dice, pairs: Sequence[Pair]) -> 
         "grounds": lambda: grounds(scene),
     }[topic]()
     return [one.meaning for one in found]
+
+
+def _denies(meaning: Meaning) -> bool:
+    return isinstance(meaning, Not) or (isinstance(meaning, And) and any(_denies(part) for part in meaning.parts))
+
+
+def _denial_rate(mix: Mapping[Topic, float]) -> float:
+    """How often an affirmation gets a twin that denies: as many in all as there are denials with one that affirms."""
+    denials = mix.get("negatives", 0.0) + mix.get("hybrids", 0.0)
+    affirmations = mix.get("attributes", 0.0) + mix.get("mentions", 0.0)
+    return min(1.0, denials / 2 / affirmations) if affirmations else 0.0
+
+
+def _words(meaning: Meaning) -> list[str]:
+    """The words of the meaning's plainest sentence, sorted; articles count as one word."""
+    return sorted("a" if word == "an" else word for word in say(meaning).split())
 
 
 def _framed(meaning: Meaning, dice: Dice, words: Words) -> Caption:

@@ -174,6 +174,8 @@ def test_a_server_gives_the_artifacts_vectors_and_identity(
     assert served.space == encoder.space
     assert served.fingerprint.split(", build")[0] == encoder.fingerprint.split(", build")[0]
     assert served.image_px == 48
+    assert served.templates == encoder.templates
+    assert encoder.templates
 
 
 @pytest.mark.parametrize("dialect", ["jina", "infinity"])

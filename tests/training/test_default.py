@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.checkpoint import load_model
 from training.config import SmallConfig, load_config
 from training.data.vocabulary import tokenizer_of
 from training.loop import train

@@ -18,11 +18,12 @@ from evaluation.scenes.export_coco import write_coco
 from evaluation.scenes.export_webdataset import write_webdataset
 from evaluation.scenes.mixing import draw_records
 from evaluation.scenes.rendering import render
+from evaluation.standard.shards import shard_paths
 from model_store.manifest import ImageSpec
 from training.data.coco import read_captions, read_instances
 from training.data.reader import load_pixels
 from training.data.rows import Row
-from training.data.webdataset import load_shards, read_shards, shard_paths
+from training.data.webdataset import load_shards, read_shards
 
 RECORDS = list(draw_records(SceneConfig(count=(2, 3), overlap="allowed"), range(10, 16)))
 SPEC = ImageSpec(

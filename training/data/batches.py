@@ -70,21 +70,27 @@ class Batches:
 
 @dataclass(frozen=True)
 class SceneBatches:
-    """Batches of drawn scenes with captions drawn for this batch; fields as those of `Batches`."""
+    """Batches of drawn scenes with captions drawn for this batch; fields as those of `Batches`.
+
+    truth: also excused bool [B, B], with negatives [B, 2B]: which texts are not plainly false of which pictures.
+    """
 
     rows: SceneRows
     tokenize: Tokenize
     batch_size: int
     negatives: bool = False
     neighbours: Neighbours | None = None
+    truth: bool = False
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
         """The batch of 0-based `step`."""
         picks = self.rows.pick(step, self.batch_size)
         picks = with_neighbours(picks, self.neighbours, seed=self.rows.seed, step=step)
         drawn = [self.rows.draw(int(row), step, negative=self.negatives) for row in picks]
+        excused = self.rows.excused(picks, drawn, negatives=self.negatives) if self.truth else None
         return {
             "image": torch.from_numpy(self.rows.pixels[picks]),
+            **({"excused": torch.from_numpy(excused)} if excused is not None else {}),
             **text_fields(drawn, self.tokenize, ids=shared_ids(drawn), negatives=self.negatives),
         }
 

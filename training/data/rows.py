@@ -10,6 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.scenes.meaning import Meaning
+
 Split = Literal["train", "validation", "test"]
 _LAST_NUMBER = re.compile(r"(\d+)(?!.*\d)")
 
@@ -67,7 +69,12 @@ def caption_ids(captions: Sequence[str]) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A true caption and, where one was asked for and exists, a plainly false one that is easily mistaken for it."""
+    """A true caption and, where one was asked for and exists, a plainly false one that is easily mistaken for it.
+
+    meaning, negative_meaning: what they say, where the data know it.
+    """
 
     text: str
     negative: str | None = None
+    meaning: Meaning | None = None
+    negative_meaning: Meaning | None = None

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.scenes.config import Pair, SceneConfig
+from evaluation.scenes.meaning import Meaning, is_false
 from evaluation.scenes.mixing import draw_caption, draw_twins
 from evaluation.scenes.rendering import render
 from evaluation.scenes.sampling import sample
@@ -56,12 +57,31 @@ class SceneRows:
         """The caption that `row` has in the draw `number`; equal arguments give equal captions."""
         scene, mix = self.scenes[row], self.parts[self.part_of[row]].mix
         seed = (self.seed * 2**20 + number) & (2**62 - 1)
-        if not negative:
-            return Drawn(text=draw_caption(scene, seed, pairs=self.pairs, mix=mix).text)
-        twins = draw_twins(scene, seed, pairs=self.pairs, mix=mix)
+        twins = draw_twins(scene, seed, pairs=self.pairs, mix=mix) if negative else None
         if twins is None:
-            return Drawn(text=draw_caption(scene, seed, pairs=self.pairs, mix=mix).text)
-        return Drawn(text=twins.right.text, negative=twins.wrong.text)
+            alone = draw_caption(scene, seed, pairs=self.pairs, mix=mix)
+            return Drawn(text=alone.text, meaning=alone.meaning)
+        right, wrong = twins.right, twins.wrong
+        return Drawn(text=right.text, negative=wrong.text, meaning=right.meaning, negative_meaning=wrong.meaning)
+
+    def excused(self, picks: NDArray[np.int64], drawn: Sequence[Drawn], *, negatives: bool) -> NDArray[np.bool_]:
+        """Which texts are not plainly false of which pictures: bool [B, B], or [B, 2B] with the false twins behind.
+
+        A softmax over the batch takes every other text for wrong, but "there is no red circle" is true of most
+        pictures; whoever knows it leaves it out.
+        """
+        meanings = [one.meaning for one in drawn]
+        if negatives:
+            meanings += [one.negative_meaning or one.meaning for one in drawn]
+        known: dict[tuple[int, Meaning | None], bool] = {}
+        out = np.zeros((len(picks), len(meanings)), dtype=np.bool_)
+        for at, row in enumerate(picks):
+            for column, meaning in enumerate(meanings):
+                key = (int(row), meaning)
+                if key not in known:
+                    known[key] = meaning is not None and not is_false(meaning, self.scenes[row])
+                out[at, column] = known[key]
+        return out
 
     def texts(self) -> list[str]:
         """A sample of what may be said, large enough to hold every word."""

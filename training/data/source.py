@@ -63,8 +63,14 @@ class Source(Protocol):
         ...
 
     def batches(
-        self, tokenize: Tokenize, *, batch_size: int, negatives: bool, neighbours: Neighbours | None
-    ) -> StepBatches: ...
+        self, tokenize: Tokenize, *, batch_size: int, negatives: bool, truth: bool, neighbours: Neighbours | None
+    ) -> StepBatches:
+        """truth: with the field `excused`, which only data with an oracle have.
+
+        Raises:
+            ValueError: these data lack what is asked for.
+        """
+        ...
 
     def digest(self) -> str:
         """sha256 over what training really sees."""
@@ -165,11 +171,15 @@ class TableSource:
         return [(at, Drawn(row.caption, row.negative if negatives else None)) for at, row in enumerate(self.rows)]
 
     def batches(
-        self, tokenize: Tokenize, *, batch_size: int, negatives: bool, neighbours: Neighbours | None
+        self, tokenize: Tokenize, *, batch_size: int, negatives: bool, truth: bool, neighbours: Neighbours | None
     ) -> StepBatches:
+        if truth:
+            raise ValueError("excuse_true wants to know which captions are true of which pictures: a table does not")
         augment = self._augment
         if negatives and self._data.negative_column is None:
             raise ValueError("this method wants false captions: name data.negative_column")
+        if truth:
+            raise ValueError("excuse_true wants to know which captions are true of which pictures: a table does not")
         return Batches(
             rows=self.rows,
             pixels=self.pixels,
@@ -240,9 +250,9 @@ class SceneSource:
         return [(row, self.rows.draw(row, number, negative=negatives)) for row in rows for number in range(count)]
 
     def batches(
-        self, tokenize: Tokenize, *, batch_size: int, negatives: bool, neighbours: Neighbours | None
+        self, tokenize: Tokenize, *, batch_size: int, negatives: bool, truth: bool, neighbours: Neighbours | None
     ) -> StepBatches:
-        return SceneBatches(self.rows, tokenize, batch_size, negatives=negatives, neighbours=neighbours)
+        return SceneBatches(self.rows, tokenize, batch_size, negatives=negatives, neighbours=neighbours, truth=truth)
 
     def digest(self) -> str:
         return self.rows.digest()

@@ -21,12 +21,14 @@ MAX_LOG_SCALE = math.log(100)
 class TowerOptions(BaseModel):
     """What every method that trains two towers asks; `text_rate_share`: rate of the text tower relative to the rest.
 
+    excuse_true: texts that are true of a picture, or may be, do not count against it; data with an oracle only.
     local_loss, gather_with_grad: for several processes, see `training.distributed.Gathering`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     text_rate_share: float = 1.0
     templates: tuple[str, ...] = ("{}",)
+    excuse_true: bool = False
     local_loss: bool = False
     gather_with_grad: bool = True
 
@@ -62,8 +64,11 @@ class TwoTowers(StepMethod):
 
     model: DualEncoder
 
+    fields: tuple[str, ...] = ("image", "text", "caption_id")
+
     def __init__(self, options: TowerOptions) -> None:
         self.options = options
+        self.needs = Needs(fields=(*self.fields, "excused") if options.excuse_true else self.fields)
         self.gathering = options.gathering()
 
     def setup(self, context: Context) -> None:
@@ -93,6 +98,10 @@ class TwoTowers(StepMethod):
         image, text = unit(self.model.encode_image(batch["image"])), unit(self.model.encode_text(batch["text"]))
         return self.gathering.vectors(image), self.gathering.vectors(text)
 
+    def excused(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """bool [B, B] or [B, 2B] of a batch, from all processes; None if everything counts."""
+        return self.gathering.facts(batch["excused"]) if self.options.excuse_true else None
+
     def artifact(self) -> Produced:
         return self.produced()
 
@@ -105,10 +114,10 @@ class TwoTowers(StepMethod):
 
 
 class BaseMethod(TwoTowers):
-    needs = Needs(fields=("image", "text", "caption_id"))
-
     def __init__(self, options: BaseOptions) -> None:
         super().__init__(options)
+        if options.loss == "sigmoid" and options.excuse_true:
+            raise ValueError("excuse_true is for info_nce: the sigmoid loss asks about every pair by itself")
         self.loss = options.loss
 
     def setup(self, context: Context) -> None:
@@ -131,7 +140,8 @@ class BaseMethod(TwoTowers):
         with torch.autocast(image.device.type, enabled=False):
             if self.model.logit_bias is not None and self.loss == "sigmoid":
                 return {"sigmoid": sigmoid_loss(image, text, scale, self.model.logit_bias, positives, rows=rows)}
-            return {"info_nce": info_nce(image, text, scale, positives, rows=rows)}
+            loss = info_nce(image, text, scale, positives, excused=self.excused(batch), rows=rows)
+            return {"info_nce": loss}
 
 
 def unit(vectors: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Logistic regression on frozen image vectors: the class head that knows nothing of texts (Radford et al., 2021, A.3)."""
+"""Logistic regression on frozen image vectors: a class head that knows no texts (Radford et al., 2021, A.3)."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from training.losses import info_nce, negclip_loss, positive_pairs, usable_negatives
-from training.methods import Context, Needs, Produced
+from training.methods import Context, Produced
 from training.methods.base import TowerOptions, TwoTowers, unit
 
 
@@ -29,11 +29,10 @@ def create(options: dict[str, Any]) -> NegationMethod:
 
 class NegationMethod(TwoTowers):
     def __init__(self, options: NegationOptions) -> None:
-        super().__init__(options)
         self.false_twin = options.false_twin
-        fields = ("image", "text", "caption_id")
-        twin = ("negative_text", "negative_id", "has_negative") if options.false_twin else ()
-        self.needs = Needs(fields=(*fields, *twin))
+        if options.false_twin:
+            self.fields = (*TwoTowers.fields, "negative_text", "negative_id", "has_negative")
+        super().__init__(options)
 
     def setup(self, context: Context) -> None:
         context.required_base("negation")
@@ -50,13 +49,17 @@ class NegationMethod(TwoTowers):
         )
         if not self.false_twin:
             with torch.autocast(image.device.type, enabled=False):
-                return {"info_nce": info_nce(image, text, scale, positives, rows=rows)}
+                return {"info_nce": info_nce(image, text, scale, positives, excused=self.excused(batch), rows=rows)}
         twin = self.gathering.vectors(unit(self.model.encode_text(batch["negative_text"])))
         negative_id, has_negative = (self.gathering.facts(batch[name]) for name in ("negative_id", "has_negative"))
-        # "no red circle" is false of one picture and true of most others: a twin counts against its own only.
-        usable = usable_negatives(ids, negative_id, has_negative, own_only=True)
+        # "no red circle" is false of one picture and true of most others: a twin counts
+        # against its own only, unless the data say of which others it is false.
+        usable = usable_negatives(ids, negative_id, has_negative, own_only=not self.options.excuse_true)
+        excused = self.excused(batch)
         with torch.autocast(image.device.type, enabled=False):
-            loss = negclip_loss(image, text, twin, scale, positives=positives, usable=usable, rows=rows)
+            loss = negclip_loss(
+                image, text, twin, scale, positives=positives, usable=usable, excused=excused, rows=rows
+            )
             return {"negation": loss}
 
     def artifact(self) -> Produced:

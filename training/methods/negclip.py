@@ -14,7 +14,7 @@ from torch import Tensor
 
 from training.data.rows import caption_ids
 from training.losses import focal_negative_loss, info_nce, negclip_loss, positive_pairs, usable_negatives
-from training.methods import Context, Needs, Produced
+from training.methods import Context, Produced
 from training.methods.base import TowerOptions, TwoTowers, unit
 from training.neighbours import image_neighbours
 
@@ -42,7 +42,7 @@ def create(options: dict[str, Any]) -> NegclipMethod:
 
 
 class NegclipMethod(TwoTowers):
-    needs = Needs(fields=("image", "text", "caption_id", "negative_text", "negative_id", "has_negative"))
+    fields = ("image", "text", "caption_id", "negative_text", "negative_id", "has_negative")
 
     def __init__(self, options: NegclipOptions) -> None:
         super().__init__(options)
@@ -75,11 +75,15 @@ class NegclipMethod(TwoTowers):
             self.model.logit_scale.exp(),
             positive_pairs(ids),
         )
+        excused = self.excused(batch)
         with torch.autocast(image.device.type, enabled=False):
             if self.negclip.loss == "negclip":
                 usable = usable_negatives(ids, negative_id, has_negative, own_only=self.negclip.own_negatives_only)
-                loss = negclip_loss(image, text, negative, scale, positives=positives, usable=usable, rows=rows)
+                loss = negclip_loss(
+                    image, text, negative, scale, positives=positives, usable=usable, excused=excused, rows=rows
+                )
                 return {"negclip": loss}
+            among_texts = None if excused is None else excused[:, : len(text)]
             focal = focal_negative_loss(
                 image,
                 text,
@@ -91,7 +95,7 @@ class NegclipMethod(TwoTowers):
                 rows=rows,
             )
             return {
-                "info_nce": info_nce(image, text, scale, positives, rows=rows),
+                "info_nce": info_nce(image, text, scale, positives, excused=among_texts, rows=rows),
                 "focal": self.negclip.negative_weight * focal,
             }
 

@@ -1,0 +1,235 @@
+"""`python -m training.few_shot --base CHECKPOINT --data FOLDER --label baseColour`: class heads beside zero-shot.
+
+Every knob is set on validation. `--split test` judges on the held-out photographs: for the last run only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.metrics import bootstrap, class_mean_accuracy, majority_share, normalize
+from training import methods
+from training.checkpoint import LoadedModel, load_model
+from training.class_heads import ClassHead, truth_of
+from training.config import TableData
+from training.data.rows import Split
+from training.data.source import TableSource, open_source
+from training.features import Features, cached_features, picture_vectors
+from training.head_method import HeadMethod
+from training.towers import image_spec as spec_of
+
+METHODS = ("gda", "linear_probe")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Unit vectors [n, D] of the judged pictures that have one of the classes; truth int64 [n]; unseen bool [n]."""
+
+    vectors: NDArray[np.float32]
+    truth: NDArray[np.int64]
+    unseen: NDArray[np.bool_]
+    left_out: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """A base, its data and its vectors: what every run below shares."""
+
+    base: LoadedModel
+    source: TableSource
+    features: Features
+    split: Split
+    vectors: NDArray[np.float32]
+    """Unit vectors [n, D] of all pictures of `split`."""
+
+    def run(self, method: str, options: dict[str, Any]) -> HeadMethod:
+        """A fitted head."""
+        made = methods.create(method, options)
+        if not isinstance(made, HeadMethod):
+            raise ValueError(f"method {method} makes no class head")
+        made.setup(
+            methods.Context(
+                model=self.base.info.config.model,
+                tokenizer=self.base.tokenizer,
+                source=self.source,
+                batch_size=self.base.info.config.optim.batch_size,
+                device="cpu",
+                seed=0,
+                base=self.base,
+                features=self.features,
+            )
+        )
+        made.fit(self.features)
+        return made
+
+    def judged(self, label: str, classes: Sequence[str]) -> Judged:
+        truth = truth_of(self.source.labels(label, self.split), classes)
+        known = truth >= 0
+        return Judged(
+            vectors=self.vectors[known],
+            truth=truth[known],
+            unseen=self.source.unseen(self.split)[known],
+            left_out=int((~known).sum()),
+        )
+
+
+def open_bench(base_folder: Path, data_folder: Path, *, split: Split, cache: Path) -> Bench:
+    """Open a base and the table of its own recipe, which may lie elsewhere now.
+
+    Raises:
+        ValueError: no checkpoint of a table, or the data are not there.
+    """
+    base = load_model(base_folder)
+    config = base.info.config
+    if not isinstance(config.data, TableData):
+        raise ValueError(f"{base_folder} was trained on drawn scenes; few_shot compares on a table of photographs")
+    config = config.model_copy(update={"data": config.data.model_copy(update={"folder": data_folder})})
+    image_spec = spec_of(config.model)
+    source = open_source(config, cache_spec=spec_of(config.model, size_px=config.data.cache_px), image_spec=image_spec)
+    if not isinstance(source, TableSource):
+        raise ValueError(f"{base_folder}: its data are no table")
+    features = cached_features(base, source, level="features", captions=0, negatives=False, folder=cache, device="cpu")
+    shown = (
+        features.validation if split == "validation" else picture_vectors(base, source.pictures(split), device="cpu")
+    )
+    return Bench(base=base, source=source, features=features, split=split, vectors=normalize(shown))
+
+
+def few_shot(
+    bench: Bench, *, label: str, shots: Sequence[int], seeds: int, least: int, templates: tuple[str, ...] | None
+) -> dict[str, Any]:
+    """{"zero_shot": numbers, "runs": [{"method", "shots", "chosen", ...numbers}], ...} of one label.
+
+    Accuracies are means over seeds; their interval resamples pictures, each with its share of right answers among the
+    seeds. `lowest` and `highest` are single seeds.
+    """
+    common = {"label": label, "least": least, "templates": templates}
+    first = bench.run("gda", {**common, "shots": 1})
+    judged = bench.judged(label, first.classes)
+    if not len(judged.truth):
+        raise ValueError(f"no picture of {bench.split} has one of the {len(first.classes)} classes of {label!r}")
+    runs: list[dict[str, Any]] = []
+    for count in shots:
+        for method in METHODS:
+            fitted = [
+                bench.run(method, {**common, "shots": count, "shots_seed": seed})
+                for seed in range(seeds if count else 1)
+            ]
+            reports = [one.report() for one in fitted]
+            runs.append(
+                {
+                    "method": method,
+                    "shots": count,
+                    **_numbers([one.head for one in fitted], judged),
+                    "chosen": [report["tried"].get("mix", report["tried"].get("c")) for report in reports],
+                    "not_converged": sum(len(report["tried"].get("not_converged", [])) for report in reports),
+                    "pictures": reports[0]["shots"]["pictures"],
+                    "classes_with_fewer": reports[0]["shots"]["classes_with_fewer"],
+                }
+            )
+    return {
+        "label": label,
+        "split": bench.split,
+        "classes": len(first.classes),
+        "n": len(judged.truth),
+        "without_a_class": judged.left_out,
+        "majority": majority_share(judged.truth),
+        "chance": 1 / len(first.classes),
+        "seeds": seeds,
+        "templates": list(first.templates),
+        "zero_shot": _numbers([first.zero_shot], judged),
+        "runs": runs,
+    }
+
+
+def _numbers(heads: Sequence[ClassHead], judged: Judged) -> dict[str, Any]:
+    predicted = [head(judged.vectors).argmax(axis=1) for head in heads]
+    right = np.stack([one == judged.truth for one in predicted]).astype(np.float64)
+    single = right.mean(axis=1)
+    return {
+        "accuracy": asdict(bootstrap(right.mean(axis=0))),
+        "lowest": float(single.min()),
+        "highest": float(single.max()),
+        "class_mean": float(np.mean([class_mean_accuracy(one, judged.truth) for one in predicted])),
+        "unseen_title": asdict(bootstrap(right[:, judged.unseen].mean(axis=0))) if judged.unseen.any() else None,
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """Markdown; shares in per cent."""
+    lines = [
+        f"{report['label']}, {report['split']}: {report['classes']} classes, n = {report['n']} "
+        f"({report['without_a_class']} pictures have none of them), majority {100 * report['majority']:.1f}, "
+        f"chance {100 * report['chance']:.1f}; seeds: {report['seeds']}",
+        "",
+        "| head | shots | accuracy (95 % interval) | lowest and highest seed | class mean | unseen titles | knob |",
+        "|---|---|---|---|---|---|---|",
+        _line("zero-shot", "0", report["zero_shot"], ""),
+    ]
+    for run in report["runs"]:
+        knob = ("mix " if run["method"] == "gda" else "C ") + ", ".join(f"{value:g}" for value in run["chosen"])
+        lines.append(_line(run["method"], str(run["shots"]) if run["shots"] else "all", run, knob))
+    lines += ["", *(_note(run) for run in report["runs"] if run["classes_with_fewer"] and run["method"] == "gda")]
+    stopped = sum(run["not_converged"] for run in report["runs"])
+    return "\n".join([*lines, *([f"{stopped} fits of linear_probe stopped before they converged."] if stopped else [])])
+
+
+def _line(name: str, shots: str, numbers: dict[str, Any], knob: str) -> str:
+    seeds = f"{100 * numbers['lowest']:.1f} to {100 * numbers['highest']:.1f}"
+    unseen = _interval(numbers["unseen_title"]) if numbers["unseen_title"] else ""
+    cells = (name, shots, _interval(numbers["accuracy"]), seeds, f"{100 * numbers['class_mean']:.1f}", unseen, knob)
+    return f"| {' | '.join(cells)} |"
+
+
+def _interval(estimate: dict[str, float]) -> str:
+    return f"{100 * estimate['value']:.1f} ({100 * estimate['low']:.1f} to {100 * estimate['high']:.1f})"
+
+
+def _note(run: dict[str, Any]) -> str:
+    fewer = ", ".join(f"{name} {count}" for name, count in run["classes_with_fewer"].items())
+    return f"With {run['shots']} shots these classes have fewer pictures and give what they have: {fewer}."
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.few_shot", description=__doc__)
+    parser.add_argument("--base", type=Path, required=True, help="checkpoint folder")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the table that the base was trained on")
+    parser.add_argument("--label", action="append", required=True, help="a label column, or article_type; repeatable")
+    parser.add_argument("--shots", default="1,2,4,8,16", help="pictures a class, with commas; 0 is all")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--least", type=int, default=9, help="leave classes with fewer training pictures out")
+    parser.add_argument("--template", action="append", help="prompt of zero-shot; by default the base's own")
+    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser.add_argument("--cache", type=Path, default=Path(".runs/features"))
+    parser.add_argument("--out", type=Path, help="write the numbers as JSON")
+    options = parser.parse_args()
+    try:
+        shots = [int(count) for count in options.shots.split(",")]
+        if options.seeds < 1 or min(shots) < 0:
+            raise ValueError(f"--seeds {options.seeds} must be at least 1, --shots {options.shots} at least 0")
+        bench = open_bench(options.base, options.data, split=options.split, cache=options.cache)
+        templates = tuple(options.template) if options.template else None
+        reports = [
+            few_shot(bench, label=label, shots=shots, seeds=options.seeds, least=options.least, templates=templates)
+            for label in options.label
+        ]
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print("\n\n".join(table(report) for report in reports))
+    if options.out:
+        options.out.write_text(json.dumps(reports, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
