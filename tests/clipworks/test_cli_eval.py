@@ -165,7 +165,14 @@ def test_compare_refuses_other_questions(shipped: Path, tiny: Run, tmp_path: Pat
 def test_ctrl_c_leaves_results_that_the_next_call_uses(tiny: Run, cache: Path) -> None:
     """They wait in a cache until the run is whole, apart from other questions, and are not asked again."""
     arguments = ["--image-px", "160"]  # large pictures, so that there is time to interrupt
-    process = subprocess.Popen([PROGRAM, "eval", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [PROGRAM, "eval", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in the background of a shell ignores interrupts, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     give_up = time.monotonic() + 120
     while not list(cache.rglob("*.json")) and process.poll() is None and time.monotonic() < give_up:
         time.sleep(0.01)

@@ -1,0 +1,119 @@
+"""One model, three doors: the torch checkpoint, its artifact in this process, its artifact over HTTP."""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipworks.client import Client
+from evaluation.encoder import Encoder, ServerEncoder, open_artifact
+from evaluation.probes.pool import PoolSize
+from evaluation.scenes.config import SceneConfig
+from evaluation.scenes.rendering import render
+from evaluation.scenes.sampling import sample
+from evaluation.suites import Suite, run
+from model_store.store import Store
+from training.encoder import open_checkpoint
+from training.export import export_checkpoint
+from training.loop import train
+
+pytestmark = pytest.mark.torch
+SCORE_TOLERANCE, VECTOR_TOLERANCE = 0.005, 2e-5
+SIZE = PoolSize(compass=3, class_groups=1, squares=2, counts=1, additions=2, spoilt=2)
+RECIPE = """
+name = "agreeing"
+seed = 1
+method = "base"
+[data]
+kind = "scenes"
+cache_px = 48
+[[data.parts]]
+scenes = 256
+share = 1.0
+count = [1, 2]
+mix = {mentions = 1.0}
+[model]
+kind = "small"
+embed_dim = 32
+image = {trunk = "clipworks_conv_t", size_px = 48, pool = "flat"}
+text = {merges = 2000, context_length = 24, width = 32, layers = 1, heads = 2}
+[optim]
+batch_size = 32
+steps = 30
+rate = 2e-3
+warmup_steps = 2
+weight_decay = 0.1
+clip_norm = 1.0
+ema_decay = 0.5
+[run]
+folder = "unset"
+device = "cpu"
+threads = 1
+validate_steps = 30
+report = "scenes"
+"""
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Encoder]]:
+    folder = tmp_path_factory.mktemp("agree")
+    recipe, checkpoint, store = folder / "recipe.toml", folder / "run", Store(folder / "store", builtin=False)
+    recipe.write_text(RECIPE, encoding="utf-8")
+    train(recipe, [f"run.folder={json.dumps(str(checkpoint))}"])
+    artifact = export_checkpoint(checkpoint, "agreeing", store, precisions=("fp32",))
+    command = [Path(sys.executable).with_name("clipworks"), "serve", "--port", "0", "--log-level", "warning"]
+    command += ["--store", folder / "store", "--no-builtin", "--data", folder / "data", "--drain-grace-s", "0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    alarm = threading.Timer(120, server.kill)
+    alarm.start()
+    try:
+        url = ""
+        assert server.stdout
+        for line in server.stdout:
+            url = line.removeprefix("clipworks: listening on ").strip() if "listening" in line else url
+            if "ready" in line:
+                break
+        assert url, f"the server did not start, exit status {server.wait()}"
+        alarm.cancel()
+        with Client(url) as client:
+            yield {
+                "checkpoint": open_checkpoint(checkpoint),
+                "artifact": open_artifact(artifact),
+                "HTTP": ServerEncoder(client),
+            }
+    finally:
+        alarm.cancel()
+        server.terminate()
+        server.wait(timeout=60)
+        if server.stdout:
+            server.stdout.close()
+
+
+@pytest.mark.parametrize("door", ["artifact", "HTTP"])
+def test_vectors_agree(encoders: dict[str, Encoder], door: str) -> None:
+    pictures = [render(sample(seed, SceneConfig()), 64).image for seed in range(9)]  # 64 px: resized by every door
+    texts = ["a red circle", "a blue square left of a green star", "there is no cross, or is there?"]
+    for name, inputs in (("encode_images", pictures), ("encode_texts", texts)):
+        expected = getattr(encoders["checkpoint"], name)(inputs)
+        found = getattr(encoders[door], name)(inputs)
+        mean = expected.mean(axis=0)  # what all vectors share would hide a difference
+        np.testing.assert_allclose(found - mean, expected - mean, atol=VECTOR_TOLERANCE)
+        assert np.abs(expected - mean).max() > 100 * VECTOR_TOLERANCE
+
+
+@pytest.mark.parametrize("door", ["artifact", "HTTP"])
+def test_scores_agree(encoders: dict[str, Encoder], door: str) -> None:
+    chosen = Suite(name="agreeing", probes=("binding", "relation", "multi-label", "few-shot"), size=SIZE)
+    expected, found = run(encoders["checkpoint"], chosen), run(encoders[door], chosen)
+    scores = {(r.key.probe, row.name): row.score for r in expected for row in r.rows if row.score is not None}
+    assert len(scores) > 8
+    assert len({round(score, 3) for score in scores.values()}) > 4  # not all at one value
+    for result in found:
+        for row in result.rows:
+            if row.score is not None:
+                assert row.score == pytest.approx(scores[result.key.probe, row.name], abs=SCORE_TOLERANCE), row.name
