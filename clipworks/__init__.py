@@ -9,18 +9,35 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from clipworks.client import AsyncClient, Client
+    from clipworks.client import AsyncClient, AsyncCollection, Client, Collection, Item
     from clipworks.errors import ClientError
-    from clipworks.results import ClassifyResult, EmbedResult
+    from clipworks.results import ClassifyResult, EmbedResult, SearchResult, UpsertResult
     from clipworks.retry import RetryPolicy
 
-__all__ = ["AsyncClient", "ClassifyResult", "Client", "ClientError", "EmbedResult", "RetryPolicy"]
+__all__ = [
+    "AsyncClient",
+    "AsyncCollection",
+    "ClassifyResult",
+    "Client",
+    "ClientError",
+    "Collection",
+    "EmbedResult",
+    "Item",
+    "RetryPolicy",
+    "SearchResult",
+    "UpsertResult",
+]
 
 _HOMES = {
     "AsyncClient": "clipworks.client",
+    "AsyncCollection": "clipworks.client",
     "Client": "clipworks.client",
+    "Collection": "clipworks.client",
+    "Item": "clipworks.client",
     "ClassifyResult": "clipworks.results",
     "EmbedResult": "clipworks.results",
+    "SearchResult": "clipworks.results",
+    "UpsertResult": "clipworks.results",
     "ClientError": "clipworks.errors",
     "RetryPolicy": "clipworks.retry",
 }

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import httpx2
 
 from clipworks import errors
 from clipworks._calls import Labels, Plan, label_fields
+from clipworks._collections import IndexKind
+from clipworks._collections_async import AsyncCollection
 from clipworks._exchange import Answer, Broken, Call, Pause, Request, Send, Steps
-from clipworks._progress import progress_bar
+from clipworks._progress import Progress, progress_bar
 from clipworks._setup import MIB, Setup, lower_case
 from clipworks.results import ClassifyResult, EmbedResult
 from clipworks.retry import RetryPolicy
 from clipworks.schemas import (
     Activation,
+    CollectionInfo,
     Health,
     LabelSetDetail,
     LabelSetInfo,
@@ -220,11 +223,37 @@ class AsyncClient:
     async def delete_label_set(self, name: str) -> None:
         await self._drive(self._setup.queries.delete_label_set(name))
 
+    def collection(self, name: str) -> AsyncCollection:
+        """A handle; nothing is sent until it is used."""
+        return AsyncCollection(name, self._setup.collections, drive=self._drive, run=self._run)
+
+    async def collections(self) -> list[CollectionInfo]:
+        """Every collection of the server, by name."""
+        return await self._drive(self._setup.collections.every())
+
+    async def create_collection(
+        self,
+        name: str,
+        *,
+        model: str | None = None,
+        index: IndexKind | Mapping[str, Any] | None = None,
+        metadata_schema: Mapping[str, str] | None = None,
+    ) -> AsyncCollection:
+        """See `Client.create_collection`."""
+        await self._drive(
+            self._setup.collections.create(name, model=model, index=index, metadata_schema=metadata_schema)
+        )
+        return self.collection(name)
+
+    async def delete_collection(self, name: str) -> None:
+        """With all its items, for good."""
+        await self._drive(self._setup.collections.drop(name))
+
     async def health(self) -> Health:
         """See `Client.health`."""
         return await self._drive(self._setup.queries.health())
 
-    async def _run(self, plan: Plan[T], progress: bool) -> T:
+    async def _run(self, plan: Plan[T], progress: Progress) -> T:
         """All chunks, at most `concurrency` at a time; the first error cancels the others."""
         waiting = iter(plan.chunks)
 

@@ -7,14 +7,13 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from clipworks import errors
-from clipworks._bodies import is_file, request_of
+from clipworks._bodies import bytes_of, is_file, request_of
 from clipworks._exchange import Answer, Call, Request, Steps, api_error, exchange, item_error
-from clipworks._inputs import ImageBytes, Loaded, Source
 from clipworks.results import ModelIdentity
 from clipworks.retry import RetryPolicy
 from clipworks.schemas import ErrorDetail, OnError
@@ -22,15 +21,27 @@ from clipworks.schemas import ErrorDetail, OnError
 R = TypeVar("R", bound=BaseModel)
 # Over a limit of the whole request: fewer inputs may fit.
 _SPLIT = frozenset({"body_too_large", "too_many_items"})
-_POSITION = re.compile(r"^inputs?\[([0-9]{1,9})\]")
+_POSITION = re.compile(r"^(?:inputs?|items|queries)\[([0-9]{1,9})\]")
+
+
+class Loadable(Protocol):
+    """One input at its place in the caller's order; `load` reads it when its request is filled, and blocks.
+
+    Raises UnreadableInput from `load`.
+    """
+
+    @property
+    def index(self) -> int: ...
+    def load(self) -> Any: ...
 
 
 @dataclass(frozen=True)
 class Part(Generic[R]):
-    """One parsed answer: who gave it, and for each position of the request an answer or an error."""
+    """One parsed answer: who gave it (None: a collection, which is bound to one model), and for each position of the
+    request an answer or an error."""
 
     body: R
-    identity: ModelIdentity
+    identity: ModelIdentity | None
     entries: Sequence[tuple[int, object | ErrorDetail]]
 
 
@@ -39,16 +50,18 @@ class _Filled:
     """A request and the inputs in it, in its own order; `rest` did not fit."""
 
     request: Request | None
-    sent: Sequence[Source]
-    rest: Sequence[Source]
+    sent: Sequence[Loadable]
+    rest: Sequence[Loadable]
 
 
 @dataclass(kw_only=True)
 class Batch(Generic[R]):
-    """One call of embed or classify. Its chunks may run at the same time, in threads or as tasks.
+    """One call with many inputs. Its chunks may run at the same time, in threads or as tasks.
 
     read: body of a 2xx answer -> Part; keep: (index, answer) -> stored, ValueError if it makes no sense;
     done: told how many inputs are finished, for a progress bar.
+    pack: (path, fields, loaded inputs) -> request; weigh: bytes of a loaded input; is_late: it stands behind the
+    others of its request.
     """
 
     path: str
@@ -63,9 +76,12 @@ class Batch(Generic[R]):
     failed: dict[int, errors.ClientError] = field(default_factory=dict[int, errors.ClientError])
     identity: ModelIdentity | None = None
     done: Callable[[int], None] = lambda count: None
+    pack: Callable[[str, Mapping[str, Any], Sequence[Any]], Request] = request_of
+    weigh: Callable[[Any], int] = bytes_of
+    is_late: Callable[[Any], bool] = is_file
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def steps(self, chunk: Sequence[Source]) -> Steps[None]:
+    def steps(self, chunk: Sequence[Loadable]) -> Steps[None]:
         """Send a chunk in as many requests as it takes.
 
         Raises:
@@ -80,9 +96,9 @@ class Batch(Generic[R]):
             if filled.request:
                 yield from self._send(filled.request, filled.sent)
 
-    def _fill(self, waiting: Sequence[Source]) -> _Filled:
+    def _fill(self, waiting: Sequence[Loadable]) -> _Filled:
         """Load inputs until `max_bytes` are reached; at least one goes in, however large it is."""
-        loaded: list[tuple[Source, Loaded]] = []
+        loaded: list[tuple[Loadable, Any]] = []
         size = 0
         for position, source in enumerate(waiting):
             try:
@@ -90,18 +106,18 @@ class Batch(Generic[R]):
             except errors.UnreadableInput as error:
                 self._fail(source.index, error)
                 continue
-            size += len(value.data) if isinstance(value, ImageBytes) else 0
+            size += self.weigh(value)
             if loaded and size > self.max_bytes:
                 return self._filled(loaded, waiting[position:])
             loaded.append((source, value))
         return self._filled(loaded, ())
 
-    def _filled(self, loaded: Sequence[tuple[Source, Loaded]], rest: Sequence[Source]) -> _Filled:
-        ordered = sorted(loaded, key=lambda pair: is_file(pair[1]))
-        request = request_of(self.path, self.fields, [value for _, value in ordered]) if ordered else None
+    def _filled(self, loaded: Sequence[tuple[Loadable, Any]], rest: Sequence[Loadable]) -> _Filled:
+        ordered = sorted(loaded, key=lambda pair: self.is_late(pair[1]))
+        request = self.pack(self.path, self.fields, [value for _, value in ordered]) if ordered else None
         return _Filled(request, [source for source, _ in ordered], rest)
 
-    def _send(self, request: Request, sent: Sequence[Source]) -> Steps[None]:
+    def _send(self, request: Request, sent: Sequence[Loadable]) -> Steps[None]:
         answer = yield from exchange(request, self.policy, self.chance)
         if 200 <= answer.status < 300:
             self._deliver(answer, sent)
@@ -126,7 +142,7 @@ class Batch(Generic[R]):
         self.failed[index] = error
         self.done(1)
 
-    def _deliver(self, answer: Answer, sent: Sequence[Source]) -> None:
+    def _deliver(self, answer: Answer, sent: Sequence[Loadable]) -> None:
         try:
             part = self.read(answer.body)
             if sorted(position for position, _ in part.entries) != list(range(len(sent))):
@@ -149,14 +165,15 @@ class Batch(Generic[R]):
             self.bodies.append(part.body)
             if self.identity is None:
                 self.identity = part.identity
-        if part.identity != self.identity:
+        if part.identity is not None and part.identity != self.identity:
+            first = self.identity.model if self.identity else "no model"
             raise errors.ModelChanged(
-                f"the server answered as {self.identity.model} first and as {part.identity.model} later, with other "
+                f"the server answered as {first} first and as {part.identity.model} later, with other "
                 "fingerprints; pin a version (model='name@version') and try again"
             )
 
 
-def _index_of(param: str | None, sent: Sequence[Source]) -> int | None:
+def _index_of(param: str | None, sent: Sequence[Loadable]) -> int | None:
     """The caller's index of the input that `param`, such as inputs[3].image, names."""
     found = _POSITION.match(param or "")
     position = int(found.group(1)) if found else len(sent)

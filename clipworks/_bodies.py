@@ -20,11 +20,20 @@ def is_file(value: Loaded) -> bool:
     return isinstance(value, ImageBytes)
 
 
+def bytes_of(value: Loaded) -> int:
+    """Image bytes; what else an input weighs is little beside them."""
+    return len(value.data) if isinstance(value, ImageBytes) else 0
+
+
 def request_of(path: str, fields: Mapping[str, Any], inputs: Sequence[Loaded]) -> Request:
     """A POST of inputs that are ordered by `is_file`."""
     described = [_described(each) for each in inputs if not isinstance(each, ImageBytes)]
     files = [each.data for each in inputs if isinstance(each, ImageBytes)]
-    body = {**fields, "inputs": described} if described else dict(fields)
+    return post(path, {**fields, "inputs": described} if described else dict(fields), files)
+
+
+def post(path: str, body: Mapping[str, Any], files: Sequence[bytes] = ()) -> Request:
+    """JSON alone, or JSON as the part `request` with image files beside it."""
     text = json.dumps(body, separators=(",", ":")).encode("ascii")
     if not files:
         return Request(method="POST", path=path, content=text, headers={"Content-Type": "application/json"})

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from clipworks import errors
-from clipworks._batches import Batch, Part
+from clipworks._batches import Batch, Loadable, Part
 from clipworks._inputs import Source, chunks, sources
 from clipworks.results import ClassifyResult, EmbedResult, ModelIdentity, Rows
 from clipworks.retry import RetryPolicy
@@ -49,7 +49,7 @@ class Plan(Generic[T]):
     label: str
     total: int
     batch: Batch[Any]
-    chunks: Sequence[Sequence[Source]]
+    chunks: Sequence[Sequence[Loadable]]
     finish: Callable[[], T]
 
 

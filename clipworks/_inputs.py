@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from clipworks.errors import UnreadableInput
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | Image
 
+T = TypeVar("T")
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"})
 _ADDRESSES = ("http://", "https://")
 
@@ -104,7 +105,7 @@ def sources(texts: Iterable[str], images: Iterable[ImageSource]) -> list[Source]
     return found
 
 
-def chunks(items: Sequence[Source], size: int) -> list[Sequence[Source]]:
+def chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 

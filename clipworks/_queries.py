@@ -71,7 +71,7 @@ class Queries:
             headers={"Content-Type": "application/json"},
         )
         answer = check((yield from exchange(request, self._policy, self._chance)))
-        info = _parse(answer.body, LabelSetInfo, request.path)
+        info = parse(answer.body, LabelSetInfo, request.path)
         while wait and not info.ready and info.failed is None:
             yield Pause(_POLL_S)
             info = yield from self._get(request.path, LabelSetDetail)
@@ -84,7 +84,7 @@ class Queries:
         request = Request(method="GET", path="/readyz")
         answer = yield from exchange(request, _ONCE, self._chance)
         if answer.status != 503:
-            return _parse(check(answer).body, Health, request.path)
+            return parse(check(answer).body, Health, request.path)
         error = api_error(answer)
         for status in _UNREADY:
             if isinstance(error, errors.ApiError) and error.code == status:
@@ -93,7 +93,7 @@ class Queries:
 
     def _get(self, path: str, shape: type[B]) -> Steps[B]:
         answer = yield from exchange(Request(method="GET", path=path), self._policy, self._chance)
-        return _parse(check(answer).body, shape, path)
+        return parse(check(answer).body, shape, path)
 
     def _do(self, method: str, path: str) -> Steps[None]:
         check((yield from exchange(Request(method=method, path=path), self._policy, self._chance)))
@@ -103,7 +103,7 @@ def _name(name: str) -> str:
     return quote(name, safe="@")
 
 
-def _parse(body: bytes, shape: type[B], path: str) -> B:
+def parse(body: bytes, shape: type[B], path: str) -> B:
     """Fields that a newer server adds are ignored; a missing or wrong one is a BadAnswer."""
     try:
         return shape.model_validate_json(body, extra="ignore")

@@ -8,6 +8,7 @@ import random
 import httpx2
 
 from clipworks._calls import BatchLimits, Calls
+from clipworks._collections import CollectionCalls
 from clipworks._exchange import Broken, Request
 from clipworks._queries import Queries
 from clipworks.retry import RetryPolicy
@@ -44,9 +45,9 @@ class Setup:
         policy = retry or RetryPolicy()
         self.url = address(url or os.environ.get("CLIPWORKS_URL") or DEFAULT_URL)
         self.timeout_s = timeout_s
-        self.calls = Calls(
-            limits=BatchLimits(items=batch_size, image_bytes=batch_bytes, concurrency=concurrency), policy=policy
-        )
+        limits = BatchLimits(items=batch_size, image_bytes=batch_bytes, concurrency=concurrency)
+        self.calls = Calls(limits=limits, policy=policy)
+        self.collections = CollectionCalls(limits=limits, policy=policy)
         self.queries = Queries(policy, random.Random())
         key = api_key or os.environ.get("CLIPWORKS_API_KEY")
         headers = {"Accept": "application/json", "X-Request-Timeout-Ms": str(max(1, round(1000 * timeout_s)))}

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import httpx2
 
 from clipworks import errors
 from clipworks._calls import Labels, Plan, label_fields
+from clipworks._collections import IndexKind
+from clipworks._collections_sync import Collection
 from clipworks._exchange import Answer, Broken, Call, Pause, Request, Send, Steps
-from clipworks._progress import progress_bar
+from clipworks._progress import Progress, progress_bar
 from clipworks._setup import MIB, Setup, lower_case
 from clipworks.results import ClassifyResult, EmbedResult
 from clipworks.retry import RetryPolicy
 from clipworks.schemas import (
     Activation,
+    CollectionInfo,
     Health,
     LabelSetDetail,
     LabelSetInfo,
@@ -242,11 +245,43 @@ class Client:
     def delete_label_set(self, name: str) -> None:
         self._drive(self._setup.queries.delete_label_set(name))
 
+    def collection(self, name: str) -> Collection:
+        """A handle; nothing is sent until it is used."""
+        return Collection(name, self._setup.collections, drive=self._drive, run=self._run)
+
+    def collections(self) -> list[CollectionInfo]:
+        """Every collection of the server, by name."""
+        return self._drive(self._setup.collections.every())
+
+    def create_collection(
+        self,
+        name: str,
+        *,
+        model: str | None = None,
+        index: IndexKind | Mapping[str, Any] | None = None,
+        metadata_schema: Mapping[str, str] | None = None,
+    ) -> Collection:
+        """Make a collection; one that is equal is given back as it is.
+
+        model: whose vectors it holds, `name@version` or name; default: the server's. Its version is pinned.
+        index: auto, flat, sq8, ivf_sq8, or {"kind", "nprobe", "oversample"}.
+        metadata_schema: dotted field -> string, number, boolean, string[] or number[].
+
+        Raises:
+            Conflict: one of this name is there and differs.
+        """
+        self._drive(self._setup.collections.create(name, model=model, index=index, metadata_schema=metadata_schema))
+        return self.collection(name)
+
+    def delete_collection(self, name: str) -> None:
+        """With all its items, for good."""
+        self._drive(self._setup.collections.drop(name))
+
     def health(self) -> Health:
         """Whether the server is ready to answer; says why when it is not. Not retried."""
         return self._drive(self._setup.queries.health())
 
-    def _run(self, plan: Plan[T], progress: bool) -> T:
+    def _run(self, plan: Plan[T], progress: Progress) -> T:
         """All chunks, at most `concurrency` at a time; after the first error nothing more is sent."""
         stop = threading.Event()
         with progress_bar(plan.label, plan.total, shown=progress) as advance:

@@ -12,7 +12,7 @@
         |-- TooLarge                413: over a limit of bytes or counts
         |-- Unauthorized            401: no key, or a wrong one
         |-- Forbidden               403: this key, or this image host, is not allowed
-        |-- NotFound                404: no such model or label set
+        |-- NotFound                404: no such model, label set, collection or item
         |-- Conflict                409: the name is taken, or vectors of two spaces would be compared
         |-- Overloaded              429: the server is full, also after all retries
         |-- NotReady                503: starting, draining or broken, also after all retries

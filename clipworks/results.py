@@ -1,4 +1,4 @@
-"""What `on_error="item"` gives back: the answers, and beside them the inputs that have none."""
+"""What calls give back: answers, beside them the inputs that have none (`on_error="item"`), stored items and hits."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from clipworks.errors import ClientError
 
     Vectors = NDArray[np.float32]
+    Vector = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,63 @@ class ClassifyResult:
     predictions: list[list[Prediction]]
     errors: dict[int, ClientError]
     identity: ModelIdentity | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpsertResult:
+    """ids: of the items that are stored now, in the caller's order; `errors` (index -> why) has the others."""
+
+    upserted: int
+    ids: list[str]
+    errors: dict[int, ClientError]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """One item of a collection. `metadata` is empty and `vector` None where they were not asked for.
+
+    vector: float32 [dim], a list without numpy. sequence: grows with every change of the collection.
+    """
+
+    id: str
+    sequence: int
+    metadata: dict[str, Any]
+    vector: Vector | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hit:
+    """One found item; `score` is the cosine. `metadata` and `vector` as in `Stored`."""
+
+    id: str
+    score: float
+    metadata: dict[str, Any]
+    vector: Vector | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hits:
+    """The answer to one query, best first. `exact` False: the index is approximate and may have missed a better one."""
+
+    exact: bool
+    hits: list[Hit]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """results: in the order of the queries, without hits for those in `errors` (index -> why)."""
+
+    results: list[Hits]
+    errors: dict[int, ClientError]
+
+
+def vector_of(encoded: list[float] | str | None) -> Vector | None:
+    """A vector of the wire. Raises ValueError for text that is not base64 of float32 values."""
+    if encoded is None:
+        return None
+    rows = Rows(1)
+    rows.put(0, encoded)
+    return rows.assemble(len(rows.found[0]) // 4)[0]
 
 
 @dataclass

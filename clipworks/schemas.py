@@ -10,71 +10,47 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-MODEL_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}(@[1-9][0-9]{0,8})?$"
-MAX_WHOLE = 1_000_000
-IMAGE_FORMAT = "base64-image"  # JSON schema `format` of image fields; tests generate real pictures for it
+from clipworks._wire import IMAGE_FORMAT as IMAGE_FORMAT
+from clipworks._wire import (
+    MAX_WHOLE,
+    EncoderFingerprint,
+    EncodingFormat,
+    ImageOnly,
+    ImageText,
+    Input,
+    ItemError,
+    ModelName,
+    OnError,
+    Wire,
+)
+from clipworks._wire import MODEL_PATTERN as MODEL_PATTERN
+from clipworks._wire import ErrorDetail as ErrorDetail
+from clipworks._wire import ErrorResponse as ErrorResponse
+from clipworks._wire import ImageInput as ImageInput
+from clipworks._wire import ImageUrlInput as ImageUrlInput
+from clipworks._wire import TextInput as TextInput
+from clipworks.collection_schemas import *  # noqa: F403 - this module is where everyone finds the whole wire
+
 LABEL_SET_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
-ImageText = Annotated[str, Field(json_schema_extra={"format": IMAGE_FORMAT})]
-ModelName = Annotated[str, StringConstraints(pattern=MODEL_PATTERN)]
-OnError = Literal["fail", "item"]
-EncodingFormat = Literal["float", "base64"]
 Activation = Literal["softmax", "sigmoid", "none"]
 NamedTemplates = Literal["none", "simple", "imagenet"]
-
-
-class Wire(BaseModel):
-    """Base of all bodies."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-# ---------------------------------------------------------------- inputs
-
-
-class TextInput(Wire):
-    text: str
-
-
-class ImageInput(Wire):
-    image: ImageText = Field(description="base64 of an encoded image, or a data: URI with base64")
-
-
-class ImageUrlInput(Wire):
-    image_url: str = Field(description="http(s) address; refused unless its host is allow-listed", max_length=2048)
-
-
-Input = str | TextInput | ImageInput | ImageUrlInput
-ImageOnly = ImageInput | ImageUrlInput
-
-
-# ---------------------------------------------------------------- errors
-
-
-class ErrorDetail(Wire):
-    message: str
-    type: str
-    code: str
-    param: str | None = None
-
-
-class ErrorResponse(Wire):
-    """Body of every answer that is not 2xx."""
-
-    error: ErrorDetail
 
 
 # ---------------------------------------------------------------- models
 
 
-class EncoderFingerprint(Wire):
-    image: str | None
-    text: str | None
-
-
 class Providers(Wire):
     requested: list[str]
     active: list[str]
+
+
+class HeadInfo(Wire):
+    """A classifier that a model brings; its name is a label set for `/classify`."""
+
+    name: str
+    labels: int
+    activation: Literal["softmax", "sigmoid"]
 
 
 class ModelSummary(Wire):
@@ -90,6 +66,8 @@ class ModelSummary(Wire):
     batch_invariant: bool
     providers: Providers
     loaded: bool
+    base: str | None = Field(default=None, description="name@version that a derivation derives from")
+    heads: list[HeadInfo] = Field(default_factory=list[HeadInfo])
 
 
 class ModelList(Wire):
@@ -107,6 +85,9 @@ class ModelDetail(ModelSummary):
     metrics: dict[str, float]
     provenance: dict[str, Any]
     skipped: list[dict[str, Any]]
+    space_proofs: list[dict[str, Any]] = Field(
+        default_factory=list[dict[str, Any]], description="why a changed tower may keep the base's space"
+    )
 
 
 # ---------------------------------------------------------------- embedding
@@ -124,13 +105,6 @@ class EmbedRequest(Wire):
 class Embedding(Wire):
     index: int
     embedding: list[float] | str
-
-
-class ItemError(Wire):
-    """Stands where an item's answer would, when `on_error` is "item"."""
-
-    index: int
-    error: ErrorDetail
 
 
 class Usage(Wire):
@@ -186,7 +160,7 @@ class ClassifyRequest(Wire):
 class Prediction(Wire):
     label: str
     score: float
-    similarity: float
+    similarity: float | None = Field(description="cosine of image and class; null for a class head, which has none")
 
 
 class Classification(Wire):
@@ -214,6 +188,7 @@ class LabelSetInfo(Wire):
     encoded: int = Field(description="texts encoded so far; ready when equal to `texts`")
     ready: bool
     failed: str | None = None
+    built_in: bool = Field(default=False, description="a class head of `model`: it cannot be replaced or deleted")
 
 
 class LabelSetDetail(LabelSetInfo):

@@ -9,6 +9,7 @@ ClipworksError                      base; `code` is stable and machine-readable
 |-- ArtifactError                   a model artifact cannot be used
 |   |-- ArtifactNotFound            no such name, or no such version of it
 |   |-- ArtifactExists              publishing would overwrite a version
+|   |-- ArtifactInUse               other artifacts derive from it
 |   |-- ManifestError               unreadable, or an unknown key or value
 |   |-- IntegrityError              a file differs from its digest, or is not a plain file inside the artifact
 |   |-- GraphError                  a graph does not load, crashes, or does not do what its manifest says
@@ -57,6 +58,10 @@ class ArtifactNotFound(ArtifactError):
 
 class ArtifactExists(ArtifactError):
     code = "model_exists"
+
+
+class ArtifactInUse(ArtifactError):
+    code = "model_in_use"
 
 
 class ManifestError(ArtifactError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,17 @@ from pydantic import Field, ValidationError
 from model_store.errors import GoldenError, InputError
 from model_store.fidelity import measure
 from model_store.golden_images import golden_images
-from model_store.manifest import Closed, Fidelity, ImageSpec, Precision, RelativePath, Role
+from model_store.manifest import (
+    ENCODERS,
+    Closed,
+    Fidelity,
+    HeadSpec,
+    ImageSpec,
+    Precision,
+    RelativePath,
+    Role,
+    SpaceProof,
+)
 from model_store.modality.image import decode, prepare
 from model_store.modality.text import Tokenizer
 from model_store.store import Artifact
@@ -59,12 +70,41 @@ class TextCase(Closed):
 
 
 class GoldenCases(Closed):
-    """`goldens/cases.json`; `arrays.npz` holds `prepared` uint8 [N, H, W, 3], `image_embeds`, `text_embeds`."""
+    """`goldens/cases.json`; `arrays.npz` holds `prepared` uint8 [N, H, W, 3], `image_embeds`, `text_embeds`.
+
+    A derivation has cases for what it brings itself. `image_adapter`, `text_adapter` and `head.<name>` in the arrays
+    are outputs for the golden inputs of the artifact that owns the encoder before them; their tolerances go by the
+    encoder's precision. `heads` and `space_proofs` repeat the manifest, so that they cannot be edited there alone.
+    """
 
     format: Literal[1]
     images: tuple[ImageCase, ...]
     texts: tuple[TextCase, ...]
     tolerances: dict[Role, dict[Precision, Tolerance]]
+    head_tolerances: dict[str, dict[Precision, Tolerance]] = Field(
+        default_factory=dict[str, dict[Precision, Tolerance]]
+    )
+    heads: tuple[HeadSpec, ...] = ()
+    space_proofs: tuple[SpaceProof, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Followers:
+    """What a derivation adds to goldens: reference outputs by `output_key`, and what its manifest declares."""
+
+    outputs: Mapping[str, NDArray[np.float32]] = field(default_factory=dict[str, NDArray[np.float32]])
+    head_tolerances: Mapping[str, Mapping[Precision, Tolerance]] = field(
+        default_factory=dict[str, Mapping[Precision, Tolerance]]
+    )
+    heads: tuple[HeadSpec, ...] = ()
+    space_proofs: tuple[SpaceProof, ...] = ()
+
+
+def output_key(role: Role, head: str | None = None) -> str:
+    """Where `arrays.npz` keeps the reference of an encoder, an adapter or a head."""
+    if role in ENCODERS:
+        return "image_embeds" if role == "image_encoder" else "text_embeds"
+    return f"head.{head}" if head else role
 
 
 def tolerance_for(precision: Precision, fidelity: Fidelity | None) -> Tolerance:
@@ -88,12 +128,14 @@ def write_goldens(
     image: tuple[ImageSpec, Encode] | None,
     text: tuple[Tokenizer, Encode] | None,
     tolerances: Mapping[Role, Mapping[Precision, Tolerance]],
+    followers: Followers | None = None,
 ) -> None:
     """Write `goldens/` into a staged artifact; the encoders are the torch fp32 reference.
 
     An image encoder takes uint8 [N, H, W, 3], a text encoder int64 [N, L]; both return un-normalised float [N, D].
     """
-    arrays: dict[str, NDArray[Any]] = {}
+    behind = followers or Followers()
+    arrays: dict[str, NDArray[Any]] = dict(behind.outputs)
     images: list[ImageCase] = []
     texts: list[TextCase] = []
     (folder / "goldens").mkdir(parents=True, exist_ok=True)
@@ -117,6 +159,9 @@ def write_goldens(
         images=tuple(images),
         texts=tuple(texts),
         tolerances={role: dict(by_precision) for role, by_precision in tolerances.items()},
+        head_tolerances={name: dict(by_precision) for name, by_precision in behind.head_tolerances.items()},
+        heads=behind.heads,
+        space_proofs=behind.space_proofs,
     )
     (folder / CASES_FILE).write_text(cases.model_dump_json(indent=1) + "\n", encoding="utf-8")
     with (folder / ARRAYS_FILE).open("wb") as stream:
@@ -168,16 +213,34 @@ class Goldens:
                     f"{self.artifact.reference}: text {case.text[:40]!r} gives ids {got[:12]}, not {case.ids[:12]}"
                 )
 
+    def check_declarations(self) -> None:
+        """Compare what the manifest says of heads and of its space with what was published."""
+        manifest = self.artifact.manifest
+        for name, said, published in (
+            ("heads", manifest.heads, self.cases.heads),
+            ("space_proofs", manifest.space_proofs, self.cases.space_proofs),
+        ):
+            if said != published:
+                raise GoldenError(
+                    f"{self.artifact.reference}: {name} of the manifest are not those of its golden cases"
+                )
+
     def check_vectors(self, role: Role, precision: Precision, encode: Encode) -> Fidelity:
         """Encode the stored arrays or ids and compare with the torch fp32 vectors; returns what was measured."""
-        tolerance = self.cases.tolerances.get(role, {}).get(precision)
-        reference = self.arrays.get("image_embeds" if role == "image_encoder" else "text_embeds")
+        return self.check_outputs(role, precision, encode(self.inputs(role)))
+
+    def check_outputs(
+        self, role: Role, precision: Precision, vectors: NDArray[np.float32], *, head: str | None = None
+    ) -> Fidelity:
+        """Compare outputs for the golden inputs with the torch reference; `precision` is that of the encoder."""
+        by_precision = self.cases.tolerances.get(role, {}) if head is None else self.cases.head_tolerances.get(head, {})
+        tolerance, reference = by_precision.get(precision), self.arrays.get(output_key(role, head))
+        role_name = f"{role} {head}" if head else role
         if tolerance is None or reference is None:
-            raise GoldenError(f"{self.artifact.reference}: no golden vectors for {role} {precision}")
-        vectors = encode(self.inputs(role))
+            raise GoldenError(f"{self.artifact.reference}: no golden vectors for {role_name} {precision}")
         if vectors.shape != reference.shape:
             raise GoldenError(
-                f"{self.artifact.reference}: {role} {precision} gives shape {vectors.shape}, not {reference.shape}"
+                f"{self.artifact.reference}: {role_name} {precision} gives shape {vectors.shape}, not {reference.shape}"
             )
         measured = measure(vectors, reference)
         if not (
@@ -186,11 +249,25 @@ class Goldens:
             and measured.centred_relative_l2 <= tolerance.centred_relative_l2_max
         ):
             raise GoldenError(
-                f"{self.artifact.reference}: {role} {precision} is not the exported model: min cosine "
+                f"{self.artifact.reference}: {role_name} {precision} is not the exported model: min cosine "
                 f"{measured.cosine_min:.6f} (needs {tolerance.cosine_min:.6f}), centred relative L2 "
                 f"{measured.centred_relative_l2:.2e} (needs {tolerance.centred_relative_l2_max:.2e})"
             )
         return measured
+
+    def check_same_reference(self, key: str, other: Goldens, other_key: str) -> None:
+        """Compare stored reference outputs with those of an artifact that claims the same encoder."""
+        mine, theirs = self.arrays.get(key), other.arrays.get(other_key)
+        if (
+            mine is None
+            or theirs is None
+            or mine.shape != theirs.shape
+            or not measure(mine, theirs).centred_relative_l2 <= _FP32_CENTRED_L2_MAX
+        ):
+            raise GoldenError(
+                f"{self.artifact.reference} brings an encoder under the fingerprint of {other.artifact.reference}, "
+                "but it is another one: their golden vectors differ"
+            )
 
     def inputs(self, role: Role) -> NDArray[Any]:
         """The stored inputs of an encoder: uint8 [N, H, W, 3], or int64 [N, context_length]."""

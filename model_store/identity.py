@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +44,18 @@ def fingerprint(
     digest = hashlib.sha256()
     for part in (recipe, spec_digest(spec), hashlib.sha256(tokenizer or b"").hexdigest()):
         digest.update(part.encode() + b"\0")
-    for name, array in sorted(weights, key=lambda item: item[0]):
-        values = np.ascontiguousarray(array, dtype="<f4")
-        digest.update(f"{name}\0{values.shape}\0".encode())
-        digest.update(values.tobytes())
+    for part in _weight_bytes(weights):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def adapted_fingerprint(
+    encoder: str | None, weights: Iterable[tuple[str, NDArray[np.floating]]], *, normalized: bool, recipe: str
+) -> str:
+    """Identity of an encoder with an adapter behind it; `normalized`: the adapter takes unit vectors."""
+    digest = hashlib.sha256(f"adapter\0{encoder}\0{normalized}\0{recipe}\0".encode())
+    for part in _weight_bytes(weights):
+        digest.update(part)
     return digest.hexdigest()
 
 
@@ -60,3 +68,11 @@ def build_of(files: Sequence[FileEntry]) -> str:
     """Identity of the files really loaded: changes with precision and exporter, unlike the fingerprint."""
     lines = sorted(f"{entry.path}\0{entry.sha256}" for entry in files)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _weight_bytes(weights: Iterable[tuple[str, NDArray[np.floating]]]) -> Generator[bytes]:
+    """Names, shapes and values in fp32, by name."""
+    for name, array in sorted(weights, key=lambda item: item[0]):
+        values = np.ascontiguousarray(array, dtype="<f4")
+        yield f"{name}\0{values.shape}\0".encode()
+        yield values.tobytes()

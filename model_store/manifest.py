@@ -6,6 +6,8 @@ guess a vector. Nothing here touches a file or a session.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -27,6 +29,22 @@ Role = Literal[
 Precision = Literal["fp32", "fp16", "int8"]
 ROLES: tuple[Role, ...] = get_args(Role)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+TowerName = Literal["image", "text"]
+ENCODERS: tuple[Role, ...] = ("image_encoder", "text_encoder")
+ADAPTERS: tuple[Role, ...] = ("image_adapter", "text_adapter")
+FOLLOWERS: tuple[Role, ...] = (*ADAPTERS, "class_head")  # graphs that take an encoder's vectors
+# What a role is fitted on: an artifact that brings one of these itself does not inherit the role from its base.
+FITTED_ON: Mapping[Role, tuple[Role, ...]] = MappingProxyType(
+    {
+        "image_adapter": ("image_encoder",),
+        "text_adapter": ("text_encoder",),
+        "dense_encoder": ("image_encoder",),
+        "dense_adapter": ("image_encoder", "dense_encoder"),
+        "class_head": ("image_encoder", "image_adapter"),
+        "conditional_head": ("image_encoder", "image_adapter", "text_encoder", "text_adapter"),
+        "reranker": ("image_encoder", "text_encoder"),
+    }
+)
 
 Sha256 = Annotated[str, Field(pattern=SHA256_PATTERN)]
 RelativePath = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
@@ -127,20 +145,78 @@ class GraphSpec(Closed):
     batch_difference: float = Field(ge=0, description="max abs difference of a unit vector alone and in company")
     fidelity: Fidelity | None = None
     normalized_input: bool = Field(default=False, description="the host L2-normalises this graph's vector input")
-    labels: tuple[str, ...] | None = Field(default=None, description="class names of a class_head's columns")
+    labels: tuple[str, ...] | None = Field(default=None, description="always null: a head's labels are in its HeadSpec")
+    head: str | None = Field(default=None, pattern=NAME_PATTERN, description="which head of the manifest this graph is")
+    chain: dict[Precision, Fidelity] = Field(
+        default_factory=dict[Precision, Fidelity],
+        description="adapters and heads: the whole way by the encoder's precision; others are not served",
+    )
+
+    @model_validator(mode="after")
+    def _fits_its_role(self) -> GraphSpec:
+        if (self.role == "class_head") != (self.head is not None):
+            raise ValueError("a class_head graph names its head, another graph has none")
+        if self.labels is not None:
+            raise ValueError("labels belong to heads, not to graphs")
+        if self.role not in FOLLOWERS:
+            if self.chain:
+                raise ValueError(f"{self.role} takes no encoder's vectors, so it has no chain")
+            return self
+        if self.precision != "fp32":
+            raise ValueError(f"{self.role} is built in fp32 only, not {self.precision}")
+        for name, tensors in (("input", self.inputs), ("output", self.outputs)):
+            if len(tensors) != 1 or tensors[0].dtype != "float32" or len(tensors[0].shape) != 2:
+                raise ValueError(f"{self.role} has one {name}, float32 [batch, size]")
+            if not isinstance(tensors[0].shape[0], str) or not isinstance(tensors[0].shape[1], int):
+                raise ValueError(f"{self.role}: its {name} has a free batch axis and a fixed size")
+        return self
+
+    @property
+    def size(self) -> int | None:
+        """Components of one row of the first output; None when they are not fixed."""
+        last = self.outputs[0].shape[-1] if self.outputs and self.outputs[0].shape else None
+        return last if isinstance(last, int) else None
 
     @property
     def files(self) -> tuple[str, ...]:
         return (self.file, *self.external_files)
 
 
+class HeadSpec(Closed):
+    """A classifier on the artifact's image vectors, a label set of its own; its graph is the class_head of this name.
+
+    input_fingerprint: the image fingerprint it was fitted on; behind another encoder its numbers mean nothing.
+    temperature: logits are divided by it before the activation.
+    """
+
+    name: str = Field(pattern=NAME_PATTERN)
+    labels: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1, description="in column order")
+    input_fingerprint: Sha256
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+    temperature: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> HeadSpec:
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("a label occurs twice")
+        if self.activation == "softmax" and len(self.labels) < 2:
+            raise ValueError("softmax over one label says 1 for everything; use sigmoid")
+        return self
+
+
 class ArraySpec(Closed):
-    """A float32 `.npy` file that plays `role`, for closed-form methods."""
+    """A float32 `.npy` file that plays `role`, for closed-form methods; roles that are run as graphs are refused."""
 
     role: Role
     file: RelativePath
     shape: tuple[int, ...]
     labels: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _is_not_run(self) -> ArraySpec:
+        if self.role in (*ENCODERS, *FOLLOWERS):
+            raise ValueError(f"{self.role} is served as a graph, an array of this role would never be run")
+        return self
 
 
 class SkippedVariant(Closed):
@@ -185,13 +261,21 @@ class BaseReference(Closed):
 
 
 class SpaceProof(Closed):
-    """Why a derivation whose tower changed may keep its base's space: a measured agreement."""
+    """Why a derivation whose tower changed may keep its base's space: its vectors against the base's other tower.
 
-    tower: Literal["image", "text"]
-    statement: str
+    statement: what was compared with what, on which data. value: `metric` of the changed tower, more is better.
+    at_least: the bound it had to reach, base_value: the same metric of the base's own tower on the same data.
+    fingerprint: of the tower that was measured, so that a proof cannot be carried over to another.
+    """
+
+    tower: TowerName
+    statement: str = Field(min_length=1)
     n: int = Field(ge=1)
-    metric: str
+    metric: str = Field(min_length=1)
     value: float
+    at_least: float | None = None
+    base_value: float | None = None
+    fingerprint: Sha256 | None = None
 
 
 class Provenance(Closed):
@@ -224,6 +308,7 @@ class Manifest(Closed):
     text: TextSpec | None
     graphs: tuple[GraphSpec, ...]
     arrays: tuple[ArraySpec, ...] = ()
+    heads: tuple[HeadSpec, ...] = ()
     skipped: tuple[SkippedVariant, ...] = ()
     logit_scale: float = Field(gt=0, description="the factor itself (exp already applied)")
     logit_bias: float = 0.0
@@ -242,14 +327,19 @@ class Manifest(Closed):
     def _is_consistent(self) -> Manifest:
         if (self.kind == "derivation") != (self.base is not None):
             raise ValueError("a derivation names its base, a base model has none")
-        keys = [(g.role, g.precision) for g in self.graphs]
+        if self.base is not None and (self.base.name, self.base.version) == (self.name, self.version):
+            raise ValueError("an artifact cannot be its own base")
+        keys = [(g.role, g.precision, g.head) for g in self.graphs]
         if len(set(keys)) != len(keys):
             raise ValueError("two graphs for one (role, precision)")
+        if unmeasured := [g.file for g in self.graphs if g.role in FOLLOWERS and "fp32" not in g.chain]:
+            raise ValueError(f"not measured behind the fp32 encoder: {unmeasured}")
+        self._check_heads()
         listed = {f.path for f in self.files}
         if len(listed) != len(self.files):
             raise ValueError("a file is listed twice")
         needed = {path for g in self.graphs for path in g.files} | {a.file for a in self.arrays} | {self.goldens}
-        if self.text is not None and self.kind == "base":
+        if self.text is not None:
             needed.add(self.text.tokenizer_file)
         if missing := sorted(needed - listed):
             raise ValueError(f"files used but not listed: {missing}")
@@ -257,6 +347,23 @@ class Manifest(Closed):
             raise ValueError("each template needs exactly one {}")
         return self
 
-    def graph(self, role: Role, precision: Precision) -> GraphSpec | None:
-        """This artifact's own graph for (role, precision), or None."""
-        return next((g for g in self.graphs if (g.role, g.precision) == (role, precision)), None)
+    def _check_heads(self) -> None:
+        built = {g.head: g for g in self.graphs if g.head is not None}
+        names = [head.name for head in self.heads]
+        if len(set(names)) != len(names) or set(names) != set(built):
+            raise ValueError(f"heads {sorted(names)} and class_head graphs {sorted(built)} must be the same, once each")
+        for head in self.heads:
+            if built[head.name].size != len(head.labels):
+                raise ValueError(
+                    f"head {head.name} has {len(head.labels)} labels, its graph gives {built[head.name].size} logits"
+                )
+            if head.input_fingerprint != self.fingerprint.image:
+                raise ValueError(f"head {head.name} was fitted on another image encoder than this artifact's")
+
+    def graph(self, role: Role, precision: Precision, head: str | None = None) -> GraphSpec | None:
+        """This artifact's own graph for (role, precision), a class head's by its name; None: not built."""
+        return next((g for g in self.graphs if (g.role, g.precision, g.head) == (role, precision, head)), None)
+
+    def owns(self, roles: tuple[Role, ...]) -> bool:
+        """Does this artifact itself, not its base, bring one of these roles?"""
+        return any(part.role in roles for part in (*self.graphs, *self.arrays))

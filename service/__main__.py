@@ -97,6 +97,7 @@ class QuietServer(uvicorn.Server):
         port = listeners[0].getsockname()[1]  # type: ignore[index]
         host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
         _say(f"listening on http://{host}:{port}")
+        self._services.announce(f"http://{_reachable(self.config.host)}:{port}")
 
     async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         self._services.begin_draining()
@@ -118,6 +119,12 @@ class QuietServer(uvicorn.Server):
 
     def _stop_listening(self) -> None:
         self.should_exit = True
+
+
+def _reachable(host: str) -> str:
+    """Where a process of this machine reaches a server that listens on `host`."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]" if ":" in host else host
 
 
 def _leave_behind_native_calls(status: int) -> None:

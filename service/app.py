@@ -13,12 +13,25 @@ from service.envelope import Envelope
 from service.errors import install_handlers
 from service.gate import Gate
 from service.openapi import install_openapi
-from service.routes import classify, embed, label_sets, models, openai, operations
+from service.routes import (
+    classify,
+    collection_items,
+    collection_search,
+    collections,
+    embed,
+    label_sets,
+    models,
+    openai,
+    operations,
+)
 from service.services import Services, build_services
 from service.settings import Settings
 from service.telemetry import Telemetry
 
-_DESCRIPTION = "Vectors of images and texts, zero-shot classification. Errors: {error: {message, type, code, param}}."
+_DESCRIPTION = (
+    "Vectors of images and texts, zero-shot classification, durable collections with search. "
+    "Errors: {error: {message, type, code, param}}."
+)
 
 
 def create_app(
@@ -26,10 +39,12 @@ def create_app(
     *,
     on_ready: Callable[[], None] | None = None,
     on_fatal: Callable[[str], None] | None = None,
+    with_collections: bool = True,
 ) -> FastAPI:
     """The whole server behind one ASGI callable; models are loaded in the background once it runs.
 
     `on_ready` is called when /readyz turns 200, `on_fatal` with the reason when it never will.
+    with_collections: False leaves the data folder's collections to another process; /collections is a 503 then.
 
     Raises:
         BadSettings: the settings name no model or device that is there.
@@ -39,7 +54,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         if app.state.services.ended:  # started again, as test clients do: the old parts are used up
-            app.state.services = build_services(settings, telemetry=telemetry)
+            app.state.services = build_services(settings, telemetry=telemetry, with_collections=with_collections)
         services: Services = app.state.services
         services.begin(on_ready=on_ready or _nothing, on_fatal=on_fatal or _ignore)
         yield
@@ -65,8 +80,18 @@ def create_app(
             ),
         ],
     )
-    app.state.services = build_services(settings, telemetry=telemetry)
-    for module in (embed, classify, label_sets, models, openai, operations):
+    app.state.services = build_services(settings, telemetry=telemetry, with_collections=with_collections)
+    for module in (
+        embed,
+        classify,
+        label_sets,
+        collections,
+        collection_items,
+        collection_search,
+        models,
+        openai,
+        operations,
+    ):
         # The routes as they are: include_router would wrap each, match it twice, and hide its methods from a 405.
         app.router.routes.extend(module.router.routes)
     install_handlers(app)

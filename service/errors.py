@@ -29,6 +29,7 @@ from model_store.errors import (
     SpaceMismatch,
 )
 from service.faults import (
+    CollectionsOff,
     Conflict,
     DeadlineExceeded,
     Draining,
@@ -118,6 +119,21 @@ STATUS: Mapping[type[ClipworksError], int] = MappingProxyType(
         TooManyItems: 413,
         UnknownName: 404,
         Conflict: 409,
+        CollectionsOff: 503,
+    }
+)
+# The store's errors by their code: importing the classes would need its libraries, and a server runs without them.
+STORE_STATUS: Mapping[str, int] = MappingProxyType(
+    {
+        "retrieval_error": 500,
+        "collection_not_found": 404,
+        "item_not_found": 404,
+        "collection_conflict": 409,
+        "folder_in_use": 500,
+        "store_closed": 503,
+        "storage_full": 507,
+        "storage_failed": 500,
+        "store_corrupt": 500,
     }
 )
 _TYPES: Mapping[int, str] = MappingProxyType(
@@ -159,9 +175,11 @@ class Problem:
 
 
 def status_of(error: ClipworksError) -> int:
-    """The status of the nearest class of the table."""
+    """The status of the nearest class of the table, or of the store's code."""
     if isinstance(error, Refusal):
         return error.status
+    if error.code in STORE_STATUS:
+        return STORE_STATUS[error.code]
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
@@ -241,6 +259,6 @@ def _headers_of(error: ClipworksError) -> dict[str, str] | None:
         return error.headers
     if isinstance(error, Overloaded):
         return {"Retry-After": str(math.ceil(error.retry_after_s))}
-    if isinstance(error, (NotReady, Draining)):
+    if isinstance(error, (NotReady, Draining)) or error.code == "store_closed":
         return {"Retry-After": "1"}
     return None

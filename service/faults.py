@@ -12,6 +12,7 @@ ClipworksError
     |-- TooManyItems        more items or texts than one request may bring
     |-- UnknownName         no label set or collection of this name
     |-- Conflict            the name is taken by something else
+    |-- CollectionsOff      this server has no collections, or they cannot be opened
 """
 
 from __future__ import annotations
@@ -65,3 +66,7 @@ class UnknownName(ServiceFault):
 
 class Conflict(ServiceFault):
     code = "conflict"
+
+
+class CollectionsOff(ServiceFault):
+    code = "collections_unavailable"

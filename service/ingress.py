@@ -9,8 +9,8 @@ import asyncio
 import binascii
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, Literal, NoReturn, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, NoReturn, TypeVar, cast
 from urllib.parse import parse_qsl
 
 import pydantic_core
@@ -25,7 +25,8 @@ from service.faults import TooManyItems
 from service.multipart import Part, boundary_of, read_parts
 from service.pipeline import FailedItem, ImageItem, Item, TextItem
 
-OptionKind = Literal["text", "flag", "whole", "number", "list", "templates"]
+OptionKind = Literal["text", "flag", "whole", "number", "list", "templates", "texts"]
+Place = Literal["append", "fill"]
 Options = Mapping[str, OptionKind]
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -34,6 +35,7 @@ _FLAGS = {"true": True, "false": False}
 _WHOLE = re.compile(r"-?[0-9]{1,18}")
 _NUMBER = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,18})?([eE][+-]?[0-9]{1,3})?")
 _TEMPLATE_NAMES = ("none", "simple", "imagenet")
+_CONTENT = frozenset({"text", "image", "image_url", "vector"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,17 +51,25 @@ class IngressLimits:
 
 @dataclass(frozen=True)
 class Received(Generic[Body]):
-    """A validated request; `files` came beside it and stand after its own `json_inputs` inputs."""
+    """A validated request; `files` came beside it: index among its inputs -> bytes."""
 
     body: Body
-    json_inputs: int
-    files: tuple[bytes, ...] = ()
+    files: Mapping[int, bytes] = field(default_factory=dict[int, bytes])
 
 
 async def read_request(
-    request: Request, model: type[Body], limits: IngressLimits, *, options: Options, inputs: str = "inputs"
+    request: Request,
+    model: type[Body],
+    limits: IngressLimits,
+    *,
+    options: Options,
+    inputs: str = "inputs",
+    place: Place = "append",
 ) -> Received[Body]:
     """Read and validate a request to a route that takes images; `options` may also come as fields or in the query.
+
+    place: files stand behind the inputs of the body ("append"), or each in the next object of `inputs` that has no
+    content of its own; the option `id` then stands for objects that have nothing but an id ("fill").
 
     Raises:
         Refusal: 400, 408, 413, 415 or 422; see docs/http.md.
@@ -72,18 +82,18 @@ async def read_request(
     query = _query_options(request, options)
     if media_type == "application/json":
         if not query:
-            body = validate(_json_value(raw), model, limits)
-            return Received(body, json_inputs=len(getattr(body, inputs)))
+            return Received(validate(_json_value(raw), model, limits))
         fields, files = _json_object(raw), ()
     elif media_type == "multipart/form-data":
-        parts = read_parts(raw, boundary_of(parameters), max_parts=limits.max_items + len(options) + 1)
+        parts = read_parts(raw, boundary_of(parameters), max_parts=2 * limits.max_items + len(options) + 1)
         fields, files = _from_parts(parts, options)
     else:
         fields, files = {}, (raw,)
     repeated = sorted(fields.keys() & query.keys())
     if repeated:
         raise Refusal(422, "invalid_field", f"{repeated[0]} is given in the query and in the body", param=repeated[0])
-    return _with_files({**fields, **query}, files, model, limits, inputs)
+    put = _with_files if place == "append" else _with_files_in_objects
+    return put({**fields, **query}, files, model, limits, inputs)
 
 
 async def read_json(request: Request, model: type[Body], limits: IngressLimits) -> Body:
@@ -158,9 +168,13 @@ def refuse_media_type(request: Request, accepted: str) -> NoReturn:
 
 def items_of(received: Received[Any], inputs: Sequence[Any], limits: IngressLimits) -> list[Item]:
     """Inputs and files as pipeline items; one that is refused here keeps its place as a FailedItem."""
-    items: list[Item] = [_item_of(each, limits) for each in inputs[: received.json_inputs]]
-    items += [ImageItem(data) for data in received.files]
-    return items
+    files = received.files
+    return [ImageItem(files[index]) if index in files else item_of(each, limits) for index, each in enumerate(inputs)]
+
+
+def query_options(request: Request, options: Options, model: type[Body], limits: IngressLimits) -> Body:
+    """The query of a route without a body, validated. Raises Refusal (400, 422)."""
+    return validate(_query_options(request, options), model, limits)
 
 
 def param_of(inputs: Sequence[Any], index: int, *, name: str = "inputs") -> str:
@@ -199,7 +213,8 @@ def decode_image_field(text: str, limits: IngressLimits) -> bytes:
     raise InvalidImage("image is not base64: standard alphabet with padding, no line breaks (base64 -w0)")
 
 
-def _item_of(each: Any, limits: IngressLimits) -> Item:
+def item_of(each: Any, limits: IngressLimits) -> Item:
+    """One input of a body as a pipeline item."""
     try:
         match each:
             case str():
@@ -224,7 +239,33 @@ def _with_files(
         fields = {**fields, inputs: [*own, *({"image": ""} for _ in files)]}
     else:
         count = 0
-    return Received(validate(fields, model, limits), json_inputs=count, files=files)
+    return Received(validate(fields, model, limits), dict(enumerate(files, count)))
+
+
+def _with_files_in_objects(
+    fields: dict[str, Any], files: tuple[bytes, ...], model: type[Body], limits: IngressLimits, inputs: str
+) -> Received[Body]:
+    """As `_with_files`, but each file belongs to an object of `inputs`, which says what else is known about it."""
+    fields = dict(fields)
+    ids = fields.pop("id", None)
+    if ids is not None and inputs in fields:
+        raise Refusal(422, "invalid_field", f"give either {inputs} or id", param="id")
+    given: Any = [{"id": each} for each in ids] if ids is not None else fields.get(inputs, [])
+    if not isinstance(given, list):
+        return Received(validate(fields, model, limits))
+    _check_counts({inputs: given}, limits)
+    objects = cast(list[Any], given)
+    places = [
+        index
+        for index, each in enumerate(objects)
+        if isinstance(each, dict) and not _CONTENT & cast(dict[str, Any], each).keys()
+    ]
+    if len(places) != len(files):
+        message = f"{inputs}: {len(places)} of them wait for an image, {len(files)} images came; give each its id"
+        raise Refusal(422, "invalid_field", message, param=inputs)
+    filled = dict(zip(places, files, strict=True))
+    fields[inputs] = [{**each, "image": ""} if index in filled else each for index, each in enumerate(objects)]
+    return Received(validate(fields, model, limits), filled)
 
 
 def _from_parts(parts: Sequence[Part], options: Options) -> tuple[dict[str, Any], tuple[bytes, ...]]:
@@ -273,6 +314,8 @@ def _typed_options(texts: Mapping[str, list[str]], options: Options) -> dict[str
         kind = options[name]
         if kind == "list" or (kind == "templates" and values[0] not in _TEMPLATE_NAMES):
             typed[name] = [piece.strip() for value in values for piece in value.split(",")]
+        elif kind == "texts":
+            typed[name] = values
         elif len(values) > 1:
             raise Refusal(422, "invalid_field", f"{name} is given more than once", param=name)
         else:

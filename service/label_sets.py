@@ -16,6 +16,8 @@ from pydantic import ValidationError
 
 from clipworks.schemas import LabelSetDetail, LabelSetInfo, LabelSetRequest
 from model_store.errors import ClipworksError
+from model_store.manifest import HeadSpec
+from model_store.towers import Head
 from service.faults import Conflict, NotReady, TooManyItems, UnknownName
 from service.registry import Registry
 from service.running import RunningModel
@@ -61,6 +63,7 @@ class LabelSets:
     """The label sets of one server; `folder` None keeps them in memory only.
 
     A set belongs to the model version it was put for: its vectors are never compared with another model's.
+    The class heads of loaded models are label sets too; those can be neither replaced nor deleted.
     """
 
     def __init__(self, folder: Path | None, registry: Registry, *, max_texts: int, max_sets: int = 1000) -> None:
@@ -72,9 +75,8 @@ class LabelSets:
 
     async def start(self) -> None:
         """Read stored sets; those whose vectors are missing or of another encoder are encoded again."""
-        if self._folder is None:
+        if self._folder is None or not self._folder.is_dir():
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(self._folder.glob("*.json")):
             try:
                 self._restore(path)
@@ -91,9 +93,11 @@ class LabelSets:
         """Store a set and begin to encode it behind interactive texts; the same content again changes nothing.
 
         Raises:
+            Conflict: a class head has this name.
             TooManyItems: too many texts, or too many sets.
             ArtifactNotFound, NotReady: the model.
         """
+        self._refuse_head(name)
         model = self._registry.resolve(request.model)
         fresh = self._build(name, request, model)
         if fresh.texts > self._max_texts:
@@ -121,17 +125,35 @@ class LabelSets:
         return fresh.info()
 
     def get(self, name: str) -> LabelSetDetail:
-        """Raises UnknownName."""
+        """A stored set, or the class head of this name.
+
+        Raises:
+            UnknownName: neither.
+            Conflict: several models have such a head.
+        """
+        if name not in self._sets and (owner := self._head_owner(name)):
+            head = owner.heads[name].spec
+            return LabelSetDetail(**_head_info(owner, head).model_dump(), label_names=list(head.labels), templates=[])
         found = self._find(name)
         return LabelSetDetail(
             **found.info().model_dump(), label_names=list(found.names), templates=list(found.templates)
         )
 
     def list(self) -> list[LabelSetInfo]:
-        return [self._sets[name].info() for name in sorted(self._sets)]
+        """Stored sets, then the class heads of every loaded model, by name and model."""
+        heads = [_head_info(model, head.spec) for model in self._registry.running() for head in model.heads.values()]
+        stored = [self._sets[name].info() for name in sorted(self._sets)]
+        return [*stored, *sorted(heads, key=lambda info: (info.name, info.model))]
 
     def delete(self, name: str) -> None:
-        """Raises UnknownName."""
+        """Remove a stored set.
+
+        Raises:
+            UnknownName: no such set.
+            Conflict: it is a class head.
+        """
+        if name not in self._sets:
+            self._refuse_head(name)
         found = self._find(name)
         if found.task:
             found.task.cancel()
@@ -140,14 +162,20 @@ class LabelSets:
             (self._folder / f"{name}.json").unlink(missing_ok=True)
             (self._folder / f"{name}.npy").unlink(missing_ok=True)
 
-    def matrix(self, name: str, model: RunningModel) -> ClassMatrix:
-        """The encoded classes of a set, for a request to `model`.
+    def classes(self, name: str, model: RunningModel) -> ClassMatrix | Head:
+        """The class head of `model` with this name, or the encoded classes of a stored set.
 
         Raises:
             UnknownName: no such set.
             Conflict: it belongs to another model, or to another encoder of the same name.
             NotReady: it is still being encoded, or that failed.
         """
+        if name in model.heads:
+            return model.heads[name]
+        if name not in self._sets and (owner := self._head_owner(name)):
+            raise Conflict(
+                f"label set {name} is a class head of {owner.reference}, the request is for {model.reference}"
+            )
         found = self._find(name)
         if (found.reference, found.fingerprint) != (model.reference, model.fingerprint.text):
             raise Conflict(
@@ -160,8 +188,36 @@ class LabelSets:
         return ClassMatrix(found.names, found.vectors)
 
     def model_of(self, name: str) -> str:
-        """The model reference a set belongs to; requests that name no model mean this one. Raises UnknownName."""
+        """The model reference a set or head belongs to; requests that name no model mean this one.
+
+        Raises:
+            UnknownName: no such set.
+            Conflict: several models have such a head.
+        """
+        if name not in self._sets and (owner := self._head_owner(name)):
+            return owner.reference
         return self._find(name).reference
+
+    def _head_owner(self, name: str) -> RunningModel | None:
+        """The loaded model whose head this is: the default model before others, of one name the highest version.
+
+        Raises:
+            Conflict: models of several names have such a head, and none of them is the default.
+        """
+        owners = [model for model in self._registry.running() if name in model.heads]
+        if not owners:
+            return None
+        if default := next((model for model in owners if self._registry.is_default(model)), None):
+            return default
+        if len({model.name for model in owners}) > 1:
+            known = ", ".join(sorted(model.reference for model in owners))
+            raise Conflict(f"label set {name} is a class head of {known}: name the model")
+        return max(owners, key=lambda model: model.version)
+
+    def _refuse_head(self, name: str) -> None:
+        owners = sorted(model.reference for model in self._registry.running() if name in model.heads)
+        if owners:
+            raise Conflict(f"label set {name} is a class head of {', '.join(owners)}: it cannot be replaced or deleted")
 
     def _find(self, name: str) -> _LabelSet:
         if name not in self._sets:
@@ -229,3 +285,9 @@ class LabelSets:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(self._folder / name)
+
+
+def _head_info(model: RunningModel, head: HeadSpec) -> LabelSetInfo:
+    return LabelSetInfo(
+        name=head.name, model=model.reference, labels=len(head.labels), texts=0, encoded=0, ready=True, built_in=True
+    )

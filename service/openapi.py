@@ -13,16 +13,29 @@ from pydantic.json_schema import models_json_schema
 
 from clipworks.schemas import (
     ClassifyRequest,
+    CollectionRequest,
+    DeleteItemsRequest,
     EmbedRequest,
     ErrorResponse,
     LabelSetRequest,
+    SearchRequest,
+    UpsertRequest,
     V1EmbeddingsRequest,
 )
 from service.gate import OPEN_PATHS
 from service.ingress import Options
 
 _REF = "#/components/schemas/{model}"
-_REQUESTS = (ClassifyRequest, EmbedRequest, LabelSetRequest, V1EmbeddingsRequest)
+_REQUESTS = (
+    ClassifyRequest,
+    CollectionRequest,
+    DeleteItemsRequest,
+    EmbedRequest,
+    LabelSetRequest,
+    SearchRequest,
+    UpsertRequest,
+    V1EmbeddingsRequest,
+)
 _IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp")
 _MEANING: Mapping[int, str] = MappingProxyType(
     {
@@ -39,6 +52,7 @@ _MEANING: Mapping[int, str] = MappingProxyType(
         500: "Internal error, or the model failed",
         503: "Not ready, or stopping",
         504: "The deadline passed",
+        507: "The disk is full; nothing was changed",
     }
 )
 
@@ -62,7 +76,9 @@ def json_body(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def bodies(model: type[BaseModel], options: Options) -> dict[str, Any]:
+def bodies(
+    model: type[BaseModel], options: Options, *, files: str = "images are appended to its inputs"
+) -> dict[str, Any]:
     """The `openapi_extra` of a route that takes JSON, multipart and raw images, with `options` in the query."""
     schemas = _option_schemas(model, options)
     binary = {"type": "string", "format": "binary"}
@@ -72,7 +88,7 @@ def bodies(model: type[BaseModel], options: Options) -> dict[str, Any]:
             "image": {"type": "array", "items": binary, "description": "encoded images, in order"},
             "request": {
                 "type": "string",
-                "description": f"JSON of {model.__name__}; images are appended to its inputs",
+                "description": f"JSON of {model.__name__}; {files}",
             },
             **schemas,
         },
@@ -83,11 +99,12 @@ def bodies(model: type[BaseModel], options: Options) -> dict[str, Any]:
         "multipart/form-data": {"schema": form},
         **{media_type: {"schema": binary} for media_type in _IMAGE_TYPES},
     }
-    parameters = [
-        {"name": name, "in": "query", "required": False, "schema": schema, "style": "form", "explode": False}
-        for name, schema in schemas.items()
-    ]
-    return {"requestBody": {"required": True, "content": content}, "parameters": parameters}
+    return {"requestBody": {"required": True, "content": content}, "parameters": _parameters(schemas, options)}
+
+
+def query_parameters(model: type[BaseModel], options: Options) -> dict[str, Any]:
+    """The `openapi_extra` of a route that takes `options` in its query and no body."""
+    return {"parameters": _parameters(_option_schemas(model, options), options)}
 
 
 def install_openapi(app: FastAPI) -> None:
@@ -120,14 +137,34 @@ def _document(app: FastAPI) -> dict[str, Any]:
     return document
 
 
+def _parameters(schemas: Mapping[str, Any], options: Options) -> list[dict[str, Any]]:
+    """Lists are one parameter with commas, except texts, which may hold commas and come several times."""
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "schema": schema,
+            "style": "form",
+            "explode": options[name] == "texts",
+        }
+        for name, schema in schemas.items()
+    ]
+
+
 def _option_schemas(model: type[BaseModel], options: Options) -> dict[str, dict[str, Any]]:
     """JSON schemas of options that come as text: null and objects cannot be written there."""
     properties = model.model_json_schema(ref_template=_REF)["properties"]
-    return {name: _as_text(properties[name], kind) for name, kind in options.items()}
+    return {name: _as_text(properties.get(name, {}), kind) for name, kind in options.items()}
 
 
 def _as_text(schema: dict[str, Any], kind: str) -> dict[str, Any]:
-    if kind in ("list", "templates"):
-        return {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1}
+    if kind in ("list", "templates", "texts"):
+        element = schema.get("items", {})
+        return {
+            "type": "array",
+            "items": element if "enum" in element else {"type": "string", "minLength": 1},
+            "minItems": 1,
+        }
     variants = [each for each in schema.get("anyOf", [schema]) if each.get("type") != "null"]
     return {key: value for key, value in variants[0].items() if key not in ("title", "default")}

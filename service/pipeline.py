@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from model_store.errors import ArtifactNotFound, ClipworksError, InputError
 from model_store.manifest import Role
+from model_store.towers import Activation, Head
 from service.decode_pool import DecodePool
 from service.faults import DeadlineExceeded, NoDirection
 from service.running import RunningModel
-from service.scoring import ClassMatrix, Scored, rank
+from service.scoring import ClassMatrix, Scored, rank, rank_logits
 from service.timing import Deadline, Timings
 
 Vector = NDArray[np.float32]
@@ -100,31 +101,30 @@ async def embed(
 async def classify(
     model: RunningModel,
     items: Sequence[ImageItem | FailedItem],
-    classes: ClassMatrix,
+    classes: ClassMatrix | Head,
     *,
     pool: DecodePool,
-    activation: str | None,
+    activation: Activation | None,
     top_k: int | None,
     threshold: float | None,
     deadline: Deadline,
     timings: Timings,
 ) -> list[list[Scored] | ClipworksError]:
-    """Score every image against every class, best first; `activation` None means the model's own."""
+    """Score every image against every class, best first; `activation` None means the model's or the head's own."""
 
-    async def one(item: ImageItem | FailedItem) -> Vector:
+    async def one(item: ImageItem | FailedItem) -> list[Scored]:
         if isinstance(item, FailedItem):
             raise item.error
-        return finish(await encode_image(model, item.data, pool=pool, deadline=deadline, timings=timings))
+        vector = await encode_image(model, item.data, pool=pool, deadline=deadline, timings=timings)
+        unit = finish(vector)
+        if isinstance(classes, ClassMatrix):
+            return rank(unit, classes, model.manifest, activation=activation, top_k=top_k, threshold=threshold)
+        logits = await model.head_batchers[classes.spec.name].submit(vector, deadline, timings)
+        return rank_logits(logits, classes, activation=activation, top_k=top_k, threshold=threshold)
 
     images = sum(isinstance(item, ImageItem) for item in items)
     async with _admitted(model, {"image_encoder": images}):
-        outcomes = await gather_outcomes([one(item) for item in items], deadline)
-    return [
-        outcome
-        if isinstance(outcome, ClipworksError)
-        else rank(outcome, classes, model.manifest, activation=activation, top_k=top_k, threshold=threshold)
-        for outcome in outcomes
-    ]
+        return await gather_outcomes([one(item) for item in items], deadline)
 
 
 async def encode_image(

@@ -7,14 +7,14 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 
-from clipworks.schemas import EncoderFingerprint, ModelDetail, ModelSummary, Providers
+from clipworks.schemas import EncoderFingerprint, HeadInfo, ModelDetail, ModelSummary, Providers
 from model_store.errors import ArtifactError, ArtifactNotFound
-from model_store.manifest import Precision, Role
+from model_store.manifest import ENCODERS, Precision, Role
 from model_store.session import runtime_versions
 from model_store.store import Artifact, Store
 from service.decode_pool import DecodePool
 from service.faults import Conflict, NotLoaded, NotReady
-from service.running import ENCODERS, EngineSettings, OpenedModel, RunningModel, choose_precision, open_model
+from service.running import EngineSettings, OpenedModel, RunningModel, choose_precision, open_model
 from service.telemetry import Telemetry
 
 log = logging.getLogger("clipworks.registry")
@@ -146,6 +146,9 @@ class Registry:
             self.telemetry.model_loaded(model.reference, False)
             await model.close()
 
+    def is_default(self, model: RunningModel) -> bool:
+        return model.reference == self._default
+
     def running(self) -> list[RunningModel]:
         return list(self._running.values())
 
@@ -174,6 +177,7 @@ class Registry:
             metrics=manifest.metrics,
             provenance=manifest.provenance.model_dump(mode="json"),
             skipped=[skipped.model_dump(mode="json") for skipped in manifest.skipped],
+            space_proofs=[proof.model_dump(mode="json") for proof in manifest.space_proofs],
         )
 
     def _summary(self, artifact: Artifact) -> ModelSummary:
@@ -184,7 +188,7 @@ class Registry:
             role: choose_precision(artifact, role, wanted, device) for role in roles if role in ENCODERS
         }
         specs = [found[1] for role, p in precision.items() if (found := artifact.graph_spec(role, p))]
-        graphs = list(running.opened.graphs.values()) if running else []
+        graphs = [tower.encoder for tower in running.opened.towers.values()] if running else []
         return ModelSummary(
             name=manifest.name,
             version=manifest.version,
@@ -201,6 +205,11 @@ class Registry:
                 active=list(graphs[0].providers_active) if graphs else [],
             ),
             loaded=running is not None,
+            base=artifact.base.reference if artifact.base else None,
+            heads=[
+                HeadInfo(name=head.name, labels=len(head.labels), activation=head.activation)
+                for head in artifact.heads().values()
+            ],
         )
 
     async def _install(self, opened: OpenedModel) -> RunningModel:

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipworks.schemas import EncoderFingerprint
 from model_store.errors import ArtifactError, GoldenError
-from model_store.golden import Goldens
-from model_store.graph import Graph, example_feeds, open_graph, require_device
-from model_store.manifest import GraphSpec, ImageSpec, Manifest, Precision, Role, TextSpec
+from model_store.graph import example_feeds, require_device
+from model_store.manifest import (
+    ADAPTERS,
+    ENCODERS,
+    GraphSpec,
+    ImageSpec,
+    Manifest,
+    Precision,
+    Role,
+    TextSpec,
+)
 from model_store.modality.text import Tokenizer
 from model_store.probe import ProbeLog, probe_all
+from model_store.proving import Proof
 from model_store.session import Device, SessionSettings
 from model_store.store import Artifact
+from model_store.towers import Head, Tower, on_cpu, open_head, open_tower
 from service.batcher import Batcher, BatchObserver
 from service.stacking import EqualShapes, PaddedTokens, Stacking
 
-ENCODERS: tuple[Role, ...] = ("image_encoder", "text_encoder")
 # Where padding changes a bit, a text is padded to a length that depends on itself alone, never on its company.
 _LENGTH_STEP = 4
 
@@ -50,20 +57,23 @@ class OpenedModel:
     """Sessions of one artifact that reproduced its golden cases; knows no event loop."""
 
     artifact: Artifact
-    graphs: dict[Role, Graph]
+    towers: dict[Role, Tower]
+    heads: dict[str, Head]
     tokenizer: Tokenizer | None
     seconds: dict[str, float]
 
 
 def choose_precision(artifact: Artifact, role: Role, wanted: Precision | None, device: Device) -> Precision:
-    """The precision to serve: what was asked for if it was built, else fp32; "auto" is fp16 on CUDA, fp32 on CPU."""
+    """The precision to serve: what was asked for if it was built, else fp32; "auto" is fp16 on CUDA, fp32 on CPU.
+
+    A precision that an adapter or a head behind the encoder was not measured with counts as not built.
+    """
     automatic: Precision = "fp16" if device == "cuda" else "fp32"
-    choice = wanted or automatic
-    return choice if artifact.graph_spec(role, choice) else "fp32"
+    return artifact.served_precision(role, wanted or automatic)
 
 
 def open_model(artifact: Artifact, settings: EngineSettings) -> OpenedModel:
-    """Open every encoder of an artifact and prove it; blocking, takes seconds.
+    """Open every encoder, adapter and class head of an artifact and prove them; blocking, takes seconds.
 
     Raises:
         ArtifactError: whatever is wrong with it (integrity, a crash in the probe, provider, goldens).
@@ -76,33 +86,31 @@ def open_model(artifact: Artifact, settings: EngineSettings) -> OpenedModel:
         arena=settings.arena,
         memory_limit_bytes=settings.memory_limit_bytes,
     )
-    goldens = Goldens(artifact)
+    proof = Proof(artifact)
     tokenizer = artifact.tokenizer() if artifact.text_spec else None
-    if artifact.image_spec:
-        goldens.check_pixels()
-    if tokenizer:
-        goldens.check_tokens(tokenizer)
+    proof.check_inputs(tokenizer)
     clock.lap("inputs")
-    chosen = _served_graphs(artifact, settings)
+    chosen = _served_encoders(artifact, settings)
     probed = ProbeLog(settings.probe_log)
     key = probed.key(artifact.build(settings.precision or "fp32"), options)
     if settings.probe_first and not probed.knows(key):
-        paths = [(owner.path(spec.file), spec, example_feeds(spec)) for owner, spec in chosen]
-        probe_all(paths, settings=options)
+        _probe(artifact, chosen, options)
         probed.remember(key)
         clock.lap("probe")
-    graphs: dict[Role, Graph] = {}
+    heads = {name: open_head(artifact, name, options) for name in artifact.heads()}
+    towers: dict[Role, Tower] = {}
     for owner, spec in chosen:
-        graph = open_graph(owner, spec, options)
+        tower = open_tower(artifact, spec.role, spec.precision, options)
         clock.lap("open")
-        require_device(owner, graph, example_feeds(spec))
-        goldens.check_vectors(spec.role, spec.precision, _encode_all(graph, settings))
+        require_device(owner, tower.encoder, example_feeds(spec))
+        limit = settings.max_batch_images if spec.role == "image_encoder" else settings.max_batch_texts
+        proof.check_tower(spec.role, tower, heads, batch_size=limit if tower.batch_invariant else 1)
         clock.lap("goldens")
-        graphs[spec.role] = graph
-    return OpenedModel(artifact, graphs, tokenizer, clock.seconds)
+        towers[spec.role] = tower
+    return OpenedModel(artifact, towers, heads, tokenizer, clock.seconds)
 
 
-def _served_graphs(artifact: Artifact, settings: EngineSettings) -> list[tuple[Artifact, GraphSpec]]:
+def _served_encoders(artifact: Artifact, settings: EngineSettings) -> list[tuple[Artifact, GraphSpec]]:
     """(owner, spec) of every encoder that will be opened."""
     found: list[tuple[Artifact, GraphSpec]] = []
     for role in ENCODERS:
@@ -117,8 +125,18 @@ def _served_graphs(artifact: Artifact, settings: EngineSettings) -> list[tuple[A
     return found
 
 
+def _probe(artifact: Artifact, encoders: list[tuple[Artifact, GraphSpec]], options: SessionSettings) -> None:
+    """Open and run everything that will be served in a child process."""
+    adapters = [found for role in ADAPTERS if (found := artifact.graph_spec(role, "fp32"))]
+    followers = [*adapters, *(artifact.head_graph(name) for name in artifact.heads())]
+    for graphs, settings in ((encoders, options), (followers, on_cpu(options))):
+        if graphs:
+            feeds = [(owner.path(spec.file), spec, example_feeds(spec)) for owner, spec in graphs]
+            probe_all(feeds, settings=settings)
+
+
 class RunningModel:
-    """An opened model with a batcher per encoder; belongs to the event loop that made it."""
+    """An opened model with a batcher per encoder (and its adapter) and per class head; belongs to one event loop."""
 
     def __init__(self, opened: OpenedModel, settings: EngineSettings, observer: BatchObserver) -> None:
         self.opened = opened
@@ -132,26 +150,35 @@ class RunningModel:
         self.fingerprint = EncoderFingerprint(
             image=self.manifest.fingerprint.image, text=self.manifest.fingerprint.text
         )
-        self.precision: dict[str, Precision] = {role: g.spec.precision for role, g in opened.graphs.items()}
+        self.precision: dict[str, Precision] = {
+            role: tower.encoder.spec.precision for role, tower in opened.towers.items()
+        }
         self.build = opened.artifact.build(settings.precision or next(iter(self.precision.values())))
         self.tokenizer = opened.tokenizer
-        text_graph = opened.graphs.get("text_encoder")
+        text = opened.towers.get("text_encoder")
         self._pads_in_company = bool(
-            text_graph
-            and self.tokenizer
-            and self.tokenizer.spec.dynamic_length
-            and text_graph.spec.batch_difference == 0.0
+            text and self.tokenizer and self.tokenizer.spec.dynamic_length and text.encoder.spec.batch_difference == 0.0
         )
+        self.heads = opened.heads
         self.batchers: dict[Role, Batcher] = {}
+        self.head_batchers: dict[str, Batcher] = {}
         limits = {"image_encoder": settings.max_batch_images, "text_encoder": settings.max_batch_texts}
-        for role, graph in opened.graphs.items():
+        for role, tower in opened.towers.items():
             self.batchers[role] = Batcher(
                 f"{self.reference}/{role}",
-                graph,
-                max_batch=limits[role] if graph.spec.batch_invariant else 1,
+                tower if tower.adapter else tower.encoder,
+                max_batch=limits[role] if tower.batch_invariant else 1,
                 max_items=settings.max_queue_items,
                 observer=observer,
                 stacking=self._stacking(role),
+            )
+        for name, head in opened.heads.items():
+            self.head_batchers[name] = Batcher(
+                f"{self.reference}/class_head.{name}",
+                head,
+                max_batch=settings.max_batch_images if head.graph.spec.batch_invariant else 1,
+                max_items=settings.max_queue_items,
+                observer=observer,
             )
 
     def _stacking(self, role: Role) -> Stacking:
@@ -169,7 +196,7 @@ class RunningModel:
 
     @property
     def batch_invariant(self) -> bool:
-        return all(graph.spec.batch_invariant for graph in self.opened.graphs.values())
+        return all(tower.batch_invariant for tower in self.opened.towers.values())
 
     def token_row(self, text: str) -> NDArray[np.int64]:
         """Ids of one text, int64 [L], as the text encoder's batcher wants them.
@@ -189,25 +216,17 @@ class RunningModel:
 
     def fault(self) -> str | None:
         """Why this model cannot answer, or None."""
-        return next((f"{b.name}: {b.broken}" for b in self.batchers.values() if b.broken), None)
+        return next((f"{b.name}: {b.broken}" for b in self._workers() if b.broken), None)
 
     def longest_run_s(self) -> float:
-        return max(batcher.running_s() for batcher in self.batchers.values())
+        return max(batcher.running_s() for batcher in self._workers())
 
     async def close(self, reason: str = "the model was unloaded") -> None:
-        for batcher in self.batchers.values():
+        for batcher in self._workers():
             await batcher.close(reason)
 
-
-def _encode_all(graph: Graph, settings: EngineSettings) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
-    """Encode golden inputs the way they are served: in batches, or one at a time."""
-    limit = settings.max_batch_images if graph.spec.role == "image_encoder" else settings.max_batch_texts
-    step = limit if graph.spec.batch_invariant else 1
-
-    def encode(inputs: NDArray[Any]) -> NDArray[np.float32]:
-        return np.concatenate([graph(inputs[start : start + step]) for start in range(0, len(inputs), step)])
-
-    return encode
+    def _workers(self) -> list[Batcher]:
+        return [*self.batchers.values(), *self.head_batchers.values()]
 
 
 class _Stopwatch:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.manifest import Manifest
+from model_store.towers import Activation, Head, activated
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,11 @@ class ClassMatrix:
 
 @dataclass(frozen=True)
 class Scored:
+    """`similarity` is the cosine of image and class; None for class heads."""
+
     label: str
     score: float
-    similarity: float
+    similarity: float | None
 
 
 def mean_of_prompts(vectors: NDArray[np.float32], counts: list[int]) -> NDArray[np.float32]:
@@ -40,11 +43,9 @@ def activate(similarities: NDArray[np.float64], manifest: Manifest, activation: 
     kind = activation or manifest.activation
     if kind == "none":
         return similarities
-    logits = manifest.logit_scale * similarities + (manifest.logit_bias if kind == "sigmoid" else 0.0)
     if kind == "sigmoid":
-        return 0.5 * (1.0 + np.tanh(0.5 * logits))  # does not overflow
-    exponentials = np.exp(logits - logits.max())
-    return exponentials / exponentials.sum()
+        return activated(manifest.logit_scale * similarities + manifest.logit_bias, "sigmoid")
+    return activated(manifest.logit_scale * similarities, "softmax")
 
 
 def rank(
@@ -59,9 +60,24 @@ def rank(
     """Predictions for one unit image vector [D], best first, ties in label order; softmax is over all labels."""
     similarities = (classes.vectors @ vector).astype(np.float64)
     scores = activate(similarities, manifest, activation)
+    order = _best(scores, top_k=top_k, threshold=threshold)
+    return [Scored(classes.names[i], float(scores[i]), float(similarities[i])) for i in order]
+
+
+def rank_logits(
+    logits: NDArray[np.float32],
+    head: Head,
+    *,
+    activation: Activation | None,
+    top_k: int | None,
+    threshold: float | None,
+) -> list[Scored]:
+    """Predictions of a class head from its logits [C]; as `rank`, but with the head's own activation."""
+    scores = head.scores(logits, activation)
+    order = _best(scores, top_k=top_k, threshold=threshold)
+    return [Scored(head.spec.labels[i], float(scores[i]), None) for i in order]
+
+
+def _best(scores: NDArray[np.float64], *, top_k: int | None, threshold: float | None) -> list[int]:
     order: list[int] = np.argsort(-scores, kind="stable")[:top_k].tolist()
-    return [
-        Scored(classes.names[i], float(scores[i]), float(similarities[i]))
-        for i in order
-        if threshold is None or scores[i] >= threshold
-    ]
+    return [i for i in order if threshold is None or scores[i] >= threshold]

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnxruntime as ort
 from starlette.requests import Request
@@ -17,6 +18,7 @@ from model_store.modality.image import DecodeLimits
 from model_store.session import Device
 from model_store.store import Store
 from service.decode_pool import DecodePool
+from service.faults import CollectionsOff
 from service.ingress import IngressLimits
 from service.label_sets import LabelSets
 from service.registry import Registry
@@ -25,7 +27,11 @@ from service.settings import BadSettings, Settings, available_cores
 from service.telemetry import Telemetry
 from service.zero_shot import ZeroShot
 
+if TYPE_CHECKING:
+    from service.collections import Collections
+
 log = logging.getLogger("clipworks.server")
+_STORE_LIBRARIES = frozenset({"apsw", "faiss"})
 
 
 @dataclass
@@ -35,11 +41,13 @@ class Services:
     settings: Settings
     limits: IngressLimits
     label_set_limits: IngressLimits
+    collection_limits: IngressLimits
     telemetry: Telemetry
     pool: DecodePool
     registry: Registry
     zero_shot: ZeroShot
     label_sets: LabelSets
+    collections: Collections | None
     failure: str | None = None
     draining: bool = False
     ended: bool = False
@@ -54,11 +62,24 @@ class Services:
         self.draining = True
         self.registry.begin_draining()
 
+    def announce(self, address: str) -> None:
+        """The server can be reached there."""
+        if self.collections is not None:
+            self.collections.announce(address)
+
+    def require_collections(self) -> Collections:
+        """Raises CollectionsOff: this server has none."""
+        if self.collections is None:
+            raise CollectionsOff("this server keeps no collections: it needs apsw and faiss-cpu (the extra serve)")
+        return self.collections
+
     async def end(self) -> None:
         self.ended = True
         if self.starting:
             self.starting.cancel()
             await asyncio.gather(self.starting, return_exceptions=True)
+        if self.collections is not None:
+            await self.collections.stop()
         await self.label_sets.stop()
         await self.registry.stop()
 
@@ -75,7 +96,7 @@ class Services:
 
     async def _start(self, on_ready: Callable[[], None], on_fatal: Callable[[str], None]) -> None:
         try:
-            await self.registry.start()
+            await self._open()
             await self.label_sets.start()
         except ClipworksError as error:
             self.failure = str(error)
@@ -87,12 +108,23 @@ class Services:
         else:
             on_ready()
 
+    async def _open(self) -> None:
+        """Models and collections at the same time; the first that fails ends it."""
+        work = [self.registry.start(), *([self.collections.start()] if self.collections is not None else [])]
+        tasks = [asyncio.ensure_future(each) for each in work]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
 
 def services_of(request: Request) -> Services:
     return request.app.state.services
 
 
-def build_services(settings: Settings, *, telemetry: Telemetry) -> Services:
+def build_services(settings: Settings, *, telemetry: Telemetry, with_collections: bool = True) -> Services:
     """Put the parts together; reads the store's manifests, starts nothing.
 
     Raises:
@@ -131,6 +163,7 @@ def build_services(settings: Settings, *, telemetry: Telemetry) -> Services:
         settings=settings,
         limits=_ingress_limits(settings, settings.max_label_texts),
         label_set_limits=_ingress_limits(settings, settings.max_label_set_texts),
+        collection_limits=_ingress_limits(settings, settings.max_label_texts),
         telemetry=telemetry,
         pool=pool,
         registry=registry,
@@ -141,9 +174,29 @@ def build_services(settings: Settings, *, telemetry: Telemetry) -> Services:
             max_texts=settings.max_label_set_texts,
             max_sets=settings.max_label_sets,
         ),
+        collections=_collections(settings, registry, pool) if with_collections else None,
     )
     telemetry.watch_readiness(lambda: services.health().status == "ok")
     return services
+
+
+def _collections(settings: Settings, registry: Registry, pool: DecodePool) -> Collections | None:
+    """None where the store's libraries are missing: everything else is served without them."""
+    try:
+        from service.collections import Collections
+        from service.retrieval import RetrievalSettings
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in _STORE_LIBRARIES:
+            raise
+        log.warning("no collections: %s", error)
+        return None
+    store = RetrievalSettings(
+        threads=settings.search_threads,
+        readers=settings.collection_readers,
+        checkpoint_s=settings.checkpoint_s,
+        max_results=settings.max_offset,
+    )
+    return Collections(settings.data, registry=registry, pool=pool, settings=store)
 
 
 def default_model(store: Store, *, builtin: bool) -> str:
@@ -183,6 +236,9 @@ def _ingress_limits(settings: Settings, max_labels: int) -> IngressLimits:
             "input": settings.max_items,
             "labels": max_labels,
             "templates": max_labels,
+            "items": settings.max_upsert_items,
+            "ids": settings.max_upsert_items,
+            "queries": settings.max_items,
         },
         body_timeout_s=settings.body_timeout_s,
     )

@@ -18,6 +18,7 @@ PREFIX = "CLIPWORKS_"
 # Variables of other programs of this project: not settings of the server, and no misspelling of one.
 _FOREIGN = frozenset({"URL", "API_KEY", "TEST_DATA", "BIND", "PUBLISH"})
 _MIB = 2**20
+IN_MEMORY = "memory"
 
 ModelName = Annotated[str, Field(pattern=MODEL_PATTERN)]
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
@@ -40,7 +41,11 @@ class Settings(BaseSettings):
     extra_models: Annotated[tuple[ModelName, ...], NoDecode] = Field((), description="more models to load at start")
     store: Path | None = Field(None, description="folder of model artifacts")
     builtin: bool = Field(True, description="offer the model that is shipped with the package")
-    data: Path | None = Field(None, description="folder of label sets and collections; unset: kept in memory only")
+    data: Path | None = Field(
+        Path("~/.local/share/clipworks"),
+        validate_default=True,
+        description=f"folder of collections and label sets, for one server at a time; `{IN_MEMORY}`: lost at the end",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run; auto takes a GPU if it can")
     precision: Literal["auto", "fp32", "fp16", "int8"] = Field(
         "auto", description="auto is fp16 on a GPU and fp32 on a CPU; a precision that was not built falls back to fp32"
@@ -70,6 +75,12 @@ class Settings(BaseSettings):
     max_items: int = Field(256, ge=1, description="inputs of a request (413)")
     max_image_bytes: int = Field(20 * _MIB, ge=1024, description="bytes of one encoded image (413)")
     max_pixels: int = Field(50_000_000, ge=1024, description="width x height of one image (413)")
+    max_upsert_items: int = Field(
+        4096, ge=1, description="items of an upsert, and ids of a deletion (413); those to encode are inputs too"
+    )
+    max_hits: int = Field(
+        50_000, ge=1, description="queries x top_k of a search (413); a tenth of it when vectors are included"
+    )
     max_label_texts: int = Field(2000, ge=1, description="inline labels x templates of a request (413)")
     image_formats: Annotated[tuple[str, ...], NoDecode] = Field(
         ("JPEG", "PNG", "WEBP"), description=f"accepted formats, of {', '.join(ALL_FORMATS)}"
@@ -82,6 +93,7 @@ class Settings(BaseSettings):
     max_queue_items: int = Field(512, ge=1, description="items in work for one encoder; more are refused (429)")
     max_label_set_texts: int = Field(100_000, ge=1, description="labels x templates of a stored label set (413)")
     max_label_sets: int = Field(1000, ge=1, description="stored label sets (413)")
+    max_offset: int = Field(10_000, ge=1, description="largest offset + top_k of a search, and largest page of items")
     class_cache: int = Field(256, ge=1, description="class matrices of inline labels that are remembered")
     # engine
     intra_threads: int = Field(0, ge=0, description="threads of one model run; 0: one for each core")
@@ -98,6 +110,10 @@ class Settings(BaseSettings):
     gpu_memory_bytes: int = Field(0, ge=0, description="limit of a GPU session's memory; 0: none")
     hang_s: float = Field(30, gt=0, description="a model run that lasts longer is given up, and its session replaced")
     exit_after_s: float = Field(30, ge=0, description="a hung run ends the process this much later; 0: never")
+    # collections
+    collection_readers: int = Field(4, ge=1, description="searches and reads of collections at one time")
+    search_threads: int = Field(0, ge=0, description="threads of one search; 0: one for each core")
+    checkpoint_s: float = Field(30, gt=0, description="the collections' write-ahead log is truncated this often")
     # life cycle and logs
     drain_grace_s: float = Field(
         1, ge=0, description="after SIGTERM: time with /readyz at 503 before connections are refused"
@@ -113,6 +129,16 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _folder(cls, value: Any) -> Any:
+        if value is None or str(value) == IN_MEMORY:
+            return None
+        folder = os.path.expanduser(value)
+        if folder.startswith("~"):
+            raise ValueError(f"there is no home folder to expand ~ with; give a folder, or {IN_MEMORY}")
+        return Path(folder)
 
     @field_validator("image_formats")
     @classmethod

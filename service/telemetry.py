@@ -44,6 +44,8 @@ class Telemetry:
         self._item_errors = Counter("clipworks_item_errors", "Items refused or failed", ["code"], registry=registry)
         self._loaded = Gauge("clipworks_model_loaded", "1 while the model runs", ["model"], registry=registry)
         self._ready = Gauge("clipworks_ready", "1 while /readyz answers 200", registry=registry)
+        self._collections = Gauge("clipworks_collections", "Collections", registry=registry)
+        self._collection_items = Gauge("clipworks_collection_items", "Items of all collections", registry=registry)
         self.in_flight = Gauge("clipworks_requests_in_flight", "Requests being answered", registry=registry)
 
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
@@ -65,6 +67,10 @@ class Telemetry:
 
     def model_loaded(self, reference: str, loaded: bool) -> None:
         self._loaded.labels(reference).set(int(loaded))
+
+    def collections(self, count: int, items: int) -> None:
+        self._collections.set(count)
+        self._collection_items.set(items)
 
     def watch_readiness(self, ready: Callable[[], bool]) -> None:
         """Ask `ready` at each scrape."""

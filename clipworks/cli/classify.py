@@ -112,7 +112,7 @@ def _print(names: list[str], result: ClassifyResult) -> None:
             name if place == 0 or not output.is_terminal() else "",
             each.label,
             f"{each.score:.4f}",
-            f"{each.similarity:.4f}",
+            "" if each.similarity is None else f"{each.similarity:.4f}",
         ]
         for name, predictions in zip(names, result.predictions, strict=True)
         for place, each in enumerate(predictions)

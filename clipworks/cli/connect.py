@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,7 +14,8 @@ import httpx2
 import typer
 from rich.console import Console
 
-from clipworks.cli.failures import UsageError
+from clipworks.cli import output
+from clipworks.cli.failures import RefusedError, UsageError
 from clipworks.client import AsyncClient
 from clipworks.errors import NotReady
 
@@ -26,7 +28,12 @@ Model = Annotated[str | None, typer.Option(help="NAME or NAME@VERSION; default: 
 StoreFolder = Annotated[
     Path | None, typer.Option(envvar="CLIPWORKS_STORE", help="Folder of model artifacts (in this process).")
 ]
+DataFolder = Annotated[
+    Path | None,
+    typer.Option("--data", envvar="CLIPWORKS_DATA", help="Folder of collections (without --url).", show_default=False),
+]
 TimeoutS = Annotated[float, typer.Option("--timeout-s", min=0.1, help="Limit of one request, in seconds.")]
+_ANNOUNCED_WITHIN_S = 3.0
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; errors go to stderr as JSON.")]
 
 
@@ -56,7 +63,72 @@ async def vectors_client(
 
 
 @asynccontextmanager
-async def _in_process(model: str | None, store: Path | None) -> AsyncGenerator[httpx2.AsyncBaseTransport]:
+async def collections_client(
+    *,
+    url: str | None,
+    api_key: str | None,
+    model: str | None,
+    store: Path | None,
+    data: Path | None,
+    timeout_s: float,
+    concurrency: int = 4,
+) -> AsyncGenerator[AsyncClient]:
+    """A client of the server at `url`, else of the one that holds the data folder, else of one in this process.
+
+    Raises:
+        UsageError: the address is none, or the collections would be in memory.
+        RefusedError: another process holds the folder and serves nothing.
+        BadSettings, NotReady: the model cannot be run here, or the folder cannot be read.
+    """
+    if not url:
+        folder = data_folder(data)
+        url = await _holder(folder)
+        if url:
+            output.say(f"{folder} is held by the server at {url}: asking it")
+    if url:
+        try:
+            client = AsyncClient(url, api_key=api_key, timeout_s=timeout_s, concurrency=concurrency)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        async with client:
+            yield client
+        return
+    async with (
+        _in_process(model, store, data=data_folder(data)) as transport,
+        AsyncClient("http://in-process", timeout_s=timeout_s, transport=transport, concurrency=concurrency) as client,
+    ):
+        yield client
+
+
+def data_folder(data: Path | None) -> Path:
+    """The folder that the server would take from the same settings. Raises UsageError when it is memory."""
+    from service.settings import read_settings
+
+    folder = read_settings({"data": str(data)} if data is not None else {}).data
+    if folder is None:
+        raise UsageError("collections in memory would end with this command: give --data FOLDER, or --url of a server")
+    return folder
+
+
+async def _holder(folder: Path) -> str | None:
+    """Address of the server that holds the folder; None if it is free. A server that starts gets time to say it."""
+    from service.retrieval import CollectionStore
+
+    end = time.monotonic() + _ANNOUNCED_WITHIN_S
+    while (address := CollectionStore.holder(folder)) == "":
+        if time.monotonic() > end:
+            raise RefusedError(
+                f"{folder} is in use by another process that is no server (another clipworks command?); "
+                "wait for its end, or start a server on this folder and use both through it"
+            )
+        await asyncio.sleep(0.1)
+    return address
+
+
+@asynccontextmanager
+async def _in_process(
+    model: str | None, store: Path | None, *, data: Path | None = None
+) -> AsyncGenerator[httpx2.AsyncBaseTransport]:
     """The server's application without its sockets: the same limits, batches and vectors.
 
     The child process that opens each graph first is left out: here a crash ends one command, not a server. Keys guard
@@ -67,8 +139,14 @@ async def _in_process(model: str | None, store: Path | None) -> AsyncGenerator[h
 
     overrides: dict[str, Any] = {"access_log": False, "probe": False, "api_keys": (), "extra_models": ()}
     overrides |= {name: value for name, value in (("model", model), ("store", store)) if value is not None}
+    overrides |= {} if data is None else {"data": str(data)}
     settled: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
-    app = create_app(read_settings(overrides), on_ready=lambda: settled.set_result(None), on_fatal=settled.set_result)
+    app = create_app(
+        read_settings(overrides),
+        on_ready=lambda: settled.set_result(None),
+        on_fatal=settled.set_result,
+        with_collections=data is not None,
+    )
     with Console(stderr=True).status("loading the model in this process (no --url)"):
         manager = app.router.lifespan_context(app)
         await manager.__aenter__()

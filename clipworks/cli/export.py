@@ -47,22 +47,42 @@ def export(
             help="JSON of `python -m training.report`; kept in the artifact.",
         ),
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[@VERSION]",
+            help="Artifact that a class head or a cured text tower derives from; by default the store's that fits.",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            help="Where its recipe's table lies now, to prove that a cured text tower still fits its base.",
+        ),
+    ] = None,
     store: models.StoreFolder = None,
     as_json: connect.AsJson = False,
 ) -> None:
-    """Export a checkpoint to ONNX, prove that it is the same model, and publish it (needs the train extra)."""
-    from training.export import export_checkpoint
+    """Export a checkpoint to ONNX, prove that it is the same model, and publish it (needs the train extra).
+
+    What keeps parts of its base (a class head, a cured text tower) is published as a derivation: only the new part,
+    with the base named.
+    """
+    from training.publish import Said, publish_checkpoint
 
     target = models.writable_store(store)
     with output.steps(name) as step:
-        artifact = export_checkpoint(
+        artifact = publish_checkpoint(
             checkpoint,
             name,
             target,
+            base=base,
+            data_folder=data,
             precisions=models.precisions_of(precision),
-            licence=licence,
-            training_data=training_data,
-            limits=limits,
+            said=Said(licence=licence, training_data=training_data, limits=limits),
             pictures=_evenly([path.read_bytes() for path in _pictures_of(pictures)]) if pictures else (),
             texts=_evenly(texts.read_text(encoding="utf-8").splitlines()) if texts else (),
             report=_report_of(report) if report else None,

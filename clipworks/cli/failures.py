@@ -37,7 +37,7 @@ _EXTRAS = MappingProxyType(
 _SERVE_PARTS = frozenset(
     (
         *("fastapi", "starlette", "uvicorn", "httptools", "pydantic_settings", "prometheus_client", "orjson"),
-        *("onnxruntime", "faiss", "PIL", "numpy", "ftfy", "regex", "tokenizers"),
+        *("onnxruntime", "faiss", "apsw", "PIL", "numpy", "ftfy", "regex", "tokenizers"),
     )
 )
 
@@ -85,6 +85,8 @@ def failure_of(error: Exception) -> Failure | None:
             return Failure(REFUSED, error.code, f"{error}; is a server running there? start one: clipworks serve")
         case NotFound(code="model_not_found"):
             return Failure(REFUSED, error.code, f"{error}; list what there is: clipworks models list")
+        case NotFound(code="collection_not_found"):
+            return Failure(REFUSED, error.code, f"{error}; list what there is: clipworks collections list")
         case ClientError():
             code = str(getattr(error, "code", "client_error"))
             return Failure(REFUSED, code, str(error), getattr(error, "param", None))

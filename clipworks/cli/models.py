@@ -17,7 +17,7 @@ from clipworks.client import Client
 from clipworks.schemas import ModelDetail, ModelSummary
 
 if TYPE_CHECKING:
-    from model_store.manifest import Precision
+    from model_store.manifest import HeadSpec, Precision, Role, SpaceProof
     from model_store.store import Artifact, Store
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 StoreFolder = Annotated[Path | None, typer.Option(envvar="CLIPWORKS_STORE", help="Folder of model artifacts.")]
 ServerUrl = Annotated[str | None, typer.Option("--url", help="Ask this server instead of reading a store.")]
+_LABELS_SHOWN = 8
 Name = Annotated[str, typer.Argument(metavar="NAME", help="NAME or NAME@VERSION.")]
 
 
@@ -89,7 +90,7 @@ def show(
     output.print_facts(_described(artifact))
     rows = [
         [
-            spec.role,
+            f"{spec.role} {spec.head}" if spec.head else spec.role,
             spec.precision,
             "yes" if spec.batch_invariant else f"no ({spec.batch_difference:.1e})",
             f"{spec.fidelity.cosine_min:.6f}" if spec.fidelity else "",
@@ -242,7 +243,11 @@ def _verified(artifact: Artifact, goldens: bool) -> list[dict[str, str]]:
         return {"model": artifact.reference, "check": check, "result": "ok"}
 
     lines = [tried("files", artifact.verify)]
-    if goldens and lines[0]["result"] == "ok":
+    base = artifact.base
+    while base is not None:
+        lines.append(tried(f"files of {base.reference}", base.verify))
+        base = base.base
+    if goldens and all(line["result"] == "ok" for line in lines):
         for precision in _precisions(artifact):
             if precision != "fp16":
                 lines.append(tried(f"goldens {precision}", partial(_open, artifact, precision)))
@@ -268,10 +273,11 @@ def _open(artifact: Artifact, precision: Precision) -> None:
 
 
 def _precisions(artifact: Artifact) -> list[Precision]:
-    from model_store.manifest import PRECISIONS
+    """Those in which at least one encoder, own or inherited, can be served."""
+    from model_store.manifest import ENCODERS, PRECISIONS
 
-    built = {spec.precision for spec in artifact.manifest.graphs}
-    return [each for each in PRECISIONS if each in built]
+    roles: list[Role] = [role for role in ENCODERS if role in artifact.roles()]
+    return [each for each in PRECISIONS if any(artifact.served_precision(role, each) == each for role in roles)]
 
 
 def _megabytes(artifact: Artifact) -> str:
@@ -284,7 +290,9 @@ def _facts(artifact: Artifact) -> dict[str, object]:
         "name": manifest.name,
         "version": manifest.version,
         "kind": manifest.kind,
+        "base": artifact.base.reference if artifact.base else None,
         "dim": manifest.dim,
+        "heads": {name: len(head.labels) for name, head in artifact.heads().items()},
         "roles": list(artifact.roles()),
         "precisions": _precisions(artifact),
         "fingerprint": manifest.fingerprint.model_dump(),
@@ -301,6 +309,8 @@ def _described(artifact: Artifact) -> list[tuple[str, str]]:
         ("model", artifact.reference),
         ("folder", str(artifact.folder)),
         ("size", f"{_megabytes(artifact)} MB"),
+        ("base", artifact.base.reference if artifact.base else ""),
+        ("roles", ", ".join(_roles(artifact))),
         ("vectors", f"{manifest.dim} numbers, {manifest.activation}, scale {manifest.logit_scale:.2f}"),
         (
             "images",
@@ -308,7 +318,7 @@ def _described(artifact: Artifact) -> list[tuple[str, str]]:
         ),
         ("texts", f"{text.context_length} tokens of {text.vocab_size}, {text.kind}" if text else "-"),
         ("templates", " | ".join(manifest.templates)),
-        ("space", manifest.space),
+        ("space", _space(artifact)),
         ("fingerprint image", manifest.fingerprint.image or "-"),
         ("fingerprint text", manifest.fingerprint.text or "-"),
         ("source", provenance.source),
@@ -318,8 +328,36 @@ def _described(artifact: Artifact) -> list[tuple[str, str]]:
         ("trained on", provenance.training_data),
         ("limits", provenance.limits),
     ]
+    facts += [(f"head {name}", _head(head)) for name, head in artifact.heads().items()]
+    facts += [(f"proof {proof.tower}", _proof(proof)) for proof in manifest.space_proofs]
     facts += [(f"measured {metric}", f"{value:.4g}") for metric, value in manifest.metrics.items()]
     return [(fact, value) for fact, value in facts if value]
+
+
+def _roles(artifact: Artifact) -> list[str]:
+    """Each role once, with where it comes from when that is a base."""
+    named = [(role, artifact.owner(role)) for role in artifact.roles()]
+    return [f"{role} (of {owner.reference})" if owner and owner is not artifact else role for role, owner in named]
+
+
+def _space(artifact: Artifact) -> str:
+    above = artifact.base.manifest.space if artifact.base else None
+    if above is None or artifact.base is None:
+        return artifact.manifest.space
+    same = artifact.manifest.space == above
+    return f"{artifact.manifest.space} ({'that' if same else 'not that'} of {artifact.base.reference})"
+
+
+def _head(head: HeadSpec) -> str:
+    """Such as: 3 labels, softmax: red, green, blue."""
+    shown = ", ".join(head.labels[:_LABELS_SHOWN]) + (", ..." if len(head.labels) > _LABELS_SHOWN else "")
+    return f"{len(head.labels)} labels, {head.activation}, temperature {head.temperature:g}: {shown}"
+
+
+def _proof(proof: SpaceProof) -> str:
+    bound = "" if proof.at_least is None else f", at least {proof.at_least:g} was asked for"
+    before = "" if proof.base_value is None else f", the base has {proof.base_value:.4g}"
+    return f"{proof.metric} {proof.value:.4g} over {proof.n}{bound}{before}: {proof.statement}"
 
 
 def _flat(detail: ModelDetail) -> list[tuple[str, str]]:

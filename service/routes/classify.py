@@ -14,7 +14,7 @@ from model_store.errors import ClipworksError
 from service import pipeline
 from service.context import Context, context_of, while_connected
 from service.errors import located
-from service.faults import UnknownName
+from service.faults import Conflict, UnknownName
 from service.ingress import Options, items_of, param_of, read_request
 from service.openapi import answers, bodies
 from service.pipeline import FailedItem, ImageItem
@@ -83,7 +83,7 @@ def _model_of(services: Services, body: ClassifyRequest) -> RunningModel:
         return model_for(services, body.model)
     try:
         return model_for(services, services.label_sets.model_of(body.label_set))
-    except UnknownName as error:
+    except (UnknownName, Conflict) as error:
         raise located(error, "label_set") from None
 
 
@@ -97,7 +97,7 @@ async def _score(
 ) -> list[list[Scored] | ClipworksError]:
     if body.label_set is not None:
         try:
-            classes = services.label_sets.matrix(body.label_set, model)
+            classes = services.label_sets.classes(body.label_set, model)
         except UnknownName as error:
             raise located(error, "label_set") from None
     else:

@@ -28,8 +28,9 @@ async def list_label_sets(request: Request) -> Response:
     "/{name}",
     status_code=202,
     summary="Store a label set",
-    description="Its texts are encoded in the background; other content under the same name replaces the old set.",
-    responses=answers(LabelSetInfo, 400, 404, 408, 413, 415, 422, 429, 500, 503, status=202),
+    description="Its texts are encoded in the background; other content under the same name replaces the old set. "
+    "The name of a model's class head is refused.",
+    responses=answers(LabelSetInfo, 400, 404, 408, 409, 413, 415, 422, 429, 500, 503, status=202),
     openapi_extra=json_body(LabelSetRequest),
 )
 async def put_label_set(request: Request, name: Name) -> Response:
@@ -40,12 +41,14 @@ async def put_label_set(request: Request, name: Name) -> Response:
     return model_response(services.label_sets.put(name, body), status=202)
 
 
-@router.get("/{name}", summary="Show a label set", responses=answers(LabelSetDetail, 404, 422))
+@router.get("/{name}", summary="Show a label set", responses=answers(LabelSetDetail, 404, 409, 422))
 async def get_label_set(request: Request, name: Name) -> Response:
     return model_response(services_of(request).label_sets.get(name))
 
 
-@router.delete("/{name}", status_code=204, summary="Delete a label set", responses=answers(None, 404, 422, status=204))
+@router.delete(
+    "/{name}", status_code=204, summary="Delete a label set", responses=answers(None, 404, 409, 422, status=204)
+)
 async def delete_label_set(request: Request, name: Name) -> Response:
     services_of(request).label_sets.delete(name)
     return Response(status_code=204)

@@ -51,7 +51,7 @@ async def create_embeddings(request: Request) -> Response:
     inputs = inputs_of(body)
     check_count(services, len(inputs))
     model = model_for(services, body.model)
-    items = items_of(Received(body, json_inputs=len(inputs)), inputs, services.limits)
+    items = items_of(Received(body), inputs, services.limits)
     check_towers(model, items, inputs, name="input")
     work = pipeline.embed(
         model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib.resources import files
 
 from fastapi import APIRouter
@@ -10,12 +11,15 @@ from starlette.responses import HTMLResponse, Response
 
 from clipworks.schemas import Health
 from service.errors import Problem
+from service.faults import ServiceFault
 from service.openapi import answers
 from service.respond import json_response, model_response
 from service.services import services_of
 from service.telemetry import METRICS_MEDIA_TYPE
+from service.timing import Deadline
 
 router = APIRouter()
+_SCRAPE_S = 1.0
 _PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 
 
@@ -47,7 +51,11 @@ async def health(request: Request) -> Response:
     },
 )
 async def metrics(request: Request) -> Response:
-    return Response(services_of(request).telemetry.render(), media_type=METRICS_MEDIA_TYPE)
+    services = services_of(request)
+    if services.collections is not None and services.collections.is_open:
+        with suppress(ServiceFault):  # full or slow just now: the figures of the last scrape stand
+            services.telemetry.collections(*await services.collections.totals(Deadline.after(_SCRAPE_S)))
+    return Response(services.telemetry.render(), media_type=METRICS_MEDIA_TYPE)
 
 
 @router.get("/openapi.json", include_in_schema=False)

@@ -36,6 +36,7 @@ def server_url() -> Iterator[str]:
     """Address of `clipworks serve` with the tiny model, ready; its port is the one it prints."""
     command = [Path(sys.executable).with_name("clipworks"), "serve", "--port", "0", "--log-level", "warning"]
     command += ["--store", TINY_STORE, "--model", "tiny", "--no-builtin", "--drain-grace-s", "0"]
+    command += ["--data", "memory"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=without_settings())
     alarm = threading.Timer(READY_S, server.kill)
     alarm.start()

@@ -54,7 +54,7 @@ def test_ridge_is_the_papers_inverse() -> None:
 @pytest.mark.parametrize("shrinkage", ["ledoit_wolf", "ridge", 0.2])
 def test_permuted_classes_give_permuted_logits(shrinkage: Any) -> None:
     vectors, truth = drawn((10, 14, 8, 9))
-    order = np.array([2, 0, 3, 1])
+    order = np.array([1, 2, 0, 3])
     weight, bias = gaussian_discriminant(vectors, truth, classes=4, shrinkage=shrinkage, priors="counts")
     moved = gaussian_discriminant(vectors, np.argsort(order)[truth], classes=4, shrinkage=shrinkage, priors="counts")
     np.testing.assert_allclose(moved[0], weight[:, order], rtol=1e-9)

@@ -97,7 +97,7 @@ def _serving() -> Generator[Callable[..., Served]]:
 
     def start(*, store: Path = TINY_STORE, **settings: object) -> Served:
         environment = {"CLIPWORKS_STORE": str(store), "CLIPWORKS_BUILTIN": "false", "CLIPWORKS_PORT": "0"}
-        environment |= {"CLIPWORKS_PROBE": "false", "CLIPWORKS_DRAIN_GRACE_S": "0"}
+        environment |= {"CLIPWORKS_PROBE": "false", "CLIPWORKS_DRAIN_GRACE_S": "0", "CLIPWORKS_DATA": "memory"}
         environment |= {f"CLIPWORKS_{name.upper()}": str(value) for name, value in settings.items()}
         server = Served(environment)
         started.append(server)
@@ -117,7 +117,8 @@ serve_module = pytest.fixture(_serving, name="serve_module", scope="module")
 
 def tiny_settings(**changes: object) -> Settings:
     """Settings for an app in this process; every value can be changed."""
-    return Settings(**{"store": TINY_STORE, "builtin": False, "probe": False, "access_log": False, **changes})  # type: ignore[arg-type]
+    fixed = {"store": TINY_STORE, "builtin": False, "data": None, "probe": False, "access_log": False}
+    return Settings(**{**fixed, **changes})  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ from schemathesis.specs.openapi.checks import (
 )
 from schemathesis.transport.serialization import Binary
 
-from clipworks.schemas import IMAGE_FORMAT
+from clipworks.schemas import IMAGE_FORMAT, VECTOR_FORMAT
 from service.app import create_app
 from service.settings import Settings
 
@@ -46,6 +46,7 @@ CHECKS = [
     unsupported_method,
 ]
 TINY_STORE = Path(__file__).parents[2] / "fixtures" / "tiny_store"
+DIM = 32
 KEY = "an-admin-key"
 EXAMPLES = 100
 
@@ -80,6 +81,10 @@ def document_of_an_app() -> schemathesis.BaseSchema:
     pictures = st.sampled_from(good + broken)
     texts = pictures.map(lambda data: base64.b64encode(data).decode())
     schemathesis.openapi.format(IMAGE_FORMAT, texts | texts.map("data:image/png;base64,{}".format))
+    vectors = st.lists(st.floats(-1, 1, width=32), min_size=DIM, max_size=DIM).map(
+        lambda v: np.array(v, "<f4").tobytes()
+    )
+    schemathesis.openapi.format(VECTOR_FORMAT, vectors.map(lambda data: base64.b64encode(data).decode()))
     schemathesis.openapi.format("binary", pictures.map(Binary))
     for media_type in ("image/jpeg", "image/png", "image/webp"):
         schemathesis.openapi.media_type(media_type, pictures)
@@ -103,6 +108,7 @@ def document_of_an_app() -> schemathesis.BaseSchema:
             admin_keys=(KEY,),
             api_keys=(KEY,),
             max_items=8,
+            max_upsert_items=8,
             max_label_texts=100,
             request_timeout_s=20,
         )  # fmt: skip
@@ -122,7 +128,10 @@ def ready() -> None:
         end = time.monotonic() + 60
         while client.get("/readyz").status_code != 200 and time.monotonic() < end:
             time.sleep(0.02)
-        client.put("/label-sets/pets", json={"labels": ["cat"]}, headers={"Authorization": f"Bearer {KEY}"})
+        key = {"Authorization": f"Bearer {KEY}"}
+        client.put("/label-sets/pets", json={"labels": ["cat"]}, headers=key)
+        client.put("/collections/pets", json={}, headers=key)
+        client.post("/collections/pets/items", json={"items": [{"id": "a", "text": "a cat"}]}, headers=key)
 
 
 @schema.parametrize()
@@ -143,6 +152,8 @@ def aim(case: schemathesis.Case) -> None:
     """
     if "name" in case.path_parameters:
         case.path_parameters["name"] = "tiny" if "/models" in case.operation.path else "pets"
+    if case.operation.path.startswith("/collections"):
+        aim_at_collection(case)
     if case.operation.method != "post" or case.operation.path not in ("/embed", "/classify", "/v1/embeddings"):
         return
     body = case.body if isinstance(case.body, dict) else {}
@@ -165,3 +176,35 @@ def aim(case: schemathesis.Case) -> None:
                 place.pop("templates", None)
         elif everything.get("labels") is None:
             (body if case.media_type == "application/json" else case.query)["labels"] = ["cat", "dog"]
+
+
+def aim_at_collection(case: schemathesis.Case) -> None:
+    """Ids exist, vectors have the collection's dimension, and a new collection has a name of its own."""
+    if "id" in case.path_parameters:
+        case.path_parameters["id"] = "a"
+    body = case.body if isinstance(case.body, dict) else {}
+    form = case.media_type == "multipart/form-data"
+    if form:
+        body.pop("request", None)
+        image = body.get("image") or [Binary(picture("PNG", 8, 8))]
+        body["image"] = image
+        if case.operation.path.endswith("/items"):
+            body["id"] = [f"file{n}" for n in range(len(image))]
+    if case.operation.path.endswith("/items") and (case.media_type or "").startswith("image/"):
+        case.query["id"] = "raw"
+    for place in (body, case.query):
+        place.pop("space", None)
+        place.pop("cursor", None)
+        if place.get("model") is not None:
+            place["model"] = "tiny"
+    for name in body:
+        case.query.pop(name, None)
+    if case.media_type == "application/json":
+        case.query.pop("id", None)
+        if case.operation.method == "put":
+            case.path_parameters["name"] = f"new-{len(str(body))}"
+        sources = [*body.get("items", ()), *body.get("queries", ())]
+        sources += [part for each in sources if isinstance(each, dict) for part in each.get("combine", ())]
+        for source in sources:
+            if isinstance(source, dict) and isinstance(source.get("vector"), list):
+                source["vector"] = [1.0] * DIM

@@ -1,0 +1,276 @@
+"""A collection as a parquet file and a manifest, out and in."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from clipworks._progress import progress_bar
+from clipworks.cli import connect, output
+from clipworks.cli.arrow import arrow, parquet
+from clipworks.cli.failures import FAILED_ITEMS, RefusedError, UsageError
+from clipworks.client import AsyncClient, AsyncCollection, Item
+from clipworks.errors import NotFound
+from clipworks.results import Stored
+from clipworks.schemas import CollectionIndex, CollectionInfo, EncoderFingerprint, FieldType
+
+_ROWS = 1000
+
+
+class Manifest(BaseModel):
+    """What must be known about a parquet file of vectors before anyone may use them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["clipworks-collection"] = "clipworks-collection"
+    format_version: Literal[1] = 1
+    collection: str
+    model: str
+    space: str
+    fingerprint: EncoderFingerprint
+    dim: int
+    index: CollectionIndex
+    metadata_schema: dict[str, FieldType]
+    count: int
+    sequence: int
+    one_moment: bool
+    sha256: str
+    created: str
+
+
+def manifest_path(file: Path) -> Path:
+    return file.with_name(file.stem + ".manifest.json")
+
+
+def export_collection(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the collection.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="photos.parquet; it must not exist.")],
+    url: connect.Url = None,
+    api_key: connect.ApiKey = None,
+    store: connect.StoreFolder = None,
+    data: connect.DataFolder = None,
+    timeout_s: connect.TimeoutS = 60.0,
+    as_json: connect.AsJson = False,
+) -> None:
+    """Write all items as parquet (id, vector, metadata as JSON), and FILE's manifest.json beside it."""
+    if file.suffix != ".parquet":
+        raise UsageError(f"{file}: expected a name that ends in .parquet")
+    for each in (file, manifest_path(file)):
+        if each.exists():
+            raise UsageError(f"{each} exists; an export never replaces a file")
+
+    async def run() -> Manifest:
+        async with connect.collections_client(
+            url=url, api_key=api_key, model=None, store=store, data=data, timeout_s=timeout_s
+        ) as client:
+            target = client.collection(name)
+            before = await target.info()
+            count = await _write_rows(file, before, target.items(include=("metadata", "vector"), page=_ROWS))
+            return _manifest(file, before, await target.info(), count)
+
+    try:
+        manifest = asyncio.run(run())
+        _write_manifest(file, manifest)
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror or error}") from error
+    if not manifest.one_moment:
+        output.say("the collection changed meanwhile: the file holds no single moment of it")
+    if as_json:
+        output.print_json(manifest.model_dump())
+    else:
+        output.say(f"{manifest.count} items of {name} in {file} and {manifest_path(file)}")
+
+
+def import_collection(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Made by `export`, with its manifest beside it.")],
+    name: Annotated[str | None, typer.Option("--name", help="Collection to fill; default: as it was called.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="NAME or NAME@VERSION that made the vectors, where it has another name here.")
+    ] = None,
+    url: connect.Url = None,
+    api_key: connect.ApiKey = None,
+    store: connect.StoreFolder = None,
+    data: connect.DataFolder = None,
+    timeout_s: connect.TimeoutS = 60.0,
+    as_json: connect.AsJson = False,
+) -> None:
+    """Put an exported file into a collection of the same space, made if it is not there. Equal ids are replaced."""
+    manifest = read_manifest(file)
+    target = name or manifest.collection
+
+    async def run() -> tuple[int, list[tuple[str, str]]]:
+        async with connect.collections_client(
+            url=url, api_key=api_key, model=model or manifest.model, store=store, data=data, timeout_s=timeout_s
+        ) as client:
+            return await _fill(await _matching(client, target, manifest, model or manifest.model), file, manifest)
+
+    stored, failures = asyncio.run(run())
+    if as_json:
+        shown = [{"id": id, "message": reason} for id, reason in failures]
+        output.print_json({"collection": target, "stored": stored, "failures": shown})
+    else:
+        output.say(f"{stored} items stored in {target}, {len(failures)} failed")
+        if failures:
+            output.print_table(["failed", "why"], failures)
+    if failures:
+        raise typer.Exit(FAILED_ITEMS)
+
+
+def read_manifest(file: Path) -> Manifest:
+    """The manifest beside an exported file, which must be the file that it describes.
+
+    Raises:
+        UsageError: one of the two is not there, or they do not belong together.
+    """
+    path = manifest_path(file)
+    if not file.is_file():
+        raise UsageError(f"{file}: no such file")
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}: vectors without it have no known space") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(step) for step in first["loc"]) or "file"
+        raise UsageError(f"{path}: {where}: {first['msg']}") from error
+    if _sha256(file) != manifest.sha256:
+        raise UsageError(f"{file} is not the file that {path.name} describes: its sha256 differs")
+    return manifest
+
+
+async def _write_rows(file: Path, info: CollectionInfo, items: AsyncIterator[Stored]) -> int:
+    """Whole or not at all."""
+    pa, pq = arrow(), parquet()
+
+    schema = pa.schema([("id", pa.string()), ("vector", pa.list_(pa.float32(), info.dim)), ("metadata", pa.string())])
+    count = 0
+    with _whole(file) as beside, pq.ParquetWriter(beside, schema, compression="zstd") as writer:
+        held: list[Stored] = []
+        with progress_bar(f"export {info.name}", info.count, shown=sys.stderr.isatty()) as advance:
+            async for item in items:
+                held.append(item)
+                if len(held) == _ROWS:
+                    writer.write_batch(_batch_of(held, schema))
+                    count += len(held)
+                    advance(len(held))
+                    held = []
+            if held:
+                writer.write_batch(_batch_of(held, schema))
+                count += len(held)
+                advance(len(held))
+    return count
+
+
+def _batch_of(items: list[Stored], schema: Any) -> Any:
+    pa = arrow()
+
+    columns: list[Any] = [
+        pa.array([item.id for item in items], schema.field("id").type),
+        pa.array([list(item.vector) for item in items if item.vector is not None], schema.field("vector").type),
+        pa.array([json.dumps(item.metadata, ensure_ascii=False) for item in items], schema.field("metadata").type),
+    ]
+    return pa.record_batch(columns, schema=schema)
+
+
+def _manifest(file: Path, before: CollectionInfo, after: CollectionInfo, count: int) -> Manifest:
+    return Manifest(
+        collection=before.name,
+        model=before.model,
+        space=before.space,
+        fingerprint=before.fingerprint,
+        dim=before.dim,
+        index=before.index,
+        metadata_schema=before.metadata_schema,
+        count=count,
+        sequence=after.sequence,
+        one_moment=before.sequence == after.sequence,
+        sha256=_sha256(file),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _write_manifest(file: Path, manifest: Manifest) -> None:
+    with _whole(manifest_path(file)) as beside:
+        beside.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _whole(path: Path) -> Generator[Path]:
+    """A name to write to, which becomes `path` when everything is on disk."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield beside
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+async def _matching(client: AsyncClient, name: str, manifest: Manifest, model: str) -> AsyncCollection:
+    """The collection to fill; what made its vectors must be what made the file's.
+
+    Raises:
+        RefusedError: it is not; names both.
+    """
+    target = client.collection(name)
+    try:
+        there = await target.info()
+    except NotFound:
+        detail = await client.model(model)
+        _require_equal(manifest, detail.space, detail.fingerprint, f"model {detail.name}@{detail.version}")
+        return await client.create_collection(
+            name, model=model, index=manifest.index.model_dump(), metadata_schema=manifest.metadata_schema
+        )
+    _require_equal(manifest, there.space, there.fingerprint, f"collection {name}")
+    return target
+
+
+def _require_equal(manifest: Manifest, space: str, fingerprint: EncoderFingerprint, who: str) -> None:
+    if space != manifest.space:
+        raise RefusedError(f"the file's vectors are of space {manifest.space}, {who} is of space {space}")
+    if fingerprint != manifest.fingerprint:
+        raise RefusedError(
+            f"the file's vectors were made by {_shown(manifest.fingerprint)}, {who} has {_shown(fingerprint)}"
+        )
+
+
+def _shown(fingerprint: EncoderFingerprint) -> str:
+    return f"image encoder {fingerprint.image} and text encoder {fingerprint.text}"
+
+
+async def _fill(target: AsyncCollection, file: Path, manifest: Manifest) -> tuple[int, list[tuple[str, str]]]:
+    pa, pq = arrow(), parquet()
+
+    stored, failures = 0, list[tuple[str, str]]()
+    try:
+        table = pq.ParquetFile(file)
+        with progress_bar(f"import {target.name}", manifest.count, shown=sys.stderr.isatty()) as advance:
+            for batch in table.iter_batches(_ROWS, columns=["id", "vector", "metadata"]):
+                items = [
+                    Item(id=row["id"], vector=row["vector"], metadata=json.loads(row["metadata"]))
+                    for row in batch.to_pylist()
+                ]
+                result = await target.upsert(items, space=manifest.space)
+                stored += result.upserted
+                failures += [(items[index].id, str(error)) for index, error in result.errors.items()]
+                advance(len(items))
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{file}: not a file of `export`: {error}") from error
+    return stored, failures
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,317 @@
+"""The wire of /collections. Import these from clipworks.schemas."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from clipworks._wire import (
+    MAX_WHOLE,
+    EncoderFingerprint,
+    EncodingFormat,
+    ImageInput,
+    ImageUrlInput,
+    ItemError,
+    ModelName,
+    OnError,
+    TextInput,
+    Wire,
+)
+
+__all__ = [
+    "BuiltKind",
+    "COLLECTION_PATTERN",
+    "CollectionImageItem",
+    "CollectionImageUrlItem",
+    "CollectionIndex",
+    "CollectionInfo",
+    "CollectionItem",
+    "CollectionList",
+    "CollectionName",
+    "CollectionRequest",
+    "CollectionTextItem",
+    "CollectionVectorItem",
+    "CombineQuery",
+    "DeleteItemsRequest",
+    "DeleteItemsResponse",
+    "ItemQuery",
+    "PageQuery",
+    "FieldType",
+    "Filter",
+    "IdQuery",
+    "Include",
+    "IndexKind",
+    "ItemId",
+    "ItemPage",
+    "MAX_ID_BYTES",
+    "Metadata",
+    "Part",
+    "Query",
+    "QueryResult",
+    "SearchHit",
+    "SearchRequest",
+    "SearchResponse",
+    "StoredItem",
+    "UpsertRequest",
+    "UpsertResponse",
+    "UpsertedItem",
+    "VECTOR_FORMAT",
+    "VectorField",
+    "VectorQuery",
+    "VectorText",
+    "WeightedId",
+    "WeightedImage",
+    "WeightedImageUrl",
+    "WeightedText",
+    "WeightedVector",
+]
+
+COLLECTION_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+MAX_ID_BYTES = 512
+VECTOR_FORMAT = "base64-float32"  # JSON schema `format` of vectors as text; tests generate real ones for it
+
+CollectionName = Annotated[str, StringConstraints(pattern=COLLECTION_PATTERN)]
+FieldType = Literal["string", "number", "boolean", "string[]", "number[]"]
+IndexKind = Literal["auto", "flat", "sq8", "ivf_sq8"]
+BuiltKind = Literal["flat", "sq8", "ivf_sq8"]
+Include = Literal["metadata", "vector"]
+# A length or a character that an id may not have is an item's own error, so it is no part of this shape.
+ItemId = Annotated[
+    str,
+    Field(
+        description="1-512 bytes of UTF-8 without control characters; slashes allowed",
+        json_schema_extra={"minLength": 1, "maxLength": MAX_ID_BYTES, "pattern": "^[^\\x00-\\x1f\\x7f-\\x9f]+$"},
+    ),
+]
+VectorText = Annotated[str, Field(json_schema_extra={"format": VECTOR_FORMAT})]
+VectorField = Annotated[
+    Annotated[list[float], Field(min_length=1)] | VectorText,
+    Field(description="floats, or base64 of little-endian float32; any length but zero, it is normalised on arrival"),
+]
+# The shape of the language is in docs/http.md; the server checks it, with the place of what is wrong.
+Filter = Annotated[dict[str, Any], Field(examples=[{"year": {"$gte": 2020}, "tags": "beach"}])]
+Metadata = Annotated[dict[str, Any], Field(examples=[{"year": 2024, "tags": ["beach", "dog"]}])]
+
+
+# ---------------------------------------------------------------- collections
+
+
+class CollectionIndex(Wire):
+    """How a collection is searched; `auto` goes flat -> sq8 -> ivf_sq8 as it grows."""
+
+    kind: IndexKind = "auto"
+    nprobe: int | None = Field(default=None, ge=1, le=65536, description="lists that a search of ivf_sq8 looks into")
+    oversample: int = Field(default=4, ge=1, le=64, description="candidates rescored per wanted hit: sq8, ivf_sq8")
+
+
+class CollectionRequest(Wire):
+    model: ModelName | None = Field(default=None, description="its version is pinned; without it the default model")
+    index: CollectionIndex = CollectionIndex()
+    metadata_schema: dict[str, FieldType] = Field(
+        default_factory=dict[str, FieldType],
+        max_length=64,
+        description="dotted field -> type: checked in every item, and indexed for filters",
+        examples=[{"year": "number", "camera.maker": "string", "tags": "string[]"}],
+    )
+
+
+class CollectionInfo(Wire):
+    name: str
+    model: str = Field(description="name@version whose vectors these are")
+    space: str
+    fingerprint: EncoderFingerprint = Field(description="encoders that rows may come from")
+    dim: int
+    metadata_schema: dict[str, FieldType]
+    index: CollectionIndex = Field(description="as asked for")
+    kind: BuiltKind = Field(description="of the index that is built now")
+    exact: bool = Field(description="whether searches without a filter are exact")
+    count: int
+    dead: int = Field(description="slots of the index whose rows were deleted or replaced; a rebuild frees them")
+    sequence: int = Field(description="grows with every change")
+    index_bytes: int = Field(description="memory of the index")
+    disk_bytes: int = Field(description="files of the whole store")
+    durability: Literal["full", "none"] = Field(description="full: an answer means synced to disk; none: memory only")
+    rebuilding: bool
+    warnings: list[str] = Field(description="what was found wrong at start; empty when all was well")
+
+
+class CollectionList(Wire):
+    data: list[CollectionInfo]
+
+
+# ---------------------------------------------------------------- items
+
+
+class _AnyItem(Wire):
+    id: ItemId
+    metadata: Metadata = Field(default_factory=dict[str, Any])
+
+
+class CollectionTextItem(_AnyItem, TextInput):
+    pass
+
+
+class CollectionImageItem(_AnyItem, ImageInput):
+    pass
+
+
+class CollectionImageUrlItem(_AnyItem, ImageUrlInput):
+    pass
+
+
+class CollectionVectorItem(_AnyItem):
+    vector: VectorField
+
+
+CollectionItem = CollectionTextItem | CollectionImageItem | CollectionImageUrlItem | CollectionVectorItem
+
+
+class UpsertRequest(Wire):
+    """Add or replace rows by id; of equal ids the last one stays.
+
+    In multipart/form-data an item without text, image, image_url and vector takes the next file.
+    """
+
+    items: list[CollectionItem] = Field(min_length=1)
+    model: ModelName | None = Field(default=None, description="encodes the items; without it the collection's own")
+    space: str | None = Field(default=None, description="of the vectors given; refused (409) if it is another one")
+    on_error: OnError = "fail"
+
+
+class UpsertedItem(Wire):
+    index: int
+    id: str
+
+
+class UpsertResponse(Wire):
+    """Answered when the rows are durable and searches see them."""
+
+    upserted: int
+    data: list[UpsertedItem | ItemError]
+
+
+class StoredItem(Wire):
+    id: str
+    sequence: int
+    metadata: dict[str, Any] | None = Field(default=None, description="unless left out by `include`")
+    vector: list[float] | str | None = Field(default=None, description="if asked for by `include`")
+
+
+class ItemPage(Wire):
+    """Items in the order of their ids."""
+
+    data: list[StoredItem]
+    cursor: str | None = Field(description="for the next page; null after the last")
+
+
+class ItemQuery(Wire):
+    """Query of `GET .../items/{id}`."""
+
+    include: list[Include] = Field(default=["metadata"], max_length=2)
+    encoding_format: EncodingFormat = "float"
+
+
+class PageQuery(ItemQuery):
+    """Query of `GET .../items`."""
+
+    cursor: str | None = Field(default=None, min_length=1, max_length=2048, description="of the page before")
+    limit: int = Field(default=100, ge=1, le=MAX_WHOLE)
+
+
+class DeleteItemsRequest(Wire):
+    ids: list[ItemId] | None = Field(default=None, min_length=1)
+    filter: Filter | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _ids_or_filter(self) -> DeleteItemsRequest:
+        if (self.ids is None) == (self.filter is None):
+            raise ValueError("give either ids or filter")
+        return self
+
+
+class DeleteItemsResponse(Wire):
+    deleted: int
+
+
+# ---------------------------------------------------------------- search
+
+
+class IdQuery(Wire):
+    """A stored item's vector; the item itself is no hit."""
+
+    id: ItemId
+
+
+class VectorQuery(Wire):
+    vector: VectorField
+
+
+class _Weighted(Wire):
+    weight: float = Field(default=1.0, description="negative pushes away")
+
+
+class WeightedText(_Weighted, TextInput):
+    pass
+
+
+class WeightedImage(_Weighted, ImageInput):
+    pass
+
+
+class WeightedImageUrl(_Weighted, ImageUrlInput):
+    pass
+
+
+class WeightedId(_Weighted, IdQuery):
+    pass
+
+
+class WeightedVector(_Weighted, VectorQuery):
+    pass
+
+
+Part = WeightedText | WeightedImage | WeightedImageUrl | WeightedId | WeightedVector
+
+
+class CombineQuery(Wire):
+    """The normalised sum of its normalised parts; stored items among them are no hits."""
+
+    combine: list[Part] = Field(min_length=1, max_length=64)
+
+
+Query = str | TextInput | ImageInput | ImageUrlInput | IdQuery | VectorQuery | CombineQuery
+
+
+class SearchRequest(Wire):
+    queries: list[Query] = Field(min_length=1)
+    model: ModelName | None = Field(
+        default=None, description="encodes the queries; of the collection's space. Without it the collection's own"
+    )
+    space: str | None = Field(default=None, description="of the vectors given; refused (409) if it is another one")
+    top_k: int = Field(default=10, ge=1, le=MAX_WHOLE)
+    offset: int = Field(default=0, ge=0, le=MAX_WHOLE, description="hits to skip, for the next page")
+    min_score: float | None = Field(default=None, description="hits below this cosine are left out")
+    filter: Filter | None = None
+    include: list[Include] = Field(default=["metadata"], max_length=2)
+    encoding_format: EncodingFormat = Field(default="float", description="of the vectors in the answer")
+    on_error: OnError = "fail"
+
+
+class SearchHit(Wire):
+    id: str
+    score: float = Field(description="cosine of query and item")
+    metadata: dict[str, Any] | None = Field(default=None, description="unless left out by `include`")
+    vector: list[float] | str | None = Field(default=None, description="if asked for by `include`")
+
+
+class QueryResult(Wire):
+    index: int
+    exact: bool = Field(description="true: no better item exists; false: the index is approximate")
+    hits: list[SearchHit]
+
+
+class SearchResponse(Wire):
+    model: str | None = Field(description="name@version that encoded the queries; null if there was nothing to encode")
+    space: str
+    results: list[QueryResult | ItemError]

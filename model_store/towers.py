@@ -1,0 +1,119 @@
+"""Graphs put together as they are meant to be used: encoder and adapter to vectors, vectors and head to scores.
+
+The server, the evaluation and the golden cases all call these, so that their numbers cannot differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.artifact import Artifact
+from model_store.errors import ArtifactNotFound
+from model_store.golden import Goldens
+from model_store.graph import Graph, open_graph
+from model_store.manifest import ADAPTERS, ENCODERS, HeadSpec, Precision, Role
+from model_store.session import SessionSettings
+
+Vectors = NDArray[np.float32]
+Activation = Literal["softmax", "sigmoid", "none"]
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Tower:
+    """An encoder and, where the artifact has one, its adapter: a stack of inputs -> un-normalised float32 [B, D]."""
+
+    encoder: Graph
+    adapter: Graph | None = None
+
+    def __call__(self, batch: NDArray[Any]) -> Vectors:
+        vectors = self.encoder(batch)
+        return vectors if self.adapter is None else adapt(self.adapter, vectors)
+
+    @property
+    def graphs(self) -> tuple[Graph, ...]:
+        return (self.encoder,) if self.adapter is None else (self.encoder, self.adapter)
+
+    @property
+    def batch_invariant(self) -> bool:
+        return all(graph.spec.batch_invariant for graph in self.graphs)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A class head on the artifact's image vectors."""
+
+    graph: Graph
+    spec: HeadSpec
+
+    def __call__(self, vectors: Vectors) -> Vectors:
+        """Logits [B, C] of image vectors [B, D], normalised here when the head was fitted on unit vectors."""
+        return self.graph(normalized(vectors) if self.graph.spec.normalized_input else vectors)
+
+    def scores(self, logits: NDArray[np.floating], activation: Activation | None = None) -> NDArray[np.float64]:
+        """Scores [..., C] of logits; None means the head's own activation, "none" gives the logits back."""
+        kind = activation or self.spec.activation
+        values = logits.astype(np.float64)
+        return values if kind == "none" else activated(values / self.spec.temperature, kind)
+
+
+def adapt(adapter: Graph, vectors: Vectors) -> Vectors:
+    """Adapter output [B, D'] of vectors [B, D]. A zero vector stays zero: it has no direction, whatever a bias adds."""
+    adapted = adapter(normalized(vectors) if adapter.spec.normalized_input else vectors)
+    empty = np.linalg.norm(vectors, axis=1) < _TINY
+    return np.where(empty[:, None], np.float32(0), adapted) if empty.any() else adapted
+
+
+def normalized(vectors: Vectors) -> Vectors:
+    """Unit rows [..., D]; a zero row stays zero."""
+    return (vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), _TINY)).astype(np.float32)
+
+
+def activated(logits: NDArray[np.float64], kind: Literal["softmax", "sigmoid"]) -> NDArray[np.float64]:
+    """Softmax over the last axis or sigmoid of each value; neither overflows."""
+    if kind == "sigmoid":
+        return 0.5 * (1.0 + np.tanh(0.5 * logits))
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def open_tower(artifact: Artifact, role: Role, precision: Precision, settings: SessionSettings) -> Tower:
+    """The encoder `role` at `precision` with its adapter; nothing is compared with golden cases here.
+
+    Raises:
+        ArtifactNotFound: not built at this precision, or too far from fp32 with what comes behind it.
+        IntegrityError, GraphError, ProviderError: as `open_graph`.
+    """
+    found = artifact.graph_spec(role, precision)
+    if found is None:
+        raise ArtifactNotFound(f"{artifact.reference} has no {role} in {precision}")
+    if artifact.served_precision(role, precision) != precision:
+        raise ArtifactNotFound(
+            f"{artifact.reference}: what comes behind {role} was not measured with it in {precision}"
+        )
+    adapter = artifact.graph_spec(ADAPTERS[ENCODERS.index(role)], "fp32") if role in ENCODERS else None
+    return Tower(open_graph(*found, settings), open_graph(*adapter, on_cpu(settings)) if adapter else None)
+
+
+def open_head(artifact: Artifact, name: str, settings: SessionSettings) -> Head:
+    """A class head, its labels compared with those it was published with.
+
+    Raises:
+        ArtifactNotFound: no such head.
+        GoldenError: the manifest's labels were changed.
+        IntegrityError, GraphError: as `open_graph`.
+    """
+    owner, graph = artifact.head_graph(name)
+    Goldens(owner).check_declarations()
+    return Head(open_graph(owner, graph, on_cpu(settings)), artifact.heads()[name])
+
+
+def on_cpu(settings: SessionSettings) -> SessionSettings:
+    """Settings for adapters and heads: their rows are in main memory already, one small product is not worth a copy."""
+    return SessionSettings(
+        intra_threads=settings.intra_threads, spinning=settings.spinning, arena=settings.arena, memory_limit_bytes=0
+    )

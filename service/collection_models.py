@@ -1,0 +1,111 @@
+"""Which model may add rows to a collection or query it; the one it is bound to is loaded when it is needed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from model_store.errors import ArtifactNotFound, SpaceMismatch
+from service.faults import Conflict, DeadlineExceeded, NotLoaded
+from service.registry import Registry
+from service.retrieval import CollectionSpec
+from service.running import RunningModel
+from service.timing import Deadline
+
+_LOAD_AGAIN_S = 0.1
+
+
+class PinnedModels:
+    """Loads the models of collections; requests that want the same one wait for one load. Belongs to an event loop."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._loading: dict[str, asyncio.Task[RunningModel]] = {}
+
+    async def for_queries(self, spec: CollectionSpec, named: RunningModel | None, deadline: Deadline) -> RunningModel:
+        """The named model, or else the pinned one.
+
+        Raises:
+            SpaceMismatch: its vectors may not be compared with the collection's; names both spaces.
+        """
+        model = named or await self.pinned(spec, deadline)
+        _require_space(spec, model)
+        return model
+
+    async def for_rows(
+        self, spec: CollectionSpec, named: RunningModel | None, modalities: Iterable[str], deadline: Deadline
+    ) -> RunningModel:
+        """As `for_queries`; its encoders of these modalities must be those that the collection takes rows of.
+
+        Raises:
+            SpaceMismatch: they are not; names both fingerprints.
+        """
+        model = await self.for_queries(spec, named, deadline)
+        prints = {"image": model.fingerprint.image, "text": model.fingerprint.text}
+        for modality in modalities:
+            if (fingerprint := prints[modality]) is not None:
+                spec.require_fingerprint(modality, fingerprint, of=f"a row of model {model.reference}")
+        return model
+
+    async def pinned(self, spec: CollectionSpec, deadline: Deadline) -> RunningModel:
+        """The very version that the collection is bound to; it stays loaded.
+
+        Raises:
+            Conflict: the store has it no longer.
+            ArtifactError: it cannot be served.
+            DeadlineExceeded: loading goes on, a later request will find it.
+        """
+        try:
+            return self._registry.resolve(spec.model)
+        except NotLoaded:
+            pass
+        except ArtifactNotFound:
+            raise Conflict(
+                f"the collection is bound to {spec.model}, which is not in the store any more; "
+                "it can still be searched by vector and by id, or by a model of its space"
+            ) from None
+        task = self._loading.get(spec.model)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._load(spec.model), name=f"load {spec.model}")
+            self._loading[spec.model] = task
+            task.add_done_callback(lambda done: self._ended(spec.model, done))
+        try:
+            async with asyncio.timeout(deadline.remaining_s()):
+                return await asyncio.shield(task)
+        except TimeoutError:
+            raise DeadlineExceeded(f"{spec.model} is being loaded, which took longer than the request has") from None
+
+    def stop(self) -> None:
+        for task in self._loading.values():
+            task.cancel()
+
+    async def _load(self, reference: str) -> RunningModel:
+        while True:
+            try:
+                return await self._registry.load(reference)
+            except Conflict:  # another model is being loaded
+                await asyncio.sleep(_LOAD_AGAIN_S)
+
+    def _ended(self, reference: str, task: asyncio.Task[RunningModel]) -> None:
+        self._loading.pop(reference, None)
+        if not task.cancelled():
+            task.exception()  # whoever still waits gets it too; without this a load that nobody awaits complains
+
+
+def _require_space(spec: CollectionSpec, model: RunningModel) -> None:
+    spec.require_space(model.space, of=f"model {model.reference}")
+    if model.dim != spec.dim:
+        raise SpaceMismatch(f"model {model.reference} makes {model.dim} numbers, the collection holds {spec.dim}")
+
+
+def require_equal_model(name: str, there: CollectionSpec, wanted: CollectionSpec) -> None:
+    """A collection that exists must be bound to the model of the request.
+
+    Raises:
+        SpaceMismatch, Conflict: it is not; names both.
+    """
+    there.require_space(wanted.space, of=f"model {wanted.model}")
+    for modality in sorted(there.fingerprints.keys() | wanted.fingerprints.keys()):
+        there.require_fingerprint(modality, str(wanted.fingerprints.get(modality)), of=f"model {wanted.model}")
+    if there.model != wanted.model:
+        raise Conflict(f"collection {name} is bound to {there.model}, the request is for {wanted.model}")

@@ -1,0 +1,54 @@
+"""What a request asks of a collection, as plain data between routes and service.collections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from model_store.errors import InputError
+from service.pipeline import Item
+
+
+class FieldRefused(InputError):
+    """Another error together with the place in the request that it is about."""
+
+    def __init__(self, error: InputError, param: str) -> None:
+        super().__init__(str(error))
+        self.code = error.code
+        self.param = param
+
+
+@dataclass(frozen=True)
+class GivenVector:
+    """Floats, or base64 of little-endian float32; not checked yet."""
+
+    value: Sequence[float] | str
+
+
+@dataclass(frozen=True)
+class StoredId:
+    """The vector of an item that the collection holds."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class NewRow:
+    """An item to store, by what its vector comes from."""
+
+    id: str
+    source: Item | GivenVector
+    metadata: dict[str, Any]
+
+
+Source = Item | GivenVector | StoredId
+
+
+@dataclass(frozen=True)
+class QueryPlan:
+    """One query: the normalised sum of its parts. `is_single`: one part, whose weight says nothing."""
+
+    parts: tuple[Source, ...]
+    weights: tuple[float, ...] = (1.0,)
+    is_single: bool = True

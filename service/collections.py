@@ -1,0 +1,353 @@
+"""The collections of one server: the store behind threads, and the models that its collections are bound to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from model_store.errors import ClipworksError
+from service.collection_models import PinnedModels, require_equal_model
+from service.collection_plans import FieldRefused, NewRow, QueryPlan, StoredId
+from service.collection_vectors import Encoder, query_vectors, row_vectors
+from service.decode_pool import DecodePool
+from service.faults import CollectionsOff, NotReady
+from service.registry import Registry
+from service.retrieval import (
+    Collection,
+    CollectionInfo,
+    CollectionSpec,
+    CollectionStore,
+    IndexSpec,
+    Item,
+    Page,
+    Record,
+    RetrievalSettings,
+    SearchResult,
+)
+from service.retrieval.errors import (
+    CollectionNotFound,
+    InvalidCollection,
+    InvalidFilter,
+    InvalidItem,
+    InvalidQuery,
+    RetrievalError,
+)
+from service.retrieval.filters import compile_filter
+from service.running import RunningModel
+from service.store_threads import StoreThreads
+from service.timing import Deadline, Timings
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A result for each query, or why there is none; `failed_part`: which part of a combination is to blame."""
+
+    outcomes: list[SearchResult | ClipworksError]
+    failed_part: dict[int, int]
+
+
+class Collections:
+    """All methods belong to the event loop; the store's blocking calls run in threads of their own.
+
+    folder: None keeps everything in memory. Knows no HTTP.
+    """
+
+    def __init__(
+        self, folder: Path | None, *, registry: Registry, pool: DecodePool, settings: RetrievalSettings
+    ) -> None:
+        self._folder = folder
+        self.models = PinnedModels(registry)
+        self._pool = pool
+        self._settings = settings
+        self._threads = StoreThreads(readers=settings.readers)
+        self._store: CollectionStore | None = None
+        self._opening: asyncio.Future[CollectionStore] | None = None
+        self._address: str | None = None
+
+    # Life cycle
+
+    async def start(self) -> None:
+        """Open the folder; takes long when there is much in it.
+
+        Raises:
+            CollectionsOff: another process holds it, or it cannot be read; the message says which and where.
+        """
+        self._opening = asyncio.ensure_future(
+            asyncio.to_thread(CollectionStore.open, self._folder, address=self._address, settings=self._settings)
+        )
+        try:
+            opened = await asyncio.shield(self._opening)
+        except RetrievalError as error:
+            raise CollectionsOff(f"CLIPWORKS_DATA (--data): {error}") from error
+        if self._address is not None:  # it became known meanwhile
+            opened.announce(self._address)
+        self._store = opened
+
+    @property
+    def is_open(self) -> bool:
+        return self._store is not None
+
+    def announce(self, address: str) -> None:
+        """Leave the server's address in the folder, for whoever wants to open it too."""
+        self._address = address
+        if self._store is not None:
+            self._store.announce(address)
+
+    async def stop(self) -> None:
+        """Finish the writes in hand, truncate the write-ahead log and free the folder, even one just being opened."""
+        self.models.stop()
+        self._threads.close()
+        if self._opening is not None:
+            [opened] = await asyncio.gather(self._opening, return_exceptions=True)
+            if isinstance(opened, CollectionStore):
+                await asyncio.to_thread(opened.close)
+
+    # Collections
+
+    def get(self, name: str) -> Collection:
+        """Raises NotReady (the folder is being opened), CollectionNotFound."""
+        return self._opened().get(name)
+
+    async def create(
+        self, name: str, model: RunningModel, *, index: dict[str, Any], schema: dict[str, Any], deadline: Deadline
+    ) -> tuple[CollectionInfo, bool]:
+        """A collection for the vectors of `model`, and whether it is new.
+
+        Raises:
+            SpaceMismatch, Conflict, CollectionConflict: the name is taken by another one; the message names both.
+            FieldRefused: `index` or `schema`.
+        """
+        store = self._opened()
+        prints = {"image": model.fingerprint.image, "text": model.fingerprint.text}
+        try:
+            spec = CollectionSpec(
+                model=model.reference,
+                space=model.space,
+                fingerprints={modality: value for modality, value in prints.items() if value is not None},
+                dim=model.dim,
+                index=IndexSpec.model_validate(index),
+                metadata_schema=schema,
+            )
+        except ValidationError as error:
+            raise _refused(error) from None
+
+        def call() -> tuple[CollectionInfo, bool]:
+            with suppress(CollectionNotFound):
+                require_equal_model(name, store.get(name).spec, spec)
+            made, is_new = store.create(name, spec)
+            return made.describe(), is_new
+
+        return await self._threads.run("slow", call, deadline=deadline)
+
+    async def list(self, *, deadline: Deadline) -> list[CollectionInfo]:
+        return await self._threads.run("slow", self._opened().list, deadline=deadline)
+
+    async def totals(self, deadline: Deadline) -> tuple[int, int]:
+        """(collections, items of all of them)."""
+        found = await self.list(deadline=deadline)
+        return len(found), sum(each.count for each in found)
+
+    async def describe(self, name: str, *, deadline: Deadline) -> CollectionInfo:
+        return await self._threads.run("read", self.get(name).describe, deadline=deadline)
+
+    async def drop(self, name: str, *, deadline: Deadline) -> None:
+        store = self._opened()
+        await self._threads.run("slow", lambda: store.drop(name), deadline=deadline)
+
+    # Items
+
+    async def upsert(
+        self,
+        collection: Collection,
+        rows: Sequence[NewRow],
+        *,
+        model: RunningModel | None,
+        all_or_nothing: bool,
+        deadline: Deadline,
+        timings: Timings,
+    ) -> list[str | ClipworksError]:
+        """Store rows: the id of each that is durable and visible now, or why it is not.
+
+        all_or_nothing: after a failure nothing is written, and the outcomes end with the first.
+        A request whose caller goes, or whose deadline passes, is applied as a whole or not at all.
+
+        Raises:
+            SpaceMismatch: `model` does not make rows of this collection.
+            StorageFull, Overloaded, DeadlineExceeded
+        """
+        encoder = Encoder(model, self._pool, deadline, timings)
+        found = await row_vectors(
+            rows,
+            collection.spec,
+            encoder,
+            all_or_nothing=all_or_nothing,
+            max_metadata_bytes=self._settings.max_metadata_bytes,
+        )
+        outcomes: list[str | ClipworksError] = [
+            each if isinstance(each, ClipworksError) else row.id for row, each in zip(rows, found, strict=False)
+        ]
+        good = [
+            (index, Item(rows[index].id, each, rows[index].metadata))
+            for index, each in enumerate(found)
+            if not isinstance(each, ClipworksError)
+        ]
+        if not good or (all_or_nothing and len(good) < len(rows)):
+            return outcomes
+        items = [item for _, item in good]
+        try:
+            written = await self._threads.run(
+                "write",
+                lambda: collection.upsert(items, all_or_nothing=all_or_nothing),
+                deadline=deadline,
+                timings=timings,
+                stage="store",
+            )
+        except InvalidItem as error:
+            place = good[error.index or 0][0]
+            return [*outcomes[:place], error]
+        for (place, _), outcome in zip(good, written, strict=True):
+            if isinstance(outcome.error, ClipworksError):
+                outcomes[place] = outcome.error
+        return outcomes
+
+    async def delete(
+        self,
+        collection: Collection,
+        *,
+        ids: Sequence[str] | None,
+        filter: dict[str, Any] | None,
+        deadline: Deadline,
+        timings: Timings,
+    ) -> int:
+        """Remove rows by ids or by filter; how many there were.
+
+        Raises:
+            InvalidItem, FieldRefused, StorageFull
+        """
+        _check_filter(collection, filter)
+        return await self._threads.run(
+            "write", lambda: collection.delete(ids, filter=filter), deadline=deadline, timings=timings, stage="store"
+        )
+
+    async def item(
+        self, collection: Collection, id: str, *, with_vector: bool, deadline: Deadline, timings: Timings
+    ) -> Record:
+        """Raises ItemNotFound, InvalidItem."""
+        return await self._threads.run(
+            "read",
+            lambda: collection.get(id, with_vector=with_vector),
+            deadline=deadline,
+            timings=timings,
+            stage="store",
+        )
+
+    async def page(
+        self,
+        collection: Collection,
+        *,
+        cursor: str | None,
+        limit: int,
+        with_vectors: bool,
+        deadline: Deadline,
+        timings: Timings,
+    ) -> Page:
+        """Raises FieldRefused: a cursor that is not from here."""
+        try:
+            return await self._threads.run(
+                "read",
+                lambda: collection.items(cursor=cursor, limit=limit, with_vectors=with_vectors),
+                deadline=deadline,
+                timings=timings,
+                stage="store",
+            )
+        except InvalidQuery as error:
+            raise FieldRefused(error, "cursor") from None
+
+    async def search(
+        self,
+        collection: Collection,
+        plans: Sequence[QueryPlan],
+        *,
+        model: RunningModel | None,
+        top_k: int,
+        offset: int,
+        filter: dict[str, Any] | None,
+        min_score: float | None,
+        with_metadata: bool,
+        with_vectors: bool,
+        all_or_nothing: bool,
+        deadline: Deadline,
+        timings: Timings,
+    ) -> Searched:
+        """Answer all queries: one run of the encoders, one search of a matrix.
+
+        all_or_nothing: nothing is searched after a failure. Stored items that a query names are no hits of it.
+
+        Raises:
+            FieldRefused: the filter.
+            Overloaded, DeadlineExceeded
+        """
+        _check_filter(collection, filter)
+        encoder = Encoder(model, self._pool, deadline, timings)
+
+        async def lookup(ids: Sequence[str]) -> list[Any]:
+            return await self._threads.run(
+                "read", lambda: collection.vector_of(ids), deadline=deadline, timings=timings, stage="store"
+            )
+
+        found = await query_vectors(plans, collection.spec, encoder, lookup=lookup)
+        good = [index for index, each in enumerate(found.vectors) if not isinstance(each, ClipworksError)]
+        outcomes: list[SearchResult | ClipworksError] = [
+            each if isinstance(each, ClipworksError) else SearchResult(exact=True, hits=[]) for each in found.vectors
+        ]
+        if not good or (all_or_nothing and len(good) < len(plans)):
+            return Searched(outcomes, dict(found.failed_part))
+        vectors = np.stack([each for each in found.vectors if not isinstance(each, ClipworksError)])
+        excluded = [[part.id for part in plans[index].parts if isinstance(part, StoredId)] for index in good]
+        results = await self._threads.run(
+            "read",
+            lambda: collection.search(
+                vectors,
+                top_k=top_k,
+                offset=offset,
+                filter=filter,
+                min_score=min_score,
+                with_metadata=with_metadata,
+                with_vectors=with_vectors,
+                exclude_ids=excluded,
+            ),
+            deadline=deadline,
+            timings=timings,
+            stage="search",
+        )
+        for index, result in zip(good, results, strict=True):
+            outcomes[index] = result
+        return Searched(outcomes, dict(found.failed_part))
+
+    def _opened(self) -> CollectionStore:
+        if self._store is None:
+            raise NotReady("the collections are being opened")
+        return self._store
+
+
+def _check_filter(collection: Collection, filter: dict[str, Any] | None) -> None:
+    """Raises FieldRefused with the place in the filter, before any work is done for it."""
+    if filter is not None:
+        try:
+            compile_filter(filter, collection.spec.metadata_schema)
+        except InvalidFilter as error:
+            raise FieldRefused(error, error.path) from None
+
+
+def _refused(error: ValidationError) -> FieldRefused:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    field = str(first["loc"][0])
+    message = first["msg"].removeprefix("Value error, ")
+    return FieldRefused(InvalidCollection(f"{field}: {message}"), field)

@@ -1,0 +1,136 @@
+"""Portable snapshots: one file with all rows of a collection, whole or refused.
+
+Format: the line `CLIPWORKS-SNAPSHOT 1`, a line of JSON (specification, count, sequence), then each row as two uint32
+(bytes of id, bytes of metadata), id, metadata as JSON, vector as little-endian float32; at the end the sha256 of all
+before it. No FAISS and no SQLite in it, so a file from elsewhere can do no more than be wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import orjson
+
+from service.retrieval.database import translate
+from service.retrieval.errors import InvalidCollection, InvalidItem, StoreCorrupt
+from service.retrieval.files import write_whole
+from service.retrieval.items import MAX_ID_BYTES, Door
+from service.retrieval.records import CollectionSpec, Item, Record, SnapshotInfo
+from service.retrieval.rows import Prepared
+from service.retrieval.tables import Counters
+
+_MAGIC = b"CLIPWORKS-SNAPSHOT 1\n"
+_DIGEST_BYTES = 32
+_LENGTHS = struct.Struct("<II")
+_MAX_HEADER = 1 << 20
+_MAX_METADATA = 1 << 28
+
+
+@dataclass(frozen=True)
+class Header:
+    spec: CollectionSpec
+    count: int
+    sequence: int
+
+
+def write(path: Path, spec: CollectionSpec, counters: Counters, records: Iterable[Record]) -> SnapshotInfo:
+    """Raises InvalidCollection if `path` exists, StorageFull, StorageFailed."""
+    if path.exists():
+        raise InvalidCollection(f"{path} exists; a snapshot never replaces a file")
+    header = {"spec": spec.model_dump(mode="json"), "count": counters.rows, "sequence": counters.sequence}
+    digest = hashlib.sha256()
+    size = 0
+
+    def write_rows(stream: BinaryIO) -> None:
+        nonlocal size
+
+        def put(data: bytes) -> None:
+            nonlocal size
+            digest.update(data)
+            size += stream.write(data)
+
+        put(_MAGIC + json.dumps(header, sort_keys=True).encode() + b"\n")
+        for record in records:
+            if record.vector is None:
+                raise ValueError("a snapshot needs vectors")
+            id = record.id.encode()
+            metadata = orjson.dumps(record.metadata)
+            put(_LENGTHS.pack(len(id), len(metadata)) + id + metadata + record.vector.astype("<f4").tobytes())
+        size += stream.write(digest.digest())
+
+    try:
+        write_whole(path, write_rows)
+    except OSError as error:
+        raise translate(error, path) from error
+    return SnapshotInfo(str(path), digest.hexdigest(), size, counters.rows, counters.sequence)
+
+
+@contextmanager
+def opened(path: Path) -> Generator[tuple[Header, Generator[Prepared]]]:
+    """Verify the whole file, then give its header and its rows.
+
+    Raises:
+        StoreCorrupt: the file is not complete, or not what was written.
+    """
+    try:
+        stream = path.open("rb")
+    except OSError as error:
+        raise InvalidCollection(f"{path} cannot be read: {error.strerror}") from None
+    with stream:
+        _verify(stream, path)
+        stream.seek(len(_MAGIC))
+        header = _header(stream, path)
+        yield header, _rows(stream, header)
+
+
+def _verify(stream: BinaryIO, path: Path) -> None:
+    left = path.stat().st_size - _DIGEST_BYTES
+    if left < len(_MAGIC) or stream.read(len(_MAGIC)) != _MAGIC:
+        raise StoreCorrupt(f"{path} is no snapshot of this version, or is cut short")
+    digest = hashlib.sha256(_MAGIC)
+    left -= len(_MAGIC)
+    while left:
+        part = stream.read(min(left, 1 << 20))
+        if not part:
+            raise StoreCorrupt(f"{path} is cut short")
+        digest.update(part)
+        left -= len(part)
+    if stream.read(_DIGEST_BYTES) != digest.digest():
+        raise StoreCorrupt(f"{path} is not what was written: its sha256 differs")
+
+
+def _header(stream: BinaryIO, path: Path) -> Header:
+    try:
+        found = json.loads(stream.readline(_MAX_HEADER))
+        return Header(CollectionSpec.model_validate(found["spec"]), int(found["count"]), int(found["sequence"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreCorrupt(f"{path} has a header that cannot be read: {error}") from None
+
+
+def _rows(stream: BinaryIO, header: Header) -> Generator[Prepared]:
+    """Raises StoreCorrupt: sums that agree do not make a file from elsewhere well-formed."""
+    door = Door(header.spec, max_metadata_bytes=_MAX_METADATA)
+    for place in range(header.count):
+        lengths = stream.read(_LENGTHS.size)
+        if len(lengths) != _LENGTHS.size:
+            raise StoreCorrupt(f"row {place} of {header.count} is missing")
+        id_bytes, metadata_bytes = _LENGTHS.unpack(lengths)
+        if not 1 <= id_bytes <= MAX_ID_BYTES or metadata_bytes > _MAX_METADATA:
+            raise StoreCorrupt(f"row {place} has impossible lengths")
+        id, metadata = stream.read(id_bytes), stream.read(metadata_bytes)
+        vector = stream.read(4 * header.spec.dim)
+        if len(id) + len(metadata) + len(vector) != id_bytes + metadata_bytes + 4 * header.spec.dim:
+            raise StoreCorrupt(f"row {place} is cut short")
+        try:
+            values = np.frombuffer(vector, "<f4").astype(np.float32)
+            yield door.prepare(Item(id.decode(), values, json.loads(metadata)))
+        except (ValueError, InvalidItem) as error:
+            raise StoreCorrupt(f"row {place} cannot be read: {error}") from None

@@ -1,0 +1,382 @@
+"""One collection: the door for reading, writing and searching its rows. Every method blocks; call them in threads."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import apsw
+import numpy as np
+
+from service.retrieval import archive
+from service.retrieval.database import each
+from service.retrieval.doctor import examine
+from service.retrieval.errors import (
+    CollectionNotFound,
+    InvalidItem,
+    InvalidQuery,
+    ItemNotFound,
+)
+from service.retrieval.filters import Condition, compile_filter
+from service.retrieval.items import Door, check_id
+from service.retrieval.live import LiveIndex, build, catch_up, wanted_kind
+from service.retrieval.log import Log
+from service.retrieval.records import (
+    CollectionInfo,
+    CollectionSpec,
+    CompactReport,
+    DoctorReport,
+    Item,
+    ItemOutcome,
+    Page,
+    Record,
+    RetrievalSettings,
+    SearchResult,
+    SnapshotInfo,
+    Vector,
+)
+from service.retrieval.rows import Change, Prepared, Rows
+from service.retrieval.searching import Query, Searcher
+from service.retrieval.tables import Tables
+
+log = logging.getLogger("clipworks.retrieval")
+_LEAST_DEAD = 256
+_GROWN = 4
+
+
+class Collection:
+    """Rows of one space. All methods may be called from any number of threads at once.
+
+    When a method that writes returns, its change is on disk and every later search sees it.
+    Besides the errors named below any method raises StoreClosed, StorageFailed, StoreCorrupt, or CollectionNotFound
+    once the collection is dropped.
+
+    Locks, always taken in this order: `_rebuilding` (one rebuild at a time), the gate (no commit between the
+    database and the index; see log.py), the searcher's read-write lock (FAISS).
+    """
+
+    def __init__(
+        self,
+        tables: Tables,
+        *,
+        log: Log,
+        settings: RetrievalSettings,
+        durability: Literal["full", "none"],
+        live: LiveIndex,
+        warnings: tuple[str, ...] = (),
+        wake: Callable[[], None] = lambda: None,
+    ) -> None:
+        """The store makes collections; `live` must be of the database's present moment. wake: upkeep may be due."""
+        self.name = tables.name
+        self.spec: CollectionSpec = tables.spec
+        self._tables = tables
+        self._log = log
+        self._settings = settings
+        self._durability: Literal["full", "none"] = durability
+        self._warnings = warnings
+        self._wake = wake
+        self._rows = Rows(tables.number, dim=self.spec.dim)
+        self._door = Door(self.spec, max_metadata_bytes=settings.max_metadata_bytes)
+        self._gate = threading.Lock()
+        self._rebuilding = threading.Lock()
+        self._searcher = Searcher(log, self._rows, self.spec.index, settings, gate=self._gate, live=live)
+        self._dropped = False
+
+    def upsert(self, items: Sequence[Item], *, all_or_nothing: bool = False) -> list[ItemOutcome]:
+        """Add or replace rows by id, in one transaction; of equal ids the last one stays.
+
+        all_or_nothing: a bad item raises, and nothing is written; else it only gets its own error in its outcome.
+        Returns one outcome for each item, in order.
+
+        Raises:
+            InvalidItem: with the index of the first bad item, if all_or_nothing.
+            StorageFull: nothing was applied.
+        """
+        self._check_open()
+        good: dict[str, Prepared] = {}
+        bad: dict[int, InvalidItem] = {}
+        for place, item in enumerate(items):
+            try:
+                good[item.id] = self._door.prepare(item)
+            except InvalidItem as error:
+                bad[place] = InvalidItem(str(error), index=place)
+                if all_or_nothing:
+                    raise bad[place] from None
+        replaced: set[str] = set()
+        if good:
+            rows = list(good.values())
+            replaced |= self._write(lambda db: self._rows.upsert(db, rows), weight=len(rows)).replaced
+        outcomes: list[ItemOutcome] = []
+        for place, item in enumerate(items):
+            if error := bad.get(place):
+                outcomes.append(ItemOutcome(place, str(item.id), error=error))
+            else:
+                outcomes.append(ItemOutcome(place, item.id, created=item.id not in replaced))
+                replaced.add(item.id)
+        return outcomes
+
+    def delete(self, ids: Sequence[str] | None = None, *, filter: dict[str, Any] | None = None) -> int:
+        """Remove rows by ids or by filter (exactly one of them); ids that are not there are no error.
+
+        Returns the number of rows removed.
+
+        Raises:
+            InvalidFilter, InvalidQuery, StorageFull
+        """
+        self._check_open()
+        if (ids is None) == (filter is None):
+            raise InvalidQuery("give ids or a filter, not both")
+        if ids is not None:
+            wanted = list(dict.fromkeys(ids))
+            for id in wanted:
+                check_id(id)
+            change = self._write(
+                lambda db: self._rows.delete(db, list(self._rows.rids_of(db, wanted).values())), weight=len(wanted)
+            )
+        else:
+            condition = compile_filter(filter, self.spec.metadata_schema)
+            change = self._write(lambda db: self._rows.delete(db, self._matching(db, condition)), weight=1000)
+        return len(change.removed)
+
+    def get(self, id: str, *, with_vector: bool = False) -> Record:
+        """Raises ItemNotFound."""
+        self._check_open()
+        check_id(id)
+        with self._log.read() as db:
+            found = self._rows.record(db, id, with_vector=with_vector)
+        if found is None:
+            raise ItemNotFound(f"collection {self.name} has no item with this id")
+        return found
+
+    def vector_of(self, ids: Sequence[str]) -> list[Vector | None]:
+        """Stored float32 vectors [D], None where there is no such id: for queries by stored id."""
+        self._check_open()
+        for id in ids:
+            check_id(id)
+        with self._log.read() as db:
+            rid_of = self._rows.rids_of(db, list(dict.fromkeys(ids)))
+            rids, vectors = self._rows.vectors_of(db, np.array(sorted(rid_of.values()), dtype=np.int64))
+        by_rid = dict(zip(rids.tolist(), vectors, strict=True))
+        return [by_rid[rid_of[id]] if id in rid_of else None for id in ids]
+
+    def items(self, *, cursor: str | None = None, limit: int = 100, with_vectors: bool = False) -> Page:
+        """One page of rows in the order of their ids; pass `Page.cursor` for the next.
+
+        A row that is there the whole time appears exactly once; others may or may not.
+
+        Raises:
+            InvalidQuery: a cursor that is not from here, or a limit outside 1 .. settings.max_results.
+        """
+        self._check_open()
+        if not 1 <= limit <= self._settings.max_results:
+            raise InvalidQuery(f"limit must be 1 to {self._settings.max_results}, got {limit}")
+        with self._log.read() as db:
+            found = self._rows.records_after(db, _id_of(cursor), limit=limit + 1, with_vectors=with_vectors)
+        more = len(found) > limit
+        return Page(found[:limit], _cursor_of(found[limit - 1].id) if more else None)
+
+    def search(
+        self,
+        vectors: Vector,
+        *,
+        top_k: int = 10,
+        offset: int = 0,
+        filter: dict[str, Any] | None = None,
+        min_score: float | None = None,
+        with_metadata: bool = True,
+        with_vectors: bool = False,
+        exclude_ids: Sequence[Sequence[str]] | None = None,
+    ) -> list[SearchResult]:
+        """The best rows for each query.
+
+        vectors: float32 [Q, D], finite and not zero; scores are inner products, so cosines for unit queries.
+        offset: hits to skip, for the next page. min_score: hits below it are left out.
+        exclude_ids: for each query the ids that it must not return (a query by stored id does not return itself).
+
+        Raises:
+            InvalidQuery: shape, values, or offset + top_k above settings.max_results.
+            InvalidFilter: with the place in the filter.
+        """
+        self._check_open()
+        queries = _check_queries(vectors, self.spec.dim)
+        if top_k < 1 or offset < 0 or offset + top_k > self._settings.max_results:
+            raise InvalidQuery(
+                f"top_k must be at least 1, offset at least 0 and their sum at most {self._settings.max_results},"
+                f" got top_k {top_k} and offset {offset}"
+            )
+        excluded = [frozenset(ids) for ids in ([()] * len(queries) if exclude_ids is None else exclude_ids)]
+        if len(excluded) != len(queries):
+            raise InvalidQuery(f"exclude_ids has {len(excluded)} entries for {len(queries)} queries")
+        if max((len(ids) for ids in excluded), default=0) > self._settings.max_results:
+            raise InvalidQuery(f"more than {self._settings.max_results} ids to exclude")
+        query = Query(
+            vectors=queries,
+            wanted=offset + top_k,
+            offset=offset,
+            condition=None if filter is None else compile_filter(filter, self.spec.metadata_schema),
+            min_score=min_score,
+            with_metadata=with_metadata,
+            with_vectors=with_vectors,
+            excluded=excluded,
+        )
+        return self._searcher.search(query)
+
+    def describe(self) -> CollectionInfo:
+        """Counts, kinds and sizes now."""
+        self._check_open()
+        state = self._searcher.state()
+        return CollectionInfo(
+            name=self.name,
+            spec=self.spec,
+            count=state.live,
+            dead=state.dead,
+            sequence=state.sequence,
+            kind=state.kind,
+            exact=state.kind == "flat",
+            index_bytes=state.nbytes,
+            disk_bytes=sum(path.stat().st_size for path in self._log.files()),
+            durability=self._durability,
+            rebuilding=self._rebuilding.locked(),
+            warnings=self._warnings,
+        )
+
+    def compact(self) -> CompactReport:
+        """Rebuild the index without dead slots, train it anew, and give unused pages of the database back."""
+        self._check_open()
+        removed = self._rebuild()
+        return CompactReport(slots_removed=removed, bytes_freed=self._log.free_pages())
+
+    def snapshot(self, path: Path) -> SnapshotInfo:
+        """Write a portable copy of the rows at one sequence to `path`, atomically; writes go on meanwhile.
+
+        Raises:
+            InvalidCollection: `path` exists.
+            StorageFull
+        """
+        self._check_open()
+        with self._log.read_long() as db:
+            counters = self._rows.counters(db)
+            return archive.write(path, self.spec, counters, self._rows.records(db))
+
+    def export_rows(self, *, batch: int = 1000) -> Iterator[list[Record]]:
+        """All rows, vectors included, in the order they were written, as of one sequence.
+
+        Close the iterator (or run it to its end) soon: while it is open the write-ahead log cannot shrink.
+        """
+        self._check_open()
+        with self._log.read_long() as db:
+            held: list[Record] = []
+            for record in self._rows.records(db):
+                held.append(record)
+                if len(held) == batch:
+                    yield held
+                    held = []
+            if held:
+                yield held
+
+    def doctor(self, *, queries: int = 100, recall_at: int = 10) -> DoctorReport:
+        """Check every row's checksum, that the index holds exactly the rows, and its recall against brute force.
+
+        Reads everything; searches and writes go on meanwhile, and rows changed while it runs are not counted as faults.
+        """
+        self._check_open()
+        return examine(self._log, self._rows, self._searcher, self.search, queries=queries, recall_at=recall_at)
+
+    # What the store needs of a collection; not for its users.
+
+    @property
+    def tables(self) -> Tables:
+        return self._tables
+
+    @property
+    def gate(self) -> threading.Lock:
+        return self._gate
+
+    @property
+    def searcher(self) -> Searcher:
+        return self._searcher
+
+    def mark_dropped(self) -> None:
+        self._dropped = True
+
+    def keep_up(self) -> bool:
+        """Rebuild the index if it is due; whether it was. For the upkeep thread."""
+        if self._dropped or not self._rebuild_due():
+            return False
+        self._rebuild()
+        return True
+
+    def _rebuild_due(self) -> bool:
+        state = self._searcher.state()
+        if state.broken:
+            return True
+        if state.dead >= _LEAST_DEAD and state.dead > self._settings.rebuild_dead_share * (state.live + state.dead):
+            return True
+        if wanted_kind(self.spec.index, state.live, self._settings, now=state.kind) != state.kind:
+            return True
+        # Trained on a fraction of what is there now: its ranges and lists may no longer fit.
+        return state.kind != "flat" and state.live > _GROWN * max(state.trained_rows, _LEAST_DEAD)
+
+    def _rebuild(self) -> int:
+        """Build beside the present index, catch up without holding anybody up, then swap; slots that it saved."""
+        with self._rebuilding:
+            before = self._searcher.state()
+            fresh = build(self._log, self._rows, self.spec.index, self._settings, now=before.kind)
+            with self._gate:
+                if self._searcher.state().broken:
+                    catch_up(self._log, self._rows, fresh)
+                else:
+                    catch_up(self._log, self._rows, fresh, alive=self._searcher.live_rids())
+                self._searcher.replace(fresh)
+            return max(0, before.dead - fresh.slots.dead)
+
+    def _write(self, work: Callable[[apsw.Connection], Change], *, weight: int) -> Change:
+        change = self._log.write(work, publish=self._publish, gate=self._gate, weight=weight)
+        if self._rebuild_due():
+            self._wake()
+        return change
+
+    def _publish(self, change: Change) -> None:
+        try:
+            self._searcher.apply(change)
+        except BaseException:
+            self._wake()
+            raise
+
+    def _matching(self, db: apsw.Connection, condition: Condition) -> list[int]:
+        statement = f"SELECT rid FROM metadata_{self._tables.number} WHERE {condition.sql}"
+        return [rid for (rid,) in each(db, statement, condition.values)]
+
+    def _check_open(self) -> None:
+        if self._dropped:
+            raise CollectionNotFound(f"collection {self.name} was dropped")
+
+
+def _check_queries(vectors: Any, dim: int) -> Vector:
+    queries = np.asarray(vectors)
+    if queries.dtype != np.float32 or queries.ndim != 2 or queries.shape[1] != dim:
+        raise InvalidQuery(f"queries must be float32 [n, {dim}], got {queries.dtype} {list(queries.shape)}")
+    finite = np.isfinite(queries).all(axis=1) & (np.abs(queries) < 1e15).all(axis=1)
+    if not finite.all():
+        raise InvalidQuery(f"query {int(np.argmin(finite))} has a number that is not finite or is huge")
+    empty = ~queries.any(axis=1)
+    if empty.any():
+        raise InvalidQuery(f"query {int(np.argmax(empty))} is the zero vector, which has no direction")
+    return np.ascontiguousarray(queries)
+
+
+def _cursor_of(id: str) -> str:
+    return base64.urlsafe_b64encode(id.encode()).decode().rstrip("=")
+
+
+def _id_of(cursor: str | None) -> str:
+    if cursor is None:
+        return ""
+    try:
+        return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
+    except (ValueError, UnicodeError):
+        raise InvalidQuery("the cursor is not one that a page of items gave") from None

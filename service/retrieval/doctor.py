@@ -1,0 +1,133 @@
+"""Proof that what is stored is what was written, and that the index holds exactly that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.retrieval.database import each
+from service.retrieval.log import Log
+from service.retrieval.ranking import exact_scores
+from service.retrieval.records import DoctorReport, SearchResult, Vector
+from service.retrieval.rows import Rows, row_checksum, vector_checksum
+from service.retrieval.searching import Searcher
+
+_BLOCK = 4096
+
+
+def examine(
+    log: Log,
+    rows: Rows,
+    searcher: Searcher,
+    search: Callable[..., list[SearchResult]],
+    *,
+    queries: int,
+    recall_at: int,
+) -> DoctorReport:
+    """Compare truth and index block by block; a row that is gone from one of them meanwhile is not looked at."""
+    problems: list[str] = []
+    bad: list[str] = []
+    differing = 0
+    seen = 0
+    last = 0
+    exact = searcher.state().kind == "flat"
+    before = searcher.state().sequence
+    picker = np.random.default_rng(0)
+    sample: list[Vector] = []
+    while True:
+        rids, vectors, damaged, last_seen = _block(log, rows, last)
+        bad += damaged
+        if last_seen is None:
+            break
+        last = last_seen
+        seen += len(rids)
+        differing += searcher.differing(rids, vectors)
+        sample += [vectors[place] for place in picker.permutation(len(vectors))[:queries]]
+    with log.read() as db:
+        counted = len(rows.all_rids(db))
+        noted = rows.counters(db).rows
+    state = searcher.state()
+    if bad:
+        problems.append(f"{len(bad)} rows are not what was written; delete them or restore a snapshot")
+    if counted != noted:
+        problems.append(f"{counted} rows are there, {noted} should be")
+    if not searcher.holds_exactly():
+        problems.append("the index does not hold exactly the rows that are stored; compact rebuilds it")
+    if differing:
+        problems.append(f"{differing} vectors of the index are not those stored; compact rebuilds it")
+    recall, sampled = None, 0
+    if sample and not problems:
+        chosen = np.stack(sample)[picker.permutation(len(sample))[:queries]]
+        recall, sampled = _recall(log, rows, search, chosen, recall_at), len(chosen)
+        if exact and recall < 1 and searcher.state().sequence == before:
+            problems.append(f"an exact index found only {recall:.4f} of the true neighbours")
+    return DoctorReport(
+        rows=counted,
+        indexed=state.live,
+        bad_rows=tuple(bad),
+        differing_slots=differing,
+        recall=recall,
+        recall_at=recall_at,
+        sampled=sampled,
+        problems=tuple(problems),
+    )
+
+
+def _block(log: Log, rows: Rows, after: int) -> tuple[NDArray[np.int64], Vector, list[str], int | None]:
+    """The next rows: numbers and vectors of the sound ones, names of the damaged ones, the last number looked at."""
+    number = rows.number
+    sound: list[int] = []
+    vectors: list[bytes] = []
+    bad: list[str] = []
+    last: int | None = None
+    statement = (
+        f"SELECT i.rid, i.id, i.sequence, i.checksum, m.document, v.checksum, v.vector FROM items_{number} AS i"
+        f" LEFT JOIN metadata_{number} AS m ON m.rid = i.rid LEFT JOIN vectors_{number} AS v ON v.rid = i.rid"
+        " WHERE i.rid > ? ORDER BY i.rid LIMIT ?"
+    )
+    with log.read() as db:
+        for rid, id, sequence, checksum, document, vector_sum, vector in each(db, statement, (after, _BLOCK)):
+            last = rid
+            if (
+                isinstance(document, str)
+                and isinstance(vector, bytes)
+                and len(vector) == 4 * rows.dim
+                and vector_checksum(rid, vector) == vector_sum
+                and row_checksum(rid, id, sequence, vector_sum, document) == checksum
+            ):
+                sound.append(rid)
+                vectors.append(vector)
+            else:
+                bad.append(id if isinstance(id, str) else f"row {rid}")
+    joined = np.frombuffer(b"".join(vectors), "<f4").reshape(len(vectors), rows.dim).astype(np.float32, copy=False)
+    return np.array(sound, dtype=np.int64), joined, bad, last
+
+
+def _recall(log: Log, rows: Rows, search: Callable[..., list[SearchResult]], queries: Vector, recall_at: int) -> float:
+    """Share of the scores of the true best rows that the search reaches, by one pass of brute force over the truth.
+
+    By scores, not ids: which of several equal vectors are found is not a matter of recall.
+    """
+    best = np.full((len(queries), recall_at), -np.inf, np.float32)
+    last = 0
+    found = search(queries, top_k=recall_at, with_metadata=False)
+    while True:
+        with log.read() as db:
+            rids, vectors = rows.block_after(db, last, limit=_BLOCK)
+        if not len(rids):
+            break
+        last = int(rids[-1])
+        for place, query in enumerate(queries):
+            rough = vectors @ query
+            top = np.argsort(-rough)[: 2 * recall_at]
+            both = np.concatenate([best[place], exact_scores(query, vectors[top])])
+            best[place] = -np.sort(-both)[:recall_at]
+    shares: list[float] = []
+    for place, result in enumerate(found):
+        wanted = best[place][np.isfinite(best[place])]
+        scores = np.array([hit.score for hit in result.hits], dtype=np.float32)
+        reached = int((scores >= wanted[-1]).sum()) if len(wanted) else 0
+        shares.append(min(1.0, reached / len(wanted)) if len(wanted) else 1.0)
+    return float(np.mean(shares))

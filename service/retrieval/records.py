@@ -1,0 +1,242 @@
+"""What goes into the store and comes out of it, as plain frozen data. No HTTP, no model, no FAISS."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from model_store.errors import SpaceMismatch
+from service.retrieval.paths import parse_path
+
+FieldType = Literal["string", "number", "boolean", "string[]", "number[]"]
+IndexKind = Literal["auto", "flat", "sq8", "ivf_sq8"]
+BuiltKind = Literal["flat", "sq8", "ivf_sq8"]
+Vector = NDArray[np.float32]
+Metadata = dict[str, Any]
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+MAX_DIM = 8192
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class IndexSpec(_Closed):
+    """How a collection is searched; `auto` goes flat -> sq8 -> ivf_sq8 as it grows.
+
+    nprobe: lists an ivf_sq8 search looks into; None takes the setting's share of all lists.
+    oversample: candidates rescored in float32 per wanted hit, of sq8 and ivf_sq8.
+    """
+
+    kind: IndexKind = "auto"
+    nprobe: int | None = Field(None, ge=1, le=65536)
+    oversample: int = Field(4, ge=1, le=64)
+
+
+class CollectionSpec(_Closed):
+    """What a collection is bound to for life; an equal specification creates the same collection again.
+
+    model: `name@version` of the model whose vectors it holds, so that it can be loaded on demand.
+    space: what its vectors may be compared with.
+    fingerprints: encoder by modality (`image`, `text`) that rows may come from.
+    metadata_schema: dotted field -> type. A declared field has that type or is missing in every item, and one that is
+        no list is indexed, so that a filter on it costs no scan.
+    """
+
+    model: str = Field(min_length=1, max_length=256)
+    space: str = Field(min_length=1, max_length=128)
+    fingerprints: dict[str, str]
+    dim: int = Field(ge=1, le=MAX_DIM)
+    index: IndexSpec = Field(default_factory=lambda: IndexSpec(nprobe=None, oversample=4))
+    metadata_schema: dict[str, FieldType] = Field(default_factory=dict, max_length=64)
+
+    @field_validator("metadata_schema")
+    @classmethod
+    def _paths(cls, value: dict[str, FieldType]) -> dict[str, FieldType]:
+        for field in value:
+            parse_path(field)
+        return value
+
+    def require_space(self, space: str, *, of: str) -> None:
+        """Refuse to compare vectors of two spaces. `of` says whose vector it is, for the message.
+
+        Raises:
+            SpaceMismatch
+        """
+        if space != self.space:
+            raise SpaceMismatch(f"{of} is of space {space}, the collection holds vectors of space {self.space}")
+
+    def require_fingerprint(self, modality: str, fingerprint: str, *, of: str) -> None:
+        """Refuse to add a row that another encoder made.
+
+        Raises:
+            SpaceMismatch
+        """
+        pinned = self.fingerprints.get(modality)
+        if fingerprint != pinned:
+            raise SpaceMismatch(
+                f"{of} was made by the {modality} encoder {fingerprint}, the collection takes rows of {pinned}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One row to store.
+
+    id: 1-512 bytes of UTF-8 without control characters.
+    vector: float32 [D], finite, of unit length (within 1e-3); the caller normalises.
+    metadata: a JSON object; integers within 64 bits, no NaN or Infinity.
+    """
+
+    id: str
+    vector: Vector
+    metadata: Metadata
+
+
+@dataclass(frozen=True, slots=True)
+class ItemOutcome:
+    """What became of one item of an upsert.
+
+    error: None says that it is durable and visible. created: False says that it replaced a row.
+    """
+
+    index: int
+    id: str
+    created: bool = False
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One stored row; `vector` (float32 [D]) only where asked for. `sequence` grows with every change."""
+
+    id: str
+    metadata: dict[str, Any]
+    sequence: int
+    vector: Vector | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Rows in the order of their ids; `cursor` None after the last page."""
+
+    records: list[Record]
+    cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """`score`: inner product of the query and the stored vector, summed in float64, rounded to float32."""
+
+    id: str
+    score: float
+    metadata: dict[str, Any]
+    vector: Vector | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """Best first, equal scores by id. `exact`: no better row exists; False where the index is approximate."""
+
+    exact: bool
+    hits: list[Hit]
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionInfo:
+    """What `describe` tells. Bytes: memory of the index, and of the whole store's files on disk.
+
+    exact: whether searches without a filter are exact. kind: what is built now; the wanted kind is in `spec.index`.
+    durability: `full` (an answer means synced to disk) or `none` (a temporary folder).
+    warnings: what was found wrong at open, in words; empty when all was well.
+    """
+
+    name: str
+    spec: CollectionSpec
+    count: int
+    dead: int
+    sequence: int
+    kind: BuiltKind
+    exact: bool
+    index_bytes: int
+    disk_bytes: int
+    durability: Literal["full", "none"]
+    rebuilding: bool
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CompactReport:
+    """Dead slots that left the index, and bytes that left the database file."""
+
+    slots_removed: int
+    bytes_freed: int
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInfo:
+    """A portable copy of one collection at one sequence; `sha256` covers every byte before it in the file."""
+
+    path: str
+    sha256: str
+    bytes: int
+    count: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorReport:
+    """What `doctor` found.
+
+    rows, indexed: rows of the truth, live slots of the index; they must be equal.
+    bad_rows: ids (or row numbers, where the id itself is damaged) whose checksum is wrong.
+    differing_slots: live slots whose vector is not the row's.
+    recall: mean share of the true top `recall_at` that the index finds, over `sampled` stored vectors as queries;
+        1.0 is required of an exact index.
+    problems: each in one sentence; empty means healthy.
+    """
+
+    rows: int
+    indexed: int
+    bad_rows: tuple[str, ...]
+    differing_slots: int
+    recall: float | None
+    recall_at: int
+    sampled: int
+    problems: tuple[str, ...]
+
+    @property
+    def healthy(self) -> bool:
+        return not self.problems
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalSettings:
+    """Knobs of the whole store; the defaults are meant to be right.
+
+    train_min_rows: below it every collection is flat: there is too little to train another kind on.
+    flat_max_rows, sq8_max_rows: where `auto` leaves flat for sq8, and sq8 for ivf_sq8.
+    threads: OpenMP threads of one index search; 0 takes one for each core.
+    readers: reading connections, and so the number of reads at one time.
+    checkpoint_s: seconds between truncations of the write-ahead log and notes of the reached sequence.
+    rebuild_dead_share: an index with a larger share of dead slots is rebuilt in the background.
+    max_results: largest offset + top_k.  max_metadata_bytes: of one item, as JSON.
+    group_items: items at most that share one commit.  bitmap_cache_bytes: for bitmaps of filters, per collection.
+    """
+
+    train_min_rows: int = 256
+    flat_max_rows: int = 50_000
+    sq8_max_rows: int = 1_000_000
+    threads: int = 0
+    readers: int = 4
+    checkpoint_s: float = 30.0
+    rebuild_dead_share: float = 0.2
+    max_results: int = 10_000
+    max_metadata_bytes: int = 65_536
+    group_items: int = 5_000
+    bitmap_cache_bytes: int = 64 * 2**20

@@ -1,0 +1,349 @@
+"""Searching one collection while others write it, without ever showing a state that no moment had."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import apsw
+import numpy as np
+from numpy.typing import NDArray
+
+from service.retrieval.database import each
+from service.retrieval.errors import StorageFailed
+from service.retrieval.filters import Condition
+from service.retrieval.live import LiveIndex
+from service.retrieval.log import Log
+from service.retrieval.masks import Mask, MaskCache, extended
+from service.retrieval.ranking import Ranked, best, rank_flat, rank_rows, rough_candidates
+from service.retrieval.records import BuiltKind, Hit, IndexSpec, RetrievalSettings, SearchResult, Vector
+from service.retrieval.rows import Change, Rows
+from service.retrieval.rwlock import ReadWriteLock
+from service.retrieval.slots import Bits, slots_in
+from service.retrieval.tables import Counters
+
+# Below this many allowed rows comparing with each of them is exact, and no slower than any index.
+EXACT_ROWS = 10_000
+# Rows x queries of one hold of the lock: a long batch must not keep a write waiting for seconds.
+_WORK = 32_000_000
+# Candidates whose vectors and ids are in memory at one time.
+_CANDIDATES = 100_000
+_ATTEMPTS = 3
+_SAME = 1e-5
+_LEAST_COSINE = 0.95
+
+
+@dataclass(frozen=True)
+class Query:
+    """A validated batch. wanted: offset + top_k. excluded: ids that each query must not return."""
+
+    vectors: Vector
+    wanted: int
+    offset: int
+    condition: Condition | None
+    min_score: float | None
+    with_metadata: bool
+    with_vectors: bool
+    excluded: Sequence[frozenset[str]]
+
+
+@dataclass(frozen=True)
+class State:
+    """Numbers of one moment."""
+
+    kind: BuiltKind
+    live: int
+    dead: int
+    sequence: int
+    nbytes: int
+    trained_rows: int
+    broken: bool
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """An index as bytes: rids by slot, dead slots included, and what FAISS writes of itself."""
+
+    kind: BuiltKind
+    counters: Counters
+    trained_rows: int
+    rids: NDArray[np.int64]
+    index: NDArray[np.uint8]
+
+
+class _RowVanished(Exception):
+    """A row that the index found was removed before it could be read: look again."""
+
+
+class Searcher:
+    """The index of one collection, and the only place that touches it.
+
+    `_lock` guards the index itself: searches share it, `apply` and `replace` take it alone.
+    The gate (the log's writer holds it from before COMMIT until `apply` is done) makes database and index one moment;
+    it is taken before `_lock`, never while waiting for a reading connection of the log is certain to need a writer.
+    The mask cache is touched only under the gate. Whoever holds a reading connection waits for neither.
+
+    A search reads the index first and the rows after, and rows may change between. Rows never change their content, so
+    the only thing that can go wrong is that one is gone; then it looks again, the last time with the gate held.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        rows: Rows,
+        spec: IndexSpec,
+        settings: RetrievalSettings,
+        *,
+        gate: threading.Lock,
+        live: LiveIndex,
+    ) -> None:
+        self._log = log
+        self._rows = rows
+        self._spec = spec
+        self._gate = gate
+        self._lock = ReadWriteLock()
+        self._live = live
+        self._masks = MaskCache(settings.bitmap_cache_bytes)
+        self._broken = False
+
+    def state(self) -> State:
+        with self._lock.read():
+            live = self._live
+            return State(
+                live.index.kind,
+                live.slots.live,
+                live.slots.dead,
+                live.counters.sequence,
+                live.nbytes,
+                live.trained_rows,
+                self._broken,
+            )
+
+    def apply(self, change: Change) -> None:
+        """Show a committed change. The caller (the log's writer) holds the gate."""
+        with self._lock.write():
+            if self._broken:
+                return  # the rebuild that is due reads it from the truth
+            try:
+                self._live.apply(change)
+            except BaseException:
+                self._broken = True
+                raise
+
+    def replace(self, live: LiveIndex) -> None:
+        """Swap in a rebuilt index of the present moment. The caller holds the gate."""
+        with self._lock.write():
+            self._live = live
+            self._broken = False
+        self._masks.clear()
+
+    def live_rids(self) -> NDArray[np.int64]:
+        """Row numbers of live slots. The caller holds the gate."""
+        with self._lock.read():
+            return self._live.slots.rids[self._live.slots.live_slots()]
+
+    def holds_exactly(self) -> bool:
+        """Whether index and database hold the same rows at one moment."""
+        with self._gate:
+            with self._log.read() as db:
+                truth = self._rows.all_rids(db)
+            return np.array_equal(truth, self.live_rids())
+
+    def differing(self, rids: NDArray[np.int64], vectors: Vector) -> int:
+        """How many of these rows, as the truth has them, lie in a live slot that holds another vector."""
+        with self._gate, self._lock.write():
+            slots = self._live.slots.slots_of(rids)
+            slots = slots[self._live.slots.is_live(slots)]
+            decoded = self._live.index.decoded(slots)
+            truth = vectors[np.searchsorted(rids, self._live.slots.rids[slots])]
+            expected = self._live.index.rounded(truth)
+            exact = self._live.index.kind == "flat"
+        if exact:
+            return int((expected != decoded).any(axis=1).sum())
+        near = np.abs(expected - decoded).max(axis=1, initial=0.0) <= _SAME
+        # Of two centroids equally near either may have been taken; the vector is then another one, but not far off.
+        norms = np.linalg.norm(decoded, axis=1) * np.linalg.norm(truth, axis=1)
+        cosine = np.einsum("nd,nd->n", truth, decoded) / np.maximum(norms, 1e-12)
+        return int((~near & (cosine < _LEAST_COSINE)).sum())
+
+    def freeze(self) -> Frozen:
+        """A copy of the present index for a snapshot; writes wait while it is made."""
+        with self._lock.read():
+            live = self._live
+            return Frozen(
+                live.index.kind,
+                live.counters,
+                live.trained_rows,
+                live.slots.rids.copy(),
+                live.index.to_bytes() if live.slots.count else np.zeros(0, np.uint8),
+            )
+
+    def search(self, query: Query) -> list[SearchResult]:
+        found: list[SearchResult] = []
+        with self._lock.read():
+            count = self._live.slots.count
+        rows = self._spec.oversample * (query.wanted + max((len(ids) for ids in query.excluded), default=0))
+        step = max(1, min(_WORK // max(1, count), _CANDIDATES // rows))
+        for start in range(0, len(query.vectors), step):
+            found += self._search_some(query, slice(start, start + step))
+        return found
+
+    def _search_some(self, query: Query, part: slice) -> list[SearchResult]:
+        for _ in range(_ATTEMPTS):
+            try:
+                return self._attempt(query, part, gated=False)
+            except _RowVanished:
+                with self._gate:
+                    pass  # by then the index knows what the database knew
+        with self._gate:
+            try:
+                return self._attempt(query, part, gated=True)
+            except _RowVanished:
+                self._broken = True  # nothing changed meanwhile, so the index is wrong; upkeep rebuilds it
+                raise StorageFailed(
+                    "the index holds rows that the database does not have; it is being rebuilt"
+                ) from None
+
+    def _attempt(self, query: Query, part: slice, *, gated: bool) -> list[SearchResult]:
+        vectors, excluded = query.vectors[part], query.excluded[part]
+        wanted = [query.wanted + len(ids) for ids in excluded]
+        allowed = self._enter(query.condition, gated=gated)
+        try:
+            exact, ranked, rids, rows = self._rank(vectors, wanted, allowed)
+        finally:
+            self._lock.release_read()
+        with self._log.read() as db:
+            if rids is not None:
+                ranked = self._rescore(db, vectors, wanted, rids, rows, shared=exact)
+            return self._hits(db, query, ranked or [], excluded, exact=exact)
+
+    def _enter(self, condition: Condition | None, *, gated: bool) -> Bits | None:
+        """Take the lock for reading, with the live slots that the filter leaves; None without a filter."""
+        if condition is None:
+            self._lock.acquire_read()
+            self._refuse_broken()
+            return None
+        with nullcontext() if gated else self._gate:
+            mask = self._masks.get(condition.key)
+            with self._lock.read():
+                last_rid = self._live.counters.last_rid
+            if mask and mask.last_rid >= last_rid:
+                return self._enter_with(mask)
+        rids, seen = self._matching(condition, mask.last_rid if mask else 0)  # may take long: nobody waits for it
+        with nullcontext() if gated else self._gate:
+            if mask is not None and mask.generation != self._masks.generation:  # of slots that are no more
+                mask, (rids, seen) = None, self._matching(condition, 0)
+            with self._lock.read():
+                live = self._live
+                fresh = extended(mask, live.slots, rids, seen, generation=self._masks.generation)
+            if live.counters.last_rid > seen:
+                rids, seen = self._matching(condition, seen)
+                with self._lock.read():
+                    fresh = extended(fresh, live.slots, rids, seen, generation=fresh.generation)
+            self._masks.put(condition.key, fresh)
+            return self._enter_with(fresh)
+
+    def _enter_with(self, mask: Mask) -> Bits:
+        """With the gate held: no row can come or go before the lock is taken."""
+        self._lock.acquire_read()
+        self._refuse_broken()
+        bits = self._live.slots.bits
+        allowed = np.zeros_like(bits)
+        np.bitwise_and(bits[: len(mask.bits)], mask.bits[: len(bits)], out=allowed[: len(mask.bits)])
+        return allowed
+
+    def _refuse_broken(self) -> None:
+        if self._broken:
+            self._lock.release_read()
+            raise StorageFailed("the index is being rebuilt after a failure; try again soon")
+
+    def _matching(self, condition: Condition, after_rid: int) -> tuple[NDArray[np.int64], int]:
+        """Rows above a number that match, growing, and the last number that was looked at."""
+        statement = (
+            f"SELECT rid FROM metadata_{self._rows.number} WHERE ({condition.sql}) AND rid > ?"
+            if after_rid
+            else f"SELECT rid FROM metadata_{self._rows.number} WHERE {condition.sql}"
+        )
+        values = (*condition.values, after_rid) if after_rid else condition.values
+        with self._log.read() as db:
+            found = np.fromiter((rid for (rid,) in each(db, statement, values)), np.int64)
+            return np.sort(found), self._rows.counters(db).last_rid
+
+    def _rank(
+        self, vectors: Vector, wanted: list[int], allowed: Bits | None
+    ) -> tuple[bool, list[Ranked] | None, list[NDArray[np.int64]] | None, Vector | None]:
+        """Under the lock: the ranking itself, or the row numbers (and vectors, if at hand) that it has to be made of.
+
+        One list of row numbers for all queries means that these are all rows there are, so the answer is exact.
+        """
+        live = self._live
+        index, slots = live.index, live.slots
+        count = slots.live if allowed is None else int(np.bitwise_count(allowed).sum(dtype=np.int64))
+        rough_rows = 0 if index.kind == "flat" else self._spec.oversample * max(wanted)
+        if count <= max(rough_rows, EXACT_ROWS if allowed is not None else 0):
+            chosen = slots_in(slots.bits if allowed is None else allowed)
+            return True, None, [slots.rids[chosen]], index.vectors_at(chosen) if index.kind == "flat" else None
+        if index.kind == "flat":
+            return True, rank_flat(index, slots, vectors, wanted, allowed), None, None
+        rough = rough_candidates(index, slots, vectors, max(wanted), allowed, oversample=self._spec.oversample)
+        return False, None, rough, None
+
+    def _rescore(
+        self,
+        db: apsw.Connection,
+        vectors: Vector,
+        wanted: list[int],
+        rids: list[NDArray[np.int64]],
+        rows: Vector | None,
+        *,
+        shared: bool,
+    ) -> list[Ranked]:
+        """Exact scores for candidates, from float32 vectors that the index had or that the database has."""
+        if rows is None:
+            every = np.unique(np.concatenate(rids)) if rids else np.zeros(0, np.int64)
+            found, rows = self._rows.vectors_of(db, every)
+            if len(found) != len(every):
+                raise _RowVanished
+        else:
+            every = rids[0]
+        if shared:
+            return rank_rows(vectors, every, rows, wanted)
+        places = [np.searchsorted(every, one) for one in rids]
+        return [best(vectors[query], rids[query], rows[places[query]], wanted[query]) for query in range(len(vectors))]
+
+    def _hits(
+        self,
+        db: apsw.Connection,
+        query: Query,
+        ranked: list[Ranked],
+        excluded: Sequence[frozenset[str]],
+        *,
+        exact: bool,
+    ) -> list[SearchResult]:
+        every = np.unique(np.concatenate([one.rids for one in ranked])) if ranked else np.zeros(0, np.int64)
+        id_of = self._rows.ids_of(db, every)
+        if len(id_of) != len(every):
+            raise _RowVanished
+        chosen: list[list[tuple[float, str, int]]] = []
+        for one, out in zip(ranked, excluded, strict=True):
+            rows = [
+                (-score, id_of[rid], rid)
+                for rid, score in zip(one.rids.tolist(), one.scores.tolist(), strict=True)
+                if id_of[rid] not in out and (query.min_score is None or score >= query.min_score)
+            ]
+            chosen.append(sorted(rows)[query.offset : query.wanted])
+        shown = np.array(sorted({rid for rows in chosen for _, _, rid in rows}), dtype=np.int64)
+        metadata = self._rows.metadata_of(db, shown) if query.with_metadata else {}
+        vector_of: dict[int, Vector] = {}
+        if query.with_vectors:
+            rids, vectors = self._rows.vectors_of(db, shown)
+            vector_of = dict(zip(rids.tolist(), vectors, strict=True))
+        return [
+            SearchResult(
+                exact=exact,
+                hits=[Hit(id, -score, metadata.get(rid, {}), vector_of.get(rid)) for score, id, rid in rows],
+            )
+            for rows in chosen
+        ]

@@ -1,0 +1,386 @@
+"""The collections of one data folder, owned by one process."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+import apsw
+
+from service.retrieval import archive, cache, lock, witness
+from service.retrieval.collection import Collection
+from service.retrieval.database import CHECKSUMS, ensure_checksums, translate
+from service.retrieval.errors import (
+    CollectionConflict,
+    CollectionNotFound,
+    InvalidCollection,
+    RetrievalError,
+    StoreClosed,
+    StoreCorrupt,
+)
+from service.retrieval.live import LiveIndex, build, catch_up, wanted_kind
+from service.retrieval.log import Log
+from service.retrieval.records import NAME_PATTERN, CollectionInfo, CollectionSpec, RetrievalSettings
+from service.retrieval.rows import Prepared, Rows
+from service.retrieval.tables import (
+    Tables,
+    create_list,
+    drop_collection,
+    drop_unready,
+    insert_collection,
+    mark_ready,
+    read_list,
+    renew_epoch,
+)
+
+log = logging.getLogger("clipworks.retrieval")
+DATABASE = "collections.sqlite3"
+INDEXES = "indexes"
+_RESTORE_ROWS = 2000
+_SAVE_SHARE = 0.1
+
+
+class CollectionStore:
+    """Open with `CollectionStore.open`; close it, or use it as a context manager. Safe from any thread.
+
+    Threads: the log's writer (see log.py) and one for upkeep, which rebuilds indexes, saves them, and notes progress.
+    `_changing` guards the dictionary of collections and is held while one is made or dropped.
+    """
+
+    def __init__(
+        self, folder: Path, *, owner: lock.FolderLock, settings: RetrievalSettings, temporary: bool, vfs: str
+    ) -> None:
+        """Use `open`."""
+        self._folder = folder
+        self._owner = owner
+        self._settings = settings
+        self._temporary = temporary
+        self._changing = threading.Lock()
+        self._collections: dict[str, Collection] = {}
+        self._saved: dict[int, int] = {}
+        self._noted: witness.Progress = {}
+        self._closed = False
+        self._stop = False
+        self._due = threading.Event()
+        self._warnings: tuple[str, ...] = ()
+        path = folder / DATABASE
+        noted = witness.load(folder)
+        if noted and not path.exists():
+            raise StoreCorrupt(f"{path} is missing, but {folder / witness.NAME} knows of {len(noted)} collections")
+        self._log = Log(
+            path,
+            vfs=vfs,
+            readers=settings.readers,
+            group_items=settings.group_items,
+            checkpoint_s=settings.checkpoint_s,
+        )
+        try:
+            self._load(noted or {})
+        except BaseException:
+            self._log.close()
+            raise
+        self._upkeep = threading.Thread(target=self._keep_up, name="retrieval-upkeep", daemon=True)
+        self._upkeep.start()
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path | None,
+        *,
+        address: str | None = None,
+        settings: RetrievalSettings | None = None,
+        vfs: str = CHECKSUMS,
+    ) -> CollectionStore:
+        """Take the folder, read every collection into memory, and start the writer.
+
+        folder: created if missing; None keeps everything in a temporary folder that is deleted at close.
+        address: where the owner can be reached, for whoever tries to open the folder too.
+        vfs: SQLite's file layer; one that tests put on top of the checksumming one.
+
+        Raises:
+            FolderInUse: another process holds it; the message and `address` say which.
+            StoreCorrupt: a file of the truth is damaged; the message names it.
+            StorageFull, StorageFailed
+        """
+        temporary = folder is None
+        folder = Path(tempfile.mkdtemp(prefix="clipworks-collections-")) if folder is None else folder
+        try:
+            (folder / INDEXES).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise translate(error, folder) from error
+        ensure_checksums()
+        owner = lock.FolderLock(folder, address)
+        try:
+            return cls(folder, owner=owner, settings=settings or RetrievalSettings(), temporary=temporary, vfs=vfs)
+        except BaseException:
+            owner.release()
+            raise
+
+    @staticmethod
+    def holder(folder: Path) -> str | None:
+        """Address of the process that holds the folder now, "" if it wrote none; None if the folder is free."""
+        return lock.holder(folder)
+
+    def announce(self, address: str) -> None:
+        """Write the owner's address into the lock file, once it is known."""
+        self._owner.announce(address)
+
+    def create(self, name: str, spec: CollectionSpec) -> tuple[Collection, bool]:
+        """The collection of that name, and whether it is new; an equal specification gives the one that is there.
+
+        Raises:
+            InvalidCollection: a name that does not match [a-z0-9][a-z0-9._-]{0,63}.
+            CollectionConflict: it exists with another specification.
+        """
+        if not NAME_PATTERN.fullmatch(name):
+            raise InvalidCollection(f"a collection's name must match {NAME_PATTERN.pattern}, got {name[:80]!r}")
+        with self._open_for_change():
+            there = self._collections.get(name)
+            if there is not None:
+                if there.spec != spec:
+                    raise CollectionConflict(f"collection {name} exists with another {_difference(there.spec, spec)}")
+                return there, False
+            tables = self._log.write(lambda db: insert_collection(db, name, spec, epoch=uuid.uuid4().hex, ready=True))
+            return self._admit(tables, build(self._log, _rows(tables), spec.index, self._settings, now=None)), True
+
+    def get(self, name: str) -> Collection:
+        """Raises CollectionNotFound."""
+        found = self._collections.get(name)
+        if self._closed:
+            raise StoreClosed("the store is closed")
+        if found is None:
+            raise CollectionNotFound(f"there is no collection {name[:80]!r}")
+        return found
+
+    def list(self) -> list[CollectionInfo]:
+        """All collections by name."""
+        with self._open_for_change():
+            held = sorted(self._collections.items())
+        return [collection.describe() for _, collection in held]
+
+    def drop(self, name: str) -> None:
+        """Delete a collection with all its rows, durably.
+
+        Raises:
+            CollectionNotFound
+        """
+        with self._open_for_change():
+            found = self._collections.get(name)
+            if found is None:
+                raise CollectionNotFound(f"there is no collection {name[:80]!r}")
+            number = found.tables.number
+            self._log.write(lambda db: drop_collection(db, number), gate=found.gate)
+            found.mark_dropped()
+            del self._collections[name]
+            self._saved.pop(number, None)
+            cache.path_of(self._folder / INDEXES, found.tables).unlink(missing_ok=True)
+            self._note_progress()
+
+    def restore(self, path: Path, *, name: str) -> Collection:
+        """A new collection from a file that `Collection.snapshot` wrote; all of it or nothing.
+
+        Raises:
+            StoreCorrupt: the file is not complete or not what was written.
+            CollectionConflict: the name is taken.
+        """
+        if not NAME_PATTERN.fullmatch(name):
+            raise InvalidCollection(f"a collection's name must match {NAME_PATTERN.pattern}, got {name[:80]!r}")
+        with self._open_for_change(), archive.opened(path) as (header, rows):
+            if name in self._collections:
+                raise CollectionConflict(f"collection {name} exists; restore under another name, or drop it first")
+            hidden = f".restoring-{uuid.uuid4().hex}"
+            tables = self._log.write(
+                lambda db: insert_collection(db, hidden, header.spec, epoch=uuid.uuid4().hex, ready=False)
+            )
+            try:
+                self._fill(tables, rows, header.count, path)
+                self._log.write(lambda db: mark_ready(db, tables.number, name))
+            except BaseException:
+                self._log.write(lambda db: drop_collection(db, tables.number))
+                raise
+            named = Tables(tables.number, name, header.spec, tables.epoch)
+            return self._admit(named, build(self._log, _rows(named), header.spec.index, self._settings, now=None))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was found wrong at open, in words."""
+        return self._warnings
+
+    def close(self) -> None:
+        """Finish the writes in hand, write index snapshots, truncate the log, release the folder. Twice is no error."""
+        with self._changing:
+            if self._closed:
+                return
+            self._closed = True
+        self._stop = True
+        self._due.set()
+        self._log.close()
+        self._upkeep.join()
+        if not self._temporary:
+            self._save_indexes(least_share=0.0)
+            self._note_progress()
+        self._owner.release()
+        if self._temporary:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> CollectionStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def _open_for_change(self) -> Generator[None]:
+        with self._changing:
+            if self._closed:
+                raise StoreClosed("the store is closed")
+            yield
+
+    def _load(self, noted: witness.Progress) -> None:
+        started = time.monotonic()
+
+        def list_all(db: apsw.Connection) -> list[Tables]:
+            create_list(db)
+            drop_unready(db)
+            return read_list(db)
+
+        found = self._log.write(list_all)
+        for tables in found:
+            self._load_one(tables, noted)
+        epochs = {tables.epoch for tables in found}
+        self._warnings += tuple(witness.shortfalls({k: v for k, v in noted.items() if k not in epochs}, []))
+        for warning in self._warnings:
+            log.warning("%s", warning)
+        known = {cache.path_of(self._folder / INDEXES, tables).name for tables in found}
+        for path in (self._folder / INDEXES).iterdir():
+            if path.name not in known:
+                path.unlink(missing_ok=True)
+        if self._warnings:
+            self._note_progress()
+        log.info("%d collections opened in %.2f s", len(found), time.monotonic() - started)
+
+    def _load_one(self, tables: Tables, noted: witness.Progress) -> None:
+        """From the index snapshot if it can be trusted and fits, else from the truth."""
+        rows = _rows(tables)
+        path = cache.path_of(self._folder / INDEXES, tables)
+        with self._log.read() as db:
+            now = rows.counters(db)
+        found = cache.load(path, tables, tables.spec.index, self._settings)
+        warnings = witness.shortfalls({k: v for k, v in noted.items() if k == tables.epoch}, [(tables, now.sequence)])
+        if isinstance(found, str):
+            warnings.append(f"{found}; the index was rebuilt from the truth")
+            found = None
+        elif found and (found.counters.sequence > now.sequence or found.counters.last_rid > now.last_rid):
+            warnings.append(
+                f"{path} is of change {found.counters.sequence}, the truth is at {now.sequence}: the write-ahead log"
+                " was cut or damaged; the index was rebuilt from the truth"
+            )
+            found = None
+        if warnings:
+            # Row numbers of lost changes will be used again, so nothing that was derived from them may ever fit.
+            path.unlink(missing_ok=True)
+            tables = replace(tables, epoch=uuid.uuid4().hex)
+            self._log.write(lambda db: renew_epoch(db, tables.number, tables.epoch))
+        if found and found.index.kind == wanted_kind(tables.spec.index, now.rows, self._settings, now=found.index.kind):
+            self._saved[tables.number] = found.counters.sequence
+            catch_up(self._log, rows, found)
+            live = found
+        else:
+            live = build(self._log, rows, tables.spec.index, self._settings, now=None)
+        self._admit(tables, live, warnings=tuple(warnings))
+        self._warnings += tuple(f"collection {tables.name}: {warning}" for warning in warnings)
+
+    def _fill(self, tables: Tables, rows: Generator[Prepared], count: int, path: Path) -> None:
+        """Write the rows of a snapshot into a collection that nobody sees yet."""
+        target = _rows(tables)
+        done = 0
+        while done < count:
+            batch = [row for _, row in zip(range(_RESTORE_ROWS), rows, strict=False)]
+            if not batch:
+                break
+            unique = list({row.id: row for row in batch}.values())
+            change = self._log.write(lambda db, unique=unique: target.upsert(db, unique), weight=len(batch))
+            done += len(batch)
+            if change.counters.rows != done:
+                raise StoreCorrupt(f"{path} has an id twice")
+
+    def _admit(self, tables: Tables, live: LiveIndex, *, warnings: tuple[str, ...] = ()) -> Collection:
+        made = Collection(
+            tables,
+            log=self._log,
+            settings=self._settings,
+            durability="none" if self._temporary else "full",
+            live=live,
+            warnings=warnings,
+            wake=self._due.set,
+        )
+        self._collections[tables.name] = made
+        return made
+
+    def _keep_up(self) -> None:
+        """The upkeep thread: never lets an error end it."""
+        note_at = time.monotonic() + self._settings.checkpoint_s
+        while not self._stop:
+            self._due.wait(timeout=max(0.01, min(1.0, note_at - time.monotonic())))
+            self._due.clear()
+            for collection in list(self._collections.values()):
+                if self._stop:
+                    return
+                try:
+                    collection.keep_up()
+                except StoreClosed:
+                    return
+                except RetrievalError as error:
+                    log.error("the index of collection %s could not be rebuilt: %s", collection.name, error)
+                    time.sleep(min(1.0, self._settings.checkpoint_s))
+                except Exception:
+                    log.exception("the index of collection %s could not be rebuilt", collection.name)
+                    time.sleep(min(1.0, self._settings.checkpoint_s))
+            if time.monotonic() >= note_at:
+                note_at = time.monotonic() + self._settings.checkpoint_s
+                self._note_progress()
+                self._save_indexes(least_share=_SAVE_SHARE)
+
+    def _note_progress(self) -> None:
+        progress = {c.tables.epoch: c.searcher.state().sequence for c in list(self._collections.values())}
+        if progress == self._noted:
+            return
+        try:
+            witness.save(self._folder, progress)
+            self._noted = progress
+        except OSError as error:
+            log.warning("progress could not be noted: %s", error)
+
+    def _save_indexes(self, *, least_share: float) -> None:
+        """Save indexes that took training and have changed by more than a share of their rows since the last time."""
+        for collection in list(self._collections.values()):
+            state = collection.searcher.state()
+            changes = state.sequence - self._saved.get(collection.tables.number, -1)
+            if state.kind == "flat" or state.broken or changes == 0 or changes < least_share * state.live:
+                continue
+            try:
+                frozen = collection.searcher.freeze()
+                cache.save(cache.path_of(self._folder / INDEXES, collection.tables), collection.tables, frozen)
+                self._saved[collection.tables.number] = frozen.counters.sequence
+            except OSError as error:
+                log.warning("the index of collection %s could not be saved: %s", collection.name, error)
+
+
+def _rows(tables: Tables) -> Rows:
+    return Rows(tables.number, dim=tables.spec.dim)
+
+
+def _difference(one: CollectionSpec, other: CollectionSpec) -> str:
+    fields = [name for name in CollectionSpec.model_fields if getattr(one, name) != getattr(other, name)]
+    return ", ".join(fields)

@@ -1,0 +1,150 @@
+"""POST /collections/{name}/search: many queries by text, image, vector, stored id, or weighted mixtures of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from clipworks.schemas import CombineQuery, IdQuery, Part, SearchRequest, SearchResponse, VectorQuery
+from service.collection_plans import GivenVector, QueryPlan, Source, StoredId
+from service.context import context_of, while_connected
+from service.ingress import IngressLimits, Options, Received, item_of, read_request
+from service.openapi import answers, bodies
+from service.pipeline import ImageItem
+from service.respond import encoded, entries, json_response, model_headers
+from service.routes.collection_sources import (
+    check_page,
+    check_source,
+    check_space,
+    query_model,
+    source_param,
+    to_encode,
+)
+from service.routes.collections import Name
+from service.routes.common import check_count, deadline_for
+from service.services import services_of
+
+if TYPE_CHECKING:
+    from service.retrieval import Hit, SearchResult
+
+OPTIONS: Options = {
+    "model": "text",
+    "space": "text",
+    "top_k": "whole",
+    "offset": "whole",
+    "min_score": "number",
+    "include": "list",
+    "encoding_format": "text",
+    "on_error": "text",
+}
+router = APIRouter(prefix="/collections/{name}")
+
+
+@router.post(
+    "/search",
+    summary="Search a collection",
+    description=(
+        "All queries are encoded in one run and searched at once. Best first; equal scores by id. `exact` says whether "
+        "a better item may have been missed. A stored item that a query names is no hit of it."
+    ),
+    responses=answers(SearchResponse, 400, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504),
+    openapi_extra=bodies(SearchRequest, OPTIONS, files="images are appended to its queries"),
+)
+async def search(request: Request, name: Name) -> Response:
+    services, context = services_of(request), context_of(request.scope)
+    collections = services.require_collections()
+    deadline = deadline_for(request)
+    received = await read_request(request, SearchRequest, services.collection_limits, options=OPTIONS, inputs="queries")
+    body = received.body
+    collection = collections.get(name)
+    spec = collection.spec
+    check_space(spec, body.space)
+    check_page(
+        services,
+        body.top_k,
+        param="top_k",
+        offset=body.offset,
+        queries=len(body.queries),
+        with_vectors="vector" in body.include,
+    )
+    plans = [_plan(received, index, services.limits) for index in range(len(body.queries))]
+    inputs = to_encode([part for plan in plans for part in plan.parts])
+    check_count(services, len(inputs))
+    model = await query_model(services, spec, body.model, deadline) if inputs or body.model else None
+    if model is not None:
+        for index, plan in enumerate(plans):
+            for place, part in enumerate(plan.parts):
+                check_source(model, part, _param(body, index, place))
+    searched = await while_connected(
+        request,
+        collections.search(
+            collection,
+            plans,
+            model=model,
+            top_k=body.top_k,
+            offset=body.offset,
+            filter=body.filter,
+            min_score=body.min_score,
+            with_metadata="metadata" in body.include,
+            with_vectors="vector" in body.include,
+            all_or_nothing=body.on_error == "fail",
+            deadline=deadline,
+            timings=context.timings,
+        ),
+    )
+
+    def show(result: SearchResult) -> dict[str, Any]:
+        return {"exact": result.exact, "hits": [_shown(hit, body) for hit in result.hits]}
+
+    results = entries(
+        searched.outcomes,
+        show,
+        on_error=body.on_error,
+        place=lambda index: _param(body, index, searched.failed_part.get(index)),
+        telemetry=services.telemetry,
+    )
+    payload = {"model": model.reference if model else None, "space": spec.space, "results": results}
+    return json_response(payload, headers=model_headers(model) if model else None)
+
+
+def _plan(received: Received[SearchRequest], index: int, limits: IngressLimits) -> QueryPlan:
+    query = received.body.queries[index]
+    if index in received.files:
+        return QueryPlan((ImageItem(received.files[index]),))
+    if isinstance(query, CombineQuery):
+        parts = tuple(_source(part, limits) for part in query.combine)
+        return QueryPlan(parts, tuple(part.weight for part in query.combine), is_single=False)
+    return QueryPlan((_source(query, limits),))
+
+
+def _source(given: Any, limits: IngressLimits) -> Source:
+    match given:
+        case VectorQuery():
+            return GivenVector(given.vector)
+        case IdQuery():
+            return StoredId(given.id)
+        case _:
+            return item_of(given, limits)
+
+
+def _param(body: SearchRequest, index: int, place: int | None) -> str:
+    """The part of a query that is to blame; None: the combination as a whole."""
+    query = body.queries[index]
+    if not isinstance(query, CombineQuery):
+        return source_param(query, f"queries[{index}]")
+    if place is None:
+        return f"queries[{index}].combine"
+    part: Part = query.combine[place]
+    return source_param(part, f"queries[{index}].combine[{place}]")
+
+
+def _shown(hit: Hit, body: SearchRequest) -> dict[str, Any]:
+    shown: dict[str, Any] = {"id": hit.id, "score": hit.score}
+    if "metadata" in body.include:
+        shown["metadata"] = hit.metadata
+    if hit.vector is not None:
+        shown["vector"] = encoded(hit.vector, body.encoding_format)
+    return shown

@@ -1,0 +1,77 @@
+"""Vectors that callers bring or ask to combine: checked, and of length 1 whatever they were."""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.errors import InputError
+from service.faults import NoDirection
+
+Vector = NDArray[np.float32]
+# What is left of vectors that should cancel out: float32 rounding, and the last bits of batches of other sizes.
+_CANCELLED = 1e-5
+
+
+class InvalidVector(InputError):
+    """Not a vector of the collection's dimension."""
+
+    code = "invalid_vector"
+
+
+def given_vector(value: Sequence[float] | str, dim: int) -> Vector:
+    """A unit vector, float32 [dim], from floats or from base64 of little-endian float32.
+
+    Raises:
+        InvalidVector: another dimension, not base64, NaN or infinity.
+        NoDirection: all zeros.
+    """
+    numbers = _from_base64(value, dim) if isinstance(value, str) else np.asarray(value, dtype=np.float64)
+    if numbers.shape != (dim,):
+        raise InvalidVector(f"the vector has {len(numbers)} numbers, the collection's have {dim}")
+    if not np.isfinite(numbers).all():
+        raise InvalidVector("the vector holds NaN or infinity")
+    return unit(numbers)
+
+
+def unit(numbers: NDArray[np.float64]) -> Vector:
+    """Scaled by its largest number first, so that no finite length overflows or vanishes. Raises NoDirection."""
+    largest = float(np.abs(numbers).max())
+    if largest == 0.0:
+        raise NoDirection("the vector is zero: it points nowhere")
+    scaled = numbers / largest
+    return (scaled / np.linalg.norm(scaled)).astype(np.float32)
+
+
+def combine(vectors: Sequence[Vector], weights: Sequence[float]) -> Vector:
+    """The unit vector of the weighted sum of unit vectors [D].
+
+    Raises:
+        NoDirection: nothing is left of them.
+    """
+    scale = max(abs(weight) for weight in weights)
+    if scale == 0.0:
+        raise NoDirection("all weights are zero: the combination points nowhere")
+    shares = np.array(weights, dtype=np.float64) / scale
+    total = shares @ np.stack(vectors).astype(np.float64)
+    if np.linalg.norm(total) <= _CANCELLED * np.abs(shares).sum():
+        raise NoDirection("the parts cancel each other out: the combination points nowhere")
+    return unit(total)
+
+
+def _from_base64(text: str, dim: int) -> NDArray[np.float64]:
+    wanted = 4 * dim
+    if len(text) != 4 * -(-wanted // 3):
+        raise InvalidVector(
+            f"the vector as text has {len(text)} characters; base64 of {dim} float32 has {4 * -(-wanted // 3)}"
+        )
+    try:
+        data = binascii.a2b_base64(text, strict_mode=True)
+    except ValueError:
+        data = b""
+    if len(data) != wanted:
+        raise InvalidVector("the vector is not base64: standard alphabet with padding, of little-endian float32")
+    return np.frombuffer(data, dtype="<f4").astype(np.float64)
