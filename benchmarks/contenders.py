@@ -42,7 +42,7 @@ def clipworks_server(
         "store": str(store.resolve()) if store else None,
         "precision": precision,
     }
-    chosen |= {"access_log": "false"} | (settings or {})
+    chosen |= {"access_log": "false", "data": "memory"} | (settings or {})
     hidden = {key: "" for key in os.environ if key.startswith("CLIPWORKS_")}
     return ServerSpec(
         name=name,

@@ -68,8 +68,9 @@ def draw_twins(
 ) -> Twins | None:
     """A drawn caption and a plainly false one nearby, in the same frame where it fits; None if there is none.
 
-    Where a twin of the very same words exists ("a red circle and a blue square" with exchanged colours), it is taken
-    three times of four: drawn evenly, the many ways to replace a word would make it a rare sight.
+    Where a listing has a twin of the very same words ("a red circle and a blue square" with exchanged colours), it is
+    taken three times of four: drawn evenly, the many ways to replace a word would make it a rare sight. Relations keep
+    the even draw: other directions teach direction, and models that saw mostly exchanged things did not learn it.
     Where the mix denies anything, a caption that denies is wrong as often as right: half of the true ones have a false
     twin that affirms, and as many affirmations have a twin that denies (as long as the mix has enough of them).
     """
@@ -92,6 +93,8 @@ def draw_twins(
         return None
     fitting = [meaning for meaning in wrong if denying in (None, _denies(meaning))] or wrong
     reordered = [meaning for meaning in fitting if _words(meaning) == _words(right.meaning)]
+    if not isinstance(right.meaning, Listing):
+        reordered = []
     chosen = dice.pick(reordered if reordered and dice.chance(_REORDERED) else fitting)
     if family_of(chosen) == family_of(right.meaning):
         return Twins(right, caption(chosen, right.frame))

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import apsw
 
 from service.retrieval.database import open_reader, open_writer, run, translate, translated
-from service.retrieval.errors import RetrievalError, StorageFailed, StoreClosed
+from service.retrieval.errors import StorageFailed, StoreClosed
 
 log = logging.getLogger("clipworks.retrieval")
 _CHECKPOINT_PAGES = 2000
@@ -45,7 +45,7 @@ class _Control:
     def run(self, path: Path) -> None:
         try:
             self.future.set_result(self.action())
-        except apsw.Error as error:
+        except Exception as error:  # the writer thread must outlive whatever goes wrong in one request
             self.future.set_exception(translate(error, path))
 
 
@@ -70,10 +70,10 @@ class Log:
         self._wal_pages = 0
         with translated(path):
             self._writer = self._connect()
-            self._idle: queue.LifoQueue[apsw.Connection] = queue.LifoQueue()
-            self._readers = [open_reader(path, vfs=vfs) for _ in range(readers)]
-        for reader in self._readers:
-            self._idle.put(reader)
+            self._idle: queue.LifoQueue[apsw.Connection | None] = queue.LifoQueue()
+            for _ in range(readers):
+                self._idle.put(open_reader(path, vfs=vfs))
+        self._readers = readers
         self._thread = threading.Thread(target=self._serve, name="retrieval-writer", daemon=True)
         self._thread.start()
 
@@ -116,6 +116,9 @@ class Log:
         if self._closed:
             raise StoreClosed("the store is closed")
         connection = self._idle.get()
+        if connection is None:
+            self._idle.put(None)  # for the next one who waits
+            raise StoreClosed("the store is closed")
         try:
             with self._transaction(connection):
                 yield connection
@@ -161,8 +164,11 @@ class Log:
             self._closed = True
             self._jobs.put(None)
         self._thread.join()
-        for reader in self._readers:
-            reader.close()
+        for _ in range(self._readers):
+            reader = self._idle.get()  # waits for a read that is under way
+            if reader is not None:
+                reader.close()
+        self._idle.put(None)
 
     def _connect(self) -> apsw.Connection:
         connection = open_writer(self._path, vfs=self._vfs)
@@ -270,7 +276,7 @@ class Log:
             self._writer.close(True)
             try:
                 self._writer = self._connect()
-            except (apsw.Error, RetrievalError) as again:
+            except Exception as again:
                 log.error("the database cannot be opened again yet: %s", again)
 
     def _free_pages(self) -> int:
@@ -286,6 +292,6 @@ class Log:
             self._wal_pages = 0
         except apsw.BusyError:
             self._wal_pages = 0  # a reader is in the way; asked again after as many pages
-        except apsw.Error as error:
+        except Exception as error:
             self._wal_pages = 0
             log.warning("the write-ahead log could not be moved into %s: %s", self._path.name, error)

@@ -213,7 +213,7 @@ def test_serve_has_a_flag_for_every_setting() -> None:
 def test_flags_reach_the_server_and_win_over_the_environment(server_url: str) -> None:
     """A port that is taken ends a server at once, and says that the flag arrived."""
     port = server_url.rpartition(":")[2]
-    command = [Path(sys.executable).with_name("clipworks"), "serve", "--port", port, "--no-builtin"]
+    command = [Path(sys.executable).with_name("clipworks"), "serve", "--port", port, "--no-builtin", "--data", "memory"]
     environment = {"PATH": "/usr/bin:/bin", "CLIPWORKS_PORT": "1", "CLIPWORKS_STORE": str(TINY_STORE)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0

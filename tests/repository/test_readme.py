@@ -33,7 +33,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
 def environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CLIPWORKS_")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
-    return {**kept, "PATH": path, "CLIPWORKS_STORE": str(STORE), "CLIPWORKS_MODEL": "tiny"}
+    return {**kept, "PATH": path, "CLIPWORKS_STORE": str(STORE), "CLIPWORKS_MODEL": "tiny", "CLIPWORKS_DATA": "memory"}
 
 
 @pytest.fixture(scope="module")
