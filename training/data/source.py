@@ -178,8 +178,6 @@ class TableSource:
         augment = self._augment
         if negatives and self._data.negative_column is None:
             raise ValueError("this method wants false captions: name data.negative_column")
-        if truth:
-            raise ValueError("excuse_true wants to know which captions are true of which pictures: a table does not")
         return Batches(
             rows=self.rows,
             pixels=self.pixels,
