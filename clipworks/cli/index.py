@@ -57,7 +57,6 @@ def index(
     """
     schema = fields_of(field or [])
     report = Report()
-    began = time.monotonic()
 
     async def run() -> None:
         async with connect.collections_client(
@@ -69,6 +68,7 @@ def index(
             timeout_s=timeout_s,
             concurrency=concurrency,
         ) as client:
+            report.began = time.monotonic()
             target, declared = await _target(client, collection, model=model, kind=kind, schema=schema)
             columns = Columns(image=image_column, id=id_column, root=root, schema=declared)
             listing = await asyncio.to_thread(list_sources, sources, columns, prefix=prefix)
@@ -97,7 +97,7 @@ def index(
         if report.looked_at:
             output.say(f"{_counts(report)} until then; the same command goes on from there")
         raise
-    _print(report, collection, time.monotonic() - began, as_json)
+    _print(report, collection, time.monotonic() - report.began, as_json)
     if report.failures:
         raise typer.Exit(FAILED_ITEMS)
 

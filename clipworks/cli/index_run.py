@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -31,8 +32,9 @@ class Known:
 
 @dataclass
 class Report:
-    """What became of the pictures."""
+    """What became of the pictures, and when the model was ready (time.monotonic)."""
 
+    began: float = field(default_factory=time.monotonic)
     stored: int = 0
     unchanged: int = 0
     pruned: int = 0

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -261,6 +262,11 @@ def own_server(tmp_path: Path) -> Iterator[Any]:
             server.stdout.close()
 
 
+def address_of(folder: Path) -> str:
+    """What the server left in the data folder's lock file."""
+    return json.loads((folder / "data" / "LOCK").read_bytes())["address"]
+
+
 def test_a_killed_server_loses_nothing_and_the_same_command_goes_on(own_server: Any, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (120, 48, 48, 3), dtype=np.uint8)
     (tmp_path / "many").mkdir()
@@ -270,10 +276,9 @@ def test_a_killed_server_loses_nothing_and_the_same_command_goes_on(own_server: 
     assert server.poll() is None
     index = [CLIPWORKS, "index", tmp_path / "many", "-c", "many", "--batch-size", "2", "--concurrency", "1"]
     indexer = subprocess.Popen(index, stderr=subprocess.PIPE, text=True)
-    while indexer.poll() is None:
-        code, found = report("collections", "show", "many")
-        if code == 0 and found["count"] >= 10:
-            break
+    with Client(address_of(tmp_path)) as client:
+        while indexer.poll() is None and sum(info.count for info in client.collections()) < 10:
+            time.sleep(0.02)
     server.send_signal(signal.SIGKILL)
     _, said = indexer.communicate(timeout=120)
     assert indexer.returncode == 3, said
@@ -308,7 +313,7 @@ def test_the_life_of_a_folder(own_server: Any, tmp_path: Path) -> None:
     assert [(each["name"], each["count"]) for each in listed] == [("colours", 3), ("copy", 3), ("restored", 3)]
     rows = pq.read_table(file).to_pylist()
     server = own_server()
-    with Client(json.loads((tmp_path / "data" / "LOCK").read_bytes())["address"]) as client:
+    with Client(address_of(tmp_path)) as client:
         for name in ("copy", "restored"):
             items = list(client.collection(name).items(include=["metadata", "vector"]))
             for row, item in zip(rows, items, strict=True):
