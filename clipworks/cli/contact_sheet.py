@@ -31,7 +31,7 @@ header p { margin: 0 0 1.2rem; color: var(--soft); }
 main { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(210px, 1fr)); align-items: start; }
 figure { margin: 0; border: 1px solid var(--line); border-radius: 8px; background: var(--card); overflow: hidden; }
 .picture { display: grid; place-items: center; height: 200px; background: var(--page); }
-.picture img { max-width: 100%; max-height: 100%; display: block; }
+.picture img { width: 100%; height: 200px; object-fit: contain; display: block; }
 .picture span { padding: 1rem; color: var(--soft); text-align: center; overflow-wrap: anywhere; }
 figcaption { padding: .6rem .75rem .7rem; }
 .score { display: flex; gap: .5rem; align-items: baseline; font-variant-numeric: tabular-nums; }
@@ -94,7 +94,7 @@ def _details(metadata: Mapping[str, Any]) -> str:
 def _thumbnail(metadata: Mapping[str, Any]) -> str:
     """A data address. Raises OSError or UnreadableInput: no picture, or not the one that was indexed."""
     data = read_picture(metadata)
-    if False:
+    if hashlib.sha256(data).hexdigest() != metadata.get("sha256"):
         raise UnreadableInput("the file changed since it was indexed")
     from PIL import Image, ImageOps
 
