@@ -74,8 +74,13 @@ def zero_shot_head(classes: NDArray[np.floating], *, scale: float) -> ClassHead:
 
 
 def mixed(zero_shot: ClassHead, fitted: tuple[F64, F64], share: float) -> ClassHead:
-    """zero-shot logits + share * fitted logits; 0 is zero-shot, to the bit."""
+    """zero-shot logits + share * fitted logits; 0 is zero-shot, to the bit.
+
+    What all classes have in common is taken out of the fitted part first: no softmax sees it, and a large inverse
+    covariance would leave float32 no digits for what differs.
+    """
     weight, bias = fitted
+    weight, bias = weight - weight.mean(axis=1, keepdims=True), bias - bias.mean()
     return ClassHead(
         weight=zero_shot.weight + (share * weight).astype(np.float32),
         bias=zero_shot.bias + (share * bias).astype(np.float32),

@@ -99,7 +99,7 @@ def test_a_taken_port_ends_it(serve: Callable[..., object]) -> None:
         assert server.wait() not in (0, -signal.SIGKILL)
 
 
-@pytest.mark.parametrize("looping_store", [1_000_000], indirect=True)
+@pytest.mark.parametrize("looping_store", [4_000_000], indirect=True)
 def test_sigterm_lets_requests_in_flight_finish(serve: Callable[..., object], looping_store: Path) -> None:
     server = serve(store=looping_store, drain_grace_s=0.7, log_level="warning")
     server.wait_for("ready")

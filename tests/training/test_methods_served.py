@@ -1,0 +1,246 @@
+"""Every method's result through one door: checkpoint, artifact and HTTP agree, and no part of the server knows it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from clipworks.client import Client
+from clipworks.errors import Conflict
+from evaluation.encoder import Encoder, ServerEncoder, open_artifact, png
+from evaluation.probes.pool import PoolSize
+from evaluation.scenes.config import SceneConfig
+from evaluation.scenes.rendering import render
+from evaluation.scenes.sampling import sample
+from evaluation.suites import Suite, run
+from model_store.store import Store
+from model_store.towers import Activation
+from training.checkpoint import load_head
+from training.encoder import open_checkpoint
+from training.loop import train
+from training.publish import publish_checkpoint
+
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
+
+VECTOR_TOLERANCE, LOGIT_TOLERANCE, SCORE_TOLERANCE = 2e-5, 2e-3, 0.005
+SIZE = PoolSize(compass=3, class_groups=1, squares=2, counts=1, additions=2, spoilt=2)
+RECIPE = """
+name = "served"
+seed = 1
+method = "base"
+[data]
+kind = "scenes"
+cache_px = 48
+[[data.parts]]
+scenes = 384
+share = 3.0
+count = [1, 1]
+mix = {mentions = 0.7, negatives = 0.3}
+[[data.parts]]
+scenes = 128
+share = 1.0
+count = [2, 2]
+mix = {mentions = 0.7, negatives = 0.3}
+[model]
+kind = "small"
+embed_dim = 32
+image = {trunk = "clipworks_conv_t", size_px = 48, pool = "flat"}
+text = {merges = 2000, context_length = 24, width = 32, layers = 1, heads = 2, pool = "eos+bag"}
+[optim]
+batch_size = 32
+steps = 300
+rate = 2e-3
+warmup_steps = 2
+weight_decay = 0.1
+clip_norm = 1.0
+ema_decay = 0.5
+[run]
+folder = "unset"
+device = "cpu"
+threads = 1
+report = "scenes"
+"""
+CURES = {
+    "negclip": ("optim.steps=20",),
+    "negation": ("optim.steps=20", "method_options.excuse_true=true"),
+    "labclip": ("optim.steps=20", "optim.rate=1e-2"),
+}
+HEADS = {"gda": "shape", "linear_probe": "pair"}
+KEPT = ("negation", "labclip")  # they leave the image tower alone
+TEXTS = ["a red circle", "a blue square left of a green star", "there is no cross", "a picture without a circle"]
+PICTURES = [render(sample(seed, SceneConfig()), 64).image for seed in range(9)]  # 64 px: resized by every door
+DOORS = ("artifact", "HTTP")
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Checkpoints by name in `folder`, all of them published in `store` and served to `client`."""
+
+    folder: Path
+    store: Store
+    client: Client
+
+    def encoder(self, name: str, door: str) -> Encoder:
+        if door == "checkpoint":
+            return open_checkpoint(self.folder / name)
+        return open_artifact(self.store.open(name)) if door == "artifact" else ServerEncoder(self.client, model=name)
+
+
+def train_all(folder: Path) -> list[str]:
+    """The base, another base, and each method on top of the first; their names, bases first."""
+    recipe = folder / "recipe.toml"
+    recipe.write_text(RECIPE, encoding="utf-8")
+    base = f"base={json.dumps(str(folder / 'base'))}"
+    runs: dict[str, tuple[str, ...]] = {"base": (), "other": ("seed=2", "optim.steps=5")}
+    runs |= {name: (base, f"method={name}", *options) for name, options in CURES.items()}
+    runs |= {name: (base, f"method={name}", f"method_options.label={label}") for name, label in HEADS.items()}
+    for name, overrides in runs.items():
+        train(recipe, [f"run.folder={json.dumps(str(folder / name))}", *overrides])
+    return list(runs)
+
+
+@contextmanager
+def serving(folder: Path, names: list[str]) -> Iterator[Client]:
+    """The real server in its own process, over the store in `folder`."""
+    command = [Path(sys.executable).with_name("clipworks"), "serve", "--port", "0", "--log-level", "warning"]
+    command += ["--store", folder / "store", "--no-builtin", "--data", folder / "data", "--drain-grace-s", "0"]
+    command += ["--model", names[0], "--extra-models", ",".join(names[1:])]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    alarm = threading.Timer(240, server.kill)
+    alarm.start()
+    try:
+        url = ""
+        assert server.stdout
+        for line in server.stdout:
+            url = line.removeprefix("clipworks: listening on ").strip() if "listening" in line else url
+            if "ready" in line:
+                break
+        assert url, f"the server did not start, exit status {server.wait()}"
+        alarm.cancel()
+        with Client(url) as client:
+            yield client
+    finally:
+        alarm.cancel()
+        server.terminate()
+        server.wait(timeout=60)
+        if server.stdout:
+            server.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    folder = tmp_path_factory.mktemp("served")
+    names = train_all(folder)
+    store = Store(folder / "store", builtin=False)
+    for name in names:
+        publish_checkpoint(folder / name, name, store, precisions=("fp32",))
+    with serving(folder, names) as client:
+        yield Lab(folder, store, client)
+
+
+@pytest.fixture(scope="module")
+def album(lab: Lab) -> NDArray[np.float32]:
+    """The collection "album" of the base, pictures under their numbers; the base checkpoint's vectors of them."""
+    pictures = [png(render(sample(seed, SceneConfig()), 48).image) for seed in range(100, 124)]
+    lab.client.create_collection("album", model="base").upsert_images(
+        pictures, ids=[str(number) for number in range(len(pictures))]
+    )
+    return lab.encoder("base", "checkpoint").encode_images(pictures)
+
+
+def assert_agree(found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
+    mean = expected.mean(axis=0)  # what all vectors share would hide a difference
+    assert np.abs(expected - mean).max() > 100 * VECTOR_TOLERANCE
+    np.testing.assert_allclose(found - mean, expected - mean, atol=VECTOR_TOLERANCE)
+
+
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("method", CURES)
+def test_vectors_are_the_checkpoints(lab: Lab, method: str, door: str) -> None:
+    expected, found = lab.encoder(method, "checkpoint"), lab.encoder(method, door)
+    assert_agree(found.encode_texts(TEXTS), expected.encode_texts(TEXTS))
+    assert_agree(found.encode_images(PICTURES), expected.encode_images(PICTURES))
+
+
+@pytest.mark.parametrize("door", ["checkpoint", *DOORS])
+@pytest.mark.parametrize("method", CURES)
+def test_what_was_cured_differs_and_what_was_kept_is_equal(lab: Lab, method: str, door: str) -> None:
+    before, after = lab.encoder("base", door), lab.encoder(method, door)
+    moved = np.abs(before.encode_texts(TEXTS) - after.encode_texts(TEXTS)).max(axis=1)
+    assert moved.min() > 100 * VECTOR_TOLERANCE
+    images = before.encode_images(PICTURES), after.encode_images(PICTURES)
+    if method in KEPT:
+        np.testing.assert_array_equal(*images)
+    else:
+        assert np.abs(images[0] - images[1]).max(axis=1).min() > 100 * VECTOR_TOLERANCE
+
+
+@pytest.mark.parametrize("method", HEADS)
+def test_class_heads_give_the_checkpoints_logits(lab: Lab, method: str) -> None:
+    head, name = load_head(lab.folder / method), HEADS[method]
+    expected = (lab.encoder("base", "checkpoint").encode_images(PICTURES) @ head.weight + head.bias).astype(np.float64)
+    assert expected.std(axis=0).min() > 10 * LOGIT_TOLERANCE  # a constant would agree with anything
+    artifact = open_artifact(lab.store.open(method))
+    assert artifact.heads == {name: head.labels}
+    np.testing.assert_allclose(artifact.class_scores(name, PICTURES), softmax(expected), atol=LOGIT_TOLERANCE)
+    sent = [png(picture) for picture in PICTURES]
+    wanted_by: dict[Activation | None, NDArray[np.float64]] = {None: softmax(expected), "none": expected}
+    for activation, wanted in wanted_by.items():
+        answer = lab.client.classify(sent, label_set=name, activation=activation)
+        scores = [{each.label: each.score for each in row} for row in answer]
+        found = np.array([[row[label] for label in head.labels] for row in scores])
+        np.testing.assert_allclose(found, wanted, atol=LOGIT_TOLERANCE, rtol=1e-5)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_scores_of_a_cured_model_agree(lab: Lab, door: str) -> None:
+    chosen = Suite(name="served", probes=("binding", "negation", "few-shot"), size=SIZE)
+    expected, found = (run(lab.encoder("labclip", each), chosen) for each in ("checkpoint", door))
+    before, after = (
+        {(result.key.probe, row.name): row.score for result in results for row in result.rows if row.score is not None}
+        for results in (expected, found)
+    )
+    assert len({round(score, 3) for score in before.values()}) > 4  # not all at one value
+    assert after == pytest.approx(before, abs=SCORE_TOLERANCE)
+
+
+@pytest.mark.parametrize("method", KEPT)
+def test_a_collection_of_the_base_is_searched_by_the_cured_texts(
+    lab: Lab, album: NDArray[np.float32], method: str
+) -> None:
+    rankings: dict[str, list[list[int]]] = {}
+    for model in ("base", method):
+        expected = lab.encoder(model, "checkpoint").encode_texts(TEXTS) @ album.T
+        answers = lab.client.collection("album").search(TEXTS, top_k=len(album), model=model)
+        rankings[model] = [[int(hit.id) for hit in answer.hits] for answer in answers]
+        for answer, ranking, scores in zip(answers, rankings[model], expected, strict=True):
+            assert answer.exact
+            assert sorted(ranking) == list(range(len(album)))
+            np.testing.assert_allclose([hit.score for hit in answer.hits], scores[ranking], atol=VECTOR_TOLERANCE)
+            assert np.diff(scores[ranking]).max() < 2 * VECTOR_TOLERANCE  # numpy's order, up to near ties
+    assert rankings[method] != rankings["base"]
+
+
+@pytest.mark.usefixtures("album")
+@pytest.mark.parametrize("model", ["other", "negclip"])
+def test_a_model_of_another_space_is_refused_and_both_are_named(lab: Lab, model: str) -> None:
+    with pytest.raises(Conflict) as refused:
+        lab.client.collection("album").search(TEXTS, model=model)
+    assert (refused.value.status, refused.value.code) == (409, "space_mismatch")
+    for name in ("base", model):
+        assert lab.store.open(name).manifest.space in str(refused.value)
