@@ -51,7 +51,10 @@ class DualEncoder(nn.Module):
         return self.encode_pixels(self.pixel_input.unit_range(pixels))
 
     def encode_dense(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] -> un-normalised [B, h, w, D] whose mean over positions is `encode_image`."""
+        """uint8 [B, H, W, 3] -> un-normalised [B, h, w, D].
+
+        The mean over positions is `encode_image`, except behind an attention head, whose pooling weighs them.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no per-position vectors")
 
     def encode_pixels(self, x: Tensor) -> Tensor:
