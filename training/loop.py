@@ -157,6 +157,7 @@ def run(config: TrainConfig, *, resume: bool = False, console: Console | None = 
             negatives=needs.negatives,
             truth="excused" in needs.fields,
             neighbours=method.neighbours,
+            captions=needs.captions,
         )
     live = {name: tensor for name, tensor in _named_state(modules) if modules[name.split(".", 1)[0]][1] != "frozen"}
     average = {name: tensor.clone() for name, tensor in live.items()}

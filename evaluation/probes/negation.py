@@ -29,9 +29,9 @@ class _Tag:
 
 
 def build(pool: Pool) -> Quiz:
-    """Rows: four options by the kind of the right one, by the words of the sentences, and by the absent thing (`near`:
-    it shares its shape or its colour with a present one); then the two options, of which the negated one is right in
-    half the items, and that half alone."""
+    """Rows: four options by the kind of the right one, by the words of the sentences, by both, and by the absent thing
+    (`near`: it shares its shape or its colour with a present one); then the two options, of which the negated one is
+    right in half the items, and that half alone."""
     asked = [*_multiple_choice(pool), *_present_or_absent(pool)]
     return Quiz(
         "negation", tuple(each for each, _ in asked), more=partial(_breakdown, tags=tuple(tag for _, tag in asked))
@@ -84,6 +84,15 @@ def _breakdown(questions: Sequence[Question], outcomes: F64, *, tags: Sequence[_
     four = [index for index, tag in enumerate(tags) if tag.kind is not None]
     two = [index for index, tag in enumerate(tags) if tag.kind is None]
     rows = [row(f"four options, {words} words", [i for i in four if tags[i].words == words], 1 / 4) for words in WORDS]
+    rows += [
+        row(
+            f"four options, {kind}, {words} words",
+            [i for i in four if (tags[i].kind, tags[i].words) == (kind, words)],
+            1 / 4,
+        )
+        for kind in KINDS
+        for words in WORDS
+    ]
     rows += [
         row(f"four options, {absence} thing absent", [i for i in four if tags[i].absence == absence], 1 / 4)
         for absence in ("near", "far")

@@ -11,7 +11,7 @@ from evaluation.scenes.config import Pair, SceneConfig
 from evaluation.scenes.contrasts import near_misses
 from evaluation.scenes.dice import Dice
 from evaluation.scenes.frames import Words, frames
-from evaluation.scenes.meaning import And, Listing, Meaning, Not, is_false, is_true
+from evaluation.scenes.meaning import And, Listing, Meaning, Not, Place, is_false, is_true
 from evaluation.scenes.negation import absent, has_but_not, has_no
 from evaluation.scenes.phrases import Caption, caption, family_of, say
 from evaluation.scenes.records import Record
@@ -78,6 +78,8 @@ def draw_twins(
     dice = Dice("twin", scene.seed, seed)
     close = near_misses(right.meaning, pairs)
     names = list(dict.fromkeys(name_of(thing) for thing in scene.things))
+    if isinstance(right.meaning, Place):  # another thing that is there, but elsewhere
+        close += [Place(name, right.meaning.where) for name in names if name != right.meaning.what]
     if isinstance(right.meaning, Not):
         close += [has_no(name) for name in names]
     rate = _denial_rate(mix)

@@ -95,6 +95,26 @@ def test_the_twin_is_one_more_column_of_its_own_picture(make_context: Callable[.
     assert losses[True] > losses[False]
 
 
+def test_cached_pictures_give_the_loss_of_the_pictures(make_context: Callable[..., Any], square_base: Path) -> None:
+    context = make_context("augment.crop_scale=[1.0, 1.0]", "augment.crop_aspect=1", "augment.flip=0", base=square_base)
+    batch = context.source.batches(
+        lambda texts: context.tokenizer.pad([context.tokenizer.encode(text) for text in texts]),
+        batch_size=8,
+        negatives=True,
+        truth=False,
+        neighbours=None,
+    )(1)
+    losses: dict[bool, torch.Tensor] = {}
+    for cached in (True, False):
+        method = methods.create("negation", {"cached_pictures": cached})
+        method.setup(context)
+        (losses[cached],) = method.step(batch, 0.0).values()
+        if cached:
+            with pytest.raises(KeyError, match="row"):
+                method.step({name: field for name, field in batch.items() if name != "row"}, 0.0)
+    torch.testing.assert_close(losses[True], losses[False])
+
+
 def denies(meaning: Meaning) -> bool:
     return isinstance(meaning, Not) or (isinstance(meaning, And) and any(denies(part) for part in meaning.parts))
 

@@ -55,10 +55,35 @@ def rows() -> SceneRows:
 
 
 def batches(
-    rows: SceneRows, *, negatives: bool = True, truth: bool = False, neighbours: NDArray[np.int64] | None = None
+    rows: SceneRows,
+    *,
+    negatives: bool = True,
+    truth: bool = False,
+    neighbours: NDArray[np.int64] | None = None,
+    captions: int = 1,
 ) -> StepBatches:
     source = SceneSource(rows, data=DATA)
-    return source.batches(tokenize, batch_size=24, negatives=negatives, truth=truth, neighbours=neighbours)
+    return source.batches(
+        tokenize, batch_size=24, negatives=negatives, truth=truth, neighbours=neighbours, captions=captions
+    )
+
+
+def test_several_captions_are_about_one_picture(rows: SceneRows) -> None:
+    batch = batches(rows, captions=4, truth=True)(2)
+    assert batch["row"].unique().numel() == 6
+    assert torch.equal(batch["image"], torch.from_numpy(rows.pixels[batch["row"].numpy()]))
+    texts = np.array(read(batch["text"])).reshape(6, 4)
+    assert np.mean([len(set(of_one)) for of_one in texts]) > 3
+    blocks = batch["excused"][:, :24].view(6, 4, 6, 4)
+    assert all(blocks[at, :, at].all() for at in range(6)), "a true caption of the picture counts as wrong"
+    false = batch["excused"][:, 24:].view(6, 4, 6, 4)
+    given = batch["has_negative"].view(6, 4)
+    assert not any(false[at][:, at][:, given[at]].any() for at in range(6)), "a false twin is excused"
+
+
+def test_a_batch_holds_whole_pictures(rows: SceneRows) -> None:
+    with pytest.raises(ValueError, match="a batch of 24 cannot hold 5 captions of each picture"):
+        batches(rows, captions=5)
 
 
 def test_a_batch_depends_on_seed_and_step_only(rows: SceneRows) -> None:
@@ -143,7 +168,7 @@ def test_parts_come_by_their_shares(rows: SceneRows) -> None:
 
 
 def test_without_negatives_there_are_no_fields_of_them(rows: SceneRows) -> None:
-    assert set(batches(rows, negatives=False)(0)) == {"image", "text", "caption_id"}
+    assert set(batches(rows, negatives=False)(0)) == {"image", "row", "text", "caption_id"}
 
 
 def test_what_is_excused_is_what_the_oracle_does_not_call_false(rows: SceneRows) -> None:

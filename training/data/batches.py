@@ -23,8 +23,8 @@ _BATCH_STREAM, _EPOCH_STREAM, _NEIGHBOUR_STREAM = 0, 1, 4
 class Batches:
     """Shuffled, augmented batches of captioned images; the last incomplete batch of an epoch is dropped.
 
-    `pixels` uint8 [N, S, S, 3] belong to `rows`. Batch fields: image uint8 [B, size, size, 3], text int64 [B, L],
-    caption_id int64 [B] (equal for equal case-folded captions, before augmentation).
+    `pixels` uint8 [N, S, S, 3] belong to `rows`. Batch fields: image uint8 [B, size, size, 3], row int64 [B],
+    text int64 [B, L], caption_id int64 [B] (equal for equal case-folded captions, before augmentation).
     negatives: also the rows' false captions, see `text_fields`.
     neighbours: int64 [N, K]; the second half of a batch are then neighbours of the first, one each.
     """
@@ -64,6 +64,7 @@ class Batches:
         picked = (ids[0][picks], ids[1][picks])
         return {
             "image": torch.from_numpy(images),
+            "row": torch.from_numpy(picks),
             **text_fields(drawn, self.tokenize, ids=picked, negatives=self.negatives),
         }
 
@@ -73,6 +74,7 @@ class SceneBatches:
     """Batches of drawn scenes with captions drawn for this batch; fields as those of `Batches`.
 
     truth: also excused bool [B, B], with negatives [B, 2B]: which texts are not plainly false of which pictures.
+    captions: the batch has B / captions pictures, each so many times, with another draw of its captions.
     """
 
     rows: SceneRows
@@ -81,15 +83,20 @@ class SceneBatches:
     negatives: bool = False
     neighbours: Neighbours | None = None
     truth: bool = False
+    captions: int = 1
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
         """The batch of 0-based `step`."""
-        picks = self.rows.pick(step, self.batch_size)
-        picks = with_neighbours(picks, self.neighbours, seed=self.rows.seed, step=step)
-        drawn = [self.rows.draw(int(row), step, negative=self.negatives) for row in picks]
+        picks = self.rows.pick(step, self.batch_size // self.captions)
+        picks = with_neighbours(picks, self.neighbours, seed=self.rows.seed, step=step).repeat(self.captions)
+        draws = [step * self.captions + at % self.captions for at in range(len(picks))]
+        drawn = [
+            self.rows.draw(int(row), draw, negative=self.negatives) for row, draw in zip(picks, draws, strict=True)
+        ]
         excused = self.rows.excused(picks, drawn, negatives=self.negatives) if self.truth else None
         return {
             "image": torch.from_numpy(self.rows.pixels[picks]),
+            "row": torch.from_numpy(picks),
             **({"excused": torch.from_numpy(excused)} if excused is not None else {}),
             **text_fields(drawn, self.tokenize, ids=shared_ids(drawn), negatives=self.negatives),
         }

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.scenes.config import Pair, SceneConfig
-from evaluation.scenes.meaning import Meaning, is_false
+from evaluation.scenes.judging import FALSE, Scenes
 from evaluation.scenes.mixing import draw_caption, draw_twins
 from evaluation.scenes.rendering import render
 from evaluation.scenes.sampling import sample
@@ -73,15 +73,12 @@ class SceneRows:
         meanings = [one.meaning for one in drawn]
         if negatives:
             meanings += [one.negative_meaning or one.meaning for one in drawn]
-        known: dict[tuple[int, Meaning | None], bool] = {}
-        out = np.zeros((len(picks), len(meanings)), dtype=np.bool_)
-        for at, row in enumerate(picks):
-            for column, meaning in enumerate(meanings):
-                key = (int(row), meaning)
-                if key not in known:
-                    known[key] = meaning is not None and not is_false(meaning, self.scenes[row])
-                out[at, column] = known[key]
-        return out
+        scenes = Scenes([self.scenes[row] for row in picks])
+        known = {
+            meaning: np.zeros(len(picks), dtype=np.bool_) if meaning is None else scenes.judge(meaning) != FALSE
+            for meaning in dict.fromkeys(meanings)
+        }
+        return np.stack([known[meaning] for meaning in meanings], axis=1)
 
     def texts(self) -> list[str]:
         """A sample of what may be said, large enough to hold every word."""

@@ -63,9 +63,17 @@ class Source(Protocol):
         ...
 
     def batches(
-        self, tokenize: Tokenize, *, batch_size: int, negatives: bool, truth: bool, neighbours: Neighbours | None
+        self,
+        tokenize: Tokenize,
+        *,
+        batch_size: int,
+        negatives: bool,
+        truth: bool,
+        neighbours: Neighbours | None,
+        captions: int = 1,
     ) -> StepBatches:
-        """truth: with the field `excused`, which only data with an oracle have.
+        """truth: with the field `excused`, which only data with an oracle have. captions: so many rows of a batch are
+        about one picture.
 
         Raises:
             ValueError: these data lack what is asked for.
@@ -171,10 +179,19 @@ class TableSource:
         return [(at, Drawn(row.caption, row.negative if negatives else None)) for at, row in enumerate(self.rows)]
 
     def batches(
-        self, tokenize: Tokenize, *, batch_size: int, negatives: bool, truth: bool, neighbours: Neighbours | None
+        self,
+        tokenize: Tokenize,
+        *,
+        batch_size: int,
+        negatives: bool,
+        truth: bool,
+        neighbours: Neighbours | None,
+        captions: int = 1,
     ) -> StepBatches:
         if truth:
             raise ValueError("excuse_true wants to know which captions are true of which pictures: a table does not")
+        if captions != 1:
+            raise ValueError(f"{captions} captions a picture: a table has one")
         augment = self._augment
         if negatives and self._data.negative_column is None:
             raise ValueError("this method wants false captions: name data.negative_column")
@@ -248,9 +265,26 @@ class SceneSource:
         return [(row, self.rows.draw(row, number, negative=negatives)) for row in rows for number in range(count)]
 
     def batches(
-        self, tokenize: Tokenize, *, batch_size: int, negatives: bool, truth: bool, neighbours: Neighbours | None
+        self,
+        tokenize: Tokenize,
+        *,
+        batch_size: int,
+        negatives: bool,
+        truth: bool,
+        neighbours: Neighbours | None,
+        captions: int = 1,
     ) -> StepBatches:
-        return SceneBatches(self.rows, tokenize, batch_size, negatives=negatives, neighbours=neighbours, truth=truth)
+        if batch_size % captions:
+            raise ValueError(f"a batch of {batch_size} cannot hold {captions} captions of each picture")
+        return SceneBatches(
+            self.rows,
+            tokenize,
+            batch_size,
+            negatives=negatives,
+            neighbours=neighbours,
+            truth=truth,
+            captions=captions,
+        )
 
     def digest(self) -> str:
         return self.rows.digest()

@@ -28,7 +28,7 @@ class Needs:
     """What a method takes: batch fields, the level they come from, and the label columns it reads.
 
     rows: pictures and captions. features: a frozen base's vectors of them, worked out once. dense: also its vectors
-    for every position. captions: how many captions of each picture are cached, for the last two.
+    for every position. captions: how many captions of each picture a batch holds, or are cached, for the last two.
     """
 
     fields: tuple[str, ...]

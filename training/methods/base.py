@@ -6,7 +6,7 @@ import math
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,6 +22,7 @@ class TowerOptions(BaseModel):
     """What every method that trains two towers asks; `text_rate_share`: rate of the text tower relative to the rest.
 
     excuse_true: texts that are true of a picture, or may be, do not count against it; data with an oracle only.
+    captions: so many rows of a batch are about one picture, each with another caption and false twin; drawn data only.
     local_loss, gather_with_grad: for several processes, see `training.distributed.Gathering`.
     """
 
@@ -29,6 +30,7 @@ class TowerOptions(BaseModel):
     text_rate_share: float = 1.0
     templates: tuple[str, ...] = ("{}",)
     excuse_true: bool = False
+    captions: int = Field(default=1, ge=1)
     local_loss: bool = False
     gather_with_grad: bool = True
 
@@ -68,7 +70,8 @@ class TwoTowers(StepMethod):
 
     def __init__(self, options: TowerOptions) -> None:
         self.options = options
-        self.needs = Needs(fields=(*self.fields, "excused") if options.excuse_true else self.fields)
+        fields = (*self.fields, "excused") if options.excuse_true else self.fields
+        self.needs = Needs(fields=fields, captions=options.captions)
         self.gathering = options.gathering()
 
     def setup(self, context: Context) -> None:
@@ -95,8 +98,12 @@ class TwoTowers(StepMethod):
         """Unit vectors [B, D] of a batch's pictures and texts, in fp32, from all processes."""
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, MAX_LOG_SCALE)
-        image, text = unit(self.model.encode_image(batch["image"])), unit(self.model.encode_text(batch["text"]))
+        image, text = self.encode_pictures(batch), unit(self.model.encode_text(batch["text"]))
         return self.gathering.vectors(image), self.gathering.vectors(text)
+
+    def encode_pictures(self, batch: dict[str, Tensor]) -> Tensor:
+        """Unit vectors [b, D] of this process's pictures."""
+        return unit(self.model.encode_image(batch["image"]))
 
     def excused(self, batch: dict[str, Tensor]) -> Tensor | None:
         """bool [B, B] or [B, 2B] of a batch, from all processes; None if everything counts."""

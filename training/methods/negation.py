@@ -12,15 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training.features import picture_vectors
 from training.losses import info_nce, negclip_loss, positive_pairs, usable_negatives
 from training.methods import Context, Produced
 from training.methods.base import TowerOptions, TwoTowers, unit
 
 
 class NegationOptions(TowerOptions):
-    """false_twin: each picture also chooses between its caption and that caption's false twin."""
+    """false_twin: each picture also chooses between its caption and that caption's false twin.
+
+    cached_pictures: the frozen image tower sees each picture once, before the first step, instead of in every batch;
+    right for pictures that are not augmented, such as drawn scenes.
+    """
 
     false_twin: bool = True
+    cached_pictures: bool = False
 
 
 def create(options: dict[str, Any]) -> NegationMethod:
@@ -29,15 +35,23 @@ def create(options: dict[str, Any]) -> NegationMethod:
 
 class NegationMethod(TwoTowers):
     def __init__(self, options: NegationOptions) -> None:
-        self.false_twin = options.false_twin
+        self.false_twin, self.cached_pictures = options.false_twin, options.cached_pictures
         if options.false_twin:
             self.fields = (*TwoTowers.fields, "negative_text", "negative_id", "has_negative")
+        if options.cached_pictures:
+            self.fields = (*self.fields, "row")
         super().__init__(options)
 
     def setup(self, context: Context) -> None:
-        context.required_base("negation")
+        base = context.required_base("negation")
         super().setup(context)
         self.model.lock_image()
+        if self.cached_pictures:
+            vectors = picture_vectors(base, context.source.pictures("train"), device=context.device)
+            self._pictures = unit(torch.from_numpy(vectors).to(context.device))
+
+    def encode_pictures(self, batch: dict[str, Tensor]) -> Tensor:
+        return self._pictures[batch["row"]] if self.cached_pictures else super().encode_pictures(batch)
 
     def step(self, batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
         image, text = self.encode(batch)
