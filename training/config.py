@@ -58,6 +58,9 @@ class ScenePart(Settings):
     decided_pair: bool = False
     decided_place: bool = False
     mix: dict[Topic, float] = Field(min_length=1, description="weight of each topic of captions")
+    words: Literal["train", "varied"] = Field(
+        default="train", description="varied: more sentences of the same words, for affirmations and negations"
+    )
 
 
 class SceneData(Settings):

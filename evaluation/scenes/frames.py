@@ -1,6 +1,7 @@
-"""The sentences that meanings are put into, in three sets of words.
+"""The sentences that meanings are put into, in sets of words.
 
-`train` is what a model may be trained on. `recombined` holds new sentences made only of words that occur in `train`
+`train` is what a model may be trained on, and `varied` is more of the same words for who wants more than a handful of
+sentences. `recombined` holds new sentences made only of words that occur in `train`
 (a test compares the vocabularies), so it measures whether a negation was understood or a template learnt. `unseen`
 uses negation words that training never shows ("without", "lacks", "missing", "instead of"); its affirmative frames use
 unseen words too, so that an unknown word is no sign of a negation.
@@ -13,9 +14,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-Words = Literal["train", "recombined", "unseen"]
+Words = Literal["train", "varied", "recombined", "unseen"]
 Family = Literal["affirmative", "negative", "hybrid", "no_place", "place", "relation", "count", "ground"]
-WORDS: tuple[Words, ...] = ("train", "recombined", "unseen")
+WORDS: tuple[Words, ...] = ("train", "recombined", "unseen")  # what probes ask in
 
 FRAMES: dict[Family, dict[Words, tuple[str, ...]]] = {
     "affirmative": {
@@ -56,7 +57,34 @@ FRAMES: dict[Family, dict[Words, tuple[str, ...]]] = {
     "ground": {"train": ("a {tone} background", "there is a {tone} background", "a picture with a {tone} background")},
 }
 
+_MORE: dict[Family, tuple[str, ...]] = {
+    "affirmative": ("in the picture is {a}", "there is a picture with {a}", "{a} in a picture", "the picture with {a}"),
+    "negative": (
+        "no {no}",
+        "not {a_no}",
+        "there is not {a_no}",
+        "{a_no} is not there",
+        "in the picture no {no}",
+        "no {no} is in the picture",
+        "a picture of no {no}",
+        "there is a picture with no {no}",
+    ),
+    "hybrid": (
+        "{a} but not {a_no}",
+        "{a} and no {no}",
+        "no {no} but {a}",
+        "there is {a} and not {a_no}",
+        "there is {a} and there is no {no}",
+        "a picture of {a} but no {no}",
+        "a picture with no {no} but with {a}",
+        "no {no} in the picture but {a}",
+        "{a} in the picture and no {no}",
+    ),
+}
+
 
 def frames(family: Family, words: Words = "train") -> tuple[str, ...]:
     """The frames of a family; those without held-out frames (all that hold no negation) answer with `train`."""
+    if words == "varied":
+        return (*FRAMES[family]["train"], *_MORE.get(family, ()))
     return FRAMES[family].get(words, FRAMES[family]["train"])

@@ -146,6 +146,10 @@ def test_held_out_negation_recombines_training_words_and_unseen_words_are_unseen
     in_negations = set().union(*(words(frame) for family in negated for frame in FRAMES[family]["train"]))
     for family in (*negated, "affirmative"):
         sets = [set(frames(family, one)) for one in WORDS]
+        varied = set(frames(family, "varied"))
+        assert varied > sets[0]
+        assert not varied & (sets[1] | sets[2])
+        assert set().union(*(words(frame) for frame in varied)) <= training
         assert sum(len(one) for one in sets) == len(set().union(*sets))
         assert all(len(one) >= 3 for one in sets)
         for frame in frames(family, "recombined"):

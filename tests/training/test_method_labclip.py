@@ -19,7 +19,7 @@ from training.checkpoint import load_model, read_checkpoint
 from training.config import TextTowerConfig
 from training.loop import train
 from training.methods import create
-from training.methods.labclip import LabclipMethod, TextMap
+from training.methods.labclip import LabclipMethod, TextMap, whitening
 from training.text_fold import check_fold, folded, text_ends
 from training.towers import DualEncoder, OpenClipDualEncoder, PixelInput, SmallDualEncoder, TextTower
 
@@ -158,8 +158,8 @@ def test_a_run_changes_the_text_tower_and_not_a_byte_of_the_image_tower(pairs: P
     assert info.graphs == {"image_encoder": "model.encode_image", "text_encoder": "model.encode_text"}
     # What is shipped is the averaged map behind the base's tower.
     state = load_file(folder / "state.safetensors")
-    matrix = state["average/map.weight"]
-    assert not torch.equal(matrix, state["live/map.weight"])
+    matrix = torch.eye(16) + state["average/map.change"] @ state["average/map.basis"]
+    assert not torch.equal(state["average/map.change"], state["live/map.change"])
     torch.testing.assert_close(texts(folder), texts(pairs / "base") @ matrix.T, rtol=1e-4, atol=1e-5)
     assert float(after["model.logit_scale"]) == float(state["average/map.log_scale"])
     # Validation judged these very weights.
@@ -172,6 +172,19 @@ def test_a_map_that_has_not_moved_is_the_base(pairs: Path, tmp_path: Path) -> No
     for metric in ("t2i_r@1", "i2t_r@10"):
         told = [read_checkpoint(each).metrics["validation"]["all"][metric] for each in (folder, pairs / "base")]
         assert told[0] == told[1]
+
+
+def test_whitened_texts_vary_equally_in_every_direction() -> None:
+    rng = np.random.default_rng(0)
+    lengths = np.array([3.0, 1.0, 0.1, 0.03])
+    turn, _ = np.linalg.qr(rng.normal(size=(4, 4)))
+    vectors = ((rng.normal(size=(20000, 4)) * lengths) @ turn + 5).astype(np.float32)
+    basis = whitening(vectors).double().numpy()
+    np.testing.assert_allclose(basis, basis.T, rtol=1e-3)
+    found = np.cov(vectors @ basis.T, rowvar=False)
+    np.testing.assert_allclose(found / found[0, 0], np.eye(4), atol=0.05)
+    assert np.linalg.eigvalsh(basis).min() == pytest.approx(1, rel=1e-3)  # the largest keeps its length
+    assert torch.equal(whitening(np.ones((5, 3), dtype=np.float32)), torch.eye(3))
 
 
 def test_the_loss_is_what_is_worked_out_row_by_row() -> None:

@@ -55,11 +55,11 @@ class SceneRows:
 
     def draw(self, row: int, number: int, *, negative: bool) -> Drawn:
         """The caption that `row` has in the draw `number`; equal arguments give equal captions."""
-        scene, mix = self.scenes[row], self.parts[self.part_of[row]].mix
+        scene, part = self.scenes[row], self.parts[self.part_of[row]]
         seed = (self.seed * 2**20 + number) & (2**62 - 1)
-        twins = draw_twins(scene, seed, pairs=self.pairs, mix=mix) if negative else None
+        twins = draw_twins(scene, seed, pairs=self.pairs, mix=part.mix, words=part.words) if negative else None
         if twins is None:
-            alone = draw_caption(scene, seed, pairs=self.pairs, mix=mix)
+            alone = draw_caption(scene, seed, pairs=self.pairs, mix=part.mix, words=part.words)
             return Drawn(text=alone.text, meaning=alone.meaning)
         right, wrong = twins.right, twins.wrong
         return Drawn(text=right.text, negative=wrong.text, meaning=right.meaning, negative_meaning=wrong.meaning)
