@@ -64,8 +64,15 @@ def runs() -> list[LabRun]:
     out = [LabRun(name="b0", recipe="b0"), LabRun(name="b1", recipe="b1")]
     for head in ("mean", "flat"):
         for captions in ("places", "no-places"):
-            overrides = [f'model.image.pool="{head}"', 'name="grid"']
-            out.append(LabRun(name=f"grid/{head}-{captions}", recipe=f"grid-{captions}", overrides=tuple(overrides)))
+            pool = f'model.image.pool="{head}"'
+            out += [
+                LabRun(
+                    name=f"grid/{head}-{captions}/seed{seed}",
+                    recipe=f"grid-{captions}",
+                    overrides=(pool, f"seed={seed}"),
+                )
+                for seed in SEEDS
+            ]
     for cure in ("control", "negclip", "negclip-focal", "negation", "labclip"):
         out += [
             LabRun(name=f"{cure}/seed{seed}", recipe=cure, overrides=(f"seed={seed}",), base="b0") for seed in SEEDS

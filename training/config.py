@@ -76,13 +76,27 @@ class SceneData(Settings):
     held_out: float = Field(default=0.25, gt=0, le=0.5)
 
 
+class MixedData(Settings):
+    """A table and drawn scenes; `scene_share` of the steps are batches of scenes. `[augment]` is for the table."""
+
+    kind: Literal["mixed"]
+    table: TableData
+    scenes: SceneData
+    scene_share: float = Field(gt=0, lt=1)
+
+    @property
+    def cache_px(self) -> int:
+        return self.table.cache_px
+
+
 def _data_kind(value: Any) -> str:
     """Recipes written before scenes name no kind: theirs is a table."""
     return value.get("kind", "table") if isinstance(value, dict) else getattr(value, "kind", "table")
 
 
 DataConfig = Annotated[
-    Annotated[TableData, Tag("table")] | Annotated[SceneData, Tag("scenes")], Discriminator(_data_kind)
+    Annotated[TableData, Tag("table")] | Annotated[SceneData, Tag("scenes")] | Annotated[MixedData, Tag("mixed")],
+    Discriminator(_data_kind),
 ]
 
 
@@ -207,6 +221,17 @@ class TrainConfig(Settings):
         if self.wise_ft is not None and self.base is None:
             raise ValueError("wise_ft interpolates with a base: name one")
         return self
+
+
+def with_data_folder(config: TrainConfig, folder: Path | None) -> TrainConfig:
+    """The recipe with its table where it lies now; drawn scenes lie nowhere."""
+    data = config.data
+    if folder is None or isinstance(data, SceneData):
+        return config
+    if isinstance(data, MixedData):
+        table = data.table.model_copy(update={"folder": folder})
+        return config.model_copy(update={"data": data.model_copy(update={"table": table})})
+    return config.model_copy(update={"data": data.model_copy(update={"folder": folder})})
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:

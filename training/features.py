@@ -17,8 +17,8 @@ from torch import Tensor
 
 from training.checkpoint import LoadedModel
 from training.data.batches import shared_ids
+from training.data.protocol import Source
 from training.data.rows import Drawn
-from training.data.source import Source
 
 FORMAT = 2
 _CHUNK = 128

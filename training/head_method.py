@@ -27,8 +27,8 @@ from training.class_heads import (
     truth_of,
     zero_shot_head,
 )
+from training.data.protocol import Source
 from training.data.rows import Split
-from training.data.source import Source
 from training.encoder import encoder_of
 from training.features import Features, picture_vectors
 from training.methods import Context, FitMethod, ModuleUse, Needs, Produced

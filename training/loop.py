@@ -32,7 +32,8 @@ from training.checkpoint import (
     save_checkpoint,
 )
 from training.config import OptimConfig, TrainConfig, WiseFt, load_config
-from training.data.source import Source, open_source
+from training.data.protocol import Source
+from training.data.source import open_source
 from training.data.vocabulary import tokenizer_of
 from training.encoder import TorchEncoder
 from training.features import FeatureBatches, cached_features
@@ -172,6 +173,8 @@ def run(config: TrainConfig, *, resume: bool = False, console: Console | None = 
     if resume:
         before = read_checkpoint(folder)
         _refuse_other_run(before.config, config)
+        if before.base_sha256 != facts["base_sha256"]:
+            raise ValueError(f"cannot resume: base {config.base} has other weights than those the run started from")
         state = load_state(folder)
         with torch.no_grad():
             for name, tensor in live.items():

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from training.checkpoint import is_head, load_head, load_model, read_checkpoint
-from training.config import TableData
-from training.data.source import Source, open_source
+from training.config import with_data_folder
+from training.data.protocol import Source
+from training.data.source import open_source
 from training.encoder import open_checkpoint
 from training.head_method import report_head
 from training.towers import image_spec as spec_of
@@ -51,9 +52,7 @@ def _of_head(
 
 
 def _source(folder: Path, data_folder: Path | None) -> Source:
-    config = read_checkpoint(folder).config
-    if data_folder is not None and isinstance(config.data, TableData):
-        config = config.model_copy(update={"data": config.data.model_copy(update={"folder": data_folder})})
+    config = with_data_folder(read_checkpoint(folder).config, data_folder)
     image_spec = spec_of(config.model)
     cache_spec = spec_of(config.model, size_px=config.data.cache_px)
     return open_source(config, cache_spec=cache_spec, image_spec=image_spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from evaluation.scenes.sampling import sample
 from training import methods
 from training.checkpoint import load_model
 from training.encoder import open_checkpoint
+from training.loop import train
 from training.losses import info_nce, negclip_loss
 
 TrainSquares = Callable[..., Path]
@@ -150,3 +152,14 @@ def test_a_mix_that_denies_nothing_has_no_denials() -> None:
     for number in range(100):
         twins = draw_twins(sample(number, config), number, pairs=config.pairs, mix=mix)
         assert twins is None or not denies(twins.wrong.meaning)
+
+
+def test_a_run_resumes_behind_its_own_base_only(train_squares: TrainSquares, squares: Path, square_base: Path) -> None:
+    folder = train_squares("method=negation", "optim.steps=4", base=square_base)
+    other = train_squares("seed=9", name="other")
+    info = json.loads((folder / "checkpoint.json").read_text())
+    moved = [f"run.folder={json.dumps(str(folder))}", f"base={json.dumps(str(other))}", "method=negation"]
+    info["config"]["base"] = str(other)
+    (folder / "checkpoint.json").write_text(json.dumps(info))
+    with pytest.raises(ValueError, match="has other weights than those the run started from"):
+        train(squares, [*moved, "optim.steps=4"], resume=True)

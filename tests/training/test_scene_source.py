@@ -15,8 +15,9 @@ from evaluation.scenes.meaning import is_false, is_true, judge
 from evaluation.scenes.mixing import draw_twins
 from evaluation.scenes.palette import COLOURS, SHAPES
 from training.config import SceneData, ScenePart
+from training.data.protocol import StepBatches
 from training.data.scenes import SceneRows, draw_scenes, scene_splits
-from training.data.source import SceneSource, StepBatches
+from training.data.source import SceneSource
 
 LETTERS = 300
 _PAIR = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})(?:e?s)?\b")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from evaluation.fashion import article_type
@@ -15,9 +14,11 @@ from evaluation.scenes.rendering import render
 from evaluation.scenes.scene import Scene, Thing
 from evaluation.scenes_report import scenes_report, single_scenes
 from model_store.manifest import ImageSpec
-from training.config import AugmentConfig, Report, SceneData, TableData, TrainConfig
+from training.config import AugmentConfig, MixedData, Report, SceneData, TableData, TrainConfig
 from training.data.augment import CaptionAugment, ImageAugment
 from training.data.batches import Batches, Neighbours, SceneBatches, Tokenize
+from training.data.mixed import MixedSource
+from training.data.protocol import Source, StepBatches
 from training.data.reader import data_digest, load_pixels, read_table
 from training.data.rows import Drawn, Row, Split
 from training.data.scenes import SceneRows, draw_scenes, scene_splits
@@ -28,81 +29,35 @@ ARTICLE_TYPE = "article_type"
 JUDGED = {"validation": 1_000, "test": 2_000}  # seeds of the judged scenes: no scene of one is in the other
 
 
-class StepBatches(Protocol):
-    def __call__(self, step: int) -> dict[str, torch.Tensor]:
-        """The batch of a 0-based step; it depends on (seed, step) only."""
-        ...
-
-
-class Source(Protocol):
-    """Training data and the judge beside it."""
-
-    @property
-    def pixels(self) -> NDArray[np.uint8]:
-        """uint8 [N, S, S, 3], the training pictures only."""
-        ...
-
-    def texts(self) -> Sequence[str]:
-        """What training may say, large enough a sample to hold every word."""
-        ...
-
-    def pictures(self, split: Split) -> NDArray[np.uint8]:
-        """uint8 [n, H, W, 3] of a split, as the model takes them; of scenes that judge, those of one thing."""
-        ...
-
-    def labels(self, name: str, split: Split = "train") -> Sequence[str | None]:
-        """One value for every picture of `pictures(split)`; None where this label says nothing of it.
-
-        Raises:
-            ValueError: there is no such label.
-        """
-        ...
-
-    def captions(self, count: int, *, negatives: bool) -> list[tuple[int, Drawn]]:
-        """`count` captions of every row, as (row, drawn): for methods that work on cached features."""
-        ...
-
-    def batches(
-        self,
-        tokenize: Tokenize,
-        *,
-        batch_size: int,
-        negatives: bool,
-        truth: bool,
-        neighbours: Neighbours | None,
-        captions: int = 1,
-    ) -> StepBatches:
-        """truth: with the field `excused`, which only data with an oracle have. captions: so many rows of a batch are
-        about one picture.
-
-        Raises:
-            ValueError: these data lack what is asked for.
-        """
-        ...
-
-    def digest(self) -> str:
-        """sha256 over what training really sees."""
-        ...
-
-    def judge(self, encoder: TorchEncoder, *, split: Literal["validation", "test"]) -> dict[str, Any]:
-        """Numbers on a split that training never sees; nested, higher is better."""
-        ...
-
-
 def open_source(config: TrainConfig, *, cache_spec: ImageSpec, image_spec: ImageSpec) -> Source:
     """Read or draw the data of a recipe.
 
     Raises:
         ValueError: the data are not there, or are not what the recipe says.
     """
-    if isinstance(config.data, SceneData):
+    data = config.data
+    if isinstance(data, MixedData):
+        return MixedSource(
+            _table_source(data.table, config, cache_spec=cache_spec, image_spec=image_spec),
+            _scene_source(data.scenes, config, image_spec=image_spec),
+            scene_share=data.scene_share,
+        )
+    if isinstance(data, SceneData):
         if config.run.report != "scenes":
             raise ValueError(f"run.report is {config.run.report!r}: scenes are judged by 'scenes'")
-        if config.data.cache_px != image_spec.height_px:
-            raise ValueError(f"scenes are drawn at {config.data.cache_px} px, the model takes {image_spec.height_px}")
-        return SceneSource(draw_scenes(config.data, seed=config.seed), data=config.data)
+        return _scene_source(data, config, image_spec=image_spec)
+    return _table_source(data, config, cache_spec=cache_spec, image_spec=image_spec)
+
+
+def _scene_source(data: SceneData, config: TrainConfig, *, image_spec: ImageSpec) -> SceneSource:
+    if data.cache_px != image_spec.height_px:
+        raise ValueError(f"scenes are drawn at {data.cache_px} px, the model takes {image_spec.height_px}")
+    return SceneSource(draw_scenes(data, seed=config.seed), data=data)
+
+
+def _table_source(data: TableData, config: TrainConfig, *, cache_spec: ImageSpec, image_spec: ImageSpec) -> TableSource:
     return TableSource(
-        config.data,
+        data,
         augment=config.augment,
         report=config.run.report,
         seed=config.seed,

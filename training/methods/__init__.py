@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from model_store.modality.text import Tokenizer
 from training.checkpoint import LoadedModel
 from training.config import ModelConfig
-from training.data.source import Source
+from training.data.protocol import Source
 from training.features import Features
 
 ModuleUse = Literal["export", "train_only", "frozen"]

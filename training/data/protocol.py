@@ -1,0 +1,75 @@
+"""What a run knows of its data: batches, pictures, labels, captions, and the judge beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from training.data.batches import Neighbours, Tokenize
+from training.data.rows import Drawn, Split
+from training.encoder import TorchEncoder
+
+
+class StepBatches(Protocol):
+    def __call__(self, step: int) -> dict[str, torch.Tensor]:
+        """The batch of a 0-based step; it depends on (seed, step) only."""
+        ...
+
+
+class Source(Protocol):
+    """Training data and the judge beside it."""
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """uint8 [N, S, S, 3], the training pictures only."""
+        ...
+
+    def texts(self) -> Sequence[str]:
+        """What training may say, large enough a sample to hold every word."""
+        ...
+
+    def pictures(self, split: Split) -> NDArray[np.uint8]:
+        """uint8 [n, H, W, 3] of a split, as the model takes them; of scenes that judge, those of one thing."""
+        ...
+
+    def labels(self, name: str, split: Split = "train") -> Sequence[str | None]:
+        """One value for every picture of `pictures(split)`; None where this label says nothing of it.
+
+        Raises:
+            ValueError: there is no such label.
+        """
+        ...
+
+    def captions(self, count: int, *, negatives: bool) -> list[tuple[int, Drawn]]:
+        """`count` captions of every row, as (row, drawn): for methods that work on cached features."""
+        ...
+
+    def batches(
+        self,
+        tokenize: Tokenize,
+        *,
+        batch_size: int,
+        negatives: bool,
+        truth: bool,
+        neighbours: Neighbours | None,
+        captions: int = 1,
+    ) -> StepBatches:
+        """truth: with the field `excused`, which only data with an oracle have. captions: so many rows of a batch are
+        about one picture.
+
+        Raises:
+            ValueError: these data lack what is asked for.
+        """
+        ...
+
+    def digest(self) -> str:
+        """sha256 over what training really sees."""
+        ...
+
+    def judge(self, encoder: TorchEncoder, *, split: Literal["validation", "test"]) -> dict[str, Any]:
+        """Numbers on a split that training never sees; nested, higher is better."""
+        ...
