@@ -10,25 +10,20 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from lab import RUNS, SIZE, LabRun, runs
+from lab import RUNS, LabRun, runs
 from lab_figures import draw_curves, draw_learning
+from lab_probe import probed
 from lab_tables import Cell, groups, number, table, wise_ft_table
-from marked import ROOT, replace_blocks
+from marked import ROOT, markdown_table, replace_blocks
 from safetensors.torch import load_file
-from sklearn.linear_model import LogisticRegression
 
-from evaluation.probes.binding import build as binding_questions
-from evaluation.probes.pictures import Picture
-from evaluation.probes.pool import Pool
-from evaluation.scenes.meaning import Listing
 from evaluation.scenes_report import scenes_report
-from training.checkpoint import WEIGHTS_FILE, load_model, read_checkpoint
+from training.checkpoint import WEIGHTS_FILE, load_model
 from training.config import SceneData
-from training.data.scenes import draw_scenes, scene_splits
+from training.data.scenes import scene_splits
 from training.data.source import JUDGED
-from training.encoder import TorchEncoder, open_checkpoint
+from training.encoder import TorchEncoder
 from training.wise_ft import interpolate, wise_ft_curve
 
 PAGE, PICTURES, NUMBERS = ROOT / "docs" / "lab.md", ROOT / "docs" / "pictures" / "lab", ROOT / "benchmarks" / "lab"
@@ -55,38 +50,6 @@ NEGATION: dict[str, Cell] = {
     "is or is no": ("negation", "is or is no"),
 }
 CURES = {"negclip": "binding/colours swapped", "negation": "negation/four options, recombined words"}
-
-
-def binding_probe(base: LabRun) -> dict[str, float]:
-    """How much of the answer the image embedding holds: logistic regressions of which pairs are there, trained on the
-    training scenes, asked the binding questions of the held-out seed by the sum of their log odds for each caption."""
-    info = read_checkpoint(base.folder)
-    if not isinstance(info.config.data, SceneData):
-        raise ValueError("the base was not trained on scenes")
-    encoder, pairs = open_checkpoint(base.folder), scene_splits(info.config.data).train.pairs
-    rows = draw_scenes(info.config.data, seed=0)
-    two = [at for at, scene in enumerate(rows.scenes) if len(scene.things) == 2][:12_000]
-    vectors = encoder.encode_prepared(rows.pixels[two])
-    present = np.array(
-        [[pair in {(t.shape, t.colour) for t in rows.scenes[at].things} for pair in pairs] for at in two]
-    )
-    odds = [LogisticRegression(C=100.0, max_iter=500).fit(vectors, column) for column in present.T]
-    quiz = binding_questions(Pool(SIZE, seed=JUDGED["test"], pairs=pairs))
-    pictures = list(dict.fromkeys(asked.picture for asked in quiz.questions))
-    images = encoder.encode_images([picture.draw(info.config.data.cache_px) for picture in pictures])
-    log_odds = np.stack([one.decision_function(images) for one in odds], axis=1)
-    where = {picture: at for at, picture in enumerate(pictures)}
-
-    def score(picture: Picture, meaning: object) -> float:
-        if not isinstance(meaning, Listing):
-            raise ValueError(f"binding asks about listings, got {meaning}")
-        return sum(log_odds[where[picture], pairs.index((w.shape or "", w.colour or ""))] for w in meaning.whats)
-
-    right: list[bool] = []
-    for asked in quiz.questions:
-        scores = [score(asked.picture, option.meaning) for option in asked.options]
-        right.append(scores[asked.answer] > max(s for at, s in enumerate(scores) if at != asked.answer))
-    return {"accuracy": float(np.mean(right)), "n": len(right)}
 
 
 def curve_of(one: LabRun, *, cure: str, neutral: str = "single", most_lost: float = 0.01) -> dict[str, Any]:
@@ -138,7 +101,7 @@ def main() -> int:
         for cure, cell in CURES.items()
         if (done := [one for one in cures if one.name.startswith(f"{cure}/")])
     }
-    probe = binding_probe(every["b0"])
+    probe = probed(every["b0"])
     blocks = {
         "lab-bases": table(groups(bases), RELATION),
         "lab-grid": table(groups(grid), RELATION),
@@ -146,8 +109,10 @@ def main() -> int:
         "lab-cures-negation": table(groups([*bases, *negated]), NEGATION),
         "lab-composed": table(groups([*bases, *grid, *cures]), BINDING, composed=True),
         "lab-wise-ft": wise_ft_table(curves),
-        "lab-probe": "A probe of the answer on B0's image embedding is right in "
-        f"{number(probe['accuracy'])} of {probe['n']:,} binding questions.",
+        "lab-probe": markdown_table(
+            ["questions", "n", "right"],
+            [[name, f"{found['n']:,}", number(found["accuracy"])] for name, found in probe.items()],
+        ),
     }
     firsts = [group.runs[0] for group in groups(grid)]
     draw_curves(curves, PICTURES / "wise-ft.png")

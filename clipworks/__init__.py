@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from clipworks.client import AsyncClient, AsyncCollection, Client, Collection, Item
     from clipworks.errors import ClientError
-    from clipworks.results import ClassifyResult, EmbedResult, SearchResult, UpsertResult
+    from clipworks.results import ClassifyResult, EmbedResult, LocalizeResult, SearchResult, UpsertResult
     from clipworks.retry import RetryPolicy
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Collection",
     "EmbedResult",
     "Item",
+    "LocalizeResult",
     "RetryPolicy",
     "SearchResult",
     "UpsertResult",
@@ -36,6 +37,7 @@ _HOMES = {
     "Item": "clipworks.client",
     "ClassifyResult": "clipworks.results",
     "EmbedResult": "clipworks.results",
+    "LocalizeResult": "clipworks.results",
     "SearchResult": "clipworks.results",
     "UpsertResult": "clipworks.results",
     "ClientError": "clipworks.errors",

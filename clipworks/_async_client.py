@@ -16,12 +16,14 @@ from clipworks._collections_async import AsyncCollection
 from clipworks._exchange import Answer, Broken, Call, Pause, Request, Send, Steps
 from clipworks._progress import Progress, progress_bar
 from clipworks._setup import MIB, Setup, lower_case
-from clipworks.results import ClassifyResult, EmbedResult
+from clipworks.results import ClassifyResult, EmbedResult, LocalizeResult, Located
 from clipworks.retry import RetryPolicy
 from clipworks.schemas import (
     Activation,
     CollectionInfo,
     Health,
+    HeatmapFormat,
+    Included,
     LabelSetDetail,
     LabelSetInfo,
     ModelDetail,
@@ -186,6 +188,73 @@ class AsyncClient:
         )
         result = await self._run(plan, progress)
         return result if on_error == "item" else result.predictions
+
+    @overload
+    async def localize(
+        self,
+        images: Iterable[ImageSource],
+        labels: Labels | None = None,
+        *,
+        label_set: str | None = None,
+        templates: str | Sequence[str] | None = None,
+        model: str | None = None,
+        threshold: float | None = None,
+        include: Sequence[Included] = ("boxes",),
+        heatmap_format: HeatmapFormat = "array",
+        heatmap_labels: Sequence[str] | None = None,
+        short_px: int | None = None,
+        on_error: Literal["fail"] = "fail",
+        progress: bool = False,
+    ) -> list[Located]: ...
+    @overload
+    async def localize(
+        self,
+        images: Iterable[ImageSource],
+        labels: Labels | None = None,
+        *,
+        label_set: str | None = None,
+        templates: str | Sequence[str] | None = None,
+        model: str | None = None,
+        threshold: float | None = None,
+        include: Sequence[Included] = ("boxes",),
+        heatmap_format: HeatmapFormat = "array",
+        heatmap_labels: Sequence[str] | None = None,
+        short_px: int | None = None,
+        on_error: Literal["item"],
+        progress: bool = False,
+    ) -> LocalizeResult: ...
+    async def localize(
+        self,
+        images: Iterable[ImageSource],
+        labels: Labels | None = None,
+        *,
+        label_set: str | None = None,
+        templates: str | Sequence[str] | None = None,
+        model: str | None = None,
+        threshold: float | None = None,
+        include: Sequence[Included] = ("boxes",),
+        heatmap_format: HeatmapFormat = "array",
+        heatmap_labels: Sequence[str] | None = None,
+        short_px: int | None = None,
+        on_error: OnError = "fail",
+        progress: bool = False,
+    ) -> list[Located] | LocalizeResult:
+        """See `Client.localize`."""
+        plan = self._setup.calls.localize(
+            images,
+            labels=labels,
+            label_set=label_set,
+            templates=templates,
+            model=model,
+            threshold=threshold,
+            include=include,
+            heatmap_format=heatmap_format,
+            heatmap_labels=heatmap_labels,
+            short_px=short_px,
+            on_error=on_error,
+        )
+        result = await self._run(plan, progress)
+        return result if on_error == "item" else [each for each in result.images if each is not None]
 
     async def models(self) -> list[ModelSummary]:
         return await self._drive(self._setup.queries.models())

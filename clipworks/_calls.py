@@ -1,4 +1,4 @@
-"""The two calls of many inputs, `embed` and `classify`, as batches: their fields, their answers, their results."""
+"""The calls of many inputs, `embed`, `classify` and `localize`, as batches: their fields, answers and results."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from clipworks import errors
 from clipworks._batches import Batch, Loadable, Part
 from clipworks._inputs import Source, chunks, sources
-from clipworks.results import ClassifyResult, EmbedResult, ModelIdentity, Rows
+from clipworks._located import located
+from clipworks.results import ClassifyResult, EmbedResult, LocalizeResult, Located, ModelIdentity, Rows
 from clipworks.retry import RetryPolicy
 from clipworks.schemas import (
     Activation,
     ClassifyResponse,
     EmbedResponse,
+    HeatmapFormat,
+    Included,
     ItemError,
     LabelPrompts,
+    LocalizeResponse,
     OnError,
     Prediction,
 )
@@ -120,6 +124,39 @@ class Calls:
 
         return self._plan("classify", items, batch, finish)
 
+    def localize(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        labels: Labels | None,
+        label_set: str | None,
+        templates: str | Sequence[str] | None,
+        model: str | None,
+        threshold: float | None,
+        include: Sequence[Included],
+        heatmap_format: HeatmapFormat,
+        heatmap_labels: Sequence[str] | None,
+        short_px: int | None,
+        on_error: OnError,
+    ) -> Plan[LocalizeResult]:
+        items = _not_empty(sources((), images))
+        found: list[Located | None] = [None for _ in items]
+        for name, several in (("include", include), ("heatmap_labels", heatmap_labels)):
+            if isinstance(several, str):
+                raise TypeError(f"{name}: expected several, got one string; write {name}=[{several!r}]")
+        fields = _given(model=model, label_set=label_set, threshold=threshold, short_px=short_px)
+        fields |= label_fields(labels, templates) | {"on_error": on_error}
+        fields |= {"include": list(include), "heatmap_format": heatmap_format}
+        fields |= {} if heatmap_labels is None else {"heatmap_labels": list(heatmap_labels)}
+        batch = self._batch("/localize", fields, on_error, _read_locations, found.__setitem__)
+
+        def finish() -> LocalizeResult:
+            failed = dict(sorted(batch.failed.items()))
+            threshold = batch.bodies[0].threshold if batch.bodies else None
+            return LocalizeResult(images=found, errors=failed, identity=batch.identity, threshold=threshold)
+
+        return self._plan("localize", items, batch, finish)
+
     def _batch(
         self,
         path: str,
@@ -173,4 +210,11 @@ def _read_predictions(body: bytes) -> Part[ClassifyResponse]:
     answer = ClassifyResponse.model_validate_json(body, extra="ignore")
     identity = ModelIdentity(model=answer.model, fingerprint=answer.fingerprint)
     entries = [(e.index, e.error if isinstance(e, ItemError) else e.predictions) for e in answer.data]
+    return Part(answer, identity, entries)
+
+
+def _read_locations(body: bytes) -> Part[LocalizeResponse]:
+    answer = LocalizeResponse.model_validate_json(body, extra="ignore")
+    identity = ModelIdentity(model=answer.model, fingerprint=answer.fingerprint)
+    entries = [(e.index, e.error if isinstance(e, ItemError) else located(e)) for e in answer.data]
     return Part(answer, identity, entries)

@@ -30,13 +30,16 @@ from clipworks.retry import RetryPolicy
 from clipworks.schemas import (
     CollectionInfo,
     CollectionList,
+    CompactResponse,
     DeleteItemsResponse,
+    DoctorResponse,
     Include,
     ItemError,
     ItemPage,
     OnError,
     QueryResult,
     SearchResponse,
+    SnapshotResponse,
     StoredItem,
     UpsertResponse,
 )
@@ -86,6 +89,23 @@ class CollectionCalls:
 
     def drop(self, name: str) -> Steps[None]:
         yield from self._exchange("DELETE", _path(name))
+
+    def doctor(self, name: str, *, queries: int, recall_at: int) -> Steps[DoctorResponse]:
+        path = f"{_path(name)}/doctor"
+        body = {"queries": queries, "recall_at": recall_at}
+        return parse((yield from self._exchange("POST", path, body)), DoctorResponse, path)
+
+    def compact(self, name: str) -> Steps[CompactResponse]:
+        path = f"{_path(name)}/compact"
+        return parse((yield from self._exchange("POST", path)), CompactResponse, path)
+
+    def snapshot(self, name: str) -> Steps[SnapshotResponse]:
+        path = f"{_path(name)}/snapshot"
+        return parse((yield from self._exchange("POST", path)), SnapshotResponse, path)
+
+    def restore(self, name: str, snapshot: str) -> Steps[CollectionInfo]:
+        path = f"{_path(name)}/restore"
+        return parse((yield from self._exchange("POST", path, {"snapshot": snapshot})), CollectionInfo, path)
 
     def upsert(
         self, name: str, items: Iterable[Item | Mapping[str, Any]], *, model: str | None, space: str | None

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 from clipworks._collections import PAGE, CollectionCalls, image_items
 from clipworks._progress import Progress
 from clipworks.results import Hits, SearchResult, Stored, UpsertResult
-from clipworks.schemas import CollectionInfo, Include, OnError
+from clipworks.schemas import (
+    CollectionInfo,
+    CompactResponse,
+    DoctorResponse,
+    Include,
+    OnError,
+    SnapshotResponse,
+)
 
 if TYPE_CHECKING:
     from clipworks._calls import Plan
@@ -137,6 +144,22 @@ class AsyncCollection:
     async def delete(self, ids: Iterable[str] | None = None, *, filter: Mapping[str, Any] | None = None) -> int:
         """See `Collection.delete`."""
         return await self._drive(self._calls.delete(self.name, ids=ids, filter=filter))
+
+    async def doctor(self, *, queries: int = 100, recall_at: int = 10) -> DoctorResponse:
+        """See `Collection.doctor`."""
+        return await self._drive(self._calls.doctor(self.name, queries=queries, recall_at=recall_at))
+
+    async def compact(self) -> CompactResponse:
+        """See `Collection.compact`."""
+        return await self._drive(self._calls.compact(self.name))
+
+    async def snapshot(self) -> SnapshotResponse:
+        """See `Collection.snapshot`."""
+        return await self._drive(self._calls.snapshot(self.name))
+
+    async def restore(self, snapshot: str) -> CollectionInfo:
+        """See `Collection.restore`."""
+        return await self._drive(self._calls.restore(self.name, snapshot))
 
     async def items(self, *, include: Sequence[Include] = ("metadata",), page: int = PAGE) -> AsyncIterator[Stored]:
         """See `Collection.items`."""

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 from clipworks._collections import PAGE, CollectionCalls, image_items
 from clipworks._progress import Progress
 from clipworks.results import Hits, SearchResult, Stored, UpsertResult
-from clipworks.schemas import CollectionInfo, Include, OnError
+from clipworks.schemas import (
+    CollectionInfo,
+    CompactResponse,
+    DoctorResponse,
+    Include,
+    OnError,
+    SnapshotResponse,
+)
 
 if TYPE_CHECKING:
     from clipworks._calls import Plan
@@ -153,6 +160,25 @@ class Collection:
     def delete(self, ids: Iterable[str] | None = None, *, filter: Mapping[str, Any] | None = None) -> int:
         """Remove items by ids or by filter, exactly one of them; how many there were. Unknown ids are no error."""
         return self._drive(self._calls.delete(self.name, ids=ids, filter=filter))
+
+    def doctor(self, *, queries: int = 100, recall_at: int = 10) -> DoctorResponse:
+        """Prove row count, checksums and that the index holds exactly the rows; measure recall on your own data.
+
+        Needs an admin key, as the three below. It reads every row: give the client a `timeout_s` that allows for it.
+        """
+        return self._drive(self._calls.doctor(self.name, queries=queries, recall_at=recall_at))
+
+    def compact(self) -> CompactResponse:
+        """Rebuild the index without deleted rows, train it anew, give unused disk space back."""
+        return self._drive(self._calls.compact(self.name))
+
+    def snapshot(self) -> SnapshotResponse:
+        """Write all rows of one moment into a file on the server, whose name it chooses."""
+        return self._drive(self._calls.snapshot(self.name))
+
+    def restore(self, snapshot: str) -> CollectionInfo:
+        """Make this collection from a snapshot that lies on the server. Raises Conflict: it is there already."""
+        return self._drive(self._calls.restore(self.name, snapshot))
 
     def items(self, *, include: Sequence[Include] = ("metadata",), page: int = PAGE) -> Iterator[Stored]:
         """All items in the order of their ids, `page` of them in a request.

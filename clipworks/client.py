@@ -1,4 +1,4 @@
-"""Client and AsyncClient: embed, classify, collections, and the server's models and label sets, from Python.
+"""Client and AsyncClient: embed, classify, localize, collections, and the server's models and label sets, from Python.
 
     from clipworks import Client
 

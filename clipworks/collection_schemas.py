@@ -20,6 +20,7 @@ from clipworks._wire import (
 )
 
 __all__ = [
+    "BackendName",
     "BuiltKind",
     "COLLECTION_PATTERN",
     "CollectionImageItem",
@@ -33,8 +34,12 @@ __all__ = [
     "CollectionTextItem",
     "CollectionVectorItem",
     "CombineQuery",
+    "Durability",
+    "CompactResponse",
     "DeleteItemsRequest",
     "DeleteItemsResponse",
+    "DoctorRequest",
+    "DoctorResponse",
     "ItemQuery",
     "PageQuery",
     "FieldType",
@@ -49,9 +54,13 @@ __all__ = [
     "Part",
     "Query",
     "QueryResult",
+    "RestoreRequest",
     "SearchHit",
     "SearchRequest",
     "SearchResponse",
+    "SnapshotEntry",
+    "SnapshotList",
+    "SnapshotResponse",
     "StoredItem",
     "UpsertRequest",
     "UpsertResponse",
@@ -75,6 +84,8 @@ CollectionName = Annotated[str, StringConstraints(pattern=COLLECTION_PATTERN)]
 FieldType = Literal["string", "number", "boolean", "string[]", "number[]"]
 IndexKind = Literal["auto", "flat", "sq8", "ivf_sq8"]
 BuiltKind = Literal["flat", "sq8", "ivf_sq8"]
+BackendName = Literal["embedded", "milvus"]
+Durability = Literal["full", "process", "remote", "none"]
 Include = Literal["metadata", "vector"]
 # A length or a character that an id may not have is an item's own error, so it is no part of this shape.
 ItemId = Annotated[
@@ -118,6 +129,7 @@ class CollectionRequest(Wire):
 
 class CollectionInfo(Wire):
     name: str
+    backend: BackendName = Field(default="embedded", description="what keeps it")
     model: str = Field(description="name@version whose vectors these are")
     space: str
     fingerprint: EncoderFingerprint = Field(description="encoders that rows may come from")
@@ -129,15 +141,65 @@ class CollectionInfo(Wire):
     count: int
     dead: int = Field(description="slots of the index whose rows were deleted or replaced; a rebuild frees them")
     sequence: int = Field(description="grows with every change")
-    index_bytes: int = Field(description="memory of the index")
-    disk_bytes: int = Field(description="files of the whole store")
-    durability: Literal["full", "none"] = Field(description="full: an answer means synced to disk; none: memory only")
+    index_bytes: int | None = Field(description="memory of the index; null where the backend does not say")
+    disk_bytes: int | None = Field(description="files of the whole store; null where the backend does not say")
+    durability: Durability = Field(
+        description="an answer means: full: synced to disk; process: handed to the operating system, a power cut may "
+        "lose it; remote: what the Milvus behind this server promises; none: memory only"
+    )
     rebuilding: bool
     warnings: list[str] = Field(description="what was found wrong at start; empty when all was well")
 
 
 class CollectionList(Wire):
     data: list[CollectionInfo]
+
+
+# ---------------------------------------------------------------- upkeep (admin)
+
+
+class DoctorRequest(Wire):
+    queries: int = Field(default=100, ge=1, le=10_000, description="stored vectors to search for")
+    recall_at: int = Field(default=10, ge=1, le=100, description="neighbours of each")
+
+
+class DoctorResponse(Wire):
+    healthy: bool
+    rows: int
+    indexed: int = Field(description="rows that searches see; equal to `rows` in a healthy collection")
+    bad_count: int = Field(description="rows whose checksum is wrong")
+    bad_rows: list[str] = Field(description="their ids, up to 1,000 of them")
+    differing_slots: int = Field(description="vectors of the index that are not those stored")
+    recall: float | None = Field(description="share of the true neighbours found; null when there was nothing to ask")
+    recall_at: int
+    sampled: int
+    problems: list[str] = Field(description="each in one sentence; empty when healthy")
+
+
+class CompactResponse(Wire):
+    slots_removed: int
+    bytes_freed: int
+
+
+class SnapshotResponse(Wire):
+    snapshot: str = Field(description="its name on the server")
+    sha256: str = Field(description="of all but the last 32 bytes of the file, which are this digest")
+    bytes: int
+    count: int
+    sequence: int
+
+
+class SnapshotEntry(Wire):
+    snapshot: str
+    bytes: int
+
+
+class SnapshotList(Wire):
+    data: list[SnapshotEntry]
+
+
+class RestoreRequest(Wire):
+    snapshot: str = Field(min_length=1, max_length=128, description="of GET /snapshots")
 
 
 # ---------------------------------------------------------------- items

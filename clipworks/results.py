@@ -55,6 +55,80 @@ class ClassifyResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mask:
+    """Pixels of the upright original that belong to a box; `counts` is COCO's compressed text, for pycocotools too."""
+
+    height: int
+    width: int
+    counts: str
+
+    def array(self) -> NDArray[np.bool_]:
+        """Bool [height, width]. Needs numpy. Raises ValueError when the run lengths do not fill the picture."""
+        import numpy as np
+
+        runs = _run_lengths(self.counts)
+        if sum(runs) != self.height * self.width or min(runs, default=0) < 0:
+            raise ValueError(f"run lengths do not fill a picture of {self.width}x{self.height} px")
+        return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape((self.height, self.width), order="F")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    """A place in pixels of the upright original; x1 and y1 are the far edges. `mask` is None if not asked for."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    score: float
+    mask: Mask | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heatmap:
+    """A label's map over the whole picture, as `heatmap_format` asked for it.
+
+    values: float32 [rows, columns] on the model's own grid, a list of lists without numpy. png: the map enlarged to the
+    picture as a grey PNG, whose 0 and 255 stand for `low` and `high`. One of the two is None.
+    """
+
+    values: Vectors | None
+    png: bytes | None
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocatedLabel:
+    """boxes: best first, empty unless the label is present and boxes were asked for."""
+
+    label: str
+    score: float
+    present: bool
+    boxes: list[Box]
+    heatmap: Heatmap | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Located:
+    """What is where in one picture; width and height are those of the upright original. labels: all, best first."""
+
+    width: int
+    height: int
+    labels: list[LocatedLabel]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalizeResult:
+    """images: in the order given, None for those in `errors` (index -> why); `threshold` decided about `present`."""
+
+    images: list[Located | None]
+    errors: dict[int, ClientError]
+    identity: ModelIdentity | None
+    threshold: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class UpsertResult:
     """ids: of the items that are stored now, in the caller's order; `errors` (index -> why) has the others."""
 
@@ -109,6 +183,28 @@ def vector_of(encoded: list[float] | str | None) -> Vector | None:
     rows = Rows(1)
     rows.put(0, encoded)
     return rows.assemble(len(rows.found[0]) // 4)[0]
+
+
+def _run_lengths(text: str) -> list[int]:
+    """COCO's packed run lengths: 5 bits a character from code 48, low bits first; differences from the fourth on.
+
+    Raises ValueError for other characters, or when the text ends within a number.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        code = ord(character) - 48
+        if not 0 <= code < 64:
+            raise ValueError("packed run lengths have a character that is none of theirs")
+        value |= (code & 0x1F) << shift
+        shift += 5
+        if not code & 0x20:
+            value -= (code & 0x10) << (shift - 4)
+            runs.append(value + runs[-2] if len(runs) > 2 else value)
+            value = shift = 0
+    if shift:
+        raise ValueError("packed run lengths end within a number")
+    return runs
 
 
 @dataclass

@@ -66,6 +66,9 @@ class ModelSummary(Wire):
     batch_invariant: bool
     providers: Providers
     loaded: bool
+    sessions: list[str] = Field(
+        default_factory=list[str], description="roles that are open now; dense_encoder is opened by the first /localize"
+    )
     base: str | None = Field(default=None, description="name@version that a derivation derives from")
     heads: list[HeadInfo] = Field(default_factory=list[HeadInfo])
 
@@ -77,6 +80,8 @@ class ModelList(Wire):
 class ModelDetail(ModelSummary):
     image_spec: dict[str, Any] | None
     text_spec: dict[str, Any] | None
+    dense_spec: dict[str, Any] | None = Field(default=None, description="how /localize looks at a picture")
+    presence: dict[str, Any] | None = Field(default=None, description="how /localize decides what is present")
     templates: list[str]
     activation: Literal["softmax", "sigmoid"]
     logit_scale: float
@@ -137,24 +142,29 @@ Template = Annotated[str, StringConstraints(pattern=r"^[^{}]*\{\}[^{}]*$")]
 Templates = NamedTemplates | Annotated[list[Template], Field(min_length=1)]
 
 
-class ClassifyRequest(Wire):
+class Labelled(Wire):
+    """Pictures, and the labels that they are looked at for."""
+
     model: ModelName | None = None
     inputs: list[ImageOnly] = Field(min_length=1)
     labels: list[Label] | None = Field(default=None, min_length=1)
     label_set: Annotated[str, StringConstraints(pattern=LABEL_SET_PATTERN)] | None = None
     templates: Templates | None = None
-    activation: Activation | None = None
-    top_k: int | None = Field(default=None, ge=1, le=MAX_WHOLE)
-    threshold: float | None = None
-    on_error: OnError = "fail"
 
     @model_validator(mode="after")
-    def _labels_or_set(self) -> ClassifyRequest:
+    def _labels_or_set(self) -> Labelled:
         if (self.labels is None) == (self.label_set is None):
             raise ValueError("give either labels or label_set")
         if self.label_set is not None and self.templates is not None:
             raise ValueError("a label_set has its own templates")
         return self
+
+
+class ClassifyRequest(Labelled):
+    activation: Activation | None = None
+    top_k: int | None = Field(default=None, ge=1, le=MAX_WHOLE)
+    threshold: float | None = None
+    on_error: OnError = "fail"
 
 
 class Prediction(Wire):
@@ -172,6 +182,90 @@ class ClassifyResponse(Wire):
     model: str
     fingerprint: EncoderFingerprint
     data: list[Classification | ItemError]
+
+
+# ---------------------------------------------------------------- multi-label localisation
+
+Included = Literal["boxes", "heatmap", "mask"]
+HeatmapFormat = Literal["array", "png"]
+
+
+class LocalizeRequest(Labelled):
+    """Which labels are there, how sure, and where."""
+
+    threshold: float | None = Field(
+        default=None, ge=0, le=1, description="score of a label that is present; default: the model's own"
+    )
+    include: list[Included] = Field(default=["boxes"], description="mask: boxes, each with its mask")
+    heatmap_format: HeatmapFormat = "array"
+    heatmap_labels: list[str] | None = Field(default=None, min_length=1, description="maps of these labels only")
+    short_px: int | None = Field(
+        default=None, ge=8, le=4096, description="short side at which pictures are looked at; default: the model's own"
+    )
+    on_error: OnError = "fail"
+
+
+class Rle(Wire):
+    """COCO's compressed run lengths; `size` is [height, width]."""
+
+    size: tuple[int, int]
+    counts: str
+
+
+class Box(Wire):
+    """Edges in pixels of the upright original; x1 and y1 are the far ones."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    score: float
+    mask: Rle | None = None
+
+
+class HeatmapArray(Wire):
+    """The map as the model saw it: `rows` lists of `columns` values, spread evenly over the picture."""
+
+    rows: int
+    columns: int
+    values: list[list[float]]
+
+
+class HeatmapPng(Wire):
+    """The map enlarged to the picture (long side at most 1024): base64 of a grey PNG, 0 is `low` and 255 is `high`."""
+
+    width: int
+    height: int
+    low: float
+    high: float
+    png: str
+
+
+class LabelLocation(Wire):
+    """`boxes` are those of a present label, best first; others have none."""
+
+    label: str
+    score: float
+    present: bool
+    boxes: list[Box]
+    heatmap: HeatmapArray | HeatmapPng | None = None
+
+
+class Localization(Wire):
+    index: int
+    width: int
+    height: int
+    labels: list[LabelLocation] = Field(description="every label, best first")
+
+
+class LocalizeResponse(Wire):
+    model: str
+    fingerprint: EncoderFingerprint
+    threshold: float = Field(description="what decided about `present`")
+    data: list[Localization | ItemError]
+
+
+# ---------------------------------------------------------------- label sets
 
 
 class LabelSetRequest(Wire):

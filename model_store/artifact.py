@@ -20,6 +20,7 @@ from model_store.manifest import (
     ADAPTERS,
     ENCODERS,
     FITTED_ON,
+    DenseSpec,
     FileEntry,
     GraphSpec,
     HeadSpec,
@@ -55,6 +56,12 @@ class Artifact:
     @property
     def text_spec(self) -> TextSpec | None:
         return self.manifest.text or (self.base.text_spec if self.base else None)
+
+    @property
+    def dense_spec(self) -> DenseSpec | None:
+        """How pictures are prepared for the dense_encoder that this artifact plays; None: it plays none."""
+        owner = self.owner("dense_encoder")
+        return owner.manifest.dense if owner else None
 
     def roles(self) -> tuple[Role, ...]:
         """Every role this artifact can play, inherited ones included, in the order of their first graph."""
@@ -105,15 +112,19 @@ class Artifact:
 
     def _behind(self, role: Role) -> list[GraphSpec]:
         """Graphs that take this encoder's vectors."""
-        found: list[GraphSpec] = []
-        if role in ENCODERS and (adapter := self.graph_spec(ADAPTERS[ENCODERS.index(role)], "fp32")):
-            found.append(adapter[1])
+        behind: tuple[Role, ...] = ("dense_adapter",) if role == "dense_encoder" else ()
+        behind = (ADAPTERS[ENCODERS.index(role)],) if role in ENCODERS else behind
+        found = [each[1] for each in (self.graph_spec(adapter, "fp32") for adapter in behind) if each]
         if role == "image_encoder":
             found += [self.head_graph(name)[1] for name in self.heads()]
         return found
 
     def _inherits(self, role: Role) -> bool:
-        return not self.manifest.owns(FITTED_ON.get(role, ()))
+        if self.manifest.owns(FITTED_ON.get(role, ())):
+            return False
+        # Positions behind the base's encoder lie in its space; an adapter of the pooled vector alone leaves that space.
+        alone = self.manifest.owns(("image_adapter",)) and not self.manifest.owns(("dense_adapter",))
+        return not (role == "dense_encoder" and alone)
 
     def entry(self, path: str) -> FileEntry:
         """The manifest's line for a file.

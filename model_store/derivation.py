@@ -22,6 +22,7 @@ def check_parts(artifact: Artifact) -> None:
         _check_input(artifact, artifact.head_graph(name)[1], artifact.manifest.dim)
     if artifact.base is not None:
         _check_space(artifact, artifact.base)
+    _check_dense(artifact)
 
 
 def _check_sizes(
@@ -38,6 +39,20 @@ def _check_sizes(
         raise ManifestError(
             f"{artifact.reference}: {last.role} gives {last.size} numbers, the manifest says {artifact.manifest.dim}"
         )
+
+
+def _check_dense(artifact: Artifact) -> None:
+    """Positions must be comparable with the artifact's texts, and prepared for the encoder's own normalisation."""
+    encoder, adapter = (artifact.graph_spec(role, "fp32") for role in ("dense_encoder", "dense_adapter"))
+    _check_sizes(artifact, encoder, adapter)
+    image, dense = artifact.graph_spec("image_encoder", "fp32"), artifact.dense_spec
+    if encoder is not None and image is not None and encoder[1].size != image[1].size:
+        raise ManifestError(
+            f"{artifact.reference}: dense_encoder gives {encoder[1].size} numbers, its image_encoder {image[1].size}"
+        )
+    spec = artifact.image_spec
+    if dense is not None and spec is not None and (dense.mean, dense.std) != (spec.mean, spec.std):
+        raise ManifestError(f"{artifact.reference}: mean and std of its dense and its image spec differ")
 
 
 def _check_input(artifact: Artifact, graph: GraphSpec, size: int) -> None:

@@ -15,10 +15,11 @@ from pydantic import Field, ValidationError
 
 from model_store.errors import GoldenError, InputError
 from model_store.fidelity import measure
-from model_store.golden_images import golden_images
+from model_store.golden_images import GoldenImage, golden_images
 from model_store.manifest import (
     ENCODERS,
     Closed,
+    DenseSpec,
     Fidelity,
     HeadSpec,
     ImageSpec,
@@ -27,11 +28,13 @@ from model_store.manifest import (
     Role,
     SpaceProof,
 )
-from model_store.modality.image import decode, prepare
+from model_store.modality.image import decode, prepare, prepare_dense
 from model_store.modality.text import Tokenizer
 from model_store.store import Artifact
 
 Encode = Callable[[NDArray[Any]], NDArray[np.float32]]
+EncodeDense = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
+DENSE_PICTURES = ("rgb_png_331x227", "exif_rotated_jpeg")  # one wide, one tall
 CASES_FILE = "goldens/cases.json"
 ARRAYS_FILE = "goldens/arrays.npz"
 GOLDEN_TEXTS: tuple[str, ...] = (
@@ -48,6 +51,8 @@ GOLDEN_TEXTS: tuple[str, ...] = (
 # than this; a wrong colour order, crop or token is far outside.
 _FP32_COSINE_MIN = 0.99999
 _FP32_CENTRED_L2_MAX = 1e-3
+# Positions are not normalised: where nothing is they are short, and rounding turns short vectors further.
+_DENSE_COSINE_MIN = 0.99
 
 
 class Tolerance(Closed):
@@ -72,14 +77,19 @@ class TextCase(Closed):
 class GoldenCases(Closed):
     """`goldens/cases.json`; `arrays.npz` holds `prepared` uint8 [N, H, W, 3], `image_embeds`, `text_embeds`.
 
-    A derivation has cases for what it brings itself. `image_adapter`, `text_adapter` and `head.<name>` in the arrays
-    are outputs for the golden inputs of the artifact that owns the encoder before them; their tolerances go by the
-    encoder's precision. `heads` and `space_proofs` repeat the manifest, so that they cannot be edited there alone.
+    `dense` are pictures prepared whole: arrays `dense_pixels.<id>` uint8 [1, H, W, 3], `dense_pooled.<id>` [1, D], and
+    `dense_embeds.<id>` [rows / 2, columns / 2, D], which keeps every second cell of every second row.
+
+    A derivation has cases for what it brings itself. `dense_adapter.<id>` is behind `dense_embeds`; `image_adapter`,
+    `text_adapter` and `head.<name>` are outputs for the golden inputs of the artifact that owns the encoder before
+    them; their tolerances go by the encoder's precision. `heads` and `space_proofs` repeat the manifest, so that they
+    cannot be edited there alone.
     """
 
     format: Literal[1]
     images: tuple[ImageCase, ...]
     texts: tuple[TextCase, ...]
+    dense: tuple[ImageCase, ...] = ()
     tolerances: dict[Role, dict[Precision, Tolerance]]
     head_tolerances: dict[str, dict[Precision, Tolerance]] = Field(
         default_factory=dict[str, dict[Precision, Tolerance]]
@@ -117,6 +127,22 @@ def tolerance_for(precision: Precision, fidelity: Fidelity | None) -> Tolerance:
     )
 
 
+def dense_tolerance() -> Tolerance:
+    """Bounds for the positions of an fp32 dense graph."""
+    return Tolerance(cosine_min=_DENSE_COSINE_MIN, centred_relative_l2_max=_FP32_CENTRED_L2_MAX)
+
+
+def dense_goldens(spec: DenseSpec) -> dict[str, NDArray[np.uint8]]:
+    """The dense golden pictures by id, prepared whole: uint8 [1, H, W, 3]."""
+    pictures = {case.id: case.data for case in golden_images()}
+    return {name: prepare_dense(decode(pictures[name]), spec)[None] for name in DENSE_PICTURES}
+
+
+def thinned(positions: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the goldens keep of positions [1, rows, columns, D]: a quarter of the cells shows every mistake."""
+    return positions[0, ::2, ::2]
+
+
 def prepared_goldens(spec: ImageSpec) -> NDArray[np.uint8]:
     """The golden pictures that decode, prepared: uint8 [N, H, W, 3]."""
     return np.stack([prepare(decode(case.data), spec) for case in golden_images() if case.raises is None])
@@ -127,12 +153,14 @@ def write_goldens(
     *,
     image: tuple[ImageSpec, Encode] | None,
     text: tuple[Tokenizer, Encode] | None,
+    dense: tuple[DenseSpec, EncodeDense] | None = None,
     tolerances: Mapping[Role, Mapping[Precision, Tolerance]],
     followers: Followers | None = None,
 ) -> None:
     """Write `goldens/` into a staged artifact; the encoders are the torch fp32 reference.
 
-    An image encoder takes uint8 [N, H, W, 3], a text encoder int64 [N, L]; both return un-normalised float [N, D].
+    An image encoder takes uint8 [N, H, W, 3], a text encoder int64 [N, L]; both return un-normalised float [N, D]. A
+    dense encoder gives (positions [1, rows, columns, D], pooled [1, D]) of uint8 [1, H, W, 3].
     """
     behind = followers or Followers()
     arrays: dict[str, NDArray[Any]] = dict(behind.outputs)
@@ -143,10 +171,11 @@ def write_goldens(
         spec, encode_image = image
         arrays["prepared"] = prepared_goldens(spec)
         arrays["image_embeds"] = np.asarray(encode_image(arrays["prepared"]), dtype=np.float32)
-        for case in golden_images():
-            file = f"goldens/{case.id}.bin"
-            (folder / file).write_bytes(case.data)
-            images.append(ImageCase(id=case.id, file=file, levels=case.levels, raises=case.raises))
+        images = [_write_picture(folder, case) for case in golden_images()]
+    whole: tuple[ImageCase, ...] = ()
+    if dense:
+        whole, dense_arrays = write_dense_pictures(folder, *dense)
+        arrays |= dense_arrays
     if text:
         tokenizer, encode_text = text
         rows = [tokenizer.encode(t) for t in GOLDEN_TEXTS]
@@ -158,6 +187,7 @@ def write_goldens(
         format=1,
         images=tuple(images),
         texts=tuple(texts),
+        dense=whole,
         tolerances={role: dict(by_precision) for role, by_precision in tolerances.items()},
         head_tolerances={name: dict(by_precision) for name, by_precision in behind.head_tolerances.items()},
         heads=behind.heads,
@@ -166,6 +196,24 @@ def write_goldens(
     (folder / CASES_FILE).write_text(cases.model_dump_json(indent=1) + "\n", encoding="utf-8")
     with (folder / ARRAYS_FILE).open("wb") as stream:
         np.savez_compressed(stream, allow_pickle=False, **arrays)
+
+
+def _write_picture(folder: Path, case: GoldenImage) -> ImageCase:
+    file = f"goldens/{case.id}.bin"
+    (folder / file).write_bytes(case.data)
+    return ImageCase(id=case.id, file=file, levels=case.levels, raises=case.raises)
+
+
+def write_dense_pictures(
+    folder: Path, spec: DenseSpec, encode: EncodeDense
+) -> tuple[tuple[ImageCase, ...], dict[str, NDArray[Any]]]:
+    """Write the dense golden pictures into `folder`; their cases, and their arrays for `arrays.npz`."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, pixels in dense_goldens(spec).items():
+        positions, pooled = encode(pixels)
+        arrays |= {f"dense_pixels.{name}": pixels, f"dense_embeds.{name}": thinned(positions)}
+        arrays[f"dense_pooled.{name}"] = pooled
+    return tuple(_write_picture(folder, case) for case in golden_images() if case.id in DENSE_PICTURES), arrays
 
 
 class Goldens:
@@ -195,13 +243,38 @@ class Goldens:
             data = self.artifact.read(case.file)
             if case.raises is not None:
                 self._expect_refusal(case, data)
-                continue
-            got, want = prepare(decode(data), spec), next(stored)
-            off = int(np.abs(got.astype(np.int16) - want.astype(np.int16)).max()) if got.shape == want.shape else 255
-            if off > case.levels:
-                raise GoldenError(
-                    f"{self.artifact.reference}: picture {case.id} differs by {off} levels, allowed {case.levels}"
-                )
+            else:
+                self._compare_pixels(case, prepare(decode(data), spec), next(stored))
+
+    def check_dense_pixels(self) -> None:
+        """Prepare every dense picture whole and compare with the stored array."""
+        spec, inputs = self.artifact.manifest.dense, self.dense_inputs()
+        if spec is None:
+            raise GoldenError(f"{self.artifact.reference} has no dense spec")
+        for case in self.cases.dense:
+            got = prepare_dense(decode(self.artifact.read(case.file)), spec)
+            self._compare_pixels(case, got, inputs[case.id][0])
+
+    def dense_inputs(self) -> dict[str, NDArray[np.uint8]]:
+        """The stored dense pictures by id, uint8 [1, H, W, 3].
+
+        Raises:
+            GoldenError: there are none.
+        """
+        found = {case.id: self.arrays.get(f"dense_pixels.{case.id}") for case in self.cases.dense}
+        kept = {name: pixels for name, pixels in found.items() if pixels is not None}
+        if not kept or len(kept) != len(found):
+            raise GoldenError(f"{self.artifact.reference}: golden pictures of the dense_encoder are missing")
+        return kept
+
+    def check_dense(self, role: Role, precision: Precision, found: Mapping[str, NDArray[np.float32]]) -> Fidelity:
+        """Compare positions [1, rows, columns, D] by picture id with the reference of a dense encoder or adapter."""
+        key = "dense_embeds" if role == "dense_encoder" else role
+        return self._compare_dense(key, role, precision, {name: thinned(each) for name, each in found.items()})
+
+    def check_dense_pooled(self, precision: Precision, found: Mapping[str, NDArray[np.float32]]) -> Fidelity:
+        """Compare the pooled vectors [1, D] by picture id."""
+        return self._compare_dense("dense_pooled", "dense_encoder", precision, found)
 
     def check_tokens(self, tokenizer: Tokenizer) -> None:
         """Tokenise every text and compare ids."""
@@ -249,9 +322,8 @@ class Goldens:
             and measured.centred_relative_l2 <= tolerance.centred_relative_l2_max
         ):
             raise GoldenError(
-                f"{self.artifact.reference}: {role_name} {precision} is not the exported model: min cosine "
-                f"{measured.cosine_min:.6f} (needs {tolerance.cosine_min:.6f}), centred relative L2 "
-                f"{measured.centred_relative_l2:.2e} (needs {tolerance.centred_relative_l2_max:.2e})"
+                f"{self.artifact.reference}: {role_name} {precision} is not the exported model: "
+                + _distance(measured, tolerance)
             )
         return measured
 
@@ -274,12 +346,43 @@ class Goldens:
         if role == "image_encoder":
             return self.arrays["prepared"]
         spec = self.artifact.text_spec
-        if spec is None:
-            raise GoldenError(f"{self.artifact.reference}: no text spec for {role}")
+        if spec is None or role != "text_encoder":
+            raise GoldenError(f"{self.artifact.reference}: no stored pictures or texts for {role}")
         ids = np.full((len(self.cases.texts), spec.context_length), spec.pad_id, dtype=np.int64)
         for index, case in enumerate(self.cases.texts):
             ids[index, : len(case.ids)] = case.ids
         return ids
+
+    def _compare_dense(
+        self, key: str, role: Role, precision: Precision, found: Mapping[str, NDArray[np.float32]]
+    ) -> Fidelity:
+        where = f"{self.artifact.reference}: {key} in {precision}"
+        references = {name: self.arrays.get(f"{key}.{name}") for name in found}
+        tolerance = self.cases.tolerances.get(role, {}).get(precision)
+        kept = {name: each for name, each in references.items() if each is not None}
+        if tolerance is None or not kept or len(kept) != len(found):
+            raise GoldenError(f"{where}: no golden vectors")
+        if wrong := [(each.shape, kept[name].shape) for name, each in found.items() if each.shape != kept[name].shape]:
+            raise GoldenError(f"{where}: shape {wrong[0][0]}, not {wrong[0][1]}")
+        vectors, reference = (
+            np.concatenate([each[name].reshape(-1, each[name].shape[-1]) for name in sorted(found)])
+            for each in (found, kept)
+        )
+        measured = measure(vectors, reference)
+        if not (
+            np.isfinite(vectors).all()
+            and measured.cosine_min >= tolerance.cosine_min
+            and measured.centred_relative_l2 <= tolerance.centred_relative_l2_max
+        ):
+            raise GoldenError(f"{where} is not the exported model: {_distance(measured, tolerance)}")
+        return measured
+
+    def _compare_pixels(self, case: ImageCase, got: NDArray[np.uint8], want: NDArray[np.uint8]) -> None:
+        off = int(np.abs(got.astype(np.int16) - want.astype(np.int16)).max()) if got.shape == want.shape else 255
+        if off > case.levels:
+            raise GoldenError(
+                f"{self.artifact.reference}: picture {case.id} differs by {off} levels, allowed {case.levels}"
+            )
 
     def _expect_refusal(self, case: ImageCase, data: bytes) -> None:
         try:
@@ -291,3 +394,10 @@ class Goldens:
                 f"{self.artifact.reference}: picture {case.id} gave {error.code}, not {case.raises}"
             ) from error
         raise GoldenError(f"{self.artifact.reference}: picture {case.id} was decoded, it must be refused")
+
+
+def _distance(measured: Fidelity, tolerance: Tolerance) -> str:
+    return (
+        f"min cosine {measured.cosine_min:.6f} (needs {tolerance.cosine_min:.6f}), centred relative L2 "
+        f"{measured.centred_relative_l2:.2e} (needs {tolerance.centred_relative_l2_max:.2e})"
+    )

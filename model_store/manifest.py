@@ -32,14 +32,15 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 TowerName = Literal["image", "text"]
 ENCODERS: tuple[Role, ...] = ("image_encoder", "text_encoder")
 ADAPTERS: tuple[Role, ...] = ("image_adapter", "text_adapter")
-FOLLOWERS: tuple[Role, ...] = (*ADAPTERS, "class_head")  # graphs that take an encoder's vectors
+FOLLOWERS: tuple[Role, ...] = (*ADAPTERS, "dense_adapter", "class_head")  # graphs that take an encoder's vectors
 # What a role is fitted on: an artifact that brings one of these itself does not inherit the role from its base.
+# One more rule stands in Artifact: an own image_adapter without an own dense_adapter hides the base's dense roles.
 FITTED_ON: Mapping[Role, tuple[Role, ...]] = MappingProxyType(
     {
         "image_adapter": ("image_encoder",),
         "text_adapter": ("text_encoder",),
         "dense_encoder": ("image_encoder",),
-        "dense_adapter": ("image_encoder", "dense_encoder"),
+        "dense_adapter": ("image_encoder", "dense_encoder", "image_adapter"),
         "class_head": ("image_encoder", "image_adapter"),
         "conditional_head": ("image_encoder", "image_adapter", "text_encoder", "text_adapter"),
         "reranker": ("image_encoder", "text_encoder"),
@@ -77,6 +78,43 @@ class ImageSpec(Closed):
     alpha: Literal["over_white"] = "over_white"
     sixteen_bit: Literal["scale"] = "scale"
     jpeg_draft: Literal["off"] = "off"
+
+
+class DenseSpec(Closed):
+    """How a whole picture, never cropped, becomes pixels for the dense_encoder, and what its positions are.
+
+    stride_px: side of one cell in prepared pixels; sides are multiples of it.
+    sizes: "free" keeps the aspect ratio (short side near `short_px`, long side at most `max_long_px`); "fixed" squashes
+        every picture to height_px x width_px, for heads with a weight of its own for each place.
+    attention: what stands in place of the last block's attention of a ViT ("none": no ViT).
+    pooling: how the pooled vector follows from the positions. "mean", "flat": it is their mean (flat: each place has
+        its own projection). "attention": a weighted sum of the same values. "token": a token of its own.
+    mean, std: a record, as in ImageSpec: the normalisation is the graph's first layer.
+    """
+
+    stride_px: int = Field(ge=1, le=1024)
+    short_px: int = Field(ge=8, le=4096)
+    max_long_px: int = Field(ge=8, le=4096)
+    sizes: Literal["free", "fixed"]
+    height_px: int | None = Field(default=None, ge=8, le=4096)
+    width_px: int | None = Field(default=None, ge=8, le=4096)
+    attention: Literal["none", "maskclip", "sclip", "naclip"] = "none"
+    pooling: Literal["mean", "flat", "attention", "token"]
+    interpolation: Literal["bicubic", "bilinear"]
+    mean: Channels
+    std: Channels
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> DenseSpec:
+        sides = (self.height_px, self.width_px)
+        if (self.sizes == "fixed") != (None not in sides) or (self.sizes == "free" and sides != (None, None)):
+            raise ValueError("height_px and width_px are given for fixed sizes, and only for them")
+        if self.short_px > self.max_long_px:
+            raise ValueError(f"short_px {self.short_px} is more than max_long_px {self.max_long_px}")
+        given = [self.short_px, self.max_long_px] if self.sizes == "free" else [side for side in sides if side]
+        if wrong := [px for px in given if px % self.stride_px]:
+            raise ValueError(f"sides {wrong} are no multiples of stride_px {self.stride_px}")
+        return self
 
 
 class TextSpec(Closed):
@@ -161,6 +199,8 @@ class GraphSpec(Closed):
         if self.role not in FOLLOWERS:
             if self.chain:
                 raise ValueError(f"{self.role} takes no encoder's vectors, so it has no chain")
+            if self.role == "dense_encoder":
+                self._check_dense()
             return self
         if self.precision != "fp32":
             raise ValueError(f"{self.role} is built in fp32 only, not {self.precision}")
@@ -170,6 +210,19 @@ class GraphSpec(Closed):
             if not isinstance(tensors[0].shape[0], str) or not isinstance(tensors[0].shape[1], int):
                 raise ValueError(f"{self.role}: its {name} has a free batch axis and a fixed size")
         return self
+
+    def _check_dense(self) -> None:
+        pixels = [(t.name, t.dtype, len(t.shape)) for t in self.inputs]
+        if pixels != [("pixels", "uint8", 4)]:
+            raise ValueError("dense_encoder has one input, pixels: uint8 [batch, height, width, 3]")
+        outputs = [(t.name, t.dtype, len(t.shape)) for t in self.outputs]
+        if outputs != [("dense_embeds", "float32", 4), ("image_embeds", "float32", 2)]:
+            raise ValueError(
+                "dense_encoder has the outputs dense_embeds, float32 [batch, rows, columns, size], and image_embeds, "
+                "float32 [batch, size], in one run"
+            )
+        if self.outputs[0].shape[-1] != self.outputs[1].shape[-1]:
+            raise ValueError("dense_encoder: positions and pooled vector have different sizes")
 
     @property
     def size(self) -> int | None:
@@ -214,7 +267,7 @@ class ArraySpec(Closed):
 
     @model_validator(mode="after")
     def _is_not_run(self) -> ArraySpec:
-        if self.role in (*ENCODERS, *FOLLOWERS):
+        if self.role in (*ENCODERS, "dense_encoder", *FOLLOWERS):
             raise ValueError(f"{self.role} is served as a graph, an array of this role would never be run")
         return self
 
@@ -241,15 +294,36 @@ class Fingerprint(Closed):
 
 
 class Presence(Closed):
-    """How `/localize` and sigmoid `/classify` turn scores into "is it there?", for every artifact alike."""
+    """How `/localize` and sigmoid `/classify` turn scores into "is it there?", for every artifact alike.
 
-    positive_templates: tuple[str, ...]
+    The formulas are in model_store.presence.
+    positive_templates, negative_templates: prompts with one {} each, whose vectors are averaged per label. With
+        negative ones a label is compared with its own denial, without them with the other labels and `neutral_texts`.
+    neutral_texts: texts that name no label; their vectors are among those that are subtracted.
+    similarity: of a position with a text: "projection" of the un-normalised vector on the unit text, or "cosine".
+    divide_by: "pooled_norm" divides projections by the length of the picture's pooled vector before `scale`, so that
+        one calibration fits every picture; "one" leaves them.
+    aggregation: positions to one number: "max", "softmax_sum" (weights are the softmax of the scaled map), or the
+        "pooled" vector's own similarity.
+    Probability = sigmoid(calibration_slope * scale * aggregate + calibration_offset); present from `threshold` on.
+    """
+
+    positive_templates: tuple[str, ...] = Field(min_length=1)
     negative_templates: tuple[str, ...] = ()
+    neutral_texts: tuple[str, ...] = ()
+    similarity: Literal["projection", "cosine"] = "projection"
+    divide_by: Literal["pooled_norm", "one"] = "pooled_norm"
     scale: float = Field(gt=0)
     aggregation: Literal["max", "softmax_sum", "pooled"]
     calibration_slope: float = 1.0
     calibration_offset: float = 0.0
     threshold: float = Field(default=0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _templates_have_a_place(self) -> Presence:
+        if wrong := [t for t in (*self.positive_templates, *self.negative_templates) if t.count("{}") != 1]:
+            raise ValueError(f"each template needs exactly one {{}}: {wrong}")
+        return self
 
 
 class BaseReference(Closed):
@@ -306,6 +380,7 @@ class Manifest(Closed):
     dimensions: tuple[int, ...] = Field(default=(), description="shorter prefixes that the model was trained for")
     image: ImageSpec | None
     text: TextSpec | None
+    dense: DenseSpec | None = None
     graphs: tuple[GraphSpec, ...]
     arrays: tuple[ArraySpec, ...] = ()
     heads: tuple[HeadSpec, ...] = ()
@@ -334,6 +409,8 @@ class Manifest(Closed):
             raise ValueError("two graphs for one (role, precision)")
         if unmeasured := [g.file for g in self.graphs if g.role in FOLLOWERS and "fp32" not in g.chain]:
             raise ValueError(f"not measured behind the fp32 encoder: {unmeasured}")
+        if (self.dense is not None) != any(g.role == "dense_encoder" for g in self.graphs):
+            raise ValueError("a dense_encoder graph and the spec of its pictures (dense) come together")
         self._check_heads()
         listed = {f.path for f in self.files}
         if len(listed) != len(self.files):

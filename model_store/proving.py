@@ -13,7 +13,7 @@ from model_store.errors import GoldenError
 from model_store.golden import Goldens, output_key
 from model_store.manifest import ADAPTERS, ENCODERS, Role
 from model_store.modality.text import Tokenizer
-from model_store.towers import Head, Tower, Vectors, adapt
+from model_store.towers import DenseTower, Head, Tower, Vectors, adapt, adapt_positions
 
 
 class Proof:
@@ -35,6 +35,8 @@ class Proof:
         """Prepare every golden picture and tokenise every golden text again."""
         if self._artifact.image_spec:
             self._for("image_encoder").check_pixels()
+        if self._artifact.dense_spec:
+            self._for("dense_encoder").check_dense_pixels()
         if tokenizer:
             self._for("text_encoder").check_tokens(tokenizer)
 
@@ -56,6 +58,22 @@ class Proof:
             for name, head in heads.items():
                 owner = self._artifact.head_graph(name)[0]
                 self._of(owner).check_outputs("class_head", precision, head(vectors), head=name)
+
+    def check_dense(self, tower: DenseTower) -> None:
+        """Run the dense encoder on its golden pictures one by one, then its adapter.
+
+        Raises:
+            GoldenError: a part does not give what it gave in torch, or has no golden case.
+        """
+        precision, goldens = tower.encoder.spec.precision, self._for("dense_encoder")
+        bare = DenseTower(tower.encoder)
+        found = {name: bare(pixels) for name, pixels in goldens.dense_inputs().items()}
+        positions = {name: each.positions for name, each in found.items()}
+        goldens.check_dense("dense_encoder", precision, positions)
+        goldens.check_dense_pooled(precision, {name: each.pooled for name, each in found.items()})
+        if tower.adapter is not None:
+            adapted = {name: adapt_positions(tower.adapter, each) for name, each in positions.items()}
+            self._for("dense_adapter").check_dense("dense_adapter", precision, adapted)
 
     def _check_name(self, role: Role, last: Role) -> None:
         """A tower that an artifact brings under its base's fingerprint must have its base's reference vectors."""

@@ -15,7 +15,7 @@ from model_store.artifact import Artifact
 from model_store.errors import ArtifactNotFound
 from model_store.golden import Goldens
 from model_store.graph import Graph, open_graph
-from model_store.manifest import ADAPTERS, ENCODERS, HeadSpec, Precision, Role
+from model_store.manifest import ADAPTERS, ENCODERS, GraphSpec, HeadSpec, Precision, Role
 from model_store.session import SessionSettings
 
 Vectors = NDArray[np.float32]
@@ -37,6 +37,42 @@ class Tower:
     @property
     def graphs(self) -> tuple[Graph, ...]:
         return (self.encoder,) if self.adapter is None else (self.encoder, self.adapter)
+
+    @property
+    def batch_invariant(self) -> bool:
+        return all(graph.spec.batch_invariant for graph in self.graphs)
+
+
+@dataclass(frozen=True)
+class DenseVectors:
+    """Un-normalised vectors of one batch: positions float32 [B, rows, columns, D], pooled float32 [B, D]."""
+
+    positions: Vectors
+    pooled: Vectors
+
+
+@dataclass(frozen=True)
+class DenseTower:
+    """A dense encoder with the adapters behind it: uint8 [B, H, W, 3] of equal sizes -> positions and pooled vectors.
+
+    Positions go through the dense_adapter, pooled vectors through the image_adapter, so both lie in the space of the
+    artifact's embeddings.
+    """
+
+    encoder: Graph
+    adapter: Graph | None = None
+    pooled_adapter: Graph | None = None
+
+    def __call__(self, batch: NDArray[np.uint8]) -> DenseVectors:
+        encoded = self.encoder.run({self.encoder.spec.inputs[0].name: batch})
+        positions, pooled = encoded["dense_embeds"], encoded["image_embeds"]
+        if self.adapter is not None:
+            positions = adapt_positions(self.adapter, positions)
+        return DenseVectors(positions, pooled if self.pooled_adapter is None else adapt(self.pooled_adapter, pooled))
+
+    @property
+    def graphs(self) -> tuple[Graph, ...]:
+        return tuple(graph for graph in (self.encoder, self.adapter, self.pooled_adapter) if graph is not None)
 
     @property
     def batch_invariant(self) -> bool:
@@ -68,6 +104,12 @@ def adapt(adapter: Graph, vectors: Vectors) -> Vectors:
     return np.where(empty[:, None], np.float32(0), adapted) if empty.any() else adapted
 
 
+def adapt_positions(adapter: Graph, positions: Vectors) -> Vectors:
+    """dense_adapter output [..., D'] of positions [..., D]: each position by itself."""
+    rows = adapt(adapter, positions.reshape(-1, positions.shape[-1]))
+    return rows.reshape(*positions.shape[:-1], rows.shape[-1])
+
+
 def normalized(vectors: Vectors) -> Vectors:
     """Unit rows [..., D]; a zero row stays zero."""
     return (vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), _TINY)).astype(np.float32)
@@ -88,15 +130,28 @@ def open_tower(artifact: Artifact, role: Role, precision: Precision, settings: S
         ArtifactNotFound: not built at this precision, or too far from fp32 with what comes behind it.
         IntegrityError, GraphError, ProviderError: as `open_graph`.
     """
-    found = artifact.graph_spec(role, precision)
-    if found is None:
-        raise ArtifactNotFound(f"{artifact.reference} has no {role} in {precision}")
-    if artifact.served_precision(role, precision) != precision:
-        raise ArtifactNotFound(
-            f"{artifact.reference}: what comes behind {role} was not measured with it in {precision}"
-        )
+    found = _encoder_spec(artifact, role, precision)
     adapter = artifact.graph_spec(ADAPTERS[ENCODERS.index(role)], "fp32") if role in ENCODERS else None
     return Tower(open_graph(*found, settings), open_graph(*adapter, on_cpu(settings)) if adapter else None)
+
+
+def open_dense_tower(artifact: Artifact, precision: Precision, settings: SessionSettings) -> DenseTower:
+    """The dense encoder at `precision` with the adapters of its positions and of its pooled vector.
+
+    A session of its own: open it when it is first needed. Its prepared pictures follow `artifact.dense_spec`.
+
+    Raises:
+        ArtifactNotFound: no dense role, not built at this precision, or not measured with what comes behind it;
+            `artifact.served_precision("dense_encoder", precision)` names one that is.
+        IntegrityError, GraphError, ProviderError: as `open_graph`.
+    """
+    encoder = _encoder_spec(artifact, "dense_encoder", precision)
+    adapter, pooled = (artifact.graph_spec(role, "fp32") for role in ("dense_adapter", "image_adapter"))
+    return DenseTower(
+        open_graph(*encoder, settings),
+        open_graph(*adapter, on_cpu(settings)) if adapter else None,
+        open_graph(*pooled, on_cpu(settings)) if pooled else None,
+    )
 
 
 def open_head(artifact: Artifact, name: str, settings: SessionSettings) -> Head:
@@ -110,6 +165,17 @@ def open_head(artifact: Artifact, name: str, settings: SessionSettings) -> Head:
     owner, graph = artifact.head_graph(name)
     Goldens(owner).check_declarations()
     return Head(open_graph(owner, graph, on_cpu(settings)), artifact.heads()[name])
+
+
+def _encoder_spec(artifact: Artifact, role: Role, precision: Precision) -> tuple[Artifact, GraphSpec]:
+    found = artifact.graph_spec(role, precision)
+    if found is None:
+        raise ArtifactNotFound(f"{artifact.reference} has no {role} in {precision}")
+    if artifact.served_precision(role, precision) != precision:
+        raise ArtifactNotFound(
+            f"{artifact.reference}: what comes behind {role} was not measured with it in {precision}"
+        )
+    return found
 
 
 def on_cpu(settings: SessionSettings) -> SessionSettings:

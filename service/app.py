@@ -17,9 +17,11 @@ from service.routes import (
     classify,
     collection_items,
     collection_search,
+    collection_upkeep,
     collections,
     embed,
     label_sets,
+    localize,
     models,
     openai,
     operations,
@@ -29,7 +31,7 @@ from service.settings import Settings
 from service.telemetry import Telemetry
 
 _DESCRIPTION = (
-    "Vectors of images and texts, zero-shot classification, durable collections with search. "
+    "Vectors of images and texts, zero-shot classification, localisation of labels, durable collections with search. "
     "Errors: {error: {message, type, code, param}}."
 )
 
@@ -84,10 +86,12 @@ def create_app(
     for module in (
         embed,
         classify,
+        localize,
         label_sets,
         collections,
         collection_items,
         collection_search,
+        collection_upkeep,
         models,
         openai,
         operations,

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import ValidationError
 
 from model_store.errors import ClipworksError
+from service.collection_backends import BackendSource
 from service.collection_models import PinnedModels, require_equal_model
 from service.collection_plans import FieldRefused, NewRow, QueryPlan, StoredId
 from service.collection_vectors import Encoder, query_vectors, row_vectors
@@ -20,7 +20,6 @@ from service.decode_pool import DecodePool
 from service.faults import CollectionsOff, NotReady
 from service.registry import Registry
 from service.retrieval import (
-    Collection,
     CollectionInfo,
     CollectionSpec,
     CollectionStore,
@@ -31,6 +30,7 @@ from service.retrieval import (
     RetrievalSettings,
     SearchResult,
 )
+from service.retrieval.backends.protocol import Backend, BackendCollection
 from service.retrieval.errors import (
     CollectionNotFound,
     InvalidCollection,
@@ -44,6 +44,8 @@ from service.running import RunningModel
 from service.store_threads import StoreThreads
 from service.timing import Deadline, Timings
 
+_T = TypeVar("_T")
+
 
 @dataclass(frozen=True)
 class Searched:
@@ -56,36 +58,34 @@ class Searched:
 class Collections:
     """All methods belong to the event loop; the store's blocking calls run in threads of their own.
 
-    folder: None keeps everything in memory. Knows no HTTP.
+    Knows no HTTP, and no more of the store than service.retrieval.backends.protocol says.
     """
 
     def __init__(
-        self, folder: Path | None, *, registry: Registry, pool: DecodePool, settings: RetrievalSettings
+        self, source: BackendSource, *, registry: Registry, pool: DecodePool, settings: RetrievalSettings
     ) -> None:
-        self._folder = folder
+        self._source = source
         self.models = PinnedModels(registry)
         self._pool = pool
         self._settings = settings
         self._threads = StoreThreads(readers=settings.readers)
-        self._store: CollectionStore | None = None
-        self._opening: asyncio.Future[CollectionStore] | None = None
+        self._store: Backend | None = None
+        self._opening: asyncio.Future[Backend] | None = None
         self._address: str | None = None
 
     # Life cycle
 
     async def start(self) -> None:
-        """Open the folder; takes long when there is much in it.
+        """Open the backend; takes long when there is much in a folder.
 
         Raises:
             CollectionsOff: another process holds it, or it cannot be read; the message says which and where.
         """
-        self._opening = asyncio.ensure_future(
-            asyncio.to_thread(CollectionStore.open, self._folder, address=self._address, settings=self._settings)
-        )
+        self._opening = asyncio.ensure_future(asyncio.to_thread(self._source.open, self._address))
         try:
             opened = await asyncio.shield(self._opening)
         except RetrievalError as error:
-            raise CollectionsOff(f"CLIPWORKS_DATA (--data): {error}") from error
+            raise CollectionsOff(f"{self._source.setting}: {error}") from error
         if self._address is not None:  # it became known meanwhile
             opened.announce(self._address)
         self._store = opened
@@ -106,14 +106,17 @@ class Collections:
         self._threads.close()
         if self._opening is not None:
             [opened] = await asyncio.gather(self._opening, return_exceptions=True)
-            if isinstance(opened, CollectionStore):
+            if not isinstance(opened, BaseException):
                 await asyncio.to_thread(opened.close)
 
     # Collections
 
-    def get(self, name: str) -> Collection:
-        """Raises NotReady (the folder is being opened), CollectionNotFound."""
-        return self._opened().get(name)
+    async def get(self, name: str, *, deadline: Deadline) -> BackendCollection:
+        """Raises NotReady (the backend is being opened), CollectionNotFound."""
+        store = self._opened()
+        if isinstance(store, CollectionStore):
+            return store.get(name)  # looks into a dictionary: a thread would cost more
+        return await self._threads.run("read", lambda: store.get(name), deadline=deadline)
 
     async def create(
         self, name: str, model: RunningModel, *, index: dict[str, Any], schema: dict[str, Any], deadline: Deadline
@@ -155,17 +158,23 @@ class Collections:
         return len(found), sum(each.count for each in found)
 
     async def describe(self, name: str, *, deadline: Deadline) -> CollectionInfo:
-        return await self._threads.run("read", self.get(name).describe, deadline=deadline)
+        collection = await self.get(name, deadline=deadline)
+        return await self._threads.run("read", collection.describe, deadline=deadline)
 
     async def drop(self, name: str, *, deadline: Deadline) -> None:
         store = self._opened()
         await self._threads.run("slow", lambda: store.drop(name), deadline=deadline)
 
+    async def look_after(self, call: Callable[[Backend], _T]) -> _T:
+        """Run a long piece of upkeep in a thread: one at a time, in no other call's way, and without a deadline."""
+        store = self._opened()
+        return await self._threads.run("upkeep", lambda: call(store), deadline=Deadline())
+
     # Items
 
     async def upsert(
         self,
-        collection: Collection,
+        collection: BackendCollection,
         rows: Sequence[NewRow],
         *,
         model: RunningModel | None,
@@ -219,7 +228,7 @@ class Collections:
 
     async def delete(
         self,
-        collection: Collection,
+        collection: BackendCollection,
         *,
         ids: Sequence[str] | None,
         filter: dict[str, Any] | None,
@@ -232,12 +241,17 @@ class Collections:
             InvalidItem, FieldRefused, StorageFull
         """
         _check_filter(collection, filter)
-        return await self._threads.run(
-            "write", lambda: collection.delete(ids, filter=filter), deadline=deadline, timings=timings, stage="store"
-        )
+        with _filter_refused():
+            return await self._threads.run(
+                "write",
+                lambda: collection.delete(ids, filter=filter),
+                deadline=deadline,
+                timings=timings,
+                stage="store",
+            )
 
     async def item(
-        self, collection: Collection, id: str, *, with_vector: bool, deadline: Deadline, timings: Timings
+        self, collection: BackendCollection, id: str, *, with_vector: bool, deadline: Deadline, timings: Timings
     ) -> Record:
         """Raises ItemNotFound, InvalidItem."""
         return await self._threads.run(
@@ -250,7 +264,7 @@ class Collections:
 
     async def page(
         self,
-        collection: Collection,
+        collection: BackendCollection,
         *,
         cursor: str | None,
         limit: int,
@@ -272,7 +286,7 @@ class Collections:
 
     async def search(
         self,
-        collection: Collection,
+        collection: BackendCollection,
         plans: Sequence[QueryPlan],
         *,
         model: RunningModel | None,
@@ -311,39 +325,47 @@ class Collections:
             return Searched(outcomes, dict(found.failed_part))
         vectors = np.stack([each for each in found.vectors if not isinstance(each, ClipworksError)])
         excluded = [[part.id for part in plans[index].parts if isinstance(part, StoredId)] for index in good]
-        results = await self._threads.run(
-            "read",
-            lambda: collection.search(
-                vectors,
-                top_k=top_k,
-                offset=offset,
-                filter=filter,
-                min_score=min_score,
-                with_metadata=with_metadata,
-                with_vectors=with_vectors,
-                exclude_ids=excluded,
-            ),
-            deadline=deadline,
-            timings=timings,
-            stage="search",
-        )
+        with _filter_refused():
+            results = await self._threads.run(
+                "read",
+                lambda: collection.search(
+                    vectors,
+                    top_k=top_k,
+                    offset=offset,
+                    filter=filter,
+                    min_score=min_score,
+                    with_metadata=with_metadata,
+                    with_vectors=with_vectors,
+                    exclude_ids=excluded,
+                ),
+                deadline=deadline,
+                timings=timings,
+                stage="search",
+            )
         for index, result in zip(good, results, strict=True):
             outcomes[index] = result
         return Searched(outcomes, dict(found.failed_part))
 
-    def _opened(self) -> CollectionStore:
+    def _opened(self) -> Backend:
         if self._store is None:
             raise NotReady("the collections are being opened")
         return self._store
 
 
-def _check_filter(collection: Collection, filter: dict[str, Any] | None) -> None:
+def _check_filter(collection: BackendCollection, filter: dict[str, Any] | None) -> None:
     """Raises FieldRefused with the place in the filter, before any work is done for it."""
     if filter is not None:
-        try:
+        with _filter_refused():
             compile_filter(filter, collection.spec.metadata_schema)
-        except InvalidFilter as error:
-            raise FieldRefused(error, error.path) from None
+
+
+@contextmanager
+def _filter_refused() -> Generator[None]:
+    """What the language or the backend refuses, with the place in the filter."""
+    try:
+        yield
+    except InvalidFilter as error:
+        raise FieldRefused(error, error.path) from None
 
 
 def _refused(error: ValidationError) -> FieldRefused:

@@ -131,6 +131,7 @@ STORE_STATUS: Mapping[str, int] = MappingProxyType(
         "collection_conflict": 409,
         "folder_in_use": 500,
         "store_closed": 503,
+        "backend_unavailable": 503,
         "storage_full": 507,
         "storage_failed": 500,
         "store_corrupt": 500,
@@ -259,6 +260,6 @@ def _headers_of(error: ClipworksError) -> dict[str, str] | None:
         return error.headers
     if isinstance(error, Overloaded):
         return {"Retry-After": str(math.ceil(error.retry_after_s))}
-    if isinstance(error, (NotReady, Draining)) or error.code == "store_closed":
+    if isinstance(error, (NotReady, Draining)) or error.code in ("store_closed", "backend_unavailable"):
         return {"Retry-After": "1"}
     return None

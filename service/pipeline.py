@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,12 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.errors import ArtifactNotFound, ClipworksError, InputError
-from model_store.manifest import Role
+from model_store.manifest import Presence, Role
+from model_store.presence import LabelVectors, presence_scores, score_maps
 from model_store.towers import Activation, Head
+from service.batcher import Batcher
 from service.decode_pool import DecodePool
+from service.dense import unpacked
 from service.faults import DeadlineExceeded, NoDirection
+from service.localize import Located, Picture, Wanted, locate, prepare_picture
 from service.running import RunningModel
-from service.scoring import ClassMatrix, Scored, rank, rank_logits
+from service.scoring import ClassMatrix, Scored, rank, rank_logits, rank_scores
 from service.timing import Deadline, Timings
 
 Vector = NDArray[np.float32]
@@ -93,7 +97,7 @@ async def embed(
 
     images = sum(isinstance(item, ImageItem) for item in items)
     texts = sum(isinstance(item, TextItem) for item in items)
-    async with _admitted(model, {"image_encoder": images, "text_encoder": texts}):
+    with _admitted(model, {"image_encoder": images, "text_encoder": texts}):
         outcomes = await gather_outcomes([one(item) for item in items], deadline)
     return EmbedResult(outcomes, texts=texts, images=images, tokens=tokens)
 
@@ -123,8 +127,101 @@ async def classify(
         return rank_logits(logits, classes, activation=activation, top_k=top_k, threshold=threshold)
 
     images = sum(isinstance(item, ImageItem) for item in items)
-    async with _admitted(model, {"image_encoder": images}):
+    with _admitted(model, {"image_encoder": images}):
         return await gather_outcomes([one(item) for item in items], deadline)
+
+
+async def classify_by_presence(
+    model: RunningModel,
+    items: Sequence[ImageItem | FailedItem],
+    classes: ClassMatrix,
+    labels: LabelVectors,
+    presence: Presence,
+    *,
+    pool: DecodePool,
+    top_k: int | None,
+    threshold: float | None,
+    deadline: Deadline,
+    timings: Timings,
+) -> list[list[Scored] | ClipworksError]:
+    """Score every image by the calibrated presence of each class: the scores of /localize, without the places.
+
+    Raises:
+        As `localize`; a presence that pools needs no dense encoder.
+    """
+
+    async def one(item: ImageItem | FailedItem) -> list[Scored]:
+        if isinstance(item, FailedItem):
+            raise item.error
+        if dense is None:
+            pooled = await encode_image(model, item.data, pool=pool, deadline=deadline, timings=timings)
+            maps = np.zeros((len(classes.names), 1, 1), dtype=np.float32)
+        else:
+            _, positions, pooled = await _look(model, dense, item, None, pool=pool, deadline=deadline, timings=timings)
+            maps = score_maps(positions, labels, presence)
+        scores = presence_scores(maps, pooled, labels, presence)
+        similarities = (classes.vectors @ finish(pooled)).astype(np.float64)
+        return rank_scores(scores, similarities, classes, top_k=top_k, threshold=threshold)
+
+    dense = None if presence.aggregation == "pooled" else await model.dense.batcher(deadline)
+    images = sum(isinstance(item, ImageItem) for item in items)
+    with held(dense or model.batchers["image_encoder"], images):
+        return await gather_outcomes([one(item) for item in items], deadline)
+
+
+async def localize(
+    model: RunningModel,
+    items: Sequence[ImageItem | FailedItem],
+    names: Sequence[str],
+    labels: LabelVectors,
+    presence: Presence,
+    *,
+    wanted: Wanted,
+    short_px: int | None,
+    pool: DecodePool,
+    deadline: Deadline,
+    timings: Timings,
+) -> list[Located | ClipworksError]:
+    """Find every label in every image: one pass of the dense encoder and one matrix product for each image.
+
+    Raises:
+        ArtifactError: the dense encoder cannot be opened.
+        Overloaded, NotReady, DeadlineExceeded: for the request as a whole.
+    """
+
+    async def one(item: ImageItem | FailedItem) -> Located:
+        if isinstance(item, FailedItem):
+            raise item.error
+        picture, positions, pooled = await _look(
+            model, batcher, item, short_px, pool=pool, deadline=deadline, timings=timings
+        )
+
+        def work() -> Located:
+            return locate(positions, pooled, picture, names, labels, presence, wanted=wanted, deadline=deadline)
+
+        return await pool.run(work, "regions", deadline, timings)
+
+    batcher = await model.dense.batcher(deadline)
+    with held(batcher, sum(isinstance(item, ImageItem) for item in items)):
+        return await gather_outcomes([one(item) for item in items], deadline)
+
+
+async def _look(
+    model: RunningModel,
+    batcher: Batcher,
+    item: ImageItem,
+    short_px: int | None,
+    *,
+    pool: DecodePool,
+    deadline: Deadline,
+    timings: Timings,
+) -> tuple[Picture, Vector, Vector]:
+    """A whole picture through the dense encoder: (picture, positions [rows, columns, D], pooled vector [D])."""
+    spec = model.dense_spec
+    if spec is None:
+        raise ArtifactNotFound(f"{model.reference} has no dense_encoder")
+    picture = await pool.decoded(item.data, lambda image: prepare_picture(image, spec, short_px), deadline, timings)
+    return picture, *unpacked(await batcher.submit(picture.pixels, deadline, timings))
 
 
 async def encode_image(
@@ -146,7 +243,7 @@ async def encode_texts(
         row = await token_row(model, text)
         return finish(await _submit(model, "text_encoder", row, deadline, timings, background=background))
 
-    async with _admitted(model, {} if background else {"text_encoder": len(texts)}):
+    with _admitted(model, {} if background else {"text_encoder": len(texts)}):
         outcomes = await gather_outcomes([one(text) for text in texts], deadline)
     for outcome in outcomes:
         if isinstance(outcome, ClipworksError):
@@ -213,16 +310,21 @@ async def _submit(
     return await model.batchers[role].submit(array, deadline, timings, background=background)
 
 
-@asynccontextmanager
-async def _admitted(model: RunningModel, items: dict[Role, int]) -> AsyncGenerator[None]:
-    """Hold places for a whole request, all or none."""
-    held: list[tuple[Role, int]] = []
+@contextmanager
+def held(batcher: Batcher, items: int) -> Generator[None]:
+    """Places for `items` of one batcher, as long as the block lasts."""
+    batcher.reserve(items)
     try:
-        for role, count in items.items():
-            if count and role in model.batchers:
-                model.batchers[role].reserve(count)
-                held.append((role, count))
         yield
     finally:
-        for role, count in held:
-            model.batchers[role].release(count)
+        batcher.release(items)
+
+
+@contextmanager
+def _admitted(model: RunningModel, items: dict[Role, int]) -> Generator[None]:
+    """Hold places for a whole request, all or none."""
+    with ExitStack() as stack:
+        for role, count in items.items():
+            if count and role in model.batchers:
+                stack.enter_context(held(model.batchers[role], count))
+        yield

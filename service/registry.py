@@ -6,15 +6,18 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from clipworks.schemas import EncoderFingerprint, HeadInfo, ModelDetail, ModelSummary, Providers
 from model_store.errors import ArtifactError, ArtifactNotFound
 from model_store.manifest import ENCODERS, Precision, Role
+from model_store.presence import presence_of
 from model_store.session import runtime_versions
 from model_store.store import Artifact, Store
 from service.decode_pool import DecodePool
+from service.engine import EngineSettings, choose_precision
 from service.faults import Conflict, NotLoaded, NotReady
-from service.running import EngineSettings, OpenedModel, RunningModel, choose_precision, open_model
+from service.running import OpenedModel, RunningModel, open_model
 from service.telemetry import Telemetry
 
 log = logging.getLogger("clipworks.registry")
@@ -169,6 +172,8 @@ class Registry:
             **self._summary(artifact).model_dump(),
             image_spec=image.model_dump(mode="json") if image else None,
             text_spec=text.model_dump(mode="json") if text else None,
+            dense_spec=artifact.dense_spec.model_dump(mode="json") if artifact.dense_spec else None,
+            presence=_presence_of(artifact),
             templates=list(manifest.templates),
             activation=manifest.activation,
             logit_scale=manifest.logit_scale,
@@ -185,7 +190,9 @@ class Registry:
         device, wanted = self.settings.device, self.settings.precision
         roles = artifact.roles()
         precision: dict[Role, Precision] = {
-            role: choose_precision(artifact, role, wanted, device) for role in roles if role in ENCODERS
+            role: choose_precision(artifact, role, wanted, device)
+            for role in roles
+            if role in (*ENCODERS, "dense_encoder")
         }
         specs = [found[1] for role, p in precision.items() if (found := artifact.graph_spec(role, p))]
         graphs = [tower.encoder for tower in running.opened.towers.values()] if running else []
@@ -205,6 +212,7 @@ class Registry:
                 active=list(graphs[0].providers_active) if graphs else [],
             ),
             loaded=running is not None,
+            sessions=running.sessions if running else [],
             base=artifact.base.reference if artifact.base else None,
             heads=[
                 HeadInfo(name=head.name, labels=len(head.labels), activation=head.activation)
@@ -249,3 +257,8 @@ class Registry:
                 await asyncio.sleep(_RESTART_PAUSE_S)
                 return
             await self._install(opened)
+
+
+def _presence_of(artifact: Artifact) -> dict[str, Any] | None:
+    """What /localize decides by, the training-free default included; None where there is nothing to localise with."""
+    return presence_of(artifact).model_dump(mode="json") if artifact.dense_spec else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,44 +11,19 @@ from numpy.typing import NDArray
 from clipworks.schemas import EncoderFingerprint
 from model_store.errors import ArtifactError, GoldenError
 from model_store.graph import example_feeds, require_device
-from model_store.manifest import (
-    ADAPTERS,
-    ENCODERS,
-    GraphSpec,
-    ImageSpec,
-    Manifest,
-    Precision,
-    Role,
-    TextSpec,
-)
+from model_store.manifest import ADAPTERS, ENCODERS, DenseSpec, ImageSpec, Manifest, Precision, Role, TextSpec
 from model_store.modality.text import Tokenizer
-from model_store.probe import ProbeLog, probe_all
+from model_store.probe import ProbeLog
 from model_store.proving import Proof
-from model_store.session import Device, SessionSettings
 from model_store.store import Artifact
-from model_store.towers import Head, Tower, on_cpu, open_head, open_tower
+from model_store.towers import Head, Tower, open_head, open_tower
 from service.batcher import Batcher, BatchObserver
+from service.dense import DenseSession
+from service.engine import EngineSettings, Owned, choose_precision, probe_graphs
 from service.stacking import EqualShapes, PaddedTokens, Stacking
 
 # Where padding changes a bit, a text is padded to a length that depends on itself alone, never on its company.
 _LENGTH_STEP = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineSettings:
-    """How models are run; see service.settings for the defaults and what each means to a user."""
-
-    device: Device
-    precision: Precision | None
-    intra_threads: int
-    spinning: bool
-    max_batch_images: int
-    max_batch_texts: int
-    max_queue_items: int
-    probe_first: bool
-    probe_log: Path | None = None
-    arena: bool = True
-    memory_limit_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,15 +37,6 @@ class OpenedModel:
     seconds: dict[str, float]
 
 
-def choose_precision(artifact: Artifact, role: Role, wanted: Precision | None, device: Device) -> Precision:
-    """The precision to serve: what was asked for if it was built, else fp32; "auto" is fp16 on CUDA, fp32 on CPU.
-
-    A precision that an adapter or a head behind the encoder was not measured with counts as not built.
-    """
-    automatic: Precision = "fp16" if device == "cuda" else "fp32"
-    return artifact.served_precision(role, wanted or automatic)
-
-
 def open_model(artifact: Artifact, settings: EngineSettings) -> OpenedModel:
     """Open every encoder, adapter and class head of an artifact and prove them; blocking, takes seconds.
 
@@ -79,13 +44,7 @@ def open_model(artifact: Artifact, settings: EngineSettings) -> OpenedModel:
         ArtifactError: whatever is wrong with it (integrity, a crash in the probe, provider, goldens).
     """
     clock = _Stopwatch()
-    options = SessionSettings(
-        device=settings.device,
-        intra_threads=settings.intra_threads,
-        spinning=settings.spinning,
-        arena=settings.arena,
-        memory_limit_bytes=settings.memory_limit_bytes,
-    )
+    options = settings.session
     proof = Proof(artifact)
     tokenizer = artifact.tokenizer() if artifact.text_spec else None
     proof.check_inputs(tokenizer)
@@ -94,7 +53,7 @@ def open_model(artifact: Artifact, settings: EngineSettings) -> OpenedModel:
     probed = ProbeLog(settings.probe_log)
     key = probed.key(artifact.build(settings.precision or "fp32"), options)
     if settings.probe_first and not probed.knows(key):
-        _probe(artifact, chosen, options)
+        probe_graphs(chosen, _followers(artifact), options)
         probed.remember(key)
         clock.lap("probe")
     heads = {name: open_head(artifact, name, options) for name in artifact.heads()}
@@ -110,9 +69,9 @@ def open_model(artifact: Artifact, settings: EngineSettings) -> OpenedModel:
     return OpenedModel(artifact, towers, heads, tokenizer, clock.seconds)
 
 
-def _served_encoders(artifact: Artifact, settings: EngineSettings) -> list[tuple[Artifact, GraphSpec]]:
+def _served_encoders(artifact: Artifact, settings: EngineSettings) -> list[Owned]:
     """(owner, spec) of every encoder that will be opened."""
-    found: list[tuple[Artifact, GraphSpec]] = []
+    found: list[Owned] = []
     for role in ENCODERS:
         if role in artifact.roles():
             precision = choose_precision(artifact, role, settings.precision, settings.device)
@@ -125,18 +84,17 @@ def _served_encoders(artifact: Artifact, settings: EngineSettings) -> list[tuple
     return found
 
 
-def _probe(artifact: Artifact, encoders: list[tuple[Artifact, GraphSpec]], options: SessionSettings) -> None:
-    """Open and run everything that will be served in a child process."""
+def _followers(artifact: Artifact) -> list[Owned]:
+    """Adapters of the encoders, and class heads."""
     adapters = [found for role in ADAPTERS if (found := artifact.graph_spec(role, "fp32"))]
-    followers = [*adapters, *(artifact.head_graph(name) for name in artifact.heads())]
-    for graphs, settings in ((encoders, options), (followers, on_cpu(options))):
-        if graphs:
-            feeds = [(owner.path(spec.file), spec, example_feeds(spec)) for owner, spec in graphs]
-            probe_all(feeds, settings=settings)
+    return [*adapters, *(artifact.head_graph(name) for name in artifact.heads())]
 
 
 class RunningModel:
-    """An opened model with a batcher per encoder (and its adapter) and per class head; belongs to one event loop."""
+    """An opened model with a batcher per encoder (and its adapter) and per class head; belongs to one event loop.
+
+    `dense` opens the dense encoder when it is first asked for.
+    """
 
     def __init__(self, opened: OpenedModel, settings: EngineSettings, observer: BatchObserver) -> None:
         self.opened = opened
@@ -160,6 +118,7 @@ class RunningModel:
             text and self.tokenizer and self.tokenizer.spec.dynamic_length and text.encoder.spec.batch_difference == 0.0
         )
         self.heads = opened.heads
+        self.dense = DenseSession(opened.artifact, settings, observer)
         self.batchers: dict[Role, Batcher] = {}
         self.head_batchers: dict[str, Batcher] = {}
         limits = {"image_encoder": settings.max_batch_images, "text_encoder": settings.max_batch_texts}
@@ -195,6 +154,15 @@ class RunningModel:
         return self.artifact.text_spec if "text_encoder" in self.batchers else None
 
     @property
+    def dense_spec(self) -> DenseSpec | None:
+        return self.artifact.dense_spec
+
+    @property
+    def sessions(self) -> list[str]:
+        """Roles whose sessions are open now."""
+        return [*self.batchers, *(["dense_encoder"] if self.dense.opened else [])]
+
+    @property
     def batch_invariant(self) -> bool:
         return all(tower.batch_invariant for tower in self.opened.towers.values())
 
@@ -222,11 +190,13 @@ class RunningModel:
         return max(batcher.running_s() for batcher in self._workers())
 
     async def close(self, reason: str = "the model was unloaded") -> None:
+        await self.dense.close(reason)
         for batcher in self._workers():
             await batcher.close(reason)
 
     def _workers(self) -> list[Batcher]:
-        return [*self.batchers.values(), *self.head_batchers.values()]
+        dense = [self.dense.opened] if self.dense.opened else []
+        return [*self.batchers.values(), *self.head_batchers.values(), *dense]
 
 
 class _Stopwatch:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.manifest import Manifest
+from model_store.manifest import Manifest, Presence
 from model_store.towers import Activation, Head, activated
 
 
@@ -26,6 +26,17 @@ class Scored:
     label: str
     score: float
     similarity: float | None
+
+
+def presence_for(manifest: Manifest, activation: Activation | None, *, is_dense: bool) -> Presence | None:
+    """The calibrated presence that rules sigmoid scores of label vectors; None where the logit scale and bias do.
+
+    A presence that looks at positions needs the model's dense encoder.
+    """
+    presence = manifest.presence
+    if presence is None or (activation or manifest.activation) != "sigmoid":
+        return None
+    return presence if is_dense or presence.aggregation == "pooled" else None
 
 
 def mean_of_prompts(vectors: NDArray[np.float32], counts: list[int]) -> NDArray[np.float32]:
@@ -60,6 +71,18 @@ def rank(
     """Predictions for one unit image vector [D], best first, ties in label order; softmax is over all labels."""
     similarities = (classes.vectors @ vector).astype(np.float64)
     scores = activate(similarities, manifest, activation)
+    return rank_scores(scores, similarities, classes, top_k=top_k, threshold=threshold)
+
+
+def rank_scores(
+    scores: NDArray[np.float64],
+    similarities: NDArray[np.float64],
+    classes: ClassMatrix,
+    *,
+    top_k: int | None,
+    threshold: float | None,
+) -> list[Scored]:
+    """Predictions from scores [C] and cosines [C], best first, ties in label order."""
     order = _best(scores, top_k=top_k, threshold=threshold)
     return [Scored(classes.names[i], float(scores[i]), float(similarities[i])) for i in order]
 

@@ -18,17 +18,19 @@ from model_store.modality.image import DecodeLimits
 from model_store.session import Device
 from model_store.store import Store
 from service.decode_pool import DecodePool
+from service.engine import EngineSettings
 from service.faults import CollectionsOff
 from service.ingress import IngressLimits
 from service.label_sets import LabelSets
 from service.registry import Registry
-from service.running import EngineSettings
 from service.settings import BadSettings, Settings, available_cores
 from service.telemetry import Telemetry
 from service.zero_shot import ZeroShot
 
 if TYPE_CHECKING:
+    from service.collection_backends import BackendSource
     from service.collections import Collections
+    from service.retrieval import RetrievalSettings
 
 log = logging.getLogger("clipworks.server")
 _STORE_LIBRARIES = frozenset({"apsw", "faiss"})
@@ -90,6 +92,8 @@ class Services:
         if self.failure:
             return Health(status="failed", detail=self.failure)
         ready, why = self.registry.readiness()
+        if ready and self.collections is not None and not self.collections.is_open:
+            return Health(status="starting")
         if ready:
             return Health(status="ok")
         return Health(status="starting") if why == "starting" else Health(status="failed", detail=why)
@@ -196,7 +200,24 @@ def _collections(settings: Settings, registry: Registry, pool: DecodePool) -> Co
         checkpoint_s=settings.checkpoint_s,
         max_results=settings.max_offset,
     )
-    return Collections(settings.data, registry=registry, pool=pool, settings=store)
+    return Collections(backend_of(settings, store), registry=registry, pool=pool, settings=store)
+
+
+def backend_of(settings: Settings, store: RetrievalSettings) -> BackendSource:
+    """How the collections are opened, once the server runs. Raises BadSettings."""
+    from service.collection_backends import BadBackend, embedded, milvus
+
+    if settings.collections_backend == "embedded":
+        return embedded(settings.data, store)
+    try:
+        return milvus(
+            settings.milvus_uri,
+            token=settings.milvus_token.get_secret_value() if settings.milvus_token else None,
+            database=settings.milvus_database,
+            settings=store,
+        )
+    except BadBackend as error:
+        raise BadSettings(str(error)) from None
 
 
 def default_model(store: Store, *, builtin: bool) -> str:
@@ -235,6 +256,8 @@ def _ingress_limits(settings: Settings, max_labels: int) -> IngressLimits:
             "inputs": settings.max_items,
             "input": settings.max_items,
             "labels": max_labels,
+            "heatmap_labels": settings.max_heatmaps,
+            "include": 16,
             "templates": max_labels,
             "items": settings.max_upsert_items,
             "ids": settings.max_upsert_items,

@@ -82,6 +82,7 @@ class Settings(BaseSettings):
         50_000, ge=1, description="queries x top_k of a search (413); a tenth of it when vectors are included"
     )
     max_label_texts: int = Field(2000, ge=1, description="inline labels x templates of a request (413)")
+    max_heatmaps: int = Field(64, ge=1, description="heatmaps of a /localize: inputs x labels to be mapped (413)")
     image_formats: Annotated[tuple[str, ...], NoDecode] = Field(
         ("JPEG", "PNG", "WEBP"), description=f"accepted formats, of {', '.join(ALL_FORMATS)}"
     )
@@ -111,6 +112,14 @@ class Settings(BaseSettings):
     hang_s: float = Field(30, gt=0, description="a model run that lasts longer is given up, and its session replaced")
     exit_after_s: float = Field(30, ge=0, description="a hung run ends the process this much later; 0: never")
     # collections
+    collections_backend: Literal["embedded", "milvus"] = Field(
+        "embedded", description="where collections live: in the data folder, or in a Milvus (extra `milvus`)"
+    )
+    milvus_uri: str | None = Field(
+        None, description="of the milvus backend: `http://host:19530`, or a path that ends in .db for milvus-lite"
+    )
+    milvus_token: SecretStr | None = Field(None, description="of the milvus backend: `user:password` or an API key")
+    milvus_database: str | None = Field(None, description="of the milvus backend; unset: its default database")
     collection_readers: int = Field(4, ge=1, description="searches and reads of collections at one time")
     search_threads: int = Field(0, ge=0, description="threads of one search; 0: one for each core")
     checkpoint_s: float = Field(30, gt=0, description="the collections' write-ahead log is truncated this often")

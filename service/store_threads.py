@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 from service.faults import DeadlineExceeded, Overloaded
 from service.timing import Deadline, Timings
 
-Lane = Literal["read", "write", "slow"]
+Lane = Literal["read", "write", "slow", "upkeep"]
 _T = TypeVar("_T")
 # Many writers, because all that wait together share one sync of the disk.
 _WRITERS = 16
@@ -21,12 +21,12 @@ _MAX_CALLS = 256
 
 
 class StoreThreads:
-    """Three pools; each takes at most _MAX_CALLS calls, running or waiting. Belongs to one event loop."""
+    """Four pools; each takes at most _MAX_CALLS calls, running or waiting. Belongs to one event loop."""
 
     def __init__(self, *, readers: int) -> None:
         self._pools = {
             lane: ThreadPoolExecutor(max_workers=size, thread_name_prefix=f"store-{lane}")
-            for lane, size in (("read", readers), ("write", _WRITERS), ("slow", _SLOW))
+            for lane, size in (("read", readers), ("write", _WRITERS), ("slow", _SLOW), ("upkeep", 1))
         }
         self._calls = dict.fromkeys(self._pools, 0)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -37,6 +38,9 @@ from model_store.manifest import (
 from model_store.modality.text import Tokenizer
 from model_store.store import Store, file_entries
 from training.calibration import Calibration, calibration_for
+from training.dense import DenseSource
+from training.dense_build import add_dense, dense_reference, dense_spec_of
+from training.derive_dense import build_dense_adapter
 from training.export import (
     ALL_PRECISIONS,
     Progress,
@@ -68,6 +72,10 @@ class DerivationSource:
 
     image, text: encoders as in ExportSource, with the base's image and text spec and tokeniser; another spec is
         another base. Their weights, as the fingerprint covers them, may be given apart.
+    dense: a new image encoder read position by position; without it a new image encoder has no dense role.
+    dense_adapter: AdapterSource of positions [N, D] -> [N, D'], behind the base's dense encoder. Positions and pooled
+        vectors must end in one space, so it comes with an image_adapter unless it keeps their size and meaning; an
+        image_adapter without it hides the base's dense role. Say `normalized_input=False` where length matters.
     heads: classifiers on the image vectors by name; each becomes a label set of the model.
     proofs: one or more for every changed tower that keeps the base's space. Without proofs a changed tower makes the
         artifact a space of its own. `fingerprint` is filled in here.
@@ -83,6 +91,8 @@ class DerivationSource:
     text_weights: Mapping[str, Tensor] | None = None
     image_adapter: AdapterSource | None = None
     text_adapter: AdapterSource | None = None
+    dense: DenseSource | str | None = None
+    dense_adapter: AdapterSource | None = None
     heads: Mapping[str, HeadSource] = field(default_factory=dict[str, HeadSource])
     proofs: tuple[SpaceProof, ...] = ()
     templates: tuple[str, ...] | None = None
@@ -103,6 +113,7 @@ class _Staged:
     adapters: dict[Role, Built] = field(default_factory=dict[Role, Built])
     heads: dict[str, Built] = field(default_factory=dict[str, Built])
     dims: set[int] = field(default_factory=set[int])
+    dense_outputs: dict[str, NDArray[np.float32]] = field(default_factory=dict[str, NDArray[np.float32]])
 
     def keep(self, built: Built) -> Built:
         self.graphs.append(built.graph)
@@ -178,6 +189,7 @@ def export_derivation(
         for side in plan.sides:
             way = _build_side(side, base, inputs, wanted, staged, say)
             if side.tower == "image":
+                _build_dense(source, base, inputs, staged, say)
                 _build_heads(source, plan, way, staged, say)
         if len(staged.dims) > 1:
             raise ExportRefused(f"image and text vectors have different sizes: {sorted(staged.dims)}")
@@ -189,7 +201,8 @@ def export_derivation(
 
 
 def _base_in(store: Store, source: DerivationSource) -> Artifact:
-    if not (source.image or source.text or source.image_adapter or source.text_adapter or source.heads):
+    adapters = source.image_adapter or source.text_adapter or source.dense_adapter
+    if not (source.image or source.text or adapters or source.heads):
         raise ExportRefused("a derivation brings at least one encoder, adapter or head of its own")
     try:
         base = store.open(source.base.reference)
@@ -303,6 +316,24 @@ def _build_heads(source: DerivationSource, plan: _Plan, way: Callable[[], Way], 
         staged.heads[spec.name] = staged.keep(build_head(source.heads[spec.name], spec, before, staged.folder))
 
 
+def _build_dense(source: DerivationSource, base: Artifact, inputs: _Inputs, staged: _Staged, say: Progress) -> None:
+    """The dense graph of a new image encoder, or an adapter behind the base's."""
+    if source.dense is not None and source.image is None:
+        raise ExportRefused("a dense encoder of its own belongs to an image encoder of its own")
+    if source.image is not None:
+        staged.graphs, missed = add_dense(
+            source.dense, source.image, staged.graphs, inputs.calibration.pixels, staged.folder, say
+        )
+        staged.skipped += missed
+    if source.dense_adapter is not None:
+        if source.image is not None:
+            raise ExportRefused("a dense adapter follows the base's dense encoder, but the image encoder is a new one")
+        say("dense_adapter")
+        built, staged.dense_outputs = build_dense_adapter(source.dense_adapter, base, staged.folder)
+        staged.adapters["dense_adapter"] = staged.keep(built)
+        staged.dims.add(built.way.dim)
+
+
 def _build_encoder(
     module: nn.Module, role: Role, inputs: _Inputs, wanted: list[Precision], staged: _Staged, say: Progress
 ) -> Way:
@@ -345,6 +376,7 @@ def _manifest(
         dimensions=() if changed else above.dimensions,
         image=None,
         text=None,
+        dense=dense_spec_of(source.dense, staged.graphs),
         graphs=tuple(staged.graphs),
         heads=plan.heads,
         skipped=tuple(staged.skipped),
@@ -376,14 +408,16 @@ def _agreements(staged: _Staged) -> dict[str, float]:
 
 def _write_goldens(source: DerivationSource, inputs: _Inputs, plan: _Plan, staged: _Staged) -> None:
     image, text = source.image, source.text
-    tolerances = tolerances_of(graph for graph in staged.graphs if graph.role in ENCODERS)
+    tolerances = tolerances_of(graph for graph in staged.graphs if graph.role in (*ENCODERS, "dense_encoder"))
     tolerances |= {role: built.tolerances for role, built in staged.adapters.items()}
-    outputs = {output_key(role): built.outputs for role, built in staged.adapters.items()}
+    outputs = {output_key(role): built.outputs for role, built in staged.adapters.items() if role in ADAPTERS}
+    outputs |= staged.dense_outputs
     outputs |= {output_key("class_head", name): built.outputs for name, built in staged.heads.items()}
     write_goldens(
         staged.folder,
         image=(inputs.image_spec, lambda rows: torch_vectors(image, Rows(padded=rows))) if image else None,
         text=(inputs.tokenizer, lambda rows: torch_vectors(text, Rows(padded=rows))) if text else None,
+        dense=dense_reference(source.dense, staged.graphs),
         tolerances=tolerances,
         followers=Followers(
             outputs=outputs,

@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model_store.errors import ExportRefused, GraphError
-from model_store.golden import GOLDEN_TEXTS, Tolerance, prepared_goldens, tolerance_for, write_goldens
+from model_store.golden import (
+    GOLDEN_TEXTS,
+    Tolerance,
+    dense_tolerance,
+    prepared_goldens,
+    tolerance_for,
+    write_goldens,
+)
 from model_store.identity import fingerprint, space_of
 from model_store.manifest import (
     Fingerprint,
@@ -35,6 +42,8 @@ from model_store.store import Artifact, Store, file_entries
 from training.calibration import Calibration, calibration_for
 from training.checkpoint import LoadedModel, load_model
 from training.config import OpenClipConfig
+from training.dense import DEFAULT_DENSE, DenseChoice, DenseSource, dense_of_openclip, dense_of_own
+from training.dense_build import add_dense, dense_reference, dense_spec_of
 from training.graphs import (
     GRAPH_RECIPE,
     EncoderGraph,
@@ -45,7 +54,7 @@ from training.graphs import (
 )
 from training.log import flatten
 from training.measure import Rows, torch_vectors
-from training.towers import OpenClipDualEncoder
+from training.towers import OpenClipDualEncoder, SmallDualEncoder
 from training.variants import MissedFloor, Tower, build_variant, remove_variant
 
 Progress = Callable[[str], None]
@@ -64,6 +73,7 @@ class ExportSource:
     structure: everything that shapes the answer and is not in the weights (architecture, activation), as one string;
         it becomes part of the fingerprints.
     logit_scale: the factor itself, exp applied.
+    dense: the image tower read position by position; a string says why there is none, and is kept in the artifact.
     image_weights, text_weights: what each fingerprint covers; by default the module's own state, but two modules around
         one model would both cover both towers.
     """
@@ -80,6 +90,7 @@ class ExportSource:
     templates: tuple[str, ...]
     provenance: Provenance
     dimensions: tuple[int, ...] = ()
+    dense: DenseSource | str | None = None
     presence: Presence | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     image_weights: Mapping[str, Tensor] | None = None
@@ -158,6 +169,8 @@ def export_model(
             built, missed = build_tower(tower, wanted, folder, say)
             graphs += built
             skipped += missed
+        graphs, missed = add_dense(source.dense, source.image, graphs, calibration.pixels, folder, say)
+        skipped += missed
         say("goldens")
         _write_goldens(folder, source, tokenizer, graphs)
         manifest = _manifest(source, name, store.next_version(name), graphs, skipped, folder)
@@ -177,9 +190,10 @@ def export_checkpoint(
     training_data: str = "",
     limits: str = "",
     report: Mapping[str, object] | None = None,
+    dense: DenseChoice = DEFAULT_DENSE,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Publish a checkpoint folder of `training.checkpoint`.
+    """Publish a checkpoint folder of `training.checkpoint`; `dense` as in `source_of_checkpoint`.
 
     Raises:
         ExportRefused: the folder is not a sound checkpoint, or the model is refused by `export_model`.
@@ -188,7 +202,9 @@ def export_checkpoint(
         loaded = load_model(path)
     except (OSError, ValueError, KeyError) as error:
         raise ExportRefused(f"{path.name} is not a checkpoint that can be exported: {error}") from error
-    source = source_of_checkpoint(loaded, licence=licence, training_data=training_data, limits=limits, report=report)
+    source = source_of_checkpoint(
+        loaded, licence=licence, training_data=training_data, limits=limits, report=report, dense=dense
+    )
     return export_model(
         source, name=name, store=store, precisions=precisions, pictures=pictures, texts=texts, progress=progress
     )
@@ -201,8 +217,12 @@ def source_of_checkpoint(
     training_data: str = "",
     limits: str = "",
     report: Mapping[str, object] | None = None,
+    dense: DenseChoice = DEFAULT_DENSE,
 ) -> ExportSource:
-    """An opened checkpoint as what `export_model` takes; `report` holds more measurements than its own, by split."""
+    """An opened checkpoint as what `export_model` takes; `report` holds more measurements than its own, by split.
+
+    dense: what takes the place of a ViT's last attention in the dense role, or "none" for no dense role.
+    """
     model, info = loaded.model, loaded.info
     structure = info.config.model.model_dump_json()
     state = model.state_dict()
@@ -210,7 +230,9 @@ def source_of_checkpoint(
     text: nn.Module
     if isinstance(model, OpenClipDualEncoder) and isinstance(info.config.model, OpenClipConfig):
         spec = info.image_spec
-        image: nn.Module = ImageGraph(model.clip.get_submodule("visual"), spec.mean, spec.std)
+        visual = model.clip.get_submodule("visual")
+        image: nn.Module = ImageGraph(visual, spec.mean, spec.std)
+        places = dense_of_openclip(visual, spec, dense)
         text = TextGraph(model.clip)
         if text.dynamic_length != info.text_spec.dynamic_length:
             raise ExportRefused(
@@ -221,6 +243,8 @@ def source_of_checkpoint(
         architecture, activation = info.config.model.architecture, "quickgelu" if quick else "gelu"
     else:
         image = EncoderGraph(model, "encode_image")
+        own = model if isinstance(model, SmallDualEncoder) and dense != "none" else None
+        places = dense_of_own(own, info.image_spec) if own else None
         text = EncoderGraph(model, "encode_text", context_length=info.text_spec.context_length)
         image_weights = {k: v for k, v in state.items() if not k.startswith(("text.", "logit_"))}
         text_weights = {k: v for k, v in state.items() if k.startswith("text.")}
@@ -247,6 +271,7 @@ def source_of_checkpoint(
             limits=limits,
             source_sha256=info.weights_sha256,
         ),
+        dense=places,
         metrics=flatten({**info.metrics, **(report or {})}),
         image_weights=image_weights,
         text_weights=text_weights,
@@ -320,7 +345,10 @@ def tolerances_of(graphs: Iterable[GraphSpec]) -> dict[Role, dict[Precision, Tol
     """Golden tolerances of encoder graphs, from what was measured."""
     tolerances: dict[Role, dict[Precision, Tolerance]] = {}
     for graph in graphs:
-        tolerances.setdefault(graph.role, {})[graph.precision] = tolerance_for(graph.precision, graph.fidelity)
+        tolerance = dense_tolerance() if graph.role == "dense_encoder" else None
+        tolerances.setdefault(graph.role, {})[graph.precision] = tolerance or tolerance_for(
+            graph.precision, graph.fidelity
+        )
     return tolerances
 
 
@@ -329,6 +357,7 @@ def _write_goldens(folder: Path, source: ExportSource, tokenizer: Tokenizer, gra
         folder,
         image=(source.image_spec, lambda pixels: torch_vectors(source.image, Rows(padded=pixels))),
         text=(tokenizer, lambda ids: torch_vectors(source.text, Rows(padded=ids))),
+        dense=dense_reference(source.dense, graphs),
         tolerances=tolerances_of(graphs),
     )
 
@@ -355,6 +384,7 @@ def _manifest(
         dimensions=source.dimensions,
         image=source.image_spec,
         text=source.text_spec,
+        dense=dense_spec_of(source.dense, graphs),
         graphs=tuple(graphs),
         skipped=tuple(skipped),
         logit_scale=source.logit_scale,

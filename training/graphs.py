@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from model_store.manifest import ImageSpec, TensorSpec, TextSpec
 # Version of what the graphs compute from weights; part of every fingerprint. Raise it when an answer would change.
 GRAPH_RECIPE = "uint8-nhwc/1"
 EXTERNAL_DATA_BYTES = 1_500_000_000  # one protobuf file ends at 2 GB
-_MAX_BATCH = 65_536
+MAX_BATCH = 65_536
 CAUSAL_POOLS = ("argmax", "eos", "first")  # what these read does not move when padding is cut
 
 
@@ -160,31 +160,69 @@ def write_graph(module: nn.Module, tensors: tuple[TensorSpec, TensorSpec], path:
     shape = [axis if isinstance(axis, int) else 2 + position for position, axis in enumerate(source.shape)]
     example = torch.ones(shape, dtype=getattr(torch, source.dtype))
     free = {
-        position: torch.export.Dim(axis, min=1, max=_MAX_BATCH if position == 0 else _max_length(module))
+        position: torch.export.Dim(axis, min=1, max=MAX_BATCH if position == 0 else _max_length(module))
         for position, axis in enumerate(source.shape)
         if isinstance(axis, str)
     }
+    program = export_program(module, example, input_name=source.name, output_names=(target.name,), free_axes=free)
+    size = sum(p.numel() * p.element_size() for p in module.parameters())
+    external = size > EXTERNAL_DATA_BYTES
+    program.save(path, external_data=external)
+    return (path, path.with_name(path.name + ".data")) if external else (path,)
+
+
+def export_program(
+    module: nn.Module,
+    example: Tensor,
+    *,
+    input_name: str,
+    output_names: tuple[str, ...],
+    free_axes: Mapping[int, Any],
+) -> torch.onnx.ONNXProgram:
+    """Trace `module` on `example`; `free_axes` maps positions of its axes to torch.export dimensions.
+
+    Raises:
+        ExportRefused: the exporter cannot trace the module.
+    """
+    names = ", ".join(output_names)
     try:
         with torch.no_grad():
             program = torch.onnx.export(
                 module,
                 (example,),
                 dynamo=True,
-                input_names=[source.name],
-                output_names=[target.name],
-                dynamic_shapes=(free,),
+                input_names=[input_name],
+                output_names=list(output_names),
+                dynamic_shapes=(dict(free_axes),),
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
         first = str(error).strip().splitlines()[0]
-        raise ExportRefused(f"cannot export the graph that gives {target.name}: {first[:300]}") from error
+        raise ExportRefused(f"cannot export the graph that gives {names}: {first[:300]}") from error
     if program is None:
-        raise ExportRefused(f"the exporter returned no program for {target.name}")
+        raise ExportRefused(f"the exporter returned no program for {names}")
+    if _free_convolutions(program.model):
+        program.optimize()
     _strip_traces(program.model)
-    size = sum(p.numel() * p.element_size() for p in module.parameters())
-    external = size > EXTERNAL_DATA_BYTES
-    program.save(path, external_data=external)
-    return (path, path.with_name(path.name + ".data")) if external else (path,)
+    return program
+
+
+def _free_convolutions(model: onnx_ir.Model) -> bool:
+    """Let the sizes of a free grid be read behind a batch norm instead of before it; says whether any was.
+
+    The exporter reads them at the convolution, which then has a second reader, and its norm is not folded into it: the
+    graph would be slower, and its weights others than the image encoder's.
+    """
+    moved = False
+    for node in [node for node in model.graph if node.op_type == "BatchNormalization"]:
+        before, after = node.inputs[0], node.outputs[0]
+        for user, position in tuple(before.uses()) if before is not None else ():
+            if user.op_type == "Shape":
+                user.replace_input_with(position, after)
+                moved = True
+    if moved:
+        model.graph.sort()
+    return moved
 
 
 def _strip_traces(model: onnx_ir.Model) -> None:

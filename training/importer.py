@@ -20,6 +20,7 @@ from model_store.modality.image import decode, prepare
 from model_store.modality.text import Tokenizer
 from model_store.store import Artifact, Store
 from training.calibration import CALIBRATION_TEXTS
+from training.dense import DEFAULT_DENSE, DenseChoice, dense_of_openclip
 from training.export import ALL_PRECISIONS, ExportSource, Progress, export_model, provenance
 from training.graphs import ImageGraph, PixelNormalize, TextGraph
 from training.openclip_weights import Activation, OpenClipModel, Weights, find_weights, load_model
@@ -43,6 +44,7 @@ def import_model(
     licence: str = _UNKNOWN_LICENCE,
     training_data: str = "",
     limits: str = "",
+    dense: DenseChoice = DEFAULT_DENSE,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -53,6 +55,8 @@ def import_model(
     activation: for a local file of an architecture that exists with GELU and with QuickGELU, which the weights do not
         show; recorded as declared.
     tokenizer: for architectures whose tokeniser is not CLIP's (or is a prefix of it), its file or folder.
+    dense: what takes the place of a ViT's last attention in the dense role, `maskclip`, `sclip` or `naclip`; "none" for
+        no dense role.
 
     Raises:
         ExportRefused: with the reason, and what to do about it where something can be done.
@@ -73,7 +77,7 @@ def import_model(
     )
     say("compare with open_clip")
     check_against_open_clip(model, image_spec, text, imported)
-    source = _source_of(model, weights, image_spec, text, imported, templates, licence, training_data, limits)
+    source = _source_of(model, weights, image_spec, text, imported, templates, licence, training_data, limits, dense)
     return export_model(source, name=name, store=store, precisions=precisions, progress=progress)
 
 
@@ -153,6 +157,7 @@ def _source_of(
     licence: str,
     training_data: str,
     limits: str,
+    dense: DenseChoice,
 ) -> ExportSource:
     structure = json.dumps(weights.config, sort_keys=True, separators=(",", ":"))
     bias = model.logit_bias
@@ -167,6 +172,7 @@ def _source_of(
         logit_bias=0.0 if bias is None else float(bias.detach().reshape(-1)[0]),
         activation="softmax" if bias is None else "sigmoid",
         templates=templates,
+        dense=dense_of_openclip(model.visual, image_spec, dense),
         provenance=provenance(
             source=weights.source,
             architecture=weights.architecture,

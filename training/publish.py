@@ -15,6 +15,7 @@ from training.checkpoint import Checkpoint, LoadedModel, is_head, load_head, loa
 from training.config import SceneData, TableData
 from training.data.scenes import scene_splits
 from training.data.source import JUDGED, open_source
+from training.dense import DEFAULT_DENSE, DenseChoice
 from training.derive import DerivationSource, export_derivation
 from training.encoder import TorchEncoder, encoder_of
 from training.export import (
@@ -56,12 +57,13 @@ def publish_checkpoint(
     texts: Sequence[str] = (),
     said: Said | None = None,
     report: Mapping[str, object] | None = None,
+    dense: DenseChoice = DEFAULT_DENSE,
     progress: Progress | None = None,
 ) -> Artifact:
     """Publish a checkpoint folder; one that inherits roles becomes a derivation with only what is its own.
 
     base: the artifact it derives from, found in `store` when none is named. data_folder: where the table of its recipe
-    lies now, for the proof of a changed text tower.
+    lies now, for the proof of a changed text tower. dense: as in `source_of_checkpoint`, for a model of its own.
 
     Raises:
         ExportRefused: no sound checkpoint, no such base in the store, another base than the checkpoint's, or a graph
@@ -87,6 +89,7 @@ def publish_checkpoint(
             training_data=said.training_data,
             limits=said.limits,
             report=report,
+            dense=dense,
             progress=progress,
         )
     try:

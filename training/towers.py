@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from model_store.manifest import ImageSpec
 from training.config import ModelConfig, OpenClipConfig, SmallConfig, TextTowerConfig
+from training.positions import resample_grid
 from training.trunks import TOTAL_STRIDE  # the import also registers the own trunks with timm
 
 OPENAI_SCALE = math.log(1 / 0.07)
@@ -55,6 +56,10 @@ class DualEncoder(nn.Module):
 
         The mean over positions is `encode_image`, except behind an attention head, whose pooling weighs them.
         """
+        raise NotImplementedError(f"{type(self).__name__} has no per-position vectors")
+
+    def encode_dense_and_pooled(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 [B, H, W, 3] -> un-normalised [B, h, w, D] and [B, D] in one run, at any size the head takes."""
         raise NotImplementedError(f"{type(self).__name__} has no per-position vectors")
 
     def encode_pixels(self, x: Tensor) -> Tensor:
@@ -159,7 +164,15 @@ class MeanHead(nn.Linear):
 
     def dense(self, features: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, h, w, D]; the mean over positions is `forward`."""
-        return super().forward(features.permute(0, 2, 3, 1))
+        batch, channels, rows, columns = features.shape
+        # As rows of a matrix: an exported graph then holds the weight as the image encoder's does, and can share it.
+        cells = features.permute(0, 2, 3, 1).reshape(-1, channels)
+        return super().forward(cells).view(batch, rows, columns, self.out_features)
+
+    def dense_and_pooled(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, C, h, w] -> [B, h, w, D] and their mean [B, D]."""
+        positions = self.dense(features)
+        return positions, positions.mean(dim=(1, 2))
 
 
 class FlatHead(nn.Module):
@@ -179,8 +192,13 @@ class FlatHead(nn.Module):
     def dense(self, features: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, h, w, D]: each position's share times their number; the mean is `forward`."""
         batch, _, rows, columns = features.shape
-        shares = torch.einsum("bcp,pcd->bpd", features.flatten(2), self.weight) * (rows * columns)
+        shares = torch.bmm(features.flatten(2).permute(2, 0, 1), self.weight).transpose(0, 1) * (rows * columns)
         return (shares + self.bias).view(batch, rows, columns, -1)
+
+    def dense_and_pooled(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, C, h, w] -> [B, h, w, D] and their mean [B, D]."""
+        positions = self.dense(features)
+        return positions, positions.mean(dim=(1, 2))
 
 
 class AttentionHead(nn.Module):
@@ -193,20 +211,30 @@ class AttentionHead(nn.Module):
         self.query, self.key = nn.Linear(channels, channels), nn.Linear(channels, channels)
         self.value, self.projection = nn.Linear(channels, channels), nn.Linear(channels, embed_dim)
         self.heads = heads
+        self.grid = (grid, grid)
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, D]."""
-        x = features.flatten(2).permute(0, 2, 1)
-        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + self.position
-        query, key, value = self._split(self.query(x[:, :1])), self._split(self.key(x)), self._split(self.value(x))
-        pooled = nn.functional.scaled_dot_product_attention(query, key, value)
-        return self.projection(self.dropout(pooled.permute(0, 2, 1, 3).flatten(2)[:, 0]))
+        return self._pooled(features, self.position)
 
     def dense(self, features: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, h, w, D]: values projected position by position (Zhou et al., 2022, MaskCLIP)."""
-        batch, channels, rows, columns = features.shape
-        x = features.flatten(2).permute(0, 2, 1) + self.position[1:]
+        batch, _, rows, columns = features.shape
+        x = features.flatten(2).permute(0, 2, 1) + resample_grid(self.position[1:], self.grid, rows, columns)
         return self.projection(self.value(x)).view(batch, rows, columns, -1)
+
+    def dense_and_pooled(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, C, h, w] -> [B, h, w, D] and [B, D], at any grid: position embeddings are resampled."""
+        rows, columns = features.shape[2:]
+        table = torch.cat([self.position[:1], resample_grid(self.position[1:], self.grid, rows, columns)])
+        return self.dense(features), self._pooled(features, table)
+
+    def _pooled(self, features: Tensor, table: Tensor) -> Tensor:
+        x = features.flatten(2).permute(0, 2, 1)
+        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + table
+        query, key, value = self._split(self.query(x[:, :1])), self._split(self.key(x)), self._split(self.value(x))
+        pooled = nn.functional.scaled_dot_product_attention(query, key, value)
+        return self.projection(self.dropout(pooled.permute(0, 2, 1, 3).flatten(2)[:, 0]))
 
     def _split(self, x: Tensor) -> Tensor:
         """[B, L, C] -> [B, heads, L, C / heads]."""
@@ -231,6 +259,9 @@ class SmallDualEncoder(DualEncoder):
 
     def encode_dense(self, pixels: Tensor) -> Tensor:
         return self.image_projection.dense(self._features(self.pixel_input.unit_range(pixels)))
+
+    def encode_dense_and_pooled(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        return self.image_projection.dense_and_pooled(self._features(self.pixel_input.unit_range(pixels)))
 
     def encode_text(self, ids: Tensor) -> Tensor:
         return self.text(ids)

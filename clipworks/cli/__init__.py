@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from clipworks.cli import bench, classify, collections, embed, export, index, models, search, serve, train
+from clipworks.cli import bench, classify, collections, embed, export, index, localize, models, search, serve, train
 from clipworks.cli import eval as evaluation
 from clipworks.cli.failures import ReportingGroup
 
@@ -31,6 +31,7 @@ app.command("serve", cls=serve.ServeCommand)(serve.serve)
 app.add_typer(models.app, name="models")
 app.command("embed")(embed.embed)
 app.command("classify")(classify.classify)
+app.command("localize")(localize.localize)
 app.command("index")(index.index)
 app.command("search")(search.search)
 app.add_typer(collections.app, name="collections")

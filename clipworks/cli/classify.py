@@ -41,7 +41,7 @@ def classify(
     if (labels is None) == (label_set is None):
         raise UsageError("give either --labels cat,dog or --label-set NAME")
     names = _images(images)
-    wanted = None if labels is None else _labels(labels)
+    wanted = None if labels is None else labels_of(labels)
 
     async def run() -> ClassifyResult:
         async with connect.vectors_client(
@@ -51,7 +51,7 @@ def classify(
                 names,
                 wanted,
                 label_set=label_set,
-                templates=_templates(templates),
+                templates=templates_of(templates),
                 activation=activation,
                 model=model,
                 top_k=top_k,
@@ -86,7 +86,7 @@ def _images(given: list[str]) -> list[str]:
     return [name for each in given for name in (images_below(Path(each)) if Path(each).is_dir() else [each])]
 
 
-def _labels(text: str) -> list[str]:
+def labels_of(text: str) -> list[str]:
     """Raises UsageError when there is none, or the file cannot be read."""
     if text.startswith("@"):
         try:
@@ -102,7 +102,7 @@ def _labels(text: str) -> list[str]:
     return labels
 
 
-def _templates(given: list[str] | None) -> str | list[str] | None:
+def templates_of(given: list[str] | None) -> str | list[str] | None:
     return given[0] if given and len(given) == 1 and "{" not in given[0] else given or None
 
 

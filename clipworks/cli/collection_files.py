@@ -85,7 +85,7 @@ def export_collection(
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror or error}") from error
     if not manifest.one_moment:
-        output.say("the collection changed meanwhile: the file holds no single moment of it")
+        output.say("the collection changed meanwhile, or may have: the file is not known to hold one moment of it")
     if as_json:
         output.print_json(manifest.model_dump())
     else:
@@ -194,7 +194,8 @@ def _manifest(file: Path, before: CollectionInfo, after: CollectionInfo, count: 
         metadata_schema=before.metadata_schema,
         count=count,
         sequence=after.sequence,
-        one_moment=before.sequence == after.sequence,
+        # In a Milvus others may write, and their changes do not show in this server's sequence.
+        one_moment=before.sequence == after.sequence and after.backend == "embedded",
         sha256=_sha256(file),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )

@@ -1,23 +1,20 @@
-"""`clipworks collections`: list, show, delete; doctor, compact, snapshot, restore on the data folder itself."""
+"""`clipworks collections`: list, show, delete; the other verbs are in collection_files.py and collection_upkeep.py."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 
-from clipworks.cli import collection_files, connect, output
-from clipworks.cli.failures import FAILED_ITEMS, RefusedError, UsageError
+from clipworks.cli import collection_files, collection_upkeep, connect, output
+from clipworks.cli.collection_upkeep import megabytes
+from clipworks.cli.failures import UsageError
 from clipworks.client import AsyncClient
 from clipworks.schemas import CollectionInfo
-
-if TYPE_CHECKING:
-    from service.retrieval import CollectionStore, DoctorReport
 
 T = TypeVar("T")
 app = typer.Typer(
@@ -26,7 +23,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the collection.")]
-_DATABASE = "collections.sqlite3"
 
 
 @app.command("list")
@@ -47,7 +43,7 @@ def list_collections(
         output.say("no collections; make one: clipworks index FOLDER --collection NAME")
         return
     rows = [
-        [info.name, str(info.count), info.model, str(info.dim), _search_of(info), _megabytes(info.index_bytes)]
+        [info.name, str(info.count), info.model, str(info.dim), _search_of(info), megabytes(info.index_bytes)]
         for info in found
     ]
     output.print_table(["collection", "items", "model", "dim", "search", "index MB"], rows)
@@ -80,8 +76,9 @@ def show(
             ("declared fields", ", ".join(f"{key}={kind}" for key, kind in info.metadata_schema.items()) or "none"),
             ("index", f"{info.kind} (asked for: {info.index.kind}), {_search_of(info)}"),
             ("dead slots", str(info.dead)),
-            ("index MB in memory", _megabytes(info.index_bytes)),
-            ("MB on disk, all collections", _megabytes(info.disk_bytes)),
+            ("index MB in memory", megabytes(info.index_bytes)),
+            ("MB on disk, all collections", megabytes(info.disk_bytes)),
+            ("backend", info.backend),
             ("durability", info.durability),
             ("sequence", str(info.sequence)),
             *(("warning", warning) for warning in info.warnings),
@@ -112,80 +109,11 @@ app.command("export")(collection_files.export_collection)
 app.command("import")(collection_files.import_collection)
 
 
-@app.command()
-def doctor(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="All collections when left out.")] = None,
-    queries: Annotated[int, typer.Option(min=1, help="Stored vectors to search for.")] = 100,
-    recall_at: Annotated[int, typer.Option(min=1, help="Neighbours of each.")] = 10,
-    data: connect.DataFolder = None,
-    as_json: connect.AsJson = False,
-) -> None:
-    """Check every row's checksum, that the index holds exactly the rows, and its recall on your own data."""
-    with _opened(data) as opened:
-        names = [name] if name else [info.name for info in opened.list()]
-        reports = {each: opened.get(each).doctor(queries=queries, recall_at=recall_at) for each in names}
-        warnings = opened.warnings
-    if as_json:
-        output.print_json({each: _report_facts(report) for each, report in reports.items()})
-    else:
-        rows = [
-            [
-                each,
-                str(report.rows),
-                str(report.indexed),
-                str(len(report.bad_rows)),
-                "" if report.recall is None else f"{report.recall:.4f}",
-                "healthy" if report.healthy else "; ".join(report.problems),
-            ]
-            for each, report in reports.items()
-        ]
-        output.print_table(["collection", "rows", "indexed", "bad rows", f"recall@{recall_at}", "state"], rows)
-    for warning in warnings:
-        output.say(f"warning: {warning}")
-    if not all(report.healthy for report in reports.values()):
-        raise typer.Exit(FAILED_ITEMS)
-
-
-@app.command()
-def compact(name: Name, data: connect.DataFolder = None, as_json: connect.AsJson = False) -> None:
-    """Rebuild the index without deleted rows, train it anew, and give unused disk space back."""
-    with _opened(data) as opened:
-        report = opened.get(name).compact()
-    if as_json:
-        output.print_json({"slots_removed": report.slots_removed, "bytes_freed": report.bytes_freed})
-    else:
-        output.say(f"{name}: {report.slots_removed} dead slots removed, {_megabytes(report.bytes_freed)} MB freed")
-
-
-@app.command()
-def snapshot(
-    name: Name,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="It must not exist.")],
-    data: connect.DataFolder = None,
-    as_json: connect.AsJson = False,
-) -> None:
-    """Write one collection, as of one moment, into a file with a checksum."""
-    with _opened(data) as opened:
-        made = opened.get(name).snapshot(file)
-    if as_json:
-        facts = {"path": made.path, "sha256": made.sha256, "bytes": made.bytes, "count": made.count}
-        output.print_json({**facts, "sequence": made.sequence})
-    else:
-        output.say(f"{made.count} items in {made.path} ({_megabytes(made.bytes)} MB, sha256 {made.sha256})")
-
-
-@app.command()
-def restore(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Made by `snapshot`.")],
-    name: Annotated[str, typer.Option("--name", help="Name of the new collection.")],
-    data: connect.DataFolder = None,
-) -> None:
-    """Make a new collection from a snapshot: all of it or nothing."""
-    if not file.is_file():
-        raise UsageError(f"{file}: no such file")
-    with _opened(data, may_be_new=True) as opened:
-        count = opened.restore(file, name=name).describe().count
-    output.say(f"restored {name}: {count} items")
+app.command()(collection_upkeep.doctor)
+app.command()(collection_upkeep.compact)
+app.command()(collection_upkeep.snapshot)
+app.command()(collection_upkeep.restore)
+app.command()(collection_upkeep.snapshots)
 
 
 def _ask(
@@ -205,45 +133,5 @@ def _ask(
     return asyncio.run(run())
 
 
-@contextmanager
-def _opened(data: Path | None, *, may_be_new: bool = False) -> Generator[CollectionStore]:
-    """The store of a data folder that no server holds.
-
-    Raises:
-        UsageError: there is none.
-        RefusedError: another process holds it.
-    """
-    from service.retrieval import CollectionStore
-    from service.retrieval.errors import FolderInUse
-
-    folder = connect.data_folder(data)
-    if not may_be_new and not (folder / _DATABASE).is_file():
-        raise UsageError(f"{folder}: no collections in this folder; name it with --data or CLIPWORKS_DATA")
-    try:
-        opened = CollectionStore.open(folder)
-    except FolderInUse as error:
-        raise RefusedError(f"{error}: stop it first, this command works on the folder itself") from error
-    with opened:
-        yield opened
-
-
-def _report_facts(report: DoctorReport) -> dict[str, Any]:
-    return {
-        "healthy": report.healthy,
-        "rows": report.rows,
-        "indexed": report.indexed,
-        "bad_rows": list(report.bad_rows),
-        "differing_slots": report.differing_slots,
-        "recall": report.recall,
-        "recall_at": report.recall_at,
-        "sampled": report.sampled,
-        "problems": list(report.problems),
-    }
-
-
 def _search_of(info: CollectionInfo) -> str:
     return "exact" if info.exact else "approximate"
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.1f}"

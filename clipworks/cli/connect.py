@@ -82,7 +82,7 @@ async def collections_client(
     """
     if not url:
         folder = data_folder(data)
-        url = await _holder(folder)
+        url = await holder_of(folder)
         if url:
             output.say(f"{folder} is held by the server at {url}: asking it")
     if url:
@@ -110,7 +110,7 @@ def data_folder(data: Path | None) -> Path:
     return folder
 
 
-async def _holder(folder: Path) -> str | None:
+async def holder_of(folder: Path) -> str | None:
     """Address of the server that holds the folder; None if it is free. A server that starts gets time to say it."""
     from service.retrieval import CollectionStore
 

@@ -63,6 +63,7 @@ def export(
             help="Where its recipe's table lies now, to prove that a cured text tower still fits its base.",
         ),
     ] = None,
+    dense: Annotated[models.Dense, typer.Option(help=models.DENSE_HELP)] = "naclip",
     store: models.StoreFolder = None,
     as_json: connect.AsJson = False,
 ) -> None:
@@ -86,6 +87,7 @@ def export(
             pictures=_evenly([path.read_bytes() for path in _pictures_of(pictures)]) if pictures else (),
             texts=_evenly(texts.read_text(encoding="utf-8").splitlines()) if texts else (),
             report=_report_of(report) if report else None,
+            dense=dense,
             progress=step,
         )
     models.print_published(artifact, as_json)

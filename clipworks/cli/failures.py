@@ -37,7 +37,7 @@ _EXTRAS = MappingProxyType(
 _SERVE_PARTS = frozenset(
     (
         *("fastapi", "starlette", "uvicorn", "httptools", "pydantic_settings", "prometheus_client", "orjson"),
-        *("onnxruntime", "faiss", "apsw", "PIL", "numpy", "ftfy", "regex", "tokenizers"),
+        *("onnxruntime", "faiss", "apsw", "PIL", "numpy", "ftfy", "regex", "scipy", "tokenizers"),
     )
 )
 

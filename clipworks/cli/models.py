@@ -27,6 +27,8 @@ app = typer.Typer(
 )
 StoreFolder = Annotated[Path | None, typer.Option(envvar="CLIPWORKS_STORE", help="Folder of model artifacts.")]
 ServerUrl = Annotated[str | None, typer.Option("--url", help="Ask this server instead of reading a store.")]
+Dense = Literal["maskclip", "sclip", "naclip", "none"]
+DENSE_HELP = "What replaces a ViT's last attention where pictures are localised; none: no dense role."
 _LABELS_SHOWN = 8
 Name = Annotated[str, typer.Argument(metavar="NAME", help="NAME or NAME@VERSION.")]
 
@@ -149,6 +151,7 @@ def import_model(
         Path | None, typer.Option(exists=True, help="Tokenizer file or folder, where it is not CLIP's own.")
     ] = None,
     precision: Annotated[str, typer.Option(help="Which to build, of fp32,fp16,int8.")] = "fp32,fp16,int8",
+    dense: Annotated[Dense, typer.Option(help=DENSE_HELP)] = "naclip",
     licence: Annotated[str, typer.Option(help="Licence of the weights; kept in the artifact.")] = "not stated",
     store: StoreFolder = None,
     as_json: connect.AsJson = False,
@@ -166,6 +169,7 @@ def import_model(
             activation=activation,
             tokenizer=tokenizer,
             precisions=precisions_of(precision),
+            dense=dense,
             licence=licence,
             progress=step,
         )
@@ -256,7 +260,9 @@ def _verified(artifact: Artifact, goldens: bool) -> list[dict[str, str]]:
 
 def _open(artifact: Artifact, precision: Precision) -> None:
     """Open it as the server does: in a child process first, then against its golden cases."""
-    from service.running import EngineSettings, open_model
+    from service.dense import open_dense
+    from service.engine import EngineSettings
+    from service.running import open_model
     from service.settings import available_cores
 
     settings = EngineSettings(
@@ -270,6 +276,8 @@ def _open(artifact: Artifact, precision: Precision) -> None:
         probe_first=True,
     )
     open_model(artifact, settings)
+    if artifact.dense_spec is not None:
+        open_dense(artifact, settings)
 
 
 def _precisions(artifact: Artifact) -> list[Precision]:

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from model_store.errors import ClipworksError, ImageTooLarge, InvalidImage, UnsupportedImage
-from model_store.manifest import ImageSpec
+from model_store.manifest import DenseSpec, ImageSpec
 
 ALL_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
 _ORIENTATION_TAG = 0x0112
+_MIN_CELLS = 2  # of either side, whatever the aspect: one row of cells says nothing of above and below
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -86,6 +87,36 @@ def prepare(image: Image.Image, spec: ImageSpec) -> NDArray[np.uint8]:
     if size != target:
         image = _crop_or_pad(image, target, spec.fill)
     return np.array(image, dtype=np.uint8)
+
+
+def dense_size(width: int, height: int, spec: DenseSpec, *, short_px: int | None = None) -> tuple[int, int]:
+    """(width, height) in pixels at which the dense_encoder sees an upright picture of `width` x `height`.
+
+    Multiples of the stride, at least two cells; the short side comes near `short_px` (the spec's by default, rounded
+    to cells) unless the long one would pass `max_long_px`. Fixed sizes are what they are, whatever is asked for.
+
+    Raises:
+        ValueError: a side is not positive.
+    """
+    if min(width, height) < 1 or (short_px is not None and short_px < 1):
+        raise ValueError(f"got {width}x{height} px and short side {short_px}, expected sides of at least 1 px")
+    if spec.width_px is not None and spec.height_px is not None:
+        return spec.width_px, spec.height_px
+    scale = min((short_px or spec.short_px) / min(width, height), spec.max_long_px / max(width, height))
+    cells = [max(_MIN_CELLS, round(side * scale / spec.stride_px)) for side in (width, height)]
+    return cells[0] * spec.stride_px, cells[1] * spec.stride_px
+
+
+def prepare_dense(image: Image.Image, spec: DenseSpec, *, short_px: int | None = None) -> NDArray[np.uint8]:
+    """Resize a whole RGB image to uint8 [H, W, 3] for the dense_encoder; nothing is cropped, so cell (r, c) of a
+    rows x columns grid covers the same share of the original: heights r / rows to (r + 1) / rows, and so its widths.
+
+    The aspect ratio is kept up to rounding to whole cells (see `dense_size`), or given up when sizes are fixed.
+    """
+    if image.mode != "RGB":
+        raise InvalidImage(f"prepare_dense takes an RGB image, got mode {image.mode}: call decode first")
+    size = dense_size(image.width, image.height, spec, short_px=short_px)
+    return np.array(image if size == image.size else image.resize(size, _RESAMPLING[spec.interpolation]))
 
 
 def _check_size(size: tuple[int, int], limits: DecodeLimits) -> None:

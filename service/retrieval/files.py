@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,6 +26,19 @@ def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
         beside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, so that its name survives a power cut, whoever made it first.
+
+    Raises:
+        OSError
+    """
+    missing = [each for each in folder.parents if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in (folder, *missing):
+        with suppress(PermissionError):  # a folder above that may not be read holds names that are not ours
+            sync_folder(each.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -13,22 +13,20 @@ from clipworks.schemas import ClassifyRequest, ClassifyResponse
 from model_store.errors import ClipworksError
 from service import pipeline
 from service.context import Context, context_of, while_connected
-from service.errors import located
-from service.faults import Conflict, UnknownName
 from service.ingress import Options, items_of, param_of, read_request
 from service.openapi import answers, bodies
 from service.pipeline import FailedItem, ImageItem
 from service.respond import entries, json_response, model_headers
 from service.routes.common import (
     check_count,
-    check_text_tower,
     check_towers,
+    classes_of,
     deadline_for,
-    model_for,
+    model_of,
     until_first_failure,
 )
 from service.running import RunningModel
-from service.scoring import Scored
+from service.scoring import ClassMatrix, Scored, presence_for
 from service.services import Services, services_of
 from service.timing import Deadline
 
@@ -58,7 +56,7 @@ async def classify(request: Request) -> Response:
     received = await read_request(request, ClassifyRequest, services.limits, options=OPTIONS)
     body = received.body
     check_count(services, len(body.inputs))
-    model = _model_of(services, body)
+    model = model_of(services, body.model, body.label_set)
     items = items_of(received, body.inputs, services.limits)
     check_towers(model, items, body.inputs)
     images = [item for item in items if isinstance(item, (ImageItem, FailedItem))]
@@ -77,16 +75,6 @@ async def classify(request: Request) -> Response:
     return json_response(payload, headers=model_headers(model))
 
 
-def _model_of(services: Services, body: ClassifyRequest) -> RunningModel:
-    """The named model, or that of the label set."""
-    if body.label_set is None or body.model is not None:
-        return model_for(services, body.model)
-    try:
-        return model_for(services, services.label_sets.model_of(body.label_set))
-    except (UnknownName, Conflict) as error:
-        raise located(error, "label_set") from None
-
-
 async def _score(
     services: Services,
     model: RunningModel,
@@ -95,18 +83,29 @@ async def _score(
     deadline: Deadline,
     context: Context,
 ) -> list[list[Scored] | ClipworksError]:
-    if body.label_set is not None:
-        try:
-            classes = services.label_sets.classes(body.label_set, model)
-        except UnknownName as error:
-            raise located(error, "label_set") from None
-    else:
-        check_text_tower(model)
-        classes = await services.zero_shot.class_matrix(
+    presence = presence_for(model.manifest, body.activation, is_dense=model.dense_spec is not None)
+    templates = body.templates
+    if templates is None and presence is not None:
+        templates = list(presence.positive_templates)  # it was calibrated with them
+    classes = await classes_of(services, model, body, templates, deadline, context.timings)
+    if presence is not None and isinstance(classes, ClassMatrix):
+        labels = await services.zero_shot.label_vectors(
             model,
-            body.labels or (),
-            body.templates,
+            classes,
+            presence,
             max_texts=services.settings.max_label_texts,
+            deadline=deadline,
+            timings=context.timings,
+        )
+        return await pipeline.classify_by_presence(
+            model,
+            images,
+            classes,
+            labels,
+            presence,
+            pool=services.pool,
+            top_k=body.top_k,
+            threshold=body.threshold,
             deadline=deadline,
             timings=context.timings,
         )

@@ -71,7 +71,7 @@ async def upsert_items(request: Request, name: Name) -> Response:
         request, UpsertRequest, services.collection_limits, options=OPTIONS, inputs="items", place="fill"
     )
     body = received.body
-    collection = collections.get(name)
+    collection = await collections.get(name, deadline=deadline)
     check_space(collection.spec, body.space)
     rows = [_row(received, index, services.limits) for index in range(len(body.items))]
     inputs = to_encode([row.source for row in rows])
@@ -114,12 +114,13 @@ async def list_items(request: Request, name: Name) -> Response:
     collections = services.require_collections()
     query = query_options(request, PAGE_OPTIONS, PageQuery, services.limits)
     check_page(services, query.limit, param="limit", with_vectors="vector" in query.include)
+    deadline = deadline_for(request)
     page = await collections.page(
-        collections.get(name),
+        await collections.get(name, deadline=deadline),
         cursor=query.cursor,
         limit=query.limit,
         with_vectors="vector" in query.include,
-        deadline=deadline_for(request),
+        deadline=deadline,
         timings=context.timings,
     )
     return json_response({"data": [_shown(each, query) for each in page.records], "cursor": page.cursor})
@@ -135,12 +136,13 @@ async def get_item(request: Request, name: Name, id: Id) -> Response:
     services, context = services_of(request), context_of(request.scope)
     collections = services.require_collections()
     query = query_options(request, ITEM_OPTIONS, ItemQuery, services.limits)
+    deadline = deadline_for(request)
     try:
         record = await collections.item(
-            collections.get(name),
+            await collections.get(name, deadline=deadline),
             id,
             with_vector="vector" in query.include,
-            deadline=deadline_for(request),
+            deadline=deadline,
             timings=context.timings,
         )
     except InputError as error:
@@ -179,12 +181,13 @@ async def _delete(
     request: Request, name: str, *, ids: list[str] | None, filter: dict[str, Any] | None, param: str
 ) -> int:
     collections = services_of(request).require_collections()
+    deadline = deadline_for(request)
     try:
         return await collections.delete(
-            collections.get(name),
+            await collections.get(name, deadline=deadline),
             ids=ids,
             filter=filter,
-            deadline=deadline_for(request),
+            deadline=deadline,
             timings=context_of(request.scope).timings,
         )
     except InputError as error:

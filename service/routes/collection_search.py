@@ -59,7 +59,7 @@ async def search(request: Request, name: Name) -> Response:
     deadline = deadline_for(request)
     received = await read_request(request, SearchRequest, services.collection_limits, options=OPTIONS, inputs="queries")
     body = received.body
-    collection = collections.get(name)
+    collection = await collections.get(name, deadline=deadline)
     spec = collection.spec
     check_space(spec, body.space)
     check_page(

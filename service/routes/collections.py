@@ -83,6 +83,7 @@ def shown(info: StoredInfo) -> CollectionInfo:
     spec = info.spec
     return CollectionInfo(
         name=info.name,
+        backend=info.backend,
         model=spec.model,
         space=spec.space,
         fingerprint=EncoderFingerprint(image=spec.fingerprints.get("image"), text=spec.fingerprints.get("text")),

@@ -7,16 +7,18 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from clipworks.schemas import OnError
+from clipworks.schemas import Labelled, OnError, Templates
 from model_store.errors import ArtifactNotFound
+from model_store.towers import Head
 from service.context import deadline_of
 from service.errors import Refusal, located
-from service.faults import TooManyItems
+from service.faults import Conflict, TooManyItems, UnknownName
 from service.ingress import param_of
 from service.pipeline import FailedItem, ImageItem, Item
 from service.running import RunningModel
+from service.scoring import ClassMatrix
 from service.services import Services, services_of
-from service.timing import Deadline
+from service.timing import Deadline, Timings
 
 _I = TypeVar("_I", bound=Item)
 
@@ -37,6 +39,46 @@ def model_for(services: Services, name: str | None) -> RunningModel:
         return services.registry.resolve(name)
     except ArtifactNotFound as error:
         raise located(error, "model") from None
+
+
+def model_of(services: Services, name: str | None, label_set: str | None) -> RunningModel:
+    """The named model, or that of the label set. Raises as `model_for`; Refusal also for the label set's name."""
+    if label_set is None or name is not None:
+        return model_for(services, name)
+    try:
+        return model_for(services, services.label_sets.model_of(label_set))
+    except (UnknownName, Conflict) as error:
+        raise located(error, "label_set") from None
+
+
+async def classes_of(
+    services: Services,
+    model: RunningModel,
+    body: Labelled,
+    templates: Templates | None,
+    deadline: Deadline,
+    timings: Timings,
+) -> ClassMatrix | Head:
+    """The classes of a request: its label set, or its labels in `templates`.
+
+    Raises:
+        Refusal: 404, no such label set; 422, labels cannot be encoded.
+        As LabelSets.classes and ZeroShot.class_matrix.
+    """
+    if body.label_set is not None:
+        try:
+            return services.label_sets.classes(body.label_set, model)
+        except UnknownName as error:
+            raise located(error, "label_set") from None
+    check_text_tower(model)
+    return await services.zero_shot.class_matrix(
+        model,
+        body.labels or (),
+        templates,
+        max_texts=services.settings.max_label_texts,
+        deadline=deadline,
+        timings=timings,
+    )
 
 
 def check_count(services: Services, count: int) -> None:

@@ -16,6 +16,7 @@ import httpx2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from clipworks.client import Client
 from evaluation.encoder import (
@@ -35,8 +36,10 @@ from evaluation.scenes.sampling import sample
 from evaluation.suites import Suite, run
 from model_store.errors import ArtifactNotFound
 from model_store.golden import GOLDEN_TEXTS, Goldens
-from model_store.manifest import GraphSpec, TensorSpec
+from model_store.modality.image import prepare
+from model_store.session import SessionSettings
 from model_store.store import Artifact, Store, file_entries
+from model_store.towers import open_dense_tower
 
 TINY_STORE = Path(__file__).parents[1] / "fixtures" / "tiny_store"
 READY_S = 60
@@ -104,53 +107,39 @@ def test_more_inputs_than_a_batch_keep_their_order(encoder: ArtifactEncoder) -> 
     assert found.shape == (70, 32)
 
 
-def test_an_encoder_without_a_grid_is_no_dense_encoder(encoder: ArtifactEncoder) -> None:
-    assert isinstance(encoder, Encoder)
-    assert not isinstance(encoder, DenseEncoder)
-    assert encoder.image_px == 48
-
-
-def with_mean_colours(root: Path) -> Artifact:
-    """The tiny artifact as version 2, with a grid whose 4 x 4 vectors are the mean colours of its cells."""
-    onnx = pytest.importorskip("onnx")
-    helper, kinds = onnx.helper, onnx.TensorProto
-    nodes = [
-        helper.make_node("Cast", ["pixels"], ["levels"], to=kinds.FLOAT),
-        helper.make_node("Transpose", ["levels"], ["planes"], perm=[0, 3, 1, 2]),
-        helper.make_node("AveragePool", ["planes"], ["means"], kernel_shape=[12, 12], strides=[12, 12]),
-        helper.make_node("Transpose", ["means"], ["dense_embeds"], perm=[0, 2, 3, 1]),
-    ]
-    takes = helper.make_tensor_value_info("pixels", kinds.UINT8, ["batch", 48, 48, 3])
-    gives = helper.make_tensor_value_info("dense_embeds", kinds.FLOAT, ["batch", 4, 4, 3])
-    opset = [helper.make_opsetid("", 17)]
-    model = helper.make_model(helper.make_graph(nodes, "dense", [takes], [gives]), opset_imports=opset, ir_version=8)
-    spec = GraphSpec(
-        role="dense_encoder",
-        precision="fp32",
-        file="dense.onnx",
-        inputs=(TensorSpec(name="pixels", dtype="uint8", shape=("batch", 48, 48, 3)),),
-        outputs=(TensorSpec(name="dense_embeds", dtype="float32", shape=("batch", 4, 4, 3)),),
-        batch_invariant=True,
-        batch_difference=0,
-    )
+def without_grid(root: Path) -> Artifact:
+    """The tiny artifact as version 2, without its dense role."""
     shutil.copytree(TINY_STORE, root)
     store = Store(root, builtin=False)
     tiny = store.open("tiny@1")
     with store.staging() as folder:
         shutil.copytree(tiny.folder, folder, dirs_exist_ok=True)
-        (folder / "manifest.json").unlink()
-        (folder / "dense.onnx").write_bytes(model.SerializeToString())
-        changes = {"version": 2, "graphs": (*tiny.manifest.graphs, spec), "files": file_entries(folder)}
+        for name in ("manifest.json", "dense_encoder.fp32.onnx"):
+            (folder / name).unlink()
+        graphs = tuple(graph for graph in tiny.manifest.graphs if graph.role != "dense_encoder")
+        changes = {"version": 2, "graphs": graphs, "dense": None, "files": file_entries(folder)}
         return store.publish(folder, tiny.manifest.model_copy(update=changes))
 
 
-def test_a_dense_role_gives_a_unit_vector_for_each_cell(tmp_path: Path, pictures: list[NDArray[np.uint8]]) -> None:
-    dense = open_artifact(with_mean_colours(tmp_path / "store"))
-    assert isinstance(dense, DenseEncoder)
-    means = pictures[0].reshape(4, 12, 4, 12, 3).mean(axis=(1, 3))
-    expected = means / np.linalg.norm(means, axis=-1, keepdims=True)
-    np.testing.assert_allclose(dense.encode_dense(pictures)[0], expected, atol=1e-5)
-    assert dense.encode_images(pictures).shape == (3, 32)
+def test_an_encoder_without_a_grid_is_no_dense_encoder(tmp_path: Path) -> None:
+    encoder = open_artifact(without_grid(tmp_path / "store"))
+    assert isinstance(encoder, Encoder)
+    assert not isinstance(encoder, DenseEncoder)
+    assert encoder.image_px == 48
+
+
+def test_a_dense_role_gives_a_unit_vector_for_each_cell(
+    encoder: ArtifactEncoder, pictures: list[NDArray[np.uint8]]
+) -> None:
+    assert isinstance(encoder, DenseEncoder)
+    artifact = Store(TINY_STORE, builtin=False).open("tiny")
+    assert artifact.image_spec is not None
+    prepared = np.stack([prepare(Image.fromarray(each), artifact.image_spec) for each in pictures])
+    expected = open_dense_tower(artifact, "fp32", SessionSettings())(prepared).positions
+    found = encoder.encode_dense(pictures)
+    assert found.shape == (3, 4, 4, 32)
+    np.testing.assert_allclose(found, expected / np.linalg.norm(expected, axis=-1, keepdims=True), atol=1e-5)
+    assert encoder.encode_images(pictures).shape == (3, 32)
 
 
 def test_nothing_to_encode_is_refused(encoder: ArtifactEncoder) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +89,7 @@ def publish_text(store: Store, tiny: Artifact, *, base: Artifact | None = None, 
     """`cured@1`: tiny with a text tower under another name, and a proof that it may keep the space."""
     with store.staging() as folder:
         graphs = tuple(g for g in tiny.manifest.graphs if g.role == "text_encoder")
-        for graph in graphs:
-            shutil.copyfile(tiny.folder / graph.file, folder / graph.file)
+        copy_graphs(tiny, graphs, folder)
         shutil.copytree(tiny.folder / "goldens", folder / "goldens")
         cases = json.loads((folder / "goldens/cases.json").read_text()) | {"space_proofs": [PROOF]}
         (folder / "goldens/cases.json").write_text(json.dumps(cases))
@@ -99,10 +98,16 @@ def publish_text(store: Store, tiny: Artifact, *, base: Artifact | None = None, 
         return store.publish(folder, derived(base or tiny, folder, "cured", **fields))
 
 
+def copy_graphs(source: Artifact, graphs: Iterable[GraphSpec], folder: Path) -> None:
+    for name in {name for graph in graphs for name in graph.files}:
+        shutil.copyfile(source.folder / name, folder / name)
+
+
 def derived(base: Artifact, folder: Path, name: str, **changes: Any) -> Manifest:
     above = base.manifest
     fields = above.model_dump() | {
-        "name": name, "kind": "derivation", "image": None, "text": None, "graphs": (), "skipped": (), "heads": (),
+        "name": name, "kind": "derivation", "image": None, "text": None, "dense": None, "graphs": (), "skipped": (),
+        "heads": (),
         "base": {"name": above.name, "version": above.version, "fingerprint": above.fingerprint},
         "files": file_entries(folder),
     }  # fmt: skip
@@ -129,7 +134,7 @@ def prove(artifact: Artifact, precision: Any = "fp32") -> None:
 def test_a_head_is_inherited_with_its_encoder_and_proves_itself(store: Store, tiny: Artifact) -> None:
     head = publish_head(store, tiny)
     assert head.manifest.space == tiny.manifest.space
-    assert set(head.roles()) == {"class_head", *ENCODERS}
+    assert set(head.roles()) == {"class_head", "dense_encoder", *ENCODERS}
     assert head.build("fp32") != tiny.build("fp32")
     cured = publish_text(store, tiny, base=head)
     assert cured.heads()["colours"].labels == LABELS  # another text tower: the image vectors are the same
@@ -146,13 +151,13 @@ def test_a_new_image_encoder_inherits_neither_heads_nor_adapters(store: Store, t
     image = tuple(g for g in tiny.manifest.graphs if g.role == "image_encoder")
     names = Fingerprint(image=OTHER, text=tiny.manifest.fingerprint.text)
     with store.staging() as folder:
-        for graph in image:
-            shutil.copyfile(tiny.folder / graph.file, folder / graph.file)
+        copy_graphs(tiny, image, folder)
         shutil.copytree(tiny.folder / "goldens", folder / "goldens")
         child = derived(head, folder, "student", graphs=image, fingerprint=names, space=space_of(names))
         student = store.publish(folder, child)
     assert student.heads() == {}
-    assert "class_head" not in student.roles()
+    assert not {"class_head", "dense_encoder"} & set(student.roles())  # another encoder: another tower's positions
+    assert student.dense_spec is None
     assert student.manifest.space != tiny.manifest.space
 
 

@@ -166,7 +166,7 @@ def test_a_derivation_inherits_roles_and_checks_its_base(store: Store, tiny: Art
         manifest = stage(store, folder, tiny)
         text = manifest.graph("text_encoder", "fp32")
         base = {"name": "tiny", "version": 1, "fingerprint": fingerprint}
-        changes = {"name": "child", "kind": "derivation", "base": base, "graphs": [text], "image": None}
+        changes = {"name": "child", "kind": "derivation", "base": base, "graphs": [text], "image": None, "dense": None}
         return Manifest.model_validate(manifest.model_dump() | changes)
 
     with store.staging() as folder:

@@ -14,7 +14,11 @@ from model_store.fidelity import measure
 from model_store.golden import GOLDEN_TEXTS, Goldens
 from model_store.graph import open_graph
 from model_store.identity import spec_digest
+from model_store.manifest import ENCODERS
+from model_store.proving import Proof
+from model_store.session import SessionSettings
 from model_store.store import Store
+from model_store.towers import open_dense_tower
 from training.calibration import CALIBRATION_TEXTS
 from training.checkpoint import load_model, save_checkpoint
 from training.config import load_config
@@ -102,8 +106,11 @@ def test_the_artifact_is_the_checkpoint(tmp_path: Path) -> None:
     goldens = Goldens(artifact)
     goldens.check_pixels()
     goldens.check_tokens(artifact.tokenizer())
-    for graph in manifest.graphs:
+    for graph in (graph for graph in manifest.graphs if graph.role in ENCODERS):
         goldens.check_vectors(graph.role, graph.precision, open_graph(artifact, graph))
+    Proof(artifact).check_dense(open_dense_tower(artifact, "fp32", SessionSettings()))
+    assert artifact.dense_spec is not None
+    assert (artifact.dense_spec.pooling, artifact.dense_spec.short_px) == ("mean", 112)
     texts = ["red shoes", "a very long title that goes on until it has to be cut off somewhere near the end of the row"]
     found = artifact.graph_spec("text_encoder", "fp32")
     assert found is not None

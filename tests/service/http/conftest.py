@@ -1,5 +1,6 @@
 """An app in this process, and servers of their own process, both on the generated tiny artifact."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Generator
 from io import BytesIO
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -162,6 +164,18 @@ def jpeg() -> bytes:
 @pytest.fixture(scope="session")
 def make_picture() -> Callable[..., bytes]:
     return picture
+
+
+@pytest.fixture(scope="session")
+def colours() -> ModuleType:
+    """The module colour_model.py beside this file: `publish(store, name)` writes a model that knows three colours."""
+    pytest.importorskip("onnx")
+    spec = importlib.util.spec_from_file_location("colour_model", Path(__file__).with_name("colour_model.py"))
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def picture(form: str, width: int, height: int, *, seed: int = 0) -> bytes:

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from clipworks import schemas
 
-ROUTES = ("/embed", "/classify", "/v1/embeddings", "/label-sets/bad")
+ROUTES = ("/embed", "/classify", "/localize", "/v1/embeddings", "/label-sets/bad")
 JSON = {"Content-Type": "application/json"}
 
 
@@ -35,6 +35,9 @@ GOOD = {
     "/embed": {"inputs": b'["a"]', "normalize": b"true", "dimensions": b"32", "encoding_format": b'"float"'},
     "/classify": {"inputs": b'[{"image": "%s"}]', "labels": b'["a"]', "templates": b'"none"', "top_k": b"1",
                   "threshold": b"0.5", "activation": b'"none"', "on_error": b'"fail"'},
+    "/localize": {"inputs": b'[{"image": "%s"}]', "labels": b'["a"]', "templates": b'"none"', "threshold": b"0.5",
+                  "include": b'["boxes"]', "heatmap_format": b'"png"', "heatmap_labels": b'["a"]', "short_px": b"64",
+                  "on_error": b'"fail"'},
     "/v1/embeddings": {"input": b'"a"', "dimensions": b"32", "encoding_format": b'"float"', "modality": b'"text"'},
     "/label-sets/bad": {"labels": b'["a"]', "templates": b'"none"', "model": b'"tiny"'},
 }  # fmt: skip
@@ -44,7 +47,8 @@ BAD = (
     b'[{"text": "a", "image": "b"}]', b'[{"image": 1}]', b"[" * 1000, b'{"a":' * 1000, b"[" * 100_000,
 )  # fmt: skip
 # What is right for one field and wrong for the others.
-FINE = {("threshold", b"-1"), ("input", b'"true"'), ("input", b'"1"')}
+FINE = {("/classify", "threshold", b"-1"), ("/localize", "include", b"[]")}
+FINE |= {("/v1/embeddings", "input", value) for value in (b'"true"', b'"1"')}
 
 
 def body_of(fields: dict[str, bytes], picture: bytes) -> bytes:
@@ -67,7 +71,7 @@ def test_the_body_that_is_spoilt_below_is_good(client: TestClient, path: str, pi
 @pytest.mark.parametrize("value", BAD, ids=lambda value: repr(value[:12]))
 def test_a_bad_value_in_every_field(client: TestClient, path: str, value: bytes, picture: bytes) -> None:
     for field in GOOD[path]:
-        if (field, value) not in FINE:
+        if (path, field, value) not in FINE:
             response = send(client, path, body_of({**GOOD[path], field: value}, picture))
             error = check_refused(response)
             assert response.status_code != 422 or str(error.param).startswith(field), (field, error)
@@ -86,9 +90,12 @@ def test_what_is_not_json_is_400(client: TestClient, path: str, picture: bytes) 
 @pytest.mark.parametrize("path", ROUTES)
 def test_empty_lists_and_unknown_models(client: TestClient, path: str) -> None:
     good = {"inputs": ["a"], "labels": ["a"], "input": "a"}
-    keep = {"/embed": ["inputs"], "/classify": ["inputs", "labels"], "/v1/embeddings": ["input"]}.get(path, ["labels"])
+    pictures = ("/classify", "/localize")
+    keep = {"/embed": ["inputs"], **dict.fromkeys(pictures, ["inputs", "labels"]), "/v1/embeddings": ["input"]}.get(
+        path, ["labels"]
+    )
     body = {name: good[name] for name in keep}
-    if path == "/classify":
+    if path in pictures:
         body["inputs"] = [{"image": "QUJD"}]
     for name in keep:
         check_refused(client.request("PUT" if "label" in path else "POST", path, json={**body, name: []}), 422)
@@ -101,6 +108,7 @@ def test_a_million_labels_are_refused_fast(client: TestClient) -> None:
     labels = b'"a",' * 999_999 + b'"a"'
     started = time.monotonic()
     error = check_refused(send(client, "/classify", b'{"inputs":[{"image":"QUJD"}],"labels":[%s]}' % labels), 413)
+    check_refused(send(client, "/localize", b'{"inputs":[{"image":"QUJD"}],"labels":[%s]}' % labels), 413)
     assert time.monotonic() - started < 3
     assert "/label-sets" in error.message
     check_refused(send(client, "/label-sets/bad", b'{"labels":[%s]}' % labels), 413)

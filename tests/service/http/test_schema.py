@@ -10,6 +10,9 @@ Of its checks these are left out, each for a reason:
 """
 
 import base64
+import os
+import shutil
+import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Generator
@@ -49,6 +52,8 @@ TINY_STORE = Path(__file__).parents[2] / "fixtures" / "tiny_store"
 DIM = 32
 KEY = "an-admin-key"
 EXAMPLES = 100
+SNAPSHOT = "pets.snapshot"
+DATA = Path(tempfile.gettempdir()) / f"clipworks-schema-{os.getpid()}"
 
 Seen = dict[str, Counter[int]]
 
@@ -58,6 +63,7 @@ def seen() -> Generator[Seen]:
     """Operation -> statuses of its answers; the run must have been as large as promised, and must have got through."""
     statuses: Seen = defaultdict(Counter)
     yield statuses
+    shutil.rmtree(DATA, ignore_errors=True)
     for operation, counted in statuses.items():
         print(operation, dict(counted))
         assert counted.total() >= EXAMPLES or "{" not in operation and operation.startswith("GET"), operation
@@ -71,6 +77,13 @@ def picture(form: str, width: int, height: int) -> bytes:
     return buffer.getvalue()
 
 
+def vectors_as_text() -> list[str]:
+    """Vectors as a client may send them, and the odd ones: zero, NaN, too large, too small, of another dimension."""
+    some = np.random.default_rng(0).standard_normal((4, DIM))
+    odd = [np.zeros(DIM), np.full(DIM, np.nan), np.full(DIM, 3e38), np.full(DIM, 1e-45), some[0, :-1], some[:2].ravel()]
+    return [base64.b64encode(np.asarray(each, "<f4").tobytes()).decode() for each in (*some, *odd)]
+
+
 def document_of_an_app() -> schemathesis.BaseSchema:
     """The schema of an app in this process; real and broken pictures stand wherever a picture is asked for.
 
@@ -81,10 +94,7 @@ def document_of_an_app() -> schemathesis.BaseSchema:
     pictures = st.sampled_from(good + broken)
     texts = pictures.map(lambda data: base64.b64encode(data).decode())
     schemathesis.openapi.format(IMAGE_FORMAT, texts | texts.map("data:image/png;base64,{}".format))
-    vectors = st.lists(st.floats(-1, 1, width=32), min_size=DIM, max_size=DIM).map(
-        lambda v: np.array(v, "<f4").tobytes()
-    )
-    schemathesis.openapi.format(VECTOR_FORMAT, vectors.map(lambda data: base64.b64encode(data).decode()))
+    schemathesis.openapi.format(VECTOR_FORMAT, st.sampled_from(vectors_as_text()))
     schemathesis.openapi.format("binary", pictures.map(Binary))
     for media_type in ("image/jpeg", "image/png", "image/webp"):
         schemathesis.openapi.media_type(media_type, pictures)
@@ -102,7 +112,7 @@ def document_of_an_app() -> schemathesis.BaseSchema:
             builtin=False,
             probe=False,
             access_log=False,
-            data=None,
+            data=DATA,
             model="tiny",
             extra_models=(),
             admin_keys=(KEY,),
@@ -132,6 +142,9 @@ def ready() -> None:
         client.put("/label-sets/pets", json={"labels": ["cat"]}, headers=key)
         client.put("/collections/pets", json={}, headers=key)
         client.post("/collections/pets/items", json={"items": [{"id": "a", "text": "a cat"}]}, headers=key)
+        if not (DATA / "snapshots" / SNAPSHOT).exists():
+            made = client.post("/collections/pets/snapshot", headers=key).json()["snapshot"]
+            (DATA / "snapshots" / made).rename(DATA / "snapshots" / SNAPSHOT)
 
 
 @schema.parametrize()
@@ -152,9 +165,16 @@ def aim(case: schemathesis.Case) -> None:
     """
     if "name" in case.path_parameters:
         case.path_parameters["name"] = "tiny" if "/models" in case.operation.path else "pets"
+    if "snapshot" in case.path_parameters:
+        case.path_parameters["snapshot"] = SNAPSHOT
     if case.operation.path.startswith("/collections"):
         aim_at_collection(case)
-    if case.operation.method != "post" or case.operation.path not in ("/embed", "/classify", "/v1/embeddings"):
+    if case.operation.method != "post" or case.operation.path not in (
+        "/embed",
+        "/classify",
+        "/localize",
+        "/v1/embeddings",
+    ):
         return
     body = case.body if isinstance(case.body, dict) else {}
     form = case.media_type == "multipart/form-data"
@@ -168,7 +188,9 @@ def aim(case: schemathesis.Case) -> None:
                 place[name] = value
     for name in body:
         case.query.pop(name, None)
-    if case.operation.path == "/classify":
+    if case.operation.path in ("/classify", "/localize"):
+        for place in (body, case.query):
+            place.pop("heatmap_labels", None)  # a label of the request, or 422
         everything = {**body, **case.query}
         if everything.get("label_set") is not None:
             for place in (body, case.query):
@@ -203,7 +225,11 @@ def aim_at_collection(case: schemathesis.Case) -> None:
         case.query.pop("id", None)
         if case.operation.method == "put":
             case.path_parameters["name"] = f"new-{len(str(body))}"
-        sources = [*body.get("items", ()), *body.get("queries", ())]
+        if case.operation.path.endswith("/restore"):
+            case.path_parameters["name"] = f"restored-{time.monotonic_ns()}"
+            body["snapshot"] = SNAPSHOT
+        listed = [body.get(field) for field in ("items", "queries")]
+        sources = [each for field in listed if isinstance(field, list) for each in field]
         sources += [part for each in sources if isinstance(each, dict) for part in each.get("combine", ())]
         for source in sources:
             if isinstance(source, dict) and isinstance(source.get("vector"), list):

@@ -104,8 +104,10 @@ def test_doors_of_store_and_collection(tmp_path: Path, spec: Any, fill: Any) -> 
     for name in ("", "A", "../x", "a/b", "-x", "x" * 65, "con\0"):
         with pytest.raises(InvalidCollection):
             store.create(name, spec())
-    with pytest.raises(CollectionConflict, match="dim"):
+    with pytest.raises(CollectionConflict, match="dim: it has 8, asked for is 9$"):
         store.create("photos", spec(dim=9))
+    with pytest.raises(CollectionConflict, match="kind: it has 'flat', asked for is 'sq8'; index.oversample: it has 4"):
+        store.create("photos", spec(kind="sq8", oversample=5))
     assert collection.search(np.ones((1, 8), np.float32))[0].hits == []
     rows = fill(collection, 25)
     first = collection.items(limit=10)

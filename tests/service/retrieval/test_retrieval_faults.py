@@ -225,6 +225,58 @@ def test_a_cut_or_foreign_index_snapshot_is_rebuilt(tmp_path: Path, stored: Any,
         assert again.warnings == ()
 
 
+def test_bit_flips_in_mapped_vectors_are_answered_from_the_truth(tmp_path: Path, stored: Any) -> None:
+    """Also those that no query reads: the doctor finds them, and a rebuild writes the file anew."""
+    folder, answers = stored
+    chance = random.Random(4)
+    (mapped,) = (folder / "indexes").glob("2-*.vectors")
+    used = 300 * 8 * 4
+    noticed = 0
+    for turn in range(10):
+        target = tmp_path / str(turn)
+        shutil.copytree(folder, target)
+        path = target / "indexes" / mapped.name
+        data = bytearray(path.read_bytes())
+        for place in range(chance.randrange(32), used, 32):
+            data[place] ^= 1 << chance.randrange(8)
+        path.write_bytes(data)
+        with CollectionStore.open(target, settings=QUIET) as store:
+            collection = store.get("sq8")
+            if turn % 2:
+                noticed += not collection.doctor().healthy
+            else:
+                assert ask(collection) == answers["sq8"]
+                until = time.monotonic() + 20
+                while path.exists() and time.monotonic() < until:
+                    time.sleep(0.02)
+                assert not path.exists()  # the upkeep thread has heard of it
+            collection.compact()
+            assert collection.doctor().healthy
+            assert ask(collection) == answers["sq8"]
+        assert not path.exists()
+        shutil.rmtree(target)
+    assert noticed == 5
+
+
+@pytest.mark.parametrize("cut", [None, 1000])
+def test_mapped_vectors_that_are_gone_or_cut_are_made_anew(tmp_path: Path, stored: Any, cut: int | None) -> None:
+    folder, answers = stored
+    target = tmp_path / "copy"
+    shutil.copytree(folder, target)
+    (path,) = (target / "indexes").glob("2-*.vectors")
+    if cut is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:cut])
+    with CollectionStore.open(target, settings=QUIET) as store:
+        assert ask(store.get("sq8")) == answers["sq8"]
+        assert bool(store.warnings) == (cut is not None)
+    assert len(list((target / "indexes").glob("2-*.vectors"))) == 1
+    with CollectionStore.open(target, settings=QUIET) as again:
+        assert again.warnings == ()
+        assert ask(again.get("sq8")) == answers["sq8"]
+
+
 def test_damaged_snapshots_are_refused_whole(tmp_path: Path, stored: Any) -> None:
     folder, _ = stored
     chance = random.Random(2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,8 @@ import numpy as np
 import pytest
 
 from service.retrieval import CollectionStore, Item, RetrievalSettings
-from service.retrieval.errors import (
-    InvalidItem,
-)
+from service.retrieval.errors import InvalidItem, StoreClosed
+from service.retrieval.index import VectorIndex
 
 SETTINGS = RetrievalSettings(threads=1, checkpoint_s=3600)
 
@@ -145,6 +145,43 @@ def test_recall_of_approximate_kinds(store: CollectionStore, spec: Any, kind: st
     assert report.healthy
     assert report.recall is not None
     assert report.recall >= least
+
+
+@pytest.mark.parametrize("kind", ["flat", "sq8", "ivf_sq8"])
+def test_a_batch_finds_what_its_queries_find_alone(store: CollectionStore, spec: Any, kind: str) -> None:
+    """Batches go through a matrix product of blocks, single queries through FAISS; also with dead slots, filters."""
+    collection, _ = store.create("photos", spec(dim=64, kind=kind))
+    values = clustered(21_000, 64, 0)
+    collection.upsert([Item(f"r{n}", row, {"odd": n % 2}) for n, row in enumerate(values)])
+    collection.compact()
+    collection.delete([f"r{n}" for n in range(0, 21_000, 7)])
+    queries = clustered(20, 64, 1)
+    for filter in (None, {"odd": 1}):
+        asked = {"top_k": 10, "filter": filter}
+        batch = collection.search(queries, **asked)
+        alone = [collection.search(query[None], **asked)[0] for query in queries]
+        assert [found(result) for result in batch] == [found(result) for result in alone]
+        assert all(int(hit.id[1:]) % 7 for result in batch for hit in result.hits)
+        assert filter is None or all(hit.metadata == {"odd": 1} for result in batch for hit in result.hits)
+
+
+def test_closing_ends_a_training(tmp_path: Path, spec: Any) -> None:
+    """The rebuild is given up or done, nothing else; and the next owner finds every row."""
+    values = clustered(12_000, 64, 0)
+    store = CollectionStore.open(tmp_path, settings=RetrievalSettings(threads=1))
+    collection, _ = store.create("photos", spec(dim=64, kind="ivf_sq8"))
+    collection.upsert([Item(f"r{n}", row, {}) for n, row in enumerate(values)])
+    with ThreadPoolExecutor(1) as pool:
+        rebuilt = pool.submit(collection.compact)
+        store.close()
+        assert isinstance(rebuilt.exception(), (StoreClosed, type(None)))
+    with pytest.raises(StoreClosed, match="left unfinished"):
+        VectorIndex.train(
+            "ivf_sq8", values, dim=64, rows=len(values), nprobe=None, threads=1, stop=iter([False, True]).__next__
+        )
+    with CollectionStore.open(tmp_path) as again:
+        assert again.get("photos").describe().count == 12_000
+        assert len(list((tmp_path / "indexes").glob("*.vectors"))) == 1
 
 
 def test_auto_goes_from_kind_to_kind_and_survives_a_restart(tmp_path: Path, spec: Any, fill: Any) -> None:

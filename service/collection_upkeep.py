@@ -1,0 +1,109 @@
+"""Looking after collections while they are served: doctor, compact, snapshots that lie on the server, restore."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from pathlib import Path
+
+from clipworks.schemas import DoctorResponse
+from service.collections import Collections
+from service.faults import Conflict, UnknownName
+from service.retrieval import CollectionInfo, CompactReport, DoctorReport, SnapshotInfo
+from service.retrieval.backends.protocol import Backend
+
+FOLDER = "snapshots"
+SNAPSHOT_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,119}\.snapshot$"
+_MAX_NAMES = 1000
+_NAME = re.compile(SNAPSHOT_PATTERN[1:-1])
+
+
+class Upkeep:
+    """Long calls, one at a time, without a deadline; searches and writes go on meanwhile.
+
+    folder: the server's data folder; None when it keeps nothing on disk, and then there are no snapshots.
+    """
+
+    def __init__(self, collections: Collections, folder: Path | None) -> None:
+        self._collections = collections
+        self._folder = None if folder is None else folder / FOLDER
+
+    async def doctor(self, name: str, *, queries: int, recall_at: int) -> DoctorResponse:
+        return await self._collections.look_after(
+            lambda store: shown_report(store.get(name).doctor(queries=queries, recall_at=recall_at))
+        )
+
+    async def compact(self, name: str) -> CompactReport:
+        return await self._collections.look_after(lambda store: store.get(name).compact())
+
+    async def snapshot(self, name: str) -> SnapshotInfo:
+        """Write a snapshot under a name that the server chooses; a path from outside never reaches the disk.
+
+        Raises:
+            Conflict: the collections are in memory.
+            CollectionNotFound, NotSupported, StorageFull
+        """
+        folder = self._required()
+        file = folder / f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(4)}.snapshot"
+
+        def write(store: Backend) -> SnapshotInfo:
+            collection = store.get(name)
+            folder.mkdir(parents=True, exist_ok=True)
+            return collection.snapshot(file)
+
+        return await self._collections.look_after(write)
+
+    async def restore(self, name: str, snapshot: str) -> CollectionInfo:
+        """A new collection from a snapshot that lies on the server.
+
+        Raises:
+            UnknownName: there is no such snapshot.
+            CollectionConflict, StoreCorrupt, InvalidCollection
+        """
+        file = self.file_of(snapshot)
+        return await self._collections.look_after(lambda store: store.restore(file, name=name).describe())
+
+    def list(self) -> list[tuple[str, int]]:
+        """(name, bytes) of every snapshot that lies on the server."""
+        if self._folder is None or not self._folder.is_dir():
+            return []
+        files = [path for path in self._folder.iterdir() if _NAME.fullmatch(path.name) and _is_file(path)]
+        return sorted((path.name, path.stat().st_size) for path in files)
+
+    def file_of(self, snapshot: str) -> Path:
+        """Raises UnknownName, also for a name that no snapshot can have, and for a link."""
+        folder = self._required()
+        file = folder / snapshot
+        if not _NAME.fullmatch(snapshot) or not _is_file(file):
+            raise UnknownName(f"this server has no snapshot {snapshot[:130]!r}")
+        return file
+
+    def delete(self, snapshot: str) -> None:
+        """Raises UnknownName."""
+        self.file_of(snapshot).unlink(missing_ok=True)
+
+    def _required(self) -> Path:
+        if self._folder is None:
+            raise Conflict("snapshots lie in the data folder, and this server keeps its collections in memory")
+        return self._folder
+
+
+def shown_report(report: DoctorReport) -> DoctorResponse:
+    """What the wire and the command line show of the store's own report."""
+    return DoctorResponse(
+        healthy=report.healthy,
+        rows=report.rows,
+        indexed=report.indexed,
+        bad_count=len(report.bad_rows),
+        bad_rows=list(report.bad_rows[:_MAX_NAMES]),
+        differing_slots=report.differing_slots,
+        recall=report.recall,
+        recall_at=report.recall_at,
+        sampled=report.sampled,
+        problems=list(report.problems),
+    )
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()

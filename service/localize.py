@@ -1,0 +1,156 @@
+"""What is where in one picture: calibrated scores of all labels, then regions and maps of those that ask for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from model_store.manifest import DenseSpec, Presence
+from model_store.modality.image import prepare_dense
+from model_store.presence import LabelVectors, presence_scores, score_maps
+from model_store.regions import FINENESS, Region, encode_rle, regions_of, stretch
+from service.timing import Deadline
+
+Map = NDArray[np.float32]
+HeatmapFormat = Literal["array", "png"]
+MAX_HEATMAP_PX = 1024
+_CELLS_AT_ONCE = 1_000_000  # of refined maps: some 10 MB
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A whole picture as the dense encoder takes it, uint8 [H, W, 3], and the size of its upright original."""
+
+    pixels: NDArray[np.uint8]
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What an answer holds beside scores. threshold: score from which a label is present; heatmap_of: None is all."""
+
+    threshold: float
+    boxes: bool
+    masks: bool
+    heatmap: HeatmapFormat | None
+    heatmap_of: frozenset[str] | None = None
+
+    def maps(self, name: str) -> HeatmapFormat | None:
+        """The form of a label's map in the answer; None: it is not in it."""
+        return self.heatmap if self.heatmap_of is None or name in self.heatmap_of else None
+
+
+@dataclass(frozen=True)
+class Box:
+    """Edges in pixels of the upright original; `mask` is COCO's compressed run lengths."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    score: float
+    mask: str | None
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """A label's map on the grid, or as a grey PNG of `size` (width, height) whose 0 and 255 are the map's extremes."""
+
+    values: Map
+    png: bytes | None = None
+    size: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class LabelAt:
+    label: str
+    score: float
+    present: bool
+    boxes: list[Box] = field(default_factory=list[Box])
+    heatmap: Heatmap | None = None
+
+
+@dataclass(frozen=True)
+class Located:
+    """labels: all of them, best first, ties in their own order."""
+
+    width: int
+    height: int
+    labels: list[LabelAt]
+
+
+def prepare_picture(image: Image.Image, spec: DenseSpec, short_px: int | None) -> Picture:
+    return Picture(prepare_dense(image, spec, short_px=short_px), image.width, image.height)
+
+
+def locate(
+    positions: NDArray[np.float32],
+    pooled: NDArray[np.float32],
+    picture: Picture,
+    names: Sequence[str],
+    labels: LabelVectors,
+    presence: Presence,
+    *,
+    wanted: Wanted,
+    deadline: Deadline,
+) -> Located:
+    """Positions [rows, columns, D] and the pooled vector [D] of one picture -> every label's place.
+
+    One matrix product for all labels; regions are looked for in the maps of present ones only.
+
+    Raises:
+        DeadlineExceeded: it passed on the way.
+    """
+    maps = score_maps(positions, labels, presence)
+    scores = presence_scores(maps, pooled, labels, presence)
+    boxes = _boxes(maps, scores, picture, wanted, deadline)
+    found: list[LabelAt] = []
+    order: list[int] = np.argsort(-scores, kind="stable").tolist()
+    for index in order:
+        deadline.check()
+        form = wanted.maps(names[index])
+        heatmap = None if form is None else _heatmap(maps[index], picture, form)
+        score = float(scores[index])
+        found.append(LabelAt(names[index], score, score >= wanted.threshold, boxes.get(index, []), heatmap))
+    return Located(picture.width, picture.height, found)
+
+
+def _boxes(
+    maps: NDArray[np.float32], scores: NDArray[np.float64], picture: Picture, wanted: Wanted, deadline: Deadline
+) -> dict[int, list[Box]]:
+    """Boxes of present labels by their index, a few maps at a time."""
+    found: dict[int, list[Box]] = {}
+    present = np.flatnonzero(scores >= wanted.threshold) if wanted.boxes or wanted.masks else np.array([], dtype=int)
+    step = max(1, _CELLS_AT_ONCE // (maps[0].size * FINENESS**2))
+    for start in range(0, len(present), step):
+        deadline.check()
+        chosen = present[start : start + step]
+        regions = regions_of(
+            maps[chosen], scores[chosen].tolist(), width=picture.width, height=picture.height, masks=wanted.masks
+        )
+        found |= {int(i): [_box(each, picture) for each in some] for i, some in zip(chosen, regions, strict=True)}
+    return found
+
+
+def _box(region: Region, picture: Picture) -> Box:
+    mask = None if region.mask is None else encode_rle(region.mask, picture.width, picture.height)
+    return Box(region.x0, region.y0, region.x1, region.y1, region.score, mask)
+
+
+def _heatmap(heat: Map, picture: Picture, form: HeatmapFormat) -> Heatmap:
+    if form == "array":
+        return Heatmap(heat)
+    share = min(1.0, MAX_HEATMAP_PX / max(picture.width, picture.height))
+    width, height = max(1, round(picture.width * share)), max(1, round(picture.height * share))
+    low, high = float(heat.min()), float(heat.max())
+    levels = (stretch(heat, height, width) - low) * (255 / (high - low) if high > low else 0.0)
+    buffer = BytesIO()
+    Image.fromarray(np.rint(levels).clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
+    return Heatmap(heat, buffer.getvalue(), (width, height))

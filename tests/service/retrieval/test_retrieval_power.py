@@ -1,0 +1,30 @@
+"""300 power cuts on paper: whatever of the unsynced writes a disk kept, nothing acknowledged is lost or comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HARNESS = Path(__file__).with_name("power_harness.py")
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.slow
+def test_three_hundred_power_cuts() -> None:
+    """Also: the life that was recorded must have had syncs, truncations and renames to cut between."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, str(HARNESS), "--states", "300"], env=environment, capture_output=True, text=True, timeout=280
+    )
+    result = json.loads(run.stdout)
+    assert (run.returncode, result["problems"], result["states"]) == (0, [], 300), run.stderr
+    assert set(result["variants"].values()) == {60}
+    assert result["rebuilt"] <= 15
+    assert result["acknowledged"] >= 150
+    for kind, least in (("write", 500), ("sync", 100), ("sync-names", 20), ("truncate", 5), ("names", 30)):
+        assert result["events"][kind] >= least, kind

@@ -1,0 +1,288 @@
+"""The dense role on its way: the picture sizes a tower takes, its graph, and the proof that it is the torch module."""
+
+# torch gives every submodule the type Tensor | Module; open_clip builds on that.
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+
+from model_store.errors import ExportRefused
+from model_store.fidelity import measure
+from model_store.golden import EncodeDense, dense_goldens
+from model_store.graph import Graph
+from model_store.manifest import DenseSpec, GraphSpec, ImageSpec, TensorSpec
+from model_store.probe import probe
+from model_store.towers import DenseTower
+from training.dense_towers import Attention, NoPositions, ResNetDense, TimmDense, VitDense
+from training.graphs import EXTERNAL_DATA_BYTES, MAX_BATCH, PixelNormalize, export_program
+from training.measure import INVARIANCE_TOLERANCE
+from training.towers import AttentionHead, FlatHead, MeanHead, SmallDualEncoder
+from training.trunks import TOTAL_STRIDE
+
+DenseChoice = Literal["maskclip", "sclip", "naclip", "none"]
+DENSE_CHOICES: tuple[DenseChoice, ...] = get_args(DenseChoice)
+DEFAULT_DENSE: DenseChoice = "naclip"
+GRID_CELLS = 14  # of the short side, at least: a 7 x 7 grid cannot show more than half of a small thing
+LONGEST = 3  # times the short side; what is longer gets a shorter short side
+DENSE_RELATIVE_MAX = 1e-5  # of the longest vector, torch against ONNX
+_SAME_POOLED = 1e-4  # relative; the pooled vector of the dense run against the image encoder's, both in torch
+_SAME_MEAN = 1e-5
+_COMPANY = (2, 5)
+DENSE_FILE = "dense_encoder.fp32.onnx"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseSource:
+    """module: eval mode, fp32, uint8 [B, H, W, 3] -> un-normalised (positions [B, rows, columns, D], pooled [B, D]) for
+    every size that `spec` gives.
+    """
+
+    module: nn.Module
+    spec: DenseSpec
+
+
+class DenseGraph(nn.Module):
+    """A tower of training.dense_towers behind the pixel normalisation."""
+
+    def __init__(self, tower: nn.Module, spec: ImageSpec) -> None:
+        super().__init__()
+        self.normalize = PixelNormalize(spec.mean, spec.std)
+        self.tower = tower
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        return self.tower(self.normalize(pixels))
+
+
+class OwnDenseGraph(nn.Module):
+    """An own trunk and head; it has its normalisation inside."""
+
+    def __init__(self, model: SmallDualEncoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model.encode_dense_and_pooled(pixels)
+
+
+def dense_of_openclip(visual: nn.Module, spec: ImageSpec, choice: DenseChoice) -> DenseSource | str | None:
+    """The dense role of an open_clip image tower, or why it has none; None: not asked for.
+
+    `choice` is the attention of a ViT's last block; other towers have no choice but "none".
+    """
+    if choice == "none":
+        return None
+    try:
+        tower, pooling, stride, attention = _openclip_tower(visual, choice)
+    except NoPositions as error:
+        return f"no vector for a position: {error}"
+    return DenseSource(
+        module=DenseGraph(tower, spec).eval(),
+        spec=free_sizes(spec, stride_px=stride, pooling=pooling, attention=attention),
+    )
+
+
+def _openclip_tower(
+    visual: nn.Module, choice: Attention
+) -> tuple[nn.Module, Literal["mean", "attention", "token"], int, Literal["none"] | Attention]:
+    if isinstance(visual, VisionTransformer):
+        height, width = visual.conv1.kernel_size
+        if height != width:
+            raise NoPositions(f"its patches are {height} x {width} pixels, not square")
+        return VitDense(visual, choice), "token", height, choice
+    if isinstance(visual, ModifiedResNet):
+        return ResNetDense(visual), "attention", 32, "none"
+    if isinstance(visual, TimmModel):
+        return TimmDense(visual), "mean", _stride_of(visual), "none"
+    raise NoPositions(f"{type(visual).__name__} is not known here")
+
+
+def _stride_of(visual: TimmModel) -> int:
+    info: Any = getattr(visual.trunk, "feature_info", None)
+    stride = info[-1]["reduction"] if info else None
+    if not isinstance(stride, int):
+        raise NoPositions("its trunk does not say its stride")
+    return stride
+
+
+def dense_of_own(model: SmallDualEncoder, spec: ImageSpec) -> DenseSource:
+    """The dense role of an own trunk: free sizes, except behind a flat head, whose places have weights of their own."""
+    head = model.image_projection
+    module = OwnDenseGraph(model).eval()
+    if isinstance(head, FlatHead):
+        fixed = DenseSpec(
+            stride_px=TOTAL_STRIDE,
+            short_px=min(spec.height_px, spec.width_px),
+            max_long_px=max(spec.height_px, spec.width_px),
+            sizes="fixed",
+            height_px=spec.height_px,
+            width_px=spec.width_px,
+            pooling="flat",
+            interpolation=spec.interpolation,
+            mean=spec.mean,
+            std=spec.std,
+        )
+        return DenseSource(module=module, spec=fixed)
+    pooling: Literal["mean", "attention"] = "mean" if isinstance(head, MeanHead) else "attention"
+    if pooling == "attention" and not isinstance(head, AttentionHead):
+        raise ExportRefused(f"a head of type {type(head).__name__} has no dense role")
+    return DenseSource(module=module, spec=free_sizes(spec, stride_px=TOTAL_STRIDE, pooling=pooling))
+
+
+def free_sizes(
+    spec: ImageSpec,
+    *,
+    stride_px: int,
+    pooling: Literal["mean", "attention", "token"],
+    attention: Literal["none"] | Attention = "none",
+) -> DenseSpec:
+    """Pictures of any size, at least GRID_CELLS cells and the image encoder's own size on the short side."""
+    own_cells = round(min(spec.height_px, spec.width_px) / stride_px)
+    short_px = max(GRID_CELLS, own_cells) * stride_px
+    return DenseSpec(
+        stride_px=stride_px,
+        short_px=short_px,
+        max_long_px=LONGEST * short_px,
+        sizes="free",
+        attention=attention,
+        pooling=pooling,
+        interpolation=spec.interpolation,
+        mean=spec.mean,
+        std=spec.std,
+    )
+
+
+def check_module(source: DenseSource, image: nn.Module, pixels: NDArray[np.uint8]) -> None:
+    """Compare the dense module with the image encoder on `pixels` uint8 [N, H, W, 3] of the encoder's own size.
+
+    Raises:
+        ExportRefused: the pooled vectors differ, or positions that should average to them do not.
+    """
+    batch = torch.from_numpy(pixels)
+    try:
+        with torch.inference_mode():
+            (positions, pooled), expected = source.module(batch), image(batch)
+    except NoPositions as error:
+        raise ExportRefused(f"no vector for a position: {error}") from error
+    if pooled.shape != expected.shape or not (off := _relative(pooled, expected)) <= _SAME_POOLED:
+        raise ExportRefused(
+            f"the pooled vector of the dense run is not the image encoder's: {list(pooled.shape)} against "
+            f"{list(expected.shape)}" + (f", {off:.1e} apart" if pooled.shape == expected.shape else "")
+        )
+    if source.spec.pooling in ("mean", "flat") and not (
+        (off := _relative(positions.mean(dim=(1, 2)), pooled)) <= _SAME_MEAN
+    ):
+        raise ExportRefused(f"the positions' mean is {off:.1e} from the pooled vector")
+
+
+def encode_dense(source: DenseSource) -> EncodeDense:
+    """The torch module as the reference of golden cases."""
+
+    def encode(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        with torch.inference_mode():
+            positions, pooled = source.module(torch.from_numpy(pixels))
+        return positions.float().numpy(), pooled.float().numpy()
+
+    return encode
+
+
+def write_dense(source: DenseSource, folder: Path) -> GraphSpec:
+    """Write the graph into `folder`; its axes are free where the sizes are. Nothing is measured yet.
+
+    Raises:
+        ExportRefused: the exporter cannot trace the module.
+    """
+    spec = source.spec
+    if spec.height_px is None or spec.width_px is None:
+        example = (2, spec.short_px, spec.short_px + 2 * spec.stride_px, 3)
+        most = spec.max_long_px // spec.stride_px
+        rows, columns = (torch.export.Dim(name, min=2, max=most) for name in ("rows", "columns"))
+        axes: dict[int, Any] = {1: spec.stride_px * rows, 2: spec.stride_px * columns}
+        shape: tuple[int | str, ...] = ("batch", "height", "width", 3)
+        grid: tuple[int | str, int | str] = ("rows", "columns")
+    else:
+        example, axes = (2, spec.height_px, spec.width_px, 3), {}
+        shape = ("batch", spec.height_px, spec.width_px, 3)
+        grid = (spec.height_px // spec.stride_px, spec.width_px // spec.stride_px)
+    pixels = torch.ones(example, dtype=torch.uint8)
+    axes[0] = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    program = export_program(
+        source.module, pixels, input_name="pixels", output_names=("dense_embeds", "image_embeds"), free_axes=axes
+    )
+    size = sum(p.numel() * p.element_size() for p in source.module.parameters())
+    program.save(folder / DENSE_FILE, external_data=size > EXTERNAL_DATA_BYTES)
+    with torch.inference_mode():
+        dim = source.module(pixels[:1])[1].shape[1]
+    return GraphSpec(
+        role="dense_encoder",
+        precision="fp32",
+        file=DENSE_FILE,
+        inputs=(TensorSpec(name="pixels", dtype="uint8", shape=shape),),
+        outputs=(
+            TensorSpec(name="dense_embeds", dtype="float32", shape=("batch", *grid, dim)),
+            TensorSpec(name="image_embeds", dtype="float32", shape=("batch", dim)),
+        ),
+        batch_invariant=False,
+        batch_difference=0.0,
+    )
+
+
+def measure_dense(source: DenseSource, draft: GraphSpec, folder: Path) -> GraphSpec:
+    """Compare the written graph with torch on the golden pictures, and a picture alone with itself in company.
+
+    Raises:
+        ExportRefused: it crashes, or is not the module within DENSE_RELATIVE_MAX.
+    """
+    pictures, path = dense_goldens(source.spec), folder / draft.file
+    first = next(iter(pictures.values()))
+    probe(path, draft, feeds={"pixels": first})
+    tower, torch_run = DenseTower(Graph.open(path, draft)), encode_dense(source)
+    found: list[NDArray[np.float32]] = []
+    expected: list[NDArray[np.float32]] = []
+    for pixels in pictures.values():
+        vectors, (positions, pooled) = tower(pixels), torch_run(pixels)
+        for got, want in ((vectors.positions, positions), (vectors.pooled, pooled)):
+            off = float(np.abs(got - want).max() / max(float(np.linalg.norm(want, axis=-1).max()), 1e-30))
+            if got.shape != want.shape or not off <= DENSE_RELATIVE_MAX:
+                raise ExportRefused(
+                    f"dense_encoder: the fp32 graph is not the torch model: {off:.1e} of the longest vector apart, at "
+                    f"most {DENSE_RELATIVE_MAX:.0e} is allowed"
+                )
+        found.append(vectors.positions.reshape(-1, positions.shape[-1]))
+        expected.append(positions.reshape(-1, positions.shape[-1]))
+    difference = company_difference(lambda batch: tower(batch).positions, first)
+    return draft.model_copy(
+        update={
+            "fidelity": measure(np.concatenate(found), np.concatenate(expected)),
+            "batch_difference": difference,
+            "batch_invariant": difference <= INVARIANCE_TOLERANCE["fp32"],
+        }
+    )
+
+
+def company_difference(run: Callable[[NDArray[np.uint8]], NDArray[np.float32]], picture: NDArray[np.uint8]) -> float:
+    """How far a position moves, in lengths of its picture's longest one, when other pictures share the batch."""
+    variants = (picture, picture[:, ::-1], picture[:, :, ::-1], 255 - picture, np.roll(picture, 5, axis=1))
+    pictures = np.ascontiguousarray(np.concatenate(variants))
+    alone = np.concatenate([run(pictures[index : index + 1]) for index in range(len(pictures))])
+    lengths = np.linalg.norm(alone, axis=-1).max(axis=(1, 2))[:, None, None, None]
+    together = [
+        np.concatenate([run(pictures[start : start + size]) for start in range(0, len(pictures), size)])
+        for size in _COMPANY
+    ]
+    return max(float((np.abs(each - alone) / np.maximum(lengths, 1e-30)).max()) for each in together)
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
