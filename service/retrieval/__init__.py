@@ -1,27 +1,32 @@
 """Durable vector collections: SQLite holds the truth, FAISS in memory answers, `CollectionStore` is the door.
 
-Its errors are in service.retrieval.errors.
+Its errors are in service.retrieval.errors. Names are loaded when they are first used: FAISS and SQLite take a
+while, and whoever only needs a record's type should not wait for them.
 """
 
 from __future__ import annotations
 
-from service.retrieval.collection import Collection
-from service.retrieval.records import (
-    CollectionInfo,
-    CollectionSpec,
-    CompactReport,
-    DoctorReport,
-    Hit,
-    IndexSpec,
-    Item,
-    ItemOutcome,
-    Page,
-    Record,
-    RetrievalSettings,
-    SearchResult,
-    SnapshotInfo,
-)
-from service.retrieval.store import CollectionStore
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from service.retrieval.collection import Collection
+    from service.retrieval.records import (
+        CollectionInfo,
+        CollectionSpec,
+        CompactReport,
+        DoctorReport,
+        Hit,
+        IndexSpec,
+        Item,
+        ItemOutcome,
+        Page,
+        Record,
+        RetrievalSettings,
+        SearchResult,
+        SnapshotInfo,
+    )
+    from service.retrieval.store import CollectionStore
 
 __all__ = [
     "Collection",
@@ -40,3 +45,10 @@ __all__ = [
     "SearchResult",
     "SnapshotInfo",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    modules = {"Collection": "collection", "CollectionStore": "store"}
+    return getattr(importlib.import_module(f"{__name__}.{modules.get(name, 'records')}"), name)

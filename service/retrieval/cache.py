@@ -1,5 +1,6 @@
 """Snapshots of indexes, so that opening need not train and encode again. Deleting them is harmless.
 
+The float32 vectors beside an index (mapped.py) are no part of its snapshot, which has their file's name and their sums.
 A flat index has none: reading its vectors from the truth, checksums verified, is as fast as reading them from a copy.
 """
 
@@ -17,13 +18,14 @@ from numpy.typing import NDArray
 from service.retrieval.files import write_whole
 from service.retrieval.index import VectorIndex
 from service.retrieval.live import LiveIndex
+from service.retrieval.mapped import MappedVectors
 from service.retrieval.records import IndexSpec, RetrievalSettings
 from service.retrieval.searching import Frozen
 from service.retrieval.slots import Slots
 from service.retrieval.tables import Counters, Tables
 
 log = logging.getLogger("clipworks.retrieval")
-_MAGIC = b"CLIPWORKS-INDEX 1\n"
+_MAGIC = b"CLIPWORKS-INDEX 2\n"
 _MAX_HEADER = 65_536
 _CHUNK = 1 << 20
 
@@ -34,13 +36,17 @@ def path_of(folder: Path, tables: Tables) -> Path:
 
 def save(path: Path, tables: Tables, frozen: Frozen) -> None:
     """Write an index with a checksum for each MiB. Raises OSError."""
-    rids = frozen.rids.astype("<i8").view(np.uint8)
-    body = [rids, frozen.index]
+    mapped = frozen.mapped
+    sums = np.zeros(0, np.uint64) if mapped is None else mapped.sums[: len(frozen.rids)]
+    if mapped:
+        mapped.sync()
+    body = [frozen.rids.astype("<i8").view(np.uint8), frozen.index, sums.astype("<u8").view(np.uint8)]
     header = {
         "kind": frozen.kind,
         "epoch": tables.epoch,
         "counters": [frozen.counters.sequence, frozen.counters.rows, frozen.counters.last_rid],
         "trained_rows": frozen.trained_rows,
+        "vectors": mapped.path.name if mapped else None,
         "bytes": [part.nbytes for part in body],
         "sums": [_sums(part) for part in body],
     }
@@ -55,7 +61,8 @@ def save(path: Path, tables: Tables, frozen: Frozen) -> None:
 
 
 def load(path: Path, tables: Tables, spec: IndexSpec, settings: RetrievalSettings) -> LiveIndex | str | None:
-    """The index as it was saved, still to be caught up; a sentence if the file cannot be trusted; None without one.
+    """The index as it was saved, still to be caught up; a sentence if the file cannot be trusted; None without one
+    or without its vectors.
 
     Anything unexpected is a reason to rebuild, never an error.
     """
@@ -81,13 +88,26 @@ def load(path: Path, tables: Tables, spec: IndexSpec, settings: RetrievalSetting
             if header["epoch"] != tables.epoch:
                 return f"{path} is of other rows"
             rids, data = parts[0].view("<i8").astype(np.int64), parts[1]
+            mapped = _mapped(path, header["vectors"], parts[2].view("<u8").astype(np.uint64), tables.spec.dim)
+            if mapped is None:
+                return None
             index = VectorIndex.from_bytes(header["kind"], data, nprobe=spec.nprobe, threads=settings.threads)
             if index.count != len(rids) or index.dim != tables.spec.dim:
                 return f"{path} holds {index.count} vectors for {len(rids)} rows"
             counters = Counters(*header["counters"])
-            return LiveIndex(index, Slots(rids), counters, trained_rows=header["trained_rows"])
+            return LiveIndex(index, Slots(rids), counters, trained_rows=header["trained_rows"], mapped=mapped)
         except (ValueError, KeyError, TypeError, OSError, RuntimeError, MemoryError) as error:
             return f"{path} cannot be used: {type(error).__name__} {error}"
+
+
+def _mapped(path: Path, name: str | None, sums: NDArray[np.uint64], dim: int) -> MappedVectors | None:
+    """None: there is no such file, as after a stop between a rebuild and its snapshot; so all is rebuilt."""
+    if name is None or Path(name).name != name:
+        return None
+    try:
+        return MappedVectors(path.with_name(name), dim, sums=sums)
+    except FileNotFoundError:
+        return None
 
 
 def _sums(part: NDArray[np.uint8]) -> list[int]:

@@ -13,6 +13,7 @@ import apsw
 import numpy as np
 
 from service.retrieval import archive
+from service.retrieval.answering import Wanted
 from service.retrieval.database import each
 from service.retrieval.doctor import examine
 from service.retrieval.errors import (
@@ -67,10 +68,15 @@ class Collection:
         settings: RetrievalSettings,
         durability: Literal["full", "none"],
         live: LiveIndex,
+        folder: Path,
         warnings: tuple[str, ...] = (),
         wake: Callable[[], None] = lambda: None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """The store makes collections; `live` must be of the database's present moment. wake: upkeep may be due."""
+        """The store makes collections; `live` must be of the database's present moment.
+
+        folder: for files of indexes. wake: upkeep may be due. stop: whether the store is closing.
+        """
         self.name = tables.name
         self.spec: CollectionSpec = tables.spec
         self._tables = tables
@@ -78,7 +84,9 @@ class Collection:
         self._settings = settings
         self._durability: Literal["full", "none"] = durability
         self._warnings = warnings
+        self._folder = folder
         self._wake = wake
+        self._stop = stop
         self._rows = Rows(tables.number, dim=self.spec.dim)
         self._door = Door(self.spec, max_metadata_bytes=settings.max_metadata_bytes)
         self._gate = threading.Lock()
@@ -175,9 +183,9 @@ class Collection:
         if not 1 <= limit <= self._settings.max_results:
             raise InvalidQuery(f"limit must be 1 to {self._settings.max_results}, got {limit}")
         with self._log.read() as db:
-            found = self._rows.records_after(db, _id_of(cursor), limit=limit + 1, with_vectors=with_vectors)
+            found = self._rows.records_after(db, id_of_cursor(cursor), limit=limit + 1, with_vectors=with_vectors)
         more = len(found) > limit
-        return Page(found[:limit], _cursor_of(found[limit - 1].id) if more else None)
+        return Page(found[:limit], cursor_of(found[limit - 1].id) if more else None)
 
     def search(
         self,
@@ -202,7 +210,7 @@ class Collection:
             InvalidFilter: with the place in the filter.
         """
         self._check_open()
-        queries = _check_queries(vectors, self.spec.dim)
+        queries = check_queries(vectors, self.spec.dim)
         if top_k < 1 or offset < 0 or offset + top_k > self._settings.max_results:
             raise InvalidQuery(
                 f"top_k must be at least 1, offset at least 0 and their sum at most {self._settings.max_results},"
@@ -213,17 +221,9 @@ class Collection:
             raise InvalidQuery(f"exclude_ids has {len(excluded)} entries for {len(queries)} queries")
         if max((len(ids) for ids in excluded), default=0) > self._settings.max_results:
             raise InvalidQuery(f"more than {self._settings.max_results} ids to exclude")
-        query = Query(
-            vectors=queries,
-            wanted=offset + top_k,
-            offset=offset,
-            condition=None if filter is None else compile_filter(filter, self.spec.metadata_schema),
-            min_score=min_score,
-            with_metadata=with_metadata,
-            with_vectors=with_vectors,
-            excluded=excluded,
-        )
-        return self._searcher.search(query)
+        condition = None if filter is None else compile_filter(filter, self.spec.metadata_schema)
+        shown = Wanted(offset + top_k, offset, min_score, with_metadata, with_vectors)
+        return self._searcher.search(Query(queries, condition, excluded, shown))
 
     def describe(self) -> CollectionInfo:
         """Counts, kinds and sizes now."""
@@ -302,6 +302,7 @@ class Collection:
 
     def mark_dropped(self) -> None:
         self._dropped = True
+        self._searcher.discard()
 
     def keep_up(self) -> bool:
         """Rebuild the index if it is due; whether it was. For the upkeep thread."""
@@ -312,7 +313,7 @@ class Collection:
 
     def _rebuild_due(self) -> bool:
         state = self._searcher.state()
-        if state.broken:
+        if state.broken or state.damaged:
             return True
         if state.dead >= _LEAST_DEAD and state.dead > self._settings.rebuild_dead_share * (state.live + state.dead):
             return True
@@ -325,13 +326,23 @@ class Collection:
         """Build beside the present index, catch up without holding anybody up, then swap; slots that it saved."""
         with self._rebuilding:
             before = self._searcher.state()
-            fresh = build(self._log, self._rows, self.spec.index, self._settings, now=before.kind)
-            with self._gate:
-                if self._searcher.state().broken:
-                    catch_up(self._log, self._rows, fresh)
-                else:
-                    catch_up(self._log, self._rows, fresh, alive=self._searcher.live_rids())
-                self._searcher.replace(fresh)
+            fresh = build(
+                self._log,
+                self._rows,
+                self.spec.index,
+                self._settings,
+                folder=self._folder,
+                now=before.kind,
+                stop=lambda: self._dropped or self._stop(),
+            )
+            try:
+                with self._gate:
+                    broken = self._searcher.state().broken
+                    catch_up(self._log, self._rows, fresh, alive=None if broken else self._searcher.live_rids())
+                    self._searcher.replace(fresh)
+            except BaseException:
+                fresh.discard()
+                raise
             return max(0, before.dead - fresh.slots.dead)
 
     def _write(self, work: Callable[[apsw.Connection], Change], *, weight: int) -> Change:
@@ -356,24 +367,23 @@ class Collection:
             raise CollectionNotFound(f"collection {self.name} was dropped")
 
 
-def _check_queries(vectors: Any, dim: int) -> Vector:
+def check_queries(vectors: Any, dim: int) -> Vector:
     queries = np.asarray(vectors)
     if queries.dtype != np.float32 or queries.ndim != 2 or queries.shape[1] != dim:
         raise InvalidQuery(f"queries must be float32 [n, {dim}], got {queries.dtype} {list(queries.shape)}")
-    finite = np.isfinite(queries).all(axis=1) & (np.abs(queries) < 1e15).all(axis=1)
-    if not finite.all():
+    largest = np.abs(queries).max(axis=1, initial=0.0)  # NaN if there is one
+    if not (finite := largest < 1e15).all():
         raise InvalidQuery(f"query {int(np.argmin(finite))} has a number that is not finite or is huge")
-    empty = ~queries.any(axis=1)
-    if empty.any():
-        raise InvalidQuery(f"query {int(np.argmax(empty))} is the zero vector, which has no direction")
+    if not (directed := largest > 0).all():
+        raise InvalidQuery(f"query {int(np.argmin(directed))} is the zero vector, which has no direction")
     return np.ascontiguousarray(queries)
 
 
-def _cursor_of(id: str) -> str:
+def cursor_of(id: str) -> str:
     return base64.urlsafe_b64encode(id.encode()).decode().rstrip("=")
 
 
-def _id_of(cursor: str | None) -> str:
+def id_of_cursor(cursor: str | None) -> str:
     if cursor is None:
         return ""
     try:

@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
+import logging
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
 from service.retrieval.errors import StoreCorrupt
 from service.retrieval.index import VectorIndex, sample_size
 from service.retrieval.log import Log
+from service.retrieval.mapped import MappedVectors
 from service.retrieval.records import BuiltKind, IndexSpec, RetrievalSettings, Vector
 from service.retrieval.rows import Change, Rows
 from service.retrieval.slots import Slots
 from service.retrieval.tables import Counters
 
+notes = logging.getLogger("clipworks.retrieval")
 _BLOCK_ROWS = 8192
+MAPPED_END = ".vectors"
 
 
 class LiveIndex:
     """The live rows at `counters.sequence`, by slot. The collection's lock guards it.
 
     trained_rows: rows there were at training, so that an index that has outgrown its sample can be trained anew.
+    mapped: float32 vectors by slot beside an index that does not keep them; None makes the truth answer, slower.
     """
 
-    def __init__(self, index: VectorIndex, slots: Slots, counters: Counters, *, trained_rows: int) -> None:
+    def __init__(
+        self,
+        index: VectorIndex,
+        slots: Slots,
+        counters: Counters,
+        *,
+        trained_rows: int,
+        mapped: MappedVectors | None = None,
+    ) -> None:
         self.index = index
         self.slots = slots
         self.counters = counters
         self.trained_rows = trained_rows
+        self.mapped = mapped
 
     def apply(self, change: Change) -> None:
         self.slots.kill(change.removed)
@@ -34,12 +52,25 @@ class LiveIndex:
         self.counters = change.counters
 
     def append(self, rids: NDArray[np.int64], vectors: Vector) -> None:
+        if self.mapped:
+            try:
+                self.mapped.append(vectors)
+            except OSError as error:
+                # Only a copy, so a full disk is no reason to fail what is already committed.
+                notes.warning("%s cannot grow, so vectors are read from the database: %s", self.mapped.path, error)
+                self.discard()
         self.index.add(vectors)
         self.slots.append(rids)
 
+    def discard(self) -> None:
+        """Delete what lies on disk for this index; searches that have begun with it may end with it."""
+        if self.mapped:
+            self.mapped.delete()
+            self.mapped = None
+
     @property
     def nbytes(self) -> int:
-        return self.index.nbytes + self.slots.nbytes
+        return self.index.nbytes + self.slots.nbytes + (self.mapped.nbytes if self.mapped else 0)
 
 
 def wanted_kind(spec: IndexSpec, rows: int, settings: RetrievalSettings, *, now: BuiltKind | None = None) -> BuiltKind:
@@ -53,10 +84,20 @@ def wanted_kind(spec: IndexSpec, rows: int, settings: RetrievalSettings, *, now:
     return "flat"
 
 
-def build(log: Log, rows: Rows, spec: IndexSpec, settings: RetrievalSettings, *, now: BuiltKind | None) -> LiveIndex:
+def build(
+    log: Log,
+    rows: Rows,
+    spec: IndexSpec,
+    settings: RetrievalSettings,
+    *,
+    folder: Path,
+    now: BuiltKind | None,
+    stop: Callable[[], bool] = lambda: False,
+) -> LiveIndex:
     """A fresh index from the truth, trained on a random sample of it.
 
     It holds the rows of some moments between start and end of this call, so the caller catches up (`catch_up`).
+    folder: for the mapped vectors. stop: asked during long trainings; if it says so, StoreClosed is raised.
 
     Raises:
         StoreCorrupt: a vector is not what was written.
@@ -68,10 +109,30 @@ def build(log: Log, rows: Rows, spec: IndexSpec, settings: RetrievalSettings, *,
         size = sample_size(kind, len(rids))
         chosen = np.random.default_rng(0).choice(rids, size, replace=False) if size else rids[:0]
         _, sample = rows.vectors_of(db, np.sort(chosen))
-    index = VectorIndex.train(kind, sample, dim=rows.dim, rows=len(rids), nprobe=spec.nprobe, threads=settings.threads)
-    live = LiveIndex(index, Slots(), Counters(counters.sequence, 0, 0), trained_rows=len(rids))
-    catch_up(log, rows, live)
+    index = VectorIndex.train(
+        kind, sample, dim=rows.dim, rows=len(rids), nprobe=spec.nprobe, threads=settings.threads, stop=stop
+    )
+    del sample
+    index.reserve(len(rids))
+    mapped = None if kind == "flat" else _new_mapped(folder, rows)
+    empty = Counters(counters.sequence, 0, 0)
+    live = LiveIndex(index, Slots(), empty, trained_rows=len(rids), mapped=mapped)
+    try:
+        catch_up(log, rows, live)
+    except BaseException:
+        live.discard()
+        raise
+    index.tighten()
     return live
+
+
+def _new_mapped(folder: Path, rows: Rows) -> MappedVectors | None:
+    path = folder / f"{rows.number}-{uuid.uuid4().hex[:12]}{MAPPED_END}"
+    try:
+        return MappedVectors(path, rows.dim)
+    except OSError as error:
+        notes.warning("%s cannot be written, so vectors are read from the database: %s", path, error)
+        return None
 
 
 def catch_up(log: Log, rows: Rows, live: LiveIndex, *, alive: NDArray[np.int64] | None = None) -> None:

@@ -149,10 +149,11 @@ class SearchResult:
 
 @dataclass(frozen=True, slots=True)
 class CollectionInfo:
-    """What `describe` tells. Bytes: memory of the index, and of the whole store's files on disk.
+    """What `describe` tells. Bytes: memory of the index, and of the whole store's files on disk; None: not known.
 
     exact: whether searches without a filter are exact. kind: what is built now; the wanted kind is in `spec.index`.
-    durability: `full` (an answer means synced to disk) or `none` (a temporary folder).
+    durability: `full` (an answer means synced to disk), `process` (handed to the operating system: survives a crash of
+        the process, not a power cut), `remote` (the answer of another server) or `none` (a temporary folder).
     warnings: what was found wrong at open, in words; empty when all was well.
     """
 
@@ -163,11 +164,12 @@ class CollectionInfo:
     sequence: int
     kind: BuiltKind
     exact: bool
-    index_bytes: int
-    disk_bytes: int
-    durability: Literal["full", "none"]
+    index_bytes: int | None
+    disk_bytes: int | None
+    durability: Literal["full", "process", "remote", "none"]
     rebuilding: bool
     warnings: tuple[str, ...]
+    backend: Literal["embedded", "milvus"] = "embedded"
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ class ReadWriteLock:
     def release_read(self) -> None:
         with self._turn:
             self._readers -= 1
-            if not self._readers:
+            if not self._readers and self._writers_waiting:  # readers only ever wait for writers
                 self._turn.notify_all()
 
     @contextmanager

@@ -7,21 +7,23 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-import apsw
 import numpy as np
 from numpy.typing import NDArray
 
+from service.retrieval.answering import Candidates, RowVanished, Wanted, answer, rescore
 from service.retrieval.database import each
 from service.retrieval.errors import StorageFailed
 from service.retrieval.filters import Condition
+from service.retrieval.index import VectorIndex
 from service.retrieval.live import LiveIndex
 from service.retrieval.log import Log
+from service.retrieval.mapped import MappedVectors
 from service.retrieval.masks import Mask, MaskCache, extended
-from service.retrieval.ranking import Ranked, best, rank_flat, rank_rows, rough_candidates
-from service.retrieval.records import BuiltKind, Hit, IndexSpec, RetrievalSettings, SearchResult, Vector
+from service.retrieval.ranking import Ranked, rank_flat, rough_candidates
+from service.retrieval.records import BuiltKind, IndexSpec, RetrievalSettings, SearchResult, Vector
 from service.retrieval.rows import Change, Rows
 from service.retrieval.rwlock import ReadWriteLock
-from service.retrieval.slots import Bits, slots_in
+from service.retrieval.slots import Bits, count_bits, slots_in
 from service.retrieval.tables import Counters
 
 # Below this many allowed rows comparing with each of them is exact, and no slower than any index.
@@ -37,16 +39,12 @@ _LEAST_COSINE = 0.95
 
 @dataclass(frozen=True)
 class Query:
-    """A validated batch. wanted: offset + top_k. excluded: ids that each query must not return."""
+    """A validated batch. excluded: ids that each query must not return."""
 
     vectors: Vector
-    wanted: int
-    offset: int
     condition: Condition | None
-    min_score: float | None
-    with_metadata: bool
-    with_vectors: bool
     excluded: Sequence[frozenset[str]]
+    shown: Wanted
 
 
 @dataclass(frozen=True)
@@ -60,21 +58,20 @@ class State:
     nbytes: int
     trained_rows: int
     broken: bool
+    damaged: bool
+    vectors_file: str | None
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """An index as bytes: rids by slot, dead slots included, and what FAISS writes of itself."""
+    """An index as bytes: rids by slot, dead slots included, what FAISS writes of itself, and the vectors beside it."""
 
     kind: BuiltKind
     counters: Counters
     trained_rows: int
     rids: NDArray[np.int64]
     index: NDArray[np.uint8]
-
-
-class _RowVanished(Exception):
-    """A row that the index found was removed before it could be read: look again."""
+    mapped: MappedVectors | None
 
 
 class Searcher:
@@ -107,6 +104,7 @@ class Searcher:
         self._live = live
         self._masks = MaskCache(settings.bitmap_cache_bytes)
         self._broken = False
+        self._damaged = False
 
     def state(self) -> State:
         with self._lock.read():
@@ -119,7 +117,14 @@ class Searcher:
                 live.nbytes,
                 live.trained_rows,
                 self._broken,
+                self._damaged,
+                live.mapped.path.name if live.mapped else None,
             )
+
+    @property
+    def index(self) -> VectorIndex:
+        """For comparisons while nobody writes."""
+        return self._live.index
 
     def apply(self, change: Change) -> None:
         """Show a committed change. The caller (the log's writer) holds the gate."""
@@ -135,9 +140,15 @@ class Searcher:
     def replace(self, live: LiveIndex) -> None:
         """Swap in a rebuilt index of the present moment. The caller holds the gate."""
         with self._lock.write():
-            self._live = live
-            self._broken = False
+            before, self._live = self._live, live
+            self._broken = self._damaged = False
+        before.discard()
         self._masks.clear()
+
+    def discard(self) -> None:
+        """Delete what lies on disk for the index: its collection is dropped."""
+        with self._lock.write():
+            self._live.discard()
 
     def live_rids(self) -> NDArray[np.int64]:
         """Row numbers of live slots. The caller holds the gate."""
@@ -160,6 +171,11 @@ class Searcher:
             truth = vectors[np.searchsorted(rids, self._live.slots.rids[slots])]
             expected = self._live.index.rounded(truth)
             exact = self._live.index.kind == "flat"
+            mapped = self._live.mapped
+        if mapped:
+            beside, good = mapped.rows(slots)
+            if not good.all() or not np.array_equal(beside, truth):
+                return int((~good | (beside != truth).any(axis=1)).sum())
         if exact:
             return int((expected != decoded).any(axis=1).sum())
         near = np.abs(expected - decoded).max(axis=1, initial=0.0) <= _SAME
@@ -178,14 +194,16 @@ class Searcher:
                 live.trained_rows,
                 live.slots.rids.copy(),
                 live.index.to_bytes() if live.slots.count else np.zeros(0, np.uint8),
+                live.mapped,
             )
 
     def search(self, query: Query) -> list[SearchResult]:
-        found: list[SearchResult] = []
-        with self._lock.read():
-            count = self._live.slots.count
-        rows = self._spec.oversample * (query.wanted + max((len(ids) for ids in query.excluded), default=0))
+        count = self._live.slots.count  # of some moment, which is enough to choose the size of a step
+        rows = self._spec.oversample * (query.shown.hits + max(map(len, query.excluded), default=0))
         step = max(1, min(_WORK // max(1, count), _CANDIDATES // rows))
+        if step >= len(query.vectors):
+            return self._search_some(query, slice(None))
+        found: list[SearchResult] = []
         for start in range(0, len(query.vectors), step):
             found += self._search_some(query, slice(start, start + step))
         return found
@@ -194,13 +212,13 @@ class Searcher:
         for _ in range(_ATTEMPTS):
             try:
                 return self._attempt(query, part, gated=False)
-            except _RowVanished:
+            except RowVanished:
                 with self._gate:
                     pass  # by then the index knows what the database knew
         with self._gate:
             try:
                 return self._attempt(query, part, gated=True)
-            except _RowVanished:
+            except RowVanished:
                 self._broken = True  # nothing changed meanwhile, so the index is wrong; upkeep rebuilds it
                 raise StorageFailed(
                     "the index holds rows that the database does not have; it is being rebuilt"
@@ -208,16 +226,19 @@ class Searcher:
 
     def _attempt(self, query: Query, part: slice, *, gated: bool) -> list[SearchResult]:
         vectors, excluded = query.vectors[part], query.excluded[part]
-        wanted = [query.wanted + len(ids) for ids in excluded]
+        wanted = [query.shown.hits + len(ids) for ids in excluded]
         allowed = self._enter(query.condition, gated=gated)
         try:
-            exact, ranked, rids, rows = self._rank(vectors, wanted, allowed)
+            exact, found = self._rank(vectors, wanted, allowed)
         finally:
             self._lock.release_read()
         with self._log.read() as db:
-            if rids is not None:
-                ranked = self._rescore(db, vectors, wanted, rids, rows, shared=exact)
-            return self._hits(db, query, ranked or [], excluded, exact=exact)
+            if isinstance(found, Candidates):
+                found = rescore(db, self._rows, vectors, wanted, found, damaged=self._note_damage)
+            return answer(db, self._rows, found, excluded, query.shown, exact=exact)
+
+    def _note_damage(self) -> None:
+        self._damaged = True
 
     def _enter(self, condition: Condition | None, *, gated: bool) -> Bits | None:
         """Take the lock for reading, with the live slots that the filter leaves; None without a filter."""
@@ -271,79 +292,17 @@ class Searcher:
             found = np.fromiter((rid for (rid,) in each(db, statement, values)), np.int64)
             return np.sort(found), self._rows.counters(db).last_rid
 
-    def _rank(
-        self, vectors: Vector, wanted: list[int], allowed: Bits | None
-    ) -> tuple[bool, list[Ranked] | None, list[NDArray[np.int64]] | None, Vector | None]:
-        """Under the lock: the ranking itself, or the row numbers (and vectors, if at hand) that it has to be made of.
-
-        One list of row numbers for all queries means that these are all rows there are, so the answer is exact.
-        """
+    def _rank(self, vectors: Vector, wanted: list[int], allowed: Bits | None) -> tuple[bool, list[Ranked] | Candidates]:
+        """Under the lock: whether the answer is exact, and the ranking or the rows that it has to be made of."""
         live = self._live
         index, slots = live.index, live.slots
-        count = slots.live if allowed is None else int(np.bitwise_count(allowed).sum(dtype=np.int64))
+        count = slots.live if allowed is None else count_bits(allowed)
         rough_rows = 0 if index.kind == "flat" else self._spec.oversample * max(wanted)
         if count <= max(rough_rows, EXACT_ROWS if allowed is not None else 0):
             chosen = slots_in(slots.bits if allowed is None else allowed)
-            return True, None, [slots.rids[chosen]], index.vectors_at(chosen) if index.kind == "flat" else None
+            held = index.vectors_at(chosen) if index.kind == "flat" else None
+            return True, Candidates([slots.rids[chosen]], [chosen], True, vectors=held, mapped=live.mapped)
         if index.kind == "flat":
-            return True, rank_flat(index, slots, vectors, wanted, allowed), None, None
+            return True, rank_flat(index, slots, vectors, wanted, allowed)
         rough = rough_candidates(index, slots, vectors, max(wanted), allowed, oversample=self._spec.oversample)
-        return False, None, rough, None
-
-    def _rescore(
-        self,
-        db: apsw.Connection,
-        vectors: Vector,
-        wanted: list[int],
-        rids: list[NDArray[np.int64]],
-        rows: Vector | None,
-        *,
-        shared: bool,
-    ) -> list[Ranked]:
-        """Exact scores for candidates, from float32 vectors that the index had or that the database has."""
-        if rows is None:
-            every = np.unique(np.concatenate(rids)) if rids else np.zeros(0, np.int64)
-            found, rows = self._rows.vectors_of(db, every)
-            if len(found) != len(every):
-                raise _RowVanished
-        else:
-            every = rids[0]
-        if shared:
-            return rank_rows(vectors, every, rows, wanted)
-        places = [np.searchsorted(every, one) for one in rids]
-        return [best(vectors[query], rids[query], rows[places[query]], wanted[query]) for query in range(len(vectors))]
-
-    def _hits(
-        self,
-        db: apsw.Connection,
-        query: Query,
-        ranked: list[Ranked],
-        excluded: Sequence[frozenset[str]],
-        *,
-        exact: bool,
-    ) -> list[SearchResult]:
-        every = np.unique(np.concatenate([one.rids for one in ranked])) if ranked else np.zeros(0, np.int64)
-        id_of = self._rows.ids_of(db, every)
-        if len(id_of) != len(every):
-            raise _RowVanished
-        chosen: list[list[tuple[float, str, int]]] = []
-        for one, out in zip(ranked, excluded, strict=True):
-            rows = [
-                (-score, id_of[rid], rid)
-                for rid, score in zip(one.rids.tolist(), one.scores.tolist(), strict=True)
-                if id_of[rid] not in out and (query.min_score is None or score >= query.min_score)
-            ]
-            chosen.append(sorted(rows)[query.offset : query.wanted])
-        shown = np.array(sorted({rid for rows in chosen for _, _, rid in rows}), dtype=np.int64)
-        metadata = self._rows.metadata_of(db, shown) if query.with_metadata else {}
-        vector_of: dict[int, Vector] = {}
-        if query.with_vectors:
-            rids, vectors = self._rows.vectors_of(db, shown)
-            vector_of = dict(zip(rids.tolist(), vectors, strict=True))
-        return [
-            SearchResult(
-                exact=exact,
-                hits=[Hit(id, -score, metadata.get(rid, {}), vector_of.get(rid)) for score, id, rid in rows],
-            )
-            for rows in chosen
-        ]
+        return False, Candidates([slots.rids[one] for one in rough], rough, False, mapped=live.mapped)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any, cast
 
 import apsw
 
@@ -27,6 +28,7 @@ from service.retrieval.errors import (
     StoreClosed,
     StoreCorrupt,
 )
+from service.retrieval.files import make_folder
 from service.retrieval.live import LiveIndex, build, catch_up, wanted_kind
 from service.retrieval.log import Log
 from service.retrieval.records import NAME_PATTERN, CollectionInfo, CollectionSpec, RetrievalSettings
@@ -66,7 +68,7 @@ class CollectionStore:
         self._temporary = temporary
         self._changing = threading.Lock()
         self._collections: dict[str, Collection] = {}
-        self._saved: dict[int, int] = {}
+        self._saved: dict[int, tuple[int, str | None]] = {}
         self._noted: witness.Progress = {}
         self._closed = False
         self._stop = False
@@ -114,7 +116,8 @@ class CollectionStore:
         temporary = folder is None
         folder = Path(tempfile.mkdtemp(prefix="clipworks-collections-")) if folder is None else folder
         try:
-            (folder / INDEXES).mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
+            make_folder(folder / INDEXES)
         except OSError as error:
             raise translate(error, folder) from error
         ensure_checksums()
@@ -147,10 +150,12 @@ class CollectionStore:
             there = self._collections.get(name)
             if there is not None:
                 if there.spec != spec:
-                    raise CollectionConflict(f"collection {name} exists with another {_difference(there.spec, spec)}")
+                    raise CollectionConflict(
+                        f"collection {name} exists and is another: {_difference(there.spec, spec)}"
+                    )
                 return there, False
             tables = self._log.write(lambda db: insert_collection(db, name, spec, epoch=uuid.uuid4().hex, ready=True))
-            return self._admit(tables, build(self._log, _rows(tables), spec.index, self._settings, now=None)), True
+            return self._admit(tables, self._build(tables)), True
 
     def get(self, name: str) -> Collection:
         """Raises CollectionNotFound."""
@@ -208,7 +213,7 @@ class CollectionStore:
                 self._log.write(lambda db: drop_collection(db, tables.number))
                 raise
             named = Tables(tables.number, name, header.spec, tables.epoch)
-            return self._admit(named, build(self._log, _rows(named), header.spec.index, self._settings, now=None))
+            return self._admit(named, self._build(named))
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -263,6 +268,7 @@ class CollectionStore:
         for warning in self._warnings:
             log.warning("%s", warning)
         known = {cache.path_of(self._folder / INDEXES, tables).name for tables in found}
+        known |= {held.searcher.state().vectors_file for held in self._collections.values()}
         for path in (self._folder / INDEXES).iterdir():
             if path.name not in known:
                 path.unlink(missing_ok=True)
@@ -293,11 +299,11 @@ class CollectionStore:
             tables = replace(tables, epoch=uuid.uuid4().hex)
             self._log.write(lambda db: renew_epoch(db, tables.number, tables.epoch))
         if found and found.index.kind == wanted_kind(tables.spec.index, now.rows, self._settings, now=found.index.kind):
-            self._saved[tables.number] = found.counters.sequence
+            self._saved[tables.number] = (found.counters.sequence, found.mapped.path.name if found.mapped else None)
             catch_up(self._log, rows, found)
             live = found
         else:
-            live = build(self._log, rows, tables.spec.index, self._settings, now=None)
+            live = self._build(tables)
         self._admit(tables, live, warnings=tuple(warnings))
         self._warnings += tuple(f"collection {tables.name}: {warning}" for warning in warnings)
 
@@ -315,6 +321,10 @@ class CollectionStore:
             if change.counters.rows != done:
                 raise StoreCorrupt(f"{path} has an id twice")
 
+    def _build(self, tables: Tables) -> LiveIndex:
+        folder = self._folder / INDEXES
+        return build(self._log, _rows(tables), tables.spec.index, self._settings, folder=folder, now=None)
+
     def _admit(self, tables: Tables, live: LiveIndex, *, warnings: tuple[str, ...] = ()) -> Collection:
         made = Collection(
             tables,
@@ -322,8 +332,10 @@ class CollectionStore:
             settings=self._settings,
             durability="none" if self._temporary else "full",
             live=live,
+            folder=self._folder / INDEXES,
             warnings=warnings,
             wake=self._due.set,
+            stop=lambda: self._closed,
         )
         self._collections[tables.name] = made
         return made
@@ -366,13 +378,20 @@ class CollectionStore:
         """Save indexes that took training and have changed by more than a share of their rows since the last time."""
         for collection in list(self._collections.values()):
             state = collection.searcher.state()
-            changes = state.sequence - self._saved.get(collection.tables.number, -1)
-            if state.kind == "flat" or state.broken or changes == 0 or changes < least_share * state.live:
+            sequence, vectors_file = self._saved.get(collection.tables.number, (-1, None))
+            changes = state.sequence - sequence
+            rebuilt = vectors_file != state.vectors_file
+            if (
+                state.kind == "flat"
+                or state.broken
+                or not (rebuilt or (changes and changes >= least_share * state.live))
+            ):
                 continue
             try:
                 frozen = collection.searcher.freeze()
                 cache.save(cache.path_of(self._folder / INDEXES, collection.tables), collection.tables, frozen)
-                self._saved[collection.tables.number] = frozen.counters.sequence
+                name = frozen.mapped.path.name if frozen.mapped else None
+                self._saved[collection.tables.number] = (frozen.counters.sequence, name)
             except OSError as error:
                 log.warning("the index of collection %s could not be saved: %s", collection.name, error)
 
@@ -382,5 +401,16 @@ def _rows(tables: Tables) -> Rows:
 
 
 def _difference(one: CollectionSpec, other: CollectionSpec) -> str:
-    fields = [name for name in CollectionSpec.model_fields if getattr(one, name) != getattr(other, name)]
-    return ", ".join(fields)
+    """What differs, with both values: of nested fields only the parts that do."""
+    return "; ".join(_differing(one.model_dump(), other.model_dump(), ""))
+
+
+def _differing(one: dict[str, Any], other: dict[str, Any], path: str) -> Generator[str]:
+    for name in sorted({*one, *other}):
+        has, wants = one.get(name), other.get(name)
+        if has == wants:
+            continue
+        if isinstance(has, dict) and isinstance(wants, dict):
+            yield from _differing(cast(dict[str, Any], has), cast(dict[str, Any], wants), f"{path}{name}.")
+        else:
+            yield f"{path}{name}: it has {has!r:.200}, asked for is {wants!r:.200}"
