@@ -77,7 +77,6 @@ def runs() -> list[LabRun]:
         out += [
             LabRun(name=f"{cure}/seed{seed}", recipe=cure, overrides=(f"seed={seed}",), base="b0") for seed in SEEDS
         ]
-    out.append(LabRun(name="negation-on-b1", recipe="negation", overrides=("optim.steps=3000",), base="b1"))
     return out
 
 

@@ -50,6 +50,9 @@ class Upkeep:
         def write(store: Backend) -> SnapshotInfo:
             collection = store.get(name)
             folder.mkdir(parents=True, exist_ok=True)
+            # What a killed process left half written; one snapshot is made at a time, so no other is being written.
+            for left in folder.glob(".*.snapshot.writing"):
+                left.unlink(missing_ok=True)
             return collection.snapshot(file)
 
         return await self._collections.look_after(write)

@@ -135,7 +135,9 @@ def _boxes(
         regions = regions_of(
             maps[chosen], scores[chosen].tolist(), width=picture.width, height=picture.height, masks=wanted.masks
         )
-        found |= {int(i): [_box(each, picture) for each in some] for i, some in zip(chosen, regions, strict=True)}
+        for index, some in zip(chosen.tolist(), regions, strict=True):
+            deadline.check()  # masks of a wide picture take a second for one label
+            found[index] = [_box(each, picture) for each in some]
     return found
 
 

@@ -53,6 +53,7 @@ _MEANING: Mapping[int, str] = MappingProxyType(
         409: "Conflict with what is there",
         413: "Over a limit of size or number",
         415: "The Content-Type or Content-Encoding is not taken",
+        416: "The Range is not in the file",
         422: "A field or an item is wrong",
         429: "The server is full; see Retry-After",
         500: "Internal error, or the model failed",

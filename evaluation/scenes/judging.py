@@ -6,7 +6,8 @@ which one comparison of numbers settles. The rest is left to `judge` itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,8 @@ from evaluation.scenes.scene import Scene
 Truths = NDArray[np.int8]
 TRUE, UNSETTLED, FALSE = 1, 0, -1
 _NOTHING = -1
-_SHAPES, _COLOURS = list(SHAPES), list(COLOURS)
+_SHAPES: Mapping[str, int] = MappingProxyType({name: number for number, name in enumerate(SHAPES)})
+_COLOURS: Mapping[str, int] = MappingProxyType({name: number for number, name in enumerate(COLOURS)})
 
 
 class Scenes:
@@ -31,8 +33,8 @@ class Scenes:
         self._colours = np.full((len(scenes), most), _NOTHING)
         for row, scene in enumerate(scenes):
             for column, thing in enumerate(scene.things):
-                self._shapes[row, column] = _SHAPES.index(thing.shape)
-                self._colours[row, column] = _COLOURS.index(thing.colour)
+                self._shapes[row, column] = _SHAPES[thing.shape]
+                self._colours[row, column] = _COLOURS[thing.colour]
 
     def judge(self, meaning: Meaning) -> Truths:
         """int8 [n]: 1 plainly true, -1 plainly false, 0 where a scene does not settle it (Kleene's logic)."""
@@ -57,9 +59,9 @@ class Scenes:
         """How many things of each scene fit a description of shape and colour."""
         fits = self._shapes != _NOTHING
         if what.shape is not None:
-            fits = fits & (self._shapes == _SHAPES.index(what.shape))
+            fits = fits & (self._shapes == _SHAPES[what.shape])
         if what.colour is not None:
-            fits = fits & (self._colours == _COLOURS.index(what.colour))
+            fits = fits & (self._colours == _COLOURS[what.colour])
         return fits.sum(axis=1)
 
     def _one_by_one(self, meaning: Meaning, possible: NDArray[np.bool_]) -> Truths:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import APIRouter, Depends, Path
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
+from starlette.types import Message, Receive, Scope, Send
 
 from clipworks.schemas import (
     CollectionInfo,
@@ -19,6 +20,7 @@ from clipworks.schemas import (
     SnapshotList,
     SnapshotResponse,
 )
+from service.errors import Refusal
 from service.gate import require_admin
 from service.ingress import read_json
 from service.openapi import answers, json_body
@@ -109,13 +111,13 @@ async def list_snapshots(request: Request) -> Response:
         200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
         **{
             status: answer
-            for status, answer in answers(None, 401, 403, 404, 409, 422, 500, 503).items()
+            for status, answer in answers(None, 401, 403, 404, 409, 416, 422, 500, 503).items()
             if status != 200
         },
     },
 )
 async def get_snapshot(request: Request, snapshot: Snapshot) -> Response:
-    return FileResponse(_upkeep(request).file_of(snapshot), media_type="application/octet-stream")
+    return _RangedFile(_upkeep(request).file_of(snapshot), media_type="application/octet-stream")
 
 
 @router.delete(
@@ -127,6 +129,31 @@ async def get_snapshot(request: Request, snapshot: Snapshot) -> Response:
 async def delete_snapshot(request: Request, snapshot: Snapshot) -> Response:
     await asyncio.to_thread(_upkeep(request).delete, snapshot)
     return Response(status_code=204)
+
+
+class _RangedFile(FileResponse):
+    """A file or a part of it; a Range that it does not have is refused in the one error shape."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def checked(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                raise _range_refusal(message)
+            await send(message)
+
+        await super().__call__(scope, receive, checked)
+
+
+def _range_refusal(message: Message) -> Refusal:
+    if message["status"] != 416:
+        return Refusal(422, "invalid_header", "Range takes bytes=first-last", param="Range")
+    size = next((value.decode() for name, value in message["headers"] if name == b"content-range"), "bytes */*")
+    return Refusal(
+        416,
+        "invalid_header",
+        f"Range begins behind the end of the file, which has {size.rpartition('/')[2]} bytes",
+        param="Range",
+        headers={"Content-Range": size},
+    )
 
 
 def _upkeep(request: Request) -> Upkeep:

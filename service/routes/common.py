@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from clipworks.schemas import Labelled, OnError, Templates
-from model_store.errors import ArtifactNotFound
+from model_store.errors import ArtifactNotFound, InputError
 from model_store.towers import Head
 from service.context import deadline_of
 from service.errors import Refusal, located
-from service.faults import Conflict, TooManyItems, UnknownName
+from service.faults import Conflict, NoDirection, TooManyItems, UnknownName
 from service.ingress import param_of
 from service.pipeline import FailedItem, ImageItem, Item
 from service.running import RunningModel
@@ -71,14 +71,17 @@ async def classes_of(
         except UnknownName as error:
             raise located(error, "label_set") from None
     check_text_tower(model)
-    return await services.zero_shot.class_matrix(
-        model,
-        body.labels or (),
-        templates,
-        max_texts=services.settings.max_label_texts,
-        deadline=deadline,
-        timings=timings,
-    )
+    try:
+        return await services.zero_shot.class_matrix(
+            model,
+            body.labels or (),
+            templates,
+            max_texts=services.settings.max_label_texts,
+            deadline=deadline,
+            timings=timings,
+        )
+    except (InputError, NoDirection) as error:
+        raise located(error, "labels") from None
 
 
 def check_count(services: Services, count: int) -> None:

@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from clipworks.schemas import Health
+from model_store.errors import ClipworksError
 from service.errors import Problem
-from service.faults import ServiceFault
 from service.openapi import answers
 from service.respond import json_response, model_response
 from service.services import services_of
@@ -53,7 +53,7 @@ async def health(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     services = services_of(request)
     if services.collections is not None and services.collections.is_open:
-        with suppress(ServiceFault):  # full or slow just now: the figures of the last scrape stand
+        with suppress(ClipworksError):  # full, slow or away just now: the figures of the last scrape stand
             services.telemetry.collections(*await services.collections.totals(Deadline.after(_SCRAPE_S)))
     return Response(services.telemetry.render(), media_type=METRICS_MEDIA_TYPE)
 

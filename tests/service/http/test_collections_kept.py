@@ -227,7 +227,15 @@ def test_a_derivation_searches_what_its_base_indexed(tiny_store: Path, make_clie
     prints = {"image": tiny.manifest.fingerprint.image, "text": OTHER}
     texts = [graph.model_dump() for graph in tiny.manifest.graphs if graph.role == "text_encoder"]
     base = {"name": "tiny", "version": 1, "fingerprint": tiny.manifest.fingerprint}
-    derived = {"kind": "derivation", "base": base, "image": None, "text": None, "graphs": texts, "skipped": ()}
+    derived = {
+        "kind": "derivation",
+        "base": base,
+        "image": None,
+        "text": None,
+        "dense": None,
+        "graphs": texts,
+        "skipped": (),
+    }
     publish(tiny_store, name="cured", fingerprint=prints, space_proofs=[proof], **derived)
     client = make_client(store=tiny_store, model="tiny@1", extra_models=("cured",))
     assert client.put("/collections/c", json={}).status_code == 201

@@ -107,6 +107,31 @@ def test_a_snapshot_is_made_listed_fetched_restored_and_deleted(keeper: TestClie
     assert keeper.get(f"/snapshots/{name}").status_code == 404
 
 
+def test_parts_of_a_snapshot_are_given_and_others_refused_in_the_one_shape(keeper: TestClient) -> None:
+    name = keeper.post("/collections/kept/snapshot").json()["snapshot"]
+    whole = keeper.get(f"/snapshots/{name}").content
+    part = keeper.get(f"/snapshots/{name}", headers={"Range": "bytes=5-104"})
+    assert (part.status_code, part.content) == (206, whole[5:105])
+    beyond = keeper.get(f"/snapshots/{name}", headers={"Range": f"bytes={len(whole)}-"})
+    assert (beyond.status_code, beyond.headers["Content-Range"]) == (416, f"bytes */{len(whole)}")
+    odd = keeper.get(f"/snapshots/{name}", headers={"Range": "lines=0-1"})
+    for refused in (beyond, odd):
+        error = refused.json()["error"]
+        assert (error["code"], error["param"]) == ("invalid_header", "Range")
+    assert odd.status_code == 422
+    keeper.delete(f"/snapshots/{name}")
+
+
+def test_what_a_killed_process_left_of_a_snapshot_is_removed_by_the_next(keeper: TestClient, data: Path) -> None:
+    left = data / "snapshots" / ".kept-20260101-000000-0badcafe.snapshot.writing"
+    left.parent.mkdir(exist_ok=True)
+    left.write_bytes(b"half")
+    name = keeper.post("/collections/kept/snapshot").json()["snapshot"]
+    assert not left.exists()
+    assert (left.parent / name).is_file()
+    keeper.delete(f"/snapshots/{name}")
+
+
 @pytest.mark.parametrize(
     "name", ["../collections.sqlite3", "..", "link.snapshot", "UPPER.snapshot", "nope.snapshot", "/etc/passwd"]
 )
@@ -133,3 +158,12 @@ def test_in_memory_there_are_none(make_client: Callable[..., TestClient]) -> Non
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "conflict")
     assert client.get("/snapshots").json() == {"data": []}
     assert client.post("/collections/light/doctor", json={}).json()["healthy"]
+
+
+def test_metrics_are_there_when_the_collections_are_not(make_client: Callable[..., TestClient]) -> None:
+    client = make_client()
+    assert client.get("/metrics").status_code == 200
+    assert client.portal is not None
+    client.portal.call(client.app.state.services.collections.look_after, lambda store: store.close())  # pyright: ignore
+    assert client.get("/collections").status_code == 503
+    assert client.get("/metrics").status_code == 200

@@ -280,6 +280,7 @@ def test_a_model_without_positions_says_what_to_do(client: TestClient) -> None:
         ({"labels": None}, None), ({"label_set": "two"}, None), ({"boxes": True}, "boxes"),
         ({"inputs": []}, "inputs"), ({"inputs": ["red"]}, "inputs[0]"), ({"heatmap_labels": []}, "heatmap_labels"),
         ({"heatmap_labels": ["grey"], "include": ["heatmap"]}, "heatmap_labels"),
+        ({"labels": ["red", "zzz"]}, "labels"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(client: TestClient, change: dict[str, Any], param: str | None) -> None:

@@ -16,7 +16,11 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.mark.slow
 def test_three_hundred_power_cuts() -> None:
-    """Also: the life that was recorded must have had syncs, truncations and renames to cut between."""
+    """Also: the life that was recorded must have had syncs, truncations and renames to cut between.
+
+    rebuilt: states in which the file of mapped vectors is older than the index that names it. That file is a cache: the
+    index is then made from the truth, and says so. It must stay rare, or every power cut would cost a rebuild.
+    """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [sys.executable, str(HARNESS), "--states", "300"], env=environment, capture_output=True, text=True, timeout=280
