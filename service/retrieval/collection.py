@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from service.retrieval.errors import (
     InvalidItem,
     InvalidQuery,
     ItemNotFound,
+    StorageFailed,
 )
 from service.retrieval.filters import Condition, compile_filter
 from service.retrieval.items import Door, check_id
@@ -92,7 +94,7 @@ class Collection:
         self._gate = threading.Lock()
         self._rebuilding = threading.Lock()
         self._searcher = Searcher(log, self._rows, self.spec.index, settings, gate=self._gate, live=live)
-        self._dropped = False
+        self._going = self._dropped = False
 
     def upsert(self, items: Sequence[Item], *, all_or_nothing: bool = False) -> list[ItemOutcome]:
         """Add or replace rows by id, in one transaction; of equal ids the last one stays.
@@ -152,9 +154,8 @@ class Collection:
 
     def get(self, id: str, *, with_vector: bool = False) -> Record:
         """Raises ItemNotFound."""
-        self._check_open()
         check_id(id)
-        with self._log.read() as db:
+        with self._there(), self._log.read() as db:
             found = self._rows.record(db, id, with_vector=with_vector)
         if found is None:
             raise ItemNotFound(f"collection {self.name} has no item with this id")
@@ -162,10 +163,9 @@ class Collection:
 
     def vector_of(self, ids: Sequence[str]) -> list[Vector | None]:
         """Stored float32 vectors [D], None where there is no such id: for queries by stored id."""
-        self._check_open()
         for id in ids:
             check_id(id)
-        with self._log.read() as db:
+        with self._there(), self._log.read() as db:
             rid_of = self._rows.rids_of(db, list(dict.fromkeys(ids)))
             rids, vectors = self._rows.vectors_of(db, np.array(sorted(rid_of.values()), dtype=np.int64))
         by_rid = dict(zip(rids.tolist(), vectors, strict=True))
@@ -179,10 +179,9 @@ class Collection:
         Raises:
             InvalidQuery: a cursor that is not from here, or a limit outside 1 .. settings.max_results.
         """
-        self._check_open()
         if not 1 <= limit <= self._settings.max_results:
             raise InvalidQuery(f"limit must be 1 to {self._settings.max_results}, got {limit}")
-        with self._log.read() as db:
+        with self._there(), self._log.read() as db:
             found = self._rows.records_after(db, id_of_cursor(cursor), limit=limit + 1, with_vectors=with_vectors)
         more = len(found) > limit
         return Page(found[:limit], cursor_of(found[limit - 1].id) if more else None)
@@ -223,7 +222,8 @@ class Collection:
             raise InvalidQuery(f"more than {self._settings.max_results} ids to exclude")
         condition = None if filter is None else compile_filter(filter, self.spec.metadata_schema)
         shown = Wanted(offset + top_k, offset, min_score, with_metadata, with_vectors)
-        return self._searcher.search(Query(queries, condition, excluded, shown))
+        with self._there():
+            return self._searcher.search(Query(queries, condition, excluded, shown))
 
     def describe(self) -> CollectionInfo:
         """Counts, kinds and sizes now."""
@@ -257,8 +257,7 @@ class Collection:
             InvalidCollection: `path` exists.
             StorageFull
         """
-        self._check_open()
-        with self._log.read_long() as db:
+        with self._there(), self._log.read_long() as db:
             counters = self._rows.counters(db)
             return archive.write(path, self.spec, counters, self._rows.records(db))
 
@@ -283,8 +282,8 @@ class Collection:
 
         Reads everything; searches and writes go on meanwhile, and rows changed while it runs are not counted as faults.
         """
-        self._check_open()
-        return examine(self._log, self._rows, self._searcher, self.search, queries=queries, recall_at=recall_at)
+        with self._there():
+            return examine(self._log, self._rows, self._searcher, self.search, queries=queries, recall_at=recall_at)
 
     # What the store needs of a collection; not for its users.
 
@@ -300,7 +299,15 @@ class Collection:
     def searcher(self) -> Searcher:
         return self._searcher
 
-    def mark_dropped(self) -> None:
+    @contextmanager
+    def being_dropped(self) -> Generator[None]:
+        """Around the deletion of its tables; an error in there leaves the collection as it was."""
+        self._going = True
+        try:
+            yield
+        except BaseException:
+            self._going = False
+            raise
         self._dropped = True
         self._searcher.discard()
 
@@ -361,6 +368,17 @@ class Collection:
     def _matching(self, db: apsw.Connection, condition: Condition) -> list[int]:
         statement = f"SELECT rid FROM metadata_{self._tables.number} WHERE {condition.sql}"
         return [rid for (rid,) in each(db, statement, condition.values)]
+
+    @contextmanager
+    def _there(self) -> Generator[None]:
+        """Around reads: whose tables vanish meanwhile was dropped, the database is not broken."""
+        self._check_open()
+        try:
+            yield
+        except StorageFailed as error:
+            if self._going:
+                raise CollectionNotFound(f"collection {self.name} was dropped") from error
+            raise
 
     def _check_open(self) -> None:
         if self._dropped:

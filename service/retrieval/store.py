@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -68,6 +68,7 @@ class CollectionStore:
         self._temporary = temporary
         self._changing = threading.Lock()
         self._collections: dict[str, Collection] = {}
+        self._coming: set[str] = set()
         self._saved: dict[int, tuple[int, str | None]] = {}
         self._noted: witness.Progress = {}
         self._closed = False
@@ -147,6 +148,8 @@ class CollectionStore:
         if not NAME_PATTERN.fullmatch(name):
             raise InvalidCollection(f"a collection's name must match {NAME_PATTERN.pattern}, got {name[:80]!r}")
         with self._open_for_change():
+            if name in self._coming:
+                raise CollectionConflict(f"collection {name} is being restored")
             there = self._collections.get(name)
             if there is not None:
                 if there.spec != spec:
@@ -168,9 +171,13 @@ class CollectionStore:
 
     def list(self) -> list[CollectionInfo]:
         """All collections by name."""
-        with self._open_for_change():
-            held = sorted(self._collections.items())
-        return [collection.describe() for _, collection in held]
+        if self._closed:
+            raise StoreClosed("the store is closed")
+        found: list[CollectionInfo] = []
+        for _, collection in sorted(self._collections.copy().items()):
+            with suppress(CollectionNotFound):  # dropped since the copy was made
+                found.append(collection.describe())
+        return found
 
     def drop(self, name: str) -> None:
         """Delete a collection with all its rows, durably.
@@ -183,8 +190,8 @@ class CollectionStore:
             if found is None:
                 raise CollectionNotFound(f"there is no collection {name[:80]!r}")
             number = found.tables.number
-            self._log.write(lambda db: drop_collection(db, number), gate=found.gate)
-            found.mark_dropped()
+            with found.being_dropped():
+                self._log.write(lambda db: drop_collection(db, number), gate=found.gate)
             del self._collections[name]
             self._saved.pop(number, None)
             cache.path_of(self._folder / INDEXES, found.tables).unlink(missing_ok=True)
@@ -199,21 +206,38 @@ class CollectionStore:
         """
         if not NAME_PATTERN.fullmatch(name):
             raise InvalidCollection(f"a collection's name must match {NAME_PATTERN.pattern}, got {name[:80]!r}")
-        with self._open_for_change(), archive.opened(path) as (header, rows):
-            if name in self._collections:
-                raise CollectionConflict(f"collection {name} exists; restore under another name, or drop it first")
+        with self._reserved_name(name), archive.opened(path) as (header, rows):
             hidden = f".restoring-{uuid.uuid4().hex}"
             tables = self._log.write(
                 lambda db: insert_collection(db, hidden, header.spec, epoch=uuid.uuid4().hex, ready=False)
             )
             try:
                 self._fill(tables, rows, header.count, path)
-                self._log.write(lambda db: mark_ready(db, tables.number, name))
+                live = self._build(tables)
+                with self._open_for_change():
+                    self._log.write(lambda db: mark_ready(db, tables.number, name))
+                    return self._admit(Tables(tables.number, name, header.spec, tables.epoch), live)
             except BaseException:
-                self._log.write(lambda db: drop_collection(db, tables.number))
+                with suppress(StoreClosed):  # the next start drops what is not ready
+                    self._log.write(lambda db: drop_collection(db, tables.number))
                 raise
-            named = Tables(tables.number, name, header.spec, tables.epoch)
-            return self._admit(named, self._build(named))
+
+    @contextmanager
+    def _reserved_name(self, name: str) -> Generator[None]:
+        """A name that nobody else may take; other collections come and go meanwhile.
+
+        Raises:
+            CollectionConflict: it is taken.
+        """
+        with self._open_for_change():
+            if name in self._collections or name in self._coming:
+                raise CollectionConflict(f"collection {name} exists; restore under another name, or drop it first")
+            self._coming.add(name)
+        try:
+            yield
+        finally:
+            with self._changing:
+                self._coming.discard(name)
 
     @property
     def warnings(self) -> tuple[str, ...]:
