@@ -106,21 +106,6 @@ def negclip_loss(
     return (-(targets * log_p).sum(dim=1).mean() + from_text) / 2
 
 
-def choice_loss(
-    image: Tensor, text: Tensor, negative: Tensor, scale: Tensor, *, own: Tensor, rows: slice | None = None
-) -> Tensor:
-    """Each picture between its text and the false texts that are known to be about it, a scalar.
-
-    Unit vectors [B, D]; own: bool [B, B], which negative text (column) is false of which picture (row). A picture
-    without one costs nothing. `rows`: as for `info_nce`.
-    """
-    rows = rows or slice(None)
-    right = (image * text)[rows].sum(dim=1, keepdim=True)
-    wrong = (image[rows] @ negative.T).mul(scale).masked_fill(~own[rows], _NEVER)
-    logits = torch.cat([scale * right, wrong], dim=1)
-    return functional.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
-
-
 def focal_negative_loss(
     image: Tensor,
     text: Tensor,

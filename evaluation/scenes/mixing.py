@@ -81,7 +81,6 @@ def draw_twins(
     if isinstance(right.meaning, Place):  # another thing that is there, but elsewhere
         close += [Place(name, right.meaning.where) for name in names if name != right.meaning.what]
     if isinstance(right.meaning, And):  # what is there is denied
-        close += [has_no(name) for name in names]
         close += [has_but_not(a, b) for a in names for b in names if a != b]
     if isinstance(right.meaning, Not):
         close += [has_no(name) for name in names]

@@ -21,7 +21,7 @@ from training import methods
 from training.checkpoint import load_model
 from training.encoder import open_checkpoint
 from training.loop import train
-from training.losses import choice_loss, info_nce, negclip_loss
+from training.losses import info_nce, negclip_loss
 
 TrainSquares = Callable[..., Path]
 
@@ -115,28 +115,6 @@ def test_cached_pictures_give_the_loss_of_the_pictures(make_context: Callable[..
             with pytest.raises(KeyError, match="row"):
                 method.step({name: field for name, field in batch.items() if name != "row"}, 0.0)
     torch.testing.assert_close(losses[True], losses[False])
-
-
-def test_the_choice_is_between_a_caption_and_the_twins_of_its_picture() -> None:
-    rng = torch.Generator().manual_seed(1)
-    image, text, twin = (torch.nn.functional.normalize(torch.randn(6, 8, generator=rng), dim=-1) for _ in range(3))
-    picture, has = torch.tensor([4, 4, 4, 9, 9, 2]), torch.tensor([True, False, True, True, True, False])
-    own = has[None, :] & (picture[:, None] == picture[None, :])
-    found = choice_loss(image, text, twin, torch.tensor(7.0), own=own)
-    expected = []
-    for at in range(6):
-        against = [n for n in range(6) if has[n] and picture[n] == picture[at]]
-        logits = torch.stack([7 * image[at] @ text[at], *(7 * image[at] @ twin[n] for n in against)])
-        expected.append(-logits.log_softmax(0)[0])
-    torch.testing.assert_close(found, torch.stack(expected).mean())
-    halves = [choice_loss(image, text, twin, torch.tensor(7.0), own=own, rows=slice(a, a + 3)) for a in (0, 3)]
-    torch.testing.assert_close(torch.stack(halves).mean(), found)
-
-
-def test_the_choice_wants_twins() -> None:
-    with pytest.raises(ValueError, match="it wants false_twin = true"):
-        methods.create("negation", {"false_twin": False, "choice_weight": 1.0})
-    assert "row" in methods.create("negation", {"choice_weight": 1.0}).needs.fields
 
 
 def denies(meaning: Meaning) -> bool:

@@ -7,14 +7,13 @@ true captions do; a table's `negative_column` should be counted before it is tru
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from training.features import picture_vectors
-from training.losses import choice_loss, info_nce, negclip_loss, positive_pairs, usable_negatives
+from training.losses import info_nce, negclip_loss, positive_pairs, usable_negatives
 from training.methods import Context, Produced
 from training.methods.base import TowerOptions, TwoTowers, unit
 
@@ -22,22 +21,12 @@ from training.methods.base import TowerOptions, TwoTowers, unit
 class NegationOptions(TowerOptions):
     """false_twin: each picture also chooses between its caption and that caption's false twin.
 
-    choice_weight: of one more term, in which each picture chooses between its caption and the false twins of all its
-    captions in the batch, and nothing else. Denials are true of most pictures, so little of the batch speaks of them.
-
     cached_pictures: the frozen image tower sees each picture once, before the first step, instead of in every batch;
     right for pictures that are not augmented, such as drawn scenes.
     """
 
     false_twin: bool = True
-    choice_weight: float = Field(default=0.0, ge=0)
     cached_pictures: bool = False
-
-    @model_validator(mode="after")
-    def _chooses_among_twins(self) -> Self:
-        if self.choice_weight and not self.false_twin:
-            raise ValueError("choice_weight is about false twins: it wants false_twin = true")
-        return self
 
 
 def create(options: dict[str, Any]) -> NegationMethod:
@@ -46,10 +35,10 @@ def create(options: dict[str, Any]) -> NegationMethod:
 
 class NegationMethod(TwoTowers):
     def __init__(self, options: NegationOptions) -> None:
-        self.negation = options
+        self.false_twin, self.cached_pictures = options.false_twin, options.cached_pictures
         if options.false_twin:
             self.fields = (*TwoTowers.fields, "negative_text", "negative_id", "has_negative")
-        if options.cached_pictures or options.choice_weight:
+        if options.cached_pictures:
             self.fields = (*self.fields, "row")
         super().__init__(options)
 
@@ -57,12 +46,12 @@ class NegationMethod(TwoTowers):
         base = context.required_base("negation")
         super().setup(context)
         self.model.lock_image()
-        if self.negation.cached_pictures:
+        if self.cached_pictures:
             vectors = picture_vectors(base, context.source.pictures("train"), device=context.device)
             self._pictures = unit(torch.from_numpy(vectors).to(context.device))
 
     def encode_pictures(self, batch: dict[str, Tensor]) -> Tensor:
-        return self._pictures[batch["row"]] if self.negation.cached_pictures else super().encode_pictures(batch)
+        return self._pictures[batch["row"]] if self.cached_pictures else super().encode_pictures(batch)
 
     def step(self, batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
         image, text = self.encode(batch)
@@ -72,7 +61,7 @@ class NegationMethod(TwoTowers):
             self.gathering.rows(len(batch["image"])),
             positive_pairs(ids),
         )
-        if not self.negation.false_twin:
+        if not self.false_twin:
             with torch.autocast(image.device.type, enabled=False):
                 return {"info_nce": info_nce(image, text, scale, positives, excused=self.excused(batch), rows=rows)}
         twin = self.gathering.vectors(unit(self.model.encode_text(batch["negative_text"])))
@@ -85,12 +74,7 @@ class NegationMethod(TwoTowers):
             loss = negclip_loss(
                 image, text, twin, scale, positives=positives, usable=usable, excused=excused, rows=rows
             )
-            if not self.negation.choice_weight:
-                return {"negation": loss}
-            pictures = self.gathering.facts(batch["row"])
-            own = has_negative[None, :] & (pictures[:, None] == pictures[None, :])
-            chosen = choice_loss(image, text, twin, scale, own=own, rows=rows)
-            return {"negation": loss, "choice": self.negation.choice_weight * chosen}
+            return {"negation": loss}
 
     def artifact(self) -> Produced:
         return self.produced(inherited=("image_encoder",))
