@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from training import methods
 from training.checkpoint import load_model
-from training.config import TableData, load_config, parse_config
+from training.config import MixedData, TableData, load_config, parse_config
 from training.data.source import TableSource
 from training.loop import rate_at, train
 
@@ -213,16 +213,19 @@ def test_rate_warms_up_and_ends_at_its_floor() -> None:
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.toml")), ids=lambda path: path.name)
 def test_every_recipe_loads_and_names_a_method(path: Path) -> None:
     values = tomllib.loads(path.read_text(encoding="utf-8"))
-    scenes = values["data"].get("kind") == "scenes"
+    kind, somewhere = values["data"].get("kind", "table"), {"folder": "somewhere"}
+    if kind == "table":
+        values["data"] = {**somewhere, **values["data"]}
+    elif kind == "mixed":
+        values["data"]["table"] = {**somewhere, **values["data"]["table"]}
     if "model" not in values:  # a cure takes its model from its base, which a fresh clone has not trained
         values["base"], values["model"] = "somewhere", tomllib.loads((CONFIGS / "lab" / "b0.toml").read_text())["model"]
-    config = parse_config(
-        {**values, "data": {"folder": "somewhere", **values["data"]}} if not scenes else values, where="x"
-    )
+    config = parse_config(values, where="x")
     methods.create(config.method, config.method_options)
-    if isinstance(config.data, TableData):
-        assert config.data.folder == Path("somewhere")
-        assert not {1, 2} - {*config.data.split.test, *config.data.split.validation}
+    table = config.data.table if isinstance(config.data, MixedData) else config.data
+    if isinstance(table, TableData):
+        assert table.folder == Path("somewhere")
+        assert not {1, 2} - {*table.split.test, *table.split.validation}
 
 
 @pytest.mark.parametrize(

@@ -249,7 +249,8 @@ def test_an_int8_image_encoder_works_with_an_fp32_head(
     store: Path, make_client: Callable[..., TestClient], pictures: list[bytes]
 ) -> None:
     client = make_client(store=store, model="few", precision="int8")
-    assert client.get("/models/few").json()["precision"] == {"image_encoder": "int8", "text_encoder": "int8"}
+    precision = client.get("/models/few").json()["precision"]
+    assert precision == {"image_encoder": "int8", "text_encoder": "int8", "dense_encoder": "fp32"}
     served = scores_of(client, pictures, label_set="colours")
     offline = ArtifactEncoder(artifact(store, "few"), precision="int8").class_scores("colours", pictures)
     exact = ArtifactEncoder(artifact(store, "few")).class_scores("colours", pictures)
