@@ -9,23 +9,27 @@ from typing import Any
 from benchmarks.figures import read_record
 from benchmarks.marked import RECORDS, ROOT, markdown_table, replace_blocks
 
-PAGE = ROOT / "docs" / "retrieval.md"
+PAGE, KEPT = ROOT / "docs" / "retrieval.md", RECORDS / "retrieval"
 BLOCK = "retrieval"
 Row = tuple[str, Callable[[dict[str, Any]], str]]
 
 
 def show(paths: Sequence[Path], *, publish: bool = True) -> None:
-    """Print records; publish: write them all, in that order, into the page, and copy them to benchmarks/records/."""
-    records = [read_record(path) for path in paths]
-    text = "\n\n".join(f"{heading(record)}\n\n{tables(record)}" for record in records)
+    """Print records; publish: write them all, in that order, into the page, and copy them to `KEPT`."""
+    text = text_of(paths)
     print(text)
     if not publish:
         return
-    RECORDS.mkdir(exist_ok=True)
+    KEPT.mkdir(exist_ok=True, parents=True)
     for path in paths:
-        (RECORDS / path.name).write_bytes(path.read_bytes())
+        (KEPT / path.name).write_bytes(path.read_bytes())
     page = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(replace_blocks(page, {BLOCK: text}), encoding="utf-8")
+
+
+def text_of(paths: Sequence[Path]) -> str:
+    records = [read_record(path) for path in paths]
+    return "\n\n".join(f"{heading(record)}\n\n{tables(record)}" for record in records)
 
 
 def heading(record: dict[str, Any]) -> str:

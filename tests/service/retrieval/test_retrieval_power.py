@@ -19,7 +19,8 @@ def test_three_hundred_power_cuts() -> None:
     """Also: the life that was recorded must have had syncs, truncations and renames to cut between.
 
     rebuilt: states in which the file of mapped vectors is older than the index that names it. That file is a cache: the
-    index is then made from the truth, and says so. It must stay rare, or every power cut would cost a rebuild.
+    index is then made from the truth, or single rows are answered from it, and the doctor says so. Why such states
+    occur at all, after the sync before the rename, is not explained; they must stay rare.
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
