@@ -24,7 +24,6 @@ from service.retrieval.errors import (
     CollectionConflict,
     CollectionNotFound,
     InvalidCollection,
-    RetrievalError,
     StoreClosed,
     StoreCorrupt,
 )
@@ -43,18 +42,18 @@ from service.retrieval.tables import (
     read_list,
     renew_epoch,
 )
+from service.retrieval.upkeep import Upkeep
 
 log = logging.getLogger("clipworks.retrieval")
 DATABASE = "collections.sqlite3"
 INDEXES = "indexes"
 _RESTORE_ROWS = 2000
-_SAVE_SHARE = 0.1
 
 
 class CollectionStore:
     """Open with `CollectionStore.open`; close it, or use it as a context manager. Safe from any thread.
 
-    Threads: the log's writer (see log.py) and one for upkeep, which rebuilds indexes, saves them, and notes progress.
+    Threads: the log's writer (see log.py) and the one of upkeep.py.
     `_changing` guards the dictionary of collections and is held while one is made or dropped.
     """
 
@@ -69,11 +68,10 @@ class CollectionStore:
         self._changing = threading.Lock()
         self._collections: dict[str, Collection] = {}
         self._coming: set[str] = set()
-        self._saved: dict[int, tuple[int, str | None]] = {}
-        self._noted: witness.Progress = {}
         self._closed = False
-        self._stop = False
-        self._due = threading.Event()
+        self._upkeep = Upkeep(
+            folder, indexes=folder / INDEXES, settings=settings, collections=lambda: list(self._collections.values())
+        )
         self._warnings: tuple[str, ...] = ()
         path = folder / DATABASE
         noted = witness.load(folder)
@@ -91,7 +89,6 @@ class CollectionStore:
         except BaseException:
             self._log.close()
             raise
-        self._upkeep = threading.Thread(target=self._keep_up, name="retrieval-upkeep", daemon=True)
         self._upkeep.start()
 
     @classmethod
@@ -193,9 +190,9 @@ class CollectionStore:
             with found.being_dropped():
                 self._log.write(lambda db: drop_collection(db, number), gate=found.gate)
             del self._collections[name]
-            self._saved.pop(number, None)
+            self._upkeep.forget(number)
             cache.path_of(self._folder / INDEXES, found.tables).unlink(missing_ok=True)
-            self._note_progress()
+            self._upkeep.note_progress()
 
     def restore(self, path: Path, *, name: str) -> Collection:
         """A new collection from a file that `Collection.snapshot` wrote; all of it or nothing.
@@ -250,13 +247,12 @@ class CollectionStore:
             if self._closed:
                 return
             self._closed = True
-        self._stop = True
-        self._due.set()
+        self._upkeep.stop()
         self._log.close()
         self._upkeep.join()
         if not self._temporary:
-            self._save_indexes(least_share=0.0)
-            self._note_progress()
+            self._upkeep.save_indexes(least_share=0.0)
+            self._upkeep.note_progress()
         self._owner.release()
         if self._temporary:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -297,7 +293,7 @@ class CollectionStore:
             if path.name not in known:
                 path.unlink(missing_ok=True)
         if self._warnings:
-            self._note_progress()
+            self._upkeep.note_progress()
         log.info("%d collections opened in %.2f s", len(found), time.monotonic() - started)
 
     def _load_one(self, tables: Tables, noted: witness.Progress) -> None:
@@ -323,7 +319,7 @@ class CollectionStore:
             tables = replace(tables, epoch=uuid.uuid4().hex)
             self._log.write(lambda db: renew_epoch(db, tables.number, tables.epoch))
         if found and found.index.kind == wanted_kind(tables.spec.index, now.rows, self._settings, now=found.index.kind):
-            self._saved[tables.number] = (found.counters.sequence, found.mapped.path.name if found.mapped else None)
+            self._upkeep.remember(tables.number, found)
             catch_up(self._log, rows, found)
             live = found
         else:
@@ -358,66 +354,11 @@ class CollectionStore:
             live=live,
             folder=self._folder / INDEXES,
             warnings=warnings,
-            wake=self._due.set,
+            wake=self._upkeep.wake,
             stop=lambda: self._closed,
         )
         self._collections[tables.name] = made
         return made
-
-    def _keep_up(self) -> None:
-        """The upkeep thread: never lets an error end it."""
-        note_at = time.monotonic() + self._settings.checkpoint_s
-        while not self._stop:
-            self._due.wait(timeout=max(0.01, min(1.0, note_at - time.monotonic())))
-            self._due.clear()
-            for collection in list(self._collections.values()):
-                if self._stop:
-                    return
-                try:
-                    collection.keep_up()
-                except StoreClosed:
-                    return
-                except RetrievalError as error:
-                    log.error("the index of collection %s could not be rebuilt: %s", collection.name, error)
-                    time.sleep(min(1.0, self._settings.checkpoint_s))
-                except Exception:
-                    log.exception("the index of collection %s could not be rebuilt", collection.name)
-                    time.sleep(min(1.0, self._settings.checkpoint_s))
-            if time.monotonic() >= note_at:
-                note_at = time.monotonic() + self._settings.checkpoint_s
-                self._note_progress()
-                self._save_indexes(least_share=_SAVE_SHARE)
-
-    def _note_progress(self) -> None:
-        progress = {c.tables.epoch: c.searcher.state().sequence for c in list(self._collections.values())}
-        if progress == self._noted:
-            return
-        try:
-            witness.save(self._folder, progress)
-            self._noted = progress
-        except OSError as error:
-            log.warning("progress could not be noted: %s", error)
-
-    def _save_indexes(self, *, least_share: float) -> None:
-        """Save indexes that took training and have changed by more than a share of their rows since the last time."""
-        for collection in list(self._collections.values()):
-            state = collection.searcher.state()
-            sequence, vectors_file = self._saved.get(collection.tables.number, (-1, None))
-            changes = state.sequence - sequence
-            rebuilt = vectors_file != state.vectors_file
-            if (
-                state.kind == "flat"
-                or state.broken
-                or not (rebuilt or (changes and changes >= least_share * state.live))
-            ):
-                continue
-            try:
-                frozen = collection.searcher.freeze()
-                cache.save(cache.path_of(self._folder / INDEXES, collection.tables), collection.tables, frozen)
-                name = frozen.mapped.path.name if frozen.mapped else None
-                self._saved[collection.tables.number] = (frozen.counters.sequence, name)
-            except OSError as error:
-                log.warning("the index of collection %s could not be saved: %s", collection.name, error)
 
 
 def _rows(tables: Tables) -> Rows:
