@@ -1,23 +1,18 @@
-"""The blocking client: steps are carried out in the caller's thread, several requests in a pool of threads."""
+"""The blocking client."""
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import httpx2
 
-from clipworks import errors
-from clipworks._calls import Labels, Plan, label_fields
+from clipworks._calls import Labels, label_fields
 from clipworks._collections import IndexKind
 from clipworks._collections_sync import Collection
-from clipworks._exchange import Answer, Broken, Call, Pause, Request, Send, Steps
-from clipworks._progress import Progress, progress_bar
-from clipworks._setup import MIB, Setup, lower_case
+from clipworks._setup import MIB, Setup
+from clipworks._sync_carrier import Carrier
 from clipworks.results import ClassifyResult, EmbedResult, LocalizeResult, Located
 from clipworks.retry import RetryPolicy
 from clipworks.schemas import (
@@ -37,12 +32,6 @@ from clipworks.schemas import (
 if TYPE_CHECKING:
     from clipworks._inputs import ImageSource
     from clipworks.results import Vectors
-
-T = TypeVar("T")
-
-
-class _Stopped(Exception):
-    """Another request of the same call has failed."""
 
 
 class Client:
@@ -78,6 +67,8 @@ class Client:
             limits=self._setup.limits,
             transport=transport,
         )
+        carrier = Carrier(self._setup, self._http)
+        self._run, self._drive = carrier.run, carrier.drive
 
     @property
     def url(self) -> str:
@@ -356,65 +347,3 @@ class Client:
     def health(self) -> Health:
         """Whether the server is ready to answer; says why when it is not. Not retried."""
         return self._drive(self._setup.queries.health())
-
-    def _run(self, plan: Plan[T], progress: Progress) -> T:
-        """All chunks, at most `concurrency` at a time; after the first error nothing more is sent."""
-        stop = threading.Event()
-        with progress_bar(plan.label, plan.total, shown=progress) as advance:
-            plan.batch.done = advance
-            workers = min(self._setup.calls.limits.concurrency, len(plan.chunks))
-            if workers == 1:
-                for chunk in plan.chunks:
-                    self._drive(plan.batch.steps(chunk), stop)
-                return plan.finish()
-            with ThreadPoolExecutor(workers, thread_name_prefix="clipworks") as pool:
-                futures = [pool.submit(self._drive, plan.batch.steps(chunk), stop) for chunk in plan.chunks]
-                try:
-                    wait(futures, return_when=FIRST_EXCEPTION)
-                finally:
-                    stop.set()
-                    pool.shutdown(wait=False, cancel_futures=True)
-        raised = [error for future in futures if not future.cancelled() and (error := future.exception())]
-        for error in raised:
-            if not isinstance(error, _Stopped):
-                raise error
-        return plan.finish()
-
-    def _drive(self, steps: Steps[T], stop: threading.Event | None = None) -> T:
-        """Carry out steps to their end.
-
-        Raises:
-            _Stopped: `stop` was set before the next step.
-        """
-        stop = stop or threading.Event()
-        while True:
-            try:
-                step = next(steps)
-            except StopIteration as done:
-                return done.value
-            if stop.is_set():
-                raise _Stopped
-            match step:
-                case Send():
-                    step.result = self._send(step.request)
-                case Pause():
-                    stop.wait(step.seconds)
-                case Call():
-                    step.run()
-
-    def _send(self, request: Request) -> Answer | Broken:
-        deadline = time.monotonic() + self._setup.timeout_s
-        try:
-            with self._http.stream(
-                request.method, request.path, content=request.content, headers=dict(request.headers)
-            ) as response:
-                body = bytearray()
-                for piece in response.iter_bytes():
-                    body += piece
-                    if time.monotonic() > deadline:
-                        return self._setup.too_slow(request)
-                return Answer(response.status_code, lower_case(response.headers), bytes(body))
-        except (httpx2.TransportError, httpx2.DecodingError) as error:
-            return self._setup.broken(request, error)
-        except httpx2.InvalidURL as error:
-            raise errors.ConnectionFailed(f"{self._setup.url}{request.path}: {error}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import logging
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -28,6 +27,7 @@ from service.retrieval.filters import Condition, compile_filter
 from service.retrieval.items import Door, check_id
 from service.retrieval.live import LiveIndex, build, catch_up, wanted_kind
 from service.retrieval.log import Log
+from service.retrieval.queries import check_queries, cursor_of, id_of_cursor
 from service.retrieval.records import (
     CollectionInfo,
     CollectionSpec,
@@ -383,28 +383,3 @@ class Collection:
     def _check_open(self) -> None:
         if self._dropped:
             raise CollectionNotFound(f"collection {self.name} was dropped")
-
-
-def check_queries(vectors: Any, dim: int) -> Vector:
-    queries = np.asarray(vectors)
-    if queries.dtype != np.float32 or queries.ndim != 2 or queries.shape[1] != dim:
-        raise InvalidQuery(f"queries must be float32 [n, {dim}], got {queries.dtype} {list(queries.shape)}")
-    largest = np.abs(queries).max(axis=1, initial=0.0)  # NaN if there is one
-    if not (finite := largest < 1e15).all():
-        raise InvalidQuery(f"query {int(np.argmin(finite))} has a number that is not finite or is huge")
-    if not (directed := largest > 0).all():
-        raise InvalidQuery(f"query {int(np.argmin(directed))} is the zero vector, which has no direction")
-    return np.ascontiguousarray(queries)
-
-
-def cursor_of(id: str) -> str:
-    return base64.urlsafe_b64encode(id.encode()).decode().rstrip("=")
-
-
-def id_of_cursor(cursor: str | None) -> str:
-    if cursor is None:
-        return ""
-    try:
-        return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
-    except (ValueError, UnicodeError):
-        raise InvalidQuery("the cursor is not one that a page of items gave") from None

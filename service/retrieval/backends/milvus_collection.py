@@ -22,9 +22,9 @@ from service.retrieval.backends.milvus_rows import (
     weight_of,
 )
 from service.retrieval.backends.milvus_search import Asked, search
-from service.retrieval.collection import check_queries, cursor_of, id_of_cursor
 from service.retrieval.errors import InvalidItem, InvalidQuery, ItemNotFound
 from service.retrieval.items import Door, check_id
+from service.retrieval.queries import check_queries, cursor_of, id_of_cursor
 from service.retrieval.records import (
     CollectionInfo,
     CollectionSpec,
