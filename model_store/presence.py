@@ -76,20 +76,25 @@ def presence_scores(
 
     Compare them with `presence.threshold`.
     """
+    aggregates = aggregate_scores(maps, pooled, labels, presence)
+    return activated(presence.calibration_slope * aggregates + presence.calibration_offset, "sigmoid")
+
+
+def aggregate_scores(
+    maps: NDArray[np.float32], pooled: Vectors, labels: LabelVectors, presence: Presence
+) -> NDArray[np.float64]:
+    """One number for each label [C], scaled but not calibrated: what a calibration is fitted on."""
     length = max(float(np.linalg.norm(pooled.astype(np.float64))), _TINY)
     unit = presence.similarity == "cosine" or presence.divide_by == "pooled_norm"
     if presence.aggregation == "pooled":
         values = directions(labels, presence).astype(np.float64) @ pooled.astype(np.float64)
-        aggregate = presence.scale * values / (length if unit else 1.0)
-    else:
-        divisor = length if presence.similarity == "projection" and presence.divide_by == "pooled_norm" else 1.0
-        scaled = presence.scale * maps.reshape(len(maps), -1).astype(np.float64) / divisor
-        if presence.aggregation == "max":
-            aggregate = scaled.max(axis=1)
-        else:
-            # DualCoOp (Sun et al., 2022), equation 4: positions weigh by the softmax of their own scores.
-            aggregate = (activated(scaled, "softmax") * scaled).sum(axis=1)
-    return activated(presence.calibration_slope * aggregate + presence.calibration_offset, "sigmoid")
+        return presence.scale * values / (length if unit else 1.0)
+    divisor = length if presence.similarity == "projection" and presence.divide_by == "pooled_norm" else 1.0
+    scaled = presence.scale * maps.reshape(len(maps), -1).astype(np.float64) / divisor
+    if presence.aggregation == "max":
+        return scaled.max(axis=1)
+    # DualCoOp (Sun et al., 2022), equation 4: positions weigh by the softmax of their own scores.
+    return (activated(scaled, "softmax") * scaled).sum(axis=1)
 
 
 def default_presence(templates: Sequence[str], logit_scale: float) -> Presence:

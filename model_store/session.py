@@ -24,6 +24,8 @@ class SessionSettings:
     arena: keep freed memory for the next run (faster, larger).
     full_optimization: ONNX Runtime's layout transforms as well; they crash on fp16 ViT graphs on the CPU.
     memory_limit_bytes: of the CUDA arena, 0 = none.
+    prepack: copy weights into the layout that products read fastest. Without it they stay mapped from their file, one
+        copy in memory for all sessions of it.
     """
 
     device: Device = "cpu"
@@ -32,6 +34,7 @@ class SessionSettings:
     arena: bool = True
     full_optimization: bool = True
     memory_limit_bytes: int = 0
+    prepack: bool = True
 
 
 def provider_names(device: Device) -> tuple[str, ...]:
@@ -46,6 +49,8 @@ def session_options(settings: SessionSettings) -> ort.SessionOptions:
     options.enable_cpu_mem_arena = settings.arena
     options.log_severity_level = _SILENT
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings.spinning else "0")
+    if not settings.prepack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if settings.full_optimization else level.ORT_ENABLE_EXTENDED
     return options

@@ -138,7 +138,8 @@ def open_tower(artifact: Artifact, role: Role, precision: Precision, settings: S
 def open_dense_tower(artifact: Artifact, precision: Precision, settings: SessionSettings) -> DenseTower:
     """The dense encoder at `precision` with the adapters of its positions and of its pooled vector.
 
-    A session of its own: open it when it is first needed. Its prepared pictures follow `artifact.dense_spec`.
+    A session of its own: open it when it is first needed. Its prepared pictures follow `artifact.dense_spec`. Without
+    `settings.prepack` its weights stay in the file that the image encoder reads too.
 
     Raises:
         ArtifactNotFound: no dense role, not built at this precision, or not measured with what comes behind it;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import logging
 import os
@@ -9,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from types import FrameType
 
 import uvicorn
@@ -17,7 +19,7 @@ from service.allocator import return_large_buffers
 from service.app import create_app
 from service.protocol import deadline_protocol
 from service.services import Services
-from service.settings import BadSettings, Settings, read_settings, unknown_variables
+from service.settings import BadSettings, Settings, read_settings, setting_fields, unknown_variables
 from service.telemetry import configure_logging
 
 log = logging.getLogger("clipworks.server")
@@ -144,8 +146,15 @@ def _say(what: str) -> None:
     print(f"clipworks: {what}", flush=True)
 
 
-def main() -> int:
-    """Settings from the environment alone."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Settings from the environment alone; any argument but --help is refused."""
+    lines = [f"  {each.variable} (default: {each.default or 'unset'}): {each.description}" for each in setting_fields()]
+    argparse.ArgumentParser(
+        prog="python -m service",
+        description="Serve models over HTTP until SIGTERM or Ctrl-C. `clipworks serve` takes the settings as flags.",
+        epilog="environment variables:\n" + "\n".join(lines),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args(arguments)
     try:
         settings = read_settings({})
     except BadSettings as error:

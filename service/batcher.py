@@ -41,9 +41,9 @@ class _Pending:
 class Batcher:
     """One queue and one worker thread in front of `run`, which maps a stack [B, ...] to rows [B, ...].
 
-    `stacking` says which arrays may share a run; at most `max_batch` do, the oldest first. Admission counts items:
-    `reserve` takes places for a whole request before any of its work is done. Background items run when nothing
-    else waits.
+    `stacking` says which arrays may share a run, and how many; at most `max_batch` do, the oldest first. Admission
+    counts items: `reserve` takes places for a whole request before any of its work is done. Background items run when
+    nothing else waits.
 
     A run that raises GraphError is repeated in halves, so that a bad row fails alone. Any other exception marks the
     batcher broken: it refuses work until it is replaced. All methods belong to the event loop's thread.
@@ -152,7 +152,7 @@ class Batcher:
                     continue
                 if pending.deadline.expired:
                     pending.future.set_exception(DeadlineExceeded("the deadline passed while the item was queued"))
-                elif len(batch) < self.max_batch and (not batch or self._stacking.joins(batch[0].array, pending.array)):
+                elif not batch or (len(batch) < self._most(batch[0]) and self._joins(batch[0], pending)):
                     batch.append(pending)
                 else:
                     rest.append(pending)
@@ -160,6 +160,13 @@ class Batcher:
             if batch:
                 return batch
         return []
+
+    def _most(self, first: _Pending) -> int:
+        most = self._stacking.most(first.array)
+        return self.max_batch if most is None else min(self.max_batch, most)
+
+    def _joins(self, first: _Pending, other: _Pending) -> bool:
+        return self._stacking.joins(first.array, other.array)
 
     async def _answer(self, batch: list[_Pending]) -> None:
         """Run a batch and resolve its futures; in halves when ONNX Runtime refuses it."""

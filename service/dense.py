@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from model_store.towers import DenseTower, DenseVectors, open_dense_tower
 from service.batcher import Batcher, BatchObserver
 from service.engine import EngineSettings, Owned, choose_precision, probe_graphs
 from service.faults import DeadlineExceeded, NotReady
+from service.stacking import EqualPictures
 from service.timing import Deadline
 
 ROLE: Role = "dense_encoder"
@@ -87,6 +89,7 @@ class DenseSession:
             max_batch=self._settings.max_batch_images if tower.batch_invariant else 1,
             max_items=self._settings.max_queue_items,
             observer=self._observer,
+            stacking=EqualPictures(self._settings.max_batch_pixels),
         )
         if not waiting.done():
             waiting.set_result(self.opened)
@@ -105,7 +108,7 @@ def open_dense(artifact: Artifact, settings: EngineSettings) -> DenseTower:
         raise ArtifactNotFound(f"{artifact.reference} has no {ROLE}")
     width, height = dense_size(1, 1, spec)
     feeds = {found[1].inputs[0].name: np.zeros((1, height, width, 3), dtype=np.uint8)}
-    options, probed = settings.session, ProbeLog(settings.probe_log)
+    options, probed = replace(settings.session, prepack=settings.dense_prepack), ProbeLog(settings.probe_log)
     key = probed.key(f"{ROLE}/{artifact.build(settings.precision or 'fp32')}", options)
     if settings.probe_first and not probed.knows(key):
         behind: list[Owned] = [each for role in _BEHIND if (each := artifact.graph_spec(role, "fp32"))]

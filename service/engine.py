@@ -28,6 +28,8 @@ class EngineSettings:
     max_batch_texts: int
     max_queue_items: int
     probe_first: bool
+    max_batch_pixels: int = 4_000_000
+    dense_prepack: bool = False
     probe_log: Path | None = None
     arena: bool = True
     memory_limit_bytes: int = 0

@@ -143,6 +143,8 @@ def build_services(settings: Settings, *, telemetry: Telemetry, with_collections
         intra_threads=settings.intra_threads or cores,
         spinning=settings.spinning,
         max_batch_images=settings.max_batch_images,
+        max_batch_pixels=settings.max_batch_pixels,
+        dense_prepack=settings.dense_prepack,
         max_batch_texts=settings.max_batch_texts,
         max_queue_items=settings.max_queue_items,
         probe_first=settings.probe,

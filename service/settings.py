@@ -83,6 +83,7 @@ class Settings(BaseSettings):
     )
     max_label_texts: int = Field(2000, ge=1, description="inline labels x templates of a request (413)")
     max_heatmaps: int = Field(64, ge=1, description="heatmaps of a /localize: inputs x labels to be mapped (413)")
+    max_masks: int = Field(256, ge=1, description="inputs x labels of a /localize that asks for masks (413)")
     image_formats: Annotated[tuple[str, ...], NoDecode] = Field(
         ("JPEG", "PNG", "WEBP"), description=f"accepted formats, of {', '.join(ALL_FORMATS)}"
     )
@@ -104,6 +105,12 @@ class Settings(BaseSettings):
         False, description="model sessions keep freed memory for the next run; no faster where it was measured"
     )
     max_batch_images: int = Field(16, ge=1, description="images of one model run")
+    max_batch_pixels: int = Field(
+        4_000_000, ge=1, description="pixels of one run of a dense encoder; one image runs whatever its size"
+    )
+    dense_prepack: bool = Field(
+        False, description="dense encoders copy their weights into a faster layout: less time, twice the memory"
+    )
     max_batch_texts: int = Field(64, ge=1, description="texts of one model run")
     probe: bool = Field(
         True, description="open each graph first in a child process, so that a crash cannot end the server"

@@ -21,6 +21,10 @@ class Stacking(Protocol):
         """May `other` share a run with `first`, the oldest row of it?"""
         ...
 
+    def most(self, first: Row) -> int | None:
+        """How many rows a run of `first` may have at most; None: as many as the batcher allows."""
+        ...
+
     def stack(self, rows: Sequence[Row]) -> Row:
         """[B, ...] of rows that join."""
         ...
@@ -32,8 +36,22 @@ class EqualShapes:
     def joins(self, first: Row, other: Row) -> bool:
         return first.shape == other.shape
 
+    def most(self, first: Row) -> int | None:
+        return None
+
     def stack(self, rows: Sequence[Row]) -> Row:
         return np.stack(rows)
+
+
+class EqualPictures(EqualShapes):
+    """Pictures [H, W, 3] of one size, together at most `max_pixels`: memory of a run grows with them, not with their
+    number. One picture may always run, however large."""
+
+    def __init__(self, max_pixels: int) -> None:
+        self._max_pixels = max_pixels
+
+    def most(self, first: Row) -> int | None:
+        return max(1, self._max_pixels // (first.shape[0] * first.shape[1]))
 
 
 class PaddedTokens:
@@ -49,6 +67,9 @@ class PaddedTokens:
     def joins(self, first: Row, other: Row) -> bool:
         short, long = sorted((len(first), len(other)))
         return long <= max(_SPARE_SHARE * short, short + _SPARE_TOKENS)
+
+    def most(self, first: Row) -> int | None:
+        return None
 
     def stack(self, rows: Sequence[Row]) -> Row:
         stacked = np.full((len(rows), max(len(row) for row in rows)), self._pad_id, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""`python -m training.regrid FOLDER`: a dense role for an artifact whose checkpoint is gone, from its own ONNX weights.
+"""`python -m training.regrid FOLDER [--short-px N]`: a dense role for an artifact whose checkpoint is gone.
 
 The image encoder's graph is read back into torch, which is possible where it is a plain convolutional trunk with a mean
 head (convolutions, ReLU, additions, one mean, one projection). The dense graph then goes through the door of every
@@ -14,20 +14,22 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
 
 from model_store.artifact import MANIFEST_FILE, Artifact
 from model_store.errors import ExportRefused
 from model_store.golden import ARRAYS_FILE, CASES_FILE, DENSE_PICTURES, Goldens, dense_tolerance, write_dense_pictures
-from model_store.manifest import Manifest
+from model_store.manifest import DenseSpec, Manifest
 from model_store.proving import Proof
 from model_store.session import SessionSettings
 from model_store.store import file_entries
@@ -124,37 +126,72 @@ _KINDS: dict[str, Any] = {
 }
 
 
-def add_dense_role(artifact: Artifact) -> Manifest:
+def add_dense_role(artifact: Artifact, *, short_px: int | None = None) -> Manifest:
     """Write the dense graph into an artifact's own folder, in place, and prove the whole on its golden cases.
 
     Raises:
         ExportRefused: it has a dense role already, or its image encoder cannot be read back.
         GoldenError: it is no longer the model that was published; nothing was changed then.
     """
-    manifest, folder = artifact.manifest, artifact.folder
+    manifest = artifact.manifest
     found = manifest.graph("image_encoder", "fp32")
     if manifest.dense is not None or found is None or manifest.image is None or found.external_files:
         raise ExportRefused(f"{artifact.reference} has a dense role already, or no fp32 image encoder of its own")
-    with tempfile.TemporaryDirectory(dir=folder.parent) as name:
-        staged = Path(name) / folder.name
-        shutil.copytree(folder, staged)
+    spec = _resized(free_sizes(manifest.image, stride_px=TOTAL_STRIDE, pooling="mean"), short_px)
+    with _staged(artifact) as staged:
         trunk = TrunkFromGraph(staged / found.file).eval()
-        spec = free_sizes(manifest.image, stride_px=TOTAL_STRIDE, pooling="mean")
         source = DenseSource(module=trunk, spec=spec)
-        pixels = Goldens(artifact).arrays["prepared"]
-        built = build_dense(source, _Encoder(trunk), found, pixels, staged)
+        built = build_dense(source, _Encoder(trunk), found, Goldens(artifact).arrays["prepared"], staged)
         graphs = tuple(built.image if graph is found else graph for graph in manifest.graphs)
-        _add_goldens(staged, source)
-        (staged / MANIFEST_FILE).unlink()
-        changed = manifest.model_copy(
-            update={"dense": spec, "graphs": (*graphs, built.graph), "files": file_entries(staged)}
-        )
-        changed = Manifest.model_validate(changed.model_dump())
-        (staged / MANIFEST_FILE).write_text(changed.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        _prove(Artifact(manifest=changed, folder=staged, base=artifact.base, writable=artifact.writable))
-        for path in sorted(staged.rglob("*"), key=lambda each: each.name == MANIFEST_FILE):
-            if path.is_file():
-                os.replace(path, folder / path.relative_to(staged))
+        return _replace(artifact, staged, source, {"graphs": (*graphs, built.graph)})
+
+
+def change_size(artifact: Artifact, short_px: int) -> Manifest:
+    """Let an artifact look at pictures at another default size, in place; graphs and weights stay as they are.
+
+    Raises:
+        ExportRefused: it has no dense role of free sizes, or its image encoder cannot be read back.
+        GoldenError: it is no longer the model that was published; nothing was changed then.
+    """
+    manifest = artifact.manifest
+    encoder = manifest.graph("image_encoder", "fp32")
+    if manifest.dense is None or manifest.dense.sizes != "free" or encoder is None:
+        raise ExportRefused(f"{artifact.reference} has no dense role of its own that takes other sizes")
+    with _staged(artifact) as staged:
+        trunk = TrunkFromGraph(staged / encoder.file).eval()
+        return _replace(artifact, staged, DenseSource(module=trunk, spec=_resized(manifest.dense, short_px)), {})
+
+
+def _resized(spec: DenseSpec, short_px: int | None) -> DenseSpec:
+    """The longest side stays: it is the limit for requests that ask for more."""
+    if short_px is None:
+        return spec
+    try:
+        return DenseSpec.model_validate(spec.model_dump() | {"short_px": short_px})
+    except ValidationError as error:
+        raise ExportRefused(f"short_px {short_px}: {error.errors()[0]['msg']}") from error
+
+
+@contextmanager
+def _staged(artifact: Artifact) -> Generator[Path]:
+    """A copy of the artifact's folder, removed afterwards."""
+    with tempfile.TemporaryDirectory(dir=artifact.folder.parent) as name:
+        staged = Path(name) / artifact.folder.name
+        shutil.copytree(artifact.folder, staged)
+        yield staged
+
+
+def _replace(artifact: Artifact, staged: Path, source: DenseSource, change: dict[str, Any]) -> Manifest:
+    """Give the staged copy goldens and manifest for `source`, prove it, and put its files in the artifact's place."""
+    _write_goldens(staged, source)
+    (staged / MANIFEST_FILE).unlink()
+    update = {**change, "dense": source.spec, "files": file_entries(staged)}
+    changed = Manifest.model_validate(artifact.manifest.model_copy(update=update).model_dump())
+    (staged / MANIFEST_FILE).write_text(changed.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    _prove(Artifact(manifest=changed, folder=staged, base=artifact.base, writable=artifact.writable))
+    for path in sorted(staged.rglob("*"), key=lambda each: each.name == MANIFEST_FILE):
+        if path.is_file():
+            os.replace(path, artifact.folder / path.relative_to(staged))
     return changed
 
 
@@ -167,14 +204,14 @@ class _Encoder(nn.Module):
         return self.trunk.encode(pixels)
 
 
-def _add_goldens(folder: Path, source: DenseSource) -> None:
+def _write_goldens(folder: Path, source: DenseSource) -> None:
     pictures, arrays = write_dense_pictures(folder, source.spec, encode_dense(source))
     cases = json.loads((folder / CASES_FILE).read_text(encoding="utf-8"))
     cases["dense"] = [case.model_dump(mode="json") for case in pictures]
     cases["tolerances"]["dense_encoder"] = {"fp32": dense_tolerance().model_dump(mode="json")}
     (folder / CASES_FILE).write_text(json.dumps(cases, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     with np.load(folder / ARRAYS_FILE, allow_pickle=False) as stored:
-        kept = {name: stored[name] for name in stored.files}
+        kept = {name: stored[name] for name in stored.files if not name.startswith("dense_")}
     with (folder / ARRAYS_FILE).open("wb") as stream:
         np.savez_compressed(stream, allow_pickle=False, **kept, **arrays)
 
@@ -190,9 +227,15 @@ def _prove(artifact: Artifact) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.regrid", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("folder", type=Path, help="folder of one artifact, with its manifest.json")
-    folder = parser.parse_args(arguments).folder
-    manifest = Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
-    changed = add_dense_role(Artifact(manifest=manifest, folder=folder, base=None, writable=False))
+    parser.add_argument("--short-px", type=int, help="size at which pictures are looked at by default")
+    chosen = parser.parse_args(arguments)
+    manifest = Manifest.model_validate_json((chosen.folder / MANIFEST_FILE).read_bytes())
+    artifact = Artifact(manifest=manifest, folder=chosen.folder, base=None, writable=False)
+    if manifest.dense is not None and chosen.short_px is not None:
+        change_size(artifact, chosen.short_px)
+        sys.stdout.write(f"{artifact.reference}: looks at pictures at {chosen.short_px} px now\n")
+        return
+    changed = add_dense_role(artifact, short_px=chosen.short_px)
     sys.stdout.write(f"{changed.name}@{changed.version}: dense_encoder added, pictures {', '.join(DENSE_PICTURES)}\n")
 
 

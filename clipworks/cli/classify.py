@@ -14,17 +14,19 @@ from clipworks.cli.embed import images_below
 from clipworks.cli.failures import FAILED_ITEMS, UsageError
 from clipworks.results import ClassifyResult
 
+Labels = Annotated[str | None, typer.Option(help="Labels separated by commas, or @FILE with one on each line.")]
+LabelSet = Annotated[str | None, typer.Option(help="A label set that the server has stored.")]
+Templates = Annotated[
+    list[str] | None,
+    typer.Option("--template", help="none, simple, imagenet, or a text with one {}; may be repeated."),
+]
+
 
 def classify(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Images, or folders of images.")],
-    labels: Annotated[
-        str | None, typer.Option(help="Labels separated by commas, or @FILE with one on each line.")
-    ] = None,
-    label_set: Annotated[str | None, typer.Option(help="A label set that the server has stored.")] = None,
-    templates: Annotated[
-        list[str] | None,
-        typer.Option("--template", help="none, simple, imagenet, or a text with one {}; may be repeated."),
-    ] = None,
+    labels: Labels = None,
+    label_set: LabelSet = None,
+    templates: Templates = None,
     activation: Annotated[
         Literal["softmax", "sigmoid", "none"] | None, typer.Option(help="Default: the model's own.")
     ] = None,
@@ -38,10 +40,8 @@ def classify(
     as_json: connect.AsJson = False,
 ) -> None:
     """Score labels for each image, best first."""
-    if (labels is None) == (label_set is None):
-        raise UsageError("give either --labels cat,dog or --label-set NAME")
+    wanted = labels_of(labels, label_set)
     names = _images(images)
-    wanted = None if labels is None else labels_of(labels)
 
     async def run() -> ClassifyResult:
         async with connect.vectors_client(
@@ -86,8 +86,16 @@ def _images(given: list[str]) -> list[str]:
     return [name for each in given for name in (images_below(Path(each)) if Path(each).is_dir() else [each])]
 
 
-def labels_of(text: str) -> list[str]:
-    """Raises UsageError when there is none, or the file cannot be read."""
+def labels_of(text: str | None, label_set: str | None) -> list[str] | None:
+    """The labels that were given; None: those of a label set.
+
+    Raises:
+        UsageError: neither or both were given, there is no label, or the file cannot be read.
+    """
+    if (text is None) == (label_set is None):
+        raise UsageError("give either --labels cat,dog or --label-set NAME")
+    if text is None:
+        return None
     if text.startswith("@"):
         try:
             found = Path(text[1:]).read_text(encoding="utf-8-sig").splitlines()

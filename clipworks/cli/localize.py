@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from clipworks.cli import connect, output
-from clipworks.cli.classify import labels_of, templates_of
+from clipworks.cli.classify import Labels, LabelSet, Templates, labels_of, templates_of
 from clipworks.cli.failures import UsageError
 from clipworks.results import LocalizeResult, Located, LocatedLabel
 from clipworks.schemas import Included
@@ -21,14 +21,9 @@ _BEST = "best"
 
 def localize(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="One image.")],
-    labels: Annotated[
-        str | None, typer.Option(help="Labels separated by commas, or @FILE with one on each line.")
-    ] = None,
-    label_set: Annotated[str | None, typer.Option(help="A label set that the server has stored.")] = None,
-    templates: Annotated[
-        list[str] | None,
-        typer.Option("--template", help="none, simple, imagenet, or a text with one {}; may be repeated."),
-    ] = None,
+    labels: Labels = None,
+    label_set: LabelSet = None,
+    templates: Templates = None,
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Score of a label that is present. Default: the model's own.")
     ] = None,
@@ -48,15 +43,13 @@ def localize(
     as_json: connect.AsJson = False,
 ) -> None:
     """Say which labels are in an image, how sure, and where; --out draws it."""
-    if (labels is None) == (label_set is None):
-        raise UsageError("give either --labels cat,dog or --label-set NAME")
+    names = labels_of(labels, label_set)
     if out is not None and out.suffix.lower() not in _DRAWN:
         raise UsageError(f"--out {out}: expected a name that ends with {', '.join(_DRAWN)}")
     if heat is not None and out is None:
         raise UsageError("--heat is drawn on the image: give --out overlay.png too")
     if not image.is_file():
         raise UsageError(f"no such file: {image}")
-    names = None if labels is None else labels_of(labels)
     if heat not in (None, _BEST) and names is not None and heat not in names:
         raise UsageError(f"--heat {heat!r}: expected one of the labels, or {_BEST}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter
@@ -12,23 +11,11 @@ from starlette.responses import Response
 from clipworks.schemas import ClassifyRequest, ClassifyResponse
 from model_store.errors import ClipworksError
 from service import pipeline
-from service.context import Context, context_of, while_connected
-from service.ingress import Options, items_of, param_of, read_request
+from service.ingress import Options
 from service.openapi import answers, bodies
-from service.pipeline import FailedItem, ImageItem
-from service.respond import entries, json_response, model_headers
-from service.routes.common import (
-    check_count,
-    check_towers,
-    classes_of,
-    deadline_for,
-    model_of,
-    until_first_failure,
-)
-from service.running import RunningModel
+from service.routes.common import classes_of
+from service.routes.labelled import Asked, answer, label_vectors, read_asked
 from service.scoring import ClassMatrix, Scored, presence_for
-from service.services import Services, services_of
-from service.timing import Deadline
 
 OPTIONS: Options = {
     "model": "text",
@@ -51,74 +38,40 @@ router = APIRouter()
     openapi_extra=bodies(ClassifyRequest, OPTIONS),
 )
 async def classify(request: Request) -> Response:
-    services, context = services_of(request), context_of(request.scope)
-    deadline = deadline_for(request)
-    received = await read_request(request, ClassifyRequest, services.limits, options=OPTIONS)
-    body = received.body
-    check_count(services, len(body.inputs))
-    model = model_of(services, body.model, body.label_set)
-    items = items_of(received, body.inputs, services.limits)
-    check_towers(model, items, body.inputs)
-    images = [item for item in items if isinstance(item, (ImageItem, FailedItem))]
-    outcomes = await while_connected(
-        request, _score(services, model, until_first_failure(images, body.on_error), body, deadline, context)
-    )
-    data = entries(
-        outcomes,
-        _shown,
-        on_error=body.on_error,
-        place=lambda index: param_of(body.inputs, index),
-        telemetry=services.telemetry,
-    )
-    fingerprint = {"image": model.fingerprint.image, "text": model.fingerprint.text}
-    payload = {"model": model.reference, "fingerprint": fingerprint, "data": data}
-    return json_response(payload, headers=model_headers(model))
+    asked = await read_asked(request, ClassifyRequest, OPTIONS)
+    return await answer(request, asked, _score(asked), _shown)
 
 
-async def _score(
-    services: Services,
-    model: RunningModel,
-    images: Sequence[ImageItem | FailedItem],
-    body: ClassifyRequest,
-    deadline: Deadline,
-    context: Context,
-) -> list[list[Scored] | ClipworksError]:
+async def _score(asked: Asked[ClassifyRequest]) -> list[list[Scored] | ClipworksError]:
+    services, model, body = asked.services, asked.model, asked.body
     presence = presence_for(model.manifest, body.activation, is_dense=model.dense_spec is not None)
     templates = body.templates
     if templates is None and presence is not None:
         templates = list(presence.positive_templates)  # it was calibrated with them
-    classes = await classes_of(services, model, body, templates, deadline, context.timings)
+    classes = await classes_of(services, model, body, templates, asked.deadline, asked.context.timings)
     if presence is not None and isinstance(classes, ClassMatrix):
-        labels = await services.zero_shot.label_vectors(
-            model,
-            classes,
-            presence,
-            max_texts=services.settings.max_label_texts,
-            deadline=deadline,
-            timings=context.timings,
-        )
         return await pipeline.classify_by_presence(
             model,
-            images,
+            asked.images,
             classes,
-            labels,
+            await label_vectors(asked, classes, presence),
             presence,
             pool=services.pool,
             top_k=body.top_k,
             threshold=body.threshold,
-            deadline=deadline,
-            timings=context.timings,
+            deadline=asked.deadline,
+            timings=asked.context.timings,
         )
     return await pipeline.classify(
         model,
-        images,
+        asked.images,
         classes,
         pool=services.pool,
         activation=body.activation,
         top_k=body.top_k,
         threshold=body.threshold,
-        deadline=deadline,
-        timings=context.timings,
+        deadline=asked.deadline,
+        timings=asked.context.timings,
     )
 
 

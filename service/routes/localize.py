@@ -15,26 +15,16 @@ from model_store.errors import ClipworksError
 from model_store.manifest import Presence
 from model_store.presence import presence_of
 from service import pipeline
-from service.context import Context, context_of, while_connected
 from service.errors import Refusal
 from service.faults import TooManyItems
-from service.ingress import Options, items_of, param_of, read_request
+from service.ingress import Options
 from service.localize import Heatmap, LabelAt, Located, Wanted
 from service.openapi import answers, bodies
-from service.pipeline import FailedItem, ImageItem
-from service.respond import entries, json_response, model_headers
-from service.routes.common import (
-    check_count,
-    check_towers,
-    classes_of,
-    deadline_for,
-    model_of,
-    until_first_failure,
-)
+from service.routes.common import classes_of
+from service.routes.labelled import Asked, answer, label_vectors, read_asked
 from service.running import RunningModel
 from service.scoring import ClassMatrix
-from service.services import Services, services_of
-from service.timing import Deadline
+from service.services import Services
 
 OPTIONS: Options = {
     "model": "text",
@@ -59,30 +49,11 @@ router = APIRouter()
     openapi_extra=bodies(LocalizeRequest, OPTIONS),
 )
 async def localize(request: Request) -> Response:
-    services, context = services_of(request), context_of(request.scope)
-    deadline = deadline_for(request)
-    received = await read_request(request, LocalizeRequest, services.limits, options=OPTIONS)
-    body = received.body
-    check_count(services, len(body.inputs))
-    model = model_of(services, body.model, body.label_set)
-    _check_dense(model, body)
-    items = items_of(received, body.inputs, services.limits)
-    check_towers(model, items, body.inputs)
-    images = [item for item in items if isinstance(item, (ImageItem, FailedItem))]
-    presence = presence_of(model.artifact)
-    threshold = presence.threshold if body.threshold is None else body.threshold
-    work = _find(services, model, until_first_failure(images, body.on_error), body, presence, deadline, context)
-    outcomes = await while_connected(request, work)
-    data = entries(
-        outcomes,
-        _shown,
-        on_error=body.on_error,
-        place=lambda index: param_of(body.inputs, index),
-        telemetry=services.telemetry,
-    )
-    fingerprint = {"image": model.fingerprint.image, "text": model.fingerprint.text}
-    payload = {"model": model.reference, "fingerprint": fingerprint, "threshold": threshold, "data": data}
-    return json_response(payload, headers=model_headers(model))
+    asked = await read_asked(request, LocalizeRequest, OPTIONS)
+    _check_dense(asked.model, asked.body)
+    presence = presence_of(asked.model.artifact)
+    threshold = presence.threshold if asked.body.threshold is None else asked.body.threshold
+    return await answer(request, asked, _find(asked, presence, threshold), _shown, {"threshold": threshold})
 
 
 def _check_dense(model: RunningModel, body: LocalizeRequest) -> None:
@@ -99,19 +70,12 @@ def _check_dense(model: RunningModel, body: LocalizeRequest) -> None:
         raise Refusal(422, "unsupported_input", f"short_px: {message}", param="short_px")
 
 
-async def _find(
-    services: Services,
-    model: RunningModel,
-    images: Sequence[ImageItem | FailedItem],
-    body: LocalizeRequest,
-    presence: Presence,
-    deadline: Deadline,
-    context: Context,
-) -> list[Located | ClipworksError]:
+async def _find(asked: Asked[LocalizeRequest], presence: Presence, threshold: float) -> list[Located | ClipworksError]:
+    services, model, body = asked.services, asked.model, asked.body
     if body.labels is not None:
         _check_amount(services, body, [each if isinstance(each, str) else each.name for each in body.labels])
     templates = body.templates if body.templates is not None else list(presence.positive_templates)
-    classes = await classes_of(services, model, body, templates, deadline, context.timings)
+    classes = await classes_of(services, model, body, templates, asked.deadline, asked.context.timings)
     if not isinstance(classes, ClassMatrix):
         message = (
             f"label set {body.label_set} is a class head: it judges whole pictures and has no vectors to point with; "
@@ -119,16 +83,8 @@ async def _find(
         )
         raise Refusal(422, "unsupported_input", message, param="label_set")
     _check_amount(services, body, classes.names)
-    labels = await services.zero_shot.label_vectors(
-        model,
-        classes,
-        presence,
-        max_texts=services.settings.max_label_texts,
-        deadline=deadline,
-        timings=context.timings,
-    )
     wanted = Wanted(
-        threshold=presence.threshold if body.threshold is None else body.threshold,
+        threshold=threshold,
         boxes="boxes" in body.include,
         masks="mask" in body.include,
         heatmap=body.heatmap_format if "heatmap" in body.include else None,
@@ -136,33 +92,40 @@ async def _find(
     )
     return await pipeline.localize(
         model,
-        images,
+        asked.images,
         classes.names,
-        labels,
+        await label_vectors(asked, classes, presence),
         presence,
         wanted=wanted,
         short_px=body.short_px,
         pool=services.pool,
-        deadline=deadline,
-        timings=context.timings,
+        deadline=asked.deadline,
+        timings=asked.context.timings,
     )
 
 
 def _check_amount(services: Services, body: LocalizeRequest, names: Sequence[str]) -> None:
-    """Raises TooManyItems for more labels than a picture is asked for, or more maps than an answer holds."""
-    most, maps = services.settings.max_label_texts, services.settings.max_heatmaps
-    if body.label_set is not None and len(names) > most:
+    """Raises TooManyItems for more labels than a picture is asked for, or more maps or masks than an answer holds."""
+    limits = services.settings
+    if body.label_set is not None and len(names) > limits.max_label_texts:
         raise TooManyItems(
-            f"label set {body.label_set} has {len(names)} labels, /localize takes {most} (CLIPWORKS_MAX_LABEL_TEXTS)"
+            f"label set {body.label_set} has {len(names)} labels, /localize takes {limits.max_label_texts} "
+            "(CLIPWORKS_MAX_LABEL_TEXTS)"
         )
     if body.heatmap_labels is not None and not set(body.heatmap_labels) <= set(names):
         message = "heatmap_labels: one of them is none of the labels"
         raise Refusal(422, "invalid_field", message, param="heatmap_labels")
+    images = len(body.inputs)
     asked = len(names) if body.heatmap_labels is None else sum(name in body.heatmap_labels for name in names)
-    if "heatmap" in body.include and asked * len(body.inputs) > maps:
+    if "heatmap" in body.include and asked * images > limits.max_heatmaps:
         raise TooManyItems(
-            f"{len(body.inputs)} images x {asked} labels are {asked * len(body.inputs)} heatmaps, the limit is {maps} "
+            f"{images} images x {asked} labels are {asked * images} heatmaps, the limit is {limits.max_heatmaps} "
             "(CLIPWORKS_MAX_HEATMAPS): name fewer in heatmap_labels, or leave heatmap out of include"
+        )
+    if "mask" in body.include and len(names) * images > limits.max_masks:
+        raise TooManyItems(
+            f"{images} images x {len(names)} labels with masks are {len(names) * images}, the limit is "
+            f"{limits.max_masks} (CLIPWORKS_MAX_MASKS): send fewer, or ask for boxes alone"
         )
 
 

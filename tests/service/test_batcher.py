@@ -12,6 +12,7 @@ import pytest
 from model_store.errors import GraphError
 from service.batcher import Batcher
 from service.faults import DeadlineExceeded, NotReady, Overloaded, RunFailed
+from service.stacking import EqualPictures
 from service.timing import Deadline, Timings
 
 Rows = np.ndarray
@@ -94,6 +95,26 @@ def test_only_equal_shapes_are_stacked() -> None:
         assert [row.shape for row in rows] == shapes
 
     assert sorted(within_loop(test).sizes) == [2, 3]
+
+
+def test_pictures_share_a_run_up_to_so_many_pixels() -> None:
+    gate, record = Gate(), Record()
+
+    async def main() -> None:
+        pictures = EqualPictures(2 * 4 * 6)
+        batcher = Batcher("graph", gate, max_batch=5, max_items=100, observer=record, stacking=pictures)
+        first = await behind(gate, batcher)
+        shapes = [(4, 6, 3)] * 5 + [(8, 12, 3)] * 2 + [(2, 3, 3)] * 7
+        rows = [asyncio.ensure_future(submit(batcher, i, shape)) for i, shape in enumerate(shapes)]
+        await asyncio.sleep(0)
+        gate.open.set()
+        assert [float((await row).flat[0]) for row in rows] == [2.0 * i for i in range(len(shapes))]
+        await first
+        await batcher.close()
+
+    asyncio.run(main())
+    # Two of the middle size, one of the large (which is over the limit by itself), as many small ones as may be.
+    assert record.sizes == [1, 2, 2, 1, 1, 1, 5, 2]
 
 
 def test_background_items_wait_for_the_others() -> None:

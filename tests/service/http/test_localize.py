@@ -42,7 +42,9 @@ def store(colours: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def client(store: Path, make_client: Callable[..., TestClient]) -> TestClient:
     models = ("fixed", "denied", "pooled", "plain", "flat")
-    return make_client(store=store, model="colours", extra_models=models, max_heatmaps=8, max_label_texts=50)
+    return make_client(
+        store=store, model="colours", extra_models=models, max_heatmaps=8, max_masks=9, max_label_texts=50
+    )
 
 
 def drawn(*rectangles: tuple[str, tuple[int, int, int, int]], width: int = 256, height: int = 192) -> Image.Image:
@@ -300,3 +302,14 @@ def test_heatmaps_are_counted_before_any_work(client: TestClient) -> None:
         assert [each["label"] for each in entry["labels"] if "heatmap" in each] == ["red", "blue"]
     many = client.post("/localize", json={"inputs": broken, "labels": [f"label {n}" for n in range(51)]})
     assert refused(many, 413).code == "too_many_items"
+
+
+def test_masks_are_counted_before_any_work(client: TestClient) -> None:
+    body = {"labels": LABELS, "include": ["boxes", "mask"]}
+    error = refused(client.post("/localize", json={"inputs": [{"image": "QUJD"}] * 4, **body}), 413)
+    assert error.code == "too_many_items"
+    assert "CLIPWORKS_MAX_MASKS" in error.message
+    inputs = [image_input(png(drawn(*TWO)))] * 3
+    assert client.post("/localize", json={"inputs": inputs, **body}).status_code == 200
+    boxes = {"inputs": [*inputs, *inputs], "labels": LABELS, "include": ["boxes"]}
+    assert client.post("/localize", json=boxes).status_code == 200

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
@@ -26,7 +27,7 @@ from service.engine import EngineSettings
 from service.faults import DeadlineExceeded, NotReady
 from service.running import RunningModel, open_model
 from service.telemetry import Telemetry
-from service.timing import Deadline
+from service.timing import Deadline, Timings
 
 TINY_STORE = Path(__file__).parents[2] / "fixtures" / "tiny_store"
 LABELS = ["red", "green", "blue"]
@@ -254,3 +255,33 @@ def test_closing_a_model_closes_its_dense_session(store: Path, settings: EngineS
         assert batcher.broken == "unloaded"
 
     asyncio.run(run())
+
+
+class Sizes:
+    """Keeps how many pictures each run had."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def batch(self, graph: str, size: int, seconds: float) -> None:
+        self.seen.append(size)
+
+    def queue(self, graph: str, depth: int) -> None:
+        pass
+
+
+def test_a_run_of_the_dense_encoder_is_bounded_by_pixels(store: Path, settings: EngineSettings) -> None:
+    artifact = Store(store, builtin=False).open("colours")
+    pictures = [np.full((96, 128, 3), level, dtype=np.uint8) for level in range(12)]
+    sizes = Sizes()
+
+    async def run() -> None:
+        bounded = replace(settings, max_batch_images=8, max_batch_pixels=3 * 96 * 128, max_queue_items=20)
+        session = DenseSession(artifact, bounded, sizes)
+        batcher = await session.batcher(Deadline())
+        await asyncio.gather(*(batcher.submit(each, Deadline(), Timings()) for each in pictures))
+        await session.close("the test is over")
+
+    asyncio.run(run())
+    assert sum(sizes.seen) == len(pictures)
+    assert max(sizes.seen) == 3

@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -47,6 +48,16 @@ def test_it_announces_itself_answers_and_stops_with_0(serve: Callable[..., objec
     records = [json.loads(line) for line in server.log]
     assert "CLIPWORKS_API_KEYZ" in records[0]["message"]
     assert {"path": "/embed", "status": 200}.items() <= records[-1].items()
+
+
+def test_help_starts_no_server() -> None:
+    command = [sys.executable, "-m", "service"]
+    done = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True, timeout=60)
+    assert "CLIPWORKS_MAX_ITEMS" in done.stdout
+    assert "listening" not in done.stdout
+    wrong = subprocess.run([*command, "--port", "0"], capture_output=True, text=True, check=False, timeout=60)
+    assert wrong.returncode == 2
+    assert "clipworks" not in wrong.stdout
 
 
 def test_the_curl_lines_of_the_docs_work(shared, tmp_path: Path, jpeg: bytes) -> None:

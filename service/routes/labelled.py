@@ -1,0 +1,98 @@
+"""What /classify and /localize share: images and labels in, an entry for each image out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from clipworks.schemas import ClassifyRequest, LocalizeRequest
+from model_store.errors import ClipworksError
+from model_store.manifest import Presence
+from model_store.presence import LabelVectors
+from service.context import Context, context_of, while_connected
+from service.ingress import Options, items_of, param_of, read_request
+from service.pipeline import FailedItem, ImageItem
+from service.respond import entries, json_response, model_headers
+from service.routes.common import check_count, check_towers, deadline_for, model_of, until_first_failure
+from service.running import RunningModel
+from service.scoring import ClassMatrix
+from service.services import Services, services_of
+from service.timing import Deadline
+
+_B = TypeVar("_B", ClassifyRequest, LocalizeRequest)
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Asked(Generic[_B]):
+    """A request whose body, model and inputs are in order. images: those that can change the answer."""
+
+    services: Services
+    context: Context
+    deadline: Deadline
+    body: _B
+    model: RunningModel
+    images: Sequence[ImageItem | FailedItem]
+
+
+async def read_asked(request: Request, body_type: type[_B], options: Options) -> Asked[_B]:
+    """Raises Refusal, or an error of ingress, for whatever is wrong before any image is decoded."""
+    services = services_of(request)
+    deadline = deadline_for(request)
+    received = await read_request(request, body_type, services.limits, options=options)
+    body = received.body
+    check_count(services, len(body.inputs))
+    model = model_of(services, body.model, body.label_set)
+    items = items_of(received, body.inputs, services.limits)
+    check_towers(model, items, body.inputs)
+    images = [item for item in items if isinstance(item, (ImageItem, FailedItem))]
+    return Asked(
+        services=services,
+        context=context_of(request.scope),
+        deadline=deadline,
+        body=body,
+        model=model,
+        images=until_first_failure(images, body.on_error),
+    )
+
+
+async def label_vectors(asked: Asked[_B], classes: ClassMatrix, presence: Presence) -> LabelVectors:
+    """The vectors that `presence` compares positions with. Raises as ZeroShot.label_vectors."""
+    return await asked.services.zero_shot.label_vectors(
+        asked.model,
+        classes,
+        presence,
+        max_texts=asked.services.settings.max_label_texts,
+        deadline=asked.deadline,
+        timings=asked.context.timings,
+    )
+
+
+async def answer(
+    request: Request,
+    asked: Asked[_B],
+    work: Coroutine[Any, Any, Sequence[_T | ClipworksError]],
+    show: Callable[[_T], Mapping[str, Any]],
+    more: Mapping[str, Any] | None = None,
+) -> Response:
+    """200 with the entries of `work`'s outcomes, and `more` fields beside them.
+
+    Raises:
+        Refusal: with on_error "fail", the failure of lowest index.
+    """
+    outcomes = await while_connected(request, work)
+    body, model = asked.body, asked.model
+    data = entries(
+        outcomes,
+        show,
+        on_error=body.on_error,
+        place=lambda index: param_of(body.inputs, index),
+        telemetry=asked.services.telemetry,
+    )
+    fingerprint = {"image": model.fingerprint.image, "text": model.fingerprint.text}
+    payload = {"model": model.reference, "fingerprint": fingerprint, **(more or {}), "data": data}
+    return json_response(payload, headers=model_headers(model))

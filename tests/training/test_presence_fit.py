@@ -1,0 +1,162 @@
+"""The calibration of a presence: the fit against scipy's, figures by hand, collages against their pixels, the whole."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.optimize import minimize
+
+from evaluation.encoder import open_artifact
+from model_store.artifact import MANIFEST_FILE
+from model_store.manifest import Manifest, Presence
+from model_store.store import Store
+from training.collages import collages, edges_of, read_products, singles
+from training.presence_fit import (
+    KINDS,
+    Seen,
+    Texts,
+    ask,
+    best_threshold,
+    calibration_error,
+    fit_calibration,
+    log_loss,
+    main,
+    open_folder,
+)
+
+pytestmark = pytest.mark.torch
+SHAPES = {"shirt": (20, 20, 204, 204), "watch": (80, 60, 140, 180), "belt": (4, 100, 220, 124)}
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Dark boxes on white, three kinds of article; ids 1 to 60."""
+    folder = tmp_path_factory.mktemp("products")
+    (folder / "images").mkdir()
+    with (folder / "captions.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["image", "caption"])
+        for number in range(1, 61):
+            kind = list(SHAPES)[number // 10 % 3]
+            pixels = np.full((224, 224, 3), 255, dtype=np.uint8)
+            x0, y0, x1, y1 = SHAPES[kind]
+            pixels[y0:y1, x0:x1] = (number, 40, 90)
+            Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
+            writer.writerow([f"images/{number}.png", f"Some Brand {kind.title()}"])
+        writer.writerow(["images/71.png", "A thing of no known kind"])
+    return folder
+
+
+def test_the_fit_is_the_likeliest_logistic_curve() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(3, 5, 400)
+    truth = rng.random(400) < 1 / (1 + np.exp(-(0.7 * x - 2)))
+    weights = rng.uniform(0.1, 2, 400)
+    slope, offset = fit_calibration(x, truth, weights)
+
+    def loss(found: np.ndarray) -> float:
+        return log_loss(1 / (1 + np.exp(-(found[0] * x + found[1]))), truth, weights)
+
+    expected = minimize(loss, np.array([0.1, 0.0]), method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-12})
+    np.testing.assert_allclose([slope, offset], expected.x, rtol=1e-4)
+    assert abs(slope - 0.7) < 0.15
+    with pytest.raises(ValueError, match="no higher"):
+        fit_calibration(-x, truth, weights)
+    with pytest.raises(ValueError, match="nothing to tell apart"):
+        fit_calibration(x, np.ones(400, dtype=bool), weights)
+
+
+def test_figures_by_hand() -> None:
+    p = np.array([0.9, 0.9, 0.1, 0.1])
+    truth = np.array([True, False, False, False])
+    equal, doubled = np.ones(4), np.array([2.0, 1.0, 1.0, 1.0])
+    assert calibration_error(p, truth, equal) == pytest.approx((abs(0.9 - 0.5) + abs(0.1 - 0)) / 2)
+    assert calibration_error(p, truth, doubled) == pytest.approx((abs(0.9 - 2 / 3) * 3 + 0.1 * 2) / 5)
+    assert log_loss(p, truth, equal) == pytest.approx(-np.log([0.9, 0.1, 0.9, 0.9]).mean())
+    # From .51 on: 1 right of 2 said. From .91 on: nothing is said. Up to .5 three are said, up to .1 four.
+    assert best_threshold(np.array([0.9, 0.5, 0.1, 0.1]), truth, equal) == 0.51
+
+
+def test_collages_hold_what_they_say(photographs: Path) -> None:
+    products = read_products(photographs, "validation")
+    assert [each.path.stem for each in products] == ["2", "12", "22", "32", "42", "52"]
+    for each in singles(products):
+        assert each.things[0].edges == SHAPES[each.things[0].kind]
+    for layout, size in (("grid", {(448, 448)}), ("scattered", {(640, 480), (480, 640), (600, 600)})):
+        for each in collages(products, layout, 12, seed=3):
+            assert each.image.size in size
+            covered = np.zeros((each.image.height, each.image.width), dtype=bool)
+            for thing in each.things:
+                x0, y0, x1, y1 = thing.edges
+                assert not covered[y0:y1, x0:x1].any()
+                covered[y0:y1, x0:x1] = True
+                crop = each.image.crop((x0 - 2, y0 - 2, x1 + 2, y1 + 2))
+                assert edges_of(crop) == (2, 2, x1 - x0 + 2, y1 - y0 + 2)
+            assert (np.asarray(each.image)[~covered] >= 240).all()
+    again = [[each.things for each in collages(products, "scattered", 3, seed=3)] for _ in range(2)]
+    assert again[0] == again[1]
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the shipped model without its presence."""
+    shipped = Store(tmp_path_factory.mktemp("none")).open("fashion-small")
+    folder = Path(shutil.copytree(shipped.folder, tmp_path_factory.mktemp("fit") / "1"))
+    manifest = Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
+    (folder / MANIFEST_FILE).write_text(manifest.model_copy(update={"presence": None}).model_dump_json())
+    return folder
+
+
+def test_every_list_is_asked_about_what_is_there_and_what_is_not(photographs: Path) -> None:
+    rng = np.random.default_rng(5)
+    shown = [Seen(each, rng.normal(size=(2, 3, 8)), rng.normal(size=8)) for each in collages(
+        read_products(photographs, "validation"), "grid", 30, seed=0)]  # fmt: skip
+    table = {name: rng.normal(size=8) for name in (*KINDS, "other")}
+    texts = Texts(lambda some: np.array([table[text] for text in some], dtype=np.float32))
+    rule = Presence(positive_templates=("{}",), neutral_texts=("other",), scale=2, aggregation="max")
+    asked = ask(shown, rule, texts.of(rule), seed=0)
+    for size in (1, 2, 5, 12):
+        chosen = asked.sizes == size
+        assert chosen.sum() == size * len(shown)
+        assert 0.2 < asked.truth[chosen].reshape(-1, size).any(axis=1).mean() < 0.95
+        np.testing.assert_allclose(asked.weights[chosen], 1 / size)
+    everything = asked.truth[asked.sizes == len(KINDS)].reshape(-1, len(KINDS))
+    for each, row in zip(shown, everything, strict=True):
+        assert set(np.flatnonzero(row).tolist()) == each.kinds
+
+
+@pytest.fixture(scope="module")
+def titled(photographs: Path, artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same pictures, each called what the model takes it for: there is something to calibrate."""
+    folder = Path(shutil.copytree(photographs, tmp_path_factory.mktemp("titled") / "data"))
+    encoder = open_artifact(open_folder(artifact))
+    kinds = encoder.encode_texts(KINDS)
+    with (folder / "captions.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["image", "caption"])
+        for path in sorted((folder / "images").iterdir()):
+            (vector,) = encoder.encode_images([path.read_bytes()])
+            writer.writerow([f"images/{path.name}", KINDS[int((kinds @ vector).argmax())]])
+    return folder
+
+
+def test_the_script_writes_a_presence_and_judges_it(
+    titled: Path, artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photographs = titled
+    before = Manifest.model_validate_json((artifact / MANIFEST_FILE).read_bytes())
+    main([str(artifact), "--data", str(photographs), "--collages", "2", "--write"])
+    after = Manifest.model_validate_json((artifact / MANIFEST_FILE).read_bytes())
+    assert after.presence is not None
+    assert after.presence.calibration_slope > 0
+    assert after.model_copy(update={"presence": None}) == before
+    assert "chosen: " in capsys.readouterr().out
+    main([str(artifact), "--data", str(photographs), "--collages", "2", "--test"])
+    printed = capsys.readouterr().out
+    assert printed.count("test, ") == 3
+    assert "chosen" not in printed
