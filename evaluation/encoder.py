@@ -13,16 +13,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipworks.client import Client
+from clipworks.results import Located
+from clipworks.schemas import LabelPrompts
+from evaluation.locating import Found, Label, Locator, Shown, Vectors
 from evaluation.metrics import normalize
 from model_store.errors import ArtifactNotFound
-from model_store.graph import Graph, SessionSettings, open_graph
-from model_store.manifest import Precision, Role
+from model_store.graph import SessionSettings
+from model_store.manifest import Precision
 from model_store.modality.image import decode, prepare
+from model_store.presence import presence_of
 from model_store.store import Artifact
-from model_store.towers import Head, Tower, open_head, open_tower
+from model_store.towers import Head, Tower, open_dense_tower, open_head, open_tower
 
-Vectors = NDArray[np.float32]
-Shown = NDArray[np.uint8] | bytes
 Dialect = Literal["jina", "infinity"]
 Item = TypeVar("Item")
 _BATCH = 32
@@ -56,10 +58,15 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class DenseEncoder(Encoder, Protocol):
-    """An encoder that also has a vector for each cell of a grid over the picture."""
+    """An encoder that also says where: see `evaluation.locating`."""
 
-    def encode_dense(self, images: Sequence[Shown]) -> Vectors:
-        """Unit float32 [n, rows, columns, D]; the grid covers the square that the model sees."""
+    def locate(
+        self, images: Sequence[Shown], labels: Sequence[Label], *, boxes: bool = True, short_px: int | None = None
+    ) -> list[Found]:
+        """Score, map and boxes of every label in each picture; without `boxes` there are none in the answers.
+
+        short_px: as in `/localize`. Raises ValueError where the model takes one size only.
+        """
         ...
 
 
@@ -155,22 +162,38 @@ class ArtifactEncoder:
 
 
 class DenseArtifactEncoder(ArtifactEncoder):
-    """An artifact with a `dense_encoder` graph, whose output is [n, rows, columns, D]."""
+    """An artifact with a `dense_encoder` graph, which runs one picture at a time.
+
+    Raises:
+        ArtifactNotFound, IntegrityError, GraphError: as `ArtifactEncoder` and `open_dense_tower`.
+    """
 
     def __init__(
         self, artifact: Artifact, *, precision: Precision = "fp32", settings: SessionSettings | None = None
     ) -> None:
         super().__init__(artifact, precision=precision, settings=settings)
-        self._dense = _graph(artifact, "dense_encoder", precision, settings or SessionSettings())
+        spec = artifact.dense_spec
+        if spec is None:
+            raise ArtifactNotFound(f"{artifact.reference} has no dense_encoder")
+        served: Precision = artifact.served_precision("dense_encoder", precision)
+        tower = open_dense_tower(artifact, served, settings or SessionSettings())
 
-    def encode_dense(self, images: Sequence[Shown]) -> Vectors:
-        return _batched(images, lambda part: normalize(self._dense(self._pixels(part))), size=_batch_of(self._dense))
+        def run(pixels: NDArray[np.uint8]) -> tuple[Vectors, Vectors]:
+            vectors = tower(pixels)
+            return vectors.positions, vectors.pooled
+
+        self.locator = Locator(run, spec, presence_of(artifact), self.encode_texts)
+
+    def locate(
+        self, images: Sequence[Shown], labels: Sequence[Label], *, boxes: bool = True, short_px: int | None = None
+    ) -> list[Found]:
+        return self.locator.locate(images, labels, boxes=boxes, short_px=short_px)
 
 
 def open_artifact(
     artifact: Artifact, *, precision: Precision = "fp32", settings: SessionSettings | None = None
 ) -> ArtifactEncoder:
-    """With a grid of vectors where the artifact has them."""
+    """One that says where, if the artifact can."""
     kind = DenseArtifactEncoder if "dense_encoder" in artifact.roles() else ArtifactEncoder
     return kind(artifact, precision=precision, settings=settings)
 
@@ -191,20 +214,90 @@ class ServerEncoder:
             model = references[0]
         detail = client.model(model)
         self._client = client
-        self._model = f"{detail.name}@{detail.version}"
+        self.model = f"{detail.name}@{detail.version}"
+        self.roles: tuple[str, ...] = tuple(detail.roles)
+        self._threshold = float(detail.presence["threshold"]) if detail.presence else 0.5
         spec = detail.image_spec
-        self.name = f"{self._model} at {client.url}"
+        self.name = f"{self.model} at {client.url}"
         self.space = detail.space
         self.fingerprint = _fingerprint(detail.fingerprint.image, detail.fingerprint.text, detail.build)
         self.image_px: int | None = min(spec["height_px"], spec["width_px"]) if spec else None
         self.templates: tuple[str, ...] | None = tuple(detail.templates)
 
     def encode_images(self, images: Sequence[Shown]) -> Vectors:
-        sent = [image if isinstance(image, bytes) else png(image) for image in images]
-        return normalize(self._client.embed(images=sent, model=self._model))
+        sent = [_encoded(image) for image in images]
+        return normalize(self._client.embed(images=sent, model=self.model))
 
     def encode_texts(self, texts: Sequence[str]) -> Vectors:
-        return normalize(self._client.embed(texts=texts, model=self._model))
+        return normalize(self._client.embed(texts=texts, model=self.model))
+
+
+class DenseServerEncoder(ServerEncoder):
+    """A served model that says where, through `POST /localize`, a picture at a time.
+
+    maps_per_request: the server's CLIPWORKS_MAX_HEATMAPS; more labels than that are several requests for each picture.
+    """
+
+    def __init__(self, client: Client, *, model: str | None = None, maps_per_request: int = 64) -> None:
+        super().__init__(client, model=model)
+        self._maps_per_request = maps_per_request
+
+    def locate(
+        self, images: Sequence[Shown], labels: Sequence[Label], *, boxes: bool = True, short_px: int | None = None
+    ) -> list[Found]:
+        """Raises:
+        ValueError: no labels, or two of one name.
+        ClientError: see clipworks.errors.
+        """
+        names = [label.name for label in labels]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"{len(names)} labels of {len(set(names))} names, expected some, of different names")
+        said = [LabelPrompts(name=one.name, prompts=list(one.prompts)) if one.prompts else one.name for one in labels]
+        return [self._locate(_encoded(image), said, names, boxes=boxes, short_px=short_px) for image in images]
+
+    def _locate(
+        self, image: bytes, said: list[str | LabelPrompts], names: list[str], *, boxes: bool, short_px: int | None
+    ) -> Found:
+        maps: dict[str, Vectors] = {}
+        first: Located | None = None
+        for start in range(0, len(names), self._maps_per_request):
+            result = self._client.localize(
+                [image],
+                said,
+                model=self.model,
+                threshold=0.0,  # boxes of every label, whatever its score
+                include=("boxes", "heatmap") if boxes and first is None else ("heatmap",),
+                short_px=short_px,
+                heatmap_labels=names[start : start + self._maps_per_request],
+            )[0]
+            first = first or result
+            maps |= {
+                one.label: np.asarray(one.heatmap.values, dtype=np.float32)
+                for one in result.labels
+                if one.heatmap is not None
+            }
+        if first is None:
+            raise ValueError("no labels to look for")
+        scores = {one.label: one.score for one in first.labels}
+        edges = {one.label: [[b.x0, b.y0, b.x1, b.y1, b.score] for b in one.boxes] for one in first.labels}
+        return Found(
+            width=first.width,
+            height=first.height,
+            scores=np.array([scores[name] for name in names]),
+            maps=np.stack([maps[name] for name in names]),
+            boxes=tuple(np.array(edges[name], dtype=np.float64).reshape(-1, 5) for name in names) if boxes else (),
+            threshold=self._threshold,
+        )
+
+
+def open_server(client: Client, *, model: str | None = None) -> ServerEncoder:
+    """One that says where, if the served model can.
+
+    Raises:
+        ValueError, ClientError: as `ServerEncoder`.
+    """
+    found = ServerEncoder(client, model=model)
+    return DenseServerEncoder(client, model=found.model) if "dense_encoder" in found.roles else found
 
 
 class OpenAIEncoder:
@@ -248,7 +341,7 @@ class OpenAIEncoder:
         self._http.close()
 
     def _ask_images(self, images: Sequence[Shown]) -> Vectors:
-        encoded = [image if isinstance(image, bytes) else png(image) for image in images]
+        encoded = [_encoded(image) for image in images]
         texts = [base64.b64encode(data).decode("ascii") for data in encoded]
         if self._dialect == "jina":
             return self._ask({"input": [{"image": text} for text in texts]}, len(texts))
@@ -273,16 +366,12 @@ class OpenAIEncoder:
         return normalize(vectors)
 
 
-def _graph(artifact: Artifact, role: Role, precision: Precision, settings: SessionSettings) -> Graph:
-    found = artifact.graph_spec(role, artifact.served_precision(role, precision))
-    if found is None:
-        raise ArtifactNotFound(f"{artifact.reference} has no {role} in {precision}")
-    return open_graph(*found, settings)
+def _encoded(image: Shown) -> bytes:
+    return image if isinstance(image, bytes) else png(image)
 
 
-def _batch_of(graph: Graph | Tower) -> int:
-    spec = graph if isinstance(graph, Tower) else graph.spec
-    return _BATCH if spec.batch_invariant else 1
+def _batch_of(tower: Tower) -> int:
+    return _BATCH if tower.batch_invariant else 1
 
 
 def _media_type(data: bytes) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from evaluation.dense.overlays import Overlay, overlay_from_json
 from evaluation.probes.examples import Example, example_from_json
 from evaluation.probes.figures import Figures, figures_from_json
 from evaluation.probes.rows import F64, Mean, Row, Unit, interval
@@ -60,7 +61,10 @@ class ResultRow:
 
 @dataclass(frozen=True, kw_only=True)
 class RunKey:
-    """What a result depends on; a stored result is used again only if all of it is equal."""
+    """What a result depends on; a stored result is used again only if all of it is equal.
+
+    settings: how the encoder was asked, where that can be chosen; results of one encoder under two may be compared.
+    """
 
     probe: str
     fingerprint: str
@@ -69,6 +73,7 @@ class RunKey:
     seed: int
     size_px: int
     format: int = FORMAT
+    settings: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +81,8 @@ class ProbeResult:
     """`not_applicable` says why there are no rows, None if there are; `notes` what the reader must know.
 
     questions: digest of the pictures and texts that were asked about; unknown in files of format 1. examples, figures:
-    single items and what plots need, where the probe has them; neither changes a score.
+    single items and what plots need, where the probe has them; overlays: pictures that went best and worst. None of
+    them changes a score.
     """
 
     key: RunKey
@@ -89,6 +95,7 @@ class ProbeResult:
     questions: str | None = None
     examples: tuple[Example, ...] = ()
     figures: Figures | None = None
+    overlays: tuple[Overlay, ...] = ()
 
 
 def result_rows(rows: Sequence[Row], controls: Mapping[Control, Sequence[Row] | None]) -> tuple[ResultRow, ...]:
@@ -151,7 +158,10 @@ def from_json(data: Mapping[str, Any]) -> ProbeResult:
         drawn = fields.pop("figures", None)
         figures = None if drawn is None else figures_from_json(drawn)
         notes = tuple(fields.pop("notes"))
-        return ProbeResult(key=key, rows=rows, notes=notes, examples=shown, figures=figures, **fields)
+        overlays = tuple(overlay_from_json(each) for each in fields.pop("overlays", ()))
+        return ProbeResult(
+            key=key, rows=rows, notes=notes, examples=shown, figures=figures, overlays=overlays, **fields
+        )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not the result of a probe: {type(error).__name__} {error}") from error
 

@@ -76,6 +76,9 @@ class Step:
     total: int
 
 
+Tell = Callable[[Step], None]
+
+
 @dataclass(frozen=True)
 class _Unasked:
     """A probe that this pool or this encoder cannot be asked, and why."""
@@ -85,6 +88,11 @@ class _Unasked:
 
 def probe_names() -> tuple[str, ...]:
     return tuple(_builders(None))
+
+
+def suite_names() -> tuple[str, ...]:
+    """What `suite` takes."""
+    return ("quick", "full", *probe_names())
 
 
 def suite(
@@ -101,8 +109,8 @@ def suite(
         ValueError: no such suite.
     """
     names = probe_names()
-    if name not in ("quick", "full", *names):
-        raise ValueError(f"no suite {name!r}: expected quick, full or one of {', '.join(names)}")
+    if name not in suite_names():
+        raise ValueError(f"no suite {name!r}: expected one of {', '.join(suite_names())}")
     chosen = (name,) if name in names else names
     size = QUICK if name == "quick" else FULL
     return Suite(name=name, probes=chosen, size=size, seed=seed, pairs=pairs, correlated=correlated)
@@ -142,7 +150,7 @@ def run(
     chosen: Suite,
     *,
     folder: Path | None = None,
-    progress: Callable[[Step], None] | None = None,
+    progress: Tell | None = None,
 ) -> list[ProbeResult]:
     """Ask every probe of the suite; results in its order.
 
@@ -300,7 +308,7 @@ def _stored(folder: Path | None, key: RunKey) -> ProbeResult | None:
 class _Progress:
     """Adds up what is encoded and says so."""
 
-    def __init__(self, total: int, tell: Callable[[Step], None] | None) -> None:
+    def __init__(self, total: int, tell: Tell | None) -> None:
         self._total, self._tell = total, tell
         self._done, self._probe = 0, ""
 

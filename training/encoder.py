@@ -12,11 +12,15 @@ from PIL import Image
 from torch import Tensor
 
 from evaluation.encoder import Shown, Vectors
+from evaluation.locating import Found, Label, Locator
 from evaluation.metrics import normalize
 from model_store.manifest import ImageSpec
 from model_store.modality.image import decode, prepare
 from model_store.modality.text import Tokenizer
+from model_store.presence import default_presence
 from training.checkpoint import LoadedModel, load_model
+from training.dense import DEFAULT_DENSE, DenseChoice, DenseSource, dense_of_openclip, dense_of_own
+from training.towers import OpenClipDualEncoder, SmallDualEncoder
 
 _CHUNK = 128
 
@@ -71,6 +75,37 @@ class TorchEncoder:
             return normalize(np.concatenate([encode(part.to(self._device)).float().cpu().numpy() for part in parts]))
 
 
+class DenseTorchEncoder(TorchEncoder):
+    """A torch model that says where too, one picture at a time, with the presence that an export without one has."""
+
+    def __init__(self, loaded: LoadedModel, source: DenseSource, *, name: str, device: str = "cpu") -> None:
+        model, info = loaded.model.to(device), loaded.info
+        super().__init__(
+            model.encode_image,
+            model.encode_text,
+            image_spec=info.image_spec,
+            tokenizer=loaded.tokenizer,
+            name=name,
+            fingerprint=_fingerprint(loaded),
+            templates=info.templates,
+            device=device,
+        )
+        module = source.module.to(device)
+
+        def run(pixels: NDArray[np.uint8]) -> tuple[Vectors, Vectors]:
+            with torch.inference_mode():
+                positions, pooled = module(torch.from_numpy(pixels).to(device))
+            return positions.float().cpu().numpy(), pooled.float().cpu().numpy()
+
+        presence = default_presence(info.templates, float(model.logit_scale.detach().exp().reshape(-1)[0]))
+        self.locator = Locator(run, source.spec, presence, self.encode_texts)
+
+    def locate(
+        self, images: Sequence[Shown], labels: Sequence[Label], *, boxes: bool = True, short_px: int | None = None
+    ) -> list[Found]:
+        return self.locator.locate(images, labels, boxes=boxes, short_px=short_px)
+
+
 def open_checkpoint(folder: Path) -> TorchEncoder:
     """The averaged weights of a checkpoint, as `export` will ship them.
 
@@ -79,6 +114,24 @@ def open_checkpoint(folder: Path) -> TorchEncoder:
     """
     loaded = load_model(folder)
     return encoder_of(loaded, name=f"{folder.name} (checkpoint)")
+
+
+def open_dense_checkpoint(folder: Path, *, dense: DenseChoice = DEFAULT_DENSE) -> DenseTorchEncoder:
+    """A checkpoint that says where. dense: what takes the place of a ViT's last attention, as at export.
+
+    Raises:
+        ValueError: as `open_checkpoint`, or its towers give no vector for a position.
+    """
+    loaded = load_model(folder)
+    model, spec = loaded.model, loaded.info.image_spec
+    source: DenseSource | str | None = "it is of another kind"
+    if isinstance(model, OpenClipDualEncoder):
+        source = dense_of_openclip(model.clip.get_submodule("visual"), spec, dense)
+    elif isinstance(model, SmallDualEncoder):
+        source = dense_of_own(model, spec)
+    if not isinstance(source, DenseSource):
+        raise ValueError(f"{folder.name} does not say where: {source or 'no dense role was asked for'}")
+    return DenseTorchEncoder(loaded, source, name=f"{folder.name} (checkpoint)")
 
 
 def encoder_of(loaded: LoadedModel, *, name: str, device: str = "cpu") -> TorchEncoder:
@@ -90,7 +143,11 @@ def encoder_of(loaded: LoadedModel, *, name: str, device: str = "cpu") -> TorchE
         image_spec=loaded.info.image_spec,
         tokenizer=loaded.tokenizer,
         name=name,
-        fingerprint=f"checkpoint {loaded.info.weights_sha256}",
+        fingerprint=_fingerprint(loaded),
         templates=loaded.info.templates,
         device=device,
     )
+
+
+def _fingerprint(loaded: LoadedModel) -> str:
+    return f"checkpoint {loaded.info.weights_sha256}"

@@ -30,7 +30,7 @@ def evaluate(
     ] = "clipworks",
     suite: Annotated[
         str | None,
-        typer.Option(help="quick, full or a probe's name; default: quick, none where only --data is given."),
+        typer.Option(help="quick, full, localize or a probe's name; default: quick, none where only --data is given."),
     ] = None,
     data: Annotated[
         list[str] | None,
@@ -41,6 +41,18 @@ def evaluate(
         typer.Option(help="Of a model in this process; default: fp32. (fp16 is for GPUs: serve it, and give --url.)"),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Another seed draws other scenes.")] = 0,
+    pairs: Annotated[
+        Literal["all", "trained", "held-out"],
+        typer.Option(help="Shapes with colours of drawn scenes: all, those that recipes train on, or the others."),
+    ] = "all",
+    short_px: Annotated[
+        int | None,
+        typer.Option(min=8, max=4096, help="To say where, look at pictures at this short side. Default: the model's."),
+    ] = None,
+    templates: Annotated[
+        list[str] | None,
+        typer.Option("--template", help="To say where, put labels into this text with one {}; may be repeated."),
+    ] = None,
     image_px: Annotated[
         int | None,
         typer.Option(
@@ -78,7 +90,14 @@ def evaluate(
         api_key=api_key,
         store=store,
     ) as encoder:
-        plan = eval_runs.plan(encoder, suite_name=suite, data=data or (), seed=seed)
+        plan = eval_runs.plan(
+            encoder,
+            suite_name=suite,
+            data=data or (),
+            seed=seed,
+            pairs=pairs,
+            looking=eval_runs.looking(short_px, templates),
+        )
         eval_runs.confirm(encoder, plan, yes=yes)
         with eval_runs.kept_results(encoder, plan, folder=folder) as kept:
             run = eval_runs.run(encoder, plan, folder=kept)

@@ -87,10 +87,10 @@ def _client(url: str, api_key: str | None) -> Client:
 
 
 def _of_server(client: Client, model: str | None) -> ServerEncoder:
-    from evaluation.encoder import ServerEncoder
+    from evaluation.encoder import open_server
 
     try:
-        return ServerEncoder(client, model=model)
+        return open_server(client, model=model)
     except ValueError as error:
         raise UsageError(f"--model: {error}") from error
 

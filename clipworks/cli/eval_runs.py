@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,9 @@ from clipworks.cli import output
 from clipworks.cli.failures import INTERRUPTED, RefusedError, UsageError
 
 if TYPE_CHECKING:
+    from evaluation.dense.scene_set import PairChoice
     from evaluation.encoder import Encoder
+    from evaluation.locating import Looking
     from evaluation.probe_results import ProbeResult
     from evaluation.results_file import Run
     from evaluation.standard.asking import Task
@@ -28,29 +30,59 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """The suite of probes, if any, then the sets of real data."""
+    """The suite of probes, if any, then other tasks: places in drawn scenes, sets of real data.
+
+    suite_name: as it was asked for, None if only data was.
+    """
 
     suite: Suite | None
     tasks: tuple[Task, ...]
     seed: int
+    suite_name: str | None
 
 
-def plan(encoder: Encoder, *, suite_name: str | None, data: Sequence[str], seed: int) -> Plan:
-    """Raises UsageError: no such suite, or data that cannot be used."""
-    from evaluation.suites import suite
+def looking(short_px: int | None, templates: Sequence[str] | None) -> Looking:
+    """Raises UsageError: a template without its place for the label."""
+    from evaluation.locating import Looking
 
     try:
-        chosen = suite(suite_name or "quick", seed=seed) if suite_name or not data else None
-        tasks = _tasks(data) if data else ()
+        return Looking(short_px=short_px, templates=tuple(templates) if templates else None)
+    except ValueError as error:
+        raise UsageError(f"--template: {error}") from error
+
+
+def plan(
+    encoder: Encoder, *, suite_name: str | None, data: Sequence[str], seed: int, pairs: PairChoice, looking: Looking
+) -> Plan:
+    """Raises UsageError: no such suite, data that cannot be used, or options that change nothing."""
+    from evaluation.dense.scene_set import chosen_pairs
+    from evaluation.dense.task import SUITE, Localisation
+    from evaluation.suites import suite, suite_names
+
+    name = suite_name or (None if data else "quick")
+    if pairs != "all" and name is None:
+        raise UsageError("--pairs is for drawn scenes; give a --suite too")
+    if name not in (None, SUITE, *suite_names()):
+        raise UsageError(f"no suite {name!r}: expected one of {', '.join((*suite_names(), SUITE))}")
+    try:
+        chosen = suite(name, seed=seed, pairs=chosen_pairs(pairs)) if name not in (None, SUITE) else None
+        tasks = _tasks(name, data, seed=seed, pairs=pairs, looking=looking)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return Plan(chosen, tasks, seed)
+    if str(looking) and not any(isinstance(task, Localisation) for task in tasks):
+        raise UsageError(f"{looking}: for --suite {SUITE} and data that says where; nothing of it is asked")
+    return Plan(chosen, tasks, seed, name)
 
 
-def _tasks(data: Sequence[str]) -> tuple[Task, ...]:
+def _tasks(
+    suite_name: str | None, data: Sequence[str], *, seed: int, pairs: PairChoice, looking: Looking
+) -> tuple[Task, ...]:
+    from evaluation.dense.task import SUITE, Localisation, scenes_task
     from evaluation.standard.specs import task
 
-    return tuple(task(spec) for spec in dict.fromkeys(data))
+    drawn = [scenes_task(seed=seed, pairs=pairs)] if suite_name == SUITE else []
+    found = [*drawn, *(task(spec) for spec in dict.fromkeys(data))]
+    return tuple(replace(each, looking=looking) if isinstance(each, Localisation) else each for each in found)
 
 
 def confirm(encoder: Encoder, asked: Plan, *, yes: bool) -> None:
@@ -125,7 +157,7 @@ def _cache_folder(encoder: Encoder, asked: Plan) -> Path:
     """One for each encoder and question, so that two runs never mix."""
     from evaluation.suites import picture_px
 
-    names = [asked.suite.name if asked.suite else "", *(task.name for task in asked.tasks)]
+    names = [asked.suite_name, asked.suite.pairs if asked.suite else (), *map(_question, asked.tasks)]
     key = repr((encoder.fingerprint, encoder.space, picture_px(encoder), asked.seed, names, _version()))
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "clipworks" / "eval" / hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -150,7 +182,7 @@ def run(encoder: Encoder, asked: Plan, *, folder: Path) -> Run:
         encoder=encoder.name,
         fingerprint=encoder.fingerprint,
         space=encoder.space,
-        suite=asked.suite.name if asked.suite else None,
+        suite=asked.suite_name,
         seed=asked.seed,
         size_px=suites.picture_px(encoder),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -165,7 +197,7 @@ def _measured(encoder: Encoder, task: Task, folder: Path, tell: Callable[[Step],
     try:
         result = task.measure(encoder, progress=tell)
     except ValueError as error:
-        raise UsageError(f"--data {task.name}: {error}") from error
+        raise UsageError(f"{task.name}: {error}") from error
     write_result(result, _path(folder, task))
     return result
 
@@ -182,7 +214,13 @@ def _stored(encoder: Encoder, task: Task, folder: Path) -> ProbeResult | None:
 
 
 def _path(folder: Path, task: Task) -> Path:
-    return folder / f"data-{hashlib.sha256(task.name.encode()).hexdigest()[:12]}.json"
+    return folder / f"data-{hashlib.sha256(_question(task).encode()).hexdigest()[:12]}.json"
+
+
+def _question(task: Task) -> str:
+    """The task's name, with how the encoder is asked if that was chosen."""
+    looking = str(getattr(task, "looking", ""))
+    return f"{task.name}; {looking}" if looking else task.name
 
 
 @contextmanager

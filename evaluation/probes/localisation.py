@@ -11,7 +11,7 @@ from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import Pool, named
 from evaluation.probes.questions import TIE, Reads
 from evaluation.probes.readers import EncoderReader, NotApplicable, Reader, Said, said
-from evaluation.probes.rows import F64, Row, mean_row
+from evaluation.probes.rows import Row, mean_row
 from evaluation.scenes.meaning import Listing
 from evaluation.scenes.rendering import render
 
@@ -43,17 +43,18 @@ class Localisation:
         return tuple(dict.fromkeys(phrase.text for phrase in self.phrases))
 
     def measure(self, reader: Reader) -> list[Row]:
-        """Pointing game: the best cell's centre lies inside the outline, the hole of a ring included. IoU: cells above
-        the middle between the map's lowest and highest value, against the visible pixels.
+        """Each phrase is compared with all phrases of the probe. Pointing game: the best cell's centre lies inside the
+        outline, the hole of a ring included. IoU: cells above the middle between the map's lowest and highest value,
+        against the visible pixels.
 
         Chance is the outline's share of the picture (a random pixel), and the IoU of marking everything.
 
         Raises:
-            NotApplicable: the reader is no encoder with a grid of vectors.
+            NotApplicable: the reader is no encoder that says where.
         """
         if not isinstance(reader, EncoderReader):
-            raise NotApplicable("only an encoder with a grid of vectors localises")
-        maps = reader.maps([(phrase.picture, phrase.text) for phrase in self.phrases])
+            raise NotApplicable("only an encoder that says where localises")
+        maps = reader.maps([(phrase.picture, phrase.text) for phrase in self.phrases], self.texts)
         points: list[float] = []
         overlaps: list[float] = []
         shares: list[tuple[float, float]] = []
@@ -94,12 +95,17 @@ def truth(phrase: Phrase, size_px: int) -> tuple[NDArray[np.bool_], NDArray[np.b
     return drawn.outlines[phrase.thing], drawn.masks[phrase.thing]
 
 
-def pointing(grid_map: F64, outline: NDArray[np.bool_]) -> float:
+def pointing(grid_map: NDArray[np.floating], outline: NDArray[np.bool_]) -> float:
     """1 if the one best cell's centre lies in the outline; several best cells point nowhere."""
-    best = np.argwhere(grid_map >= grid_map.max() - TIE)
+    best = best_cells(grid_map)
     if len(best) != 1:
         return 0.0
     return float(centres(outline, *grid_map.shape)[tuple(best[0])])
+
+
+def best_cells(grid_map: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Row and column of the best cell and of those that differ from it by rounding only, [n, 2]."""
+    return np.argwhere(grid_map >= grid_map.max() - TIE * np.abs(grid_map).max())
 
 
 def centres(outline: NDArray[np.bool_], rows: int, columns: int) -> NDArray[np.bool_]:

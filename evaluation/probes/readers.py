@@ -11,19 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.encoder import DenseEncoder, Encoder
+from evaluation.locating import Label
 from evaluation.metrics import normalize
 from evaluation.probes.pictures import Picture
 from evaluation.probes.rows import F64
 from evaluation.scenes.config import Pair, all_pairs
 from evaluation.scenes.meaning import Listing, Meaning, What, judge
 from evaluation.scenes.palette import COLOURS, SHAPES, TEXTURES, TONES
-from evaluation.scenes.phrases import say
+from evaluation.scenes.phrases import noun, say
 from evaluation.scenes.scene import Scene
 
 Key = TypeVar("Key")
-_BATCH = 128
+_BATCH, _GRIDS = 128, 16
 _PAIRS = all_pairs()
-NO_GRID = "this encoder has no vectors for parts of a picture (no dense role)"
+NO_GRID = "this encoder does not say where (no dense role)"
 _WORD = re.compile(r"[a-z]+")
 
 
@@ -97,41 +98,39 @@ class EncoderReader:
     def text_vectors(self, texts: Sequence[Said]) -> F64:
         return self._text_rows([text.text for text in texts])
 
-    def maps(self, asked: Sequence[tuple[Picture, Said]]) -> F64:
-        """Cosine of each text with each cell of its picture's grid, float64 [len(asked), rows, columns].
+    def maps(self, asked: Sequence[tuple[Picture, Said]], among: Sequence[Said]) -> F64:
+        """The map of each text over its picture, float64 [len(asked), rows, columns], as the server draws it:
+        un-normalised projections, less their mean over `among`, the texts that a label is compared with.
 
         Raises:
-            NotApplicable: the encoder has no grid of vectors.
+            NotApplicable: the encoder does not say where.
         """
-        encoder = self.encoder
-        if not isinstance(encoder, DenseEncoder):
-            raise NotApplicable(NO_GRID)
+        encoder = _with_places(self.encoder)
+        labels = [_label(text) for text in among]
+        columns = {text.text: at for at, text in enumerate(among)}
         pictures, rows = _indexed(picture for picture, _ in asked)
-        texts = self._text_rows([text.text for _, text in asked])
         found: dict[int, F64] = {}
-        for start in range(0, len(pictures), _BATCH):
-            part = pictures[start : start + _BATCH]
-            grids = encoder.encode_dense([picture.draw(self.size_px) for picture in part])
-            if grids.ndim != 4 or len(grids) != len(part) or not np.isfinite(grids).all():
-                raise ValueError(
-                    f"the encoder answered {grids.shape}, expected ({len(part)}, rows, columns, D) without NaN"
-                )
+        for start in range(0, len(pictures), _GRIDS):
+            part = pictures[start : start + _GRIDS]
+            located = encoder.locate([picture.draw(self.size_px) for picture in part], labels, boxes=False)
+            grids = [one.maps for one in located]
+            if any(len(each) != len(among) or not np.isfinite(each).all() for each in grids):
+                shapes = sorted({each.shape for each in grids})
+                raise ValueError(f"the encoder answered maps {shapes} for {len(among)} labels, or NaN")
             self._advance(len(part))
-            for index in np.flatnonzero((rows >= start) & (rows < start + _BATCH)):
-                found[int(index)] = normalize(grids[rows[index] - start]).astype(np.float64) @ texts[index]
+            for index in np.flatnonzero((rows >= start) & (rows < start + _GRIDS)).tolist():
+                grid = grids[rows[index] - start][columns[asked[index][1].text]]
+                found[index] = grid.astype(np.float64)
         return np.stack([found[index] for index in range(len(asked))])
 
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the encoder's grid.
+        """Rows and columns of the maps of a drawn picture.
 
         Raises:
             NotApplicable: as `maps`.
         """
-        if not isinstance(self.encoder, DenseEncoder):
-            raise NotApplicable(NO_GRID)
         blank = np.zeros((self.size_px, self.size_px, 3), dtype=np.uint8)
-        _, rows, columns, _ = self.encoder.encode_dense([blank]).shape
-        return rows, columns
+        return _with_places(self.encoder).locate([blank], [Label("thing")], boxes=False)[0].grid
 
     def _text_rows(self, texts: Sequence[str]) -> F64:
         missing = [text for text in dict.fromkeys(texts) if text not in self._texts]
@@ -253,6 +252,21 @@ def scene_words(scene: Scene) -> set[str]:
 def text_words(text: str) -> list[str]:
     """The words of the bag in a text, with repetitions: "two red circles" -> red, circle."""
     return [_VOCABULARY[word] for word in _WORD.findall(text.lower()) if word in _VOCABULARY]
+
+
+def _with_places(encoder: Encoder) -> DenseEncoder:
+    if not isinstance(encoder, DenseEncoder):
+        raise NotApplicable(NO_GRID)
+    return encoder
+
+
+def _label(text: Said) -> Label:
+    """The text as it is said; a model with denials wants a name to deny, "red circle" and not "a red circle"."""
+    match text.meaning:
+        case Listing((what,)):
+            return Label(noun(what), (text.text,))
+        case _:
+            return Label(text.text, (text.text,))
 
 
 def _unit_rows(named: Sequence[Set[Any]], axes: Sequence[Hashable]) -> F64:

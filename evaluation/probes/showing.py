@@ -12,11 +12,11 @@ from evaluation.probes.examples import Candidate, Card, Example, choice, choose,
 from evaluation.probes.few_shot import Example as Labelled
 from evaluation.probes.few_shot import FewShot
 from evaluation.probes.image_to_image import ImageToImage
-from evaluation.probes.localisation import POINTING, Localisation, pointing, truth
+from evaluation.probes.localisation import POINTING, Localisation, best_cells, pointing, truth
 from evaluation.probes.mention_bias import MentionBias
 from evaluation.probes.multi_label import MultiLabel
 from evaluation.probes.quads import Quads
-from evaluation.probes.questions import TIE, Probe, Quiz
+from evaluation.probes.questions import Probe, Quiz
 from evaluation.probes.readers import EncoderReader, Reader, said
 from evaluation.probes.rows import F64, Mean, Row
 from evaluation.probes.size_bias import SizeBias
@@ -176,9 +176,9 @@ def _of_phrases(probe: Localisation, reader: EncoderReader, rows: Sequence[Row])
 
     def make(index: int) -> Example:
         phrase = probe.phrases[index]
-        grid = again.maps([(phrase.picture, phrase.text)])[0]
+        grid = again.maps([(phrase.picture, phrase.text)], probe.texts)[0]
         outline, _ = truth(phrase, reader.size_px)
-        best = int((grid >= grid.max() - TIE).sum())
+        best = len(best_cells(grid))
         return Example(
             row=POINTING,
             queries=(Card(text=phrase.text.text, picture=phrase.picture),),

@@ -15,6 +15,7 @@ from evaluation.probe_results import ProbeResult, ResultRow
 from evaluation.probes.figures import Choices, Figures
 from evaluation.report import plots
 from evaluation.report.markup import Markup
+from evaluation.report.overlays import sheet
 from evaluation.report.plots import Palette, rows_of, spoken
 from evaluation.report.topics import TOPICS
 from evaluation.report.verdicts import findings
@@ -66,7 +67,8 @@ def overview(results: Sequence[ProbeResult]) -> Figure | None:
 
 
 def write_figures(results: Sequence[ProbeResult], folder: Path) -> list[Path]:
-    """Write each plot that these results have data for as `<folder>/<name>.png`, white, 160 dots per inch.
+    """Write each plot that these results have data for as `<folder>/<name>.png`, white, 160 dots per inch; and the
+    pictures that went best and worst as `<folder>/<probe>-best.png` and `<folder>/<probe>-worst.png`.
 
     Raises:
         ValueError: no results, results of several encoders, or two of one probe.
@@ -80,6 +82,14 @@ def write_figures(results: Sequence[ProbeResult], folder: Path) -> list[Path]:
         canvas = _canvas(figure, Palette(), titled=True)
         canvas.savefig(path, dpi=160, metadata={"Software": None})
         written_paths.append(path)
+    for result in results:
+        for kind in ("best", "worst"):
+            shown = [each for each in result.overlays if each.kind == kind]
+            if shown:
+                path = folder / f"{result.key.probe}-{kind}.png"
+                drawn = sheet(shown)
+                drawn.quantize(palette=drawn.quantize(256)).save(path, optimize=True)  # so that it is dithered
+                written_paths.append(path)
     return written_paths
 
 

@@ -14,6 +14,7 @@ from evaluation.report.cards import cards
 from evaluation.report.figures import Figure, check_one_run, figures_of, svg
 from evaluation.report.intervals import legend
 from evaluation.report.markup import Markup, element
+from evaluation.report.overlays import overlays
 from evaluation.report.tables import rows_table, summary
 from evaluation.report.topics import TOPICS
 from evaluation.report.verdicts import Finding, findings
@@ -171,12 +172,14 @@ def _probe(result: ProbeResult, anchor: str) -> Markup:
     if more:
         folded = element("summary", None, f"{len(more)} more")
         parts.append(element("details", None, folded, cards(more, result.key.size_px)))
+    parts += overlays(result.overlays)
     return element("section", {"class": "probe", "id": anchor}, *parts)
 
 
 def _data(result: ProbeResult, anchor: str) -> Markup:
     """Its name says which files were asked about."""
     parts = [element("h3", None, result.key.probe), element("p", {"class": "asks"}, result.key.suite), *_found(result)]
+    parts += overlays(result.overlays)
     return element("section", {"class": "probe", "id": anchor}, *parts)
 
 

@@ -131,6 +131,14 @@ TOPICS: Mapping[str, Topic] = {
             Claim(row="mean of corrupted", says="name a single thing in a spoilt picture"),
         ),
     ),
+    "localize": Topic(
+        title="What is where",
+        asks="Two to four things in a picture, all pairs of shape and colour as labels: which are there, and where?",
+        claims=(
+            Claim(row="pointing game", says="point at every thing in a picture of several"),
+            Claim(row="mAP, presence", says="say which things a picture of several holds"),
+        ),
+    ),
     "localisation": Topic(
         title="Pointing",
         asks="Does the cell of the picture that fits “a red circle” best lie on the red circle?",

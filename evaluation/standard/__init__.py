@@ -1,4 +1,4 @@
-"""Standard evaluation on real data: zero-shot, retrieval, caption pairs, word order, few shots, linear probe.
+"""Standard evaluation on real data: zero-shot, retrieval, caption pairs, word order, few shots, linear probe, places.
 
 For a command line:
 
@@ -18,6 +18,8 @@ for files and tables) and `.key(encoder)`, the `RunKey` of its result, so that a
     order:PATH      word order of the captions (ARO)         images=FOLDER seed=N
     few-shot:PATH   base and new classes, 1 to 16 shots      templates=1 seed=N
     linear:PATH     logistic regression on frozen vectors    seed=N
+    coco-instances:PATH  what is where, a COCO .json         images=FOLDER
+    voc-seg:PATH    what is where, a folder as VOC's         split=NAME classes=FILE
 
 `measure` raises ValueError for data that cannot be used (with the file's name) and ModuleNotFoundError where
 scikit-learn is missing (few-shot, linear); errors of the encoder pass through.

@@ -14,9 +14,8 @@ from evaluation.metrics import normalize
 from evaluation.probe_results import Control, ProbeResult, RunKey, result_rows
 from evaluation.probes.rows import Row
 from evaluation.standard.photographs import Photograph, name_the_broken
-from evaluation.suites import Step
+from evaluation.suites import Step, Tell
 
-Tell = Callable[[Step], None]
 Item = TypeVar("Item")
 _BATCH = 32
 

@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from evaluation.dense.coco_instances import read_coco_instances
+from evaluation.dense.task import Localisation
+from evaluation.dense.voc_folder import read_voc_folder
 from evaluation.standard.asking import Task
 from evaluation.standard.captioned import read_captioned
 from evaluation.standard.classify import WORDINGS, Wording, ZeroShot
@@ -37,6 +40,10 @@ class Spec:
 
     def images(self) -> Path | None:
         found = self.options.get("images")
+        return None if found is None else Path(found)
+
+    def classes(self) -> Path | None:
+        found = self.options.get("classes")
         return None if found is None else Path(found)
 
     def wordings(self, *, default: str) -> tuple[Wording, ...]:
@@ -89,6 +96,22 @@ _KINDS: Mapping[str, _Kind] = {
         ("seed",),
         "logistic regression on frozen vectors of such a folder",
         lambda spec: LinearProbe(spec.text, read_image_folder(Path(spec.path)), seed=spec.seed()),
+    ),
+    "coco-instances": _Kind(
+        ("images",),
+        "what is where, over a COCO instances .json",
+        lambda spec: Localisation(
+            spec.text, read_coco_instances(Path(spec.path), images=spec.images()), kind=spec.kind
+        ),
+    ),
+    "voc-seg": _Kind(
+        ("split", "classes"),
+        "what is where, over a folder with JPEGImages, SegmentationClass and ImageSets",
+        lambda spec: Localisation(
+            spec.text,
+            read_voc_folder(Path(spec.path), part=spec.options.get("split"), classes=spec.classes()),
+            kind=spec.kind,
+        ),
     ),
 }
 SPECS_HELP = "KIND:PATH[,option=value...], where KIND is one of: " + "; ".join(

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx2
@@ -22,21 +22,26 @@ from clipworks.client import Client
 from evaluation.encoder import (
     ArtifactEncoder,
     DenseEncoder,
+    DenseServerEncoder,
     Dialect,
     Encoder,
     OpenAIEncoder,
     ServerEncoder,
     open_artifact,
+    open_server,
     png,
 )
+from evaluation.locating import Label
 from evaluation.probes.pool import PoolSize
 from evaluation.scenes.config import SceneConfig
+from evaluation.scenes.palette import COLOURS, SHAPES
 from evaluation.scenes.rendering import render
 from evaluation.scenes.sampling import sample
 from evaluation.suites import Suite, run
 from model_store.errors import ArtifactNotFound
 from model_store.golden import GOLDEN_TEXTS, Goldens
-from model_store.modality.image import prepare
+from model_store.modality.image import prepare_dense
+from model_store.presence import presence_of
 from model_store.session import SessionSettings
 from model_store.store import Artifact, Store, file_entries
 from model_store.towers import open_dense_tower
@@ -73,6 +78,7 @@ def server_url() -> Iterator[str]:
             if "ready" in line:
                 break
         assert url, f"the server did not start, exit status {server.wait()}"
+        alarm.cancel()
         yield url
     finally:
         alarm.cancel()
@@ -128,18 +134,62 @@ def test_an_encoder_without_a_grid_is_no_dense_encoder(tmp_path: Path) -> None:
     assert encoder.image_px == 48
 
 
-def test_a_dense_role_gives_a_unit_vector_for_each_cell(
-    encoder: ArtifactEncoder, pictures: list[NDArray[np.uint8]]
-) -> None:
-    assert isinstance(encoder, DenseEncoder)
+def projections(
+    encoder: ArtifactEncoder, picture: NDArray[np.uint8], prompts: Sequence[Sequence[str]]
+) -> NDArray[np.float64]:
+    """Maps by the formula of docs/localize.md: un-normalised cells on each text, less the mean of the other texts."""
     artifact = Store(TINY_STORE, builtin=False).open("tiny")
-    assert artifact.image_spec is not None
-    prepared = np.stack([prepare(Image.fromarray(each), artifact.image_spec) for each in pictures])
-    expected = open_dense_tower(artifact, "fp32", SessionSettings())(prepared).positions
-    found = encoder.encode_dense(pictures)
-    assert found.shape == (3, 4, 4, 32)
-    np.testing.assert_allclose(found, expected / np.linalg.norm(expected, axis=-1, keepdims=True), atol=1e-5)
-    assert encoder.encode_images(pictures).shape == (3, 32)
+    presence, spec = presence_of(artifact), artifact.dense_spec
+    assert spec is not None
+    prepared = prepare_dense(Image.fromarray(picture), spec)
+    positions = open_dense_tower(artifact, "fp32", SessionSettings())(prepared[None]).positions[0]
+    texts = [encoder.encode_texts(each).astype(np.float64).mean(axis=0) for each in prompts]
+    units = [text / np.linalg.norm(text) for text in texts]
+    everything = [*units, *encoder.encode_texts(presence.neutral_texts).astype(np.float64)]
+    others = [np.mean([one for one in everything if one is not unit], axis=0) for unit in units]
+    return np.stack([positions @ (unit - other) for unit, other in zip(units, others, strict=True)])
+
+
+@pytest.mark.parametrize("door", ["artifact", "server"])
+def test_places_are_projections_less_the_other_labels(
+    encoder: ArtifactEncoder, pictures: list[NDArray[np.uint8]], server_url: str, door: str
+) -> None:
+    wide = np.ascontiguousarray(np.hstack([pictures[1], pictures[1][:, :40]]))
+    names = ["red circle", "blue square", "green star"]
+    said = [[template.format(name) for template in encoder.templates or ()] for name in names]
+    with Client(server_url) as client:
+        asked = encoder if door == "artifact" else open_server(client)
+        assert isinstance(asked, DenseEncoder)
+        found = asked.locate([wide, png(pictures[2])], [Label(name) for name in names])
+        named = asked.locate([wide], [Label("first", ("red circle",)), Label("blue square")], boxes=False)[0]
+    for one, picture in zip(found, (wide, pictures[2]), strict=True):
+        np.testing.assert_allclose(one.maps, projections(encoder, picture, said), atol=2e-5)
+        assert (one.height, one.width) == picture.shape[:2]
+        assert [len(boxes) > 0 for boxes in one.boxes] == [True] * 3
+        for boxes, score in zip(one.boxes, one.scores, strict=True):
+            assert boxes[0, 4] == pytest.approx(score)
+    rows, columns = found[0].grid
+    assert columns > rows
+    assert named.boxes == ()
+    np.testing.assert_allclose(named.maps, projections(encoder, wide, [["red circle"], said[1]]), atol=2e-5)
+
+
+def test_a_server_and_its_artifact_say_the_same_places(
+    encoder: ArtifactEncoder, pictures: list[NDArray[np.uint8]], server_url: str
+) -> None:
+    labels = [Label(f"{colour} {shape}") for colour in COLOURS for shape in SHAPES]
+    assert isinstance(encoder, DenseEncoder)
+    with Client(server_url) as client:
+        asked = DenseServerEncoder(client, maps_per_request=60)  # 64 labels: two requests
+        for picture in pictures:
+            (here,), (there,) = (each.locate([picture], labels, short_px=64) for each in (encoder, asked))
+            np.testing.assert_allclose(there.maps, here.maps, atol=1e-6)
+            np.testing.assert_allclose(there.scores, here.scores, atol=1e-6)
+            assert there.threshold == here.threshold
+            for one, other in zip(here.boxes, there.boxes, strict=True):
+                np.testing.assert_allclose(other, one, atol=1e-4)
+        with pytest.raises(ValueError, match="2 labels of 1 names"):
+            asked.locate(pictures[:1], labels[:1] * 2)
 
 
 def test_nothing_to_encode_is_refused(encoder: ArtifactEncoder) -> None:

@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from evaluation.encoder import Shown
+from evaluation.locating import Found, Label
 from evaluation.probes import localisation, mention_bias, multi_label, quads, size_bias, spurious
 from evaluation.probes.localisation import IOU, POINTING, best_overlap, enlarged, overlap, pointing
 from evaluation.probes.pictures import CORRUPTIONS, Picture
@@ -43,11 +44,18 @@ class ColourEncoder:
         rows = [[0.0, *(float(colour in text.split()) for colour in COLOURS)] for text in texts]
         return np.array(rows, dtype=np.float32)
 
-    def encode_dense(self, images: Sequence[Shown]) -> NDArray[np.float32]:
-        parts = [
-            [np.hsplit(row, self.cells) for row in np.vsplit(self._picture(image), self.cells)] for image in images
-        ]
-        return np.array([[[self._shares(cell) for cell in row] for row in part] for part in parts])
+    def locate(
+        self, images: Sequence[Shown], labels: Sequence[Label], *, boxes: bool = True, short_px: int | None = None
+    ) -> list[Found]:
+        texts = self.encode_texts([(label.prompts or (label.name,))[0] for label in labels])
+        return [self._found(self._picture(image), texts) for image in images]
+
+    def _found(self, image: NDArray[np.uint8], texts: NDArray[np.float32]) -> Found:
+        parts = [np.hsplit(row, self.cells) for row in np.vsplit(image, self.cells)]
+        grid = np.array([[self._shares(cell) for cell in row] for row in parts])
+        maps = np.moveaxis(grid @ texts.T, -1, 0)
+        scores = maps.max(axis=(1, 2)).astype(np.float64)
+        return Found(width=60, height=60, scores=scores, maps=maps, boxes=(), threshold=0.5)
 
     def _picture(self, image: Shown) -> NDArray[np.uint8]:
         assert not isinstance(image, bytes)
@@ -173,6 +181,7 @@ def test_the_pointing_game_counts_the_filled_outline() -> None:
     grid_map = np.zeros((3, 3))
     grid_map[1, 1] = 1
     assert pointing(grid_map, outline) == 1
+    assert pointing(1e-9 * grid_map, outline) == 1  # a projection's scale is the model's own
     assert pointing(np.roll(grid_map, 1, axis=0), outline) == 0
     assert pointing(np.ones((3, 3)), outline) == 0  # several best cells point nowhere
 

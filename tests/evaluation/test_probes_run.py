@@ -182,7 +182,7 @@ def test_a_control_with_other_rows_is_refused() -> None:
 
 
 def test_unknown_suites_and_sizes() -> None:
-    with pytest.raises(ValueError, match="expected quick, full or one of"):
+    with pytest.raises(ValueError, match="expected one of quick, full, binding"):
         suite("everything")
     assert suite("count").probes == ("count",)
     encoder = LuckyEncoder()

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from evaluation.encoder import Shown
+from evaluation.locating import Found, Label
 from evaluation.probe_results import ProbeResult, from_json, read_result, to_json
 from evaluation.probes.count import build as build_count
 from evaluation.probes.examples import MOST_EXAMPLES, Candidate, Card, choice, choose, example_from_json
@@ -44,10 +45,18 @@ class DrawnEncoder:
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return self._draw([text.encode() for text in texts])
 
-    def encode_dense(self, images: Sequence[Shown]) -> NDArray[np.float32]:
+    def locate(
+        self, images: Sequence[Shown], labels: Sequence[Label], *, boxes: bool = True, short_px: int | None = None
+    ) -> list[Found]:
         data = [image if isinstance(image, bytes) else image.tobytes() for image in images]
-        cells = [one + bytes([cell]) for one in data for cell in range(12)]
-        return self._draw(cells).reshape(len(images), 3, 4, 64)
+        texts = self._draw([(label.prompts or (label.name,))[0].encode() for label in labels])
+        maps = [self._cells(one, texts) for one in data]
+        scores = np.zeros(len(labels))
+        return [Found(width=48, height=48, scores=scores, maps=each, boxes=(), threshold=0.5) for each in maps]
+
+    def _cells(self, data: bytes, texts: NDArray[np.float32]) -> NDArray[np.float32]:
+        cells = self._draw([data + bytes([cell]) for cell in range(12)])
+        return np.moveaxis(cells.reshape(3, 4, 64) @ texts.T, -1, 0)
 
     def _draw(self, inputs: Sequence[bytes]) -> NDArray[np.float32]:
         self.inputs += len(inputs)
@@ -149,9 +158,8 @@ def test_a_localisation_shows_its_grid(results: dict[str, ProbeResult]) -> None:
         (card,) = example.queries
         assert card.picture is not None
         assert card.text is not None
-        cells = _unit(encoder.encode_dense([card.picture.draw(48)])[0].reshape(12, 64))
-        own = cells @ _unit(encoder.encode_texts([card.text]))[0]
-        assert np.array(example.grid) == pytest.approx(own.reshape(3, 4), abs=1e-5)
+        (own,) = encoder.locate([card.picture.draw(48)], [Label("", (card.text,))])
+        assert np.array(example.grid) == pytest.approx(own.maps[0], abs=1e-5)
 
 
 def test_what_is_kept_of_many_options() -> None:

@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 
 from clipworks.client import Client
-from evaluation.encoder import Encoder, ServerEncoder, open_artifact
+from evaluation.dense.task import scenes_task
+from evaluation.encoder import DenseEncoder, Encoder, open_artifact, open_server
+from evaluation.locating import Label
 from evaluation.probes.pool import PoolSize
 from evaluation.scenes.config import SceneConfig
 from evaluation.scenes.rendering import render
 from evaluation.scenes.sampling import sample
 from evaluation.suites import Suite, run
 from model_store.store import Store
-from training.encoder import open_checkpoint
+from training.encoder import open_dense_checkpoint
 from training.export import export_checkpoint
 from training.loop import train
 
@@ -82,9 +84,9 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Enc
         alarm.cancel()
         with Client(url) as client:
             yield {
-                "checkpoint": open_checkpoint(checkpoint),
+                "checkpoint": open_dense_checkpoint(checkpoint),
                 "artifact": open_artifact(artifact),
-                "HTTP": ServerEncoder(client),
+                "HTTP": open_server(client),
             }
     finally:
         alarm.cancel()
@@ -117,3 +119,24 @@ def test_scores_agree(encoders: dict[str, Encoder], door: str) -> None:
         for row in result.rows:
             if row.score is not None:
                 assert row.score == pytest.approx(scores[result.key.probe, row.name], abs=SCORE_TOLERANCE), row.name
+
+
+@pytest.mark.parametrize("door", ["artifact", "HTTP"])
+def test_places_agree(encoders: dict[str, Encoder], door: str) -> None:
+    """Maps, scores and boxes of single pictures, and what is made of them over some scenes."""
+    first, other = encoders["checkpoint"], encoders[door]
+    assert isinstance(first, DenseEncoder)
+    assert isinstance(other, DenseEncoder)
+    pictures = [render(sample(seed, SceneConfig()), 96).image for seed in range(3)]
+    labels = [Label(name) for name in ("red circle", "blue square", "green star")]
+    for expected, found in zip(first.locate(pictures, labels), other.locate(pictures, labels), strict=True):
+        spread = float(np.ptp(expected.maps))
+        np.testing.assert_allclose(found.maps, expected.maps, atol=1e-4 * spread)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+        for one, same in zip(expected.boxes, found.boxes, strict=True):
+            np.testing.assert_allclose(same, one, atol=0.05)
+    task = scenes_task(seed=9, pairs="held-out", pictures=4)
+    for one, same in zip(task.measure(first).rows, task.measure(other).rows, strict=True):
+        assert same.name == one.name
+        assert same.score == pytest.approx(one.score, abs=SCORE_TOLERANCE), one.name
+        assert same.truth == one.truth
