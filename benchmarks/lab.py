@@ -73,7 +73,7 @@ def runs() -> list[LabRun]:
                 )
                 for seed in SEEDS
             ]
-    for cure in ("control", "negclip", "negclip-focal", "negation", "labclip"):
+    for cure in ("control", "negclip", "negclip-focal", "negation", "negation-reader", "labclip"):
         out += [
             LabRun(name=f"{cure}/seed{seed}", recipe=cure, overrides=(f"seed={seed}",), base="b0") for seed in SEEDS
         ]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lab import RUNS, LabRun, runs
+from lab_bounds import bounds
 from lab_figures import draw_curves, draw_learning
 from lab_probe import probed
 from lab_tables import Cell, groups, number, table, wise_ft_table
@@ -95,13 +96,14 @@ def main() -> int:
     grid = [one for one in judged if one.name.startswith("grid/")]
     bases = [one for one in judged if one.base is None and one not in grid]
     cures = [one for one in judged if one.base is not None]
-    negated = [one for one in cures if one.name.split("/")[0] in ("negclip", "negation")]
+    negated = [one for one in cures if one.name.split("/")[0] in ("negclip", "negation", "negation-reader")]
     curves = {
         done[0].name: curve_of(done[0], cure=cell)
         for cure, cell in CURES.items()
         if (done := [one for one in cures if one.name.startswith(f"{cure}/")])
     }
     probe = probed(every["b0"])
+    bound = bounds("b0", like="negation/seed0")
     blocks = {
         "lab-bases": table(groups(bases), RELATION),
         "lab-grid": table(groups(grid), RELATION),
@@ -109,10 +111,8 @@ def main() -> int:
         "lab-cures-negation": table(groups([*bases, *negated]), NEGATION),
         "lab-composed": table(groups([*bases, *grid, *cures]), BINDING, composed=True),
         "lab-wise-ft": wise_ft_table(curves),
-        "lab-probe": markdown_table(
-            ["questions", "n", "right"],
-            [[name, f"{found['n']:,}", number(found["accuracy"])] for name, found in probe.items()],
-        ),
+        "lab-probe": _right(probe),
+        "lab-bounds": _right(bound),
     }
     firsts = [group.runs[0] for group in groups(grid)]
     draw_curves(curves, PICTURES / "wise-ft.png")
@@ -120,18 +120,21 @@ def main() -> int:
     draw_learning([*bases, *firsts], PICTURES / "relation.png", opposite, label="opposite relation", chance=0.5)
     tuned = [group.runs[0] for group in groups(cures)]
     draw_learning(tuned, PICTURES / "binding.png", "binding/colours swapped", label="binding", chance=0.5)
-    _write_numbers(judged, {"wise_ft": curves, "probe": probe})
+    _write_numbers(judged, {"wise_ft": curves, "probe": probe, "bounds": bound})
     for name, text in blocks.items():
         print(f"== {name}\n{text}\n")
     PAGE.write_text(replace_blocks(PAGE.read_text(encoding="utf-8"), blocks), encoding="utf-8")
     return 0
 
 
+def _right(found: dict[str, dict[str, float]]) -> str:
+    rows = [[name, f"{each['n']:,}", number(each["accuracy"])] for name, each in found.items()]
+    return markdown_table(["questions", "n", "right"], rows)
+
+
 def _write_numbers(judged: Sequence[LabRun], curves: dict[str, Any]) -> None:
     """Scores without examples, figures and outcomes: a record, not a report."""
     NUMBERS.mkdir(exist_ok=True)
-    for old in NUMBERS.glob("*.json"):
-        old.unlink()
     (NUMBERS / "curves.json").write_text(json.dumps(curves, indent=1) + "\n", encoding="utf-8")
     kept = ("name", "n", "score", "low", "high", "chance", "blind", "bag", "truth")
     for one in judged:

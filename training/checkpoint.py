@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model_store.identity import spec_digest
-from model_store.manifest import ImageSpec, TextSpec
+from model_store.manifest import ImageSpec, Presence, TextSpec
 from model_store.modality.text import Tokenizer
 from training.config import TrainConfig, parse_config
 from training.data.vocabulary import TOKENIZER_FILE
@@ -40,7 +40,7 @@ class Checkpoint:
     """What `checkpoint.json` says; `templates` are the default prompts, `graphs` role -> method door.
 
     base_sha256: digest of the weights that training started from, None without a base. inherited: roles that the base
-    keeps providing. labels: the classes of a head.
+    keeps providing. labels: the classes of a head. presence: what the method fitted for scores of positions.
     """
 
     config: TrainConfig
@@ -60,6 +60,7 @@ class Checkpoint:
     base_sha256: str | None = None
     inherited: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    presence: Presence | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +116,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     info = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
     if info.get("format") != FORMAT:
         raise ValueError(f"{folder}: checkpoint format {info.get('format')!r}, expected {FORMAT}")
+    stored = info.get("presence")
     checkpoint = Checkpoint(
         config=parse_config(info["config"], where=str(folder / INFO_FILE)),
         step=info["step"],
@@ -133,6 +135,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         base_sha256=info.get("base_sha256"),
         inherited=tuple(info.get("inherited", ())),
         labels=tuple(info.get("labels", ())),
+        presence=None if stored is None else Presence.model_validate_json(json.dumps(stored)),
     )
     for spec, digest in (
         (checkpoint.image_spec, checkpoint.image_spec_digest),
@@ -159,6 +162,8 @@ def load_model(folder: Path) -> LoadedModel:
     weights = load_file(folder / WEIGHTS_FILE)
     if is_head(info):
         raise ValueError(f"{folder} is a class head of method {info.config.method}, not a model (see load_head)")
+    if "text_adapter" in info.graphs:
+        raise ValueError(f"{folder} holds adapters of method {info.config.method}, not a model (see load_unmix)")
     try:
         model.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
     except RuntimeError as error:

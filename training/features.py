@@ -6,7 +6,7 @@ import hashlib
 import os
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -18,13 +18,16 @@ from torch import Tensor
 from training.checkpoint import LoadedModel
 from training.data.batches import shared_ids
 from training.data.protocol import Source
-from training.data.rows import Drawn
+from training.data.rows import Drawn, Labelled
+from training.dense import DEFAULT_DENSE, DenseSource, dense_of_openclip, dense_of_own
+from training.towers import OpenClipDualEncoder, SmallDualEncoder
 
-FORMAT = 2
+FORMAT = 3
 _CHUNK = 128
 _PICK_STREAM = 5
 F32 = NDArray[np.float32]
 _NONE = np.empty(0, dtype=np.float32)
+_NOBODY = np.empty(0, dtype=np.bool_)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,17 +37,25 @@ class Features:
     image [N, D]; validation [V, D]: in the order of `Source.pictures`; dense [N, h, w, D] or [0]: no such level;
     row int64 [M]: the picture of a caption; text [M, D]; negative [M, D] with has_negative bool [M], or [0];
     caption_id, negative_id int64 [M]: equal where two captions are, whichever of the two they are. M may be 0.
+
+    With a label, pictures are those of `Source.labelled`, their vectors come from one dense run at its size, positions
+    are kept in half precision, and there are also: names str [C]; present bool [N, C]; validation_dense [V, h, w, D];
+    validation_present bool [V, C].
     """
 
     image: F32
     validation: F32
-    dense: F32
+    dense: NDArray[np.floating]
     row: NDArray[np.int64]
     text: F32
     negative: F32
     has_negative: NDArray[np.bool_]
     caption_id: NDArray[np.int64]
     negative_id: NDArray[np.int64]
+    names: NDArray[np.str_] = field(default_factory=lambda: np.empty(0, dtype=np.str_))
+    present: NDArray[np.bool_] = field(default_factory=lambda: _NOBODY)
+    validation_dense: NDArray[np.floating] = field(default_factory=lambda: _NONE)
+    validation_present: NDArray[np.bool_] = field(default_factory=lambda: _NOBODY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +63,8 @@ class FeatureBatches:
     """Captions at random, each as likely as any other, with their pictures' vectors, un-normalised.
 
     image_embeds, text_embeds [B, D], caption_id, row int64 [B]; where there are any also negative_embeds [B, D],
-    negative_id int64 [B] and has_negative bool [B], and dense_embeds [B, h, w, D].
+    negative_id int64 [B] and has_negative bool [B], dense_embeds float32 [B, h, w, D], and present bool [B, C].
+    Without captions, pictures at random, and none of the fields of texts.
     """
 
     features: Features
@@ -67,22 +79,22 @@ class FeatureBatches:
         """
         rng = np.random.default_rng((self.seed, _PICK_STREAM, step))
         held = self.features
-        if len(held.row) < self.batch_size:
-            raise ValueError(f"{len(held.row)} captions do not fill one batch of {self.batch_size}")
-        picks = rng.choice(len(held.row), size=self.batch_size, replace=False)
-        rows = held.row[picks]
-        found: dict[str, NDArray[np.generic]] = {
-            "image_embeds": held.image[rows],
-            "text_embeds": held.text[picks],
-            "caption_id": held.caption_id[picks],
-            "row": rows,
-        }
+        among, what = (len(held.row), "captions") if len(held.row) else (len(held.image), "pictures")
+        if among < self.batch_size:
+            raise ValueError(f"{among} {what} do not fill one batch of {self.batch_size}")
+        picks = rng.choice(among, size=self.batch_size, replace=False)
+        rows = held.row[picks] if len(held.row) else picks
+        found: dict[str, NDArray[np.generic]] = {"image_embeds": held.image[rows], "row": rows}
+        if held.text.size:
+            found |= {"text_embeds": held.text[picks], "caption_id": held.caption_id[picks]}
         if held.negative.size:
             found["negative_embeds"] = held.negative[picks]
             found["negative_id"] = held.negative_id[picks]
             found["has_negative"] = held.has_negative[picks]
         if held.dense.size:
-            found["dense_embeds"] = held.dense[rows]
+            found["dense_embeds"] = held.dense[rows].astype(np.float32)
+        if held.present.size:
+            found["present"] = held.present[rows]
         return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in found.items()}
 
 
@@ -95,18 +107,66 @@ def cached_features(
     negatives: bool,
     folder: Path,
     device: str,
+    label: str | None = None,
+    side_px: int | None = None,
 ) -> Features:
     """Read the features of exactly this model, data and choice from `folder`, or work them out and keep them there.
 
     captions: how many of each picture; 0: no texts at all. The name of a file is a digest of every input: the base's
     weights, specs and tokenizer, all pictures and all captions. A file that cannot be read is made again.
+    label: a label column, for the level dense; side_px: of its pictures, by default that of the exported dense role.
+
+    Raises:
+        ValueError: no such label, a base without positions, or a label with captions.
     """
+    if label is not None:
+        if level != "dense" or captions:
+            raise ValueError(f"label {label!r} is for the level dense without captions, not {level} with {captions}")
+        side = side_px or dense_side_px(base)
+        shown = {split: source.labelled(label, split, side_px=side) for split in ("train", "validation")}
+        key = _key(base, {split: each.pixels for split, each in shown.items()}, [], level=level, negatives=False)
+        marks = hashlib.sha256("\n".join(shown["train"].names).encode())
+        for each in shown.values():
+            marks.update(np.packbits(each.present).data)
+        return _kept(
+            folder / f"positions-{key}-{marks.hexdigest()[:8]}.npz", lambda: _labelled(base, shown, device=device)
+        )
     drawn = source.captions(captions, negatives=negatives) if captions else []
     pictures = {"train": source.pictures("train"), "validation": source.pictures("validation")}
-    path = folder / f"features-{_key(base, pictures, drawn, level=level, negatives=negatives)}.npz"
+    key = _key(base, pictures, drawn, level=level, negatives=negatives)
+    return _kept(
+        folder / f"features-{key}.npz",
+        lambda: _work_out(base, pictures, drawn, level=level, negatives=negatives, device=device),
+    )
+
+
+def dense_source(base: LoadedModel) -> DenseSource:
+    """The base read position by position, as the exporter's default reads it.
+
+    Raises:
+        ValueError: it has no positions.
+    """
+    if isinstance(base.model, SmallDualEncoder):
+        return dense_of_own(base.model, base.info.image_spec)
+    found = "only own trunks and open_clip's towers are known here"
+    if isinstance(base.model, OpenClipDualEncoder):
+        found = dense_of_openclip(base.model.clip.get_submodule("visual"), base.info.image_spec, DEFAULT_DENSE)
+    if not isinstance(found, DenseSource):
+        raise ValueError(f"base {base.info.config.name} has no vector for a position: {found}")
+    return found
+
+
+def dense_side_px(base: LoadedModel) -> int:
+    """Side of the square pictures that the exported dense role looks at."""
+    spec = dense_source(base).spec
+    return spec.height_px or spec.short_px
+
+
+def _kept(path: Path, work_out: Callable[[], Features]) -> Features:
+    """What lies at `path`, or what is worked out and then lies there."""
     if (stored := _read(path)) is not None:
         return stored
-    found = _work_out(base, pictures, drawn, level=level, negatives=negatives, device=device)
+    found, folder = work_out(), path.parent
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
     np.savez(part, **{one.name: getattr(found, one.name) for one in fields(Features)})
@@ -177,6 +237,40 @@ def _work_out(
         caption_id=caption_id,
         negative_id=negative_id,
     )
+
+
+def _labelled(base: LoadedModel, shown: dict[str, Labelled], *, device: str) -> Features:
+    """Positions and pooled vectors, from the same run."""
+    module = dense_source(base).module.to(device)
+    vectors = {split: _positions(module, each.pixels, device=device) for split, each in shown.items()}
+    none, ids = _NONE, np.empty(0, dtype=np.int64)
+    return Features(
+        image=vectors["train"][1],
+        validation=vectors["validation"][1],
+        dense=vectors["train"][0],
+        row=ids,
+        text=none,
+        negative=none,
+        has_negative=_NOBODY,
+        caption_id=ids,
+        negative_id=ids,
+        names=np.array(shown["train"].names, dtype=np.str_),
+        present=shown["train"].present,
+        validation_dense=vectors["validation"][0],
+        validation_present=shown["validation"].present,
+    )
+
+
+def _positions(
+    module: Callable[[Tensor], tuple[Tensor, Tensor]], pictures: NDArray[np.uint8], *, device: str
+) -> tuple[NDArray[np.floating], F32]:
+    """float16 [n, h, w, D] and float32 [n, D] of prepared pictures uint8 [n, H, W, 3]."""
+    found: list[tuple[NDArray[np.floating], F32]] = []
+    with torch.inference_mode():
+        for at in range(0, len(pictures), _CHUNK):
+            positions, pooled = module(torch.from_numpy(pictures[at : at + _CHUNK]).to(device))
+            found.append((positions.half().cpu().numpy(), pooled.float().cpu().numpy()))
+    return np.concatenate([each[0] for each in found]), np.concatenate([each[1] for each in found])
 
 
 def _text_vectors(base: LoadedModel, texts: Sequence[str], *, device: str) -> F32:

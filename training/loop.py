@@ -105,6 +105,8 @@ def run(config: TrainConfig, *, resume: bool = False, console: Console | None = 
                 level=needs.level,
                 captions=needs.captions,
                 negatives=needs.negatives,
+                label=needs.labels[0] if needs.level == "dense" and needs.labels else None,
+                side_px=needs.dense_px,
                 folder=config.run.features or folder.parent / "features",
                 device=device,
             )
@@ -159,6 +161,7 @@ def run(config: TrainConfig, *, resume: bool = False, console: Console | None = 
             truth="excused" in needs.fields,
             neighbours=method.neighbours,
             captions=needs.captions,
+            codes="meaning_code" in needs.fields,
         )
     live = {name: tensor for name, tensor in _named_state(modules) if modules[name.split(".", 1)[0]][1] != "frozen"}
     average = {name: tensor.clone() for name, tensor in live.items()}
@@ -260,6 +263,8 @@ def _judged(
     method: methods.Method, source: Source, *, image_spec: ImageSpec, tokenizer: Tokenizer, device: str
 ) -> dict[str, Any]:
     """Validation numbers of the method's current weights, in fp32; modules are in train mode again afterwards."""
+    if (own := method.validated()) is not None:
+        return own
     produced = method.artifact()
     moved = [module for module, use in method.modules().values() if use != "frozen"]
     for module in moved:
@@ -312,6 +317,7 @@ def _produced(method: methods.Method) -> dict[str, Any]:
         "templates": list(produced.templates),
         "labels": list(produced.labels),
         "inherited": list(produced.inherited),
+        "presence": None if produced.presence is None else produced.presence.model_dump(mode="json"),
     }
 
 

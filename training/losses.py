@@ -130,3 +130,38 @@ def focal_negative_loss(
     losses = -(target * (1 - log_p.exp()) ** gamma * log_p).sum(dim=1)
     share = len(losses) / len(has_negative)
     return (losses * has_negative[rows]).sum() / (has_negative.sum().clamp(min=1) * share)
+
+
+def asymmetric_loss(
+    logits: Tensor, present: Tensor, *, gamma_positive: float = 1.0, gamma_negative: float = 4.0, clip: float = 0.05
+) -> Tensor:
+    """Multi-label loss that forgets easy negatives: summed over labels, mean over pictures (Ridnik et al., 2021, ASL).
+
+    logits [B, C]; present: bool or 0/1 [B, C]. With p = sigmoid(logit) and q = max(p - clip, 0):
+
+        - sum over labels of   present (1 - p)^gamma_positive log p   +   (1 - present) q^gamma_negative log(1 - q)
+
+    The minus in front is missing in descriptions that write it as something to maximise, and it is the probability
+    that is shifted by `clip`, not the logit. Gammas 0 and clip 0 give binary cross-entropy.
+    """
+    logits, truth = logits.float(), present.to(torch.float32)
+    if clip:
+        negative = (logits.sigmoid() - clip).clamp(min=0)
+        log_absent = torch.log1p(-negative)
+    else:
+        negative, log_absent = logits.sigmoid(), functional.logsigmoid(-logits)
+    positive = truth * (1 - logits.sigmoid()) ** gamma_positive * functional.logsigmoid(logits)
+    return -(positive + (1 - truth) * negative**gamma_negative * log_absent).sum(dim=1).mean()
+
+
+def mutual_feature_information(rows: Tensor) -> Tensor:
+    """MFI: the mean over all pairs of different rows of their squared dot product, a scalar.
+
+    rows [N, D], N at least 2, unit. Orthonormal rows give 0, equal ones 1. Unmix-CLIP also adds the sum of
+    (rows_i . rows_i - 1)^2, as Barlow Twins does for its correlations: that term is 0 for unit rows, whatever they
+    are, and so is its gradient; it is left out. A sum over pairs, as the sources write it, is N (N - 1) times this: its
+    weight would mean something else for every number of labels.
+    """
+    gram = rows @ rows.T
+    others = gram - torch.diag(gram.diagonal())
+    return others.square().sum() / (len(rows) * (len(rows) - 1))

@@ -26,9 +26,10 @@ from training.export import (
     provenance,
     source_of_checkpoint,
 )
-from training.followers import linear_head
+from training.followers import AdapterSource, linear_head
 from training.log import flatten
 from training.towers import image_spec as spec_of
+from training.unmix_heads import is_unmix, load_unmix
 
 PROOF_SHARE = 0.9
 """A changed text tower keeps its base's space while it finds pictures nine tenths as well as the base's own."""
@@ -95,6 +96,8 @@ def publish_checkpoint(
     try:
         if is_head(info):
             source = _head_source(path, store, base=base, said=said, report=report)
+        elif is_unmix(info):
+            source = _unmix_source(path, store, base=base, said=said, report=report)
         else:
             source = _text_source(path, store, base=base, data_folder=data_folder, said=said, report=report)
     except (OSError, ValueError, KeyError) as error:
@@ -110,12 +113,7 @@ def _head_source(
     """Only the head is new; its base is the artifact that was made of the very weights it was fitted on."""
     head = load_head(path)
     info = head.info
-
-    def fits(artifact: Artifact) -> bool:
-        made_of = artifact.manifest.provenance.source_sha256
-        return made_of == head.base_sha256 and artifact.image_spec == info.image_spec
-
-    found = _base_of(store, base, fits, f"made of weights {head.base_sha256[:12]}", info)
+    found = _base_of(store, base, _made_of(info), f"made of weights {head.base_sha256[:12]}", info)
     label = str(info.config.method_options["label"])
     structure = f"class_head/1;{info.config.method}"
     return DerivationSource(
@@ -134,6 +132,57 @@ def _head_source(
         heads={head_name(label): linear_head(head.weight.T, head.bias, head.labels)},
         metrics=flatten({**info.metrics, **(report or {})}),
     )
+
+
+def _unmix_source(
+    path: Path, store: Store, *, base: str | None, said: Said, report: Mapping[str, object] | None
+) -> DerivationSource:
+    """Two adapters and a presence behind the artifact that was made of the very weights they were fitted on.
+
+    Positions and pooled vectors go through the same map and are not normalised before it, so the mean of a picture's
+    positions stays its vector. Both towers changed and nothing is claimed about the base's space: it is one of its own.
+    """
+    unmix = load_unmix(path)
+    info = unmix.info
+    found = _base_of(
+        store,
+        base,
+        lambda artifact: _made_of(info)(artifact) and "dense_encoder" in artifact.roles(),
+        f"made of weights {(info.base_sha256 or '')[:12]}, with a dense_encoder",
+        info,
+    )
+    structure = f"adapters/1;{info.config.method}"
+    pictures = AdapterSource(module=unmix.heads.image, normalized_input=False)
+    return DerivationSource(
+        base=found,
+        structure=structure,
+        provenance=provenance(
+            source=f"clipworks checkpoint {info.config.name}, step {info.step}, data {info.data_digest[:16]}",
+            architecture=f"adapters of {info.config.method} behind {found.reference}",
+            activation="other",
+            structure=structure,
+            licence=said.licence,
+            training_data=said.training_data,
+            limits=said.limits,
+            source_sha256=info.weights_sha256,
+        ),
+        image_adapter=pictures,
+        dense_adapter=pictures,
+        text_adapter=AdapterSource(module=unmix.heads.text),
+        templates=info.templates,
+        presence=unmix.presence,
+        metrics=flatten({**info.metrics, **(report or {})}),
+    )
+
+
+def _made_of(info: Checkpoint) -> Fits:
+    """Is an artifact made of the weights that `info` started from?"""
+
+    def fits(artifact: Artifact) -> bool:
+        made_of = artifact.manifest.provenance.source_sha256
+        return made_of == info.base_sha256 and artifact.image_spec == info.image_spec
+
+    return fits
 
 
 def _text_source(

@@ -211,7 +211,8 @@ def _tag(
     areas = [(left, upper, left + width, upper + _TAG_PX) for left, upper in zip(lefts, uppers, strict=True)]
     area = next((each for each in areas if not any(_meet(each, other) for other in taken)), areas[0])
     drawing.rectangle(area, fill=colour, outline="black")
-    light = 0.2126 * colour[0] + 0.7152 * colour[1] + 0.0722 * colour[2] > 150
+    red, green, blue = ((channel / 255) ** 2.2 for channel in colour)
+    light = 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.18  # relative luminance, WCAG 2
     drawing.text((area[0] + 3, area[1]), text, fill="black" if light else "white", font=font)
     return area
 

@@ -74,6 +74,7 @@ class SceneBatches:
     """Batches of drawn scenes with captions drawn for this batch; fields as those of `Batches`.
 
     truth: also excused bool [B, B], with negatives [B, 2B]: which texts are not plainly false of which pictures.
+    codes: also meaning_code float32 [B, C], with negatives negative_code [B, C]; zero where the code cannot say it.
     captions: the batch has B / captions pictures, each so many times, with another draw of its captions.
     """
 
@@ -83,6 +84,7 @@ class SceneBatches:
     negatives: bool = False
     neighbours: Neighbours | None = None
     truth: bool = False
+    codes: bool = False
     captions: int = 1
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
@@ -98,8 +100,15 @@ class SceneBatches:
             "image": torch.from_numpy(self.rows.pixels[picks]),
             "row": torch.from_numpy(picks),
             **({"excused": torch.from_numpy(excused)} if excused is not None else {}),
+            **(self._codes(drawn) if self.codes else {}),
             **text_fields(drawn, self.tokenize, ids=shared_ids(drawn), negatives=self.negatives),
         }
+
+    def _codes(self, drawn: Sequence[Drawn]) -> dict[str, torch.Tensor]:
+        said = {"meaning_code": [one.meaning for one in drawn]}
+        if self.negatives:
+            said["negative_code"] = [one.negative_meaning or one.meaning for one in drawn]
+        return {name: torch.from_numpy(self.rows.code.of(meanings)[0]) for name, meanings in said.items()}
 
 
 def with_neighbours(

@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from training.data.batches import Neighbours, Tokenize
+from training.data.meaning_code import MeaningCode
 from training.data.protocol import Source, StepBatches
-from training.data.rows import Drawn, Split
+from training.data.rows import Drawn, Labelled, Split
 from training.encoder import TorchEncoder
 
 
@@ -68,6 +69,9 @@ class MixedSource:
     def labels(self, name: str, split: Split = "train") -> Sequence[str | None]:
         return self.table.labels(name, split)
 
+    def labelled(self, name: str, split: Split, *, side_px: int) -> Labelled:
+        return self.table.labelled(name, split, side_px=side_px)
+
     def captions(self, count: int, *, negatives: bool) -> list[tuple[int, Drawn]]:
         return self.table.captions(count, negatives=negatives)
 
@@ -80,7 +84,10 @@ class MixedSource:
         truth: bool,
         neighbours: Neighbours | None,
         captions: int = 1,
+        codes: bool = False,
     ) -> StepBatches:
+        if codes:
+            self.meaning_code()
         if neighbours is not None or captions != 1:
             raise ValueError("a table mixed with scenes has neither neighbours nor several captions a picture")
         table = self.table.batches(
@@ -90,6 +97,9 @@ class MixedSource:
             tokenize, batch_size=batch_size, negatives=negatives, truth=truth, neighbours=None, captions=1
         )
         return MixedBatches(table, scenes, self.scene_share, negatives, truth)
+
+    def meaning_code(self) -> MeaningCode:
+        return self.table.meaning_code()
 
     def digest(self) -> str:
         parts = f"{self.table.digest()}\n{self.scenes.digest()}\n{self.scene_share}\n"

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from training.data.batches import Neighbours, Tokenize
-from training.data.rows import Drawn, Split
+from training.data.meaning_code import MeaningCode
+from training.data.rows import Drawn, Labelled, Split
 from training.encoder import TorchEncoder
 
 
@@ -44,6 +45,14 @@ class Source(Protocol):
         """
         ...
 
+    def labelled(self, name: str, split: Split, *, side_px: int) -> Labelled:
+        """Every value of a label column that each picture shows, at side_px x side_px; the names are training's.
+
+        Raises:
+            ValueError: there is no such label.
+        """
+        ...
+
     def captions(self, count: int, *, negatives: bool) -> list[tuple[int, Drawn]]:
         """`count` captions of every row, as (row, drawn): for methods that work on cached features."""
         ...
@@ -57,12 +66,21 @@ class Source(Protocol):
         truth: bool,
         neighbours: Neighbours | None,
         captions: int = 1,
+        codes: bool = False,
     ) -> StepBatches:
-        """truth: with the field `excused`, which only data with an oracle have. captions: so many rows of a batch are
-        about one picture.
+        """truth: with the field `excused`; codes: with `meaning_code`; both only where data have an oracle.
+        captions: so many rows of a batch are about one picture.
 
         Raises:
             ValueError: these data lack what is asked for.
+        """
+        ...
+
+    def meaning_code(self) -> MeaningCode:
+        """What captions mean, as numbers.
+
+        Raises:
+            ValueError: nobody knows.
         """
         ...
 

@@ -78,3 +78,12 @@ class Drawn:
     negative: str | None = None
     meaning: Meaning | None = None
     negative_meaning: Meaning | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """Pictures uint8 [n, H, W, 3] and which of `names` each shows: present bool [n, C]."""
+
+    pixels: NDArray[np.uint8]
+    names: tuple[str, ...]
+    present: NDArray[np.bool_]

@@ -17,7 +17,8 @@ from evaluation.scenes.sampling import sample
 from evaluation.scenes.scene import Scene
 from evaluation.scenes.splits import Splits, split
 from training.config import SceneData, ScenePart
-from training.data.rows import Drawn
+from training.data.meaning_code import MeaningCode
+from training.data.rows import Drawn, Labelled
 
 _PICK_STREAM, _CAPTION_STREAM = 2, 3
 _SAMPLED_TEXTS = 8000
@@ -41,6 +42,11 @@ class SceneRows:
     parts: tuple[ScenePart, ...]
     pairs: tuple[Pair, ...]
     seed: int
+
+    @property
+    def code(self) -> MeaningCode:
+        """What captions of these scenes affirm and deny, as numbers."""
+        return MeaningCode(self.pairs)
 
     def pick(self, step: int, count: int) -> NDArray[np.int64]:
         """Rows of a 0-based step: parts by their shares, scenes of a part at random, none twice."""
@@ -122,4 +128,28 @@ def draw_scenes(data: SceneData, *, seed: int) -> SceneRows:
         pixels[row] = render(scene, data.cache_px).image
     return SceneRows(
         scenes=scenes, part_of=np.array(part_of), pixels=pixels, parts=data.parts, pairs=config.pairs, seed=seed
+    )
+
+
+def several_scenes(*, pairs: tuple[Pair, ...], seed: int, count: int) -> list[Scene]:
+    """Scenes of one to four plain things, for judging; equal arguments give equal scenes."""
+    config = SceneConfig(count=(1, 4), pairs=pairs, textures=("plain",), stream=f"several/{seed}")
+    return [sample(number, config) for number in range(count)]
+
+
+def labelled_scenes(scenes: Sequence[Scene], name: str, *, pairs: Sequence[Pair], side_px: int) -> Labelled:
+    """Which shapes, colours or pairs ("red circle") out of `pairs` each scene has; name: "shape", "colour" or "pair".
+
+    Raises:
+        ValueError: another name.
+    """
+    if name not in ("shape", "colour", "pair"):
+        raise ValueError(f"no label {name!r}: scenes have shape, colour and pair")
+    words = {"shape": lambda s, c: s, "colour": lambda s, c: c, "pair": lambda s, c: f"{c} {s}"}[name]
+    names = tuple(dict.fromkeys(words(shape, colour) for shape, colour in pairs))
+    shown = [{words(thing.shape, thing.colour) for thing in scene.things} for scene in scenes]
+    return Labelled(
+        pixels=np.stack([render(scene, side_px).image for scene in scenes]),
+        names=names,
+        present=np.array([[each in some for each in names] for some in shown], dtype=np.bool_),
     )

@@ -17,15 +17,17 @@ from model_store.manifest import ImageSpec
 from training.config import AugmentConfig, MixedData, Report, SceneData, TableData, TrainConfig
 from training.data.augment import CaptionAugment, ImageAugment
 from training.data.batches import Batches, Neighbours, SceneBatches, Tokenize
+from training.data.meaning_code import MeaningCode
 from training.data.mixed import MixedSource
 from training.data.protocol import Source, StepBatches
 from training.data.reader import data_digest, load_pixels, read_table
-from training.data.rows import Drawn, Row, Split
-from training.data.scenes import SceneRows, draw_scenes, scene_splits
+from training.data.rows import Drawn, Labelled, Row, Split
+from training.data.scenes import SceneRows, draw_scenes, labelled_scenes, scene_splits, several_scenes
 from training.encoder import TorchEncoder
 from training.judge import table_report
 
 ARTICLE_TYPE = "article_type"
+SEVERAL = 512
 JUDGED = {"validation": 1_000, "test": 2_000}  # seeds of the judged scenes: no scene of one is in the other
 
 
@@ -122,6 +124,20 @@ class TableSource:
             f"no label {name!r}: this table has {', '.join(known) or 'none (data.label_columns is empty)'}"
         )
 
+    def labelled(self, name: str, split: Split, *, side_px: int) -> Labelled:
+        """A cell may hold several values, with semicolons between."""
+        shown = {
+            of: [{part.strip() for part in (value or "").split(";")} - {""} for value in self.labels(name, of)]
+            for of in ("train", split)
+        }
+        names = tuple(sorted(set[str]().union(*shown["train"])))
+        spec = self._image_spec.model_copy(update={"height_px": side_px, "width_px": side_px})
+        return Labelled(
+            pixels=load_pixels(self._data.folder, self._of(split), spec),
+            names=names,
+            present=np.array([[each in some for each in names] for some in shown[split]], dtype=np.bool_),
+        )
+
     def unseen(self, split: Split) -> NDArray[np.bool_]:
         """Which rows of a split have a caption that no training row has, up to case: bool [n]."""
         seen = {row.caption.casefold() for row in self.rows}
@@ -142,7 +158,10 @@ class TableSource:
         truth: bool,
         neighbours: Neighbours | None,
         captions: int = 1,
+        codes: bool = False,
     ) -> StepBatches:
+        if codes:
+            self.meaning_code()
         if truth:
             raise ValueError("excuse_true wants to know which captions are true of which pictures: a table does not")
         if captions != 1:
@@ -172,6 +191,9 @@ class TableSource:
             negatives=negatives,
             neighbours=neighbours,
         )
+
+    def meaning_code(self) -> MeaningCode:
+        raise ValueError("this method wants to know what captions mean, as drawn scenes do: a table does not")
 
     def digest(self) -> str:
         return data_digest(self.rows, self.pixels)
@@ -215,6 +237,14 @@ class SceneSource:
             raise ValueError(f"no label {name!r}: scenes of one thing have shape, colour and pair")
         return [_word(scene.things[0], name) if len(scene.things) == 1 else None for scene in self._scenes(split)]
 
+    def labelled(self, name: str, split: Split, *, side_px: int) -> Labelled:
+        """Of training's scenes; of validation and test, one to four things each, of training's pairs."""
+        pairs = scene_splits(self.data).validation.pairs
+        scenes = (
+            self.rows.scenes if split == "train" else several_scenes(pairs=pairs, seed=JUDGED[split], count=SEVERAL)
+        )
+        return labelled_scenes(scenes, name, pairs=pairs, side_px=side_px)
+
     def captions(self, count: int, *, negatives: bool) -> list[tuple[int, Drawn]]:
         rows = range(len(self.rows.scenes))
         return [(row, self.rows.draw(row, number, negative=negatives)) for row in rows for number in range(count)]
@@ -228,6 +258,7 @@ class SceneSource:
         truth: bool,
         neighbours: Neighbours | None,
         captions: int = 1,
+        codes: bool = False,
     ) -> StepBatches:
         if batch_size % captions:
             raise ValueError(f"a batch of {batch_size} cannot hold {captions} captions of each picture")
@@ -238,8 +269,12 @@ class SceneSource:
             negatives=negatives,
             neighbours=neighbours,
             truth=truth,
+            codes=codes,
             captions=captions,
         )
+
+    def meaning_code(self) -> MeaningCode:
+        return self.rows.code
 
     def digest(self) -> str:
         return self.rows.digest()

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from model_store.manifest import Presence
 from model_store.modality.text import Tokenizer
 from training.checkpoint import LoadedModel
 from training.config import ModelConfig
@@ -29,12 +30,15 @@ class Needs:
 
     rows: pictures and captions. features: a frozen base's vectors of them, worked out once. dense: also its vectors
     for every position. captions: how many captions of each picture a batch holds, or are cached, for the last two.
+    At the level dense one label may be named: the pictures are then those of `Source.labelled`, dense_px wide and high
+    (None: as wide as those of the exported dense role).
     """
 
     fields: tuple[str, ...]
     level: Level = "rows"
     labels: tuple[str, ...] = ()
     captions: int = 1
+    dense_px: int | None = None
 
     @property
     def negatives(self) -> bool:
@@ -91,6 +95,7 @@ class Produced:
 
     arrays: what is no module, such as a class head's weight [D, C] and bias [C]. labels: the classes of such a head.
     inherited: roles that the base keeps providing, so that vectors stored with it stay valid.
+    presence: how scores of positions become "is it there?", where the method fitted that.
     """
 
     graphs: dict[str, str] = field(default_factory=dict)
@@ -98,6 +103,7 @@ class Produced:
     labels: tuple[str, ...] = ()
     templates: tuple[str, ...] = ("{}",)
     inherited: tuple[str, ...] = ()
+    presence: Presence | None = None
 
 
 class Method(ABC):
@@ -118,10 +124,16 @@ class Method(ABC):
     @abstractmethod
     def artifact(self) -> Produced: ...
 
+    def validated(self) -> dict[str, Any] | None:
+        """Validation numbers of a method that the source's judge does not ask about what it was trained for, nested;
+        None: the judge is right. The averaged weights are in place.
+        """
+        return None
+
     def weights(self) -> dict[str, Tensor]:
         """What a checkpoint ships: the state of every module to export, as `<module>.<path>`.
 
-        Called with the averaged weights in place.
+        Called with the averaged weights in place, before `artifact` is asked for what else the checkpoint says.
         """
         return {
             f"{prefix}.{name}": tensor

@@ -7,15 +7,19 @@ true captions do; a table's `negative_column` should be counted before it is tru
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from pydantic import Field, model_validator
+from torch import Tensor, nn
 
 from training.features import picture_vectors
 from training.losses import info_nce, negclip_loss, positive_pairs, usable_negatives
 from training.methods import Context, Produced
 from training.methods.base import TowerOptions, TwoTowers, unit
+from training.sentence_reader import fit_reader
+
+_READER_CAPTIONS = 4  # of each picture, and as many false twins
 
 
 class NegationOptions(TowerOptions):
@@ -23,10 +27,20 @@ class NegationOptions(TowerOptions):
 
     cached_pictures: the frozen image tower sees each picture once, before the first step, instead of in every batch;
     right for pictures that are not augmented, such as drawn scenes.
+
+    reader_weight: above 0, a reader of meanings is fitted to the frozen pictures first (`training.sentence_reader`),
+    and the text tower also learns to say what it says; for cached pictures whose captions' meaning is known.
     """
 
     false_twin: bool = True
     cached_pictures: bool = False
+    reader_weight: float = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _reader_has_its_pictures(self) -> Self:
+        if self.reader_weight and not (self.cached_pictures and self.false_twin):
+            raise ValueError("reader_weight needs cached_pictures and false_twin")
+        return self
 
 
 def create(options: dict[str, Any]) -> NegationMethod:
@@ -34,12 +48,18 @@ def create(options: dict[str, Any]) -> NegationMethod:
 
 
 class NegationMethod(TwoTowers):
+    _pictures: Tensor
+    _reader: nn.Linear
+
     def __init__(self, options: NegationOptions) -> None:
         self.false_twin, self.cached_pictures = options.false_twin, options.cached_pictures
         if options.false_twin:
             self.fields = (*TwoTowers.fields, "negative_text", "negative_id", "has_negative")
         if options.cached_pictures:
             self.fields = (*self.fields, "row")
+        if options.reader_weight:
+            self.fields = (*self.fields, "meaning_code", "negative_code")
+        self.reader_weight = options.reader_weight
         super().__init__(options)
 
     def setup(self, context: Context) -> None:
@@ -49,6 +69,10 @@ class NegationMethod(TwoTowers):
         if self.cached_pictures:
             vectors = picture_vectors(base, context.source.pictures("train"), device=context.device)
             self._pictures = unit(torch.from_numpy(vectors).to(context.device))
+        if self.reader_weight:
+            captions = context.source.captions(_READER_CAPTIONS, negatives=True)
+            code = context.source.meaning_code()
+            self._reader = fit_reader(self._pictures, captions, code, seed=context.seed)
 
     def encode_pictures(self, batch: dict[str, Tensor]) -> Tensor:
         return self._pictures[batch["row"]] if self.cached_pictures else super().encode_pictures(batch)
@@ -74,7 +98,16 @@ class NegationMethod(TwoTowers):
             loss = negclip_loss(
                 image, text, twin, scale, positives=positives, usable=usable, excused=excused, rows=rows
             )
-            return {"negation": loss}
+            if not self.reader_weight:
+                return {"negation": loss}
+            codes = torch.cat([self.gathering.facts(batch[name]) for name in ("meaning_code", "negative_code")])
+            return {"negation": loss, "reader": self.reader_weight * self._unlike(torch.cat([text, twin]), codes)}
+
+    def _unlike(self, texts: Tensor, codes: Tensor) -> Tensor:
+        """Mean cosine distance of unit texts [n, D] to the reader's of codes [n, C], of those that it can say."""
+        known = codes.any(dim=1)
+        cosines = (texts * unit(self._reader(codes))).sum(dim=1)
+        return ((1 - cosines) * known).sum() / known.sum().clamp(min=1)
 
     def artifact(self) -> Produced:
         return self.produced(inherited=("image_encoder",))

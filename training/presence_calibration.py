@@ -1,0 +1,67 @@
+"""Slope, offset and threshold of a presence, fitted on pictures whose labels are known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.towers import activated
+
+_STEPS = 50
+_RIDGE = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """f1 and brier: of all (picture, label) decisions that it was fitted on."""
+
+    slope: float
+    offset: float
+    threshold: float
+    f1: float
+    brier: float
+
+    def settings(self) -> dict[str, float]:
+        """As the fields of a Presence."""
+        return {
+            "calibration_slope": self.slope,
+            "calibration_offset": self.offset,
+            "threshold": self.threshold,
+        }
+
+
+def calibrate(scores: NDArray[np.float64], present: NDArray[np.bool_]) -> Calibrated:
+    """Fit sigmoid(slope * score + offset) by logistic regression (Platt, 1999), scores and present [n, C] as one list;
+    the threshold is the one with the best F1 over that list.
+    """
+    values, truth = scores.ravel().astype(np.float64), present.ravel().astype(np.float64)
+    centre, spread = float(values.mean()), float(values.std()) or 1.0
+    inputs = np.stack([(values - centre) / spread, np.ones_like(values)], axis=1)
+    weights = np.zeros(2)
+    for _ in range(_STEPS):
+        p = activated(inputs @ weights, "sigmoid")
+        # A little ridge: where labels are told apart without error, the slope would grow for ever.
+        gradient = inputs.T @ (p - truth) / len(truth) + _RIDGE * weights
+        curvature = (inputs * (p * (1 - p))[:, None]).T @ inputs / len(truth) + _RIDGE * np.eye(2)
+        change = np.linalg.solve(curvature, gradient)
+        change *= min(1.0, 4.0 / max(float(np.abs(change).max()), 1e-12))
+        weights = weights - change
+        if np.abs(change).max() < 1e-9:
+            break
+    slope, offset = float(weights[0]) / spread, float(weights[1]) - float(weights[0]) * centre / spread
+    p = activated(slope * values + offset, "sigmoid")
+    threshold, f1 = _best_threshold(p, truth)
+    return Calibrated(slope=slope, offset=offset, threshold=threshold, f1=f1, brier=float(np.square(p - truth).mean()))
+
+
+def _best_threshold(p: NDArray[np.float64], truth: NDArray[np.float64]) -> tuple[float, float]:
+    """Halfway between the two neighbouring probabilities where F1 is best."""
+    order = np.argsort(-p, kind="stable")
+    ranked, hits = p[order], np.cumsum(truth[order])
+    f1 = 2 * hits / (np.arange(1, len(p) + 1) + truth.sum())
+    f1[:-1][ranked[:-1] == ranked[1:]] = -1  # equal probabilities cannot be cut apart
+    best = int(np.argmax(f1))
+    below = float(ranked[best + 1]) if best + 1 < len(ranked) else 0.0
+    return (float(ranked[best]) + below) / 2, float(f1[best])
