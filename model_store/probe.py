@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -58,9 +59,14 @@ def probe_all(
             "settings": asdict(settings),
         }
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        command = [sys.executable, "-m", "model_store.probe_child", name]
+        # -P and PYTHONPATH: the child imports this very package, and nothing from the folder the caller stands in.
+        command = [sys.executable, "-P", "-m", "model_store.probe_child", name]
+        paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         try:
-            child = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+            child = subprocess.run(
+                command, capture_output=True, text=True, timeout=timeout_s, check=False, env=environment
+            )
         except subprocess.TimeoutExpired as error:
             raise GraphError(f"{label}: no answer within {timeout_s:g} s") from error
         if child.returncode < 0:

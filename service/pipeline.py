@@ -147,7 +147,8 @@ async def classify_by_presence(
     """Score every image by the calibrated presence of each class: the scores of /localize, without the places.
 
     Raises:
-        As `localize`; a presence that pools needs no dense encoder.
+        As `localize`. A model without a dense encoder gives the scores of its image encoder's vector; where it has
+            one both routes look at the whole picture, as the presence was calibrated.
     """
 
     async def one(item: ImageItem | FailedItem) -> list[Scored]:
@@ -163,7 +164,7 @@ async def classify_by_presence(
         similarities = (classes.vectors @ finish(pooled)).astype(np.float64)
         return rank_scores(scores, similarities, classes, top_k=top_k, threshold=threshold)
 
-    dense = None if presence.aggregation == "pooled" else await model.dense.batcher(deadline)
+    dense = await model.dense.batcher(deadline) if model.dense_spec is not None else None
     images = sum(isinstance(item, ImageItem) for item in items)
     with held(dense or model.batchers["image_encoder"], images):
         return await gather_outcomes([one(item) for item in items], deadline)
@@ -245,7 +246,9 @@ async def encode_texts(
 
     with _admitted(model, {} if background else {"text_encoder": len(texts)}):
         outcomes = await gather_outcomes([one(text) for text in texts], deadline)
-    for outcome in outcomes:
+    for text, outcome in zip(texts, outcomes, strict=True):
+        if isinstance(outcome, NoDirection):
+            raise NoDirection(f"the vector of {text!r} is zero: it holds nothing that the model knows") from outcome
         if isinstance(outcome, ClipworksError):
             raise outcome
     return np.stack([outcome for outcome in outcomes if not isinstance(outcome, ClipworksError)])

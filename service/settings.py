@@ -83,7 +83,7 @@ class Settings(BaseSettings):
     )
     max_label_texts: int = Field(2000, ge=1, description="inline labels x templates of a request (413)")
     max_heatmaps: int = Field(64, ge=1, description="heatmaps of a /localize: inputs x labels to be mapped (413)")
-    max_masks: int = Field(256, ge=1, description="inputs x labels of a /localize that asks for masks (413)")
+    max_masks: int = Field(64, ge=1, description="inputs x labels of a /localize that asks for masks (413)")
     image_formats: Annotated[tuple[str, ...], NoDecode] = Field(
         ("JPEG", "PNG", "WEBP"), description=f"accepted formats, of {', '.join(ALL_FORMATS)}"
     )

@@ -24,7 +24,7 @@ from model_store.golden import EncodeDense, dense_goldens
 from model_store.graph import Graph
 from model_store.manifest import DenseSpec, GraphSpec, ImageSpec, TensorSpec
 from model_store.probe import probe
-from model_store.towers import DenseTower
+from model_store.towers import DenseTower, DenseVectors
 from training.dense_towers import Attention, NoPositions, ResNetDense, TimmDense, VitDense
 from training.graphs import EXTERNAL_DATA_BYTES, MAX_BATCH, PixelNormalize, export_program
 from training.measure import INVARIANCE_TOLERANCE
@@ -261,7 +261,7 @@ def measure_dense(source: DenseSource, draft: GraphSpec, folder: Path) -> GraphS
                 )
         found.append(vectors.positions.reshape(-1, positions.shape[-1]))
         expected.append(positions.reshape(-1, positions.shape[-1]))
-    difference = company_difference(lambda batch: tower(batch).positions, first)
+    difference = company_difference(tower, first)
     return draft.model_copy(
         update={
             "fidelity": measure(np.concatenate(found), np.concatenate(expected)),
@@ -271,17 +271,26 @@ def measure_dense(source: DenseSource, draft: GraphSpec, folder: Path) -> GraphS
     )
 
 
-def company_difference(run: Callable[[NDArray[np.uint8]], NDArray[np.float32]], picture: NDArray[np.uint8]) -> float:
-    """How far a position moves, in lengths of its picture's longest one, when other pictures share the batch."""
+def company_difference(run: Callable[[NDArray[np.uint8]], DenseVectors], picture: NDArray[np.uint8]) -> float:
+    """How far a position moves when other pictures share the batch, in lengths of its picture's longest one, or the
+    pooled vector in its own length: the larger."""
     variants = (picture, picture[:, ::-1], picture[:, :, ::-1], 255 - picture, np.roll(picture, 5, axis=1))
     pictures = np.ascontiguousarray(np.concatenate(variants))
-    alone = np.concatenate([run(pictures[index : index + 1]) for index in range(len(pictures))])
-    lengths = np.linalg.norm(alone, axis=-1).max(axis=(1, 2))[:, None, None, None]
-    together = [
-        np.concatenate([run(pictures[start : start + size]) for start in range(0, len(pictures), size)])
-        for size in _COMPANY
-    ]
-    return max(float((np.abs(each - alone) / np.maximum(lengths, 1e-30)).max()) for each in together)
+
+    def in_batches(size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        found = [run(pictures[start : start + size]) for start in range(0, len(pictures), size)]
+        return np.concatenate([each.positions for each in found]), np.concatenate([each.pooled for each in found])
+
+    alone = in_batches(1)
+    together = [in_batches(size) for size in _COMPANY]
+    return max(_moved(got, want) for each in together for got, want in zip(each, alone, strict=True))
+
+
+def _moved(found: NDArray[np.float32], alone: NDArray[np.float32]) -> float:
+    """Of vectors [pictures, ..., D]."""
+    longest = np.linalg.norm(alone, axis=-1).reshape(len(alone), -1).max(axis=1)
+    apart = np.abs(found - alone).reshape(len(alone), -1).max(axis=1)
+    return float((apart / np.maximum(longest, 1e-30)).max())
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:

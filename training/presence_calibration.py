@@ -7,10 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.platt import fit_platt
 from model_store.towers import activated
-
-_STEPS = 50
-_RIDGE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,27 +34,14 @@ def calibrate(scores: NDArray[np.float64], present: NDArray[np.bool_]) -> Calibr
     """Fit sigmoid(slope * score + offset) by logistic regression (Platt, 1999), scores and present [n, C] as one list;
     the threshold is the one with the best F1 over that list.
     """
-    values, truth = scores.ravel().astype(np.float64), present.ravel().astype(np.float64)
-    centre, spread = float(values.mean()), float(values.std()) or 1.0
-    inputs = np.stack([(values - centre) / spread, np.ones_like(values)], axis=1)
-    weights = np.zeros(2)
-    for _ in range(_STEPS):
-        p = activated(inputs @ weights, "sigmoid")
-        # A little ridge: where labels are told apart without error, the slope would grow for ever.
-        gradient = inputs.T @ (p - truth) / len(truth) + _RIDGE * weights
-        curvature = (inputs * (p * (1 - p))[:, None]).T @ inputs / len(truth) + _RIDGE * np.eye(2)
-        change = np.linalg.solve(curvature, gradient)
-        change *= min(1.0, 4.0 / max(float(np.abs(change).max()), 1e-12))
-        weights = weights - change
-        if np.abs(change).max() < 1e-9:
-            break
-    slope, offset = float(weights[0]) / spread, float(weights[1]) - float(weights[0]) * centre / spread
+    values, truth = scores.ravel().astype(np.float64), present.ravel()
+    slope, offset = fit_platt(values, truth)
     p = activated(slope * values + offset, "sigmoid")
     threshold, f1 = _best_threshold(p, truth)
     return Calibrated(slope=slope, offset=offset, threshold=threshold, f1=f1, brier=float(np.square(p - truth).mean()))
 
 
-def _best_threshold(p: NDArray[np.float64], truth: NDArray[np.float64]) -> tuple[float, float]:
+def _best_threshold(p: NDArray[np.float64], truth: NDArray[np.bool_]) -> tuple[float, float]:
     """Halfway between the two neighbouring probabilities where F1 is best."""
     order = np.argsort(-p, kind="stable")
     ranked, hits = p[order], np.cumsum(truth[order])

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.fashion import ARTICLE_TYPES, MIN_PHOTOGRAPHS
+from evaluation.platt import fit_platt
 from evaluation.probes.ranking import average_precision
 from evaluation.zero_shot import class_matrix
 from model_store.artifact import MANIFEST_FILE, Artifact
@@ -133,28 +134,15 @@ def _some(vectors: LabelVectors, chosen: Sequence[int]) -> LabelVectors:
 
 
 def fit_calibration(aggregates: F64, truth: Bools, weights: F64) -> tuple[float, float]:
-    """Slope and offset of the likeliest logistic curve, by Newton's steps (Platt, 1999).
+    """Slope and offset of the likeliest logistic curve.
 
     Raises:
         ValueError: only one answer occurs, or higher scores do not mean that a label is rather there.
     """
-    if truth.all() or not truth.any():
-        raise ValueError("every label is there, or none is: nothing to tell apart")
-    middle, spread = aggregates.mean(), max(aggregates.std(), 1e-12)
-    x = np.stack([(aggregates - middle) / spread, np.ones_like(aggregates)], axis=1)
-    weights = weights / weights.sum()
-    found = np.zeros(2)
-    for _ in range(100):
-        p = _sigmoid(x @ found)
-        hessian = (x * (weights * p * (1 - p))[:, None]).T @ x + 1e-9 * np.eye(2)
-        step = np.linalg.solve(hessian, x.T @ (weights * (p - truth)))
-        found -= step
-        if np.abs(step).max() < 1e-10:
-            break
-    slope = float(found[0] / spread)
+    slope, offset = fit_platt(aggregates, truth, weights)
     if not slope > 0:
         raise ValueError(f"the slope is {slope:.3g}: labels that are there score no higher than those that are not")
-    return slope, float(found[1] - slope * middle)
+    return slope, offset
 
 
 def log_loss(p: F64, truth: Bools, weights: F64) -> float:

@@ -295,7 +295,9 @@ class OpenClipDualEncoder(DualEncoder):
         return self.clip.encode_image(self.pixel_input(x))
 
     def encode_text(self, ids: Tensor) -> Tensor:
-        return self.clip.encode_text(ids)
+        # open_clip takes whole rows only; what stands behind the end of a causal text changes nothing.
+        missing = self.clip.context_length - ids.shape[1]
+        return self.clip.encode_text(nn.functional.pad(ids, (0, missing)) if missing > 0 else ids)
 
     def image_parts(self) -> tuple[nn.Module, ...]:
         return self.pixel_input, self.clip.visual

@@ -22,7 +22,7 @@ HEADS = "heads."
 class TextProjector(nn.Module):
     """Two linear layers without biases around a norm and a ReLU: unit text rows [n, D] -> [n, D'], not normalised.
 
-    residual (D' = D): what is learnt is added to the row, and is nothing at first.
+    Zero rows stay zero. residual (D' = D): what is learnt is added to the row, and is nothing at first.
     """
 
     def __init__(self, dim: int, hidden: int, out: int, *, norm: Norm, residual: bool) -> None:
@@ -39,6 +39,8 @@ class TextProjector(nn.Module):
 
     def forward(self, text: Tensor) -> Tensor:
         change = self.outer(functional.relu(self.norm(self.inner(text))))
+        # A text without a known word is a zero row: it says nothing before the projector and nothing behind it.
+        change = change * (text.abs().amax(dim=-1, keepdim=True) > 0).to(change.dtype)
         return text + change if self.residual else change
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from evaluation.dense.truth import LabelledPictures
 from evaluation.locating import Locator, Looking, label_vectors
+from evaluation.platt import fit_platt
 from evaluation.probes.rows import F64
 from model_store.manifest import Presence
 from model_store.presence import aggregate_scores, default_presence, score_maps
@@ -36,7 +37,7 @@ def fit_presence(locator: Locator, pictures: LabelledPictures, looking: Looking 
     (Platt, 1999) makes probabilities of each; the threshold is that of the best F1. Fit on validation pictures.
 
     Raises:
-        ValueError: a picture that cannot be used. ModuleNotFoundError: scikit-learn is missing (extra `eval`).
+        ValueError: a picture that cannot be used, or pictures whose labels are all there or all absent.
     """
     looking = looking or Looking()
     plain = default_presence(looking.templates or locator.presence.positive_templates, 1.0)
@@ -56,11 +57,7 @@ def fit_presence(locator: Locator, pictures: LabelledPictures, looking: Looking 
 
 
 def _fitted(presence: Presence, values: F64, truth: NDArray[np.bool_]) -> Fitted:
-    from sklearn.linear_model import LogisticRegression  # pyright: ignore[reportMissingTypeStubs]
-
-    spread = float(values.std()) or 1.0
-    model = LogisticRegression(C=1e6, max_iter=1000).fit(values[:, None] / spread, truth)
-    slope, offset = float(model.coef_[0, 0]) / spread, float(model.intercept_[0])
+    slope, offset = fit_platt(values, truth)
     chance = 1 / (1 + np.exp(-(slope * values + offset)))
     loss = -float(np.mean(np.log(np.maximum(np.where(truth, chance, 1 - chance), 1e-12))))
     scores = [2 * float(((chance >= t) & truth).sum()) / float((chance >= t).sum() + truth.sum()) for t in _THRESHOLDS]

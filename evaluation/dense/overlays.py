@@ -38,15 +38,20 @@ _COLOURS: tuple[RGB, ...] = (
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Showing:
-    """A judged picture, kept to be drawn. overlaps, points: of each label in it (IoU with labels given; 1: pointed at
-    it). names: of all labels."""
+    """A judged picture, kept to be drawn. overlaps, points: of each label in it (IoU with labels given, None where it
+    is wholly under other masks; 1: pointed at it). names: of all labels."""
 
     sample: Sample
     found: Found
-    overlaps: tuple[float, ...]
+    overlaps: tuple[float | None, ...]
     points: tuple[float, ...]
     kind: Kind = "best"
     names: tuple[str, ...] = ()
+
+    @property
+    def overlap(self) -> float:
+        """Mean IoU of the labels that are to be seen, at least one."""
+        return float(np.mean([each for each in self.overlaps if each is not None]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +81,7 @@ def overlay_of(shown: Showing) -> Overlay:
     return Overlay(
         kind=shown.kind,
         name=shown.sample.name,
-        overlap=float(np.mean(shown.overlaps)),
+        overlap=shown.overlap,
         lines=tuple(_lines(shown)),
         webp=base64.b64encode(sink.getvalue()).decode("ascii"),
     )
@@ -221,10 +226,14 @@ def _meet(one: _Area, other: _Area) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
+def _said(overlap: float | None) -> str:
+    return "wholly under other masks" if overlap is None else f"IoU {overlap:.2f}"
+
+
 def _lines(shown: Showing) -> list[str]:
     found, names = shown.found, shown.names
     lines = [
-        f"{names[label]}: score {found.scores[label]:.2f}, IoU {overlap:.2f}, pointed {'right' if point else 'wrong'}"
+        f"{names[label]}: score {found.scores[label]:.2f}, {_said(overlap)}, pointed {'right' if point else 'wrong'}"
         for label, overlap, point in zip(shown.sample.truth.labels, shown.overlaps, shown.points, strict=True)
     ]
     there = set(shown.sample.truth.labels)

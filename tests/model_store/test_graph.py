@@ -138,6 +138,17 @@ def test_probe_refuses_rubbish_and_a_graph_that_does_not_end(tiny: Artifact, tmp
         probe(tiny.path(spec.file), spec, timeout_s=0.01)
 
 
+def test_the_probe_runs_nothing_from_the_folder_the_caller_stands_in(
+    tiny: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, spec = image_graph(tiny)
+    for name in ("numpy.py", "onnxruntime.py", "model_store.py"):
+        (tmp_path / name).write_text("raise SystemExit('ran a stranger')")
+    monkeypatch.chdir(tmp_path)
+    outputs = probe(owner.path(spec.file), spec, feeds={"pixels": Goldens(tiny).inputs("image_encoder")})
+    assert len(outputs["image_embeds"]) > 0
+
+
 def test_the_probe_log_knows_the_same_facts_only(tmp_path: Path) -> None:
     log = ProbeLog(tmp_path / ".probed")
     key = log.key("build", SessionSettings())

@@ -364,3 +364,27 @@ def test_a_flat_head_has_fixed_sizes_and_a_vit_graph_takes_free_ones(tmp_path: P
     for name, rows in dense_goldens(DenseSpec.model_validate(source.spec.model_dump() | {"short_px": 60})).items():
         got = DenseTower(Graph.open(tmp_path / DENSE_FILE, entry))(rows)
         np.testing.assert_allclose(got.positions, reference(rows)[0], rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+class InCompany(nn.Module):
+    """Means of 8 x 8 patches; one of its two outputs takes a little of all pictures of the batch."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        cells = SIDE_PX // 8
+        positions = rows.float().reshape(-1, cells, 8, cells, 8, 3).mean(dim=(2, 4)) - 100
+        pooled, company = positions.mean(dim=(1, 2)), positions.mean(dim=(0, 1, 2))
+        if self.part == "positions":
+            positions = positions + 0.01 * company
+        return positions, pooled + 0.01 * company if self.part == "pooled" else pooled
+
+
+@pytest.mark.parametrize("part", ["neither", "positions", "pooled"])
+def test_company_that_moves_positions_or_the_pooled_vector_is_measured(tmp_path: Path, part: str) -> None:
+    source = DenseSource(module=InCompany(part).eval(), spec=dense_of_own(own("flat"), spec_of(SIDE_PX)).spec)
+    entry = measure_dense(source, write_dense(source, tmp_path), tmp_path)
+    assert entry.batch_invariant == (part == "neither")
+    assert (entry.batch_difference > 1e-4) == (part != "neither")

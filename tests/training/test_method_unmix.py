@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from training.losses import asymmetric_loss, mutual_feature_information
 from training.methods.unmix import UnmixMethod, UnmixOptions
 from training.presence_calibration import calibrate
 from training.towers import image_spec
-from training.unmix_heads import UnmixHeads, aggregated, directions, load_unmix, off_diagonal, unit
+from training.unmix_heads import TextProjector, UnmixHeads, aggregated, directions, load_unmix, off_diagonal, unit
 
 pytestmark = pytest.mark.torch
 RECIPE = """
@@ -72,6 +73,20 @@ def test_mfi_is_nothing_for_orthonormal_rows_and_one_for_equal_ones() -> None:
     some = rows(6, 4, seed=1).double()
     by_hand = np.mean([float(some[i] @ some[j]) ** 2 for i in range(6) for j in range(6) if i != j])
     assert mutual_feature_information(some).item() == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+@pytest.mark.parametrize("residual", [True, False])
+def test_a_text_without_a_known_word_says_nothing_behind_the_projector(
+    norm: Literal["layer", "batch"], residual: bool
+) -> None:
+    torch.manual_seed(0)
+    projector = TextProjector(8, 12, 8, norm=norm, residual=residual).eval()
+    for parameter in projector.parameters():
+        nn.init.normal_(parameter)
+    found = projector(torch.stack([torch.zeros(8), rows(8, seed=3)]))
+    assert not found[0].any()
+    assert found[1].norm() > 0.1
 
 
 def test_mfis_other_term_is_constant_for_unit_rows() -> None:

@@ -119,5 +119,7 @@ def test_an_open_clip_model_stands_behind_the_same_doors() -> None:
         torch.testing.assert_close(
             functional.normalize(model.encode_text(ids), dim=-1), model.clip.encode_text(ids, normalize=True)
         )
+        # Batches are cut at their longest text.
+        torch.testing.assert_close(model.encode_text(ids[:, :5]), model.encode_text(ids))
         with pytest.raises(NotImplementedError, match="no per-position"):
             model.encode_dense(pixels)

@@ -214,9 +214,7 @@ def test_sigmoid_classify_gives_the_scores_of_localize(client: TestClient) -> No
         got = {each["label"]: each["score"] for each in response.json()["data"][0]["predictions"]}
         located = by_label(ask(client, data, model=model))
         for label in LABELS:
-            # pooled: /classify squashes to 48 x 48, /localize keeps 19 x 14 cells; both see the same share of colour.
-            tolerance = 0.02 if model == "pooled" else 1e-9
-            assert got[label] == pytest.approx(located[label]["score"], abs=tolerance), (model, label)
+            assert got[label] == pytest.approx(located[label]["score"], abs=1e-9), (model, label)
         other = client.post("/classify", json={**body, "activation": "none"}).json()["data"][0]["predictions"]
         assert all(each["score"] == each["similarity"] for each in other)
 
@@ -288,6 +286,15 @@ def test_a_model_without_positions_says_what_to_do(client: TestClient) -> None:
 def test_what_is_wrong_is_named(client: TestClient, change: dict[str, Any], param: str | None) -> None:
     body = {"inputs": [image_input(png(drawn()))], "labels": LABELS, **change}
     assert refused(client.post("/localize", json=body), 422).param == param
+
+
+def test_the_label_that_is_wrong_is_named(client: TestClient) -> None:
+    body = {"inputs": [image_input(png(drawn()))], "labels": LABELS, "include": ["heatmap"]}
+    grey = refused(client.post("/localize", json={**body, "heatmap_labels": ["red", "grey", "pink"]}), 422)
+    assert grey.message == "heatmap_labels: 'grey' (and 1 more) is none of the labels"
+    unheard = refused(client.post("/localize", json={**body, "labels": ["red", "zzz"]}), 422)
+    assert (unheard.code, unheard.param) == ("no_direction", "labels")
+    assert "'zzz'" in unheard.message
 
 
 def test_heatmaps_are_counted_before_any_work(client: TestClient) -> None:

@@ -1,0 +1,41 @@
+"""A logistic curve from scores to probabilities (Platt, 1999, "Probabilistic outputs for support vector machines")."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.towers import activated
+
+_STEPS = 100
+_RIDGE = 1e-6
+_LONGEST_STEP = 4.0
+F64 = NDArray[np.float64]
+
+
+def fit_platt(scores: F64, truth: NDArray[np.bool_], weights: F64 | None = None) -> tuple[float, float]:
+    """Slope and offset of the likeliest sigmoid(slope * score + offset), by Newton's steps.
+
+    scores, truth, weights: [n]; equal weights by default. Where scores tell both answers apart without an error the
+    likeliest slope is infinite; a little ridge on the slope in units of the scores' spread keeps it finite.
+
+    Raises:
+        ValueError: only one answer occurs.
+    """
+    if truth.all() or not truth.any():
+        raise ValueError("every label is there, or none is: nothing to tell apart")
+    share = np.full(len(scores), 1 / len(scores)) if weights is None else weights / weights.sum()
+    centre, spread = float(scores.mean()), float(scores.std()) or 1.0
+    inputs = np.stack([(scores - centre) / spread, np.ones_like(scores)], axis=1)
+    found = np.zeros(2)
+    for _ in range(_STEPS):
+        p = activated(inputs @ found, "sigmoid")
+        gradient = inputs.T @ (share * (p - truth)) + _RIDGE * found
+        curvature = (inputs * (share * p * (1 - p))[:, None]).T @ inputs + _RIDGE * np.eye(2)
+        change = np.linalg.solve(curvature, gradient)
+        change *= min(1.0, _LONGEST_STEP / max(float(np.abs(change).max()), 1e-12))
+        found = found - change
+        if np.abs(change).max() < 1e-9:
+            break
+    slope = float(found[0]) / spread
+    return slope, float(found[1]) - slope * centre
