@@ -85,8 +85,10 @@ def regions_of(
     flat = rise <= _FLAT * np.maximum(np.maximum(np.abs(peak), np.abs(ground)), _FLAT)
     cut = np.where(flat, np.inf, ground + level * rise).astype(np.float32)
     parts = _parts(fine >= cut[:, None, None], fine, masks=masks)
-    heights = (parts.peaks - ground[parts.owners]) / rise[parts.owners]
-    boxes: list[list[float]] = (parts.edges * np.array([width / columns, height / rows] * 2)).tolist()
+    # float64 on both sides of both: the highest peak's height is 1 and the last cell's edge the picture's, exactly
+    floors, peaks = ground.astype(np.float64), peak.astype(np.float64)
+    heights = (parts.peaks - floors[parts.owners]) / (peaks - floors)[parts.owners]
+    boxes: list[list[float]] = (parts.edges * np.array([width, height] * 2) / np.array([columns, rows] * 2)).tolist()
     least = FINENESS**2 / 2
     found: list[list[Region]] = []
     for index, score in enumerate(scores):

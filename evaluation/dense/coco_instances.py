@@ -75,7 +75,7 @@ class CocoInstances:
         """Decodes the masks of one picture.
 
         Raises:
-            ValueError: a mask that does not fit its picture, or the picture cannot be read.
+            ValueError: a mask or a box that does not fit its picture, or the picture cannot be read.
         """
         image, shown, annotations = self.rows[index]
         instances = [self._instance(each, image) for each in annotations]
@@ -86,12 +86,13 @@ class CocoInstances:
         """None: nothing of it is seen."""
         try:
             mask = _mask(found, height=image.height, width=image.width)
+            if not mask.any():
+                return None
+            box = _box(found, mask)
         except ValueError as error:
             raise ValueError(f"{self.file}: annotation {found.id} of {image.file_name}: {error}") from error
-        if not mask.any():
-            return None
         label = self.positions[found.category_id]
-        return Instance(label=label, mask=mask, hit=mask, box=_box(found, mask), crowd=bool(found.iscrowd))
+        return Instance(label=label, mask=mask, hit=mask, box=box, crowd=bool(found.iscrowd))
 
 
 def read_coco_instances(path: Path, *, images: Path | None = None) -> CocoInstances:
@@ -139,11 +140,16 @@ def _parsed(data: bytes, name: str) -> _Instances:
     try:
         return _Instances.model_validate(json.loads(data))
     except ValidationError as error:
-        some = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:_MOST_ERRORS]]
+        some = [": ".join([*_place(each["loc"]), each["msg"]]) for each in error.errors()[:_MOST_ERRORS]]
         more = f", and {error.error_count() - len(some)} more" if error.error_count() > len(some) else ""
         raise ValueError(f"{name} is no COCO file of instances: {'; '.join(some)}{more}") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is not JSON: {error}") from error
+
+
+def _place(path: Sequence[int | str]) -> list[str]:
+    """Empty for the whole file, as when it holds a list."""
+    return [".".join(map(str, path))] if path else []
 
 
 def _photographs(images: Sequence[_Image], folder: Path, name: str) -> dict[str, Photograph]:
@@ -184,11 +190,22 @@ def _mask(found: _Annotation, *, height: int, width: int) -> Mask:
 
 
 def _box(found: _Annotation, mask: Mask) -> Box:
-    if found.bbox is not None:
-        left, upper, width, height = found.bbox
-        return left, upper, left + width, upper + height
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+    """Annotators' boxes stick out a little: what is outside the picture is cut off. Without one, or with one of no
+    height or width, of which COCO's own files have a few: that of the mask."""
+    if found.bbox is None or min(found.bbox[2:]) == 0:
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+    left, upper, width, height = found.bbox
+    if not (width > 0 and height > 0):
+        raise ValueError(f"a box of {width:g} x {height:g} px, expected more than 0")
+    right, lower = left + width, upper + height
+    for name, first, last, side in (("x", left, right, mask.shape[1]), ("y", upper, lower, mask.shape[0])):
+        between = f"a box from {name} = {first:g} to {last:g}"
+        if not -side <= first <= last <= 2 * side:
+            raise ValueError(f"{between} in a picture of {side} px")
+        if not max(first, 0.0) < min(last, side):
+            raise ValueError(f"{between} has no part in a picture of {side} px")
+    return max(left, 0.0), max(upper, 0.0), min(right, float(mask.shape[1])), min(lower, float(mask.shape[0]))
 
 
 def _asked(data: bytes, shown: Mapping[str, Photograph]) -> str:

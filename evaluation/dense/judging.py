@@ -66,8 +66,8 @@ class _Answers:
         self.points.append([pointing(found.maps[label], truth.hits(label)) for label in there])
         for kept, cells in (
             (self.free, answered_cells(found, present)),
-            (self.given, answered_cells(found, there)),
-            (self.cells, answered_whole_cells(found, there)),
+            (self.given, answered_cells(found, truth.visible)),
+            (self.cells, answered_whole_cells(found, truth.visible)),
         ):
             kept.append(areas(painted(cells, truth.height, truth.width), classes, labels))
         if boxed:
@@ -93,7 +93,7 @@ class _Luck:
         self.chance_points.append([float(cells.mean()) for cells in right])
         self.bound_points.append([float(cells.any()) for cells in right])
         self.free.append(guessed(true, range(labels)))
-        self.given.append(guessed(true, truth.labels))
+        self.given.append(guessed(true, truth.visible))
         self.there.append(np.isin(np.arange(labels), truth.labels))
         if boxed:
             self.boxes.append(_box_luck(truth, labels, grid))
@@ -297,12 +297,11 @@ class _Shown:
         self._worst: list[tuple[float, int, Showing]] = []
 
     def offer(self, sample: Sample, found: Found, given: Areas, points: Sequence[float], index: int) -> None:
-        there = sample.truth.labels
-        if not there or not self._most:
+        if not sample.truth.visible or not self._most:
             return
-        overlaps = [given.of(label) for label in there]
-        made = Showing(sample=sample, found=found, overlaps=tuple(overlaps), points=tuple(points))
-        entry = float(np.mean(overlaps)), index, made
+        overlaps = tuple(given.of(label) for label in sample.truth.labels)
+        made = Showing(sample=sample, found=found, overlaps=overlaps, points=tuple(points))
+        entry = made.overlap, index, made
         self._best = sorted([*self._best, entry], key=lambda each: (-each[0], each[1]))[: self._most]
         self._worst = sorted([*self._worst, entry], key=lambda each: (each[0], each[1]))[: self._most]
 

@@ -65,9 +65,11 @@ class Areas:
     answered: NDArray[np.int64]
     true: NDArray[np.int64]
 
-    def of(self, label: int) -> float:
-        """Intersection over union of a label that is answered or true."""
+    def of(self, label: int) -> float | None:
+        """Intersection over union of a label; None where none of it is to be seen."""
         at = label + 1
+        if not self.true[at]:
+            return None
         return float(self.shared[at] / (self.answered[at] + self.true[at] - self.shared[at]))
 
 

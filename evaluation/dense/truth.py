@@ -47,6 +47,11 @@ class Truth:
         """Those that are in the picture, ascending."""
         return tuple(sorted({one.label for one in self.instances}))
 
+    @cached_property
+    def visible(self) -> tuple[int, ...]:
+        """Those with a pixel of their own, ascending: a label wholly under smaller masks, or unjudged, has none."""
+        return tuple(label for label in np.unique(self.classes).tolist() if label > BACKGROUND)
+
     def hits(self, label: int) -> Mask:
         """Where pointing at `label`, which is in the picture, is right."""
         return np.logical_or.reduce([one.hit for one in self.instances if one.label == label])

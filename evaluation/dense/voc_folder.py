@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from evaluation.dense.truth import Instance, Sample, Truth
 from evaluation.standard.photographs import SUFFIXES, Photograph, photograph
@@ -126,12 +126,17 @@ def _indexes(path: Path) -> NDArray[np.uint8]:
     """uint8 [height, width], the palette's indexes or grey values as they are."""
     try:
         with Image.open(BytesIO(path.read_bytes()), formats=["PNG"]) as image:
-            if image.width * image.height > _MOST_PX:
-                raise ValueError(f"{path.name}: {image.width} x {image.height} pixels, at most {_MOST_PX} are read")
-            if image.mode not in ("P", "L"):
-                raise ValueError(f"{path.name}: a PNG of mode {image.mode}, expected a palette or 8-bit grey")
-            return np.array(image, dtype=np.uint8)
-    except ValueError:
-        raise
-    except (OSError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
+            unfit = _unfit(image)
+            if unfit is None:
+                return np.array(image, dtype=np.uint8)
+    except UnidentifiedImageError as error:  # its own words name a buffer
+        raise ValueError(f"{path.name}: cannot be read as PNG (Pillow knows no such format)") from error
+    except (OSError, SyntaxError, ValueError, MemoryError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path.name}: cannot be read as PNG ({error})") from error
+    raise ValueError(f"{path.name}: {unfit}")
+
+
+def _unfit(image: Image.Image) -> str | None:
+    if image.width * image.height > _MOST_PX:
+        return f"{image.width} x {image.height} pixels, at most {_MOST_PX} are read"
+    return None if image.mode in ("P", "L") else f"a PNG of mode {image.mode}, expected a palette or 8-bit grey"

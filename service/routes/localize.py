@@ -112,8 +112,11 @@ def _check_amount(services: Services, body: LocalizeRequest, names: Sequence[str
             f"label set {body.label_set} has {len(names)} labels, /localize takes {limits.max_label_texts} "
             "(CLIPWORKS_MAX_LABEL_TEXTS)"
         )
-    if body.heatmap_labels is not None and not set(body.heatmap_labels) <= set(names):
-        message = "heatmap_labels: one of them is none of the labels"
+    known = set(names)
+    unknown = [name for name in body.heatmap_labels or () if name not in known]
+    if unknown:
+        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+        message = f"heatmap_labels: {unknown[0]!r}{more} is none of the labels"
         raise Refusal(422, "invalid_field", message, param="heatmap_labels")
     images = len(body.inputs)
     asked = len(names) if body.heatmap_labels is None else sum(name in body.heatmap_labels for name in names)

@@ -25,10 +25,12 @@ from evaluation.dense.judging import (
     MIOU_CELLS,
     MIOU_GIVEN,
     POINTING,
+    judge,
 )
+from evaluation.dense.overlays import overlay_of
 from evaluation.dense.scene_set import SceneSet, chosen_pairs, draw_scenes
 from evaluation.dense.task import scenes_task
-from evaluation.dense.truth import Truth
+from evaluation.dense.truth import Instance, Sample, Truth
 from evaluation.encoder import DenseArtifactEncoder, DenseEncoder, Shown, open_artifact
 from evaluation.locating import Found, Label, Locator, Looking, Vectors
 from evaluation.probe_results import ProbeResult, ResultRow, from_json, to_json
@@ -306,3 +308,64 @@ def test_a_fitted_presence_is_calibrated() -> None:
     found = fitted.locate([sample.shown for sample in samples], looking.labels(pictures.labels), boxes=False)
     assert np.mean([one.scores for one in found]) == pytest.approx(base, abs=0.02)
     assert {one.threshold for one in found} == {first.presence.threshold}
+
+
+SIDE = 32
+
+
+def a_thing(label: int, left: int, upper: int, right: int, lower: int) -> Instance:
+    mask = np.zeros((SIDE, SIDE), dtype=np.bool_)
+    mask[upper:lower, left:right] = True
+    return Instance(label=label, mask=mask, hit=mask, box=(left, upper, right, lower))
+
+
+class Covered:
+    """Four pictures of label 0 beside what two halves of label 1 cover: label 2, or in the second set nothing."""
+
+    labels, boxed, asked, notes = ("left", "half", "hidden"), True, "covered", ()
+
+    def __init__(self, *, hidden: bool) -> None:
+        things = a_thing(0, 2, 2, 12, 30), a_thing(1, 16, 8, 20, 24), a_thing(1, 20, 8, 24, 24)
+        self.instances = (*things, a_thing(2, 16, 8, 24, 24)) if hidden else things
+
+    def __len__(self) -> int:
+        return 4
+
+    def open(self, index: int) -> Sample:
+        pixels = np.full((SIDE, SIDE, 3), 60 * index, dtype=np.uint8)
+        return Sample(f"picture {index}", pixels, Truth(width=SIDE, height=SIDE, instances=self.instances))
+
+
+class Painting:
+    """Answers by lot, the same lot for the same picture."""
+
+    name = space = fingerprint = "painting"
+    image_px: int | None = SIDE
+
+    def encode_images(self, images: Sequence[Shown]) -> Vectors:
+        return np.ones((len(images), 3), dtype=np.float32)
+
+    def encode_texts(self, texts: Sequence[str]) -> Vectors:
+        return np.ones((len(texts), 3), dtype=np.float32)
+
+    def locate(
+        self, images: Sequence[Shown], labels: Sequence[Label], *, boxes: bool = True, short_px: int | None = None
+    ) -> list[Found]:
+        random = np.random.default_rng(int(np.asarray(images[0])[0, 0, 0]))
+        maps = random.normal(size=(3, 8, 8)).astype(np.float32)
+        return [
+            Found(width=SIDE, height=SIDE, scores=np.ones(3), maps=maps, boxes=(np.zeros((0, 5)),) * 3, threshold=0.5)
+        ]
+
+
+def test_a_wholly_hidden_label_is_no_row_of_overlaps() -> None:
+    with_it, without = judge(Painting(), Covered(hidden=True)), judge(Painting(), Covered(hidden=False))
+    for one, other in ((with_it.rows, without.rows), (with_it.blind, without.blind), (with_it.bound, without.bound)):
+        for row, same in zip(one, other, strict=True):
+            assert np.isfinite(row.value), row.name
+            if row.name in (MIOU, MIOU_GIVEN, MIOU_CELLS):
+                assert (row.value, row.chance) == (same.value, same.chance), row.name
+    for drawn, same in zip(map(overlay_of, with_it.shown), map(overlay_of, without.shown), strict=True):
+        assert (drawn.name, drawn.overlap) == (same.name, same.overlap)
+        assert drawn.lines[:2] == same.lines[:2]
+        assert drawn.lines[2].startswith("hidden: score 1.00, wholly under other masks, pointed ")

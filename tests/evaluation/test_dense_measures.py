@@ -185,7 +185,7 @@ def test_areas_by_hand() -> None:
     assert found.shared.tolist() == [1, 1, 1, 0]
     assert found.answered.tolist() == [2, 1, 2, 0]
     assert found.true.tolist() == [1, 2, 2, 0]
-    assert (found.of(0), found.of(1)) == (1 / 2, 1 / 3)
+    assert (found.of(0), found.of(1), found.of(2)) == (1 / 2, 1 / 3, None)  # 2 is nowhere
     statistic = mean_iou([found, areas(truth.clip(-1), truth.clip(-1), 3)])
     assert statistic(np.array([0])) == pytest.approx((1 / 2 + 1 / 2 + 1 / 3) / 3)  # a class that is nowhere is left out
     # Pixels are added up before they are divided: background (1 + 2) / (2 + 2), 0: (1 + 2) / 4, 1: (1 + 2) / 5
@@ -256,3 +256,13 @@ def test_the_smaller_of_two_masks_is_on_top() -> None:
     classes = truth.classes
     assert (classes[15, 15], classes[30, 30], classes[80, 80]) == (1, 0, BACKGROUND)
     assert truth.labels == (0, 1)
+
+
+def test_a_label_that_is_wholly_hidden_is_there_but_not_visible() -> None:
+    hidden = (1, (10.0, 10.0, 20.0, 20.0), False)
+    truth = truth_of([(0, (0, 0, 50, 50), False), hidden, (2, (10, 10, 15, 20), False), (3, (15, 10, 20, 20), False)])
+    assert (truth.labels, truth.visible) == ((0, 1, 2, 3), (0, 2, 3))
+    assert areas(truth.classes, truth.classes, 4).of(1) is None
+    unjudged = np.zeros((100, 100), dtype=np.bool_)
+    unjudged[10:20, 15:20] = True
+    assert Truth(width=100, height=100, instances=truth.instances, unjudged=unjudged).visible == (0, 2)

@@ -135,6 +135,7 @@ SIZE = {"width": WIDTH, "height": HEIGHT}
         (annotation(iscrowd=2), r"annotations.0.iscrowd: Input should be less than or equal to 1"),
         (annotation(bbox=[1, 2, 3]), r"annotations.0.bbox.3: Field required"),
         (annotation(bbox=[1, 2, 3, float("nan")]), r"annotations.0.bbox.3: Input should be a finite number"),
+        (annotation(bbox=[1, 2, float("inf"), 3]), r"annotations.0.bbox.2: Input should be a finite number"),
     ],
 )
 def test_a_broken_file_says_what_and_where(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -163,6 +164,45 @@ def test_a_mask_that_does_not_fit_names_its_annotation(tmp_path: Path, segmentat
     found = read_coco_instances(an_instances_file(tmp_path, **annotation(segmentation=segmentation)))
     with pytest.raises(ValueError, match=message):
         found.open(0)
+
+
+@pytest.mark.parametrize(
+    ("bbox", "message"),
+    [
+        ([1e308, 2, 6, 7], r"a box from x = 1e\+308 to 1e\+308 in a picture of 40 px"),
+        ([1e308, 2, 1e308, 7], r"a box from x = 1e\+308 to inf in a picture of 40 px"),
+        ([2, -31, 6, 40], "a box from y = -31 to 9 in a picture of 30 px"),
+        ([2, 2, 6, 59], "a box from y = 2 to 61 in a picture of 30 px"),
+        ([40, 2, 6, 7], "a box from x = 40 to 46 has no part in a picture of 40 px"),
+        ([2, -7, 6, 7], "a box from y = -7 to 0 has no part in a picture of 30 px"),
+        ([2, 2, 6, -7], "a box of 6 x -7 px, expected more than 0"),
+    ],
+)
+def test_a_box_that_is_none_of_its_picture_names_its_annotation(
+    tmp_path: Path, bbox: list[float], message: str
+) -> None:
+    found = read_coco_instances(an_instances_file(tmp_path, **annotation(bbox=bbox)))
+    with pytest.raises(ValueError, match=f"instances.json: annotation 5 of a.png: {message}"):
+        found.open(0)
+
+
+def test_a_box_of_no_width_is_that_of_the_mask(tmp_path: Path) -> None:
+    empty = read_coco_instances(an_instances_file(tmp_path, **annotation(bbox=[2, 2, 0, 7]))).open(0).truth
+    without = read_coco_instances(an_instances_file(tmp_path, **annotation(bbox=None))).open(0).truth
+    assert empty.instances[0].box == without.instances[0].box
+    assert empty.instances[0].box[0] < empty.instances[0].box[2]
+
+
+def test_a_box_that_sticks_out_ends_with_the_picture(tmp_path: Path) -> None:
+    path = an_instances_file(tmp_path, **annotation(bbox=[-0.5, 3, 41, 27.01]))
+    (instance,) = read_coco_instances(path).open(0).truth.instances
+    assert instance.box == (0, 3, WIDTH, HEIGHT)
+
+
+def test_a_file_that_is_a_list_says_so(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"list.json is no COCO file of instances: Input should be a valid dict"):
+        read_coco_instances(tmp_path / "list.json")
 
 
 def test_text_that_is_no_json(tmp_path: Path) -> None:
@@ -203,6 +243,9 @@ def test_a_damaged_file_is_read_or_refused_in_words(tmp_path: Path, data: st.Dat
         for index in range(len(found)):
             truth = found.open(index).truth
             assert all(one.mask.shape == (truth.height, truth.width) for one in truth.instances)
+            for x0, y0, x1, y1 in (one.box for one in truth.instances):
+                assert 0 <= x0 < x1 <= truth.width
+                assert 0 <= y0 < y1 <= truth.height
     except ValueError:
         pass
 
@@ -284,7 +327,7 @@ def damage(folder: Path, kind: str) -> None:
         ("path", r"val.txt: '../one', expected the name of a picture"),
         ("no picture", "one has no picture in JPEGImages"),
         ("no png", "one has no SegmentationClass/one.png"),
-        ("not a png", "one.png: cannot be read as PNG"),
+        ("not a png", r"one.png: cannot be read as PNG \(Pillow knows no such format\)$"),
         ("cut", "one.png: cannot be read as PNG"),
         ("colours", "one.png: a PNG of mode RGB, expected a palette or 8-bit grey"),
     ],
@@ -311,4 +354,4 @@ def test_a_damaged_png_is_read_or_refused_in_words(tmp_path: Path, at: int, valu
         read_voc_folder(folder).open(0)
     except ValueError as error:
         refused = str(error)
-    assert not refused or "one.png" in refused
+    assert not refused or ("one.png" in refused and "BytesIO" not in refused)

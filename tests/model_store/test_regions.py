@@ -226,3 +226,18 @@ def test_no_more_regions_than_asked_for() -> None:
     assert [r.score for r in find_regions(heat, width=80, height=80, max_regions=3)] == pytest.approx(
         [1, 0.9875, 0.975], abs=1e-4
     )
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 20), st.integers(1, 20), st.integers(1, 4000), st.integers(1, 4000))
+def test_boxes_lie_in_the_picture_and_no_score_is_over_the_maps_own(
+    seed: int, rows: int, columns: int, width: int, height: int
+) -> None:
+    random = np.random.default_rng(seed)
+    maps = (random.normal(size=(4, rows, columns)) * 10.0 ** random.integers(-3, 3)).astype(np.float32)
+    scores = [1.0, *random.uniform(size=3).tolist()]
+    for found, score in zip(regions_of(maps, scores, width=width, height=height), scores, strict=True):
+        assert found[0].score == score
+        for region in found:
+            assert region.score <= score
+            assert 0 <= region.x0 < region.x1 <= width
+            assert 0 <= region.y0 < region.y1 <= height
