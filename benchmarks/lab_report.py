@@ -50,7 +50,7 @@ NEGATION: dict[str, Cell] = {
     **{f"{words} words": ("negation", f"four options, {words} words") for words in ("train", "recombined", "unseen")},
     "is or is no": ("negation", "is or is no"),
 }
-CURES = {"negclip": "binding/colours swapped", "negation": "negation/four options, recombined words"}
+CURES = {"negclip": "binding/colours swapped", "negation-reader": "negation/four options, recombined words"}
 
 
 def curve_of(one: LabRun, *, cure: str, neutral: str = "single", most_lost: float = 0.01) -> dict[str, Any]:
