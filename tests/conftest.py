@@ -2,6 +2,12 @@
 
 import ctypes
 import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -34,3 +40,36 @@ def what_cuda_lacks() -> str | None:
     except OSError:
         return "no NVIDIA driver on this machine"
     return None if status == 0 else f"the NVIDIA driver finds no device (cuInit: {status})"
+
+
+@contextmanager
+def _served(*options: str | Path, start_s: float = 240) -> Iterator[str]:
+    command = [Path(sys.executable).with_name("clipworks"), "serve", "--port", "0", "--log-level", "warning"]
+    command += ["--no-builtin", "--drain-grace-s", "0", *options]
+    # Without any CLIPWORKS_ variable of the person who runs the tests.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CLIPWORKS_")}
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    alarm = threading.Timer(start_s, server.kill)
+    alarm.start()
+    try:
+        url = ""
+        assert server.stdout
+        for line in server.stdout:
+            url = line.removeprefix("clipworks: listening on ").strip() if "listening" in line else url
+            if "ready" in line:
+                break
+        assert url, f"the server did not start, exit status {server.wait()}"
+        alarm.cancel()
+        yield url
+    finally:
+        alarm.cancel()
+        server.terminate()
+        server.wait(timeout=60)
+        if server.stdout:
+            server.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def serving() -> Callable[..., AbstractContextManager[str]]:
+    """serving(*options, start_s=240): the real server in its own process, ready; the address that it prints."""
+    return _served

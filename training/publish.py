@@ -9,7 +9,7 @@ from pathlib import Path
 
 from evaluation.scenes_report import single_accuracy
 from model_store.errors import ArtifactNotFound, ExportRefused
-from model_store.manifest import Precision, SpaceProof
+from model_store.manifest import Precision, Provenance, SpaceProof
 from model_store.store import Artifact, Store
 from training.checkpoint import Checkpoint, LoadedModel, is_head, load_head, load_model, read_checkpoint
 from training.config import SceneData, TableData
@@ -119,16 +119,7 @@ def _head_source(
     return DerivationSource(
         base=found,
         structure=structure,
-        provenance=provenance(
-            source=f"clipworks checkpoint {info.config.name}, data {info.data_digest[:16]}",
-            architecture=f"class head of {info.config.method} for {label}",
-            activation="other",
-            structure=structure,
-            licence=said.licence,
-            training_data=said.training_data,
-            limits=said.limits,
-            source_sha256=info.weights_sha256,
-        ),
+        provenance=_follower_provenance(info, said, structure, what=f"class head of {info.config.method} for {label}"),
         heads={head_name(label): linear_head(head.weight.T, head.bias, head.labels)},
         metrics=flatten({**info.metrics, **(report or {})}),
     )
@@ -156,15 +147,8 @@ def _unmix_source(
     return DerivationSource(
         base=found,
         structure=structure,
-        provenance=provenance(
-            source=f"clipworks checkpoint {info.config.name}, step {info.step}, data {info.data_digest[:16]}",
-            architecture=f"adapters of {info.config.method} behind {found.reference}",
-            activation="other",
-            structure=structure,
-            licence=said.licence,
-            training_data=said.training_data,
-            limits=said.limits,
-            source_sha256=info.weights_sha256,
+        provenance=_follower_provenance(
+            info, said, structure, what=f"adapters of {info.config.method} behind {found.reference}"
         ),
         image_adapter=pictures,
         dense_adapter=pictures,
@@ -172,6 +156,21 @@ def _unmix_source(
         templates=info.templates,
         presence=unmix.presence,
         metrics=flatten({**info.metrics, **(report or {})}),
+    )
+
+
+def _follower_provenance(info: Checkpoint, said: Said, structure: str, *, what: str) -> Provenance:
+    """Of what follows a base's encoders; a closed form has taken no step."""
+    step = f"step {info.step}, " if info.step else ""
+    return provenance(
+        source=f"clipworks checkpoint {info.config.name}, {step}data {info.data_digest[:16]}",
+        architecture=what,
+        activation="other",
+        structure=structure,
+        licence=said.licence,
+        training_data=said.training_data,
+        limits=said.limits,
+        source_sha256=info.weights_sha256,
     )
 
 

@@ -2,10 +2,8 @@
 
 import asyncio
 import os
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +17,6 @@ GOLDENS = TINY_STORE / "tiny" / "1" / "goldens"
 READY_S = 60
 
 
-def without_settings() -> dict[str, str]:
-    """This environment without any CLIPWORKS_ variable of the person who runs the tests."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("CLIPWORKS_")}
-
-
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
@@ -32,30 +25,10 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def server_url() -> Iterator[str]:
+def server_url(serving: Callable[..., AbstractContextManager[str]]) -> Iterator[str]:
     """Address of `clipworks serve` with the tiny model, ready; its port is the one it prints."""
-    command = [Path(sys.executable).with_name("clipworks"), "serve", "--port", "0", "--log-level", "warning"]
-    command += ["--store", TINY_STORE, "--model", "tiny", "--no-builtin", "--drain-grace-s", "0"]
-    command += ["--data", "memory"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=without_settings())
-    alarm = threading.Timer(READY_S, server.kill)
-    alarm.start()
-    try:
-        url = ""
-        assert server.stdout
-        for line in server.stdout:
-            url = line.removeprefix("clipworks: listening on ").strip() if "listening" in line else url
-            if "ready" in line:
-                break
-        assert url, f"the server did not start, exit status {server.wait()}"
-        alarm.cancel()
+    with serving("--store", TINY_STORE, "--model", "tiny", "--data", "memory", start_s=READY_S) as url:
         yield url
-    finally:
-        alarm.cancel()
-        server.terminate()
-        server.wait(timeout=40)
-        if server.stdout:
-            server.stdout.close()
 
 
 @pytest.fixture(params=["sync", "async"])

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import shutil
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import httpx2
@@ -62,30 +59,10 @@ def pictures() -> list[NDArray[np.uint8]]:
 
 
 @pytest.fixture(scope="module")
-def server_url() -> Iterator[str]:
+def server_url(serving: Callable[..., AbstractContextManager[str]]) -> Iterator[str]:
     """Address of `clipworks serve` with the tiny model, ready; its port is the one it prints."""
-    command = [Path(sys.executable).with_name("clipworks"), "serve", "--port", "0", "--log-level", "warning"]
-    command += ["--store", TINY_STORE, "--model", "tiny", "--no-builtin", "--drain-grace-s", "0"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("CLIPWORKS_")}
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    alarm = threading.Timer(READY_S, server.kill)
-    alarm.start()
-    try:
-        url = ""
-        assert server.stdout
-        for line in server.stdout:
-            url = line.removeprefix("clipworks: listening on ").strip() if "listening" in line else url
-            if "ready" in line:
-                break
-        assert url, f"the server did not start, exit status {server.wait()}"
-        alarm.cancel()
+    with serving("--store", TINY_STORE, "--model", "tiny", start_s=READY_S) as url:
         yield url
-    finally:
-        alarm.cancel()
-        server.terminate()
-        server.wait(timeout=40)
-        if server.stdout:
-            server.stdout.close()
 
 
 def test_an_artifact_gives_its_golden_vectors_as_unit_rows(encoder: ArtifactEncoder) -> None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,42 +106,15 @@ def train_all(folder: Path) -> list[str]:
     return list(runs)
 
 
-@contextmanager
-def serving(folder: Path, names: list[str]) -> Iterator[Client]:
-    """The real server in its own process, over the store in `folder`."""
-    command = [Path(sys.executable).with_name("clipworks"), "serve", "--port", "0", "--log-level", "warning"]
-    command += ["--store", folder / "store", "--no-builtin", "--data", folder / "data", "--drain-grace-s", "0"]
-    command += ["--model", names[0], "--extra-models", ",".join(names[1:])]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    alarm = threading.Timer(240, server.kill)
-    alarm.start()
-    try:
-        url = ""
-        assert server.stdout
-        for line in server.stdout:
-            url = line.removeprefix("clipworks: listening on ").strip() if "listening" in line else url
-            if "ready" in line:
-                break
-        assert url, f"the server did not start, exit status {server.wait()}"
-        alarm.cancel()
-        with Client(url) as client:
-            yield client
-    finally:
-        alarm.cancel()
-        server.terminate()
-        server.wait(timeout=60)
-        if server.stdout:
-            server.stdout.close()
-
-
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def lab(tmp_path_factory: pytest.TempPathFactory, serving: Callable[..., AbstractContextManager[str]]) -> Iterator[Lab]:
     folder = tmp_path_factory.mktemp("served")
     names = train_all(folder)
     store = Store(folder / "store", builtin=False)
     for name in names:
         publish_checkpoint(folder / name, name, store, precisions=("fp32",))
-    with serving(folder, names) as client:
+    options = ("--store", folder / "store", "--data", folder / "data", "--extra-models", ",".join(names[1:]))
+    with serving(*options, "--model", names[0]) as url, Client(url) as client:
         yield Lab(folder, store, client)
 
 

@@ -1,11 +1,8 @@
 """One model, three doors: the torch checkpoint, its artifact in this process, its artifact over HTTP."""
 
 import json
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import numpy as np
 import pytest
@@ -62,38 +59,20 @@ report = "scenes"
 
 
 @pytest.fixture(scope="module")
-def encoders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Encoder]]:
+def encoders(
+    tmp_path_factory: pytest.TempPathFactory, serving: Callable[..., AbstractContextManager[str]]
+) -> Iterator[dict[str, Encoder]]:
     folder = tmp_path_factory.mktemp("agree")
     recipe, checkpoint, store = folder / "recipe.toml", folder / "run", Store(folder / "store", builtin=False)
     recipe.write_text(RECIPE, encoding="utf-8")
     train(recipe, [f"run.folder={json.dumps(str(checkpoint))}"])
     artifact = export_checkpoint(checkpoint, "agreeing", store, precisions=("fp32",))
-    command = [Path(sys.executable).with_name("clipworks"), "serve", "--port", "0", "--log-level", "warning"]
-    command += ["--store", folder / "store", "--no-builtin", "--data", folder / "data", "--drain-grace-s", "0"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    alarm = threading.Timer(120, server.kill)
-    alarm.start()
-    try:
-        url = ""
-        assert server.stdout
-        for line in server.stdout:
-            url = line.removeprefix("clipworks: listening on ").strip() if "listening" in line else url
-            if "ready" in line:
-                break
-        assert url, f"the server did not start, exit status {server.wait()}"
-        alarm.cancel()
-        with Client(url) as client:
-            yield {
-                "checkpoint": open_dense_checkpoint(checkpoint),
-                "artifact": open_artifact(artifact),
-                "HTTP": open_server(client),
-            }
-    finally:
-        alarm.cancel()
-        server.terminate()
-        server.wait(timeout=60)
-        if server.stdout:
-            server.stdout.close()
+    with serving("--store", folder / "store", "--data", folder / "data") as url, Client(url) as client:
+        yield {
+            "checkpoint": open_dense_checkpoint(checkpoint),
+            "artifact": open_artifact(artifact),
+            "HTTP": open_server(client),
+        }
 
 
 @pytest.mark.parametrize("door", ["artifact", "HTTP"])

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -60,38 +58,12 @@ def store(unmixed: Path, square_base: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="module")
-def client(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """The real server in its own process."""
-    command = [Path(sys.executable).with_name("clipworks"), "serve", "--port", "0", "--log-level", "warning"]
-    command += [
-        "--store",
-        store.root,
-        "--no-builtin",
-        "--data",
-        tmp_path_factory.mktemp("data"),
-        "--drain-grace-s",
-        "0",
-    ]
-    server = subprocess.Popen([*command, "--model", "unmixed"], stdout=subprocess.PIPE, text=True)
-    alarm = threading.Timer(240, server.kill)
-    alarm.start()
-    try:
-        url = ""
-        assert server.stdout
-        for line in server.stdout:
-            url = line.removeprefix("clipworks: listening on ").strip() if "listening" in line else url
-            if "ready" in line:
-                break
-        assert url, f"the server did not start, exit status {server.wait()}"
-        alarm.cancel()
-        with Client(url) as found:
-            yield found
-    finally:
-        alarm.cancel()
-        server.terminate()
-        server.wait(timeout=60)
-        if server.stdout:
-            server.stdout.close()
+def client(
+    store: Store, tmp_path_factory: pytest.TempPathFactory, serving: Callable[..., AbstractContextManager[str]]
+) -> Iterator[Client]:
+    data = tmp_path_factory.mktemp("data")
+    with serving("--store", store.root, "--data", data, "--model", "unmixed") as url, Client(url) as found:
+        yield found
 
 
 def checkpoint_scores(unmixed: Path, square_base: Path, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float64], ...]:
