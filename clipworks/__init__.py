@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    __version__: str
     from clipworks.client import AsyncClient, AsyncCollection, Client, Collection, Item
     from clipworks.errors import ClientError
     from clipworks.results import ClassifyResult, EmbedResult, LocalizeResult, SearchResult, UpsertResult
@@ -46,6 +47,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("clipworks")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'clipworks' has no attribute {name!r}")
@@ -53,4 +58,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, "__version__"])

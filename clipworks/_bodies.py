@@ -6,13 +6,13 @@ whole request from 200 KB on (docs/client.md has the figures).
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clipworks._exchange import Request
 from clipworks._inputs import ImageAddress, ImageBytes, Loaded, Text
+from clipworks._json import json_bytes
 
 
 def is_file(value: Loaded) -> bool:
@@ -33,8 +33,8 @@ def request_of(path: str, fields: Mapping[str, Any], inputs: Sequence[Loaded]) -
 
 
 def post(path: str, body: Mapping[str, Any], files: Sequence[bytes] = ()) -> Request:
-    """JSON alone, or JSON as the part `request` with image files beside it."""
-    text = json.dumps(body, separators=(",", ":")).encode("ascii")
+    """JSON alone, or JSON as the part `request` with image files beside it. Raises as `json_bytes`."""
+    text = json_bytes(body)
     if not files:
         return Request(method="POST", path=path, content=text, headers={"Content-Type": "application/json"})
     boundary = secrets.token_hex(16)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from clipworks._inputs import ImageSource
 
 T = TypeVar("T")
-Labels = Sequence[str | LabelPrompts]
+LabelLike = str | LabelPrompts | Mapping[str, Any]
+Labels = Iterable[LabelLike] | Mapping[str, str | Sequence[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,11 +183,35 @@ class Calls:
 
 
 def label_fields(labels: Labels | None, templates: str | Sequence[str] | None) -> dict[str, Any]:
-    """The JSON of labels and templates. Raises TypeError for one string where several are expected."""
-    if isinstance(labels, str):
+    """The JSON of labels and templates.
+
+    labels: names, LabelPrompts or {"name", "prompts"}, mixed; or one mapping of name -> its prompt or prompts.
+
+    Raises:
+        TypeError: one string where several are expected, or a label that is none of these.
+    """
+    if isinstance(labels, (str, bytes)):
         raise TypeError("labels: expected several, got one string; write labels=['cat', 'dog']")
-    shown = None if labels is None else [each if isinstance(each, str) else each.model_dump() for each in labels]
+    if isinstance(labels, Mapping):
+        labels = [{"name": name, "prompts": _several(prompts)} for name, prompts in labels.items()]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    shown = None if labels is None else [_label(each, index) for index, each in enumerate(labels)]
     return _given(labels=shown, templates=templates if isinstance(templates, str | None) else list(templates))
+
+
+def _label(label: LabelLike, index: int) -> Any:
+    if isinstance(label, str):
+        return str(label)
+    if isinstance(label, LabelPrompts):
+        return label.model_dump()
+    if isinstance(label, Mapping) and set(label) == {"name", "prompts"}:  # pyright: ignore[reportUnnecessaryIsInstance]
+        return {"name": label["name"], "prompts": _several(label["prompts"])}
+    raise TypeError(
+        f"labels[{index}]: expected a string, LabelPrompts or {{'name': ..., 'prompts': [...]}}, got {label!r:.80}"
+    )
+
+
+def _several(prompts: str | Iterable[str]) -> list[str]:
+    return [prompts] if isinstance(prompts, str) else list(prompts)
 
 
 def _given(**values: object) -> dict[str, Any]:

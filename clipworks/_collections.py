@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +22,8 @@ from clipworks._collections_inputs import (
     weight_of,
 )
 from clipworks._exchange import Request, Steps, check, exchange
-from clipworks._inputs import chunks
+from clipworks._inputs import chunks, several_images
+from clipworks._json import json_bytes
 from clipworks._queries import parse
 from clipworks.results import Hit, Hits, SearchResult, Stored, UpsertResult, vector_of
 from clipworks.retry import RetryPolicy
@@ -210,7 +210,7 @@ class CollectionCalls:
         return [_stored(each, path) for each in found.data], found.cursor
 
     def _exchange(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Steps[bytes]:
-        content = None if body is None else json.dumps(body).encode("ascii")
+        content = None if body is None else json_bytes(body)
         request = Request(method=method, path=path, content=content, headers=_JSON if content else {})
         return check((yield from exchange(request, self.policy, self.chance))).body
 
@@ -224,9 +224,7 @@ def image_items(
         TypeError: one picture where several are expected.
         ValueError: a picture without a path needs an id; lists of unequal length.
     """
-    if isinstance(images, (str, bytes, bytearray, os.PathLike)):
-        raise TypeError("images: expected several images, got one; write images=[image]")
-    found = list(images)
+    found = list(several_images(images))
     for name, values in (("ids", ids), ("metadata", metadata)):
         if values is not None and len(values) != len(found):
             raise ValueError(f"{name}: expected one for each of {len(found)} images, got {len(values)}")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
+import re
 import sys
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from clipworks._bodies import post
 from clipworks._exchange import Request
 from clipworks._inputs import ImageAddress, ImageBytes, Source, Text
+from clipworks._json import json_bytes
+from clipworks._pictures import axes_of
 from clipworks.errors import UnreadableInput
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     QueryLike = str | os.PathLike[str] | bytes | ImageSource | VectorLike | Mapping[str, Any]
 
 _CONTENT = ("text", "image", "vector")
+# One word that ends like the file of a picture: nobody searches for it, many give it for the picture.
+_PICTURE_NAME = re.compile(r"\.(?:jpe?g|jpe|jfif|png|webp|gif|bmp|tiff?|avif|heic|heif)$", re.IGNORECASE)
 _ASKED = ("text", "image", "vector", "id")
 
 
@@ -177,15 +181,23 @@ def _item(given: Any, index: int) -> Item:
 
 
 def _asked(query: Any) -> Mapping[str, Any]:
-    """A query as a mapping: a str is a text, a list or an array a vector, anything else a picture."""
+    """A query as a mapping: a str is a text, a list or an array a vector (one of bytes in rows a picture), anything
+    else a picture."""
     if isinstance(query, Mapping):
         return query  # pyright: ignore[reportUnknownVariableType]
     if isinstance(query, str):
         return {"text": query}
+    if (axes_of(query) or 0) > 1 and query.dtype.kind in "ub":
+        return {"image": query}
     return {"vector" if isinstance(query, (list, tuple)) or hasattr(query, "tolist") else "image": query}
 
 
 def _check_query(query: Any, where: str, *, in_combine: bool = False) -> None:
+    if isinstance(query, str) and _PICTURE_NAME.search(query):
+        raise ValueError(
+            f"{where}: {query!r} is a text here, and looks like a picture's name; write {{'image': {query!r}}} "
+            f"(or a Path) for the picture, {{'text': {query!r}}} for the words"
+        )
     if not isinstance(query, Mapping):
         return
     keys = {str(key) for key in query}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
@@ -231,7 +243,7 @@ def _vector_text(value: Any, index: int) -> str:
 def _check_json(body: Mapping[str, Any], index: int) -> int:
     """Its size in bytes: one item that JSON or UTF-8 cannot hold must not spoil its whole request."""
     try:
-        return len(json.dumps(body, ensure_ascii=False, allow_nan=False).encode("utf-8"))
+        return len(json_bytes(body))
     except UnicodeEncodeError as error:
         raise UnreadableInput(f"id or metadata holds a lone surrogate at {error.start}", index=index) from None
     except (TypeError, ValueError, RecursionError) as error:

@@ -15,7 +15,7 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import ValidationError
 
 from clipworks import errors
-from clipworks.retry import RETRIED_STATUSES, RetryPolicy
+from clipworks.retry import RETRIED_OF_PROXIES, RETRIED_STATUSES, RetryPolicy
 from clipworks.schemas import ErrorDetail, ErrorResponse
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ Steps = Generator[Step, None, T]
 
 
 def exchange(request: Request, policy: RetryPolicy, chance: random.Random) -> Steps[Answer]:
-    """Send until an answer that is not 429 or 503 comes, or the policy gives up; returns whatever came last.
+    """Send until an answer comes that is not to be retried, or the policy gives up; returns whatever came last.
 
     Raises:
         ConnectionFailed: no answer in all attempts.
@@ -92,7 +92,7 @@ def exchange(request: Request, policy: RetryPolicy, chance: random.Random) -> St
             if pause_s is None:
                 tried = f" ({attempt} attempts)" if attempt > 1 else ""
                 raise errors.ConnectionFailed(f"{result.message}{tried}")
-        elif result.status in RETRIED_STATUSES:
+        elif _is_retried(result):
             pause_s = policy.pause_s(attempt, result.headers.get("retry-after"), chance=chance)
             if pause_s is None:
                 return result
@@ -115,11 +115,11 @@ def check(answer: Answer) -> Answer:
 
 def api_error(answer: Answer) -> errors.ClientError:
     """The exception for an answer that is not 2xx."""
-    try:
-        detail = ErrorResponse.model_validate_json(answer.body, extra="ignore").error
-    except ValidationError:
+    detail = _detail_of(answer)
+    if detail is None:
         shown = answer.body[:80].decode("utf-8", "replace").split("\n")[0]
-        return errors.BadAnswer(f"HTTP {answer.status} without an error of clipworks in its body: {shown!r}")
+        hint = "; a proxy in front of the server?" if answer.status in (502, 503, 504) else ""
+        return errors.BadAnswer(f"HTTP {answer.status} without an error of clipworks in its body: {shown!r}{hint}")
     kind = _BY_CODE.get(detail.code) or _BY_STATUS.get(answer.status)
     kind = kind or (errors.ServerFault if answer.status >= 500 else errors.RequestRefused)
     return _of_detail(kind, detail, answer.status, None, answer.headers.get("x-request-id"))
@@ -130,6 +130,17 @@ def item_error(detail: ErrorDetail, index: int) -> errors.ApiError:
     kind = _BY_CODE.get(detail.code, errors.ServerFault)
     status = next((status for status, each in _BY_STATUS.items() if each is kind), 500)
     return _of_detail(kind, detail, status, index, None)
+
+
+def _is_retried(answer: Answer) -> bool:
+    return answer.status in RETRIED_STATUSES or (answer.status in RETRIED_OF_PROXIES and _detail_of(answer) is None)
+
+
+def _detail_of(answer: Answer) -> ErrorDetail | None:
+    try:
+        return ErrorResponse.model_validate_json(answer.body, extra="ignore").error
+    except ValidationError:
+        return None
 
 
 def _of_detail(

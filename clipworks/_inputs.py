@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
+from clipworks._pictures import PictureError, axes_of, png_of
 from clipworks.errors import UnreadableInput
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from PIL.Image import Image
 
-    ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | Image
+    ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image | NDArray[Any]
 
 T = TypeVar("T")
-_PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"})
 _ADDRESSES = ("http://", "https://")
 
 
@@ -61,7 +61,12 @@ class Source:
             return ImageBytes(bytes(value))
         if isinstance(value, (str, os.PathLike)):
             return ImageBytes(self._read(value))
-        return ImageBytes(self._png(value))
+        if callable(getattr(value, "read", None)):
+            return ImageBytes(self._read_file(value))
+        try:
+            return ImageBytes(png_of(value))
+        except PictureError as error:
+            raise UnreadableInput(f"images: {error}", index=self.index) from error
 
     def _text(self) -> Text:
         if not isinstance(self.value, str):
@@ -80,41 +85,40 @@ class Source:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise UnreadableInput(f"{os.fspath(path)!r}: {reason}", index=self.index) from error
 
-    def _png(self, picture: object) -> bytes:
-        """A picture of PIL as lossless PNG, its EXIF orientation kept, so that it gives the vector of its file."""
-        save = getattr(picture, "save", None)
-        mode = getattr(picture, "mode", None)
-        if not callable(save) or not isinstance(mode, str):
-            kind = type(picture).__name__
-            raise UnreadableInput(f"images: expected a path, bytes or a PIL image, got {kind}", index=self.index)
-        return _encode_png(picture, mode, self.index)  # pyright: ignore[reportArgumentType]
+    def _read_file(self, file: Any) -> bytes:
+        """All of an open file, from its start where it can be rewound, as Pillow reads it."""
+        try:
+            if callable(getattr(file, "seekable", None)) and file.seekable():
+                file.seek(0)
+            data = file.read()
+        except Exception as error:  # a file object may raise anything
+            raise UnreadableInput(f"{type(file).__name__} cannot be read: {error}", index=self.index) from error
+        if not isinstance(data, bytes):
+            raise UnreadableInput("images: the file was opened as text; open it with mode 'rb'", index=self.index)
+        return data
 
 
 def sources(texts: Iterable[str], images: Iterable[ImageSource]) -> list[Source]:
     """All inputs in one order: texts first, then images.
 
     Raises:
-        TypeError: a single str or bytes where several are expected.
+        TypeError: one text or one image where several are expected.
     """
     if isinstance(texts, str):
         raise TypeError("texts: expected several strings, got one; write texts=[text]")
-    if isinstance(images, (str, bytes, bytearray, os.PathLike)):
-        raise TypeError("images: expected several images, got one; write images=[image]")
     found = [Source(index, text, True) for index, text in enumerate(texts)]
-    found += [Source(len(found) + index, image, False) for index, image in enumerate(images)]
+    found += [Source(len(found) + index, image, False) for index, image in enumerate(several_images(images))]
     return found
+
+
+def several_images(images: Iterable[ImageSource]) -> Iterable[ImageSource]:
+    """`images` itself. Raises TypeError: it is one image (an array of fewer than four axes is one, not its rows)."""
+    one = isinstance(images, (str, bytes, bytearray, memoryview, os.PathLike)) or hasattr(images, "read")
+    axes = axes_of(images)
+    if one or (axes is not None and axes < 4) or not hasattr(images, "__iter__"):
+        raise TypeError("images: expected several images, got one; write images=[image]")
+    return images
 
 
 def chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def _encode_png(picture: Image, mode: str, index: int) -> bytes:
-    sink = io.BytesIO()
-    try:
-        exif = picture.getexif()
-        drawn = picture if mode in _PNG_MODES else picture.convert("RGB")
-        drawn.save(sink, "PNG", compress_level=1, exif=exif)
-    except (OSError, ValueError) as error:
-        raise UnreadableInput(f"this picture cannot be written as PNG: {error}", index=index) from error
-    return sink.getvalue()

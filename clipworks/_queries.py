@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from clipworks import errors
 from clipworks._exchange import Pause, Request, Steps, api_error, check, exchange
+from clipworks._json import json_bytes
 from clipworks.retry import RetryPolicy
 from clipworks.schemas import (
     Health,
@@ -67,7 +67,7 @@ class Queries:
         request = Request(
             method="PUT",
             path=f"/label-sets/{_name(name)}",
-            content=json.dumps(body).encode("ascii"),
+            content=json_bytes(body),
             headers={"Content-Type": "application/json"},
         )
         answer = check((yield from exchange(request, self._policy, self._chance)))

@@ -8,11 +8,14 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 RETRIED_STATUSES = frozenset({429, 503})
+# Only without an error of the server in them: then a proxy in front of it has answered.
+RETRIED_OF_PROXIES = frozenset({502, 504})
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """Asks again after 429, 503 and broken connections; never after a timeout, which may mean that the work goes on.
+    """Asks again after 429, 503, a proxy's 502 or 504, and broken connections; never after a timeout of this side or
+    the server's own 504, which may mean that the work goes on.
 
     attempts: requests in all; 1 never retries.
     first_pause_s: the pause before retry k is random between half and all of first_pause_s * 2 ** (k - 1), at most

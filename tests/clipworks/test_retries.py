@@ -43,6 +43,7 @@ def vectors(count: int = 1, *, fingerprint: str = "f", **changes: Any) -> bytes:
 
 FULL = refusal(429, "overloaded", "Retry-After: 0\r\n")
 STARTING = refusal(503, "not_ready")
+BAD_GATEWAY, GATEWAY_TIMEOUT = answer(502, b"<html>Bad Gateway</html>"), answer(504, b"")
 CLOSE, HALF, SILENT, DRIP = b"close", b"half", b"silent", b"drip"
 
 
@@ -116,8 +117,8 @@ async def shut(server: asyncio.Server) -> None:
 
 @pytest.mark.parametrize(
     "before",
-    [(FULL,), (STARTING,), (CLOSE,), (HALF,), (FULL, CLOSE, STARTING)],
-    ids=["429", "503", "closed", "half an answer", "all of them"],
+    [(FULL,), (STARTING,), (BAD_GATEWAY,), (GATEWAY_TIMEOUT,), (CLOSE,), (HALF,), (FULL, CLOSE, STARTING)],
+    ids=["429", "503", "a proxy's 502", "a proxy's 504", "closed", "half an answer", "all of them"],
 )
 def test_what_may_pass_is_tried_again(call: Call, before: tuple[bytes, ...]) -> None:
     script = Script(*before, vectors())
