@@ -15,13 +15,17 @@ export UV_HTTP_TIMEOUT := 180
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format bench pins
+.PHONY: help serve shell test lint format bench pins
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(SERVE)/.installed ## install the server (no torch) and serve the embedded model; HOST=, PORT=, EXTRA=serve-gpu, ARGS="--help"
 	$(SERVE)/bin/clipworks serve --host $(HOST) --port $(PORT) $(ARGS)
+
+shell: $(SERVE)/.installed ## a shell in which `clipworks` and `python` are those of `make serve`
+	@echo "clipworks is $(CURDIR)/$(SERVE)/bin/clipworks; leave this shell with exit"
+	@PATH="$(CURDIR)/$(SERVE)/bin:$$PATH" $${SHELL:-/bin/sh}
 
 test: $(DEV)/.installed ## run the tests; ARGS="-m 'not slow'" or ARGS=tests/model_store for a part
 	$(DEV)/bin/python -m pytest $(ARGS)

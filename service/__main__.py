@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType
 
 import uvicorn
@@ -19,7 +19,16 @@ from service.allocator import return_large_buffers
 from service.app import create_app
 from service.protocol import deadline_protocol
 from service.services import Services
-from service.settings import BadSettings, Settings, read_settings, setting_fields, unknown_variables
+from service.settings import (
+    PREFIX,
+    BadSettings,
+    Settings,
+    is_link,
+    read_settings,
+    refuse_open_by_typo,
+    setting_fields,
+    unknown_variables,
+)
 from service.telemetry import configure_logging
 
 log = logging.getLogger("clipworks.server")
@@ -37,8 +46,7 @@ def serve(settings: Settings) -> int:
     """
     return_large_buffers()
     configure_logging(settings.log_level, form=settings.log_format)
-    for name in unknown_variables(os.environ):
-        log.warning("%s is no setting of the server and is ignored", name)
+    _report_environment(os.environ)
     failures: list[str] = []
 
     def on_fatal(reason: str) -> None:
@@ -46,6 +54,7 @@ def serve(settings: Settings) -> int:
         server.should_exit = True
 
     try:
+        refuse_open_by_typo(settings, os.environ)
         app = create_app(settings, on_ready=lambda: _say("ready"), on_fatal=on_fatal)
     except BadSettings as error:
         print(f"clipworks: {error}", file=sys.stderr, flush=True)
@@ -79,6 +88,13 @@ def serve(settings: Settings) -> int:
     status = EXIT_FAILED if failures else 0
     _leave_behind_native_calls(status)
     return status
+
+
+def _report_environment(environment: Mapping[str, str]) -> None:
+    for name, near in unknown_variables(environment).items():
+        log.warning("%s is no setting of the server and is ignored%s", name, f"; is {near} meant?" if near else "")
+    if is_link("PORT", environment.get(f"{PREFIX}PORT", "")):
+        log.warning("%sPORT is an orchestrator's address of a service and is ignored", PREFIX)
 
 
 class QuietServer(uvicorn.Server):

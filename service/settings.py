@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,10 @@ from model_store.modality.image import ALL_FORMATS
 PREFIX = "CLIPWORKS_"
 # Variables of other programs of this project: not settings of the server, and no misspelling of one.
 _FOREIGN = frozenset({"URL", "API_KEY", "TEST_DATA", "BIND", "PUBLISH"})
+# What Kubernetes and Docker put into the environment of every container beside a service called clipworks.
+_LINK_NAME = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)")
+_LINK_VALUE = re.compile(r"(tcp|udp|sctp)://")
+_CREDENTIAL = re.compile(r"(?<![A-Z])(API_?)?(KEY|TOKEN|SECRET|PASSWORD|AUTH)", re.IGNORECASE)
 _MIB = 2**20
 IN_MEMORY = "memory"
 
@@ -198,6 +204,8 @@ def read_settings(overrides: Mapping[str, Any]) -> Settings:
     Raises:
         BadSettings: one line for each setting that is wrong.
     """
+    if "port" not in overrides and is_link("PORT", os.environ.get(f"{PREFIX}PORT", "")):
+        overrides = {**overrides, "port": Settings.model_fields["port"].default}
     try:
         return Settings(**overrides)
     except ValidationError as error:
@@ -231,12 +239,39 @@ def settings_table() -> str:
     return "\n".join(["| variable | flag | default | meaning |", "|---|---|---|---|", *rows])
 
 
-def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """Names that begin with CLIPWORKS_ and mean nothing: most likely a misspelt setting."""
-    known = {name.upper() for name in Settings.model_fields} | _FOREIGN
-    return sorted(
-        name for name in environment if name.startswith(PREFIX) and name.removeprefix(PREFIX).upper() not in known
-    )
+def is_link(name: str, value: str) -> bool:
+    """Whether a variable (without its prefix) is an orchestrator's address of a service, such as PORT=tcp://10.0.0.1:80."""
+    return bool(_LINK_NAME.fullmatch(name) or _LINK_VALUE.match(value))
+
+
+def unknown_variables(environment: Mapping[str, str]) -> dict[str, str | None]:
+    """Variables that begin with CLIPWORKS_ and mean nothing -> the setting that was probably meant, if one is near."""
+    known = {name.upper() for name in Settings.model_fields}
+    found: dict[str, str | None] = {}
+    for variable in sorted(environment):
+        name = variable.removeprefix(PREFIX)
+        if name == variable or name.upper() in known | _FOREIGN or is_link(name, environment[variable]):
+            continue
+        near = difflib.get_close_matches(name.upper(), sorted(known), n=1, cutoff=0.75)
+        found[variable] = f"{PREFIX}{near[0]}" if near else None
+    return found
+
+
+def refuse_open_by_typo(settings: Settings, environment: Mapping[str, str]) -> None:
+    """A misspelt CLIPWORKS_API_KEYS must not leave the server open to everyone.
+
+    Raises:
+        BadSettings: there are no keys, and the environment has a CLIPWORKS_ variable that looks like one. The setting
+            itself, set to nothing, says that an open server is meant.
+    """
+    if settings.api_keys or f"{PREFIX}API_KEYS" in environment:
+        return
+    for variable in (f"{PREFIX}API_KEY", *unknown_variables(environment)):  # API_KEY is the clients' variable
+        if environment.get(variable) and _CREDENTIAL.search(variable):
+            raise BadSettings(
+                f"{variable} is set, but the server's keys are {PREFIX}API_KEYS, which is not: it would be open to "
+                f"everyone. Set {PREFIX}API_KEYS; if open is meant, set it to nothing ({PREFIX}API_KEYS=)"
+            )
 
 
 def available_cores() -> int:

@@ -91,6 +91,8 @@ def configure_logging(level: str, *, form: str, stream: TextIO | None = None) ->
     # uvicorn's own words about connections say nothing that the access log does not.
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, root.level))
     logging.getLogger("uvicorn.access").disabled = True
+    # FAISS reports each instruction set that it was not built for as a library that could not be loaded.
+    logging.getLogger("faiss.loader").setLevel(max(logging.WARNING, root.level))
 
 
 class _JsonLines(logging.Formatter):

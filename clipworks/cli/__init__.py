@@ -6,11 +6,21 @@ recipes, files); 3 a server, model or artifact refused or failed; 4 a part is no
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+import clipworks
 from clipworks.cli import bench, classify, collections, embed, export, index, localize, models, search, serve, train
 from clipworks.cli import eval as evaluation
 from clipworks.cli.failures import ReportingGroup
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"clipworks {clipworks.__version__}")
+        raise typer.Exit
+
 
 _EPILOG = (
     "Exit codes: 0 done, 1 some inputs failed, 2 usage, 3 a server or model refused or failed, "
@@ -23,10 +33,20 @@ app = typer.Typer(
     help="Train CLIP variants, export them to verified ONNX artifacts, serve them over HTTP.",
     epilog=_EPILOG,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Train CLIP variants, export them to verified ONNX artifacts, serve them over HTTP."""
+
+
 app.command("serve", cls=serve.ServeCommand)(serve.serve)
 app.add_typer(models.app, name="models")
 app.command("embed")(embed.embed)

@@ -29,14 +29,16 @@ def blocks(page: str) -> list[tuple[str, str]]:
     return BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module")
-def environment() -> dict[str, str]:
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """The server's and the commands': one data folder, so that the commands find the server there."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CLIPWORKS_")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
-    return {**kept, "PATH": path, "CLIPWORKS_STORE": str(STORE), "CLIPWORKS_MODEL": "tiny", "CLIPWORKS_DATA": "memory"}
+    served = {"CLIPWORKS_STORE": str(STORE), "CLIPWORKS_MODEL": "tiny", "CLIPWORKS_DATA": str(tmp_path / "data")}
+    return {**kept, **served, "PATH": path, "BROWSER": "true"}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def url(environment: dict[str, str]) -> Iterator[str]:
     command = ["clipworks", "serve", "--port", "0", "--log-level", "warning", "--drain-grace-s", "0"]
     server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
@@ -62,10 +64,9 @@ def url(environment: dict[str, str]) -> Iterator[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """What the blocks expect to find: photo.jpg, and a folder photos."""
-    (tmp_path / "photos").mkdir()
+    """What the blocks expect to find: the photographs of this repository, and for the client's page a photo.jpg."""
+    shutil.copytree(ROOT / "docs" / "photos", tmp_path / "docs" / "photos")
     shutil.copy(PHOTO, tmp_path / "photo.jpg")
-    shutil.copy(PHOTO, tmp_path / "photos" / "one.jpg")
     return tmp_path
 
 
@@ -86,6 +87,26 @@ def test_marked_blocks_run(page: str, url: str, environment: dict[str, str], fol
         )
         assert done.returncode == 0, f"{page}\n{text}\n{done.stdout}\n{done.stderr}"
         assert done.stdout.strip() or done.stderr.strip()
+
+
+def test_make_shell_has_the_command_on_its_path(environment: dict[str, str]) -> None:
+    bare = environment | {"PATH": "/usr/bin:/bin", "SHELL": "/bin/sh"}
+    prefix = Path(sys.executable).parents[1]
+    # The environment that these tests run in stands for the server's: its stamp is newer than what it depends on.
+    command = ["make", "--no-print-directory", "shell", f"SERVE={prefix.name}", f"--old-file={prefix.name}/.installed"]
+    done = subprocess.run(
+        command, cwd=prefix.parent, env=bare, input="command -v clipworks; clipworks --version\n", capture_output=True,
+        text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert f"{prefix}/bin/clipworks\nclipworks " in done.stdout
+
+
+def test_the_photographs_are_attributed() -> None:
+    folder = ROOT / "docs" / "photos"
+    lines = (folder / "ATTRIBUTION.tsv").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("\t") for line in lines if not line.startswith("#")][1:]
+    assert sorted(row[0] for row in rows) == sorted(path.name for path in folder.glob("*.jpg"))
+    assert all(row[1] == "CC BY 2.0" and row[2].startswith("http") for row in rows)
 
 
 @pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])

@@ -37,7 +37,7 @@ def shared(serve_module: Callable[..., object]):  # type: ignore[no-untyped-def]
 
 
 def test_it_announces_itself_answers_and_stops_with_0(serve: Callable[..., object]) -> None:
-    server = serve(api_keyz="misspelt", log_format="json")
+    server = serve(max_itemz="misspelt", port_8000_tcp="tcp://10.0.0.1:8000", log_format="json")
     server.wait_for("listening on http://127.0.0.1:")
     assert httpx2.get(server.address + "/livez").status_code == 200
     server.wait_for("ready")
@@ -46,7 +46,9 @@ def test_it_announces_itself_answers_and_stops_with_0(serve: Callable[..., objec
     assert server.stop() == 0
     assert len(server.lines) == 2
     records = [json.loads(line) for line in server.log]
-    assert "CLIPWORKS_API_KEYZ" in records[0]["message"]
+    assert "CLIPWORKS_MAX_ITEMZ" in records[0]["message"]
+    assert "CLIPWORKS_MAX_ITEMS meant" in records[0]["message"]
+    assert not [each for each in records if "load library" in each["message"] or each["level"] == "error"]
     assert {"path": "/embed", "status": 200}.items() <= records[-1].items()
 
 
@@ -86,6 +88,13 @@ def test_bad_settings_are_named_and_end_it_with_2(serve: Callable[..., object]) 
     assert "CLIPWORKS_PORT" in text
     assert "CLIPWORKS_MAX_ITEMS" in text
     assert "Traceback" not in text
+
+
+def test_a_misspelt_key_ends_it_with_2(serve: Callable[..., object]) -> None:
+    server = serve(api_keyz="a-secret-key")
+    assert server.wait() == 2
+    assert "CLIPWORKS_API_KEYS" in server.log[-1]
+    assert "a-secret-key" not in "".join(server.log)
 
 
 def test_a_store_without_models_ends_it_with_2(serve: Callable[..., object], tmp_path: Path) -> None:

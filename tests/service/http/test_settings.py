@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from service.settings import BadSettings, Settings, read_settings, setting_fields, settings_table, unknown_variables
+from service.settings import (
+    BadSettings,
+    Settings,
+    read_settings,
+    refuse_open_by_typo,
+    setting_fields,
+    settings_table,
+    unknown_variables,
+)
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -47,5 +55,45 @@ def test_each_setting_is_documented() -> None:
 
 def test_misspelt_variables_are_found() -> None:
     known = {"CLIPWORKS_PORT": "", "CLIPWORKS_URL": "", "PATH": "", "CLIPWORKS_API_KEY": ""}
-    assert unknown_variables(known) == []
-    assert unknown_variables({**known, "CLIPWORKS_APIKEYS": ""}) == ["CLIPWORKS_APIKEYS"]
+    assert unknown_variables(known) == {}
+    found = unknown_variables({**known, "CLIPWORKS_APIKEYS": "", "CLIPWORKS_MAX_ITEM": "3", "CLIPWORKS_ZZ": ""})
+    assert found == {
+        "CLIPWORKS_APIKEYS": "CLIPWORKS_API_KEYS",
+        "CLIPWORKS_MAX_ITEM": "CLIPWORKS_MAX_ITEMS",
+        "CLIPWORKS_ZZ": None,
+    }
+
+
+@pytest.mark.parametrize(
+    "variable", ["API_KEY", "APIKEYS", "API_KEYZ", "KEYS", "API_TOKEN", "AUTH_TOKEN", "SECRET", "PASSWORD"]
+)
+def test_a_misspelt_key_opens_no_server(variable: str) -> None:
+    environment = {f"CLIPWORKS_{variable}": "a-secret-key"}
+    with pytest.raises(BadSettings, match=rf"CLIPWORKS_{variable} is set.* open to everyone") as refused:
+        refuse_open_by_typo(read_settings({}), environment)
+    assert "a-secret-key" not in str(refused.value)
+    refuse_open_by_typo(read_settings({}), environment | {"CLIPWORKS_API_KEYS": ""})
+    refuse_open_by_typo(read_settings({"api_keys": "another-key"}), environment)
+    refuse_open_by_typo(read_settings({}), {f"CLIPWORKS_{variable}": "", "CLIPWORKS_MONKEY": "x"})
+
+
+def test_variables_of_orchestrators_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    injected = {
+        "CLIPWORKS_PORT": "tcp://10.96.12.7:8000",
+        "CLIPWORKS_SERVICE_HOST": "10.96.12.7",
+        "CLIPWORKS_SERVICE_PORT": "8000",
+        "CLIPWORKS_SERVICE_PORT_HTTP": "8000",
+        "CLIPWORKS_PORT_8000_TCP": "tcp://10.96.12.7:8000",
+        "CLIPWORKS_PORT_8000_TCP_ADDR": "10.96.12.7",
+        "CLIPWORKS_PORT_8000_TCP_PORT": "8000",
+        "CLIPWORKS_PORT_8000_TCP_PROTO": "tcp",
+        "CLIPWORKS_GPU_PORT": "tcp://10.96.12.8:8000",
+        "CLIPWORKS_GPU_SERVICE_HOST": "10.96.12.8",
+    }
+    for name, value in injected.items():
+        monkeypatch.setenv(name, value)
+    assert read_settings({}).port == 8000
+    assert read_settings({"port": "9000"}).port == 9000
+    assert unknown_variables(injected) == {}
+    with pytest.raises(BadSettings, match="PORT"):
+        read_settings({"port": "tcp://10.96.12.7:8000"})
