@@ -107,6 +107,13 @@ def save_checkpoint(
     _replace(folder / INFO_FILE, (json.dumps(info, indent=2, sort_keys=True) + "\n").encode())
 
 
+def note_metrics(folder: Path, metrics: dict[str, Any]) -> None:
+    """Put validation numbers into a checkpoint that is saved already."""
+    info = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
+    info["metrics"] = {"validation": metrics}
+    _replace(folder / INFO_FILE, (json.dumps(info, indent=2, sort_keys=True) + "\n").encode())
+
+
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Parse and check `checkpoint.json`.
 

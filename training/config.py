@@ -22,6 +22,12 @@ class Settings(BaseModel):
 
 
 class SplitConfig(Settings):
+    """Which rows validate and which are held out, by remainders modulo `modulo` of each picture's group.
+
+    by: "number" is the last number in a file's name (a product id); "name" a hash of the path, for any names.
+    """
+
+    by: Literal["number", "name"] = Field(default="number", exclude_if=lambda value: value == "number")
     modulo: int = Field(ge=1)
     validation: tuple[int, ...]
     test: tuple[int, ...]

@@ -20,6 +20,7 @@ from training.data.batches import shared_ids
 from training.data.protocol import Source
 from training.data.rows import Drawn, Labelled
 from training.dense import DEFAULT_DENSE, DenseSource, dense_of_openclip, dense_of_own
+from training.progress import Track, untracked
 from training.towers import OpenClipDualEncoder, SmallDualEncoder
 
 FORMAT = 3
@@ -109,6 +110,7 @@ def cached_features(
     device: str,
     label: str | None = None,
     side_px: int | None = None,
+    track: Track = untracked,
 ) -> Features:
     """Read the features of exactly this model, data and choice from `folder`, or work them out and keep them there.
 
@@ -129,14 +131,15 @@ def cached_features(
         for each in shown.values():
             marks.update(np.packbits(each.present).data)
         return _kept(
-            folder / f"positions-{key}-{marks.hexdigest()[:8]}.npz", lambda: _labelled(base, shown, device=device)
+            folder / f"positions-{key}-{marks.hexdigest()[:8]}.npz",
+            lambda: _labelled(base, shown, device=device, track=track),
         )
     drawn = source.captions(captions, negatives=negatives) if captions else []
     pictures = {"train": source.pictures("train"), "validation": source.pictures("validation")}
     key = _key(base, pictures, drawn, level=level, negatives=negatives)
     return _kept(
         folder / f"features-{key}.npz",
-        lambda: _work_out(base, pictures, drawn, level=level, negatives=negatives, device=device),
+        lambda: _work_out(base, pictures, drawn, level=level, negatives=negatives, device=device, track=track),
     )
 
 
@@ -174,9 +177,9 @@ def _kept(path: Path, work_out: Callable[[], Features]) -> Features:
     return found
 
 
-def picture_vectors(base: LoadedModel, pictures: NDArray[np.uint8], *, device: str) -> F32:
+def picture_vectors(base: LoadedModel, pictures: NDArray[np.uint8], *, device: str, track: Track = untracked) -> F32:
     """Un-normalised vectors [n, D] of prepared pictures uint8 [n, H, W, 3], in fp32."""
-    return _vectors(base.model.to(device).encode_image, pictures, device=device)
+    return _vectors(base.model.to(device).encode_image, pictures, device=device, track=track, label="picture features")
 
 
 def _key(
@@ -219,17 +222,20 @@ def _work_out(
     level: str,
     negatives: bool,
     device: str,
+    track: Track,
 ) -> Features:
     model = base.model.to(device)
     captions = [one for _, one in drawn]
     texts = [one.text for one in captions]
     false = [one.negative or one.text for one in captions] if negatives else []
-    vectors = _text_vectors(base, [*texts, *false], device=device) if texts else _NONE
+    vectors = _text_vectors(base, [*texts, *false], device=device, track=track) if texts else _NONE
     caption_id, negative_id = shared_ids(captions)
     return Features(
-        image=picture_vectors(base, pictures["train"], device=device),
-        validation=picture_vectors(base, pictures["validation"], device=device),
-        dense=_vectors(model.encode_dense, pictures["train"], device=device) if level == "dense" else _NONE,
+        image=picture_vectors(base, pictures["train"], device=device, track=track),
+        validation=picture_vectors(base, pictures["validation"], device=device, track=track),
+        dense=_vectors(model.encode_dense, pictures["train"], device=device, track=track, label="positions")
+        if level == "dense"
+        else _NONE,
         row=np.array([row for row, _ in drawn], dtype=np.int64),
         text=vectors[: len(texts)],
         negative=vectors[len(texts) :] if negatives else _NONE,
@@ -239,10 +245,10 @@ def _work_out(
     )
 
 
-def _labelled(base: LoadedModel, shown: dict[str, Labelled], *, device: str) -> Features:
+def _labelled(base: LoadedModel, shown: dict[str, Labelled], *, device: str, track: Track) -> Features:
     """Positions and pooled vectors, from the same run."""
     module = dense_source(base).module.to(device)
-    vectors = {split: _positions(module, each.pixels, device=device) for split, each in shown.items()}
+    vectors = {split: _positions(module, each.pixels, device=device, track=track) for split, each in shown.items()}
     none, ids = _NONE, np.empty(0, dtype=np.int64)
     return Features(
         image=vectors["train"][1],
@@ -262,30 +268,38 @@ def _labelled(base: LoadedModel, shown: dict[str, Labelled], *, device: str) -> 
 
 
 def _positions(
-    module: Callable[[Tensor], tuple[Tensor, Tensor]], pictures: NDArray[np.uint8], *, device: str
+    module: Callable[[Tensor], tuple[Tensor, Tensor]], pictures: NDArray[np.uint8], *, device: str, track: Track
 ) -> tuple[NDArray[np.floating], F32]:
     """float16 [n, h, w, D] and float32 [n, D] of prepared pictures uint8 [n, H, W, 3]."""
     found: list[tuple[NDArray[np.floating], F32]] = []
     with torch.inference_mode():
-        for at in range(0, len(pictures), _CHUNK):
+        for at in track(range(0, len(pictures), _CHUNK), "positions"):
             positions, pooled = module(torch.from_numpy(pictures[at : at + _CHUNK]).to(device))
             found.append((positions.half().cpu().numpy(), pooled.float().cpu().numpy()))
     return np.concatenate([each[0] for each in found]), np.concatenate([each[1] for each in found])
 
 
-def _text_vectors(base: LoadedModel, texts: Sequence[str], *, device: str) -> F32:
+def _text_vectors(base: LoadedModel, texts: Sequence[str], *, device: str, track: Track) -> F32:
     """[n, D]; equal texts are encoded once."""
     unique = list(dict.fromkeys(texts))
     ids = {text: base.tokenizer.encode(text) for text in unique}
     ordered = sorted(unique, key=lambda text: len(ids[text]))
     parts = [ordered[at : at + _CHUNK] for at in range(0, len(ordered), _CHUNK)]
     padded = [base.tokenizer.pad([ids[text] for text in part]) for part in parts]
-    vectors = np.concatenate([_vectors(base.model.encode_text, part, device=device) for part in padded])
+    encode = base.model.encode_text
+    vectors = np.concatenate([_vectors(encode, part, device=device) for part in track(padded, "text features")])
     where = {text: at for at, text in enumerate(ordered)}
     return vectors[[where[text] for text in texts]]
 
 
-def _vectors(encode: Callable[[Tensor], Tensor], inputs: NDArray[np.generic], *, device: str) -> F32:
+def _vectors(
+    encode: Callable[[Tensor], Tensor],
+    inputs: NDArray[np.generic],
+    *,
+    device: str,
+    track: Track = untracked,
+    label: str = "",
+) -> F32:
     """[n, ...] in chunks; no input, no vector: [0]."""
     if not len(inputs):
         return _NONE
@@ -293,6 +307,6 @@ def _vectors(encode: Callable[[Tensor], Tensor], inputs: NDArray[np.generic], *,
         return np.concatenate(
             [
                 encode(torch.from_numpy(inputs[at : at + _CHUNK]).to(device)).float().cpu().numpy()
-                for at in range(0, len(inputs), _CHUNK)
+                for at in track(range(0, len(inputs), _CHUNK), label)
             ]
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -39,12 +39,12 @@ class RunLog:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}"),
+            TextColumn("{task.fields[loss]}"),
             TextColumn("{task.fields[rate]}"),
             console=console,
             disable=console is None,
         )
-        self._task = self._progress.add_task("train", total=total, completed=start, loss=float("nan"), rate="")
+        self._task = self._progress.add_task("train", total=total, completed=start, loss="", rate="")
 
     def __enter__(self) -> RunLog:
         self._progress.start()
@@ -64,20 +64,20 @@ class RunLog:
         if loss is None:
             self._progress.update(self._task, completed=done, rate=rate)
         else:
-            self._progress.update(self._task, completed=done, rate=rate, loss=loss)
+            self._progress.update(self._task, completed=done, rate=rate, loss=f"loss {loss:.3f}")
 
     def write(self, series: str, step: int, numbers: Mapping[str, float]) -> None:
-        """Log numbers of one step; validation is also printed above the bar."""
+        """Log numbers of one step."""
         for name, value in numbers.items():
             self._csv.writerow([step, series, name, f"{value:.6g}"])
             self._board.add_scalar(f"{series}/{name}", value, step)
         self._file.flush()
-        if self._console is not None and series == "validation":
-            shown = ("t2i_r@1/value", "t2i_r@10/value", "i2t_r@1/value", "colour/accuracy/value", "type/accuracy/value")
-            line = [
-                f"{key.removesuffix('/value')} {numbers[f'all/{key}']:.3f}" for key in shown if f"all/{key}" in numbers
-            ]
-            self._console.print(f"step {step}: {', '.join(line)}")
+
+    def validated(self, step: int, report: Mapping[str, object]) -> None:
+        """Log a validation report, and print its headline above the bar."""
+        self.write("validation", step, flatten(report))
+        if self._console is not None:
+            self._console.print(f"step {step}: {headline(report)}")
 
 
 class NoLog:
@@ -96,6 +96,26 @@ class NoLog:
 
     def write(self, series: str, step: int, numbers: Mapping[str, float]) -> None:
         pass
+
+    def validated(self, step: int, report: Mapping[str, object]) -> None:
+        pass
+
+
+def headline(report: Mapping[str, object], *, most: int = 8) -> str:
+    """One line of a nested report, whatever was measured: the first number of each of its innermost parts."""
+    return ", ".join(f"{name} {value:.3f}" for name, value in list(_first_numbers(report))[:most])
+
+
+def _first_numbers(report: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, float]]:
+    parts = {key: value for key, value in report.items() if isinstance(value, Mapping)}
+    numbers = {key: value for key, value in report.items() if isinstance(value, float)}
+    if "value" in numbers:  # an estimate with its interval
+        yield prefix.removesuffix("/"), numbers["value"]
+    elif numbers:
+        key = next(iter(numbers))
+        yield f"{prefix}{key}", numbers[key]
+    for key, part in parts.items():
+        yield from _first_numbers(part, f"{prefix}{key}/")
 
 
 def flatten(report: Mapping[str, object], prefix: str = "") -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from training.checkpoint import (
     git_sha,
     load_model,
     load_state,
+    note_metrics,
     optimizer_state,
     read_checkpoint,
     restore_optimizer,
@@ -37,7 +39,9 @@ from training.data.source import open_source
 from training.data.vocabulary import tokenizer_of
 from training.encoder import TorchEncoder
 from training.features import FeatureBatches, cached_features
-from training.log import NoLog, RunLog, flatten
+from training.interrupts import TrainingStopped, asked_to_stop
+from training.log import NoLog, RunLog
+from training.progress import tracked_on
 from training.towers import image_spec as spec_of
 from training.wise_ft import interpolate, wise_ft_curve
 
@@ -63,8 +67,12 @@ def train(
 
     Raises:
         ValueError: the recipe, the data or the checkpoint to resume is wrong; the message says where.
+        TrainingStopped: Ctrl-C; a checkpoint was saved.
     """
     config = load_config(config_path, overrides)
+    if not resume and (config.run.folder / INFO_FILE).exists():
+        raise ValueError(f"{config.run.folder} holds a run already: resume it or choose another run.folder")
+    _refuse_unwritable(config.run.folder)
     with distributed.joined(config.run.device):
         return run(config, resume=resume, console=console)
 
@@ -89,7 +97,8 @@ def run(config: TrainConfig, *, resume: bool = False, console: Console | None = 
     tokenizer = Tokenizer(text_spec, tokenizer_bytes)
     cache_spec, image_spec = spec_of(config.model, size_px=config.data.cache_px), spec_of(config.model)
     base = _open_base(config, image_spec=image_spec, text_spec=text_spec)
-    source = open_source(config, cache_spec=cache_spec, image_spec=image_spec)
+    track = tracked_on(console if first else None)
+    source = open_source(config, cache_spec=cache_spec, image_spec=image_spec, track=track)
 
     # Method: it builds the modules; their weights depend on the seed alone.
     torch.manual_seed(config.seed)
@@ -109,6 +118,7 @@ def run(config: TrainConfig, *, resume: bool = False, console: Console | None = 
                 side_px=needs.dense_px,
                 folder=config.run.features or folder.parent / "features",
                 device=device,
+                track=track,
             )
     method.setup(
         methods.Context(
@@ -129,6 +139,8 @@ def run(config: TrainConfig, *, resume: bool = False, console: Console | None = 
             module.requires_grad_(False)
 
     judged = partial(_judged, method, source, image_spec=image_spec, tokenizer=tokenizer, device=device)
+    if first and not isinstance(method, methods.FitMethod):
+        judged(rehearsal=True)
     facts = {
         "config": config.model_dump(mode="json"),
         "image_spec": image_spec.model_dump(mode="json"),
@@ -185,12 +197,25 @@ def run(config: TrainConfig, *, resume: bool = False, console: Console | None = 
                 average[name].copy_(state[f"average/{name}"])
         restore_optimizer(optimizer, names, _below("optimizer/", state))
         start = before.step
-    elif (folder / INFO_FILE).exists():
-        raise ValueError(f"{folder} holds a run already: resume it or choose another run.folder")
     metrics: dict[str, Any] = {}
     trainable = [parameter for group in groups for parameter in group["params"]]
 
-    with RunLog(folder, start=start, total=optim.steps, console=console) if first else NoLog() as log:
+    def save(done: int, shipped: dict[str, Tensor]) -> None:
+        state = {
+            **{f"live/{name}": tensor for name, tensor in live.items()},
+            **{f"average/{name}": tensor for name, tensor in average.items()},
+            **{f"optimizer/{k}": v for k, v in optimizer_state(optimizer, names).items()},
+        }
+        with _weights(live, shipped):
+            weights = {name: tensor.clone() for name, tensor in _shipped(method).items()}
+        info = {**facts, "step": done, "metrics": {"validation": metrics}, **_produced(method)}
+        save_checkpoint(folder, info, weights=weights, state=state, tokenizer=tokenizer_bytes)
+
+    alone = distributed.count() == 1
+    with (
+        RunLog(folder, start=start, total=optim.steps, console=console) if first else NoLog() as log,
+        asked_to_stop(listen=alone) as asked,
+    ):
         for step in range(start, optim.steps):
             began_s = time.perf_counter()
             for group in optimizer.param_groups:
@@ -227,25 +252,30 @@ def run(config: TrainConfig, *, resume: bool = False, console: Console | None = 
                 numbers |= {"loss": loss.item(), "grad_norm": norm.item(), "rate": rate_at(step, optim)}
                 log.write("train", done, {**numbers, "pairs_per_s": optim.batch_size / (time.perf_counter() - began_s)})
             log.advance(done, loss.item() if done % config.run.log_steps == 0 else None)
+            # Saved first: whatever goes wrong while judging, the steps are not lost.
+            saves = done % config.run.checkpoint_steps == 0 or done == optim.steps or asked.stop
+            if first and saves:
+                save(done, average)
+            if asked.stop and done < optim.steps:
+                raise TrainingStopped(folder, done, optim.steps)
             if first and (done % config.run.validate_steps == 0 or done == optim.steps):
                 with _weights(live, average):
                     metrics = judged()
-                log.write("validation", done, flatten(metrics))
-            if first and (done % config.run.checkpoint_steps == 0 or done == optim.steps):
-                state = {
-                    **{f"live/{name}": tensor for name, tensor in live.items()},
-                    **{f"average/{name}": tensor for name, tensor in average.items()},
-                    **{f"optimizer/{k}": v for k, v in optimizer_state(optimizer, names).items()},
-                }
-                shipped = average
-                if config.wise_ft is not None and done == optim.steps:
-                    curve, shipped = _interpolated(config.wise_ft, start=initial, end=average, live=live, judged=judged)
-                    facts["wise_ft"], metrics = curve, curve["chosen"]["metrics"]
-                with _weights(live, shipped):
-                    weights = {name: tensor.clone() for name, tensor in _shipped(method).items()}
-                info = {**facts, "step": done, "metrics": {"validation": metrics}, **_produced(method)}
-                save_checkpoint(folder, info, weights=weights, state=state, tokenizer=tokenizer_bytes)
+                log.validated(done, metrics)
+                if saves:
+                    note_metrics(folder, metrics)
+            if first and config.wise_ft is not None and done == optim.steps:
+                curve, chosen = _interpolated(config.wise_ft, start=initial, end=average, live=live, judged=judged)
+                facts["wise_ft"], metrics = curve, curve["chosen"]["metrics"]
+                save(done, chosen)
     return TrainResult(folder=folder, step=optim.steps, metrics=distributed.from_first(metrics))
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """What cannot be saved is found before the work, and nothing is left behind for it."""
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"run.folder {folder}: {there} is no folder that can be written to")
 
 
 def _open_base(config: TrainConfig, *, image_spec: ImageSpec, text_spec: TextSpec) -> LoadedModel | None:
@@ -260,9 +290,18 @@ def _open_base(config: TrainConfig, *, image_spec: ImageSpec, text_spec: TextSpe
 
 
 def _judged(
-    method: methods.Method, source: Source, *, image_spec: ImageSpec, tokenizer: Tokenizer, device: str
+    method: methods.Method,
+    source: Source,
+    *,
+    image_spec: ImageSpec,
+    tokenizer: Tokenizer,
+    device: str,
+    rehearsal: bool = False,
 ) -> dict[str, Any]:
-    """Validation numbers of the method's current weights, in fp32; modules are in train mode again afterwards."""
+    """Validation numbers of the method's current weights, in fp32; modules are in train mode again afterwards.
+
+    rehearsal: only find out before the first step whether the data can be judged at all.
+    """
     if (own := method.validated()) is not None:
         return own
     produced = method.artifact()
@@ -280,6 +319,9 @@ def _judged(
             templates=produced.templates,
             device=device,
         )
+        if rehearsal:
+            source.rehearse(encoder)
+            return {}
         return source.judge(encoder, split="validation")
     finally:
         for module in moved:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,16 +11,14 @@ import typer
 from rich.console import Console
 
 from clipworks.cli import connect, output
-from clipworks.cli.failures import UsageError
+from clipworks.cli.failures import INTERRUPTED, UsageError
 
 
 def train(
     config: Annotated[
-        Path,
-        typer.Argument(
-            metavar="CONFIG", exists=True, dir_okay=False, help="A recipe, such as training/configs/default.toml."
-        ),
-    ],
+        str | None,
+        typer.Argument(metavar="CONFIG", help="A recipe: a TOML file, or the name of a shipped one (see --list)."),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -26,17 +26,48 @@ def train(
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in run.folder.")] = False,
+    list_recipes: Annotated[bool, typer.Option("--list", help="List the shipped recipes.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Print the recipe, to be saved and changed.")] = False,
     as_json: connect.AsJson = False,
 ) -> None:
-    """Train a model with a recipe (needs the train extra)."""
+    """Train a model with a recipe (needs the train extra). Ctrl-C saves a checkpoint; --resume goes on from it."""
+    from training.recipes import find_recipe, shipped_recipes
+
+    if list_recipes:
+        for name, about in shipped_recipes().items():
+            output.say(f"{name}\t{about}" if not sys.stdout.isatty() else f"{name:24} {about}")
+        return
+    if config is None:
+        raise UsageError(
+            "which recipe? give a file or a name: clipworks train captions --set data.folder=FOLDER (--list)"
+        )
+    try:
+        path = find_recipe(config)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if show:
+        sys.stdout.write(path.read_text(encoding="utf-8"))
+        return
+    _run(path, config, overrides or [], resume=resume, as_json=as_json)
+
+
+def _run(path: Path, config: str, overrides: list[str], *, resume: bool, as_json: bool) -> None:
     from training import loop
+    from training.interrupts import TrainingStopped
+    from training.log import headline
 
     try:
-        result = loop.train(config, overrides or (), resume=resume, console=Console(stderr=True))
+        result = loop.train(path, overrides, resume=resume, console=Console(stderr=True))
+    except TrainingStopped as stopped:
+        words = ["clipworks", "train", config, *(word for each in overrides for word in ("--set", each)), "--resume"]
+        output.say(f"{stopped}\ngo on with: {shlex.join(words)}")
+        raise typer.Exit(INTERRUPTED) from None
     except ValueError as error:
         raise UsageError(str(error)) from error
     if as_json:
         output.print_json({"folder": str(result.folder), "step": result.step, "metrics": result.metrics})
         return
+    if numbers := headline(result.metrics):
+        output.say(f"validation: {numbers}")
     output.say(f"checkpoint at step {result.step}: {result.folder}")
-    output.say(f"export it: clipworks export {result.folder} --name NAME --store FOLDER")
+    output.say(f"export it: clipworks export {shlex.quote(str(result.folder))} --name NAME --store FOLDER")

@@ -16,7 +16,7 @@ def table_records(path: Path) -> list[Mapping[str, object]]:
     """
     if path.suffix == ".csv":
         try:
-            with path.open(newline="", encoding="utf-8") as file:
+            with path.open(newline="", encoding="utf-8-sig") as file:
                 return list(csv.DictReader(file))
         except (UnicodeDecodeError, csv.Error) as error:
             raise ValueError(f"{path.name}: not a csv table in UTF-8 ({error})") from error
@@ -36,7 +36,12 @@ def table_captions(
         ValueError: as `table_records`; a missing column, an empty caption, an image path that leaves the folder.
     """
     found: list[tuple[str, str, Mapping[str, object]]] = []
-    for number, record in enumerate(table_records(path), start=1):
+    records = table_records(path)
+    for name in (image_column, caption_column):
+        if records and name not in records[0]:
+            columns = ", ".join(repr(column) for column in records[0])
+            raise ValueError(f"{path.name}: no column {name!r}; it has {columns} (columns are separated by commas)")
+    for number, record in enumerate(records, start=1):
         missing = [name for name in (image_column, caption_column) if record.get(name) is None]
         if missing:
             raise ValueError(f"{path.name} row {number}: no value for {', '.join(missing)}")

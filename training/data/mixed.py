@@ -108,3 +108,7 @@ class MixedSource:
     def judge(self, encoder: TorchEncoder, *, split: Literal["validation", "test"]) -> dict[str, Any]:
         """The table's numbers, and those of the scenes below "scenes"."""
         return {**self.table.judge(encoder, split=split), "scenes": self.scenes.judge(encoder, split=split)}
+
+    def rehearse(self, encoder: TorchEncoder) -> None:
+        self.table.rehearse(encoder)
+        self.scenes.rehearse(encoder)

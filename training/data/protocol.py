@@ -91,3 +91,11 @@ class Source(Protocol):
     def judge(self, encoder: TorchEncoder, *, split: Literal["validation", "test"]) -> dict[str, Any]:
         """Numbers on a split that training never sees; nested, higher is better."""
         ...
+
+    def rehearse(self, encoder: TorchEncoder) -> None:
+        """Judge once before the first step, where the data are a person's: what is wrong with them is found now.
+
+        Raises:
+            ValueError: the judge refuses them.
+        """
+        ...

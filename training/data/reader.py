@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,9 @@ from model_store.errors import InputError
 from model_store.manifest import ImageSpec
 from model_store.modality.image import decode, prepare
 from training.data.rows import Row, group_of
+from training.progress import Track, untracked
+
+_SHOWN = 10
 
 
 def read_table(
@@ -23,10 +26,12 @@ def read_table(
     caption_column: str = "caption",
     label_columns: Sequence[str] = (),
     negative_column: str | None = None,
+    group: Callable[[str], int] = group_of,
 ) -> list[Row]:
     """Rows of a .csv or .parquet table; image paths stay relative to the table's folder.
 
-    An empty `negative_column` means that the row has no false caption.
+    An empty `negative_column` means that the row has no false caption. group: image path -> the number that decides
+    the split.
 
     Raises:
         ValueError: another extension, a missing column, an empty caption, an image path that leaves the folder, a
@@ -44,22 +49,27 @@ def read_table(
         negative = str(record[negative_column] or "").strip() or None if negative_column is not None else None
         if negative is not None and negative.casefold() == caption.casefold():
             raise ValueError(f"{path.name} row {number}: the false caption is the caption itself")
-        rows.append(Row(image=image, caption=caption, group=group_of(image), labels=labels, negative=negative))
+        rows.append(Row(image=image, caption=caption, group=group(image), labels=labels, negative=negative))
     return rows
 
 
-def load_pixels(folder: Path, rows: Sequence[Row], spec: ImageSpec) -> NDArray[np.uint8]:
+def load_pixels(folder: Path, rows: Sequence[Row], spec: ImageSpec, *, track: Track = untracked) -> NDArray[np.uint8]:
     """Decode and prepare every row's image: uint8 [N, height_px, width_px, 3].
 
     Raises:
-        ValueError: an image cannot be decoded; the message names the file.
+        ValueError: images are missing or cannot be decoded; the message names all of them (the first ten).
     """
     pixels = np.empty((len(rows), spec.height_px, spec.width_px, 3), dtype=np.uint8)
-    for index, row in enumerate(rows):
+    bad: list[str] = []
+    for index, row in enumerate(track(rows, "pictures")):
         try:
             pixels[index] = prepare(decode((folder / row.image).read_bytes()), spec)
-        except InputError as error:
-            raise ValueError(f"{row.image}: {error}") from error
+        except (InputError, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            bad.append(f"{row.image}: {reason}")
+    if bad:
+        more = [f"and {len(bad) - _SHOWN} more"] if len(bad) > _SHOWN else []
+        raise ValueError("\n".join([f"{len(bad)} of {len(rows)} images cannot be read", *bad[:_SHOWN], *more]))
     return pixels
 
 

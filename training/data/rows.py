@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -57,8 +58,13 @@ def group_of(image: str) -> int:
     stem = image.rsplit("/", 1)[-1].rsplit(".", 1)[0]
     match = _LAST_NUMBER.search(stem)
     if match is None:
-        raise ValueError(f"image name {image!r} holds no number to split by")
+        raise ValueError(f'image name {image!r} holds no number to split by; set data.split.by to "name"')
     return int(match.group(1))
+
+
+def group_of_name(image: str) -> int:
+    """A number that depends on the whole path only, for files whose names hold no number that means anything."""
+    return int.from_bytes(hashlib.sha256(image.encode("utf-8", "surrogateescape")).digest()[:6], "big")
 
 
 def caption_ids(captions: Sequence[str]) -> NDArray[np.int64]:

@@ -21,17 +21,20 @@ from training.data.meaning_code import MeaningCode
 from training.data.mixed import MixedSource
 from training.data.protocol import Source, StepBatches
 from training.data.reader import data_digest, load_pixels, read_table
-from training.data.rows import Drawn, Labelled, Row, Split
+from training.data.rows import Drawn, Labelled, Row, Split, group_of, group_of_name
 from training.data.scenes import SceneRows, draw_scenes, labelled_scenes, scene_splits, several_scenes
 from training.encoder import TorchEncoder
 from training.judge import table_report
+from training.progress import Track, untracked
 
-ARTICLE_TYPE = "article_type"
+ARTICLE_TYPE, COLOUR = "article_type", "baseColour"
 SEVERAL = 512
 JUDGED = {"validation": 1_000, "test": 2_000}  # seeds of the judged scenes: no scene of one is in the other
 
 
-def open_source(config: TrainConfig, *, cache_spec: ImageSpec, image_spec: ImageSpec) -> Source:
+def open_source(
+    config: TrainConfig, *, cache_spec: ImageSpec, image_spec: ImageSpec, track: Track = untracked
+) -> Source:
     """Read or draw the data of a recipe.
 
     Raises:
@@ -40,7 +43,7 @@ def open_source(config: TrainConfig, *, cache_spec: ImageSpec, image_spec: Image
     data = config.data
     if isinstance(data, MixedData):
         return MixedSource(
-            _table_source(data.table, config, cache_spec=cache_spec, image_spec=image_spec),
+            _table_source(data.table, config, cache_spec=cache_spec, image_spec=image_spec, track=track),
             _scene_source(data.scenes, config, image_spec=image_spec),
             scene_share=data.scene_share,
         )
@@ -48,7 +51,7 @@ def open_source(config: TrainConfig, *, cache_spec: ImageSpec, image_spec: Image
         if config.run.report != "scenes":
             raise ValueError(f"run.report is {config.run.report!r}: scenes are judged by 'scenes'")
         return _scene_source(data, config, image_spec=image_spec)
-    return _table_source(data, config, cache_spec=cache_spec, image_spec=image_spec)
+    return _table_source(data, config, cache_spec=cache_spec, image_spec=image_spec, track=track)
 
 
 def _scene_source(data: SceneData, config: TrainConfig, *, image_spec: ImageSpec) -> SceneSource:
@@ -57,7 +60,9 @@ def _scene_source(data: SceneData, config: TrainConfig, *, image_spec: ImageSpec
     return SceneSource(draw_scenes(data, seed=config.seed), data=data)
 
 
-def _table_source(data: TableData, config: TrainConfig, *, cache_spec: ImageSpec, image_spec: ImageSpec) -> TableSource:
+def _table_source(
+    data: TableData, config: TrainConfig, *, cache_spec: ImageSpec, image_spec: ImageSpec, track: Track
+) -> TableSource:
     return TableSource(
         data,
         augment=config.augment,
@@ -65,11 +70,17 @@ def _table_source(data: TableData, config: TrainConfig, *, cache_spec: ImageSpec
         seed=config.seed,
         cache_spec=cache_spec,
         image_spec=image_spec,
+        track=track,
     )
 
 
 class TableSource:
-    """A table of captioned image files, decoded once."""
+    """A table of captioned image files, decoded once.
+
+    Raises:
+        ValueError: at once, for whatever a later step would fail on: an empty split, a report whose label is not there,
+            images that cannot be read.
+    """
 
     def __init__(
         self,
@@ -80,9 +91,15 @@ class TableSource:
         seed: int,
         cache_spec: ImageSpec,
         image_spec: ImageSpec,
+        track: Track = untracked,
     ) -> None:
         if report == "scenes":
             raise ValueError("run.report is 'scenes': a table is judged by 'retrieval' or 'fashion'")
+        if report == "fashion" and COLOUR not in data.label_columns:
+            raise ValueError(
+                f"run.report is 'fashion', which reads the label column {COLOUR!r}: name it in data.label_columns, "
+                "or set run.report to 'retrieval'"
+            )
         self._data, self._augment, self._report, self._seed = data, augment, report, seed
         self._image_spec, self._cache_spec = image_spec, cache_spec
         self._all = read_table(
@@ -91,9 +108,12 @@ class TableSource:
             caption_column=data.caption_column,
             label_columns=data.label_columns,
             negative_column=data.negative_column,
+            group=group_of_name if data.split.by == "name" else group_of,
         )
+        self._track = track
         self.rows = self._of("train")
-        self._pixels = load_pixels(data.folder, self.rows, cache_spec)
+        self._refuse_empty_splits()
+        self._pixels = load_pixels(data.folder, self.rows, cache_spec, track=track)
         self._prepared: dict[Split, NDArray[np.uint8]] = {}
 
     @property
@@ -109,7 +129,7 @@ class TableSource:
         if split == "train" and self._cache_spec == self._image_spec:
             return self._pixels
         if split not in self._prepared:
-            self._prepared[split] = load_pixels(self._data.folder, self._of(split), self._image_spec)
+            self._prepared[split] = load_pixels(self._data.folder, self._of(split), self._image_spec, track=self._track)
         return self._prepared[split]
 
     def labels(self, name: str, split: Split = "train") -> Sequence[str | None]:
@@ -133,7 +153,7 @@ class TableSource:
         names = tuple(sorted(set[str]().union(*shown["train"])))
         spec = self._image_spec.model_copy(update={"height_px": side_px, "width_px": side_px})
         return Labelled(
-            pixels=load_pixels(self._data.folder, self._of(split), spec),
+            pixels=load_pixels(self._data.folder, self._of(split), spec, track=self._track),
             names=names,
             present=np.array([[each in some for each in names] for some in shown[split]], dtype=np.bool_),
         )
@@ -169,6 +189,8 @@ class TableSource:
         augment = self._augment
         if negatives and self._data.negative_column is None:
             raise ValueError("this method wants false captions: name data.negative_column")
+        if len(self.rows) < batch_size:
+            raise ValueError(f"{len(self.rows)} training rows do not fill a batch: set optim.batch_size below that")
         return Batches(
             rows=self.rows,
             pixels=self.pixels,
@@ -207,9 +229,22 @@ class TableSource:
             report="fashion" if self._report == "fashion" else "retrieval",
         )
 
+    def rehearse(self, encoder: TorchEncoder) -> None:
+        self.judge(encoder, split="validation")
+
     def _of(self, split: Split) -> list[Row]:
         rule = self._data.split.rule()
         return [row for row in self._all if rule.of(row.group) == split]
+
+    def _refuse_empty_splits(self) -> None:
+        counts = {split: len(self._of(split)) for split in ("train", "validation")}
+        if not all(counts.values()):
+            rule = self._data.split
+            by = "the last number of a file's name" if rule.by == "number" else "a hash of the file's name"
+            raise ValueError(
+                f"{self._data.table} has {len(self._all)} rows, {counts['train']} of them for training and "
+                f"{counts['validation']} for validation: {by} modulo {rule.modulo} decides (data.split)"
+            )
 
 
 @dataclass(frozen=True)
@@ -281,6 +316,9 @@ class SceneSource:
 
     def judge(self, encoder: TorchEncoder, *, split: Literal["validation", "test"]) -> dict[str, Any]:
         return scenes_report(encoder, pairs=scene_splits(self.data).validation.pairs, seed=JUDGED[split])
+
+    def rehearse(self, encoder: TorchEncoder) -> None:
+        """Drawn data hold no surprise, and judging them takes a while."""
 
     def _scenes(self, split: Split) -> Sequence[Scene]:
         if split == "train":
