@@ -52,6 +52,18 @@ class TableData(Settings):
     split: SplitConfig
 
 
+class FolderData(Settings):
+    """Pictures in one sub-folder for each class: the label column "class"; a caption is the name of the class.
+
+    Folders train/, val/ and test/ around the classes are the splits. Without them a fifth of each class is held out and
+    a fifth validates, by a hash of the names.
+    """
+
+    kind: Literal["folder"]
+    folder: Path
+    cache_px: int = Field(default=64, ge=8, description="as of a table; a stored model as base keeps its own size")
+
+
 class ScenePart(Settings):
     """One kind of scene and what is said about it; lengths as in evaluation.scenes.config.SceneConfig."""
 
@@ -101,7 +113,10 @@ def _data_kind(value: Any) -> str:
 
 
 DataConfig = Annotated[
-    Annotated[TableData, Tag("table")] | Annotated[SceneData, Tag("scenes")] | Annotated[MixedData, Tag("mixed")],
+    Annotated[TableData, Tag("table")]
+    | Annotated[FolderData, Tag("folder")]
+    | Annotated[SceneData, Tag("scenes")]
+    | Annotated[MixedData, Tag("mixed")],
     Discriminator(_data_kind),
 ]
 
@@ -156,7 +171,16 @@ class OpenClipConfig(Settings):
     architecture: str
 
 
-ModelConfig = Annotated[SmallConfig | OpenClipConfig, Field(discriminator="kind")]
+class StoredModel(Settings):
+    """A published artifact as a frozen base: methods that work on its vectors need no checkpoint of it."""
+
+    kind: Literal["artifact"]
+    reference: str = Field(description="name or name@version")
+    store: Path | None = Field(default=None, description="folder of artifacts; the shipped ones are always there")
+
+
+ModelConfig = Annotated[SmallConfig | OpenClipConfig | StoredModel, Field(discriminator="kind")]
+ARTIFACT = "artifact:"
 
 
 class OptimConfig(Settings):
@@ -187,6 +211,7 @@ class RunConfig(Settings):
     checkpoint_steps: int = Field(default=500, ge=1)
     report: Report = "retrieval"
     features: Path | None = Field(default=None, description="where cached features lie; by default beside the run")
+    store: Path | None = Field(default=None, description="where the artifact of a base lies, beside the shipped ones")
 
 
 class WiseFt(Settings):
@@ -205,14 +230,15 @@ class WiseFt(Settings):
 class TrainConfig(Settings):
     """One recipe. `method_options` is checked by the method that it is for.
 
-    base: the folder of the checkpoint that training starts from; its model is taken when the recipe names none.
+    base: the folder of the checkpoint that training starts from, or `artifact:NAME[@VERSION]`, a stored model that
+    stays frozen; its model is taken when the recipe names none.
     """
 
     name: str
     seed: int = Field(ge=0)
     method: str
     method_options: dict[str, Any] = Field(default_factory=dict)
-    base: Path | None = None
+    base: str | None = None
     wise_ft: WiseFt | None = None
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
@@ -224,6 +250,8 @@ class TrainConfig(Settings):
     def _fits_together(self) -> TrainConfig:
         if isinstance(self.data, SceneData) and self.augment != AugmentConfig():
             raise ValueError("scenes are drawn, not augmented: leave [augment] out")
+        if (self.base or "").startswith(ARTIFACT) != isinstance(self.model, StoredModel):
+            raise ValueError(f"a base {ARTIFACT}NAME brings its model: leave [model] out, and name no such model alone")
         if self.wise_ft is not None and self.base is None:
             raise ValueError("wise_ft interpolates with a base: name one")
         return self
@@ -253,18 +281,20 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     for override in overrides:
         _apply(values, override)
     if "base" in values and "model" not in values:
-        values["model"] = _model_of(Path(values["base"]))
+        values["model"] = _model_of(str(values["base"]), store=values.get("run", {}).get("store"))
     return parse_config(values, where=str(path))
 
 
-def _model_of(base: Path) -> Any:
-    """The model of a checkpoint's recipe, as plain data.
+def _model_of(base: str, *, store: str | None) -> Any:
+    """The model of a checkpoint's recipe, or the stored model that is named, as plain data.
 
     Raises:
         ValueError: there is no checkpoint.
     """
+    if base.startswith(ARTIFACT):
+        return {"kind": "artifact", "reference": base.removeprefix(ARTIFACT), "store": store}
     try:
-        return json.loads((base / "checkpoint.json").read_text(encoding="utf-8"))["config"]["model"]
+        return json.loads((Path(base) / "checkpoint.json").read_text(encoding="utf-8"))["config"]["model"]
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"base {base} is no checkpoint: {error}") from error
 

@@ -77,7 +77,7 @@ class RunLog:
         """Log a validation report, and print its headline above the bar."""
         self.write("validation", step, flatten(report))
         if self._console is not None:
-            self._console.print(f"step {step}: {headline(report)}")
+            self._console.print(f"step {step}: {headline(report)}", highlight=False)
 
 
 class NoLog:

@@ -21,11 +21,11 @@ from model_store.identity import spec_digest
 from model_store.manifest import ImageSpec, TextSpec
 from model_store.modality.text import Tokenizer
 from training import distributed, methods
+from training.bases import open_base
 from training.checkpoint import (
     INFO_FILE,
     LoadedModel,
     git_sha,
-    load_model,
     load_state,
     note_metrics,
     optimizer_state,
@@ -33,7 +33,7 @@ from training.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from training.config import OptimConfig, TrainConfig, WiseFt, load_config
+from training.config import OptimConfig, StoredModel, TrainConfig, WiseFt, load_config
 from training.data.protocol import Source
 from training.data.source import open_source
 from training.data.vocabulary import tokenizer_of
@@ -93,10 +93,9 @@ def run(config: TrainConfig, *, resume: bool = False, console: Console | None = 
     bf16 = config.run.precision == "bf16" or (config.run.precision == "auto" and device == "cuda")
 
     # Data: the source draws or decodes every training picture once; a base brings its tokenizer and its specs.
-    text_spec, tokenizer_bytes = tokenizer_of(config.model)
+    base = open_base(config)
+    text_spec, tokenizer_bytes, cache_spec, image_spec = _inputs_of(config, base)
     tokenizer = Tokenizer(text_spec, tokenizer_bytes)
-    cache_spec, image_spec = spec_of(config.model, size_px=config.data.cache_px), spec_of(config.model)
-    base = _open_base(config, image_spec=image_spec, text_spec=text_spec)
     track = tracked_on(console if first else None)
     source = open_source(config, cache_spec=cache_spec, image_spec=image_spec, track=track)
 
@@ -278,15 +277,18 @@ def _refuse_unwritable(folder: Path) -> None:
         raise ValueError(f"run.folder {folder}: {there} is no folder that can be written to")
 
 
-def _open_base(config: TrainConfig, *, image_spec: ImageSpec, text_spec: TextSpec) -> LoadedModel | None:
-    """The checkpoint to start from, refused unless it sees the same pixels and tokens."""
-    if config.base is None:
-        return None
-    base = load_model(config.base)
-    for theirs, ours in ((base.info.image_spec, image_spec), (base.info.text_spec, text_spec)):
-        if spec_digest(theirs) != spec_digest(ours):
-            raise ValueError(f"base {config.base} was trained with another {type(ours).__name__} than this recipe's")
-    return base
+def _inputs_of(config: TrainConfig, base: LoadedModel | None) -> tuple[TextSpec, bytes, ImageSpec, ImageSpec]:
+    """Text spec, tokenizer, and how pictures are kept and seen; a base must see the same pixels and tokens."""
+    if base is not None and isinstance(config.model, StoredModel):
+        return base.info.text_spec, base.tokenizer_bytes, base.info.image_spec, base.info.image_spec
+    text_spec, tokenizer_bytes = tokenizer_of(config.model)
+    image_spec = spec_of(config.model)
+    if base is not None:
+        for theirs, ours in ((base.info.image_spec, image_spec), (base.info.text_spec, text_spec)):
+            if spec_digest(theirs) != spec_digest(ours):
+                kind = type(ours).__name__
+                raise ValueError(f"base {config.base} was trained with another {kind} than this recipe's")
+    return text_spec, tokenizer_bytes, spec_of(config.model, size_px=config.data.cache_px), image_spec
 
 
 def _judged(

@@ -21,6 +21,7 @@ from open_clip.pretrained import (
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from model_store.errors import ExportRefused
+from training.foreign_weights import refuse_damaged, with_plain_file
 
 OpenClipModel = open_clip.CLIP | open_clip.CustomTextCLIP
 Activation = Literal["gelu", "quickgelu"]
@@ -78,13 +79,15 @@ def load_model(weights: Weights) -> OpenClipModel:
     """Build the open_clip model and load its weights without unpickling anything but tensors; eval mode, fp32."""
     _refuse_unsupported(weights)
     check_weights_file(weights.file)
-    config = dict(weights.config)
+    config = _with_tuples(weights.config)
     custom_text = bool(config.pop("custom_text", False))
     if weights.config["vision_cfg"].get("timm_model_name"):
         config["vision_cfg"] = {**config["vision_cfg"], "timm_model_pretrained": False}
     model = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**config)
     try:
-        load_checkpoint(model, str(weights.file), strict=True, weights_only=True)
+        with_plain_file(weights.file, lambda plain: load_checkpoint(model, str(plain), strict=True, weights_only=True))
+    except ExportRefused:
+        raise
     except Exception as error:  # shape and key mismatches, truncated files: whatever torch or safetensors raise
         lines = " ".join(str(error).split())[:400]
         raise ExportRefused(f"{weights.file.name} does not fit {weights.architecture}: {lines}") from error
@@ -93,14 +96,23 @@ def load_model(weights: Weights) -> OpenClipModel:
     return model.float().eval()
 
 
+def _with_tuples(config: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows lists only; open_clip wants the two sides of a picture as a tuple."""
+    vision = dict(config["vision_cfg"])
+    if isinstance(vision.get("image_size"), list):
+        vision["image_size"] = tuple(vision["image_size"])
+    return {**config, "vision_cfg": vision}
+
+
 def check_weights_file(path: Path) -> None:
     """Refuse a file that only full unpickling, or running its code, could read.
 
     Raises:
-        ExportRefused: with the conversion command for TorchScript archives.
+        ExportRefused: with the conversion command for TorchScript archives; also for a file that is cut off.
     """
     if path.suffix not in _WEIGHT_SUFFIXES:
         raise ExportRefused(f"{path.name}: weights must be one of {', '.join(_WEIGHT_SUFFIXES)}")
+    refuse_damaged(path)
     if path.suffix == ".safetensors":
         return
     if zipfile.is_zipfile(path):

@@ -11,6 +11,7 @@ from evaluation.scenes_report import single_accuracy
 from model_store.errors import ArtifactNotFound, ExportRefused
 from model_store.manifest import Precision, Provenance, SpaceProof
 from model_store.store import Artifact, Store
+from training.bases import stored_digest
 from training.checkpoint import Checkpoint, LoadedModel, is_head, load_head, load_model, read_checkpoint
 from training.config import SceneData, TableData
 from training.data.scenes import scene_splits
@@ -178,8 +179,8 @@ def _made_of(info: Checkpoint) -> Fits:
     """Is an artifact made of the weights that `info` started from?"""
 
     def fits(artifact: Artifact) -> bool:
-        made_of = artifact.manifest.provenance.source_sha256
-        return made_of == info.base_sha256 and artifact.image_spec == info.image_spec
+        names = (artifact.manifest.provenance.source_sha256, stored_digest(artifact))
+        return info.base_sha256 in names and artifact.image_spec == info.image_spec
 
     return fits
 
@@ -229,7 +230,7 @@ def space_proof(loaded: LoadedModel, *, data_folder: Path | None = None) -> Spac
     config = loaded.info.config
     if config.base is None:
         raise ValueError("its recipe names no base")
-    before = load_model(config.base)
+    before = load_model(Path(config.base))
     if before.info.weights_sha256 != loaded.info.base_sha256:
         raise ValueError(f"base {config.base} has other weights than those that training started from")
     encoders = encoder_of(loaded, name="cured"), encoder_of(before, name="base")

@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from training.bases import open_base
 from training.checkpoint import is_head, load_head, load_model, read_checkpoint
 from training.config import with_data_folder
 from training.data.protocol import Source
 from training.data.source import open_source
 from training.encoder import open_checkpoint
 from training.head_method import report_head
-from training.towers import image_spec as spec_of
 
 
 def report_split(
@@ -39,23 +39,21 @@ def _of_head(
     folder: Path, source: Source, *, base: Path | None, split: Literal["validation", "test"]
 ) -> dict[str, Any]:
     head = load_head(folder)
-    where = base or head.info.config.base
-    if where is None:
+    model = load_model(base) if base is not None else open_base(head.info.config)
+    if model is None:
         raise ValueError(f"{folder} is a class head and its recipe names no base: pass --base")
-    model = load_model(where)
     if model.info.weights_sha256 != head.base_sha256:
         raise ValueError(
-            f"{folder} was fitted on weights {head.base_sha256[:12]}, the base {where} has "
+            f"{folder} was fitted on weights {head.base_sha256[:12]}, the base {base or head.info.config.base} has "
             f"{model.info.weights_sha256[:12]}"
         )
     return report_head(head, model, source, split=split)
 
 
 def _source(folder: Path, data_folder: Path | None) -> Source:
-    config = with_data_folder(read_checkpoint(folder).config, data_folder)
-    image_spec = spec_of(config.model)
-    cache_spec = spec_of(config.model, size_px=config.data.cache_px)
-    return open_source(config, cache_spec=cache_spec, image_spec=image_spec)
+    info = read_checkpoint(folder)
+    config = with_data_folder(info.config, data_folder)
+    return open_source(config, cache_spec=info.image_spec, image_spec=info.image_spec)
 
 
 def main() -> int:

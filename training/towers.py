@@ -15,7 +15,7 @@ from open_clip.transformer import Transformer
 from torch import Tensor, nn
 
 from model_store.manifest import ImageSpec
-from training.config import ModelConfig, OpenClipConfig, SmallConfig, TextTowerConfig
+from training.config import ModelConfig, OpenClipConfig, SmallConfig, StoredModel, TextTowerConfig
 from training.positions import resample_grid
 from training.trunks import TOTAL_STRIDE  # the import also registers the own trunks with timm
 
@@ -315,6 +315,11 @@ def _head(config: SmallConfig, *, channels: int) -> MeanHead | FlatHead | Attent
 
 def build_model(config: ModelConfig, *, vocab_size: int, end_id: int) -> DualEncoder:
     """A freshly initialised model of `config`; weights come from the caller's torch seed."""
+    if isinstance(config, StoredModel):
+        raise ValueError(
+            f"{config.reference} is a stored model, whose weights are not trained: take its checkpoint as base, "
+            "or a method that works on its vectors (gda, linear_probe)"
+        )
     if isinstance(config, SmallConfig):
         return SmallDualEncoder(config, vocab_size=vocab_size, end_id=end_id)
     return OpenClipDualEncoder(config)

@@ -161,6 +161,85 @@ def test_pt_and_safetensors_give_the_same_model(twins: Path, tmp_path: Path) -> 
     assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
 
 
+def wrapped(kind: str, state: dict[str, torch.Tensor]) -> object:
+    """The checkpoint that a trainer of this kind leaves."""
+
+    def under(prefix: str) -> dict[str, torch.Tensor]:
+        return {f"{prefix}{key}": value for key, value in state.items()}
+
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-3}]}
+    inside_compiled = {key.replace("visual.", "visual._orig_mod.", 1): value for key, value in state.items()}
+    return {
+        "model": {"model": state, "optimizer": optimizer, "epoch": 3},
+        "model_state_dict": {"model_state_dict": state, "loss": 0.5},
+        "data parallel": {"state_dict": under("module."), "optimizer": optimizer},
+        "compiled": under("_orig_mod."),
+        "compiled and parallel": {"model": under("module._orig_mod.")},
+        "compiled inside": {"state_dict": inside_compiled},
+        "lightning": {
+            "state_dict": {**under("model."), "loss.temperature": torch.zeros(1)},
+            "pytorch-lightning_version": "2.5",
+            "hyper_parameters": {"rate": 1e-3},
+        },
+        "a longer prefix": {"state_dict": under("net.clip.")},
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("model", "model_state_dict", "data parallel", "compiled", "compiled and parallel", "compiled inside"),
+        *("lightning", "a longer prefix"),
+    ],
+)
+def test_checkpoints_of_other_trainers(twins: Path, tmp_path: Path, kind: str) -> None:
+    state = safetensors.torch.load_file(weights_of(twins))
+    file = tmp_path / "checkpoint.pt"
+    torch.save(wrapped(kind, state), file)
+    loaded = load_model(find_weights("clipworks-tiny", str(file), activation="gelu")).state_dict()
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(value, state[key]) for key, value in loaded.items())
+
+
+def test_prefixes_in_safetensors(twins: Path, tmp_path: Path) -> None:
+    state = safetensors.torch.load_file(weights_of(twins))
+    file = tmp_path / "prefixed.safetensors"
+    safetensors.torch.save_file({f"model.{key}": value for key, value in state.items()}, file)
+    loaded = load_model(find_weights("clipworks-tiny", str(file), activation="gelu")).state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in loaded.items())
+
+
+def test_two_models_in_one_file_are_not_guessed_between(twins: Path, tmp_path: Path) -> None:
+    state = safetensors.torch.load_file(weights_of(twins))
+    file = tmp_path / "both.pt"
+    torch.save({"model": state, "model_ema": {key: value + 1 for key, value in state.items()}}, file)
+    with pytest.raises(ExportRefused, match=r"holds 2 models \(model, model_ema\)"):
+        load_model(find_weights("clipworks-tiny", str(file), activation="gelu"))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])
+def test_cut_off_files_are_called_so(twins: Path, tmp_path: Path, suffix: str, share: float) -> None:
+    state = safetensors.torch.load_file(weights_of(twins))
+    file = tmp_path / f"cut{suffix}"
+    torch.save(state, file) if suffix == ".pt" else safetensors.torch.save_file(state, file)
+    data = file.read_bytes()
+    file.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(ExportRefused, match=r"cut\..*(is empty|is cut off)"):
+        load_model(find_weights("clipworks-tiny", str(file), activation="gelu"))
+
+
+def test_sides_of_a_picture_may_be_a_list(tmp_path: Path) -> None:
+    config = tiny_config()
+    config["vision_cfg"] |= {"image_size": [48, 96]}
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**{**config, "vision_cfg": {**config["vision_cfg"], "image_size": (48, 96)}})
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    spec = image_spec_of(load_model(find_weights(f"local-dir:{tmp_path}", None)))
+    assert (spec.height_px, spec.width_px) == (48, 96)
+
+
 @pytest.mark.parametrize(
     ("arch", "reason"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,9 +15,10 @@ from evaluation.scenes.rendering import render
 from evaluation.scenes.scene import Scene, Thing
 from evaluation.scenes_report import scenes_report, single_scenes
 from model_store.manifest import ImageSpec
-from training.config import AugmentConfig, MixedData, Report, SceneData, TableData, TrainConfig
+from training.config import AugmentConfig, FolderData, MixedData, Report, SceneData, TableData, TrainConfig
 from training.data.augment import CaptionAugment, ImageAugment
 from training.data.batches import Batches, Neighbours, SceneBatches, Tokenize
+from training.data.classes import CLASS, read_classes
 from training.data.meaning_code import MeaningCode
 from training.data.mixed import MixedSource
 from training.data.protocol import Source, StepBatches
@@ -28,6 +30,7 @@ from training.judge import table_report
 from training.progress import Track, untracked
 
 ARTICLE_TYPE, COLOUR = "article_type", "baseColour"
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 SEVERAL = 512
 JUDGED = {"validation": 1_000, "test": 2_000}  # seeds of the judged scenes: no scene of one is in the other
 
@@ -61,10 +64,10 @@ def _scene_source(data: SceneData, config: TrainConfig, *, image_spec: ImageSpec
 
 
 def _table_source(
-    data: TableData, config: TrainConfig, *, cache_spec: ImageSpec, image_spec: ImageSpec, track: Track
+    data: TableData | FolderData, config: TrainConfig, *, cache_spec: ImageSpec, image_spec: ImageSpec, track: Track
 ) -> TableSource:
     return TableSource(
-        data,
+        Table.of_folder(data) if isinstance(data, FolderData) else Table.of_file(data),
         augment=config.augment,
         report=config.run.report,
         seed=config.seed,
@@ -72,6 +75,47 @@ def _table_source(
         image_spec=image_spec,
         track=track,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of captioned images below `folder`, each in its split already; `splitting` says what decided."""
+
+    folder: Path
+    rows: dict[Split, list[Row]]
+    label_columns: tuple[str, ...]
+    has_negatives: bool
+    splitting: str
+
+    @classmethod
+    def of_file(cls, data: TableData) -> Table:
+        rule, by_name = data.split.rule(), data.split.by == "name"
+        rows = read_table(
+            data.folder / data.table,
+            image_column=data.image_column,
+            caption_column=data.caption_column,
+            label_columns=data.label_columns,
+            negative_column=data.negative_column,
+            group=group_of_name if by_name else group_of,
+        )
+        by = "a hash of the file's name" if by_name else "the last number of a file's name"
+        return cls(
+            folder=data.folder,
+            rows={split: [row for row in rows if rule.of(row.group) == split] for split in SPLITS},
+            label_columns=data.label_columns,
+            has_negatives=data.negative_column is not None,
+            splitting=f"{by} modulo {rule.modulo} decides (data.split)",
+        )
+
+    @classmethod
+    def of_folder(cls, data: FolderData) -> Table:
+        return cls(
+            folder=data.folder,
+            rows=read_classes(data.folder),
+            label_columns=(CLASS,),
+            has_negatives=False,
+            splitting="a fifth of each class validates, a fifth is held out; three pictures a class are the least",
+        )
 
 
 class TableSource:
@@ -84,7 +128,7 @@ class TableSource:
 
     def __init__(
         self,
-        data: TableData,
+        table: Table,
         *,
         augment: AugmentConfig,
         report: Report,
@@ -95,25 +139,17 @@ class TableSource:
     ) -> None:
         if report == "scenes":
             raise ValueError("run.report is 'scenes': a table is judged by 'retrieval' or 'fashion'")
-        if report == "fashion" and COLOUR not in data.label_columns:
+        if report == "fashion" and COLOUR not in table.label_columns:
             raise ValueError(
                 f"run.report is 'fashion', which reads the label column {COLOUR!r}: name it in data.label_columns, "
                 "or set run.report to 'retrieval'"
             )
-        self._data, self._augment, self._report, self._seed = data, augment, report, seed
+        self._table, self._augment, self._report, self._seed = table, augment, report, seed
         self._image_spec, self._cache_spec = image_spec, cache_spec
-        self._all = read_table(
-            data.folder / data.table,
-            image_column=data.image_column,
-            caption_column=data.caption_column,
-            label_columns=data.label_columns,
-            negative_column=data.negative_column,
-            group=group_of_name if data.split.by == "name" else group_of,
-        )
         self._track = track
         self.rows = self._of("train")
         self._refuse_empty_splits()
-        self._pixels = load_pixels(data.folder, self.rows, cache_spec, track=track)
+        self._pixels = load_pixels(table.folder, self.rows, cache_spec, track=track)
         self._prepared: dict[Split, NDArray[np.uint8]] = {}
 
     @property
@@ -129,17 +165,19 @@ class TableSource:
         if split == "train" and self._cache_spec == self._image_spec:
             return self._pixels
         if split not in self._prepared:
-            self._prepared[split] = load_pixels(self._data.folder, self._of(split), self._image_spec, track=self._track)
+            self._prepared[split] = load_pixels(
+                self._table.folder, self._of(split), self._image_spec, track=self._track
+            )
         return self._prepared[split]
 
     def labels(self, name: str, split: Split = "train") -> Sequence[str | None]:
         """A label column; for product photographs also "article_type", read from the title's last words."""
         rows = self._of(split)
-        if name in self._data.label_columns:
+        if name in self._table.label_columns:
             return [row.labels[name].strip() or None for row in rows]
         if name == ARTICLE_TYPE and self._report == "fashion":
             return [article_type(row.caption) for row in rows]
-        known = [*self._data.label_columns, *([ARTICLE_TYPE] if self._report == "fashion" else [])]
+        known = [*self._table.label_columns, *([ARTICLE_TYPE] if self._report == "fashion" else [])]
         raise ValueError(
             f"no label {name!r}: this table has {', '.join(known) or 'none (data.label_columns is empty)'}"
         )
@@ -153,7 +191,7 @@ class TableSource:
         names = tuple(sorted(set[str]().union(*shown["train"])))
         spec = self._image_spec.model_copy(update={"height_px": side_px, "width_px": side_px})
         return Labelled(
-            pixels=load_pixels(self._data.folder, self._of(split), spec, track=self._track),
+            pixels=load_pixels(self._table.folder, self._of(split), spec, track=self._track),
             names=names,
             present=np.array([[each in some for each in names] for some in shown[split]], dtype=np.bool_),
         )
@@ -165,7 +203,7 @@ class TableSource:
 
     def captions(self, count: int, *, negatives: bool) -> list[tuple[int, Drawn]]:
         """One a row: a table has no other. Augmentation is left out."""
-        if negatives and self._data.negative_column is None:
+        if negatives and not self._table.has_negatives:
             raise ValueError("this method wants false captions: name data.negative_column")
         return [(at, Drawn(row.caption, row.negative if negatives else None)) for at, row in enumerate(self.rows)]
 
@@ -187,7 +225,7 @@ class TableSource:
         if captions != 1:
             raise ValueError(f"{captions} captions a picture: a table has one")
         augment = self._augment
-        if negatives and self._data.negative_column is None:
+        if negatives and not self._table.has_negatives:
             raise ValueError("this method wants false captions: name data.negative_column")
         if len(self.rows) < batch_size:
             raise ValueError(f"{len(self.rows)} training rows do not fill a batch: set optim.batch_size below that")
@@ -233,17 +271,14 @@ class TableSource:
         self.judge(encoder, split="validation")
 
     def _of(self, split: Split) -> list[Row]:
-        rule = self._data.split.rule()
-        return [row for row in self._all if rule.of(row.group) == split]
+        return self._table.rows[split]
 
     def _refuse_empty_splits(self) -> None:
-        counts = {split: len(self._of(split)) for split in ("train", "validation")}
-        if not all(counts.values()):
-            rule = self._data.split
-            by = "the last number of a file's name" if rule.by == "number" else "a hash of the file's name"
+        counts = {split: len(rows) for split, rows in self._table.rows.items()}
+        if not counts["train"] or not counts["validation"]:
             raise ValueError(
-                f"{self._data.table} has {len(self._all)} rows, {counts['train']} of them for training and "
-                f"{counts['validation']} for validation: {by} modulo {rule.modulo} decides (data.split)"
+                f"{sum(counts.values())} rows, {counts['train']} of them for training and {counts['validation']} for "
+                f"validation: {self._table.splitting}"
             )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import open_clip
 
 from model_store.manifest import TextSpec
-from training.config import ModelConfig, SmallConfig
+from training.config import ModelConfig, SmallConfig, StoredModel
 
 _BYTES_AND_WORD_ENDS, _SPECIALS = 512, 2
 MOST_MERGES = 49152 - 256 - 2  # what CLIP itself uses of its file
@@ -51,6 +51,8 @@ def tokenizer_of(model: ModelConfig) -> tuple[TextSpec, bytes]:
         return clip_text_spec(model.text.merges, context_length=model.text.context_length), clip_merges(
             model.text.merges
         )
+    if isinstance(model, StoredModel):
+        raise ValueError(f"{model.reference} is a stored model, which brings its own tokenizer")
     config = open_clip.get_model_config(model.architecture)
     if config is None:
         raise ValueError(f"open_clip has no architecture {model.architecture!r}")
