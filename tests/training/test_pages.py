@@ -1,0 +1,59 @@
+"""The pages for people with data of their own: their marked blocks run, in a folder with such data."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
+
+DOCS = Path(__file__).parents[2] / "docs"
+BLOCK = re.compile(r"<!-- run -->\n```bash\n(.*?)```", re.DOTALL)
+COLOURS = ("red", "green", "blue", "white", "black")
+
+
+def run_page(name: str, folder: Path) -> str:
+    """What the page's blocks print, one after the other; each must end well."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("CLIPWORKS_")}
+    environment |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    printed = ""
+    for block in BLOCK.findall((DOCS / name).read_text(encoding="utf-8")):
+        command = ["bash", "-euo", "pipefail", "-c", block]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+        printed += done.stdout + done.stderr
+    return printed
+
+
+def test_train_on_your_own_captions(tmp_path: Path) -> None:
+    folder = tmp_path / "my-pictures"
+    folder.mkdir()
+    with (folder / "captions.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "caption"])
+        for number in range(50):
+            colour = COLOURS[number % 5]
+            Image.new("RGB", (64, 48), colour).save(folder / f"{number:04}.png")
+            writer.writerow([f"{number:04}.png", f"a {colour} wall"])
+    printed = run_page("own-captions.md", tmp_path)
+    assert "t2i_r@1" in printed
+    assert json.loads((tmp_path / "held-out.json").read_text())["report"]["all"]
+
+
+def test_five_classes_a_few_pictures_each(tmp_path: Path) -> None:
+    for colour in COLOURS:
+        (tmp_path / "my-classes" / colour).mkdir(parents=True)
+        for number in range(5):
+            Image.new("RGB", (64, 48 + number), colour).save(tmp_path / "my-classes" / colour / f"{number}.png")
+    printed = run_page("few-classes.md", tmp_path)
+    assert "head/accuracy 1.000" in printed
+    assert json.loads((tmp_path / "held-out.json").read_text())["report"]["head"]["accuracy"]["n"] == 5
+    assert re.search(r"red/0\.png\tred\t", printed)
