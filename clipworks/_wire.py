@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 MODEL_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}(@[1-9][0-9]{0,8})?$"
 MAX_WHOLE = 1_000_000
+MAX_FIELDS = 64  # of one object; no body of the wire has half as many
 IMAGE_FORMAT = "base64-image"  # JSON schema `format` of image fields; tests generate real pictures for it
 
 ImageText = Annotated[str, Field(json_schema_extra={"format": IMAGE_FORMAT})]
@@ -20,6 +21,14 @@ class Wire(BaseModel):
     """Base of all bodies."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_fields(cls, value: Any) -> Any:
+        """Every unknown field is an error of its own: an object of a million of them is refused as a whole."""
+        if isinstance(value, dict) and len(cast(dict[Any, Any], value)) > MAX_FIELDS:
+            raise ValueError(f"more than {MAX_FIELDS} fields; there are {len(cls.model_fields)}")
+        return cast(Any, value)
 
 
 class TextInput(Wire):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from clipworks._wire import (
     MAX_WHOLE,
@@ -78,6 +78,7 @@ __all__ = [
 
 COLLECTION_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 MAX_ID_BYTES = 512
+MAX_SCHEMA_FIELDS = 64
 VECTOR_FORMAT = "base64-float32"  # JSON schema `format` of vectors as text; tests generate real ones for it
 
 CollectionName = Annotated[str, StringConstraints(pattern=COLLECTION_PATTERN)]
@@ -97,7 +98,7 @@ ItemId = Annotated[
 ]
 VectorText = Annotated[str, Field(json_schema_extra={"format": VECTOR_FORMAT})]
 VectorField = Annotated[
-    Annotated[list[float], Field(min_length=1)] | VectorText,
+    Annotated[list[float], Field(min_length=1, fail_fast=True)] | VectorText,
     Field(description="floats, or base64 of little-endian float32; any length but zero, it is normalised on arrival"),
 ]
 # The shape of the language is in docs/http.md; the server checks it, with the place of what is wrong.
@@ -116,12 +117,19 @@ class CollectionIndex(Wire):
     oversample: int = Field(default=4, ge=1, le=64, description="candidates rescored per wanted hit: sq8, ivf_sq8")
 
 
+def _few_fields(value: Any) -> Any:
+    """Counted before each is looked at: every wrong one is an error of its own."""
+    if isinstance(value, dict) and len(cast(dict[Any, Any], value)) > MAX_SCHEMA_FIELDS:
+        raise ValueError(f"at most {MAX_SCHEMA_FIELDS} fields")
+    return cast(Any, value)
+
+
 class CollectionRequest(Wire):
     model: ModelName | None = Field(default=None, description="its version is pinned; without it the default model")
     index: CollectionIndex = CollectionIndex()
-    metadata_schema: dict[str, FieldType] = Field(
+    metadata_schema: Annotated[dict[str, FieldType], BeforeValidator(_few_fields)] = Field(
         default_factory=dict[str, FieldType],
-        max_length=64,
+        max_length=MAX_SCHEMA_FIELDS,
         description="dotted field -> type: checked in every item, and indexed for filters",
         examples=[{"year": "number", "camera.maker": "string", "tags": "string[]"}],
     )
@@ -235,7 +243,7 @@ class UpsertRequest(Wire):
     In multipart/form-data an item without text, image, image_url and vector takes the next file.
     """
 
-    items: list[CollectionItem] = Field(min_length=1)
+    items: list[CollectionItem] = Field(min_length=1, fail_fast=True)
     model: ModelName | None = Field(default=None, description="encodes the items; without it the collection's own")
     space: str | None = Field(default=None, description="of the vectors given; refused (409) if it is another one")
     on_error: OnError = "fail"
@@ -270,7 +278,7 @@ class ItemPage(Wire):
 class ItemQuery(Wire):
     """Query of `GET .../items/{id}`."""
 
-    include: list[Include] = Field(default=["metadata"], max_length=2)
+    include: list[Include] = Field(default=["metadata"], max_length=2, fail_fast=True)
     encoding_format: EncodingFormat = "float"
 
 
@@ -282,7 +290,7 @@ class PageQuery(ItemQuery):
 
 
 class DeleteItemsRequest(Wire):
-    ids: list[ItemId] | None = Field(default=None, min_length=1)
+    ids: list[ItemId] | None = Field(default=None, min_length=1, fail_fast=True)
     filter: Filter | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
@@ -339,14 +347,14 @@ Part = WeightedText | WeightedImage | WeightedImageUrl | WeightedId | WeightedVe
 class CombineQuery(Wire):
     """The normalised sum of its normalised parts; stored items among them are no hits."""
 
-    combine: list[Part] = Field(min_length=1, max_length=64)
+    combine: list[Part] = Field(min_length=1, max_length=64, fail_fast=True)
 
 
 Query = str | TextInput | ImageInput | ImageUrlInput | IdQuery | VectorQuery | CombineQuery
 
 
 class SearchRequest(Wire):
-    queries: list[Query] = Field(min_length=1)
+    queries: list[Query] = Field(min_length=1, fail_fast=True)
     model: ModelName | None = Field(
         default=None, description="encodes the queries; of the collection's space. Without it the collection's own"
     )
@@ -355,7 +363,7 @@ class SearchRequest(Wire):
     offset: int = Field(default=0, ge=0, le=MAX_WHOLE, description="hits to skip, for the next page")
     min_score: float | None = Field(default=None, description="hits below this cosine are left out")
     filter: Filter | None = None
-    include: list[Include] = Field(default=["metadata"], max_length=2)
+    include: list[Include] = Field(default=["metadata"], max_length=2, fail_fast=True)
     encoding_format: EncodingFormat = Field(default="float", description="of the vectors in the answer")
     on_error: OnError = "fail"
 

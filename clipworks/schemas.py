@@ -6,9 +6,9 @@ Counts and sizes are the server's settings (413), not part of these shapes.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from clipworks._wire import IMAGE_FORMAT as IMAGE_FORMAT
 from clipworks._wire import (
@@ -100,7 +100,7 @@ class ModelDetail(ModelSummary):
 
 class EmbedRequest(Wire):
     model: ModelName | None = None
-    inputs: list[Input] = Field(min_length=1)
+    inputs: list[Input] = Field(min_length=1, fail_fast=True)
     normalize: bool = True
     encoding_format: EncodingFormat = "float"
     dimensions: int | None = Field(default=None, ge=1, le=MAX_WHOLE)
@@ -134,20 +134,46 @@ class LabelPrompts(Wire):
     """A label that brings its own complete prompts; templates are not applied to them."""
 
     name: str = Field(min_length=1)
-    prompts: list[str] = Field(min_length=1)
+    prompts: list[str] = Field(min_length=1, fail_fast=True)
 
 
 Label = Annotated[str, StringConstraints(min_length=1)] | LabelPrompts
+LabelList = Annotated[list[Label], Field(min_length=1, fail_fast=True)]
+_Prompts = Annotated[list[str], Field(min_length=1)]
+_LabelName = Annotated[str, StringConstraints(min_length=1)]
+_LabelMapping = Annotated[dict[_LabelName, str | _Prompts], Field(min_length=1)]
+
+
+def _labels_of_mapping(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return [
+        {"name": name, "prompts": [prompts] if isinstance(prompts, str) else prompts}
+        for name, prompts in cast(dict[Any, Any], value).items()
+    ]
+
+
+_LABELS = "labels, or an object of each label's own prompts; equal ones count once"
+Labels = Annotated[
+    LabelList,
+    BeforeValidator(_labels_of_mapping, json_schema_input_type=LabelList | _LabelMapping),
+    Field(description=_LABELS),
+]
+LabelsOrNone = Annotated[
+    LabelList | None,
+    BeforeValidator(_labels_of_mapping, json_schema_input_type=LabelList | None | _LabelMapping),
+    Field(description=_LABELS),
+]
 Template = Annotated[str, StringConstraints(pattern=r"^[^{}]*\{\}[^{}]*$")]
-Templates = NamedTemplates | Annotated[list[Template], Field(min_length=1)]
+Templates = NamedTemplates | Annotated[list[Template], Field(min_length=1, fail_fast=True)]
 
 
 class Labelled(Wire):
     """Pictures, and the labels that they are looked at for."""
 
     model: ModelName | None = None
-    inputs: list[ImageOnly] = Field(min_length=1)
-    labels: list[Label] | None = Field(default=None, min_length=1)
+    inputs: list[ImageOnly] = Field(min_length=1, fail_fast=True)
+    labels: LabelsOrNone = None
     label_set: Annotated[str, StringConstraints(pattern=LABEL_SET_PATTERN)] | None = None
     templates: Templates | None = None
 
@@ -196,9 +222,11 @@ class LocalizeRequest(Labelled):
     threshold: float | None = Field(
         default=None, ge=0, le=1, description="score of a label that is present; default: the model's own"
     )
-    include: list[Included] = Field(default=["boxes"], description="mask: boxes, each with its mask")
+    include: list[Included] = Field(default=["boxes"], fail_fast=True, description="mask: boxes, each with its mask")
     heatmap_format: HeatmapFormat = "array"
-    heatmap_labels: list[str] | None = Field(default=None, min_length=1, description="maps of these labels only")
+    heatmap_labels: list[str] | None = Field(
+        default=None, min_length=1, fail_fast=True, description="maps of these labels only"
+    )
     short_px: int | None = Field(
         default=None, ge=8, le=4096, description="short side at which pictures are looked at; default: the model's own"
     )
@@ -270,7 +298,7 @@ class LocalizeResponse(Wire):
 
 class LabelSetRequest(Wire):
     model: ModelName | None = None
-    labels: list[Label] = Field(min_length=1)
+    labels: Labels
     templates: Templates | None = None
 
 
@@ -320,14 +348,16 @@ class V1EmbeddingsRequest(V1Wire):
     model: str | None = None
     input: (
         str
-        | Annotated[list[str], Field(min_length=1)]
-        | Annotated[list[V1Item], Field(min_length=1)]
-        | Annotated[list[int], Field(min_length=1)]
-        | Annotated[list[list[int]], Field(min_length=1)]
+        | Annotated[list[str], Field(min_length=1, fail_fast=True)]
+        | Annotated[list[V1Item], Field(min_length=1, fail_fast=True)]
+        | Annotated[list[int], Field(min_length=1, fail_fast=True)]
+        | Annotated[list[Annotated[list[int], Field(fail_fast=True)]], Field(min_length=1, fail_fast=True)]
     )
-    encoding_format: EncodingFormat = "float"
+    encoding_format: EncodingFormat | None = "float"
     dimensions: int | None = Field(default=None, ge=1, le=MAX_WHOLE)
-    modality: Literal["text", "image"] = "text"
+    modality: Literal["text", "image"] | None = Field(
+        default="text", description="what strings of `input` are; data: URIs are pictures whatever it says"
+    )
     user: str | None = None
 
 

@@ -6,47 +6,26 @@ One route takes JSON, multipart/form-data and a raw image. All become the same r
 from __future__ import annotations
 
 import asyncio
-import binascii
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, NoReturn, TypeVar, cast
-from urllib.parse import parse_qsl
 
-import pydantic_core
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from clipworks.schemas import ImageInput, ImageUrlInput, TextInput
-from model_store.errors import ClipworksError, ImageTooLarge, InvalidImage
 from service.context import ClientGone
-from service.errors import BodyRefused, Refusal, UrlFetchDisabled, refuse_validation
-from service.faults import TooManyItems
+from service.errors import BodyRefused, Refusal, refuse_validation
+from service.json_body import parse_json
+from service.limits import IngressLimits
 from service.multipart import Part, boundary_of, read_parts
-from service.pipeline import FailedItem, ImageItem, Item, TextItem
+from service.options import Options, read_query, typed_options
 
-OptionKind = Literal["text", "flag", "whole", "number", "list", "templates", "texts"]
 Place = Literal["append", "fill"]
-Options = Mapping[str, OptionKind]
 Body = TypeVar("Body", bound=BaseModel)
+_T = TypeVar("_T")
 
-_MAX_DATA_URI_HEAD = 200
-_FLAGS = {"true": True, "false": False}
-_WHOLE = re.compile(r"-?[0-9]{1,18}")
-_NUMBER = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,18})?([eE][+-]?[0-9]{1,3})?")
-_TEMPLATE_NAMES = ("none", "simple", "imagenet")
+_INLINE_BYTES = 2**16  # reading more takes long enough to leave the event loop
 _CONTENT = frozenset({"text", "image", "image_url", "vector"})
-
-
-@dataclass(frozen=True, kw_only=True)
-class IngressLimits:
-    """What one request may bring; `max_list` bounds every list of a body, by the name of its field."""
-
-    max_body_bytes: int
-    max_image_bytes: int
-    max_items: int
-    max_list: Mapping[str, int]
-    body_timeout_s: float
 
 
 @dataclass(frozen=True)
@@ -79,28 +58,43 @@ async def read_request(
     if media_type != "application/json" and media_type != "multipart/form-data" and not media_type.startswith("image/"):
         refuse_media_type(request, "application/json, multipart/form-data or image/*")
     raw = await read_body(request, limits)
-    query = _query_options(request, options)
-    if media_type == "application/json":
-        if not query:
-            return Received(validate(_json_value(raw), model, limits))
-        fields, files = _json_object(raw), ()
-    elif media_type == "multipart/form-data":
-        parts = read_parts(raw, boundary_of(parameters), max_parts=2 * limits.max_items + len(options) + 1)
-        fields, files = _from_parts(parts, options)
-    else:
-        fields, files = {}, (raw,)
-    repeated = sorted(fields.keys() & query.keys())
-    if repeated:
-        raise Refusal(422, "invalid_field", f"{repeated[0]} is given in the query and in the body", param=repeated[0])
-    put = _with_files if place == "append" else _with_files_in_objects
-    return put({**fields, **query}, files, model, limits, inputs)
+    query = read_query(request, options, limits)
+
+    def read() -> Received[Body]:
+        if media_type == "application/json":
+            value = _json_value(raw, limits)
+            if not query:
+                return Received(validate(value, model, limits))
+            fields, files = _as_object(value), ()
+        elif media_type == "multipart/form-data":
+            parts = read_parts(raw, boundary_of(parameters), max_parts=2 * limits.max_items + len(options) + 1)
+            fields, files = _from_parts(parts, options, limits)
+        else:
+            fields, files = {}, (raw,)
+        repeated = sorted(fields.keys() & query.keys())
+        if repeated:
+            message = f"{repeated[0]} is given in the query and in the body"
+            raise Refusal(422, "invalid_field", message, param=repeated[0])
+        put = _with_files if place == "append" else _with_files_in_objects
+        return put({**fields, **query}, files, model, limits, inputs)
+
+    return await off_loop(read, len(raw), limits)
 
 
 async def read_json(request: Request, model: type[Body], limits: IngressLimits) -> Body:
     """Read and validate the body of a route that takes JSON only. Raises as `read_request`."""
     if content_type_of(request)[0] != "application/json":
         refuse_media_type(request, "application/json")
-    return validate(_json_value(await read_body(request, limits)), model, limits)
+    raw = await read_body(request, limits)
+    return await off_loop(lambda: validate(_json_value(raw, limits), model, limits), len(raw), limits)
+
+
+async def off_loop(work: Callable[[], _T], size_bytes: int, limits: IngressLimits) -> _T:
+    """The result of `work` on this many bytes of a request; in a thread when there are many."""
+    if size_bytes <= _INLINE_BYTES:
+        return work()
+    async with limits.parsing:
+        return await asyncio.to_thread(work)
 
 
 async def read_body(request: Request, limits: IngressLimits) -> bytes:
@@ -166,67 +160,9 @@ def refuse_media_type(request: Request, accepted: str) -> NoReturn:
     raise BodyRefused(415, "unsupported_media_type", f"{given}; this route takes {accepted} ({remedy})")
 
 
-def items_of(received: Received[Any], inputs: Sequence[Any], limits: IngressLimits) -> list[Item]:
-    """Inputs and files as pipeline items; one that is refused here keeps its place as a FailedItem."""
-    files = received.files
-    return [ImageItem(files[index]) if index in files else item_of(each, limits) for index, each in enumerate(inputs)]
-
-
 def query_options(request: Request, options: Options, model: type[Body], limits: IngressLimits) -> Body:
     """The query of a route without a body, validated. Raises Refusal (400, 422)."""
-    return validate(_query_options(request, options), model, limits)
-
-
-def param_of(inputs: Sequence[Any], index: int, *, name: str = "inputs") -> str:
-    """Where an item stands in the request, such as inputs[3].image."""
-    match inputs[index]:
-        case TextInput():
-            field = ".text"
-        case ImageInput():
-            field = ".image"
-        case ImageUrlInput():
-            field = ".image_url"
-        case _:
-            field = ""
-    return f"{name}[{index}]{field}"
-
-
-def decode_image_field(text: str, limits: IngressLimits) -> bytes:
-    """Bytes of an `image` field: base64, or a data: URI with base64.
-
-    Raises:
-        ImageTooLarge: before decoding, from its length; what is over the limit by less, the decoder refuses.
-        InvalidImage: not base64.
-    """
-    payload = text
-    if text[:5].lower() == "data:":
-        head, comma, payload = text.partition(",")
-        if not comma or len(head) > _MAX_DATA_URI_HEAD or not head.lower().endswith(";base64"):
-            raise InvalidImage("a data: URI must have the form data:image/...;base64,...")
-    if len(payload) > 4 * (limits.max_image_bytes // 3 + 1):
-        raise ImageTooLarge(f"the image is larger than {limits.max_image_bytes} bytes (CLIPWORKS_MAX_IMAGE_BYTES)")
-    try:
-        if len(payload) % 4 == 0:  # strict_mode lets a surplus "=" pass
-            return binascii.a2b_base64(payload, strict_mode=True)
-    except ValueError:
-        pass  # the same answer as for a wrong length
-    raise InvalidImage("image is not base64: standard alphabet with padding, no line breaks (base64 -w0)")
-
-
-def item_of(each: Any, limits: IngressLimits) -> Item:
-    """One input of a body as a pipeline item."""
-    try:
-        match each:
-            case str():
-                return TextItem(each)
-            case TextInput():
-                return TextItem(each.text)
-            case ImageInput():
-                return ImageItem(decode_image_field(each.image, limits))
-            case _:
-                raise UrlFetchDisabled("image_url is refused: this server fetches nothing; send the bytes as image")
-    except ClipworksError as error:
-        return FailedItem(error)
+    return validate(read_query(request, options, limits), model, limits)
 
 
 def _with_files(
@@ -268,92 +204,48 @@ def _with_files_in_objects(
     return Received(validate(fields, model, limits), filled)
 
 
-def _from_parts(parts: Sequence[Part], options: Options) -> tuple[dict[str, Any], tuple[bytes, ...]]:
-    fields: dict[str, Any] = {}
+def _from_parts(
+    parts: Sequence[Part], options: Options, limits: IngressLimits
+) -> tuple[dict[str, Any], tuple[bytes, ...]]:
+    request: dict[str, Any] | None = None
     texts: dict[str, list[str]] = {}
     files: list[bytes] = []
     for part in parts:
         if part.name == "image":
             files.append(part.data)
         elif part.name == "request":
-            if fields:
+            if request is not None:
                 raise Refusal(422, "invalid_field", "the part request came twice", param="request")
-            fields = _json_object(part.data)
+            request = _as_object(_json_value(part.data, limits))
         elif part.name in options:
             texts.setdefault(part.name, []).append(part.text())
         else:
             known = ", ".join(["image", "request", *options])
             raise Refusal(422, "invalid_field", f"a part has an unknown name; known are {known}")
-    single = _typed_options(texts, options)
+    fields = request or {}
+    single = typed_options(texts, options, limits)
     repeated = sorted(fields.keys() & single.keys())
     if repeated:
         raise Refusal(422, "invalid_field", f"{repeated[0]} is in the part request and beside it", param=repeated[0])
     return {**fields, **single}, tuple(files)
 
 
-def _query_options(request: Request, options: Options) -> dict[str, Any]:
-    query: bytes = request.scope["query_string"]
-    if not query:
-        return {}
-    try:
-        pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=1000)
-    except ValueError:
-        raise Refusal(400, "invalid_query", "the query is not percent-encoded UTF-8, or has too many fields") from None
-    texts: dict[str, list[str]] = {}
-    for name, value in pairs:
-        if name not in options:
-            raise Refusal(422, "invalid_field", f"unknown query parameter; known are {', '.join(options)}")
-        texts.setdefault(name, []).append(value)
-    return _typed_options(texts, options)
+def _json_value(raw: bytes, limits: IngressLimits) -> Any:
+    return parse_json(raw, max_parsed_bytes=limits.max_parsed_bytes)
 
 
-def _typed_options(texts: Mapping[str, list[str]], options: Options) -> dict[str, Any]:
-    """Options that came as text -> values of JSON; what does not fit stays text, and validation refuses it."""
-    typed: dict[str, Any] = {}
-    for name, values in texts.items():
-        kind = options[name]
-        if kind == "list" or (kind == "templates" and values[0] not in _TEMPLATE_NAMES):
-            typed[name] = [piece.strip() for value in values for piece in value.split(",")]
-        elif kind == "texts":
-            typed[name] = values
-        elif len(values) > 1:
-            raise Refusal(422, "invalid_field", f"{name} is given more than once", param=name)
-        else:
-            typed[name] = _typed(values[0], kind)
-    return typed
-
-
-def _typed(text: str, kind: OptionKind) -> Any:
-    if kind == "flag":
-        return _FLAGS.get(text.lower(), text)
-    if kind == "whole" and _WHOLE.fullmatch(text):
-        return int(text)
-    if kind == "number" and _NUMBER.fullmatch(text):
-        return float(text)
-    return text
-
-
-def _json_value(raw: bytes) -> Any:
-    try:
-        return pydantic_core.from_json(raw, allow_inf_nan=False)
-    except ValueError as error:
-        raise Refusal(400, "invalid_json", f"the body is not valid JSON: {error}") from None
-
-
-def _json_object(raw: bytes) -> dict[str, Any]:
-    value = _json_value(raw)
+def _as_object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Refusal(422, "invalid_field", "the request must be a JSON object")
-    return value  # pyright: ignore[reportUnknownVariableType]
+    return cast(dict[str, Any], value)
 
 
 def _check_counts(value: Any, limits: IngressLimits) -> None:
-    for name, limit in limits.max_list.items():
-        found = value.get(name) if isinstance(value, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-        if isinstance(found, list) and len(found) > limit:  # pyright: ignore[reportUnknownArgumentType]
-            remedy = "; store more labels with PUT /label-sets/{name}" if name == "labels" else ""
-            message = f"{name} has {len(found)} elements, the limit is {limit}{remedy}"  # pyright: ignore[reportUnknownArgumentType]
-            raise TooManyItems(message)
+    if isinstance(value, dict):
+        for name in limits.lists.keys() & cast(dict[str, Any], value).keys():
+            found = cast(dict[str, Any], value)[name]
+            if isinstance(found, (list, dict)):
+                limits.check_list(name, len(cast(list[Any], found)))
 
 
 def _refuse_length(limits: IngressLimits) -> NoReturn:

@@ -10,12 +10,24 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from service.errors import Refusal
 from service.faults import TooManyItems
 
+# Charsets that a part may declare for its text; some libraries still write Latin-1 unless they are told otherwise.
+_CHARSETS = {
+    "utf-8": "utf-8",
+    "utf8": "utf-8",
+    "us-ascii": "ascii",
+    "iso-8859-1": "latin-1",
+    "latin1": "latin-1",
+    "windows-1252": "cp1252",
+}
+_IDENTITY = frozenset({b"7bit", b"8bit", b"binary"})
+
 
 @dataclass
 class Part:
-    """One part; `name` is that of its Content-Disposition."""
+    """One part; `name` is that of its Content-Disposition, `charset` that of its Content-Type."""
 
     name: str = ""
+    charset: str = "utf-8"
     chunks: list[bytes] = field(default_factory=list[bytes])
 
     @property
@@ -23,11 +35,17 @@ class Part:
         return self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
 
     def text(self) -> str:
-        """Raises Refusal (422) unless the part is UTF-8."""
+        """Raises Refusal (422) unless the part is UTF-8, or of the charset that it declares."""
+        codec = _CHARSETS.get(self.charset.lower())
+        if codec is None:
+            message = f"the part {self.name} declares a charset that is not taken: send UTF-8"
+            raise Refusal(422, "invalid_field", message, param=self.name)
         try:
-            return self.data.decode("utf-8")
+            return self.data.decode(codec)
         except UnicodeDecodeError:
-            raise Refusal(422, "invalid_field", f"the part {self.name} is not UTF-8", param=self.name) from None
+            shown = "UTF-8" if codec == "utf-8" else f"the {self.charset.lower()} that it declares"
+            message = f"the part {self.name} is not {shown}"
+            raise Refusal(422, "invalid_field", message, param=self.name) from None
 
 
 def boundary_of(parameters: str) -> bytes:
@@ -46,7 +64,7 @@ def read_parts(raw: bytes, boundary: bytes, *, max_parts: int) -> list[Part]:
     """Split a whole body.
 
     Raises:
-        Refusal: 400, broken or cut off.
+        Refusal: 400, broken or cut off; 415, a part is encoded.
         TooManyItems: more than `max_parts`.
     """
     collector = _Collector(max_parts)
@@ -95,9 +113,13 @@ class _Collector:
         self._header_value += data[start:end]
 
     def header_end(self) -> None:
-        if self._header_name.lower() == b"content-disposition":
-            name = parse_options_header(self._header_value)[1].get(b"name", b"")
-            self.parts[-1].name = name.decode("utf-8", "replace")
+        name, value, part = self._header_name.lower(), self._header_value, self.parts[-1]
+        if name == b"content-disposition":
+            part.name = parse_options_header(value)[1].get(b"name", b"").decode("utf-8", "replace")
+        elif name == b"content-type":
+            part.charset = parse_options_header(value)[1].get(b"charset", b"utf-8").decode("utf-8", "replace")
+        elif name == b"content-transfer-encoding" and value.strip().lower() not in _IDENTITY:
+            raise Refusal(415, "unsupported_encoding", "send the parts without Content-Transfer-Encoding")
         self._header_name = self._header_value = b""
 
     def data(self, data: bytes, start: int, end: int) -> None:

@@ -26,7 +26,7 @@ from clipworks.schemas import (
     V1EmbeddingsRequest,
 )
 from service.gate import OPEN_PATHS
-from service.ingress import Options
+from service.options import Options
 
 _REF = "#/components/schemas/{model}"
 _REQUESTS = (

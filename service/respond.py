@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from service.telemetry import Telemetry
 
 NPY = "application/x-npy"
 JSON = "application/json"
+_WEIGHT = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
 _T = TypeVar("_T")
 
 
@@ -43,7 +45,22 @@ def npy_response(vectors: Sequence[NDArray[np.float32]], *, headers: Mapping[str
 
 
 def wants_npy(request: Request) -> bool:
-    return NPY in request.headers.get("accept", "").lower()
+    """Whether the Accept headers name .npy, and do not prefer JSON by name.
+
+    Libraries add wildcards that nobody wrote, so those neither ask for .npy nor outweigh it.
+    """
+    accepted = ",".join(request.headers.getlist("accept"))
+    weights = [(name, weight) for name, weight in map(_weighted, accepted.split(",")) if weight > 0]
+    npy = max((weight for name, weight in weights if name == NPY), default=0.0)
+    json = max((weight for name, weight in weights if name == JSON), default=0.0)
+    return npy > 0 and npy >= json
+
+
+def _weighted(media_range: str) -> tuple[str, float]:
+    """(name in lower case, its weight): 1 without one, 0 for one that is no weight."""
+    name, *parameters = (part.strip().lower() for part in media_range.split(";"))
+    weight = next((part.partition("=")[2].strip() for part in parameters if part.partition("=")[0].strip() == "q"), "1")
+    return name, float(weight) if _WEIGHT.fullmatch(weight) else 0.0
 
 
 def encoded(vector: NDArray[np.float32], encoding: EncodingFormat) -> NDArray[np.float32] | str:

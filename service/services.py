@@ -20,8 +20,8 @@ from model_store.store import Store
 from service.decode_pool import DecodePool
 from service.engine import EngineSettings
 from service.faults import CollectionsOff
-from service.ingress import IngressLimits
 from service.label_sets import LabelSets
+from service.limits import IngressLimits, ListLimit
 from service.registry import Registry
 from service.settings import BadSettings, Settings, available_cores
 from service.telemetry import Telemetry
@@ -43,7 +43,6 @@ class Services:
     settings: Settings
     limits: IngressLimits
     label_set_limits: IngressLimits
-    collection_limits: IngressLimits
     telemetry: Telemetry
     pool: DecodePool
     registry: Registry
@@ -165,11 +164,16 @@ def build_services(settings: Settings, *, telemetry: Telemetry, with_collections
         hang_s=settings.hang_s,
         exit_after_s=settings.exit_after_s,
     )
+    inline_labels = ListLimit(
+        settings.max_label_texts, "CLIPWORKS_MAX_LABEL_TEXTS", "; store more labels with PUT /label-sets/{name}"
+    )
+    limits = _ingress_limits(settings, inline_labels, asyncio.Lock())
     services = Services(
         settings=settings,
-        limits=_ingress_limits(settings, settings.max_label_texts),
-        label_set_limits=_ingress_limits(settings, settings.max_label_set_texts),
-        collection_limits=_ingress_limits(settings, settings.max_label_texts),
+        limits=limits,
+        label_set_limits=_ingress_limits(
+            settings, ListLimit(settings.max_label_set_texts, "CLIPWORKS_MAX_LABEL_SET_TEXTS"), limits.parsing
+        ),
         telemetry=telemetry,
         pool=pool,
         registry=registry,
@@ -249,21 +253,25 @@ def _device(wanted: str) -> Device:
     return "cuda" if has_provider and Path("/proc/driver/nvidia").exists() else "cpu"
 
 
-def _ingress_limits(settings: Settings, max_labels: int) -> IngressLimits:
+def _ingress_limits(settings: Settings, labels: ListLimit, parsing: asyncio.Lock) -> IngressLimits:
+    inputs = ListLimit(settings.max_items, "CLIPWORKS_MAX_ITEMS")
+    rows = ListLimit(settings.max_upsert_items, "CLIPWORKS_MAX_UPSERT_ITEMS")
     return IngressLimits(
         max_body_bytes=settings.max_body_bytes,
         max_image_bytes=settings.max_image_bytes,
         max_items=settings.max_items,
-        max_list={
-            "inputs": settings.max_items,
-            "input": settings.max_items,
-            "labels": max_labels,
-            "heatmap_labels": settings.max_heatmaps,
-            "include": 16,
-            "templates": max_labels,
-            "items": settings.max_upsert_items,
-            "ids": settings.max_upsert_items,
-            "queries": settings.max_items,
-        },
         body_timeout_s=settings.body_timeout_s,
+        max_parsed_bytes=settings.max_parsed_bytes,
+        lists={
+            "inputs": inputs,
+            "queries": inputs,
+            "input": ListLimit(settings.max_v1_inputs, "CLIPWORKS_MAX_V1_INPUTS"),
+            "labels": labels,
+            "templates": labels,
+            "heatmap_labels": ListLimit(settings.max_heatmaps, "CLIPWORKS_MAX_HEATMAPS"),
+            "include": ListLimit(16),
+            "items": rows,
+            "ids": rows,
+        },
+        parsing=parsing,
     )

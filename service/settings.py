@@ -79,6 +79,15 @@ class Settings(BaseSettings):
     # limits of one request
     max_body_bytes: int = Field(32 * _MIB, ge=1024, description="bytes of a request body (413)")
     max_items: int = Field(256, ge=1, description="inputs of a request (413)")
+    max_v1_inputs: int = Field(
+        2048, ge=1, description="inputs of a request to /v1/embeddings (413); images among them are items too"
+    )
+    max_parsed_bytes: int = Field(
+        128 * _MIB,
+        ge=2**16,
+        description="memory that a JSON body's values take once parsed, beside its text, counted before (413): "
+        "32 bytes a number, 64 a string or a name, 256 a list or an object",
+    )
     max_image_bytes: int = Field(20 * _MIB, ge=1024, description="bytes of one encoded image (413)")
     max_pixels: int = Field(50_000_000, ge=1024, description="width x height of one image (413)")
     max_upsert_items: int = Field(

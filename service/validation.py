@@ -19,7 +19,8 @@ _FORMS: Mapping[str, str] = MappingProxyType(
         "items": 'an item is {"id": string} with one of "text", "image", "image_url", "vector", and maybe "metadata"',
         "queries": 'a query is a string or has one of "text", "image", "image_url", "id", "vector", "combine"',
         "input": 'input is a string, a list of strings, or a list of {"text": string} and {"image": base64}',
-        "labels": 'a label is a string that is not empty, or {"name": string, "prompts": [string, ...]}',
+        "labels": 'labels are a list of strings that are not empty and {"name": string, "prompts": [string, ...]}, '
+        "or an object {name: [prompt, ...]}",
         "templates": 'templates are "none", "simple", "imagenet", or a list of strings with one {} each',
     }
 )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import binascii
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model_store.errors import InputError
+from service.base64_text import NotBase64, decode_base64
 from service.faults import NoDirection
 
 Vector = NDArray[np.float32]
@@ -63,15 +63,14 @@ def combine(vectors: Sequence[Vector], weights: Sequence[float]) -> Vector:
 
 
 def _from_base64(text: str, dim: int) -> NDArray[np.float64]:
-    wanted = 4 * dim
-    if len(text) != 4 * -(-wanted // 3):
+    if len(text) > 32 * dim + 1000:  # twice what it may be, and a head: not worth decoding
         raise InvalidVector(
-            f"the vector as text has {len(text)} characters; base64 of {dim} float32 has {4 * -(-wanted // 3)}"
+            f"the vector as text has {len(text)} characters; base64 of {dim} float32 has {4 * -(-4 * dim // 3)}"
         )
     try:
-        data = binascii.a2b_base64(text, strict_mode=True)
-    except ValueError:
-        data = b""
-    if len(data) != wanted:
-        raise InvalidVector("the vector is not base64: standard alphabet with padding, of little-endian float32")
+        data = decode_base64(text)
+    except NotBase64 as error:
+        raise InvalidVector(f"the vector is not base64 of little-endian float32: {error}") from None
+    if len(data) != 4 * dim:
+        raise InvalidVector(f"the vector as text has {len(data)} bytes; {dim} float32 have {4 * dim}")
     return np.frombuffer(data, dtype="<f4").astype(np.float64)

@@ -11,8 +11,9 @@ from starlette.responses import Response
 from clipworks.schemas import ClassifyRequest, ClassifyResponse
 from model_store.errors import ClipworksError
 from service import pipeline
-from service.ingress import Options
+from service.errors import Refusal
 from service.openapi import answers, bodies
+from service.options import Options
 from service.routes.common import classes_of
 from service.routes.labelled import Asked, answer, label_vectors, read_asked
 from service.scoring import ClassMatrix, Scored, presence_for
@@ -49,6 +50,8 @@ async def _score(asked: Asked[ClassifyRequest]) -> list[list[Scored] | Clipworks
     if templates is None and presence is not None:
         templates = list(presence.positive_templates)  # it was calibrated with them
     classes = await classes_of(services, model, body, templates, asked.deadline, asked.context.timings)
+    if isinstance(classes, ClassMatrix) and len(classes.names) == 1:
+        _refuse_softmax_of_one(asked)
     if presence is not None and isinstance(classes, ClassMatrix):
         return await pipeline.classify_by_presence(
             model,
@@ -73,6 +76,17 @@ async def _score(asked: Asked[ClassifyRequest]) -> list[list[Scored] | Clipworks
         deadline=asked.deadline,
         timings=asked.context.timings,
     )
+
+
+def _refuse_softmax_of_one(asked: Asked[ClassifyRequest]) -> None:
+    """Raises Refusal (422): the score of the only label would be 1 whatever the picture shows."""
+    if (asked.body.activation or asked.model.manifest.activation) == "softmax":
+        message = (
+            "softmax compares labels, and of one label it is always 1: add what else the picture may show, or ask for "
+            'activation "none" (the cosine) or "sigmoid"'
+        )
+        param = "labels" if asked.body.label_set is None else "label_set"
+        raise Refusal(422, "invalid_field", message, param=param)
 
 
 def _shown(predictions: list[Scored]) -> dict[str, Any]:

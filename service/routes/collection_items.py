@@ -24,8 +24,11 @@ from model_store.errors import InputError
 from service.collection_plans import GivenVector, NewRow
 from service.context import context_of, while_connected
 from service.errors import Refusal, located
-from service.ingress import IngressLimits, Options, Received, item_of, query_options, read_json, read_request
+from service.ingress import Received, off_loop, query_options, read_json, read_request
+from service.inputs import encoded_bytes, item_of
+from service.limits import IngressLimits
 from service.openapi import answers, bodies, json_body, query_parameters
+from service.options import Options
 from service.pipeline import ImageItem
 from service.respond import encoded, entries, json_response, model_headers, model_response
 from service.routes.collection_sources import (
@@ -49,7 +52,7 @@ PAGE_OPTIONS: Options = {"cursor": "text", "limit": "whole", "include": "list", 
 ITEM_OPTIONS: Options = {"include": "list", "encoding_format": "text"}
 router = APIRouter(prefix="/collections/{name}")
 Id = Annotated[str, Path(description="id of the item; slashes are part of it")]
-_READ_ERRORS = (400, 404, 422, 429, 500, 503, 504)
+_READ_ERRORS = (400, 404, 413, 422, 429, 500, 503, 504)
 
 
 @router.post(
@@ -68,12 +71,16 @@ async def upsert_items(request: Request, name: Name) -> Response:
     collections = services.require_collections()
     deadline = deadline_for(request)
     received = await read_request(
-        request, UpsertRequest, services.collection_limits, options=OPTIONS, inputs="items", place="fill"
+        request, UpsertRequest, services.limits, options=OPTIONS, inputs="items", place="fill"
     )
     body = received.body
     collection = await collections.get(name, deadline=deadline)
     check_space(collection.spec, body.space)
-    rows = [_row(received, index, services.limits) for index in range(len(body.items))]
+    rows = await off_loop(
+        lambda: [_row(received, index, services.limits) for index in range(len(body.items))],
+        encoded_bytes(body.items),
+        services.limits,
+    )
     inputs = to_encode([row.source for row in rows])
     check_count(services, len(inputs))
     model = None
@@ -172,7 +179,7 @@ async def delete_item(request: Request, name: Name, id: Id) -> Response:
 async def delete_items(request: Request, name: Name) -> Response:
     services = services_of(request)
     services.require_collections()
-    body = await read_json(request, DeleteItemsRequest, services.collection_limits)
+    body = await read_json(request, DeleteItemsRequest, services.limits)
     count = await _delete(request, name, ids=body.ids, filter=body.filter, param="ids")
     return model_response(DeleteItemsResponse(deleted=count))
 

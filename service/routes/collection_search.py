@@ -11,8 +11,11 @@ from starlette.responses import Response
 from clipworks.schemas import CombineQuery, IdQuery, Part, SearchRequest, SearchResponse, VectorQuery
 from service.collection_plans import GivenVector, QueryPlan, Source, StoredId
 from service.context import context_of, while_connected
-from service.ingress import IngressLimits, Options, Received, item_of, read_request
+from service.ingress import Received, off_loop, read_request
+from service.inputs import encoded_bytes, item_of
+from service.limits import IngressLimits
 from service.openapi import answers, bodies
+from service.options import Options
 from service.pipeline import ImageItem
 from service.respond import encoded, entries, json_response, model_headers
 from service.routes.collection_sources import (
@@ -57,7 +60,7 @@ async def search(request: Request, name: Name) -> Response:
     services, context = services_of(request), context_of(request.scope)
     collections = services.require_collections()
     deadline = deadline_for(request)
-    received = await read_request(request, SearchRequest, services.collection_limits, options=OPTIONS, inputs="queries")
+    received = await read_request(request, SearchRequest, services.limits, options=OPTIONS, inputs="queries")
     body = received.body
     collection = await collections.get(name, deadline=deadline)
     spec = collection.spec
@@ -70,7 +73,11 @@ async def search(request: Request, name: Name) -> Response:
         queries=len(body.queries),
         with_vectors="vector" in body.include,
     )
-    plans = [_plan(received, index, services.limits) for index in range(len(body.queries))]
+    plans = await off_loop(
+        lambda: [_plan(received, index, services.limits) for index in range(len(body.queries))],
+        encoded_bytes(body.queries),
+        services.limits,
+    )
     inputs = to_encode([part for plan in plans for part in plan.parts])
     check_count(services, len(inputs))
     model = await query_model(services, spec, body.model, deadline) if inputs or body.model else None

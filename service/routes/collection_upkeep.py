@@ -47,7 +47,7 @@ Snapshot = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9._-]{0,119}\.snapshot$"
 )
 async def doctor(request: Request, name: Name) -> Response:
     upkeep = _upkeep(request)
-    body = await read_json(request, DoctorRequest, services_of(request).collection_limits)
+    body = await read_json(request, DoctorRequest, services_of(request).limits)
     return model_response(await upkeep.doctor(name, queries=body.queries, recall_at=body.recall_at))
 
 
@@ -91,7 +91,7 @@ async def snapshot(request: Request, name: Name) -> Response:
 )
 async def restore(request: Request, name: Name) -> Response:
     upkeep = _upkeep(request)
-    body = await read_json(request, RestoreRequest, services_of(request).collection_limits)
+    body = await read_json(request, RestoreRequest, services_of(request).limits)
     return model_response(shown(await upkeep.restore(name, body.snapshot)), status=201)
 
 

@@ -13,7 +13,7 @@ from model_store.towers import Head
 from service.context import deadline_of
 from service.errors import Refusal, located
 from service.faults import Conflict, NoDirection, TooManyItems, UnknownName
-from service.ingress import param_of
+from service.inputs import param_of
 from service.pipeline import FailedItem, ImageItem, Item
 from service.running import RunningModel
 from service.scoring import ClassMatrix

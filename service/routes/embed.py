@@ -13,8 +13,10 @@ from model_store.errors import InputError
 from service import pipeline
 from service.context import context_of, while_connected
 from service.errors import Refusal, located
-from service.ingress import Options, items_of, param_of, read_request
+from service.ingress import read_request
+from service.inputs import items_of, param_of
 from service.openapi import answers, bodies
+from service.options import Options
 from service.respond import encoded, entries, json_response, model_headers, npy_response, wants_npy
 from service.routes.common import check_count, check_towers, deadline_for, model_for, until_first_failure
 from service.services import services_of
@@ -46,7 +48,7 @@ async def embed(request: Request) -> Response:
         raise Refusal(422, "invalid_field", "an array has no place for errors: on_error must be fail", param="on_error")
     check_count(services, len(body.inputs))
     model = model_for(services, body.model)
-    items = items_of(received, body.inputs, services.limits)
+    items = await items_of(received, body.inputs, services.limits)
     check_towers(model, items, body.inputs)
     work = pipeline.embed(
         model,

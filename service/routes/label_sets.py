@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from clipworks.schemas import LABEL_SET_PATTERN, LabelSetDetail, LabelSetInfo, LabelSetList, LabelSetRequest
+from service.given_labels import distinct_labels
 from service.ingress import read_json
 from service.openapi import answers, json_body
 from service.respond import model_response
@@ -38,6 +39,7 @@ async def put_label_set(request: Request, name: Name) -> Response:
     body = await read_json(request, LabelSetRequest, services.label_set_limits)
     model = model_for(services, body.model)
     check_text_tower(model)
+    body = body.model_copy(update={"labels": distinct_labels(body.labels)})
     return model_response(services.label_sets.put(name, body), status=202)
 
 

@@ -14,7 +14,10 @@ from model_store.errors import ClipworksError
 from model_store.manifest import Presence
 from model_store.presence import LabelVectors
 from service.context import Context, context_of, while_connected
-from service.ingress import Options, items_of, param_of, read_request
+from service.given_labels import distinct_labels
+from service.ingress import read_request
+from service.inputs import items_of, param_of
+from service.options import Options
 from service.pipeline import FailedItem, ImageItem
 from service.respond import entries, json_response, model_headers
 from service.routes.common import check_count, check_towers, deadline_for, model_of, until_first_failure
@@ -45,9 +48,11 @@ async def read_asked(request: Request, body_type: type[_B], options: Options) ->
     deadline = deadline_for(request)
     received = await read_request(request, body_type, services.limits, options=options)
     body = received.body
+    if body.labels is not None:
+        body = body.model_copy(update={"labels": distinct_labels(body.labels)})
     check_count(services, len(body.inputs))
     model = model_of(services, body.model, body.label_set)
-    items = items_of(received, body.inputs, services.limits)
+    items = await items_of(received, body.inputs, services.limits)
     check_towers(model, items, body.inputs)
     images = [item for item in items if isinstance(item, (ImageItem, FailedItem))]
     return Asked(

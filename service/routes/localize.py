@@ -17,9 +17,9 @@ from model_store.presence import presence_of
 from service import pipeline
 from service.errors import Refusal
 from service.faults import TooManyItems
-from service.ingress import Options
 from service.localize import Heatmap, LabelAt, Located, Wanted
 from service.openapi import answers, bodies
+from service.options import Options
 from service.routes.common import classes_of
 from service.routes.labelled import Asked, answer, label_vectors, read_asked
 from service.running import RunningModel

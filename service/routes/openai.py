@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -22,15 +22,19 @@ from clipworks.schemas import (
 )
 from model_store.errors import InputError
 from service import pipeline
+from service.base64_text import is_data_uri
 from service.context import context_of, while_connected
 from service.errors import Refusal, located
-from service.ingress import Received, items_of, param_of, read_json
+from service.ingress import Received, read_json
+from service.inputs import items_of, param_of
 from service.openapi import answers, json_body
 from service.respond import encoded, entries, json_response, model_headers, model_response
 from service.routes.common import check_count, check_towers, deadline_for, model_for, until_first_failure
+from service.running import RunningModel
 from service.services import services_of
 
 router = APIRouter(prefix="/v1")
+Id = Annotated[str, Path(description="name, or name@version; slashes are part of it")]
 AnyInput = str | TextInput | ImageInput | ImageUrlInput
 
 
@@ -49,9 +53,9 @@ async def create_embeddings(request: Request) -> Response:
     deadline = deadline_for(request)
     body = await read_json(request, V1EmbeddingsRequest, services.limits)
     inputs = inputs_of(body)
-    check_count(services, len(inputs))
+    check_count(services, sum(not isinstance(each, (str, TextInput)) for each in inputs))
     model = model_for(services, body.model)
-    items = items_of(Received(body), inputs, services.limits)
+    items = await items_of(Received(body), inputs, services.limits)
     check_towers(model, items, inputs, name="input")
     work = pipeline.embed(
         model,
@@ -68,7 +72,7 @@ async def create_embeddings(request: Request) -> Response:
         raise located(error, "dimensions") from None
 
     def show(vector: pipeline.Vector) -> dict[str, Any]:
-        return {"object": "embedding", "embedding": encoded(vector, body.encoding_format)}
+        return {"object": "embedding", "embedding": encoded(vector, body.encoding_format or "float")}
 
     def place(index: int) -> str:
         return "input" if isinstance(body.input, str) else param_of(inputs, index, name="input")
@@ -81,11 +85,16 @@ async def create_embeddings(request: Request) -> Response:
 
 @router.get("/models", summary="List the models that run, as OpenAI's API does", responses=answers(V1ModelList))
 async def list_models(request: Request) -> Response:
-    models = [
-        V1Model(id=model.reference, created=_unix_time(model.manifest.provenance.created_utc), owned_by="clipworks")
-        for model in services_of(request).registry.running()
-    ]
-    return model_response(V1ModelList(data=models))
+    return model_response(V1ModelList(data=[_shown(model) for model in services_of(request).registry.running()]))
+
+
+@router.get(
+    "/models/{id:path}",
+    summary="Show a model that runs, as OpenAI's API does",
+    responses=answers(V1Model, 404, 409, 422, 503),
+)
+async def get_model(request: Request, id: Id) -> Response:
+    return model_response(_shown(model_for(services_of(request), id)))
 
 
 def inputs_of(body: V1EmbeddingsRequest) -> list[AnyInput]:
@@ -100,7 +109,7 @@ def inputs_of(body: V1EmbeddingsRequest) -> list[AnyInput]:
     inputs: list[AnyInput] = []
     for index, each in enumerate(given):
         if isinstance(each, str):
-            inputs.append(_image(each) if body.modality == "image" else each)
+            inputs.append(_image(each) if body.modality == "image" or is_data_uri(each) else each)
         elif isinstance(each, V1Item) and each.image is not None:
             inputs.append(_image(each.image))
         elif isinstance(each, V1Item) and each.text is not None:
@@ -111,6 +120,11 @@ def inputs_of(body: V1EmbeddingsRequest) -> list[AnyInput]:
             )
             raise Refusal(422, "tokens_not_supported", message, param=f"input[{index}]")
     return inputs
+
+
+def _shown(model: RunningModel) -> V1Model:
+    created = _unix_time(model.manifest.provenance.created_utc)
+    return V1Model(id=model.reference, created=created, owned_by="clipworks")
 
 
 def _image(value: str) -> ImageInput | ImageUrlInput:

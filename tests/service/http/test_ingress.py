@@ -4,14 +4,7 @@ import base64
 from collections.abc import Callable, Iterator
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from starlette.testclient import TestClient
-
-from model_store.errors import ImageTooLarge, InvalidImage
-from service.ingress import IngressLimits, decode_image_field
-
-LIMITS = IngressLimits(max_body_bytes=4096, max_image_bytes=300, max_items=4, max_list={}, body_timeout_s=5)
 
 
 @pytest.fixture(scope="module")
@@ -162,39 +155,3 @@ def test_an_option_may_not_come_twice(client: TestClient, png: bytes) -> None:
     form = client.post("/embed", data={"request": '{"model": "tiny"}', "model": "tiny"}, files={"image": ("a", png)})
     assert refused(form) == (422, "invalid_field", "model")
     assert client.post("/embed?normalize=true", json={"inputs": ["a"]}).status_code == 200
-
-
-@given(data=st.binary(min_size=1, max_size=300))
-@settings(max_examples=100)
-def test_base64_and_data_uris_round_trip(data: bytes) -> None:
-    text = base64.b64encode(data).decode()
-    assert decode_image_field(text, LIMITS) == data
-    assert decode_image_field("data:image/png;base64," + text, LIMITS) == data
-    assert decode_image_field("DATA:;BASE64," + text, LIMITS) == data
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "QUJ",  # padding is missing
-        "QUJD=",
-        "QUI=QUI=",  # data after padding
-        "QU JD",
-        "QUJD\n",
-        "QUJ_",  # URL-safe alphabet
-        "QÜJD",
-        "data:image/png,QUJD",
-        "data:image/png;base64",
-        "data:" + "x" * 300 + ";base64,QUJD",
-        "data:image/png;base64,data:image/png;base64,QUJD",
-        "=",
-    ],
-)
-def test_what_is_no_base64_is_refused(text: str) -> None:
-    with pytest.raises(InvalidImage):
-        decode_image_field(text, LIMITS)
-
-
-def test_long_base64_is_refused_by_its_length() -> None:
-    with pytest.raises(ImageTooLarge):
-        decode_image_field("!" * 1000, LIMITS)

@@ -139,7 +139,7 @@ def ready() -> None:
         while client.get("/readyz").status_code != 200 and time.monotonic() < end:
             time.sleep(0.02)
         key = {"Authorization": f"Bearer {KEY}"}
-        client.put("/label-sets/pets", json={"labels": ["cat"]}, headers=key)
+        client.put("/label-sets/pets", json={"labels": ["cat", "dog"]}, headers=key)
         client.put("/collections/pets", json={}, headers=key)
         client.post("/collections/pets/items", json={"items": [{"id": "a", "text": "a cat"}]}, headers=key)
         if not (DATA / "snapshots" / SNAPSHOT).exists():
@@ -167,6 +167,8 @@ def aim(case: schemathesis.Case) -> None:
         case.path_parameters["name"] = "tiny" if "/models" in case.operation.path else "pets"
     if "snapshot" in case.path_parameters:
         case.path_parameters["snapshot"] = SNAPSHOT
+    if case.operation.path.startswith("/v1/models/"):
+        case.path_parameters["id"] = "tiny"
     if case.operation.path.startswith("/collections"):
         aim_at_collection(case)
     if case.operation.method != "post" or case.operation.path not in (
