@@ -27,7 +27,7 @@ class Wire(BaseModel):
     def _has_few_fields(cls, value: Any) -> Any:
         """Every unknown field is an error of its own: an object of a million of them is refused as a whole."""
         if isinstance(value, dict) and len(cast(dict[Any, Any], value)) > MAX_FIELDS:
-            raise ValueError(f"more than {MAX_FIELDS} fields; there are {len(cls.model_fields)}")
+            raise ValueError(f"an object of more than {MAX_FIELDS} fields; this one takes {len(cls.model_fields)}")
         return cast(Any, value)
 
 

@@ -354,7 +354,7 @@ class V1EmbeddingsRequest(V1Wire):
         | Annotated[list[Annotated[list[int], Field(fail_fast=True)]], Field(min_length=1, fail_fast=True)]
     )
     encoding_format: EncodingFormat | None = "float"
-    dimensions: int | None = Field(default=None, ge=1, le=MAX_WHOLE)
+    dimensions: int | None = Field(default=None, ge=0, le=MAX_WHOLE, description="0 is infinity's word for all")
     modality: Literal["text", "image"] | None = Field(
         default="text", description="what strings of `input` are; data: URIs are pictures whatever it says"
     )

@@ -35,6 +35,7 @@ from service.services import services_of
 
 router = APIRouter(prefix="/v1")
 Id = Annotated[str, Path(description="name, or name@version; slashes are part of it")]
+_UNNAMED = "default/not-specified"  # what infinity's client sends when its user names no model
 AnyInput = str | TextInput | ImageInput | ImageUrlInput
 
 
@@ -54,7 +55,7 @@ async def create_embeddings(request: Request) -> Response:
     body = await read_json(request, V1EmbeddingsRequest, services.limits)
     inputs = inputs_of(body)
     check_count(services, sum(not isinstance(each, (str, TextInput)) for each in inputs))
-    model = model_for(services, body.model)
+    model = model_for(services, None if body.model == _UNNAMED else body.model)
     items = await items_of(Received(body), inputs, services.limits)
     check_towers(model, items, inputs, name="input")
     work = pipeline.embed(
@@ -62,7 +63,7 @@ async def create_embeddings(request: Request) -> Response:
         until_first_failure(items, "fail"),
         pool=services.pool,
         normalize=True,
-        dimensions=body.dimensions,
+        dimensions=body.dimensions or None,
         deadline=deadline,
         timings=context.timings,
     )

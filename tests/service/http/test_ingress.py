@@ -49,7 +49,6 @@ def test_the_item_limit_counts_inputs_and_files_together(small: TestClient, make
     assert refused(over)[:2] == (413, "too_many_items")
     assert small.post("/embed", json={"inputs": ["a"] * 4}).status_code == 200
     assert refused(small.post("/embed", json={"inputs": ["a"] * 5}))[:2] == (413, "too_many_items")
-    assert refused(small.post("/v1/embeddings", json={"input": ["a"] * 5}))[:2] == (413, "too_many_items")
 
 
 def test_labels_times_templates_is_limited_and_the_remedy_is_named(small: TestClient, make_picture) -> None:
@@ -155,3 +154,50 @@ def test_an_option_may_not_come_twice(client: TestClient, png: bytes) -> None:
     form = client.post("/embed", data={"request": '{"model": "tiny"}', "model": "tiny"}, files={"image": ("a", png)})
     assert refused(form) == (422, "invalid_field", "model")
     assert client.post("/embed?normalize=true", json={"inputs": ["a"]}).status_code == 200
+
+
+def test_a_byte_order_mark_is_no_part_of_json(client: TestClient, png: bytes) -> None:
+    bom = b"\xef\xbb\xbf"
+    json = client.post("/embed", content=bom + b'{"inputs": ["a"]}', headers={"Content-Type": "application/json"})
+    assert json.status_code == 200, json.text
+    parts = {"request": bom.decode() + '{"inputs": ["a"]}'}
+    assert len(client.post("/embed", data=parts, files={"image": ("a", png)}).json()["data"]) == 2
+    put = client.put(
+        "/label-sets/marked", content=bom + b'{"labels": ["a"]}', headers={"Content-Type": "application/json"}
+    )
+    assert put.status_code == 202
+    client.delete("/label-sets/marked")
+
+
+NPY, JSON = "application/x-npy", "application/json"
+
+
+@pytest.mark.parametrize(
+    ("accept", "is_npy"),
+    [
+        ("application/x-npy", True),
+        ("Application/X-NPY; q=1.0", True),
+        ("application/x-npy;q=0.9, */*", True),  # libraries add wildcards that nobody wrote
+        ("application/x-npy, application/json", True),
+        ("application/json, application/x-npy;q=0.5", False),
+        ("application/json;q=0.2, application/x-npy;q=0.5", True),
+        ("application/x-npy;q=0", False),
+        ("application/x-npy;q=0, */*", False),
+        ("application/x-npy;q=much", False),
+        ("application/x-npy2", False),
+        ("*/*", False),
+        ("application/*", False),
+        ("text/html, application/xhtml+xml, */*;q=0.8", False),
+        ("", False),
+        (",;,", False),
+    ],
+)
+def test_the_accept_header_decides_with_its_weights(client: TestClient, accept: str, is_npy: bool) -> None:
+    answer = client.post("/embed", json={"inputs": ["a"]}, headers={"Accept": accept})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == (NPY if is_npy else JSON)
+
+
+def test_several_accept_headers_are_one(client: TestClient) -> None:
+    headers = [("Accept", "text/plain"), ("Accept", NPY)]
+    assert client.post("/embed", json={"inputs": ["a"]}, headers=headers).headers["content-type"] == NPY
