@@ -33,6 +33,7 @@ from service.faults import (
     Conflict,
     DeadlineExceeded,
     Draining,
+    LabelSetFailed,
     NoDirection,
     NotLoaded,
     NotReady,
@@ -119,6 +120,7 @@ STATUS: Mapping[type[ClipworksError], int] = MappingProxyType(
         TooManyItems: 413,
         UnknownName: 404,
         Conflict: 409,
+        LabelSetFailed: 409,
         CollectionsOff: 503,
     }
 )

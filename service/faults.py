@@ -12,6 +12,7 @@ ClipworksError
     |-- TooManyItems        more items or texts than one request may bring
     |-- UnknownName         no label set or collection of this name
     |-- Conflict            the name is taken by something else
+    |-- LabelSetFailed      the label set has no vectors and will get none by itself
     |-- CollectionsOff      this server has no collections, or they cannot be opened
 """
 
@@ -66,6 +67,10 @@ class UnknownName(ServiceFault):
 
 class Conflict(ServiceFault):
     code = "conflict"
+
+
+class LabelSetFailed(ServiceFault):
+    code = "label_set_failed"
 
 
 class CollectionsOff(ServiceFault):

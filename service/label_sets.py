@@ -3,40 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
-from pydantic import ValidationError
 
 from clipworks.schemas import LabelSetDetail, LabelSetInfo, LabelSetRequest
 from model_store.errors import ClipworksError
 from model_store.manifest import HeadSpec
 from model_store.towers import Head
-from service.faults import Conflict, NotReady, TooManyItems, UnknownName
+from service.faults import Conflict, LabelSetFailed, NotReady, TooManyItems, UnknownName
+from service.label_set_files import Damaged, LabelSetFiles, StoredSet
+from service.prompts import Limits, Prompts
 from service.registry import Registry
+from service.retrieval.errors import RetrievalError
 from service.running import RunningModel
 from service.scoring import ClassMatrix
-from service.timing import Deadline, Timings
-from service.zero_shot import Prompts, encode_classes, expand, resolve_templates
+from service.zero_shot import encode_classes, resolve_templates
 
 log = logging.getLogger("clipworks.label_sets")
 _CHUNK_LABELS = 16
+_T = TypeVar("_T")
 
 
 @dataclass
 class _LabelSet:
+    """One set; `stored` is None for a file that cannot be read, which `failed` explains."""
+
     name: str
-    request: LabelSetRequest
-    reference: str
-    fingerprint: str | None
-    templates: tuple[str, ...]
-    names: tuple[str, ...]
+    stored: StoredSet | None
     prompts: Prompts
     vectors: np.ndarray | None = None
     encoded: int = 0
@@ -44,19 +42,26 @@ class _LabelSet:
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
     @property
-    def texts(self) -> int:
-        return sum(len(group) for group in self.prompts)
+    def model(self) -> str:
+        return self.stored.model if self.stored else ""
 
     def info(self) -> LabelSetInfo:
         return LabelSetInfo(
             name=self.name,
-            model=self.reference,
-            labels=len(self.names),
-            texts=self.texts,
+            model=self.model,
+            labels=len(self.prompts.labels),
+            texts=self.prompts.texts,
             encoded=self.encoded,
             ready=self.vectors is not None,
             failed=self.failed,
         )
+
+    def same(self, other: _LabelSet) -> bool:
+        """Would both have the same vectors under the same labels?"""
+        mine, its = self.stored, other.stored
+        if mine is None or its is None or (mine.model, mine.fingerprint) != (its.model, its.fingerprint):
+            return False
+        return self.prompts.digest == other.prompts.digest
 
 
 class LabelSets:
@@ -66,22 +71,31 @@ class LabelSets:
     The class heads of loaded models are label sets too; those can be neither replaced nor deleted.
     """
 
-    def __init__(self, folder: Path | None, registry: Registry, *, max_texts: int, max_sets: int = 1000) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path | None, registry: Registry, *, limits: Limits, max_sets: int = 1000) -> None:
+        self._files = LabelSetFiles(folder) if folder else None
         self._registry = registry
-        self._max_texts = max_texts
+        self._limits = limits
         self._max_sets = max_sets
         self._sets: dict[str, _LabelSet] = {}
+        self._changing = asyncio.Lock()
 
     async def start(self) -> None:
-        """Read stored sets; those whose vectors are missing or of another encoder are encoded again."""
-        if self._folder is None or not self._folder.is_dir():
+        """Read stored sets; those whose vectors are missing, damaged or of another encoder are encoded again.
+
+        A file that cannot be read is a failed set of its name, and stops nothing.
+        """
+        if self._files is None:
             return
-        for path in sorted(self._folder.glob("*.json")):
+        for name in await asyncio.to_thread(self._files.names):
             try:
-                self._restore(path)
-            except (ClipworksError, ValidationError, ValueError, OSError, KeyError) as error:
-                log.error("label set %s cannot be restored: %s", path.name, error)
+                await self._restore(self._files, name)
+            except Exception as error:
+                expected = isinstance(error, (ClipworksError, Damaged, OSError))
+                log.error("label set %s cannot be restored: %s", name, error, exc_info=not expected)
+                reason = str(error) if isinstance(error, (ClipworksError, Damaged)) else "its file cannot be read"
+                stored = self._sets[name].stored if name in self._sets else None
+                prompts = self._sets[name].prompts if name in self._sets else Prompts((), ())
+                self._sets[name] = _LabelSet(name, stored, prompts, failed=f"not restored: {reason}")
 
     async def stop(self) -> None:
         tasks = [s.task for s in self._sets.values() if s.task]
@@ -89,39 +103,35 @@ class LabelSets:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def put(self, name: str, request: LabelSetRequest) -> LabelSetInfo:
+    async def put(self, name: str, request: LabelSetRequest) -> LabelSetInfo:
         """Store a set and begin to encode it behind interactive texts; the same content again changes nothing.
 
         Raises:
             Conflict: a class head has this name.
-            TooManyItems: too many texts, or too many sets.
+            TooManyItems: too many texts or characters, or too many sets.
+            InvalidText: a text is too long.
             ArtifactNotFound, NotReady: the model.
+            StorageFull, StorageFailed: it was not stored; what had this name is as it was.
         """
         self._refuse_head(name)
         model = self._registry.resolve(request.model)
-        fresh = self._build(name, request, model)
-        if fresh.texts > self._max_texts:
-            raise TooManyItems(f"the set has {fresh.texts} texts, the limit is {self._max_texts}")
-        old = self._sets.get(name)
-        if (
-            old
-            and not old.failed
-            and (old.prompts, old.names, old.reference, old.fingerprint)
-            == (
-                fresh.prompts,
-                fresh.names,
-                fresh.reference,
-                fresh.fingerprint,
-            )
-        ):
-            return old.info()
-        if old is None and len(self._sets) >= self._max_sets:
-            raise TooManyItems(f"there are {len(self._sets)} label sets, the limit is {self._max_sets}")
-        if old and old.task:
-            old.task.cancel()
-        self._sets[name] = fresh
-        self._write(f"{name}.json", json.dumps(self._record(fresh)).encode())
-        self._begin(fresh, model)
+        prompts = Prompts.of(request.labels, resolve_templates(model, request.templates))
+        self._limits.check(prompts)
+        fresh = _LabelSet(name, StoredSet(request, model.reference, model.fingerprint.text), prompts)
+        await asyncio.to_thread(lambda: prompts.digest)  # up to a body's bytes
+        async with self._changing:
+            old = self._sets.get(name)
+            if old and not old.failed and old.same(fresh):
+                return old.info()
+            if old is None and len(self._sets) >= self._max_sets:
+                raise TooManyItems(
+                    f"there are {len(self._sets)} label sets, the limit is {self._max_sets} (CLIPWORKS_MAX_LABEL_SETS)"
+                )
+            await self._save(fresh)
+            if old and old.task:
+                old.task.cancel()
+            self._sets[name] = fresh
+            self._begin(fresh, model)
         return fresh.info()
 
     def get(self, name: str) -> LabelSetDetail:
@@ -136,7 +146,7 @@ class LabelSets:
             return LabelSetDetail(**_head_info(owner, head).model_dump(), label_names=list(head.labels), templates=[])
         found = self._find(name)
         return LabelSetDetail(
-            **found.info().model_dump(), label_names=list(found.names), templates=list(found.templates)
+            **found.info().model_dump(), label_names=list(found.prompts.names), templates=list(found.prompts.templates)
         )
 
     def list(self) -> list[LabelSetInfo]:
@@ -145,22 +155,24 @@ class LabelSets:
         stored = [self._sets[name].info() for name in sorted(self._sets)]
         return [*stored, *sorted(heads, key=lambda info: (info.name, info.model))]
 
-    def delete(self, name: str) -> None:
+    async def delete(self, name: str) -> None:
         """Remove a stored set.
 
         Raises:
             UnknownName: no such set.
             Conflict: it is a class head.
+            StorageFailed: its files are still there.
         """
         if name not in self._sets:
             self._refuse_head(name)
-        found = self._find(name)
-        if found.task:
-            found.task.cancel()
-        del self._sets[name]
-        if self._folder:
-            (self._folder / f"{name}.json").unlink(missing_ok=True)
-            (self._folder / f"{name}.npy").unlink(missing_ok=True)
+        async with self._changing:
+            found = self._find(name)
+            if self._files:
+                files = self._files
+                await _in_thread(lambda: files.delete(name))
+            if found.task:
+                found.task.cancel()
+            del self._sets[name]
 
     def classes(self, name: str, model: RunningModel) -> ClassMatrix | Head:
         """The class head of `model` with this name, or the encoded classes of a stored set.
@@ -168,7 +180,8 @@ class LabelSets:
         Raises:
             UnknownName: no such set.
             Conflict: it belongs to another model, or to another encoder of the same name.
-            NotReady: it is still being encoded, or that failed.
+            NotReady: it is still being encoded.
+            LabelSetFailed: that failed, or its file is damaged.
         """
         if name in model.heads:
             return model.heads[name]
@@ -176,16 +189,16 @@ class LabelSets:
             raise Conflict(
                 f"label set {name} is a class head of {owner.reference}, the request is for {model.reference}"
             )
-        found = self._find(name)
-        if (found.reference, found.fingerprint) != (model.reference, model.fingerprint.text):
+        found = self._find_sound(name)
+        fingerprint = found.stored.fingerprint if found.stored else None
+        if (found.model, fingerprint) != (model.reference, model.fingerprint.text):
             raise Conflict(
-                f"label set {name} belongs to {found.reference} (text encoder {str(found.fingerprint)[:12]}), "
+                f"label set {name} belongs to {found.model} (text encoder {str(fingerprint)[:12]}), "
                 f"the request is for {model.reference} (text encoder {str(model.fingerprint.text)[:12]})"
             )
         if found.vectors is None:
-            why = f"failed: {found.failed}" if found.failed else f"{found.encoded} of {found.texts} texts are encoded"
-            raise NotReady(f"label set {name} is not ready: {why}")
-        return ClassMatrix(found.names, found.vectors)
+            raise NotReady(f"label set {name} is not ready: {found.encoded} of {found.prompts.texts} texts are encoded")
+        return ClassMatrix(found.prompts.names, found.vectors)
 
     def model_of(self, name: str) -> str:
         """The model reference a set or head belongs to; requests that name no model mean this one.
@@ -193,10 +206,11 @@ class LabelSets:
         Raises:
             UnknownName: no such set.
             Conflict: several models have such a head.
+            LabelSetFailed: it has no vectors, and will get none.
         """
         if name not in self._sets and (owner := self._head_owner(name)):
             return owner.reference
-        return self._find(name).reference
+        return self._find_sound(name).model
 
     def _head_owner(self, name: str) -> RunningModel | None:
         """The loaded model whose head this is: the default model before others, of one name the highest version.
@@ -224,11 +238,11 @@ class LabelSets:
             raise UnknownName(f"no label set {name!r}")
         return self._sets[name]
 
-    @staticmethod
-    def _build(name: str, request: LabelSetRequest, model: RunningModel) -> _LabelSet:
-        templates = resolve_templates(model, request.templates)
-        names, prompts = expand(request.labels, templates)
-        return _LabelSet(name, request, model.reference, model.fingerprint.text, templates, names, prompts)
+    def _find_sound(self, name: str) -> _LabelSet:
+        found = self._find(name)
+        if found.failed:
+            raise LabelSetFailed(f"label set {name} failed: {found.failed}; put it again or delete it")
+        return found
 
     def _begin(self, label_set: _LabelSet, model: RunningModel) -> None:
         label_set.task = asyncio.get_running_loop().create_task(
@@ -236,55 +250,68 @@ class LabelSets:
         )
 
     async def _encode(self, label_set: _LabelSet, model: RunningModel) -> None:
+        """Ends with vectors or with the reason why there are none, whatever goes wrong."""
         parts: list[np.ndarray] = []
         try:
-            for start in range(0, len(label_set.prompts), _CHUNK_LABELS):
-                chunk = label_set.prompts[start : start + _CHUNK_LABELS]
-                vectors = await encode_classes(model, chunk, deadline=Deadline(), timings=Timings(), background=True)
-                parts.append(vectors)
-                label_set.encoded += sum(len(group) for group in chunk)
+            for part in label_set.prompts.parts(_CHUNK_LABELS):
+                parts.append(await encode_classes(model, part, background=True))
+                label_set.encoded += part.texts
+            vectors = await asyncio.to_thread(np.concatenate, parts)
         except ClipworksError as error:
             label_set.failed = str(error)
             log.error("label set %s: %s", label_set.name, error)
             return
-        label_set.vectors = np.concatenate(parts)
-        buffer = BytesIO()
-        np.save(buffer, label_set.vectors, allow_pickle=False)
-        self._write(f"{label_set.name}.npy", buffer.getvalue())
+        except Exception as error:
+            label_set.failed = f"internal error: {type(error).__name__}"
+            log.exception("label set %s", label_set.name)
+            return
+        label_set.vectors = vectors
+        async with self._changing:
+            if self._sets.get(label_set.name) is label_set:
+                await self._save_vectors(label_set, vectors)
 
-    def _restore(self, path: Path) -> None:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        request = LabelSetRequest.model_validate(record["request"])
-        model = self._registry.resolve(record["model"])
-        label_set = self._build(path.stem, request, model)
-        self._sets[path.stem] = label_set
-        vectors_path = path.with_suffix(".npy")
-        if record["fingerprint"] == label_set.fingerprint and vectors_path.is_file():
-            vectors = np.load(vectors_path, allow_pickle=False)
-            if vectors.shape == (len(label_set.names), model.dim) and np.isfinite(vectors).all():
-                label_set.vectors, label_set.encoded = vectors.astype(np.float32), label_set.texts
-                return
+    async def _save(self, label_set: _LabelSet) -> None:
+        """Raises StorageFull, StorageFailed."""
+        files, stored = self._files, label_set.stored
+        if files and stored:
+            await _in_thread(lambda: files.write(label_set.name, stored))
+
+    async def _save_vectors(self, label_set: _LabelSet, vectors: np.ndarray) -> None:
+        """A set whose vectors cannot be written is encoded again after the next start."""
+        files, stored = self._files, label_set.stored
+        if files is None or stored is None:
+            return
+        try:
+            await _in_thread(lambda: files.write_vectors(label_set.name, stored, vectors))
+        except RetrievalError as error:
+            log.warning("label set %s will be encoded again after a restart: %s", label_set.name, error)
+
+    async def _restore(self, files: LabelSetFiles, name: str) -> None:
+        """Raises Damaged, OSError, ClipworksError."""
+        stored = await asyncio.to_thread(files.read, name)
+        self._sets[name] = _LabelSet(name, stored, Prompts(tuple(stored.request.labels), ()))
+        model = self._registry.resolve(stored.model)
+        prompts = Prompts.of(stored.request.labels, resolve_templates(model, stored.request.templates))
+        self._limits.check(prompts)
+        current = StoredSet(stored.request, model.reference, model.fingerprint.text)
+        label_set = self._sets[name] = _LabelSet(name, current, prompts)
+        shape = (len(prompts.labels), model.dim)
+        label_set.vectors = await asyncio.to_thread(files.vectors, name, current, shape)
+        if label_set.vectors is not None:
+            label_set.encoded = prompts.texts
+            return
+        await self._save(label_set)  # of an older format, or for another text encoder
         self._begin(label_set, model)
 
-    @staticmethod
-    def _record(label_set: _LabelSet) -> dict[str, Any]:
-        return {
-            "request": label_set.request.model_dump(mode="json"),
-            "model": label_set.reference,
-            "fingerprint": label_set.fingerprint,
-        }
 
-    def _write(self, name: str, data: bytes) -> None:
-        """Replace a file so that a crash leaves the old or the new one, never a part."""
-        if self._folder is None:
-            return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        temporary = self._folder / f".{name}.new"
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(self._folder / name)
+async def _in_thread(work: Callable[[], _T]) -> _T:
+    """The result of blocking work; whoever is cancelled meanwhile still waits for its end, so that none overlaps."""
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
 
 
 def _head_info(model: RunningModel, head: HeadSpec) -> LabelSetInfo:

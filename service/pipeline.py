@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from model_store.errors import ArtifactNotFound, ClipworksError, InputError
 from model_store.manifest import Presence, Role
+from model_store.modality.text import is_quick
 from model_store.presence import LabelVectors, presence_scores, score_maps
 from model_store.towers import Activation, Head
 from service.batcher import Batcher
@@ -25,7 +26,6 @@ from service.scoring import ClassMatrix, Scored, rank, rank_logits, rank_scores
 from service.timing import Deadline, Timings
 
 Vector = NDArray[np.float32]
-_INLINE_TEXT_CHARS = 1000  # tokenising longer texts takes long enough to leave the event loop
 _TINY = 1e-12
 _T = TypeVar("_T")
 
@@ -248,17 +248,17 @@ async def encode_texts(
         outcomes = await gather_outcomes([one(text) for text in texts], deadline)
     for text, outcome in zip(texts, outcomes, strict=True):
         if isinstance(outcome, NoDirection):
-            raise NoDirection(f"the vector of {text!r} is zero: it holds nothing that the model knows") from outcome
+            raise NoDirection(
+                f"the vector of {text[:80]!r} is zero: it holds nothing that the model knows"
+            ) from outcome
         if isinstance(outcome, ClipworksError):
             raise outcome
     return np.stack([outcome for outcome in outcomes if not isinstance(outcome, ClipworksError)])
 
 
 async def token_row(model: RunningModel, text: str) -> NDArray[np.int64]:
-    """Token ids of one text, off the event loop when it is long."""
-    if len(text) > _INLINE_TEXT_CHARS:
-        return await asyncio.to_thread(model.token_row, text)
-    return model.token_row(text)
+    """Token ids of one text, off the event loop when that may take a while."""
+    return model.token_row(text) if is_quick(text) else await asyncio.to_thread(model.token_row, text)
 
 
 def finish(vector: Vector, *, normalize: bool = True, dimensions: int | None = None) -> Vector:

@@ -39,13 +39,11 @@ def presence_for(manifest: Manifest, activation: Activation | None, *, is_dense:
     return presence if is_dense or presence.aggregation == "pooled" else None
 
 
-def mean_of_prompts(vectors: NDArray[np.float32], counts: list[int]) -> NDArray[np.float32]:
-    """Average consecutive groups of unit prompt vectors [sum(counts), D] to unit class vectors [len(counts), D].
+def unit_rows(sums: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Sums of each label's unit prompt vectors [C, D] to unit class vectors [C, D].
 
     The prompt ensemble of Radford et al. 2021 (CLIP), section 3.1.4: mean of unit vectors, normalised again.
     """
-    starts = np.cumsum([0, *counts[:-1]])
-    sums = np.add.reduceat(vectors.astype(np.float64), starts, axis=0)
     return (sums / np.linalg.norm(sums, axis=1, keepdims=True)).astype(np.float32)
 
 

@@ -22,10 +22,11 @@ from service.engine import EngineSettings
 from service.faults import CollectionsOff
 from service.label_sets import LabelSets
 from service.limits import IngressLimits, ListLimit
+from service.prompts import Limits
 from service.registry import Registry
 from service.settings import BadSettings, Settings, available_cores
 from service.telemetry import Telemetry
-from service.zero_shot import ZeroShot
+from service.zero_shot import ClassCache, ZeroShot
 
 if TYPE_CHECKING:
     from service.collection_backends import BackendSource
@@ -177,11 +178,25 @@ def build_services(settings: Settings, *, telemetry: Telemetry, with_collections
         telemetry=telemetry,
         pool=pool,
         registry=registry,
-        zero_shot=ZeroShot(cache_size=settings.class_cache),
+        zero_shot=ZeroShot(
+            limits=Limits(
+                texts=settings.max_label_texts,
+                chars=settings.max_label_chars,
+                texts_setting="CLIPWORKS_MAX_LABEL_TEXTS",
+                chars_setting="CLIPWORKS_MAX_LABEL_CHARS",
+                advice=": store them with PUT /label-sets/{name}",
+            ),
+            cache=ClassCache(max_entries=settings.class_cache, max_bytes=settings.class_cache_bytes),
+        ),
         label_sets=LabelSets(
             settings.data / "label-sets" if settings.data else None,
             registry,
-            max_texts=settings.max_label_set_texts,
+            limits=Limits(
+                texts=settings.max_label_set_texts,
+                chars=settings.max_label_set_chars,
+                texts_setting="CLIPWORKS_MAX_LABEL_SET_TEXTS",
+                chars_setting="CLIPWORKS_MAX_LABEL_SET_CHARS",
+            ),
             max_sets=settings.max_label_sets,
         ),
         collections=_collections(settings, registry, pool) if with_collections else None,

@@ -97,6 +97,9 @@ class Settings(BaseSettings):
         50_000, ge=1, description="queries x top_k of a search (413); a tenth of it when vectors are included"
     )
     max_label_texts: int = Field(2000, ge=1, description="inline labels x templates of a request (413)")
+    max_label_chars: int = Field(
+        1_000_000, ge=1, description="characters of all inline labels x templates of a request (413)"
+    )
     max_heatmaps: int = Field(64, ge=1, description="heatmaps of a /localize: inputs x labels to be mapped (413)")
     max_masks: int = Field(64, ge=1, description="inputs x labels of a /localize that asks for masks (413)")
     image_formats: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -109,9 +112,13 @@ class Settings(BaseSettings):
     # limits of the server
     max_queue_items: int = Field(512, ge=1, description="items in work for one encoder; more are refused (429)")
     max_label_set_texts: int = Field(100_000, ge=1, description="labels x templates of a stored label set (413)")
+    max_label_set_chars: int = Field(
+        20_000_000, ge=1, description="characters of all labels x templates of a stored label set (413)"
+    )
     max_label_sets: int = Field(1000, ge=1, description="stored label sets (413)")
     max_offset: int = Field(10_000, ge=1, description="largest offset + top_k of a search, and largest page of items")
     class_cache: int = Field(256, ge=1, description="class matrices of inline labels that are remembered")
+    class_cache_bytes: int = Field(64 * _MIB, ge=0, description="memory of those class matrices, all together")
     # engine
     intra_threads: int = Field(0, ge=0, description="threads of one model run; 0: one for each core")
     decode_workers: int = Field(0, ge=0, description="threads that decode images; 0: one for each core")

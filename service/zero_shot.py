@@ -1,11 +1,14 @@
-"""Labels x templates -> class matrix: prompts expanded, encoded once, cached."""
+"""Labels x templates -> class matrix: counted, encoded once, and remembered within a bound of bytes."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -13,14 +16,17 @@ from clipworks.schemas import Label, Templates
 from model_store.manifest import Presence
 from model_store.presence import LabelVectors
 from model_store.templates import named_templates
-from service.faults import DeadlineExceeded, NoDirection, TooManyItems
+from service.faults import DeadlineExceeded, NoDirection
 from service.pipeline import encode_texts
+from service.prompts import Limits, Prompts
 from service.running import RunningModel
-from service.scoring import ClassMatrix, mean_of_prompts
+from service.scoring import ClassMatrix, unit_rows
 from service.timing import Deadline, Timings
 
-Prompts = tuple[tuple[str, ...], ...]
 _CHUNK_TEXTS = 64
+_BARE = "{}"
+_ENTRY_BYTES = 512  # what an entry costs beside its vectors: digest, build, containers
+_Key = tuple[str, bytes, bool]
 
 
 def resolve_templates(model: RunningModel, templates: Templates | None) -> tuple[str, ...]:
@@ -30,24 +36,49 @@ def resolve_templates(model: RunningModel, templates: Templates | None) -> tuple
     return named_templates(templates) if isinstance(templates, str) else tuple(templates)
 
 
-def expand(labels: Sequence[Label], templates: Sequence[str]) -> tuple[tuple[str, ...], Prompts]:
-    """(names, prompts of each): templates filled in, or the label's own prompts as they are."""
-    names = tuple(label if isinstance(label, str) else label.name for label in labels)
-    prompts = tuple(
-        tuple(template.replace("{}", label) for template in templates)
-        if isinstance(label, str)
-        else tuple(label.prompts)
-        for label in labels
-    )
-    return names, prompts
+class ClassCache:
+    """The most recent class matrices, at most `max_entries` of them and `max_bytes` together."""
+
+    def __init__(self, *, max_entries: int, max_bytes: int) -> None:
+        self._entries: OrderedDict[_Key, np.ndarray] = OrderedDict()
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: _Key) -> np.ndarray | None:
+        if key in self._entries:
+            self._entries.move_to_end(key)
+        return self._entries.get(key)
+
+    def put(self, key: _Key, vectors: np.ndarray) -> None:
+        """Remember it unless it is larger than the whole cache; the oldest make room."""
+        if key in self._entries or _ENTRY_BYTES + vectors.nbytes > self._max_bytes:
+            return
+        self._entries[key] = vectors
+        self.bytes += _ENTRY_BYTES + vectors.nbytes
+        while self.bytes > self._max_bytes or len(self._entries) > self._max_entries:
+            _, oldest = self._entries.popitem(last=False)
+            self.bytes -= _ENTRY_BYTES + oldest.nbytes
+
+
+@dataclass
+class _Shared:
+    """One computation and how many requests wait for it; nobody's deadline rules it, but it ends with the last."""
+
+    task: asyncio.Task[np.ndarray]
+    waiting: int = 0
 
 
 class ZeroShot:
     """Builds class matrices and keeps the most recent ones; equal requests at the same time share one computation."""
 
-    def __init__(self, *, cache_size: int = 256) -> None:
-        self._cache: OrderedDict[tuple[str, Prompts, bool], asyncio.Task[np.ndarray]] = OrderedDict()
-        self._cache_size = cache_size
+    def __init__(self, *, limits: Limits, cache: ClassCache) -> None:
+        self.cache = cache
+        self._limits = limits
+        self._running: dict[_Key, _Shared] = {}
 
     async def class_matrix(
         self,
@@ -55,35 +86,23 @@ class ZeroShot:
         labels: Sequence[Label],
         templates: Templates | None,
         *,
-        max_texts: int,
         deadline: Deadline,
         timings: Timings,
     ) -> ClassMatrix:
         """Class vectors of inline labels.
 
         Raises:
-            TooManyItems: labels x templates is over `max_texts`.
-            InvalidText, Overloaded, DeadlineExceeded: while encoding.
+            TooManyItems: labels x templates is over the limit of texts, or of their characters.
+            InvalidText, NoDirection, Overloaded, DeadlineExceeded: while encoding.
         """
-        chosen = resolve_templates(model, templates)
-        count = sum(len(chosen) if isinstance(label, str) else len(label.prompts) for label in labels)
-        if count > max_texts:
-            raise TooManyItems(
-                f"labels x templates is {count} texts, the limit is {max_texts}: "
-                "store them with PUT /label-sets/{name}"
-            )
-        names, prompts = expand(labels, chosen)
-        return ClassMatrix(names, await self._vectors(model, prompts, False, deadline, timings))
+        prompts = Prompts.of(labels, resolve_templates(model, templates))
+        self._limits.check(prompts)
+        key = (model.build, prompts.digest, False)
+        vectors = await self._vectors(key, lambda: encode_classes(model, prompts), deadline, timings)
+        return ClassMatrix(prompts.names, vectors)
 
     async def label_vectors(
-        self,
-        model: RunningModel,
-        classes: ClassMatrix,
-        presence: Presence,
-        *,
-        max_texts: int,
-        deadline: Deadline,
-        timings: Timings,
+        self, model: RunningModel, classes: ClassMatrix, presence: Presence, *, deadline: Deadline, timings: Timings
     ) -> LabelVectors:
         """Class vectors with what `presence` compares them with: their denials, and texts that name no label.
 
@@ -93,68 +112,72 @@ class ZeroShot:
         negative = neutral = None
         if presence.negative_templates:
             denied = await self.class_matrix(
-                model,
-                classes.names,
-                list(presence.negative_templates),
-                max_texts=max_texts,
-                deadline=deadline,
-                timings=timings,
+                model, classes.names, list(presence.negative_templates), deadline=deadline, timings=timings
             )
             negative = denied.vectors
         elif presence.neutral_texts:
-            texts = tuple((text,) for text in presence.neutral_texts)
-            neutral = await self._vectors(model, texts, True, deadline, timings)
+            texts = Prompts.of(presence.neutral_texts, (_BARE,))
+            key = (model.build, texts.digest, True)
+            neutral = await self._vectors(key, lambda: encode_known(model, texts), deadline, timings)
         return LabelVectors(positive=classes.vectors, negative=negative, neutral=neutral)
 
     async def _vectors(
-        self, model: RunningModel, prompts: Prompts, lenient: bool, deadline: Deadline, timings: Timings
+        self,
+        key: _Key,
+        encode: Callable[[], Coroutine[Any, Any, np.ndarray]],
+        deadline: Deadline,
+        timings: Timings,
     ) -> np.ndarray:
-        """Unit vectors [len(prompts), D], from the cache or encoded; `lenient`: zeros for texts without a direction."""
-        key = (model.build, prompts, lenient)
-        task = self._cache.get(key)
-        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
-            # Callers share it, so no single caller's deadline or timings may rule it.
-            encode = encode_classes if not lenient else encode_known
-            task = asyncio.create_task(encode(model, prompts, deadline=Deadline(), timings=Timings()))
-            task.add_done_callback(_retrieve)
-            self._cache[key] = task
-        self._cache.move_to_end(key)
-        while len(self._cache) > self._cache_size:
-            self._cache.popitem(last=False)
+        """Unit vectors, remembered or encoded; only a computation that succeeded is remembered.
+
+        Raises:
+            DeadlineExceeded: the computation goes on only if other requests wait for it.
+        """
+        if (known := self.cache.get(key)) is not None:
+            return known
+        shared = self._running.get(key)
+        if shared is None:
+            shared = self._running[key] = _Shared(asyncio.create_task(encode(), name="class matrix"))
+            shared.task.add_done_callback(lambda task: self._keep(key, task))
+        shared.waiting += 1
         entered = time.perf_counter()
         try:
             async with asyncio.timeout(deadline.remaining_s()):
-                vectors = await asyncio.shield(task)
+                vectors = await asyncio.shield(shared.task)
         except TimeoutError as error:
             raise DeadlineExceeded("the deadline passed while the labels were being encoded") from error
+        finally:
+            shared.waiting -= 1
+            if not shared.waiting and not shared.task.done():
+                self._running.pop(key, None)
+                shared.task.cancel()
         timings.add("labels", time.perf_counter() - entered)
         return vectors
 
-
-def _retrieve(task: asyncio.Task[np.ndarray]) -> None:
-    """Mark a failure as seen: its callers may have left before it came."""
-    if not task.cancelled():
-        task.exception()
-
-
-async def encode_classes(
-    model: RunningModel, prompts: Prompts, *, deadline: Deadline, timings: Timings, background: bool = False
-) -> np.ndarray:
-    """Unit class vectors, float32 [len(prompts), D]; in chunks, so that other texts get their turn."""
-    flat = [text for group in prompts for text in group]
-    parts = [
-        await encode_texts(model, flat[i : i + _CHUNK_TEXTS], deadline=deadline, timings=timings, background=background)
-        for i in range(0, len(flat), _CHUNK_TEXTS)
-    ]
-    return mean_of_prompts(np.concatenate(parts), [len(group) for group in prompts])
+    def _keep(self, key: _Key, task: asyncio.Task[np.ndarray]) -> None:
+        if (shared := self._running.get(key)) and shared.task is task:
+            del self._running[key]
+        if not task.cancelled() and task.exception() is None:  # asking for it also marks a failure as seen
+            self.cache.put(key, task.result())
 
 
-async def encode_known(model: RunningModel, prompts: Prompts, *, deadline: Deadline, timings: Timings) -> np.ndarray:
-    """As `encode_classes` for one prompt each, with zeros where a text holds nothing that the model knows."""
+async def encode_classes(model: RunningModel, prompts: Prompts, *, background: bool = False) -> np.ndarray:
+    """Unit class vectors, float32 [labels, D]; in chunks, so that other texts get their turn."""
+    sums = np.zeros((len(prompts.labels), model.dim))
+    owners = (label for label, count in enumerate(prompts.counts) for _ in range(count))
+    texts = iter(prompts)
+    while chunk := list(islice(texts, _CHUNK_TEXTS)):
+        vectors = await encode_texts(model, chunk, deadline=Deadline(), timings=Timings(), background=background)
+        np.add.at(sums, list(islice(owners, len(chunk))), vectors)
+    return unit_rows(sums)
+
+
+async def encode_known(model: RunningModel, prompts: Prompts) -> np.ndarray:
+    """As `encode_classes` for one text each, with zeros where a text holds nothing that the model knows."""
     rows: list[np.ndarray] = []
-    for (text,) in prompts:
+    for text in prompts:
         try:
-            rows.append((await encode_texts(model, [text], deadline=deadline, timings=timings))[0])
+            rows.append((await encode_texts(model, [text], deadline=Deadline(), timings=Timings()))[0])
         except NoDirection:
             rows.append(np.zeros(model.dim, dtype=np.float32))
     return np.stack(rows)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import html
 import string
+from array import array
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-import ftfy
 import numpy as np
 import regex
 from numpy.typing import NDArray
@@ -18,16 +18,19 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from model_store.errors import InvalidText, ManifestError
 from model_store.manifest import TextSpec
+from model_store.modality.repair import fix_text
 
 START, END = "<start_of_text>", "<end_of_text>"
 WORD_END = "</w>"
 MAX_CHARS = 8192
+_QUICK_CHARS, _QUICK_CHARS_IF_PLAIN = 32, 1000
 # The order of alternatives is open_clip's; IGNORECASE matters for the specials and the contractions.
 _WORDS = regex.compile(
     rf"{START}|{END}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+", regex.IGNORECASE
 )
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_WORD_CACHE_SIZE = 65_536
+_WORD_CACHE_SIZE = 32_768
+_CACHED_WORD_CHARS = 32  # longer words are rare, and ids of thousands of them would be gigabytes
 
 
 class Tokenizer:
@@ -59,7 +62,8 @@ class Tokenizer:
         """Ids of one text, specials included, cut to the context length, without padding.
 
         Raises:
-            InvalidText: not a UTF-8 encodable string (lone surrogates), or over MAX_CHARS characters.
+            InvalidText: not a UTF-8 encodable string (lone surrogates), over MAX_CHARS characters, or of so many
+                layers of escapes that cleaning it would take long (see model_store.modality.repair).
         """
         if len(text) > MAX_CHARS:
             raise InvalidText(f"text has {len(text)} characters, the limit is {MAX_CHARS}")
@@ -89,19 +93,19 @@ class Tokenizer:
 
     def _encode_clip(self, text: str) -> list[int]:
         ids = [self._start_id]
-        for word in _WORDS.findall(text):
-            ids.extend(self._word_ids(word))
-        ids.append(self._end_id)
-        if len(ids) > self.spec.context_length:
-            ids = [*ids[: self.spec.context_length - 1], self._end_id]
-        return ids
+        for match in _WORDS.finditer(text):
+            word = match.group()
+            ids.extend(self._word_ids(word) if len(word) <= _CACHED_WORD_CHARS else self._encode_word(word))
+            if len(ids) >= self.spec.context_length:  # whatever follows is cut off
+                break
+        return [*ids[: self.spec.context_length - 1], self._end_id]
 
-    def _encode_word(self, word: str) -> tuple[int, ...]:
+    def _encode_word(self, word: str) -> array[int]:
         if word == START:
-            return (self._start_id,)
+            return array("I", (self._start_id,))
         if word == END:
-            return (self._end_id,)
-        return tuple(self._bpe.encode([word], is_pretokenized=True, add_special_tokens=False).ids)
+            return array("I", (self._end_id,))
+        return array("I", self._bpe.encode([word], is_pretokenized=True, add_special_tokens=False).ids)
 
     def _encode_hub(self, text: str) -> list[int]:
         return self._bpe.encode(text).ids
@@ -117,6 +121,12 @@ class Tokenizer:
                     f"tokenizer file has start and end ids {found}, the text spec says "
                     f"({self.spec.start_id}, {self.spec.end_id})"
                 )
+
+
+def is_quick(text: str) -> bool:
+    """Whether encoding it takes well under a millisecond, whatever it says: cleaning works on escapes and non-ASCII."""
+    plain = len(text) <= _QUICK_CHARS_IF_PLAIN and text.isascii() and "&" not in text
+    return plain or len(text) <= _QUICK_CHARS
 
 
 def clip_vocabulary(merges_text: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -151,7 +161,11 @@ def _byte_alphabet() -> list[str]:
 
 
 def _clean_basic(text: str) -> str:
-    return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+    """Raises InvalidText."""
+    try:
+        return html.unescape(html.unescape(fix_text(text))).strip()
+    except ValueError:  # Python converts no number of more than 4,300 digits
+        raise InvalidText("text has a character reference (&#...) of thousands of digits") from None
 
 
 def _clean_whitespace(text: str) -> str:

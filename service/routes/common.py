@@ -12,7 +12,7 @@ from model_store.errors import ArtifactNotFound, InputError
 from model_store.towers import Head
 from service.context import deadline_of
 from service.errors import Refusal, located
-from service.faults import Conflict, NoDirection, TooManyItems, UnknownName
+from service.faults import Conflict, LabelSetFailed, NoDirection, TooManyItems, UnknownName
 from service.inputs import param_of
 from service.pipeline import FailedItem, ImageItem, Item
 from service.running import RunningModel
@@ -47,7 +47,7 @@ def model_of(services: Services, name: str | None, label_set: str | None) -> Run
         return model_for(services, name)
     try:
         return model_for(services, services.label_sets.model_of(label_set))
-    except (UnknownName, Conflict) as error:
+    except (UnknownName, Conflict, LabelSetFailed) as error:
         raise located(error, "label_set") from None
 
 
@@ -68,7 +68,7 @@ async def classes_of(
     if body.label_set is not None:
         try:
             return services.label_sets.classes(body.label_set, model)
-        except UnknownName as error:
+        except (UnknownName, LabelSetFailed) as error:
             raise located(error, "label_set") from None
     check_text_tower(model)
     try:
@@ -76,7 +76,6 @@ async def classes_of(
             model,
             body.labels or (),
             templates,
-            max_texts=services.settings.max_label_texts,
             deadline=deadline,
             timings=timings,
         )

@@ -31,7 +31,7 @@ async def list_label_sets(request: Request) -> Response:
     summary="Store a label set",
     description="Its texts are encoded in the background; other content under the same name replaces the old set. "
     "The name of a model's class head is refused.",
-    responses=answers(LabelSetInfo, 400, 404, 408, 409, 413, 415, 422, 429, 500, 503, status=202),
+    responses=answers(LabelSetInfo, 400, 404, 408, 409, 413, 415, 422, 429, 500, 503, 507, status=202),
     openapi_extra=json_body(LabelSetRequest),
 )
 async def put_label_set(request: Request, name: Name) -> Response:
@@ -40,7 +40,7 @@ async def put_label_set(request: Request, name: Name) -> Response:
     model = model_for(services, body.model)
     check_text_tower(model)
     body = body.model_copy(update={"labels": distinct_labels(body.labels)})
-    return model_response(services.label_sets.put(name, body), status=202)
+    return model_response(await services.label_sets.put(name, body), status=202)
 
 
 @router.get("/{name}", summary="Show a label set", responses=answers(LabelSetDetail, 404, 409, 422))
@@ -49,8 +49,11 @@ async def get_label_set(request: Request, name: Name) -> Response:
 
 
 @router.delete(
-    "/{name}", status_code=204, summary="Delete a label set", responses=answers(None, 404, 409, 422, status=204)
+    "/{name}",
+    status_code=204,
+    summary="Delete a label set",
+    responses=answers(None, 404, 409, 422, 500, 507, status=204),
 )
 async def delete_label_set(request: Request, name: Name) -> Response:
-    services_of(request).label_sets.delete(name)
+    await services_of(request).label_sets.delete(name)
     return Response(status_code=204)

@@ -71,7 +71,6 @@ async def label_vectors(asked: Asked[_B], classes: ClassMatrix, presence: Presen
         asked.model,
         classes,
         presence,
-        max_texts=asked.services.settings.max_label_texts,
         deadline=asked.deadline,
         timings=asked.context.timings,
     )

@@ -1,0 +1,187 @@
+"""The files of stored label sets: NAME.json says what a set is, NAME.npy holds its vectors; both carry digests."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import orjson
+from pydantic import ValidationError
+
+from clipworks.schemas import LABEL_SET_PATTERN, LabelSetRequest
+from service.retrieval.errors import RetrievalError, StorageFailed, StorageFull
+from service.retrieval.files import make_folder, sync_folder, write_whole
+
+log = logging.getLogger("clipworks.label_sets")
+FORMAT = 2
+_NAME = re.compile(LABEL_SET_PATTERN)
+_CONTENT = {"request", "model", "fingerprint"}
+_DIGEST_BYTES = 32
+_MAX_HEADER_BYTES = 4096
+_MAX_JSON_BYTES = 2**28
+_CHUNK_BYTES = 1 << 20
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE)
+
+
+class Damaged(Exception):
+    """A label-set file is not what was written; the message says why, without the folder."""
+
+
+@dataclass(frozen=True)
+class StoredSet:
+    """What a set is: its request, and the model and text encoder it was put for."""
+
+    request: LabelSetRequest
+    model: str
+    fingerprint: str | None
+
+    def content(self) -> dict[str, Any]:
+        request = self.request.model_dump(mode="json")
+        return {"request": request, "model": self.model, "fingerprint": self.fingerprint}
+
+    def digest(self) -> bytes:
+        return _digest_of(self.content())
+
+
+class LabelSetFiles:
+    """Reads and writes one folder; every call blocks on the disk. Files of format 1 had no digests.
+
+    Vectors are sealed together with what they are of, so those of an older set of the name never pass for new ones.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def names(self) -> list[str]:
+        """Names of the stored sets; whatever else lies in the folder is none."""
+        if not self._folder.is_dir():
+            return []
+        return sorted(path.stem for path in self._folder.glob("*.json") if _NAME.fullmatch(path.stem))
+
+    def read(self, name: str) -> StoredSet:
+        """Raises Damaged, OSError."""
+        path = self._folder / f"{name}.json"
+        if (size := path.stat().st_size) > _MAX_JSON_BYTES:
+            raise Damaged(f"{path.name} has {size} bytes, none has more than {_MAX_JSON_BYTES}")
+        try:
+            found = orjson.loads(path.read_bytes())
+        except orjson.JSONDecodeError as error:
+            raise Damaged(f"{path.name} is not JSON: {error}") from None
+        content = _content_of(found, path.name)
+        try:
+            request = LabelSetRequest.model_validate(content["request"])
+            return StoredSet(request, str(content["model"]), content["fingerprint"])
+        except ValidationError as error:
+            raise Damaged(f"{path.name} holds no label set: {error.error_count()} fields are wrong") from None
+
+    def vectors(self, name: str, stored: StoredSet, shape: tuple[int, int]) -> np.ndarray | None:
+        """Float32 vectors of this shape; None: there are none of this set, or they are not what was written."""
+        path = self._folder / f"{name}.npy"
+        if not path.is_file():
+            return None
+        rows, dim = shape
+        try:
+            with path.open("rb") as stream:
+                size = os.fstat(stream.fileno()).st_size
+                if not 0 < size - _DIGEST_BYTES - 4 * rows * dim <= _MAX_HEADER_BYTES:
+                    raise Damaged(f"it has {size} bytes, vectors {list(shape)} were expected")
+                _check_seal(stream, size - _DIGEST_BYTES, stored.digest())
+                return np.load(stream, allow_pickle=False)
+        except (Damaged, OSError) as error:
+            log.warning("label set %s is encoded again: %s: %s", name, path.name, error)
+            return None
+
+    def write(self, name: str, stored: StoredSet) -> None:
+        """Raises StorageFull, StorageFailed: what was stored under this name is as it was."""
+        content = stored.content()
+        whole = {"format": FORMAT, "sha256": _digest_of(content).hex(), "content": content}
+        self._write(f"{name}.json", lambda stream: _write_json(stream, whole))
+
+    def write_vectors(self, name: str, stored: StoredSet, vectors: np.ndarray) -> None:
+        """Raises StorageFull, StorageFailed."""
+
+        def write(stream: BinaryIO) -> None:
+            sealed = _Sealing(stream, stored.digest())
+            np.save(sealed, vectors, allow_pickle=False)  # pyright: ignore[reportArgumentType]
+            stream.write(sealed.digest.digest())
+
+        self._write(f"{name}.npy", write)
+
+    def delete(self, name: str) -> None:
+        """Raises StorageFailed."""
+        try:
+            for suffix in ("json", "npy"):  # vectors without their set are nothing, a set without vectors is encoded
+                (self._folder / f"{name}.{suffix}").unlink(missing_ok=True)
+            if self._folder.is_dir():
+                sync_folder(self._folder)
+        except OSError as error:
+            raise _failure(error, name) from error
+
+    def _write(self, name: str, write: Callable[[BinaryIO], None]) -> None:
+        try:
+            make_folder(self._folder)
+            write_whole(self._folder / name, write)
+        except OSError as error:
+            raise _failure(error, name) from error
+
+
+class _Sealing:
+    """A stream that digests what passes through it."""
+
+    def __init__(self, stream: BinaryIO, start: bytes) -> None:
+        self._stream = stream
+        self.digest = hashlib.sha256(start)
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self._stream.write(data)
+
+
+def _content_of(found: Any, file_name: str) -> dict[str, Any]:
+    """What a file says its set is. Raises Damaged."""
+    whole = _object(found)
+    if set(whole) == _CONTENT:  # format 1
+        return whole
+    if set(whole) != {"format", "sha256", "content"} or whole["format"] != FORMAT:
+        raise Damaged(f"{file_name} is not of format 1 or {FORMAT}, the formats that this version reads")
+    content = _object(whole["content"])
+    if set(content) != _CONTENT or _digest_of(content).hex() != whole["sha256"]:
+        raise Damaged(f"{file_name} does not match its sha256")
+    return content
+
+
+def _object(found: Any) -> dict[str, Any]:
+    return cast(dict[str, Any], found) if isinstance(found, dict) else {}
+
+
+def _check_seal(stream: BinaryIO, size: int, start: bytes) -> None:
+    """Leaves the stream at its beginning. Raises Damaged."""
+    digest = hashlib.sha256(start)
+    left = size
+    while left and (chunk := stream.read(min(left, _CHUNK_BYTES))):
+        digest.update(chunk)
+        left -= len(chunk)
+    if stream.read(_DIGEST_BYTES) != digest.digest():
+        raise Damaged("it does not match its digest, or is of another set")
+    stream.seek(0)
+
+
+def _write_json(stream: BinaryIO, whole: dict[str, Any]) -> None:
+    stream.write(orjson.dumps(whole))
+
+
+def _digest_of(content: dict[str, Any]) -> bytes:
+    return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).digest()
+
+
+def _failure(error: OSError, name: str) -> RetrievalError:
+    kind = StorageFull if error.errno in _NO_ROOM else StorageFailed
+    return kind(f"{name} cannot be stored: {error.strerror}; nothing was changed, send it again when there is room")

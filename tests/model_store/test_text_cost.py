@@ -1,0 +1,122 @@
+"""Cleaning gives what ftfy and open_clip give, and no text within the length limit takes long."""
+
+from __future__ import annotations
+
+import html
+import random
+import time
+from pathlib import Path
+
+import ftfy
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model_store.errors import InvalidText
+from model_store.modality.repair import fix_text
+from model_store.modality.text import MAX_CHARS, Tokenizer, is_quick
+from model_store.store import Store
+
+BLNS = Path(__file__).parents[1] / "data" / "blns"
+FRAGMENTS = [
+    *("&", "amp;", "AMP;", "#38;", "#x26;", "&lt;", "lt;", "<", "&quot;", "&#56;", "&#xD800;", "＆", "ａｍｐ；", ";"),
+    *("â€", "™", "Ã", "\xc2", "\xa0", "Ã\x83", "Â", "ï¿½", "é", "\x85", "\x9d", "ð", "ŸŽ", "à¸", "â€™", "Ð¿Ñ€"),
+    *("\x1b[31m", "\n", "\r", "\r\n", "\u2028", " ", "\t", "\u0300", "\u0345", "\u0f71\u0f72", "ཱི", "\u1100\u1161"),
+    *("ﬁ", "İ", "ß", "日", "😀", "’", "“", "\ufeff", "\u200b", "a", "'s", "red", "7", "<start_of_text>", "_"),
+]
+COSTLY = {
+    "escapes": "&" + "amp;" * 2047,
+    "numeric escapes": "&" + "#38;" * 2047,
+    "wide escapes": "＆" + "amp;" * 2047,
+    "escapes between lines": ("&" + "amp;" * 499 + "\n") * 4,
+    "decoded wrongly": "Â" * 8000 + "™",
+    "decoded wrongly, two kinds": "Â" * 8000 + "ŸŽ",
+    "marks": "\u0323\u0307" * 4096,
+    "marks that decompose": "ཱི" * 8192,
+    "marks by entities": "&#x323;&#x307;" * 580,
+    "one word": "a" * 8192,
+    "one word of many pieces": "qzxv" * 2048,
+    "one word of emoji": "😀" * 8192,
+    "one word of kanji": "日" * 8192,
+    "lines": "a\n" * 4096,
+    "digits": "&#" + "9" * 8000 + ";",
+    "specials": "<start_of_text>" * 546,
+    "almost specials": "<start_of_tex" * 630,
+    "quotes": "'" * 8192,
+    "spaces": " " * 8192,
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Store(None).open("fashion-small").tokenizer()
+
+
+def same(text: str) -> None:
+    assert fix_text(text) == ftfy.fix_text(text)
+
+
+def test_every_naughty_string_is_mended_as_by_ftfy() -> None:
+    strings = [line for path in sorted(BLNS.rglob("*.txt")) for line in path.read_text("utf-8").split("\n")]
+    assert len(strings) > 400
+    for text in strings:
+        same(text)
+    same("\n".join(strings)[:MAX_CHARS])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(max_size=200))
+def test_any_text_is_mended_as_by_ftfy(text: str) -> None:
+    same(text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(FRAGMENTS), max_size=24).map("".join))
+def test_layers_lines_and_markup_are_mended_as_by_ftfy(text: str) -> None:
+    same(text)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(min_size=1, max_size=12), st.sampled_from(("windows-1252", "latin-1", "macroman")), st.integers(1, 4))
+def test_texts_that_were_decoded_wrongly_again_and_again_are_mended(text: str, encoding: str, layers: int) -> None:
+    for _ in range(layers):
+        text = html.escape(text.encode("utf-8", "ignore").decode(encoding, "replace"))
+    same(text)
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_what_made_texts_slow_is_quick_or_refused(tokenizer: Tokenizer, name: str) -> None:
+    began = time.process_time()
+    try:
+        assert len(tokenizer.encode(COSTLY[name])) <= tokenizer.spec.context_length
+    except InvalidText as error:
+        assert "text has" in str(error)
+    assert time.process_time() - began < 1.5  # 26 s and more without the bound
+
+
+def test_no_repetition_of_fragments_takes_long(tokenizer: Tokenizer) -> None:
+    rng = random.Random(7)
+    for _ in range(60):
+        before, after = rng.choice(FRAGMENTS), rng.choice(FRAGMENTS)
+        unit = "".join(rng.choices(FRAGMENTS, k=rng.randint(1, 4)))
+        text = (before + unit * MAX_CHARS)[: MAX_CHARS - len(after)] + after
+        began = time.process_time()
+        try:
+            tokenizer.encode(text)
+        except InvalidText:
+            pass
+        assert time.process_time() - began < 1.5, (before, unit, after)
+
+
+def test_texts_that_run_on_the_event_loop_are_quick(tokenizer: Tokenizer) -> None:
+    assert is_quick("a photo of a red shirt")
+    assert is_quick("赤いシャツ")
+    assert not is_quick("&" + "amp;" * 249)
+    assert not is_quick("Â" * 200 + "™")
+    assert not is_quick("a " * 600)
+
+
+def test_real_texts_of_many_layers_are_not_refused(tokenizer: Tokenizer) -> None:
+    for text in ("&amp;" * 1600, "caf&amp;amp;amp;amp;eacute; " * 200, "Ã¢â‚¬â„¢ " * 1000, "zalgo" + "\u0323" * 200):
+        same(text)
+        tokenizer.encode(text)
