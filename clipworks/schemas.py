@@ -66,6 +66,7 @@ class ModelSummary(Wire):
     batch_invariant: bool
     providers: Providers
     loaded: bool
+    sealed: bool = Field(default=False, description="its manifest has a digest of its own, which was right")
     sessions: list[str] = Field(
         default_factory=list[str], description="roles that are open now; dense_encoder is opened by the first /localize"
     )

@@ -31,19 +31,23 @@ from model_store.manifest import (
     TextSpec,
 )
 from model_store.modality.text import Tokenizer
+from model_store.seal import MANIFEST_FILE, SEAL_FILE
 
-MANIFEST_FILE = "manifest.json"
 _CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """One opened artifact: its manifest, its folder, and the base whose roles it inherits."""
+    """One opened artifact: its manifest, its folder, and the base whose roles it inherits.
+
+    sealed: the manifest's own digest was there and right (see model_store.seal).
+    """
 
     manifest: Manifest
     folder: Path
     base: Artifact | None
     writable: bool
+    sealed: bool = False
 
     @property
     def reference(self) -> str:
@@ -199,10 +203,18 @@ class Artifact:
         for entry in self.manifest.files:
             with self.open_verified(entry.path):
                 pass
-        listed = {entry.path for entry in self.manifest.files} | {MANIFEST_FILE}
+        self.refuse_unlisted()
+
+    def refuse_unlisted(self) -> None:
+        """A graph may name other files beside it, so nothing may lie there that no digest speaks for.
+
+        Raises:
+            IntegrityError: names the files that the manifest does not list.
+        """
+        listed = {entry.path for entry in self.manifest.files} | {MANIFEST_FILE, SEAL_FILE}
         extra = sorted({p.relative_to(self.folder).as_posix() for p in files_below(self.folder)} - listed)
         if extra:
-            raise IntegrityError(f"{self.reference}: files not listed in the manifest: {extra}")
+            raise IntegrityError(f"{self.reference}: files not listed in the manifest: {extra[:8]}")
 
     def _check(self, stream: BinaryIO, entry: FileEntry) -> None:
         status = os.fstat(stream.fileno())

@@ -71,7 +71,7 @@ def open_graph(owner: Artifact, spec: GraphSpec, settings: SessionSettings | Non
     """Open a published graph through the descriptors whose digests were checked.
 
     Raises:
-        IntegrityError: a file is not the one in the manifest.
+        IntegrityError: a file is not the one in the manifest, or files that it does not list lie beside them.
         GraphError, ProviderError: as `Graph.open`.
     """
     with ExitStack() as stack:
@@ -80,6 +80,7 @@ def open_graph(owner: Artifact, spec: GraphSpec, settings: SessionSettings | Non
         if not spec.external_files and Path("/proc/self/fd").is_dir():
             return Graph.open(Path(f"/proc/self/fd/{streams[0].fileno()}"), spec, settings)
         # External data is found by name beside the graph, so it is opened by path and must still be the same file.
+        owner.refuse_unlisted()
         graph = Graph.open(path, spec, settings)
         for name, stream in zip(spec.files, streams, strict=True):
             if not Path(owner.folder / name).samefile(f"/proc/self/fd/{stream.fileno()}"):

@@ -12,15 +12,17 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from model_store.artifact import MANIFEST_FILE, Artifact, files_below
+from model_store.artifact import Artifact, files_below
 from model_store.derivation import check_parts
 from model_store.errors import ArtifactExists, ArtifactInUse, ArtifactNotFound, IntegrityError, ManifestError
 from model_store.identity import sha256_file
 from model_store.manifest import NAME_PATTERN, FileEntry, Manifest
+from model_store.seal import MANIFEST_FILE, SEAL_FILE, read_manifest, write_manifest
 
 BUILTIN_FOLDER = Path(__file__).parent / "builtin"
 _STAGING = ".staging"
 _NAME = re.compile(NAME_PATTERN)
+_VERSION = re.compile("[1-9][0-9]{0,8}")
 
 
 class Store:
@@ -49,13 +51,14 @@ class Store:
         Raises:
             ArtifactNotFound: unknown name or version; the message lists what there is.
             ManifestError: the manifest cannot be read, or claims what a derivation may not.
-            IntegrityError: it derives from another base than the one of that name.
+            IntegrityError: the manifest or its folder is not what was published, or it derives from another base than
+                the one of that name.
         """
         return self._open(reference, ())
 
     def _open(self, reference: str, above: tuple[str, ...]) -> Artifact:
         name, _, version = reference.partition("@")
-        if not _NAME.fullmatch(name) or (version and not version.isdecimal()) or reference.endswith("@"):
+        if not _NAME.fullmatch(name) or (version and not _VERSION.fullmatch(version)) or reference.endswith("@"):
             raise ArtifactNotFound(f"no model {reference[:80]!r}: expected name or name@version")
         versions = self._versions(name)
         wanted = int(version) if version else max(versions, default=0)
@@ -94,9 +97,8 @@ class Store:
         check_parts(staged)
         for path in files_below(folder):
             _sync(path)
-        manifest_path = folder / MANIFEST_FILE
-        manifest_path.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        _sync(manifest_path)
+        for path in write_manifest(folder, manifest):
+            _sync(path)
         _sync(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -133,7 +135,7 @@ class Store:
         found: dict[int, tuple[Path, bool]] = {}
         for root, writable in reversed(self._folders):
             for folder in (root / name).glob("*"):
-                if folder.name.isdecimal() and (folder / MANIFEST_FILE).is_file():
+                if _VERSION.fullmatch(folder.name) and (folder / MANIFEST_FILE).is_file():
                     found[int(folder.name)] = (folder, writable)
         return found
 
@@ -150,17 +152,18 @@ class Store:
     def _load(self, folder: Path, writable: bool, above: tuple[str, ...] = ()) -> Artifact:
         """`above`: the derivations that led here."""
         path = folder / MANIFEST_FILE
+        if writable and (folder.is_symlink() or folder.parent.is_symlink()):
+            raise IntegrityError(f"{folder} is a link: models are folders of the store itself; move the folder there")
+        data, sealed = read_manifest(folder)
         try:
-            manifest = Manifest.model_validate_json(path.read_bytes())
+            manifest = Manifest.model_validate_json(data)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "manifest"
             raise ManifestError(f"{path}: {where}: {first['msg']}") from error
-        except OSError as error:
-            raise ManifestError(f"{path}: {error.strerror}") from error
         if (manifest.name, str(manifest.version)) != (folder.parent.name, folder.name):
             raise ManifestError(f"{path} says {manifest.name}@{manifest.version}, its folder says otherwise")
-        artifact = Artifact(manifest, folder, self._load_base(manifest, above), writable)
+        artifact = Artifact(manifest, folder, self._load_base(manifest, above), writable, sealed)
         check_parts(artifact)
         return artifact
 
@@ -183,7 +186,7 @@ def file_entries(folder: Path) -> tuple[FileEntry, ...]:
     return tuple(
         FileEntry(path=p.relative_to(folder).as_posix(), size_bytes=p.stat().st_size, sha256=sha256_file(p))
         for p in files_below(folder)
-        if p.name != MANIFEST_FILE
+        if p.name not in (MANIFEST_FILE, SEAL_FILE)
     )
 
 

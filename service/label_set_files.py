@@ -94,7 +94,10 @@ class LabelSetFiles:
                 if not 0 < size - _DIGEST_BYTES - 4 * rows * dim <= _MAX_HEADER_BYTES:
                     raise Damaged(f"it has {size} bytes, vectors {list(shape)} were expected")
                 _check_seal(stream, size - _DIGEST_BYTES, stored.digest())
-                return np.load(stream, allow_pickle=False)
+                vectors: np.ndarray = np.load(stream, allow_pickle=False)
+            if vectors.shape != shape:
+                raise Damaged(f"its vectors are {list(vectors.shape)}, {list(shape)} were expected")
+            return vectors
         except (Damaged, OSError) as error:
             log.warning("label set %s is encoded again: %s: %s", name, path.name, error)
             return None

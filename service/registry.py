@@ -212,6 +212,7 @@ class Registry:
                 active=list(graphs[0].providers_active) if graphs else [],
             ),
             loaded=running is not None,
+            sealed=artifact.sealed,
             sessions=running.sessions if running else [],
             base=artifact.base.reference if artifact.base else None,
             heads=[

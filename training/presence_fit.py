@@ -25,11 +25,12 @@ from evaluation.fashion import ARTICLE_TYPES, MIN_PHOTOGRAPHS
 from evaluation.platt import fit_platt
 from evaluation.probes.ranking import average_precision
 from evaluation.zero_shot import class_matrix
-from model_store.artifact import MANIFEST_FILE, Artifact
+from model_store.artifact import Artifact
 from model_store.manifest import Manifest, Presence
 from model_store.modality.image import prepare_dense
 from model_store.presence import LabelVectors, aggregate_scores, default_presence, score_maps
 from model_store.regions import find_regions, overlap, refine
+from model_store.seal import MANIFEST_FILE, write_manifest
 from model_store.session import SessionSettings
 from model_store.towers import DenseTower, normalized, open_dense_tower, open_tower
 from training.collages import Collage, Layout, Split, collages, read_products, singles
@@ -248,7 +249,7 @@ def _places(seen: Sequence[Seen], rule: Presence, vectors: LabelVectors) -> dict
 def write_presence(artifact: Artifact, presence: Presence) -> None:
     """Replace the presence of the artifact's manifest; nothing else changes, so fingerprints and build stay."""
     changed = Manifest.model_validate(artifact.manifest.model_dump() | {"presence": presence.model_dump()})
-    (artifact.folder / MANIFEST_FILE).write_text(changed.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    write_manifest(artifact.folder, changed)
 
 
 def open_folder(folder: Path) -> Artifact:

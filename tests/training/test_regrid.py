@@ -10,11 +10,12 @@ import onnx
 import pytest
 import torch
 
-from model_store.artifact import MANIFEST_FILE, Artifact
+from model_store.artifact import Artifact
 from model_store.errors import ExportRefused
 from model_store.golden import Goldens, dense_goldens
 from model_store.manifest import Manifest
 from model_store.proving import Proof
+from model_store.seal import MANIFEST_FILE
 from model_store.session import SessionSettings
 from model_store.store import Store
 from model_store.towers import open_dense_tower, open_tower

@@ -21,6 +21,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from clipworks import schemas
+from model_store.seal import write_manifest
 from model_store.store import Store, file_entries
 from service.dense import DenseSession
 from service.engine import EngineSettings
@@ -49,7 +50,7 @@ def store(colours: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path
             arrays[name] = arrays[name][..., ::-1].copy()
     np.savez_compressed(path, allow_pickle=False, **arrays)
     manifest = artifact.manifest.model_copy(update={"files": file_entries(artifact.folder)})
-    (artifact.folder / "manifest.json").write_text(manifest.model_dump_json())
+    write_manifest(artifact.folder, manifest)
     return folder
 
 

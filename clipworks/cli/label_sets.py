@@ -1,0 +1,142 @@
+"""`clipworks label-sets`: put, list, show and delete label sets of a server or of a data folder."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from clipworks.cli import connect, output
+from clipworks.cli.classify import Templates, labels_of, templates_of
+from clipworks.client import AsyncClient
+from clipworks.schemas import LabelSetInfo
+
+T = TypeVar("T")
+app = typer.Typer(
+    help="Store labels under a name, encoded once; list, show and delete such sets.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the label set.")]
+
+
+@app.command()
+def put(
+    name: Name,
+    labels: Annotated[str, typer.Option(help="Labels separated by commas, or @FILE with one on each line.")],
+    templates: Templates = None,
+    model: connect.Model = None,
+    wait: Annotated[bool, typer.Option(help="Come back when it is encoded.")] = True,
+    url: connect.Url = None,
+    api_key: connect.ApiKey = None,
+    store: connect.StoreFolder = None,
+    data: connect.DataFolder = None,
+    timeout_s: connect.TimeoutS = 60.0,
+    as_json: connect.AsJson = False,
+) -> None:
+    """Store labels under a name, replacing what it held."""
+    wanted = labels_of(labels, None) or []
+
+    async def work(client: AsyncClient) -> LabelSetInfo:
+        return await client.put_label_set(name, wanted, templates=templates_of(templates), model=model, wait=wait)
+
+    info = _ask(work, url, api_key, store, data, timeout_s, model=model)
+    if as_json:
+        output.print_json(info.model_dump())
+    else:
+        output.say(f"stored {info.name}: {info.labels} labels, {info.texts} texts, for {info.model} ({_state(info)})")
+
+
+@app.command("list")
+def list_label_sets(
+    url: connect.Url = None,
+    api_key: connect.ApiKey = None,
+    store: connect.StoreFolder = None,
+    data: connect.DataFolder = None,
+    timeout_s: connect.TimeoutS = 60.0,
+    as_json: connect.AsJson = False,
+) -> None:
+    """All label sets, and the class heads of loaded models."""
+    found = _ask(lambda client: client.label_sets(), url, api_key, store, data, timeout_s)
+    if as_json:
+        output.print_json([info.model_dump() for info in found])
+    elif not found and output.is_terminal():
+        output.say("no label sets; make one: clipworks label-sets put NAME --labels cat,dog")
+    else:
+        rows = [[info.name, str(info.labels), str(info.texts), info.model, _state(info)] for info in found]
+        output.print_table(["label set", "labels", "texts", "model", "state"], rows)
+
+
+@app.command()
+def show(
+    name: Name,
+    url: connect.Url = None,
+    api_key: connect.ApiKey = None,
+    store: connect.StoreFolder = None,
+    data: connect.DataFolder = None,
+    timeout_s: connect.TimeoutS = 60.0,
+    as_json: connect.AsJson = False,
+) -> None:
+    """One label set: its labels, templates, model and state."""
+    found = _ask(lambda client: client.label_set(name), url, api_key, store, data, timeout_s)
+    if as_json:
+        output.print_json(found.model_dump())
+        return
+    facts = [
+        ("label set", found.name),
+        ("model", found.model),
+        ("state", _state(found)),
+        ("texts", f"{found.encoded} of {found.texts} encoded"),
+        ("templates", " | ".join(found.templates)),
+        ("labels", ", ".join(found.label_names)),
+    ]
+    output.print_facts([(fact, value) for fact, value in facts if value])
+
+
+@app.command()
+def delete(
+    name: Name,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    url: connect.Url = None,
+    api_key: connect.ApiKey = None,
+    store: connect.StoreFolder = None,
+    data: connect.DataFolder = None,
+    timeout_s: connect.TimeoutS = 60.0,
+) -> None:
+    """Delete a label set."""
+    if not yes:
+        typer.confirm(f"delete label set {name}?", abort=True)
+    _ask(lambda client: client.delete_label_set(name), url, api_key, store, data, timeout_s)
+    output.say(f"deleted {name}")
+
+
+def _state(info: LabelSetInfo) -> str:
+    if info.failed:
+        return f"failed: {info.failed}"
+    if info.built_in:
+        return "class head"
+    return "ready" if info.ready else f"{info.encoded} of {info.texts} encoded"
+
+
+def _ask(
+    work: Callable[[AsyncClient], Awaitable[T]],
+    url: str | None,
+    api_key: str | None,
+    store: Path | None,
+    data: Path | None,
+    timeout_s: float,
+    *,
+    model: str | None = None,
+) -> T:
+    """What `work` gives with a client of the server, or of one in this process on the data folder."""
+
+    async def run() -> T:
+        async with connect.collections_client(
+            url=url, api_key=api_key, model=model, store=store, data=data, timeout_s=timeout_s
+        ) as client:
+            return await work(client)
+
+    return asyncio.run(run())
