@@ -82,13 +82,14 @@ async def embed(
         sizes = sorted({model.dim, *model.manifest.dimensions})
         raise InputError(f"dimensions {dimensions} is not offered by {model.reference}, it has {sizes}")
     tokens = 0
+    turn = asyncio.Lock()
 
     async def one(item: Item) -> Vector:
         nonlocal tokens
         if isinstance(item, FailedItem):
             raise item.error
         if isinstance(item, TextItem):
-            row = await token_row(model, item.text)
+            row = await token_row(model, item.text, turn)
             tokens += len(row)
             vector = await _submit(model, "text_encoder", row, deadline, timings)
         else:
@@ -240,8 +241,10 @@ async def encode_texts(
 ) -> NDArray[np.float32]:
     """Unit vectors [n, D] of texts that belong to the server's own work (class prompts); fails as a whole."""
 
+    turn = asyncio.Lock()
+
     async def one(text: str) -> Vector:
-        row = await token_row(model, text)
+        row = await token_row(model, text, turn)
         return finish(await _submit(model, "text_encoder", row, deadline, timings, background=background))
 
     with _admitted(model, {} if background else {"text_encoder": len(texts)}):
@@ -256,9 +259,16 @@ async def encode_texts(
     return np.stack([outcome for outcome in outcomes if not isinstance(outcome, ClipworksError)])
 
 
-async def token_row(model: RunningModel, text: str) -> NDArray[np.int64]:
-    """Token ids of one text, off the event loop when that may take a while."""
-    return model.token_row(text) if is_quick(text) else await asyncio.to_thread(model.token_row, text)
+async def token_row(model: RunningModel, text: str, turn: asyncio.Lock) -> NDArray[np.int64]:
+    """Token ids of one text, off the event loop when that may take a while.
+
+    One thread of a model cleans texts, since all of them would wait for the interpreter; with the `turn` that the texts
+    of one request share, requests take turns on it.
+    """
+    if is_quick(text):
+        return model.token_row(text)
+    async with turn, model.tokenising:
+        return await asyncio.to_thread(model.token_row, text)
 
 
 def finish(vector: Vector, *, normalize: bool = True, dimensions: int | None = None) -> Vector:

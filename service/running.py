@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 
@@ -117,6 +118,7 @@ class RunningModel:
         self._pads_in_company = bool(
             text and self.tokenizer and self.tokenizer.spec.dynamic_length and text.encoder.spec.batch_difference == 0.0
         )
+        self.tokenising = asyncio.Semaphore(1)
         self.heads = opened.heads
         self.dense = DenseSession(opened.artifact, settings, observer)
         self.batchers: dict[Role, Batcher] = {}

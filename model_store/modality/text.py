@@ -29,6 +29,7 @@ _WORDS = regex.compile(
     rf"{START}|{END}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+", regex.IGNORECASE
 )
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_WORDPIECE_CHARS = 1000
 _WORD_CACHE_SIZE = 32_768
 _CACHED_WORD_CHARS = 32  # longer words are rare, and ids of thousands of them would be gigabytes
 
@@ -53,6 +54,12 @@ class Tokenizer:
             self._encode = self._encode_clip
         else:
             self._bpe = HubTokenizer.from_str(tokenizer_bytes.decode("utf-8"))
+            longest = getattr(self._bpe.model, "max_input_chars_per_word", 0)
+            if longest > _WORDPIECE_CHARS:
+                raise ManifestError(
+                    f"tokenizer file: max_input_chars_per_word is {longest}, at most {_WORDPIECE_CHARS} are served: the "
+                    "time of WordPiece grows with the square of a word"
+                )
             self._bpe.no_padding()
             self._bpe.enable_truncation(spec.context_length)  # pyright: ignore[reportUnknownMemberType]
             self._encode = self._encode_hub

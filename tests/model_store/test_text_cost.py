@@ -13,8 +13,11 @@ import ftfy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as HubTokenizer
+from tokenizers.models import WordPiece
 
-from model_store.errors import InvalidText
+from model_store.errors import InvalidText, ManifestError
+from model_store.manifest import TextSpec
 from model_store.modality.repair import fix_text
 from model_store.modality.text import MAX_CHARS, Tokenizer, is_quick
 from model_store.store import Store
@@ -129,3 +132,27 @@ def test_real_texts_of_many_layers_are_not_refused(tokenizer: Tokenizer) -> None
     ):
         same(text)
         tokenizer.encode(text)
+
+
+def test_wordpiece_of_endless_words_is_refused() -> None:
+    vocabulary = {"[UNK]": 0, "a": 1, "##a": 2, "b": 3}
+    spec = TextSpec(
+        kind="tokenizers_json",
+        tokenizer_file="tokenizer.json",
+        clean="lower",
+        context_length=8,
+        vocab_size=4,
+        pad_id=0,
+        start_id=None,
+        end_id=None,
+        truncation="tokenizer",
+        dynamic_length=False,
+    )
+
+    def content(longest: int) -> bytes:
+        model = WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=longest)
+        return HubTokenizer(model).to_str().encode()
+
+    assert Tokenizer(spec, content(100)).encode("aaa") == [1, 2, 2]
+    with pytest.raises(ManifestError, match="max_input_chars_per_word"):
+        Tokenizer(spec, content(100_000))
