@@ -57,7 +57,7 @@ class Tokenizer:
             longest = getattr(self._bpe.model, "max_input_chars_per_word", 0)
             if longest > _WORDPIECE_CHARS:
                 raise ManifestError(
-                    f"tokenizer file: max_input_chars_per_word is {longest}, at most {_WORDPIECE_CHARS} are served: the "
+                    f"tokenizer file: max_input_chars_per_word is {longest}, at most {_WORDPIECE_CHARS} served: the "
                     "time of WordPiece grows with the square of a word"
                 )
             self._bpe.no_padding()
