@@ -76,6 +76,7 @@ class LabelSets:
         self._registry = registry
         self._limits = limits
         self._max_sets = max_sets
+        self.is_restored = False
         self._sets: dict[str, _LabelSet] = {}
         self._changing = asyncio.Lock()
 
@@ -84,11 +85,14 @@ class LabelSets:
 
         A file that cannot be read is a failed set of its name, and stops nothing.
         """
-        if self._files is None:
-            return
-        for name in await asyncio.to_thread(self._files.names):
+        if self._files is not None:
+            await self._restore_all(self._files)
+        self.is_restored = True
+
+    async def _restore_all(self, files: LabelSetFiles) -> None:
+        for name in await asyncio.to_thread(files.names):
             try:
-                await self._restore(self._files, name)
+                await self._restore(files, name)
             except Exception as error:
                 expected = isinstance(error, (ClipworksError, Damaged, OSError))
                 log.error("label set %s cannot be restored: %s", name, error, exc_info=not expected)

@@ -94,6 +94,8 @@ class Services:
         ready, why = self.registry.readiness()
         if ready and self.collections is not None and not self.collections.is_open:
             return Health(status="starting")
+        if ready and not self.label_sets.is_restored:
+            return Health(status="starting", detail="label sets are being read")
         if ready:
             return Health(status="ok")
         return Health(status="starting") if why == "starting" else Health(status="failed", detail=why)
