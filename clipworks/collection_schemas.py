@@ -82,7 +82,7 @@ MAX_SCHEMA_FIELDS = 64
 VECTOR_FORMAT = "base64-float32"  # JSON schema `format` of vectors as text; tests generate real ones for it
 
 CollectionName = Annotated[str, StringConstraints(pattern=COLLECTION_PATTERN)]
-FieldType = Literal["string", "number", "boolean", "string[]", "number[]"]
+FieldType = Literal["string", "number", "boolean", "date", "string[]", "number[]"]
 IndexKind = Literal["auto", "flat", "sq8", "ivf_sq8"]
 BuiltKind = Literal["flat", "sq8", "ivf_sq8"]
 BackendName = Literal["embedded", "milvus"]
@@ -385,3 +385,7 @@ class SearchResponse(Wire):
     model: str | None = Field(description="name@version that encoded the queries; null if there was nothing to encode")
     space: str
     results: list[QueryResult | ItemError]
+    warnings: list[str] = Field(
+        default_factory=list[str],
+        description="such as fields of the filter that no item has; left out when there is nothing to say",
+    )

@@ -12,6 +12,7 @@ from service.collections import Collections
 from service.faults import Conflict, UnknownName
 from service.retrieval import CollectionInfo, CompactReport, DoctorReport, SnapshotInfo
 from service.retrieval.backends.protocol import Backend
+from service.retrieval.stopping import Stop
 
 FOLDER = "snapshots"
 SNAPSHOT_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,119}\.snapshot$"
@@ -31,11 +32,11 @@ class Upkeep:
 
     async def doctor(self, name: str, *, queries: int, recall_at: int) -> DoctorResponse:
         return await self._collections.look_after(
-            lambda store: shown_report(store.get(name).doctor(queries=queries, recall_at=recall_at))
+            lambda store, stop: shown_report(store.get(name).doctor(queries=queries, recall_at=recall_at, stop=stop))
         )
 
     async def compact(self, name: str) -> CompactReport:
-        return await self._collections.look_after(lambda store: store.get(name).compact())
+        return await self._collections.look_after(lambda store, _: store.get(name).compact())
 
     async def snapshot(self, name: str) -> SnapshotInfo:
         """Write a snapshot under a name that the server chooses; a path from outside never reaches the disk.
@@ -47,13 +48,13 @@ class Upkeep:
         folder = self._required()
         file = folder / f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(4)}.snapshot"
 
-        def write(store: Backend) -> SnapshotInfo:
+        def write(store: Backend, stop: Stop) -> SnapshotInfo:
             collection = store.get(name)
             folder.mkdir(parents=True, exist_ok=True)
             # What a killed process left half written; one snapshot is made at a time, so no other is being written.
             for left in folder.glob(".*.snapshot.writing"):
                 left.unlink(missing_ok=True)
-            return collection.snapshot(file)
+            return collection.snapshot(file, stop=stop)
 
         return await self._collections.look_after(write)
 
@@ -65,7 +66,7 @@ class Upkeep:
             CollectionConflict, StoreCorrupt, InvalidCollection
         """
         file = self.file_of(snapshot)
-        return await self._collections.look_after(lambda store: store.restore(file, name=name).describe())
+        return await self._collections.look_after(lambda store, _: store.restore(file, name=name).describe())
 
     def list(self) -> list[tuple[str, int]]:
         """(name, bytes) of every snapshot that lies on the server."""

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -38,21 +39,28 @@ from service.retrieval.errors import (
     InvalidItem,
     InvalidQuery,
     RetrievalError,
+    ScanNeeded,
 )
 from service.retrieval.filters import compile_filter
+from service.retrieval.stopping import Stop
 from service.running import RunningModel
 from service.store_threads import StoreThreads
 from service.timing import Deadline, Timings
 
 _T = TypeVar("_T")
+_SCANS = 3
 
 
 @dataclass(frozen=True)
 class Searched:
-    """A result for each query, or why there is none; `failed_part`: which part of a combination is to blame."""
+    """A result for each query, or why there is none.
+
+    failed_part: which part of a combination is to blame. unknown_fields: of the filter, that no item has.
+    """
 
     outcomes: list[SearchResult | ClipworksError]
     failed_part: dict[int, int]
+    unknown_fields: Sequence[str] = ()
 
 
 class Collections:
@@ -68,7 +76,7 @@ class Collections:
         self.models = PinnedModels(registry)
         self._pool = pool
         self._settings = settings
-        self._threads = StoreThreads(readers=settings.readers)
+        self._threads = StoreThreads(readers=settings.readers, scanners=settings.scanners)
         self._store: Backend | None = None
         self._opening: asyncio.Future[Backend] | None = None
         self._address: str | None = None
@@ -116,7 +124,7 @@ class Collections:
         store = self._opened()
         if isinstance(store, CollectionStore):
             return store.get(name)  # looks into a dictionary: a thread would cost more
-        return await self._threads.run("read", lambda: store.get(name), deadline=deadline)
+        return await self._threads.run("read", lambda _: store.get(name), deadline=deadline)
 
     async def create(
         self, name: str, model: RunningModel, *, index: dict[str, Any], schema: dict[str, Any], deadline: Deadline
@@ -141,7 +149,7 @@ class Collections:
         except ValidationError as error:
             raise _refused(error) from None
 
-        def call() -> tuple[CollectionInfo, bool]:
+        def call(_: Stop) -> tuple[CollectionInfo, bool]:
             with suppress(CollectionNotFound):
                 require_equal_model(name, store.get(name).spec, spec)
             made, is_new = store.create(name, spec)
@@ -150,7 +158,8 @@ class Collections:
         return await self._threads.run("slow", call, deadline=deadline)
 
     async def list(self, *, deadline: Deadline) -> list[CollectionInfo]:
-        return await self._threads.run("slow", self._opened().list, deadline=deadline)
+        store = self._opened()
+        return await self._threads.run("slow", lambda _: store.list(), deadline=deadline)
 
     async def totals(self, deadline: Deadline) -> tuple[int, int]:
         """(collections, items of all of them)."""
@@ -159,16 +168,19 @@ class Collections:
 
     async def describe(self, name: str, *, deadline: Deadline) -> CollectionInfo:
         collection = await self.get(name, deadline=deadline)
-        return await self._threads.run("read", collection.describe, deadline=deadline)
+        return await self._threads.run("read", lambda _: collection.describe(), deadline=deadline)
 
     async def drop(self, name: str, *, deadline: Deadline) -> None:
         store = self._opened()
-        await self._threads.run("slow", lambda: store.drop(name), deadline=deadline)
+        await self._threads.run("slow", lambda _: store.drop(name), deadline=deadline)
 
-    async def look_after(self, call: Callable[[Backend], _T]) -> _T:
-        """Run a long piece of upkeep in a thread: one at a time, in no other call's way, and without a deadline."""
+    async def look_after(self, call: Callable[[Backend, Stop], _T]) -> _T:
+        """Run a long piece of upkeep in a thread: one at a time, in no other call's way, and without a deadline.
+
+        It is told to stop when its caller goes, or the server ends.
+        """
         store = self._opened()
-        return await self._threads.run("upkeep", lambda: call(store), deadline=Deadline())
+        return await self._threads.run("upkeep", lambda stop: call(store, stop), deadline=Deadline())
 
     # Items
 
@@ -213,7 +225,7 @@ class Collections:
         try:
             written = await self._threads.run(
                 "write",
-                lambda: collection.upsert(items, all_or_nothing=all_or_nothing),
+                lambda _: collection.upsert(items, all_or_nothing=all_or_nothing),
                 deadline=deadline,
                 timings=timings,
                 stage="store",
@@ -232,6 +244,7 @@ class Collections:
         *,
         ids: Sequence[str] | None,
         filter: dict[str, Any] | None,
+        caller: str,
         deadline: Deadline,
         timings: Timings,
     ) -> int:
@@ -241,13 +254,15 @@ class Collections:
             InvalidItem, FieldRefused, StorageFull
         """
         _check_filter(collection, filter)
+
+        def remove(stop: Stop) -> int:
+            return collection.delete(ids, filter=filter, stop=stop)
+
         with _filter_refused():
-            return await self._threads.run(
-                "write",
-                lambda: collection.delete(ids, filter=filter),
-                deadline=deadline,
-                timings=timings,
-                stage="store",
+            if filter is None:
+                return await self._threads.run("write", remove, deadline=deadline, timings=timings, stage="store")
+            return await self._threads.scan(
+                remove, shares=_shares(collection, caller), deadline=deadline, timings=timings, stage="store"
             )
 
     async def item(
@@ -256,7 +271,7 @@ class Collections:
         """Raises ItemNotFound, InvalidItem."""
         return await self._threads.run(
             "read",
-            lambda: collection.get(id, with_vector=with_vector),
+            lambda _: collection.get(id, with_vector=with_vector),
             deadline=deadline,
             timings=timings,
             stage="store",
@@ -276,7 +291,7 @@ class Collections:
         try:
             return await self._threads.run(
                 "read",
-                lambda: collection.items(cursor=cursor, limit=limit, with_vectors=with_vectors),
+                lambda stop: collection.items(cursor=cursor, limit=limit, with_vectors=with_vectors, stop=stop),
                 deadline=deadline,
                 timings=timings,
                 stage="store",
@@ -297,12 +312,14 @@ class Collections:
         with_metadata: bool,
         with_vectors: bool,
         all_or_nothing: bool,
+        caller: str,
         deadline: Deadline,
         timings: Timings,
     ) -> Searched:
         """Answer all queries: one run of the encoders, one search of a matrix.
 
         all_or_nothing: nothing is searched after a failure. Stored items that a query names are no hits of it.
+        caller: who asks; a filter that has to look at many rows waits for its caller's and its collection's turn.
 
         Raises:
             FieldRefused: the filter.
@@ -313,7 +330,7 @@ class Collections:
 
         async def lookup(ids: Sequence[str]) -> list[Any]:
             return await self._threads.run(
-                "read", lambda: collection.vector_of(ids), deadline=deadline, timings=timings, stage="store"
+                "read", lambda _: collection.vector_of(ids), deadline=deadline, timings=timings, stage="store"
             )
 
         found = await query_vectors(plans, collection.spec, encoder, lookup=lookup)
@@ -325,31 +342,63 @@ class Collections:
             return Searched(outcomes, dict(found.failed_part))
         vectors = np.stack([each for each in found.vectors if not isinstance(each, ClipworksError)])
         excluded = [[part.id for part in plans[index].parts if isinstance(part, StoredId)] for index in good]
+        search = partial(
+            collection.search,
+            vectors,
+            top_k=top_k,
+            offset=offset,
+            filter=filter,
+            min_score=min_score,
+            with_metadata=with_metadata,
+            with_vectors=with_vectors,
+            exclude_ids=excluded,
+        )
         with _filter_refused():
-            results = await self._threads.run(
-                "read",
-                lambda: collection.search(
-                    vectors,
-                    top_k=top_k,
-                    offset=offset,
-                    filter=filter,
-                    min_score=min_score,
-                    with_metadata=with_metadata,
-                    with_vectors=with_vectors,
-                    exclude_ids=excluded,
-                ),
-                deadline=deadline,
-                timings=timings,
-                stage="search",
-            )
+            results, unknown = await self._search(collection, search, filter, caller, deadline, timings)
         for index, result in zip(good, results, strict=True):
             outcomes[index] = result
-        return Searched(outcomes, dict(found.failed_part))
+        return Searched(outcomes, dict(found.failed_part), unknown)
+
+    async def _search(
+        self,
+        collection: BackendCollection,
+        search: Callable[..., list[SearchResult]],
+        filter: dict[str, Any] | None,
+        caller: str,
+        deadline: Deadline,
+        timings: Timings,
+    ) -> tuple[list[SearchResult], Sequence[str]]:
+        """A search that never keeps a reader for long: what its filter has to look at first is another lane's work."""
+
+        def run(stop: Stop, *, may_scan: bool = False) -> tuple[list[SearchResult], Sequence[str]]:
+            found = search(may_scan=may_scan, stop=stop)
+            return found, () if not filter else collection.unknown_fields(filter)
+
+        shares = _shares(collection, caller)
+        for _ in range(_SCANS):
+            try:
+                return await self._threads.run("read", run, deadline=deadline, timings=timings, stage="search")
+            except ScanNeeded:
+                await self._threads.scan(
+                    lambda stop: collection.scan(filter or {}, stop=stop),
+                    shares=shares,
+                    deadline=deadline,
+                    timings=timings,
+                    stage="filter",
+                )
+        # Rows come faster than they are looked at.
+        return await self._threads.scan(
+            lambda stop: run(stop, may_scan=True), shares=shares, deadline=deadline, timings=timings, stage="search"
+        )
 
     def _opened(self) -> Backend:
         if self._store is None:
             raise NotReady("the collections are being opened")
         return self._store
+
+
+def _shares(collection: BackendCollection, caller: str) -> tuple[tuple[str, str], ...]:
+    return ("collection", collection.name), ("caller", caller)
 
 
 def _check_filter(collection: BackendCollection, filter: dict[str, Any] | None) -> None:

@@ -130,6 +130,8 @@ STORE_STATUS: Mapping[str, int] = MappingProxyType(
         "retrieval_error": 500,
         "collection_not_found": 404,
         "item_not_found": 404,
+        "alias_not_found": 404,
+        "deadline_exceeded": 504,
         "collection_conflict": 409,
         "folder_in_use": 500,
         "store_closed": 503,

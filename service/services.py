@@ -220,6 +220,7 @@ def _collections(settings: Settings, registry: Registry, pool: DecodePool) -> Co
     store = RetrievalSettings(
         threads=settings.search_threads,
         readers=settings.collection_readers,
+        scanners=settings.collection_scanners,
         checkpoint_s=settings.checkpoint_s,
         max_results=settings.max_offset,
     )

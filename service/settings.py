@@ -150,6 +150,9 @@ class Settings(BaseSettings):
     milvus_token: SecretStr | None = Field(None, description="of the milvus backend: `user:password` or an API key")
     milvus_database: str | None = Field(None, description="of the milvus backend; unset: its default database")
     collection_readers: int = Field(4, ge=1, description="searches and reads of collections at one time")
+    collection_scanners: int = Field(
+        2, ge=1, description="filters at one time that look at many rows; no caller or collection has more than half"
+    )
     search_threads: int = Field(0, ge=0, description="threads of one search; 0: one for each core")
     checkpoint_s: float = Field(30, gt=0, description="the collections' write-ahead log is truncated this often")
     # life cycle and logs

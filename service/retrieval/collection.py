@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from service.retrieval.errors import (
     ItemNotFound,
     StorageFailed,
 )
-from service.retrieval.filters import Condition, compile_filter
+from service.retrieval.filters import compile_filter
 from service.retrieval.items import Door, check_id
 from service.retrieval.live import LiveIndex, build, catch_up, wanted_kind
 from service.retrieval.log import Log
@@ -44,6 +45,7 @@ from service.retrieval.records import (
 )
 from service.retrieval.rows import Change, Prepared, Rows
 from service.retrieval.searching import Query, Searcher
+from service.retrieval.stopping import NEVER, Stop
 from service.retrieval.tables import Tables
 
 log = logging.getLogger("clipworks.retrieval")
@@ -129,13 +131,17 @@ class Collection:
                 replaced.add(item.id)
         return outcomes
 
-    def delete(self, ids: Sequence[str] | None = None, *, filter: dict[str, Any] | None = None) -> int:
+    def delete(
+        self, ids: Sequence[str] | None = None, *, filter: dict[str, Any] | None = None, stop: Stop = NEVER
+    ) -> int:
         """Remove rows by ids or by filter (exactly one of them); ids that are not there are no error.
 
+        A filter looks at the rows before anything waits for it; the writer only looks at those that came since.
         Returns the number of rows removed.
 
         Raises:
             InvalidFilter, InvalidQuery, StorageFull
+            Interrupted: nothing was removed.
         """
         self._check_open()
         if (ids is None) == (filter is None):
@@ -149,7 +155,17 @@ class Collection:
             )
         else:
             condition = compile_filter(filter, self.spec.metadata_schema)
-            change = self._write(lambda db: self._rows.delete(db, self._matching(db, condition)), weight=1000)
+            with self._there():
+                looked = self._searcher.select(condition, stop)
+
+            def remove(db: apsw.Connection) -> Change:
+                with stop.watching(db):
+                    there = self._rows.present(db, looked.rids)
+                    statement = f"SELECT rid FROM metadata_{self._tables.number} WHERE ({condition.sql}) AND rid > ?"
+                    since = [rid for (rid,) in each(db, statement, (*condition.values, looked.last_rid))]
+                return self._rows.delete(db, [*there, *since])
+
+            change = self._write(remove, weight=1000)
         return len(change.removed)
 
     def get(self, id: str, *, with_vector: bool = False) -> Record:
@@ -171,7 +187,9 @@ class Collection:
         by_rid = dict(zip(rids.tolist(), vectors, strict=True))
         return [by_rid[rid_of[id]] if id in rid_of else None for id in ids]
 
-    def items(self, *, cursor: str | None = None, limit: int = 100, with_vectors: bool = False) -> Page:
+    def items(
+        self, *, cursor: str | None = None, limit: int = 100, with_vectors: bool = False, stop: Stop = NEVER
+    ) -> Page:
         """One page of rows in the order of their ids; pass `Page.cursor` for the next.
 
         A row that is there the whole time appears exactly once; others may or may not.
@@ -181,7 +199,7 @@ class Collection:
         """
         if not 1 <= limit <= self._settings.max_results:
             raise InvalidQuery(f"limit must be 1 to {self._settings.max_results}, got {limit}")
-        with self._there(), self._log.read() as db:
+        with self._there(), self._log.read(stop) as db:
             found = self._rows.records_after(db, id_of_cursor(cursor), limit=limit + 1, with_vectors=with_vectors)
         more = len(found) > limit
         return Page(found[:limit], cursor_of(found[limit - 1].id) if more else None)
@@ -197,16 +215,20 @@ class Collection:
         with_metadata: bool = True,
         with_vectors: bool = False,
         exclude_ids: Sequence[Sequence[str]] | None = None,
+        may_scan: bool = True,
+        stop: Stop = NEVER,
     ) -> list[SearchResult]:
         """The best rows for each query.
 
         vectors: float32 [Q, D], finite and not zero; scores are inner products, so cosines for unit queries.
         offset: hits to skip, for the next page. min_score: hits below it are left out.
         exclude_ids: for each query the ids that it must not return (a query by stored id does not return itself).
+        may_scan: False raises ScanNeeded where a filter has to look at many rows first; `scan` does that.
 
         Raises:
             InvalidQuery: shape, values, or offset + top_k above settings.max_results.
             InvalidFilter: with the place in the filter.
+            Interrupted: `stop` was due.
         """
         self._check_open()
         queries = check_queries(vectors, self.spec.dim)
@@ -223,7 +245,21 @@ class Collection:
         condition = None if filter is None else compile_filter(filter, self.spec.metadata_schema)
         shown = Wanted(offset + top_k, offset, min_score, with_metadata, with_vectors)
         with self._there():
-            return self._searcher.search(Query(queries, condition, excluded, shown))
+            return self._searcher.search(Query(queries, condition, excluded, shown, may_scan, stop))
+
+    def scan(self, filter: dict[str, Any], *, stop: Stop = NEVER) -> None:
+        """Look at all rows for a filter and remember what was found, so that a search by it need not. May take long.
+
+        Raises:
+            InvalidFilter, Interrupted
+        """
+        condition = compile_filter(filter, self.spec.metadata_schema)
+        with self._there():
+            self._searcher.scan(condition, stop)
+
+    def unknown_fields(self, filter: dict[str, Any]) -> tuple[str, ...]:
+        """Undeclared fields of a filter, of the first eight, that no row has: after a search by it, and free then."""
+        return self._searcher.unknown_fields(compile_filter(filter, self.spec.metadata_schema))
 
     def describe(self) -> CollectionInfo:
         """Counts, kinds and sizes now."""
@@ -250,14 +286,15 @@ class Collection:
         removed = self._rebuild()
         return CompactReport(slots_removed=removed, bytes_freed=self._log.free_pages())
 
-    def snapshot(self, path: Path) -> SnapshotInfo:
+    def snapshot(self, path: Path, *, stop: Stop = NEVER) -> SnapshotInfo:
         """Write a portable copy of the rows at one sequence to `path`, atomically; writes go on meanwhile.
 
         Raises:
             InvalidCollection: `path` exists.
             StorageFull
+            Interrupted: `stop` was due, and there is no file.
         """
-        with self._there(), self._log.read_long() as db:
+        with self._there(), self._log.read_long(stop) as db:
             counters = self._rows.counters(db)
             return archive.write(path, self.spec, counters, self._rows.records(db))
 
@@ -277,13 +314,17 @@ class Collection:
             if held:
                 yield held
 
-    def doctor(self, *, queries: int = 100, recall_at: int = 10) -> DoctorReport:
+    def doctor(self, *, queries: int = 100, recall_at: int = 10, stop: Stop = NEVER) -> DoctorReport:
         """Check every row's checksum, that the index holds exactly the rows, and its recall against brute force.
 
         Reads everything; searches and writes go on meanwhile, and rows changed while it runs are not counted as faults.
+        Raises Interrupted: `stop` was due.
         """
+        search = partial(self.search, stop=stop)
         with self._there():
-            return examine(self._log, self._rows, self._searcher, self.search, queries=queries, recall_at=recall_at)
+            return examine(
+                self._log, self._rows, self._searcher, search, queries=queries, recall_at=recall_at, stop=stop
+            )
 
     # What the store needs of a collection; not for its users.
 
@@ -364,10 +405,6 @@ class Collection:
         except BaseException:
             self._wake()
             raise
-
-    def _matching(self, db: apsw.Connection, condition: Condition) -> list[int]:
-        statement = f"SELECT rid FROM metadata_{self._tables.number} WHERE {condition.sql}"
-        return [rid for (rid,) in each(db, statement, condition.values)]
 
     @contextmanager
     def _there(self) -> Generator[None]:

@@ -10,7 +10,7 @@ from typing import Any
 import apsw
 import apsw.sqlite_extra
 
-from service.retrieval.errors import RetrievalError, StorageFailed, StorageFull, StoreCorrupt
+from service.retrieval.errors import Interrupted, RetrievalError, StorageFailed, StorageFull, StoreCorrupt
 
 # A page holds seven 512-wide vectors with 12 % to spare; at SQLite's 4 KiB one vector fills a page and half is lost.
 PAGE_BYTES = 16_384
@@ -97,6 +97,8 @@ def translate(error: Exception, path: Path) -> RetrievalError:
     """What an error of SQLite or of the file system means to a caller."""
     if isinstance(error, RetrievalError):
         return error
+    if isinstance(error, apsw.InterruptError):
+        return Interrupted("stopped before it was done: the deadline passed, or nobody waits for it any more")
     extended = getattr(error, "extendedresult", 0)
     if isinstance(error, (apsw.CorruptError, apsw.NotADBError)) or extended in (
         apsw.SQLITE_IOERR_DATA,

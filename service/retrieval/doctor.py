@@ -13,6 +13,7 @@ from service.retrieval.ranking import exact_scores
 from service.retrieval.records import DoctorReport, SearchResult, Vector
 from service.retrieval.rows import Rows, row_checksum, vector_checksum
 from service.retrieval.searching import Searcher
+from service.retrieval.stopping import NEVER, Stop
 
 _BLOCK = 4096
 
@@ -25,8 +26,13 @@ def examine(
     *,
     queries: int,
     recall_at: int,
+    stop: Stop = NEVER,
 ) -> DoctorReport:
-    """Compare truth and index block by block; a row that is gone from one of them meanwhile is not looked at."""
+    """Compare truth and index block by block; a row that is gone from one of them meanwhile is not looked at.
+
+    Raises:
+        Interrupted: `stop` was due.
+    """
     problems: list[str] = []
     bad: list[str] = []
     differing = 0
@@ -37,7 +43,7 @@ def examine(
     picker = np.random.default_rng(0)
     sample: list[Vector] = []
     while True:
-        rids, vectors, damaged, last_seen = _block(log, rows, last)
+        rids, vectors, damaged, last_seen = _block(log, rows, last, stop)
         bad += damaged
         if last_seen is None:
             break
@@ -45,7 +51,7 @@ def examine(
         seen += len(rids)
         differing += searcher.differing(rids, vectors)
         sample += [vectors[place] for place in picker.permutation(len(vectors))[:queries]]
-    with log.read() as db:
+    with log.read(stop) as db:
         counted = len(rows.all_rids(db))
         noted = rows.counters(db).rows
     state = searcher.state()
@@ -60,7 +66,7 @@ def examine(
     recall, sampled = None, 0
     if sample and not problems:
         chosen = np.stack(sample)[picker.permutation(len(sample))[:queries]]
-        recall, sampled = _recall(log, rows, search, chosen, recall_at), len(chosen)
+        recall, sampled = _recall(log, rows, search, chosen, recall_at, stop), len(chosen)
         if exact and recall < 1 and searcher.state().sequence == before:
             problems.append(f"an exact index found only {recall:.4f} of the true neighbours")
     return DoctorReport(
@@ -75,7 +81,7 @@ def examine(
     )
 
 
-def _block(log: Log, rows: Rows, after: int) -> tuple[NDArray[np.int64], Vector, list[str], int | None]:
+def _block(log: Log, rows: Rows, after: int, stop: Stop) -> tuple[NDArray[np.int64], Vector, list[str], int | None]:
     """The next rows: numbers and vectors of the sound ones, names of the damaged ones, the last number looked at."""
     number = rows.number
     sound: list[int] = []
@@ -87,7 +93,7 @@ def _block(log: Log, rows: Rows, after: int) -> tuple[NDArray[np.int64], Vector,
         f" LEFT JOIN metadata_{number} AS m ON m.rid = i.rid LEFT JOIN vectors_{number} AS v ON v.rid = i.rid"
         " WHERE i.rid > ? ORDER BY i.rid LIMIT ?"
     )
-    with log.read() as db:
+    with log.read(stop) as db:
         for rid, id, sequence, checksum, document, vector_sum, vector in each(db, statement, (after, _BLOCK)):
             last = rid
             if (
@@ -105,7 +111,9 @@ def _block(log: Log, rows: Rows, after: int) -> tuple[NDArray[np.int64], Vector,
     return np.array(sound, dtype=np.int64), joined, bad, last
 
 
-def _recall(log: Log, rows: Rows, search: Callable[..., list[SearchResult]], queries: Vector, recall_at: int) -> float:
+def _recall(
+    log: Log, rows: Rows, search: Callable[..., list[SearchResult]], queries: Vector, recall_at: int, stop: Stop
+) -> float:
     """Share of the scores of the true best rows that the search reaches, by one pass of brute force over the truth.
 
     By scores, not ids: which of several equal vectors are found is not a matter of recall.
@@ -114,7 +122,7 @@ def _recall(log: Log, rows: Rows, search: Callable[..., list[SearchResult]], que
     last = 0
     found = search(queries, top_k=recall_at, with_metadata=False)
     while True:
-        with log.read() as db:
+        with log.read(stop) as db:
             rids, vectors = rows.block_after(db, last, limit=_BLOCK)
         if not len(rids):
             break

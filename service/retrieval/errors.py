@@ -11,7 +11,10 @@ ClipworksError
 |   |-- ItemNotFound         no such id in the collection
 |   |-- CollectionConflict   the name is taken by a collection with another specification
 |   |-- FolderInUse          another process owns the data folder; its address is in the message
+|   |-- AliasNotFound        no such alias
 |   |-- StoreClosed          the store is closing or closed
+|   |-- Interrupted          the deadline passed, or nobody waits any more; nothing was changed
+|   |-- ScanNeeded           a filter must look at many rows first: `Collection.scan`
 |   |-- StorageFull          the disk is full; nothing of the request was applied
 |   |-- StorageFailed        reading or writing failed; nothing of the request was applied
 |   |-- StoreCorrupt         a file is not what was written; its name is in the message
@@ -77,8 +80,22 @@ class FolderInUse(RetrievalError):
         self.pid = pid
 
 
+class AliasNotFound(RetrievalError):
+    code = "alias_not_found"
+
+
 class StoreClosed(RetrievalError):
     code = "store_closed"
+
+
+class Interrupted(RetrievalError):
+    code = "deadline_exceeded"
+
+
+class ScanNeeded(RetrievalError):
+    """Never leaves the service: who asked for a search without a scan asks for the scan, and again."""
+
+    code = "scan_needed"
 
 
 class StorageFull(RetrievalError):

@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 
 from service.retrieval.errors import InvalidItem
-from service.retrieval.filters import DeclaredFields
+from service.retrieval.field_types import DeclaredFields
 from service.retrieval.records import CollectionSpec, Item
 from service.retrieval.rows import Prepared
 

@@ -17,9 +17,11 @@ import apsw
 
 from service.retrieval.database import open_reader, open_writer, run, translate, translated
 from service.retrieval.errors import StorageFailed, StoreClosed
+from service.retrieval.stopping import NEVER, Stop
 
 log = logging.getLogger("clipworks.retrieval")
 _CHECKPOINT_PAGES = 2000
+_LOOK_S = 0.25  # between two looks at its stop of who waits for a connection
 T = TypeVar("T")
 
 
@@ -111,29 +113,40 @@ class Log:
         return job.future
 
     @contextmanager
-    def read(self) -> Generator[apsw.Connection]:
-        """A connection inside a read transaction: everything read in it is of one moment."""
+    def read(self, stop: Stop = NEVER) -> Generator[apsw.Connection]:
+        """A connection inside a read transaction: everything read in it is of one moment.
+
+        Raises:
+            Interrupted: `stop` is due, while waiting for a connection or during a statement.
+        """
         if self._closed:
             raise StoreClosed("the store is closed")
-        connection = self._idle.get()
+        connection = self._take(stop)
         if connection is None:
             self._idle.put(None)  # for the next one who waits
             raise StoreClosed("the store is closed")
         try:
-            with self._transaction(connection):
+            with self._transaction(connection), stop.watching(connection):
                 yield connection
         finally:
             self._idle.put(connection)
 
+    def _take(self, stop: Stop) -> apsw.Connection | None:
+        while True:
+            try:
+                return self._idle.get(timeout=_LOOK_S)
+            except queue.Empty:
+                stop.check()
+
     @contextmanager
-    def read_long(self) -> Generator[apsw.Connection]:
+    def read_long(self, stop: Stop = NEVER) -> Generator[apsw.Connection]:
         """The same on a connection of its own, for exports that would keep one of the few busy."""
         if self._closed:
             raise StoreClosed("the store is closed")
         with translated(self._path):
             connection = open_reader(self._path, vfs=self._vfs)
         try:
-            with self._transaction(connection):
+            with self._transaction(connection), stop.watching(connection):
                 yield connection
         finally:
             connection.close()

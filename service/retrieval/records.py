@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from model_store.errors import SpaceMismatch
 from service.retrieval.paths import parse_path
 
-FieldType = Literal["string", "number", "boolean", "string[]", "number[]"]
+FieldType = Literal["string", "number", "boolean", "date", "string[]", "number[]"]
 IndexKind = Literal["auto", "flat", "sq8", "ivf_sq8"]
 BuiltKind = Literal["flat", "sq8", "ivf_sq8"]
 Vector = NDArray[np.float32]
@@ -45,7 +45,8 @@ class CollectionSpec(_Closed):
     space: what its vectors may be compared with.
     fingerprints: encoder by modality (`image`, `text`) that rows may come from.
     metadata_schema: dotted field -> type. A declared field has that type or is missing in every item, and one that is
-        no list is indexed, so that a filter on it costs no scan.
+        no list is indexed, so that a filter on it costs no scan. A `date` is text such as 2024-05-31 or
+        2024-05-31T17:08:00, whose order is that of time.
     """
 
     model: str = Field(min_length=1, max_length=256)
@@ -224,7 +225,8 @@ class RetrievalSettings:
     train_min_rows: below it every collection is flat: there is too little to train another kind on.
     flat_max_rows, sq8_max_rows: where `auto` leaves flat for sq8, and sq8 for ivf_sq8.
     threads: OpenMP threads of one index search; 0 takes one for each core.
-    readers: reading connections, and so the number of reads at one time.
+    readers: reads at one time.
+    scanners: filters at one time that look at many rows; on connections of their own, so no read waits for them.
     checkpoint_s: seconds between truncations of the write-ahead log and notes of the reached sequence.
     rebuild_dead_share: an index with a larger share of dead slots is rebuilt in the background.
     max_results: largest offset + top_k.  max_metadata_bytes: of one item, as JSON.
@@ -236,6 +238,7 @@ class RetrievalSettings:
     sq8_max_rows: int = 1_000_000
     threads: int = 0
     readers: int = 4
+    scanners: int = 2
     checkpoint_s: float = 30.0
     rebuild_dead_share: float = 0.2
     max_results: int = 10_000

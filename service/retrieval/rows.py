@@ -129,6 +129,11 @@ class Rows:
                 found[id] = rid
         return found
 
+    def present(self, db: apsw.Connection, rids: NDArray[np.int64]) -> list[int]:
+        """Those row numbers that are there."""
+        statement = f"SELECT rid FROM {self._items} WHERE rid IN carray(?)"
+        return [rid for (rid,) in each(db, statement, (_array(rids),))] if len(rids) else []
+
     def ids_of(self, db: apsw.Connection, rids: NDArray[np.int64]) -> dict[int, str]:
         """Ids of those row numbers that are there."""
         statement = f"SELECT rid, id FROM {self._items} WHERE rid IN carray(?)"

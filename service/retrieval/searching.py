@@ -11,19 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.retrieval.answering import Candidates, RowVanished, Wanted, answer, rescore
-from service.retrieval.database import each
-from service.retrieval.errors import StorageFailed
+from service.retrieval.database import each, run
+from service.retrieval.errors import ScanNeeded, StorageFailed
 from service.retrieval.filters import Condition
 from service.retrieval.index import VectorIndex
 from service.retrieval.live import LiveIndex
 from service.retrieval.log import Log
 from service.retrieval.mapped import MappedVectors
-from service.retrieval.masks import Mask, MaskCache, extended
+from service.retrieval.masks import Looked, Mask, MaskCache, extended
 from service.retrieval.ranking import Ranked, rank_flat, rough_candidates
 from service.retrieval.records import BuiltKind, IndexSpec, RetrievalSettings, SearchResult, Vector
 from service.retrieval.rows import Change, Rows
 from service.retrieval.rwlock import ReadWriteLock
 from service.retrieval.slots import Bits, count_bits, slots_in
+from service.retrieval.stopping import NEVER, Stop
 from service.retrieval.tables import Counters
 
 # Below this many allowed rows comparing with each of them is exact, and no slower than any index.
@@ -33,18 +34,29 @@ _WORK = 32_000_000
 # Candidates whose vectors and ids are in memory at one time.
 _CANDIDATES = 100_000
 _ATTEMPTS = 3
+# Rows x conditions that a search itself looks at for a filter, while the gate keeps writes out: rows that came since
+# somebody looked at all of them. At worst, with metadata of 64 KiB, some tenths of a second.
+_FEW = 512
+_SCANS = 3
+# Fields of one filter that are looked for, to say that no row has them.
+_LOOKED_FOR = 8
 _SAME = 1e-5
 _LEAST_COSINE = 0.95
 
 
 @dataclass(frozen=True)
 class Query:
-    """A validated batch. excluded: ids that each query must not return."""
+    """A validated batch. excluded: ids that each query must not return.
+
+    may_scan: False refuses a filter that has to look at many rows first.
+    """
 
     vectors: Vector
     condition: Condition | None
     excluded: Sequence[frozenset[str]]
     shown: Wanted
+    may_scan: bool = True
+    stop: Stop = NEVER
 
 
 @dataclass(frozen=True)
@@ -76,6 +88,8 @@ class Frozen:
 
 class Searcher:
     """The index of one collection, and the only place that touches it.
+
+    A filter becomes a bitmap over slots once, which is kept; later only rows that came since are looked at.
 
     `_lock` guards the index itself: searches share it, `apply` and `replace` take it alone.
     The gate (the log's writer holds it from before COMMIT until `apply` is done) makes database and index one moment;
@@ -205,6 +219,7 @@ class Searcher:
             return self._search_some(query, slice(None))
         found: list[SearchResult] = []
         for start in range(0, len(query.vectors), step):
+            query.stop.check()
             found += self._search_some(query, slice(start, start + step))
         return found
 
@@ -227,12 +242,12 @@ class Searcher:
     def _attempt(self, query: Query, part: slice, *, gated: bool) -> list[SearchResult]:
         vectors, excluded = query.vectors[part], query.excluded[part]
         wanted = [query.shown.hits + len(ids) for ids in excluded]
-        allowed = self._enter(query.condition, gated=gated)
+        allowed = self._enter(query, gated=gated)
         try:
             exact, found = self._rank(vectors, wanted, allowed)
         finally:
             self._lock.release_read()
-        with self._log.read() as db:
+        with self._log.read(query.stop) as db:
             if isinstance(found, Candidates):
                 found = rescore(db, self._rows, vectors, wanted, found, damaged=self._note_damage)
             return answer(db, self._rows, found, excluded, query.shown, exact=exact)
@@ -240,31 +255,68 @@ class Searcher:
     def _note_damage(self) -> None:
         self._damaged = True
 
-    def _enter(self, condition: Condition | None, *, gated: bool) -> Bits | None:
-        """Take the lock for reading, with the live slots that the filter leaves; None without a filter."""
+    def scan(self, condition: Condition, stop: Stop) -> None:
+        """Look at the rows for a filter and remember what was found, so that searches need look at few.
+
+        Raises:
+            Interrupted
+        """
+        for _ in range(_SCANS):
+            with self._gate:
+                mask, missing = self._remembered(condition)
+                if missing * condition.conditions <= _FEW:
+                    return
+            looked = self._extend(condition, mask, stop)  # may take long: nobody waits for it
+            with self._gate:
+                if mask is None or mask.generation == self._masks.generation:  # else its slots are no more
+                    self._remember(condition, mask, looked)
+
+    def select(self, condition: Condition, stop: Stop) -> Looked:
+        """Row numbers that match, as of one moment."""
+        first = self._look(condition, stop)
+        since = self._look(condition, stop, after=first.last_rid)  # what came during a long look
+        return Looked(np.concatenate([first.rids, since.rids]), since.last_rid, ())
+
+    def unknown_fields(self, condition: Condition) -> tuple[str, ...]:
+        """Fields of a filter that was searched by lately, and that no row has."""
+        with self._gate:
+            mask, _ = self._remembered(condition)
+            return mask.unknown if mask and self._live.slots.live else ()
+
+    def _enter(self, query: Query, *, gated: bool) -> Bits | None:
+        """Take the lock for reading, with the live slots that the filter leaves; None without a filter.
+
+        Raises:
+            ScanNeeded: it would have to look at many rows, and may not.
+        """
+        condition = query.condition
         if condition is None:
             self._lock.acquire_read()
             self._refuse_broken()
             return None
+        if query.may_scan and not gated:
+            self.scan(condition, query.stop)
         with nullcontext() if gated else self._gate:
-            mask = self._masks.get(condition.key)
-            with self._lock.read():
-                last_rid = self._live.counters.last_rid
-            if mask and mask.last_rid >= last_rid:
-                return self._enter_with(mask)
-        rids, seen = self._matching(condition, mask.last_rid if mask else 0)  # may take long: nobody waits for it
-        with nullcontext() if gated else self._gate:
-            if mask is not None and mask.generation != self._masks.generation:  # of slots that are no more
-                mask, (rids, seen) = None, self._matching(condition, 0)
-            with self._lock.read():
-                live = self._live
-                fresh = extended(mask, live.slots, rids, seen, generation=self._masks.generation)
-            if live.counters.last_rid > seen:
-                rids, seen = self._matching(condition, seen)
-                with self._lock.read():
-                    fresh = extended(fresh, live.slots, rids, seen, generation=fresh.generation)
-            self._masks.put(condition.key, fresh)
-            return self._enter_with(fresh)
+            mask, missing = self._remembered(condition)
+            if missing * condition.conditions > _FEW and not query.may_scan:
+                raise ScanNeeded("the filter has to look at many rows first")
+            if missing or mask is None:
+                mask = self._remember(condition, mask, self._extend(condition, mask, query.stop))
+            return self._enter_with(mask)
+
+    def _remembered(self, condition: Condition) -> tuple[Mask | None, int]:
+        """What is known of a filter, and how many rows came since. The caller holds the gate."""
+        mask = self._masks.get(condition.key)
+        with self._lock.read():
+            last_rid = self._live.counters.last_rid
+        return mask, last_rid - (mask.last_rid if mask else 0)
+
+    def _remember(self, condition: Condition, mask: Mask | None, looked: Looked) -> Mask:
+        """Extend a mask by what was found since. The caller holds the gate."""
+        with self._lock.read():
+            fresh = extended(mask, self._live.slots, looked, generation=self._masks.generation)
+        self._masks.put(condition.key, fresh)
+        return fresh
 
     def _enter_with(self, mask: Mask) -> Bits:
         """With the gate held: no row can come or go before the lock is taken."""
@@ -280,17 +332,24 @@ class Searcher:
             self._lock.release_read()
             raise StorageFailed("the index is being rebuilt after a failure; try again soon")
 
-    def _matching(self, condition: Condition, after_rid: int) -> tuple[NDArray[np.int64], int]:
-        """Rows above a number that match, growing, and the last number that was looked at."""
-        statement = (
-            f"SELECT rid FROM metadata_{self._rows.number} WHERE ({condition.sql}) AND rid > ?"
-            if after_rid
-            else f"SELECT rid FROM metadata_{self._rows.number} WHERE {condition.sql}"
-        )
-        values = (*condition.values, after_rid) if after_rid else condition.values
-        with self._log.read() as db:
-            found = np.fromiter((rid for (rid,) in each(db, statement, values)), np.int64)
-            return np.sort(found), self._rows.counters(db).last_rid
+    def _extend(self, condition: Condition, mask: Mask | None, stop: Stop) -> Looked:
+        if mask:
+            return self._look(condition, stop, after=mask.last_rid, missed=mask.unknown)
+        return self._look(condition, stop, missed=tuple(condition.undeclared)[:_LOOKED_FOR])
+
+    def _look(self, condition: Condition, stop: Stop, *, after: int = 0, missed: Sequence[str] = ()) -> Looked:
+        """Rows above a number that match. missed: fields that no row up to there has."""
+        table = f"metadata_{self._rows.number}"
+        above = f" AND rid > {after}" if after else ""
+        with self._log.read(stop) as db:
+            rows = each(db, f"SELECT rid FROM {table} WHERE ({condition.sql}){above}", condition.values)
+            rids = np.sort(np.fromiter((rid for (rid,) in rows), np.int64))
+            unknown = tuple(
+                field
+                for field in missed
+                if not run(db, f"SELECT 1 FROM {table} WHERE {condition.undeclared[field]}{above} LIMIT 1")
+            )
+            return Looked(rids, self._rows.counters(db).last_rid, unknown)
 
     def _rank(self, vectors: Vector, wanted: list[int], allowed: Bits | None) -> tuple[bool, list[Ranked] | Candidates]:
         """Under the lock: whether the answer is exact, and the ranking or the rows that it has to be made of."""

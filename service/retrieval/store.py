@@ -80,7 +80,7 @@ class CollectionStore:
         self._log = Log(
             path,
             vfs=vfs,
-            readers=settings.readers,
+            readers=settings.readers + settings.scanners,
             group_items=settings.group_items,
             checkpoint_s=settings.checkpoint_s,
         )

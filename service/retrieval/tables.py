@@ -13,7 +13,7 @@ import apsw
 
 from service.retrieval.database import run
 from service.retrieval.errors import StoreCorrupt
-from service.retrieval.paths import json_path, parse_path
+from service.retrieval.paths import readings, sql_path
 from service.retrieval.records import CollectionSpec
 
 FORMAT = 1
@@ -87,10 +87,23 @@ def insert_collection(db: apsw.Connection, name: str, spec: CollectionSpec, *, e
     )
     run(db, f"CREATE TABLE vectors_{number} (rid INTEGER PRIMARY KEY, checksum INTEGER NOT NULL, vector BLOB NOT NULL)")
     run(db, f"CREATE TABLE metadata_{number} (rid INTEGER PRIMARY KEY, document TEXT NOT NULL)")
-    for place, (field, kind) in enumerate(sorted(spec.metadata_schema.items())):
-        if not kind.endswith("[]"):
-            run(db, f"CREATE INDEX field_{number}_{place} ON metadata_{number} ({extract(field)})")
+    ensure_indexes(db, number, spec)
     return Tables(number, name, spec, epoch)
+
+
+def ensure_indexes(db: apsw.Connection, number: int, spec: CollectionSpec) -> None:
+    """An index for each declared field that is no list, as filters ask for it.
+
+    Files of before had another one for names with two readings, which saw only the nested one.
+    """
+    for place, (field, kind) in enumerate(sorted(spec.metadata_schema.items())):
+        if kind.endswith("[]"):
+            continue
+        name = f"field_{number}_{place}"
+        if len(readings(field)) > 1:
+            run(db, f"DROP INDEX IF EXISTS {name}")
+            name = f"dotted_{number}_{place}"
+        run(db, f"CREATE INDEX IF NOT EXISTS {name} ON metadata_{number} ({extract(field)})")
 
 
 def read_counters(db: apsw.Connection, number: int) -> Counters | None:
@@ -133,5 +146,4 @@ def drop_unready(db: apsw.Connection) -> int:
 
 def extract(field: str) -> str:
     """The expression of an indexed field; a query uses the index only if it repeats these very words."""
-    path = json_path(parse_path(field)).replace("'", "''")
-    return f"json_extract(document, '{path}')"
+    return f"json_extract(document, {sql_path(field)})"

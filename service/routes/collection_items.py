@@ -40,7 +40,7 @@ from service.routes.collection_sources import (
     to_encode,
 )
 from service.routes.collections import Name
-from service.routes.common import check_count, deadline_for
+from service.routes.common import caller_of, check_count, deadline_for
 from service.running import RunningModel
 from service.services import services_of
 
@@ -190,13 +190,16 @@ async def _delete(
     collections = services_of(request).require_collections()
     deadline = deadline_for(request)
     try:
-        return await collections.delete(
-            await collections.get(name, deadline=deadline),
+        collection = await collections.get(name, deadline=deadline)
+        work = collections.delete(
+            collection,
             ids=ids,
             filter=filter,
+            caller=caller_of(request),
             deadline=deadline,
             timings=context_of(request.scope).timings,
         )
+        return await (work if filter is None else while_connected(request, work))
     except InputError as error:
         raise located(error, param) from None
 

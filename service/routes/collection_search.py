@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
@@ -27,7 +29,7 @@ from service.routes.collection_sources import (
     to_encode,
 )
 from service.routes.collections import Name
-from service.routes.common import check_count, deadline_for
+from service.routes.common import caller_of, check_count, deadline_for
 from service.services import services_of
 
 if TYPE_CHECKING:
@@ -98,6 +100,7 @@ async def search(request: Request, name: Name) -> Response:
             with_metadata="metadata" in body.include,
             with_vectors="vector" in body.include,
             all_or_nothing=body.on_error == "fail",
+            caller=caller_of(request),
             deadline=deadline,
             timings=context.timings,
         ),
@@ -113,8 +116,17 @@ async def search(request: Request, name: Name) -> Response:
         place=lambda index: _param(body, index, searched.failed_part.get(index)),
         telemetry=services.telemetry,
     )
-    payload = {"model": model.reference if model else None, "space": spec.space, "results": results}
+    payload: dict[str, Any] = {"model": model.reference if model else None, "space": spec.space, "results": results}
+    if searched.unknown_fields:
+        payload["warnings"] = [unknown_field(name, spec.metadata_schema) for name in searched.unknown_fields]
     return json_response(payload, headers=model_headers(model) if model else None)
+
+
+def unknown_field(name: str, schema: Mapping[str, str]) -> str:
+    """What to say of a field of a filter that no item has."""
+    near = get_close_matches(name, schema, n=1)
+    hint = f"; is {near[0]!r} meant?" if near else ""
+    return f"filter: no item of the collection has a field {name!r}{hint}"
 
 
 def _plan(received: Received[SearchRequest], index: int, limits: IngressLimits) -> QueryPlan:

@@ -20,6 +20,7 @@ from clipworks.schemas import (
     SnapshotList,
     SnapshotResponse,
 )
+from service.context import while_connected
 from service.errors import Refusal
 from service.gate import require_admin
 from service.ingress import read_json
@@ -40,7 +41,7 @@ Snapshot = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9._-]{0,119}\.snapshot$"
     summary="Check a collection (admin)",
     description=(
         "Reads every row: its checksum, whether the index holds exactly the rows, how many true neighbours searches "
-        "find. Takes as long as it takes; searches and writes go on."
+        "find. Takes as long as it takes; searches and writes go on, and it ends when its caller goes."
     ),
     responses=answers(DoctorResponse, 400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503),
     openapi_extra=json_body(DoctorRequest),
@@ -48,7 +49,8 @@ Snapshot = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9._-]{0,119}\.snapshot$"
 async def doctor(request: Request, name: Name) -> Response:
     upkeep = _upkeep(request)
     body = await read_json(request, DoctorRequest, services_of(request).limits)
-    return model_response(await upkeep.doctor(name, queries=body.queries, recall_at=body.recall_at))
+    work = upkeep.doctor(name, queries=body.queries, recall_at=body.recall_at)
+    return model_response(await while_connected(request, work))
 
 
 @router.post(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -26,6 +27,13 @@ _I = TypeVar("_I", bound=Item)
 def deadline_for(request: Request) -> Deadline:
     settings = services_of(request).settings
     return deadline_of(request.scope, default_s=settings.request_timeout_s, cap_s=settings.max_request_timeout_s)
+
+
+def caller_of(request: Request) -> str:
+    """Who asks, to share what is scarce: by key where keys are asked for, else by address."""
+    if services_of(request).settings.api_keys:
+        return hashlib.sha256(request.headers.get("authorization", "").encode()).hexdigest()
+    return request.client.host if request.client else ""
 
 
 def model_for(services: Services, name: str | None) -> RunningModel:

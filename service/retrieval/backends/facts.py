@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from service.retrieval.errors import InvalidFilter, InvalidItem
-from service.retrieval.filters import MAX_STRING_BYTES, compile_filter
-from service.retrieval.paths import MAX_PATH_CHARS, parse_path
+from service.retrieval.filter_limits import MAX_STRING_BYTES
+from service.retrieval.filters import after_prefix, compile_filter
+from service.retrieval.paths import MAX_PATH_CHARS, MISSING, Keys, parse_path, value_at
 from service.retrieval.records import FieldType
 
 MAX_FACTS = 4096  # Milvus' largest array
@@ -28,10 +29,8 @@ _CUT_BYTES = MAX_STRING_BYTES + 1
 TEXT_CHARS = 2 * (_CUT_BYTES + 3)
 _EXACT_WHOLE = 2**53
 ALWAYS = "(sequence >= 0)"
-NEVER = "(sequence < 0)"
 _Order = Literal["number", "string"]
 _SIGNS = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
-_MISSING = object()
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,6 @@ class OrderedField:
     """A declared field that ranges can be asked of; `low` and `high` are one column unless it is a list."""
 
     path: str
-    keys: tuple[str, ...]
     kind: _Order
     is_list: bool
     low: str
@@ -59,7 +57,7 @@ def ordered_fields(schema: Mapping[str, FieldType]) -> dict[str, OrderedField]:
         is_list = declared.endswith("[]")
         low, high = (f"f{place}_low", f"f{place}_high") if is_list else (f"f{place}", f"f{place}")
         kind: _Order = "number" if declared.startswith("number") else "string"
-        found[path] = OrderedField(path, parse_path(path), kind, is_list, low, high)
+        found[path] = OrderedField(path, kind, is_list, low, high)
     return found
 
 
@@ -69,7 +67,7 @@ def facts_of(metadata: Mapping[str, Any], fields: Mapping[str, OrderedField]) ->
     Raises:
         InvalidItem: more than MAX_FACTS.
     """
-    found = {_fact(path, kind, value) for path, kind, value in _walk(metadata, ())}
+    found = {_fact(path, kind, value) for path, kind, value in _walk(metadata, (), metadata)}
     found |= {_fact(field.path, "ordered", "") for field in fields.values() if _values(metadata, field)}
     if len(found) > MAX_FACTS:
         raise InvalidItem(f"metadata has {len(found)} values to filter by, Milvus takes {MAX_FACTS}")
@@ -128,6 +126,8 @@ class _Translator:
             return there if wanted else f"(not {there})"
         if name in _SIGNS:
             return self._range(field, name, wanted, f"{here}.{name}")
+        if name == "$prefix":
+            return self._prefix(field, wanted, f"{here}.{name}")
         facts = [_fact(field, *_typed(each)) for each in (wanted if name == "$in" else [wanted])]
         return f"(not {_has(facts)})" if name == "$ne" else _has(facts)
 
@@ -138,8 +138,6 @@ class _Translator:
                 "Milvus orders only fields that metadata_schema declares as number, string, number[] or string[]",
                 path=here,
             )
-        if isinstance(wanted, str) != (field.kind == "string"):
-            return NEVER
         sign, literal = _SIGNS[name], ""
         if isinstance(wanted, str):
             literal = f'"{_sortable(wanted)}"'
@@ -147,6 +145,16 @@ class _Translator:
             sign, literal = _bound(sign, wanted)
         column = field.high if sign.startswith(">") else field.low
         return f"({_has([_fact(path, 'ordered', '')])} and {column} {sign} {literal})"
+
+    def _prefix(self, path: str, wanted: str, here: str) -> str:
+        field = self._fields.get(path)
+        if field is None or field.is_list:
+            raise InvalidFilter(
+                "Milvus takes $prefix only of fields that metadata_schema declares as string or date", path=here
+            )
+        end = after_prefix(wanted)
+        below = "" if end is None else f' and {field.low} < "{_sortable(end)}"'
+        return f'({_has([_fact(path, "ordered", "")])} and {field.low} >= "{_sortable(wanted)}"{below})'
 
 
 def _bound(sign: str, wanted: int | float) -> tuple[str, str]:
@@ -159,27 +167,36 @@ def _bound(sign: str, wanted: int | float) -> tuple[str, str]:
     return (">", repr(below)) if sign.startswith(">") else ("<", repr(above))
 
 
-def _walk(metadata: Mapping[str, Any], above: tuple[str, ...]) -> Iterator[tuple[str, str, str]]:
-    """(path, kind, value) of each field that a filter can name."""
+def _walk(metadata: Mapping[str, Any], above: Keys, item: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(name, kind, value) of each field, by every name that a filter can give it; see service/retrieval/paths.py."""
     for key, value in metadata.items():
         keys = (*above, key)
-        path = ".".join(keys)
-        if not _can_be_named(path, keys):
-            continue
-        yield path, "exists", ""
+        for name in _names(keys):
+            if above and name in item:
+                continue  # the flat key of that name goes before it
+            yield name, "exists", ""
+            for each in cast("list[Any]", value) if isinstance(value, list) else [value]:
+                if not isinstance(each, (dict, list)):
+                    yield (name, *_typed(each))
         if isinstance(value, dict):
-            yield from _walk(cast("dict[str, Any]", value), keys)
-            continue
-        for each in cast("list[Any]", value) if isinstance(value, list) else [value]:
-            if not isinstance(each, (dict, list)):
-                yield (path, *_typed(each))
+            yield from _walk(cast("dict[str, Any]", value), keys, item)
 
 
-def _can_be_named(path: str, keys: tuple[str, ...]) -> bool:
+def _names(keys: Keys) -> list[str]:
+    """The exact name, and for a flat key with a dot the plain one too."""
+    exact = ".".join(key.replace("\\", "\\\\").replace(".", "\\.") for key in keys)
+    names = {exact, keys[0]} if len(keys) == 1 and "\\" not in keys[0] else {exact}
+    return [name for name in sorted(names) if _can_be_named(name)]
+
+
+def _can_be_named(name: str) -> bool:
+    if len(name) > MAX_PATH_CHARS:
+        return False
     try:
-        return len(path) <= MAX_PATH_CHARS and parse_path(path) == keys
+        parse_path(name)
     except ValueError:
         return False
+    return True
 
 
 def _typed(value: Any) -> tuple[str, str]:
@@ -196,10 +213,8 @@ def _typed(value: Any) -> tuple[str, str]:
 
 
 def _values(metadata: Mapping[str, Any], field: OrderedField) -> list[Any]:
-    found: Any = metadata
-    for key in field.keys:
-        found = cast("dict[str, Any]", found).get(key, _MISSING) if isinstance(found, dict) else _MISSING
-    if found is _MISSING:
+    found = value_at(metadata, field.path)
+    if found is MISSING:
         return []
     return cast("list[Any]", found) if field.is_list else [found]
 

@@ -23,6 +23,7 @@ from service.retrieval.backends.milvus_rows import (
 )
 from service.retrieval.backends.milvus_search import Asked, search
 from service.retrieval.errors import InvalidItem, InvalidQuery, ItemNotFound
+from service.retrieval.filters import compile_filter
 from service.retrieval.items import Door, check_id
 from service.retrieval.queries import check_queries, cursor_of, id_of_cursor
 from service.retrieval.records import (
@@ -40,8 +41,10 @@ from service.retrieval.records import (
     Vector,
 )
 from service.retrieval.rows import Prepared
+from service.retrieval.stopping import NEVER, Stop
 
 _WRITE_BYTES = 8 * 2**20  # of one request; Milvus takes 64 MiB
+_LOOKED_FOR = 8  # fields of a filter, to say that no item has them
 _KEYS = 500  # named in one expression
 
 
@@ -106,7 +109,10 @@ class MilvusCollection:
         found = [encode(row, self._fields, sequence=sequence) for row in rows]
         self._connection.write_many(lambda: self._send(found))
 
-    def delete(self, ids: Sequence[str] | None = None, *, filter: dict[str, Any] | None = None) -> int:
+    def delete(
+        self, ids: Sequence[str] | None = None, *, filter: dict[str, Any] | None = None, stop: Stop = NEVER
+    ) -> int:
+        stop.check()  # Milvus cannot be interrupted; each call to it has its own limit of time
         if (ids is None) == (filter is None):
             raise InvalidQuery("give ids or a filter, not both")
         if ids is None:
@@ -146,7 +152,10 @@ class MilvusCollection:
         found = {id_of(row["key"]): vector_of(row) for row in rows}
         return [found.get(id) for id in ids]
 
-    def items(self, *, cursor: str | None = None, limit: int = 100, with_vectors: bool = False) -> Page:
+    def items(
+        self, *, cursor: str | None = None, limit: int = 100, with_vectors: bool = False, stop: Stop = NEVER
+    ) -> Page:
+        stop.check()
         if not 1 <= limit <= self._settings.max_results:
             raise InvalidQuery(f"limit must be 1 to {self._settings.max_results}, got {limit}")
         fields = ["key", "document", "sequence", *(["vector"] if with_vectors else [])]
@@ -165,6 +174,8 @@ class MilvusCollection:
         with_metadata: bool = True,
         with_vectors: bool = False,
         exclude_ids: Sequence[Sequence[str]] | None = None,
+        may_scan: bool = True,
+        stop: Stop = NEVER,
     ) -> list[SearchResult]:
         queries = check_queries(vectors, self.spec.dim)
         if top_k < 1 or offset < 0 or offset + top_k > self._settings.max_results:
@@ -181,7 +192,15 @@ class MilvusCollection:
             with_metadata=with_metadata,
             with_vectors=with_vectors,
         )
-        return search(self._connection, self._there, self.spec, queries, excluded, asked)
+        return search(self._connection, self._there, self.spec, queries, excluded, asked, stop)
+
+    def scan(self, filter: dict[str, Any], *, stop: Stop = NEVER) -> None:
+        """Milvus has an index of facts, so nothing has to be looked at first."""
+
+    def unknown_fields(self, filter: dict[str, Any]) -> Sequence[str]:
+        condition = compile_filter(filter, self.spec.metadata_schema)
+        asked = list(condition.undeclared)[:_LOOKED_FOR] if self.count() else []
+        return [field for field in asked if not self.count(expression_of({field: {"$exists": True}}, {}))]
 
     def export_rows(self, *, batch: int = 1000) -> Iterator[list[Record]]:
         """In the order of ids; rows that change meanwhile may be of several moments."""
@@ -213,15 +232,16 @@ class MilvusCollection:
         self._connection.write("compact", self._there)
         return CompactReport(slots_removed=0, bytes_freed=0)
 
-    def snapshot(self, path: Path) -> SnapshotInfo:
+    def snapshot(self, path: Path, *, stop: Stop = NEVER) -> SnapshotInfo:
         raise NotSupported(
             "the milvus backend has no snapshots of one moment: use its own backup, or `clipworks collections export`"
         )
 
-    def doctor(self, *, queries: int = 100, recall_at: int = 10) -> DoctorReport:
+    def doctor(self, *, queries: int = 100, recall_at: int = 10, stop: Stop = NEVER) -> DoctorReport:
         def blocks() -> Iterator[list[dict[str, Any]]]:
             last = ""
             while rows := self._after(last, 1000, ["key", "document", "sequence", "checksum", "vector"]):
+                stop.check()
                 last = rows[-1]["key"]
                 yield rows
 

@@ -12,6 +12,7 @@ from service.retrieval.backends.milvus_connection import MilvusConnection
 from service.retrieval.backends.milvus_rows import built_kind, decode, search_params, vector_of
 from service.retrieval.ranking import exact_scores, rounding_bound
 from service.retrieval.records import CollectionSpec, Hit, SearchResult, Vector
+from service.retrieval.stopping import NEVER, Stop
 
 MAX_ROWS = 16_384  # Milvus' largest limit
 _SPARE = 8
@@ -38,6 +39,7 @@ def search(
     queries: Vector,
     excluded: Sequence[frozenset[str]],
     asked: Asked,
+    stop: Stop = NEVER,
 ) -> list[SearchResult]:
     """The best rows for each of unit queries [Q, D].
 
@@ -55,6 +57,7 @@ def search(
         step = max(1, _FLOATS // (limit * spec.dim))
         left: list[int] = []
         for start in range(0, len(open_places), step):
+            stop.check()
             places = open_places[start : start + step]
             answers = connection.ask(
                 "search",
