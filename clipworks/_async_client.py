@@ -318,6 +318,21 @@ class AsyncClient:
         """With all its items, for good."""
         await self._drive(self._setup.collections.drop(name))
 
+    async def aliases(self) -> dict[str, str]:
+        """See `Client.aliases`."""
+        return await self._drive(self._setup.collections.aliases())
+
+    async def set_alias(
+        self, name: str, collection: str, *, keep_as: str | None = None, if_sequence: int | None = None
+    ) -> str:
+        """See `Client.set_alias`."""
+        steps = self._setup.collections.set_alias(name, collection, keep_as=keep_as, if_sequence=if_sequence)
+        return await self._drive(steps)
+
+    async def delete_alias(self, name: str) -> None:
+        """See `Client.delete_alias`."""
+        await self._drive(self._setup.collections.delete_alias(name))
+
     async def health(self) -> Health:
         """See `Client.health`."""
         return await self._drive(self._setup.queries.health())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +29,8 @@ from clipworks._queries import parse
 from clipworks.results import Hit, Hits, SearchResult, Stored, UpsertResult, vector_of
 from clipworks.retry import RetryPolicy
 from clipworks.schemas import (
+    AliasInfo,
+    AliasList,
     CollectionInfo,
     CollectionList,
     CompactResponse,
@@ -89,6 +92,18 @@ class CollectionCalls:
 
     def drop(self, name: str) -> Steps[None]:
         yield from self._exchange("DELETE", _path(name))
+
+    def aliases(self) -> Steps[dict[str, str]]:
+        found = parse((yield from self._exchange("GET", "/aliases")), AliasList, "/aliases")
+        return {each.name: each.collection for each in found.data}
+
+    def set_alias(self, name: str, collection: str, *, keep_as: str | None, if_sequence: int | None) -> Steps[str]:
+        path = _alias_path(name)
+        body = {"collection": collection} | _given(keep_as=keep_as, if_sequence=if_sequence)
+        return parse((yield from self._exchange("PUT", path, body)), AliasInfo, path).collection
+
+    def delete_alias(self, name: str) -> Steps[None]:
+        yield from self._exchange("DELETE", _alias_path(name))
 
     def doctor(self, name: str, *, queries: int, recall_at: int) -> Steps[DoctorResponse]:
         path = f"{_path(name)}/doctor"
@@ -170,7 +185,10 @@ class CollectionCalls:
         )
 
         def finish() -> SearchResult:
-            return SearchResult(results=found, errors=dict(sorted(batch.failed.items())))
+            said = list(dict.fromkeys(text for body in batch.bodies for text in body.warnings))
+            for text in said:
+                warnings.warn(f"collection {name}: {text}", stacklevel=2)
+            return SearchResult(results=found, errors=dict(sorted(batch.failed.items())), warnings=said)
 
         parts = chunks(sources, self.limits.items)
         return Plan(label="search", total=len(sources), batch=batch, chunks=parts, finish=finish)
@@ -279,6 +297,10 @@ def _included(include: Sequence[Include]) -> list[Include]:
 
 def _path(name: str) -> str:
     return f"/collections/{quote(name, safe='')}"
+
+
+def _alias_path(name: str) -> str:
+    return f"/aliases/{quote(name, safe='')}"
 
 
 def _id(id: str) -> str:

@@ -332,7 +332,7 @@ class Client:
 
         model: whose vectors it holds, `name@version` or name; default: the server's. Its version is pinned.
         index: auto, flat, sq8, ivf_sq8, or {"kind", "nprobe", "oversample"}.
-        metadata_schema: dotted field -> string, number, boolean, string[] or number[].
+        metadata_schema: dotted field -> string, number, boolean, date, string[] or number[].
 
         Raises:
             Conflict: one of this name is there and differs.
@@ -343,6 +343,28 @@ class Client:
     def delete_collection(self, name: str) -> None:
         """With all its items, for good."""
         self._drive(self._setup.collections.drop(name))
+
+    def aliases(self) -> dict[str, str]:
+        """Other names of collections: the collection that each means now."""
+        return self._drive(self._setup.collections.aliases())
+
+    def set_alias(
+        self, name: str, collection: str, *, keep_as: str | None = None, if_sequence: int | None = None
+    ) -> str:
+        """Let `name` mean a collection from now on, at once; the collection's own name is returned.
+
+        keep_as: new name of the collection that has `name` as its own; it changes at the same moment.
+        if_sequence: refuse if the collection that `name` means now is at another change than this one.
+
+        Raises:
+            Conflict: `name` is a collection's own and there is no keep_as, keep_as is taken, or another sequence.
+        """
+        steps = self._setup.collections.set_alias(name, collection, keep_as=keep_as, if_sequence=if_sequence)
+        return self._drive(steps)
+
+    def delete_alias(self, name: str) -> None:
+        """The collection stays. Raises NotFound."""
+        self._drive(self._setup.collections.delete_alias(name))
 
     def health(self) -> Health:
         """Whether the server is ready to answer; says why when it is not. Not retried."""

@@ -20,6 +20,9 @@ from clipworks._wire import (
 )
 
 __all__ = [
+    "AliasInfo",
+    "AliasList",
+    "AliasRequest",
     "BackendName",
     "BuiltKind",
     "COLLECTION_PATTERN",
@@ -76,7 +79,7 @@ __all__ = [
     "WeightedVector",
 ]
 
-COLLECTION_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+COLLECTION_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}(@[1-9][0-9]{0,8})?$"
 MAX_ID_BYTES = 512
 MAX_SCHEMA_FIELDS = 64
 VECTOR_FORMAT = "base64-float32"  # JSON schema `format` of vectors as text; tests generate real ones for it
@@ -157,10 +160,37 @@ class CollectionInfo(Wire):
     )
     rebuilding: bool
     warnings: list[str] = Field(description="what was found wrong at start; empty when all was well")
+    aliases: list[str] = Field(default_factory=list[str], description="its other names")
 
 
 class CollectionList(Wire):
     data: list[CollectionInfo]
+
+
+# ---------------------------------------------------------------- aliases
+
+
+class AliasRequest(Wire):
+    collection: CollectionName = Field(description="that the alias names from now on")
+    keep_as: CollectionName | None = Field(
+        default=None,
+        description="new name of the collection that has the alias' name as its own; changes at the same moment",
+    )
+    if_sequence: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_WHOLE,
+        description="refuse (409) if the collection that the name means now is at another change than this one",
+    )
+
+
+class AliasInfo(Wire):
+    name: str
+    collection: str
+
+
+class AliasList(Wire):
+    data: list[AliasInfo]
 
 
 # ---------------------------------------------------------------- upkeep (admin)

@@ -170,10 +170,14 @@ class Hits:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """results: in the order of the queries, without hits for those in `errors` (index -> why)."""
+    """results: in the order of the queries, without hits for those in `errors` (index -> why).
+
+    warnings: what the server says of the search, such as fields of the filter that no item has.
+    """
 
     results: list[Hits]
     errors: dict[int, ClientError]
+    warnings: list[str] = field(default_factory=list[str])
 
 
 def vector_of(encoded: list[float] | str | None) -> Vector | None:

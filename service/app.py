@@ -14,6 +14,7 @@ from service.errors import install_handlers
 from service.gate import Gate
 from service.openapi import install_openapi
 from service.routes import (
+    aliases,
     classify,
     collection_items,
     collection_search,
@@ -92,6 +93,7 @@ def create_app(
         collection_items,
         collection_search,
         collection_upkeep,
+        aliases,
         models,
         openai,
         operations,

@@ -46,7 +46,8 @@ class Upkeep:
             CollectionNotFound, NotSupported, StorageFull
         """
         folder = self._required()
-        file = folder / f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(4)}.snapshot"
+        moment = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        file = folder / f"{name.replace('@', '-')}-{moment}-{secrets.token_hex(4)}.snapshot"
 
         def write(store: Backend, stop: Stop) -> SnapshotInfo:
             collection = store.get(name)

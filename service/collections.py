@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -159,7 +159,7 @@ class Collections:
 
     async def list(self, *, deadline: Deadline) -> list[CollectionInfo]:
         store = self._opened()
-        return await self._threads.run("slow", lambda _: store.list(), deadline=deadline)
+        return await self._threads.run("slow", lambda _: _named(store, store.list()), deadline=deadline)
 
     async def totals(self, deadline: Deadline) -> tuple[int, int]:
         """(collections, items of all of them)."""
@@ -167,8 +167,36 @@ class Collections:
         return len(found), sum(each.count for each in found)
 
     async def describe(self, name: str, *, deadline: Deadline) -> CollectionInfo:
-        collection = await self.get(name, deadline=deadline)
-        return await self._threads.run("read", lambda _: collection.describe(), deadline=deadline)
+        store = self._opened()
+        [info] = await self._threads.run(
+            "read", lambda _: _named(store, [store.get(name).describe()]), deadline=deadline
+        )
+        return info
+
+    async def aliases(self, *, deadline: Deadline) -> Mapping[str, str]:
+        """Name of the collection by alias."""
+        store = self._opened()
+        return await self._threads.run("slow", lambda _: store.aliases(), deadline=deadline)
+
+    async def set_alias(
+        self, name: str, collection: str, *, keep_as: str | None, if_sequence: int | None, deadline: Deadline
+    ) -> bool:
+        """Let a name mean another collection at once; whether the alias is new.
+
+        Raises:
+            CollectionNotFound, CollectionConflict, NotSupported
+        """
+        store = self._opened()
+        return await self._threads.run(
+            "slow",
+            lambda _: store.set_alias(name, collection, keep_as=keep_as, if_sequence=if_sequence),
+            deadline=deadline,
+        )
+
+    async def delete_alias(self, name: str, *, deadline: Deadline) -> None:
+        """Raises AliasNotFound."""
+        store = self._opened()
+        await self._threads.run("slow", lambda _: store.delete_alias(name), deadline=deadline)
 
     async def drop(self, name: str, *, deadline: Deadline) -> None:
         store = self._opened()
@@ -395,6 +423,15 @@ class Collections:
         if self._store is None:
             raise NotReady("the collections are being opened")
         return self._store
+
+
+def _named(store: Backend, infos: Sequence[CollectionInfo]) -> list[CollectionInfo]:
+    """Descriptions with the aliases of each collection, which it does not know itself."""
+    aliases = store.aliases()
+    return [
+        replace(info, aliases=tuple(sorted(name for name, target in aliases.items() if target == info.name)))
+        for info in infos
+    ]
 
 
 def _shares(collection: BackendCollection, caller: str) -> tuple[tuple[str, str], ...]:

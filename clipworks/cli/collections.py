@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from clipworks.cli import collection_files, collection_upkeep, connect, output
+from clipworks.cli import collection_files, collection_upgrade, collection_upkeep, connect, output
 from clipworks.cli.collection_upkeep import megabytes
 from clipworks.cli.failures import UsageError
 from clipworks.client import AsyncClient
@@ -67,6 +67,7 @@ def show(
     output.print_facts(
         [
             ("name", info.name),
+            ("aliases", ", ".join(info.aliases) or "none"),
             ("items", str(info.count)),
             ("model", info.model),
             ("space", info.space),
@@ -107,6 +108,12 @@ def delete(
 
 app.command("export")(collection_files.export_collection)
 app.command("import")(collection_files.import_collection)
+
+
+app.command()(collection_upgrade.upgrade)
+app.command()(collection_upgrade.alias)
+app.command()(collection_upgrade.unalias)
+app.command()(collection_upgrade.aliases)
 
 
 app.command()(collection_upkeep.doctor)

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -331,6 +332,11 @@ class Collection:
     @property
     def tables(self) -> Tables:
         return self._tables
+
+    def rename(self, name: str) -> None:
+        """Its entry in the database has this name now."""
+        self.name = name
+        self._tables = replace(self._tables, name=name)
 
     @property
     def gate(self) -> threading.Lock:

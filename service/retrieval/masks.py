@@ -33,7 +33,10 @@ class Mask:
 
 
 class MaskCache:
-    """By digest of the filter; least recently used masks first out. Guarded by the collection's gate, and emptied when the index is replaced."""
+    """By digest of the filter, least recently used first out.
+
+    Guarded by the collection's gate, and emptied when the index is replaced.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes

@@ -18,7 +18,7 @@ IndexKind = Literal["auto", "flat", "sq8", "ivf_sq8"]
 BuiltKind = Literal["flat", "sq8", "ivf_sq8"]
 Vector = NDArray[np.float32]
 Metadata = dict[str, Any]
-NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(@[1-9][0-9]{0,8})?")
 MAX_DIM = 8192
 
 
@@ -156,6 +156,7 @@ class CollectionInfo:
     durability: `full` (an answer means synced to disk), `process` (handed to the operating system: survives a crash of
         the process, not a power cut), `remote` (the answer of another server) or `none` (a temporary folder).
     warnings: what was found wrong at open, in words; empty when all was well.
+    aliases: its other names.
     """
 
     name: str
@@ -171,6 +172,7 @@ class CollectionInfo:
     rebuilding: bool
     warnings: tuple[str, ...]
     backend: Literal["embedded", "milvus"] = "embedded"
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

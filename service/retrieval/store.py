@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +17,11 @@ from typing import Any, cast
 
 import apsw
 
-from service.retrieval import archive, cache, lock, witness
+from service.retrieval import aliases, archive, cache, lock, witness
 from service.retrieval.collection import Collection
 from service.retrieval.database import CHECKSUMS, ensure_checksums, translate
 from service.retrieval.errors import (
+    AliasNotFound,
     CollectionConflict,
     CollectionNotFound,
     InvalidCollection,
@@ -37,8 +38,10 @@ from service.retrieval.tables import (
     create_list,
     drop_collection,
     drop_unready,
+    ensure_indexes,
     insert_collection,
     mark_ready,
+    read_counters,
     read_list,
     renew_epoch,
 )
@@ -54,7 +57,9 @@ class CollectionStore:
     """Open with `CollectionStore.open`; close it, or use it as a context manager. Safe from any thread.
 
     Threads: the log's writer (see log.py) and the one of upkeep.py.
-    `_changing` guards the dictionary of collections and is held while one is made or dropped.
+    `_changing` guards the dictionary of collections and is held while one is made or dropped, or an alias is moved.
+    `_by_name`, where names are looked up, has collections by name and by alias; it is replaced whole, so nobody ever
+    sees a name that is between two of them.
     """
 
     def __init__(
@@ -67,6 +72,8 @@ class CollectionStore:
         self._temporary = temporary
         self._changing = threading.Lock()
         self._collections: dict[str, Collection] = {}
+        self._aliases: dict[str, Collection] = {}
+        self._by_name: dict[str, Collection] = {}
         self._coming: set[str] = set()
         self._closed = False
         self._upkeep = Upkeep(
@@ -139,15 +146,14 @@ class CollectionStore:
         """The collection of that name, and whether it is new; an equal specification gives the one that is there.
 
         Raises:
-            InvalidCollection: a name that does not match [a-z0-9][a-z0-9._-]{0,63}.
+            InvalidCollection: a name that does not match NAME_PATTERN.
             CollectionConflict: it exists with another specification.
         """
-        if not NAME_PATTERN.fullmatch(name):
-            raise InvalidCollection(f"a collection's name must match {NAME_PATTERN.pattern}, got {name[:80]!r}")
+        _check_name(name)
         with self._open_for_change():
             if name in self._coming:
                 raise CollectionConflict(f"collection {name} is being restored")
-            there = self._collections.get(name)
+            there = self._by_name.get(name)
             if there is not None:
                 if there.spec != spec:
                     raise CollectionConflict(
@@ -158,8 +164,8 @@ class CollectionStore:
             return self._admit(tables, self._build(tables)), True
 
     def get(self, name: str) -> Collection:
-        """Raises CollectionNotFound."""
-        found = self._collections.get(name)
+        """By name or alias. Raises CollectionNotFound."""
+        found = self._by_name.get(name)
         if self._closed:
             raise StoreClosed("the store is closed")
         if found is None:
@@ -176,20 +182,93 @@ class CollectionStore:
                 found.append(collection.describe())
         return found
 
+    def aliases(self) -> dict[str, str]:
+        """Name of the collection by alias."""
+        if self._closed:
+            raise StoreClosed("the store is closed")
+        return {name: target.name for name, target in sorted(self._aliases.copy().items())}
+
+    def set_alias(
+        self, name: str, collection: str, *, keep_as: str | None = None, if_sequence: int | None = None
+    ) -> bool:
+        """Let `name` mean a collection, durably and at once; whether it is new. Searches notice nothing.
+
+        keep_as: the new name of the collection that has `name` as its own, which changes in the same transaction.
+        if_sequence: of the collection that `name` means now, which must not have changed since.
+
+        Raises:
+            InvalidCollection: a name that cannot be one.
+            CollectionNotFound: there is no such collection.
+            CollectionConflict: `name` is a collection's own and there is no keep_as, keep_as is taken or not needed, or
+                the sequence is another one.
+        """
+        _check_name(name)
+        with self._open_for_change():
+            target, holder = self.get(collection), self._collections.get(name)
+            if name in self._coming or (keep_as in self._coming if keep_as else False):
+                raise CollectionConflict("a collection of this name is being restored")
+            if holder is None and keep_as is not None:
+                raise CollectionConflict(f"there is no collection {name} to keep as {keep_as}: leave keep_as out")
+            if holder is not None and keep_as is None:
+                raise CollectionConflict(
+                    f"{name} is a collection's own name: say under which one to keep that collection (keep_as)"
+                )
+            if keep_as is not None:
+                _check_name(keep_as)
+                if keep_as in self._by_name:
+                    raise CollectionConflict(f"keep_as: the name {keep_as} is taken")
+            before = self._by_name.get(name)
+            renamed = (holder.tables.number, keep_as) if holder and keep_as else None
+
+            def switch(db: apsw.Connection) -> None:
+                if if_sequence is not None:
+                    now = read_counters(db, before.tables.number) if before else None
+                    if now is None or now.sequence != if_sequence:
+                        there = f"is at change {now.sequence}" if now else "means no collection"
+                        raise CollectionConflict(f"{name} {there}, not at {if_sequence}")
+                aliases.point(db, name, target.tables.number, renamed=renamed)
+
+            self._log.write(switch)
+            if holder and keep_as:
+                holder.rename(keep_as)
+                self._collections[keep_as] = self._collections.pop(name)
+            is_new = name not in self._aliases
+            self._aliases[name] = target
+            self._show_names()
+            return is_new
+
+    def delete_alias(self, name: str) -> None:
+        """Raises AliasNotFound."""
+        with self._open_for_change():
+            if name not in self._aliases:
+                raise AliasNotFound(f"there is no alias {name[:80]!r}")
+            self._log.write(lambda db: aliases.remove(db, name))
+            del self._aliases[name]
+            self._show_names()
+
     def drop(self, name: str) -> None:
         """Delete a collection with all its rows, durably.
 
         Raises:
             CollectionNotFound
+            CollectionConflict: the name is an alias, or the collection has one.
         """
         with self._open_for_change():
+            if name in self._aliases:
+                owner = self._aliases[name].name
+                raise CollectionConflict(f"{name} is an alias of {owner}: delete the alias, or {owner} by its own name")
             found = self._collections.get(name)
             if found is None:
                 raise CollectionNotFound(f"there is no collection {name[:80]!r}")
+            if named := sorted(alias for alias, target in self._aliases.items() if target is found):
+                raise CollectionConflict(
+                    f"collection {name} has the alias {', '.join(named)}: delete or move that first"
+                )
             number = found.tables.number
             with found.being_dropped():
                 self._log.write(lambda db: drop_collection(db, number), gate=found.gate)
             del self._collections[name]
+            self._show_names()
             self._upkeep.forget(number)
             cache.path_of(self._folder / INDEXES, found.tables).unlink(missing_ok=True)
             self._upkeep.note_progress()
@@ -201,8 +280,7 @@ class CollectionStore:
             StoreCorrupt: the file is not complete or not what was written.
             CollectionConflict: the name is taken.
         """
-        if not NAME_PATTERN.fullmatch(name):
-            raise InvalidCollection(f"a collection's name must match {NAME_PATTERN.pattern}, got {name[:80]!r}")
+        _check_name(name)
         with self._reserved_name(name), archive.opened(path) as (header, rows):
             hidden = f".restoring-{uuid.uuid4().hex}"
             tables = self._log.write(
@@ -227,7 +305,7 @@ class CollectionStore:
             CollectionConflict: it is taken.
         """
         with self._open_for_change():
-            if name in self._collections or name in self._coming:
+            if name in self._by_name or name in self._coming:
                 raise CollectionConflict(f"collection {name} exists; restore under another name, or drop it first")
             self._coming.add(name)
         try:
@@ -275,14 +353,21 @@ class CollectionStore:
     def _load(self, noted: witness.Progress) -> None:
         started = time.monotonic()
 
-        def list_all(db: apsw.Connection) -> list[Tables]:
+        def list_all(db: apsw.Connection) -> tuple[list[Tables], Mapping[str, int]]:
             create_list(db)
+            aliases.create_table(db)
             drop_unready(db)
-            return read_list(db)
+            listed = read_list(db)
+            for tables in listed:
+                ensure_indexes(db, tables.number, tables.spec)
+            return listed, aliases.read_all(db)
 
-        found = self._log.write(list_all)
+        found, named = self._log.write(list_all)
         for tables in found:
             self._load_one(tables, noted)
+        by_number = {held.tables.number: held for held in self._collections.values()}
+        self._aliases = {name: by_number[number] for name, number in named.items()}
+        self._show_names()
         epochs = {tables.epoch for tables in found}
         self._warnings += tuple(witness.shortfalls({k: v for k, v in noted.items() if k not in epochs}, []))
         for warning in self._warnings:
@@ -358,7 +443,17 @@ class CollectionStore:
             stop=lambda: self._closed,
         )
         self._collections[tables.name] = made
+        self._show_names()
         return made
+
+    def _show_names(self) -> None:
+        """The caller holds `_changing`, or is the only one."""
+        self._by_name = {**self._collections, **self._aliases}
+
+
+def _check_name(name: str) -> None:
+    if not NAME_PATTERN.fullmatch(name):
+        raise InvalidCollection(f"a collection's name must match {NAME_PATTERN.pattern}, got {name[:80]!r}")
 
 
 def _rows(tables: Tables) -> Rows:

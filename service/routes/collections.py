@@ -71,7 +71,7 @@ async def get_collection(request: Request, name: Name) -> Response:
     "/{name}",
     status_code=204,
     summary="Delete a collection and all its items",
-    responses=answers(None, 404, 422, 429, 500, 503, 504, 507, status=204),
+    responses=answers(None, 404, 409, 422, 429, 500, 503, 504, 507, status=204),
 )
 async def delete_collection(request: Request, name: Name) -> Response:
     await services_of(request).require_collections().drop(name, deadline=deadline_for(request))
@@ -100,4 +100,5 @@ def shown(info: StoredInfo) -> CollectionInfo:
         durability=info.durability,
         rebuilding=info.rebuilding,
         warnings=list(info.warnings),
+        aliases=list(info.aliases),
     )

@@ -13,6 +13,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 from service.retrieval import archive
+from service.retrieval.backends.errors import NotSupported
 from service.retrieval.backends.milvus_collection import MilvusCollection
 from service.retrieval.backends.milvus_connection import MilvusConnection
 from service.retrieval.backends.milvus_rows import (
@@ -29,6 +30,7 @@ from service.retrieval.records import NAME_PATTERN, CollectionInfo, CollectionSp
 from service.retrieval.rows import Prepared
 
 _RESTORE_ROWS = 1000
+_NO_ALIASES = "the milvus backend has no aliases: a Milvus collection cannot be renamed and aliased in one step"
 
 
 class Clock:
@@ -96,6 +98,17 @@ class MilvusBackend:
             if spec is not None:
                 found.append(self._collection(name, spec).describe())
         return found
+
+    def aliases(self) -> dict[str, str]:
+        return {}
+
+    def set_alias(
+        self, name: str, collection: str, *, keep_as: str | None = None, if_sequence: int | None = None
+    ) -> bool:
+        raise NotSupported(_NO_ALIASES)
+
+    def delete_alias(self, name: str) -> None:
+        raise NotSupported(_NO_ALIASES)
 
     def drop(self, name: str) -> None:
         with self._changing:

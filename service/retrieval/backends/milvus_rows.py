@@ -33,7 +33,7 @@ _PREFIX = "clipworks_"
 _MAX_FIELDS = 64
 _LISTS = 1024
 _DEFAULT_PROBES = 64
-_ESCAPES = {"_": "__", ".": "_d", "-": "_m"}
+_ESCAPES = {"_": "__", ".": "_d", "-": "_m", "@": "_a"}
 
 
 def name_there(name: str) -> str:
