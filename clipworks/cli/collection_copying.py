@@ -33,11 +33,10 @@ class Sources:
         Raises:
             OSError, UnreadableInput: the content is not there any more, or is another one.
         """
-        metadata = self._moved(stored)
-        text = metadata.get(self.text_field) if self.text_field else None
-        if isinstance(text, str) and not isinstance(metadata.get("path"), str):
+        text = stored.metadata.get(self.text_field) if self.text_field else None
+        if isinstance(text, str) and "path" not in stored.metadata:
             return Item(id=stored.id, text=text, metadata=stored.metadata)
-        data = read_picture(metadata)
+        data = read_picture(self._moved(stored))
         known = stored.metadata.get("sha256")
         if isinstance(known, str) and hashlib.sha256(data).hexdigest() != known:
             raise UnreadableInput("its picture is another one now: run `clipworks index` first")

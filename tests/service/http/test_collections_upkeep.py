@@ -164,6 +164,6 @@ def test_metrics_are_there_when_the_collections_are_not(make_client: Callable[..
     client = make_client()
     assert client.get("/metrics").status_code == 200
     assert client.portal is not None
-    client.portal.call(client.app.state.services.collections.look_after, lambda store: store.close())  # pyright: ignore
+    client.portal.call(client.app.state.services.collections.look_after, lambda store, _: store.close())  # pyright: ignore
     assert client.get("/collections").status_code == 503
     assert client.get("/metrics").status_code == 200
