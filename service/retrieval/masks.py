@@ -54,6 +54,10 @@ class MaskCache:
             self._masks.move_to_end(key)
         return found
 
+    def peek(self, key: bytes) -> Mask | None:
+        """The same without counting as a use; needs no gate."""
+        return self._masks.get(key)
+
     def put(self, key: bytes, mask: Mask) -> None:
         before = self._masks.pop(key, None)
         self._bytes += mask.nbytes - (before.nbytes if before else 0)

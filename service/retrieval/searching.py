@@ -279,9 +279,8 @@ class Searcher:
 
     def unknown_fields(self, condition: Condition) -> tuple[str, ...]:
         """Fields of a filter that was searched by lately, and that no row has."""
-        with self._gate:
-            mask, _ = self._remembered(condition)
-            return mask.unknown if mask and self._live.slots.live else ()
+        mask = self._masks.peek(condition.key) if condition.undeclared else None
+        return mask.unknown if mask and self._live.slots.live else ()
 
     def _enter(self, query: Query, *, gated: bool) -> Bits | None:
         """Take the lock for reading, with the live slots that the filter leaves; None without a filter.

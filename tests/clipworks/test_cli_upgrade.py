@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -161,6 +163,26 @@ def test_it_goes_on_where_it_ended_and_takes_what_changed(server: str, photos: P
         assert news == {item.id: item.metadata for item in client.collection("photos@1").items()}
         assert news["01.png"]["seen"] is True
         assert "note" in news
+
+
+def test_a_killed_upgrade_goes_on(server: str, photos: Path) -> None:
+    """Killed at its first stored item: the name means the old collection, and nothing is encoded twice."""
+    command = [sys.executable, "-m", "clipworks", "collections", "upgrade", "photos", "--model", "tiny@2"]
+    command += ["--batch-size", "1", "--concurrency", "1", "--url", server]
+    with Client(server) as client, subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        count = 0
+        while not count and process.poll() is None:
+            count = next((info.count for info in client.collections() if info.name == "photos@2"), 0)
+        process.kill()
+        process.wait()
+        if client.aliases():
+            pytest.skip("it was done before it could be killed")
+        count = client.collection("photos@2").info().count
+        assert client.collection("photos").info().model == "tiny@1"
+    code, facts, said = upgrade(server)
+    assert code == 0, said
+    assert (facts["encoded"], facts["unchanged"], facts["switched"]) == (PICTURES - count, count, True)
+    assert 0 < count < PICTURES
 
 
 def test_another_model_than_the_collections_is_refused_with_the_remedy(server: str, photos: Path) -> None:
