@@ -141,6 +141,8 @@ def ready() -> None:
         key = {"Authorization": f"Bearer {KEY}"}
         client.put("/label-sets/pets", json={"labels": ["cat", "dog"]}, headers=key)
         client.put("/collections/pets", json={}, headers=key)
+        client.put("/collections/named", json={}, headers=key)
+        client.put("/aliases/alias", json={"collection": "named"}, headers=key)
         client.post("/collections/pets/items", json={"items": [{"id": "a", "text": "a cat"}]}, headers=key)
         if not (DATA / "snapshots" / SNAPSHOT).exists():
             made = client.post("/collections/pets/snapshot", headers=key).json()["snapshot"]
@@ -171,6 +173,12 @@ def aim(case: schemathesis.Case) -> None:
         case.path_parameters["id"] = "tiny"
     if case.operation.path.startswith("/collections"):
         aim_at_collection(case)
+    if case.operation.path.startswith("/aliases/"):
+        case.path_parameters["name"] = "alias"
+        if isinstance(case.body, dict):
+            case.body |= {"collection": "named"}
+            case.body.pop("keep_as", None)
+            case.body.pop("if_sequence", None)
     if case.operation.method != "post" or case.operation.path not in (
         "/embed",
         "/classify",
