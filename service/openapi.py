@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from clipworks.schemas import (
+    AliasRequest,
     ClassifyRequest,
     CollectionRequest,
     DeleteItemsRequest,
@@ -31,6 +32,7 @@ from service.options import Options
 _REF = "#/components/schemas/{model}"
 _REQUESTS = (
     ClassifyRequest,
+    AliasRequest,
     CollectionRequest,
     DeleteItemsRequest,
     DoctorRequest,
