@@ -14,7 +14,7 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from clipworks.schemas import MODEL_PATTERN
-from model_store.modality.image import ALL_FORMATS
+from model_store.modality.formats import ALL_FORMATS
 
 PREFIX = "CLIPWORKS_"
 # Variables of other programs of this project: not settings of the server, and no misspelling of one.

@@ -2,69 +2,86 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from model_store.errors import ClipworksError, ImageTooLarge, InvalidImage, UnsupportedImage
-from model_store.manifest import DenseSpec, ImageSpec
+from model_store.modality.containers import check_structure, isobmff, size_of
+from model_store.modality.formats import ALL_FORMATS, DEFAULT_FORMATS, missing_decoder, sniff
+from model_store.modality.orientation import orientation_of, upright
+from model_store.modality.rgb import to_rgb
 
-ALL_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
-_ORIENTATION_TAG = 0x0112
+if TYPE_CHECKING:  # pydantic costs a decode process as much memory as Pillow
+    from model_store.manifest import DenseSpec, ImageSpec
+
 _MIN_CELLS = 2  # of either side, whatever the aspect: one row of cells says nothing of above and below
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_large_picture = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeLimits:
-    """What `decode` accepts; everything is checked on the header, before pixels are allocated.
+    """What `decode` accepts; everything is checked on the encoded bytes, before pixels are allocated.
 
     `formats` is an allow-list of Pillow format names (the magic bytes decide, never a declared type).
     The aspect limit bounds the intermediate picture of resize_mode 'shortest'.
+    max_scans: of a JPEG; ordinary encoders write up to some thirty. max_parts: segments, chunks, blocks or boxes.
     """
 
     max_bytes: int = 32 * 2**20
-    max_pixels: int = 50_000_000
-    max_side_px: int = 16_384
-    max_aspect: float = 100.0
-    formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP")
+    max_pixels: int = 120_000_000
+    max_side_px: int = 65_535
+    max_aspect: float = 200.0
+    max_scans: int = 100
+    max_parts: int = 100_000
+    formats: tuple[str, ...] = DEFAULT_FORMATS
 
 
 DEFAULT_LIMITS = DecodeLimits()
+# Files of whoever runs a command: as large as memory allows.
+OWN_FILES = DecodeLimits(
+    max_bytes=2**31, max_pixels=2**31, max_side_px=2**31, max_aspect=1e9, max_parts=2**31, formats=ALL_FORMATS
+)
 
 
 def decode(data: bytes, limits: DecodeLimits = DEFAULT_LIMITS) -> Image.Image:
-    """Decode the first frame of `data` to an upright 8-bit RGB image.
+    """Decode the first frame of `data` to an upright 8-bit RGB image, in at most 16 bytes of memory for each pixel.
 
-    EXIF orientation is applied; alpha is composited over white; 16-bit grey is scaled to 8 bits with rounding;
-    palette, CMYK and grey are converted by Pillow; ICC profiles are ignored. JPEG draft mode is never used.
+    The orientation of the metadata is applied (EXIF, else XMP); alpha and transparent colours are composited over
+    white; 16-bit grey is scaled to 8 bits with rounding; palette, CMYK and grey are converted by Pillow; ICC profiles
+    are ignored. JPEG draft mode is never used: its pixels differ from those of a full decode.
 
     Raises:
-        UnsupportedImage: not a format of `limits.formats`.
+        UnsupportedImage: not a format of `limits.formats`, or one that this installation cannot decode.
         ImageTooLarge: over a limit.
         InvalidImage: truncated, corrupt, empty or unreadable for any other reason.
     """
-    if len(data) > limits.max_bytes:
-        raise ImageTooLarge(f"image has {len(data)} bytes, the limit is {limits.max_bytes}")
-    if not data:
-        raise InvalidImage("image has 0 bytes")
-    try:
-        with Image.open(BytesIO(data), formats=limits.formats) as image:
-            _check_size(image.size, limits)
-            image.load()
-            return _to_rgb(_upright(image))
-    except ClipworksError:
-        raise
-    except UnidentifiedImageError as error:
-        allowed = ", ".join(limits.formats)
-        raise UnsupportedImage(f"not an image of an accepted format ({allowed}), or its header is broken") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageTooLarge(f"image has more pixels than the limit of {limits.max_pixels}") from error
-    except (Exception, MemoryError) as error:  # Pillow's decoders raise OSError, ValueError, SyntaxError, ...
-        raise InvalidImage(f"image is truncated or corrupt ({type(error).__name__})") from error
+    return upright(*_opened(data, limits, near_px=None))
+
+
+def decode_preview(data: bytes, side_px: int, limits: DecodeLimits = OWN_FILES) -> Image.Image:
+    """What `decode` gives, made to fit into side_px x side_px for the eye: fast, and not the exact pixels."""
+    image = upright(*_opened(data, limits, near_px=2 * side_px))
+    image.thumbnail((side_px, side_px))
+    return image
+
+
+def declared_pixels(data: bytes, limits: DecodeLimits = DEFAULT_LIMITS) -> int:
+    """Width x height as the header says, in microseconds: what decoding will cost. `max_pixels` where it says nothing.
+
+    Raises:
+        UnsupportedImage, ImageTooLarge, InvalidImage: as `decode`, as far as the header shows it.
+    """
+    size = _checked_size(data, _accepted_format(data, limits), limits)
+    return limits.max_pixels if size is None else size[0] * size[1]
 
 
 def prepare(image: Image.Image, spec: ImageSpec) -> NDArray[np.uint8]:
@@ -119,38 +136,103 @@ def prepare_dense(image: Image.Image, spec: DenseSpec, *, short_px: int | None =
     return np.array(image if size == image.size else image.resize(size, _RESAMPLING[spec.interpolation]))
 
 
+def _opened(data: bytes, limits: DecodeLimits, *, near_px: int | None) -> tuple[Image.Image, int]:
+    """(RGB as stored, its orientation). near_px: a JPEG may be reduced while it is decoded, to no less than that."""
+    name = _accepted_format(data, limits)
+    size = _checked_size(data, name, limits)
+    check_structure(data, name, max_parts=limits.max_parts, max_scans=limits.max_scans)
+    try:
+        with _without_pillows_limit(size), Image.open(BytesIO(_readable(data, name)), formats=(name,)) as image:
+            _check_size(image.size, limits)
+            if near_px is not None:
+                image.draft("RGB", (near_px, near_px))
+            return to_rgb(_loaded(image), data), orientation_of(image.info)
+    except ClipworksError:
+        raise
+    except UnidentifiedImageError as error:
+        raise InvalidImage(f"the header of this {name} is broken") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageTooLarge(f"image has more pixels than the limit of {limits.max_pixels} (CLIPWORKS_MAX_PIXELS)") from error
+    except (Exception, MemoryError) as error:  # Pillow's decoders raise OSError, ValueError, SyntaxError, ...
+        raise InvalidImage(f"image is truncated or corrupt ({type(error).__name__})") from error
+
+
+def _accepted_format(data: bytes, limits: DecodeLimits) -> str:
+    if len(data) > limits.max_bytes:
+        raise ImageTooLarge(
+            f"image has {len(data)} bytes, the limit is {limits.max_bytes} (CLIPWORKS_MAX_IMAGE_BYTES)"
+        )
+    if not data:
+        raise InvalidImage("image has 0 bytes")
+    name, allowed = sniff(data), ", ".join(limits.formats)
+    if name is None:
+        raise UnsupportedImage(f"not an image of an accepted format ({allowed})")
+    if name not in ALL_FORMATS:
+        raise UnsupportedImage(f"this is {name}, which is not decoded here: convert it to one of {allowed}")
+    if name not in limits.formats:
+        raise UnsupportedImage(f"this is {name}; accepted are {allowed} (CLIPWORKS_IMAGE_FORMATS)")
+    if (advice := missing_decoder(name)) is not None:
+        shown = "HEIC (HEIF)" if name == "HEIF" else name
+        raise UnsupportedImage(f"this is {shown}, and this installation cannot decode it: {advice}, or convert it")
+    return name
+
+
+def _checked_size(data: bytes, name: str, limits: DecodeLimits) -> tuple[int, int] | None:
+    size = size_of(data, name, max_parts=limits.max_parts)
+    if size is not None:
+        _check_size(size, limits)
+    return size
+
+
 def _check_size(size: tuple[int, int], limits: DecodeLimits) -> None:
     width, height = size
     if width < 1 or height < 1:
         raise InvalidImage(f"image is {width}x{height} px")
     if width * height > limits.max_pixels:
-        raise ImageTooLarge(f"image is {width}x{height} = {width * height} px, the limit is {limits.max_pixels}")
+        raise ImageTooLarge(
+            f"image is {width}x{height} = {width * height} px, the limit is {limits.max_pixels} (CLIPWORKS_MAX_PIXELS)"
+        )
     if max(size) > limits.max_side_px:
-        raise ImageTooLarge(f"image side is {max(size)} px, the limit is {limits.max_side_px}")
+        raise ImageTooLarge(
+            f"image side is {max(size)} px, the limit is {limits.max_side_px} (CLIPWORKS_MAX_SIDE_PX)"
+        )
     if max(size) > limits.max_aspect * min(size):
-        raise ImageTooLarge(f"image is {width}x{height} px, the aspect limit is {limits.max_aspect:g}:1")
+        raise ImageTooLarge(
+            f"image is {width}x{height} px, the aspect limit is {limits.max_aspect:g}:1 (CLIPWORKS_MAX_ASPECT)"
+        )
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply EXIF orientation; broken metadata is ignored, never an error: the pixels are what was asked for."""
-    try:
-        if image.getexif().get(_ORIENTATION_TAG, 1) == 1:
-            return image
-        return ImageOps.exif_transpose(image)
-    except Exception:
-        return image
+@contextmanager
+def _without_pillows_limit(size: tuple[int, int] | None) -> Generator[None]:
+    """Pillow's own limit of pixels is off while a picture is opened whose size has passed ours.
+
+    It is a global of Pillow, so one such picture is decoded at a time; what else is decoded meanwhile has our limits.
+    """
+    limit: int | None = Image.MAX_IMAGE_PIXELS
+    if size is None or limit is None or size[0] * size[1] <= limit:
+        yield
+        return
+    with _large_picture:
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):
-        levels = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba).convert("RGB")
-    return image.convert("RGB")
+def _readable(data: bytes, name: str) -> bytes:
+    if name == "AVIF":
+        return isobmff.without_exif(data)
+    if name == "HEIF":
+        from pillow_heif import HeifImagePlugin  # pyright: ignore  # registers itself; the extra `heic`
+    return data
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    """The image with its pixels; what the decoder still holds is let go of."""
+    image.load()
+    vars(image).pop("_decoder", None)  # WebP's and AVIF's: two canvases of the picture's size
+    return image
 
 
 def _resized_size(size: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:
