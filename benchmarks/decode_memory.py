@@ -16,6 +16,7 @@ import resource
 import tempfile
 import traceback
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -77,11 +78,11 @@ def encoded(mode: str, form: str, options: dict[str, object], side_px: int, *, s
 def bytes_per_pixel(side_px: int) -> dict[str, float]:
     measured: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "picture"
+        path, peak = Path(folder) / "picture", Path(folder) / "peak"
         for name, (mode, form, options) in cases().items():
             for sideways in (False, True) if form in ("JPEG", "PNG", "WEBP", "AVIF") else (False,):
-                forked(lambda: path.write_bytes(encoded(mode, form, options, side_px, sideways=sideways)))  # noqa: B023
-                peak = Path(folder) / "peak"
+                make = partial(encoded, mode, form, options, side_px, sideways=sideways)
+                forked(lambda make=make: path.write_bytes(make()))
                 forked(lambda: peak.write_text(str(decoding_peak(path.read_bytes()))))
                 measured[name + (", sideways" if sideways else "")] = round(int(peak.read_text()) / side_px**2, 1)
     return measured

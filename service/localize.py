@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model_store.manifest import DenseSpec, Presence
-from model_store.modality.image import prepare_dense
+from model_store.manifest import Presence
 from model_store.presence import LabelVectors, presence_scores, score_maps
 from model_store.regions import FINENESS, Region, encode_rle, regions_of, stretch
 from service.timing import Deadline
@@ -84,10 +83,6 @@ class Located:
     width: int
     height: int
     labels: list[LabelAt]
-
-
-def prepare_picture(image: Image.Image, spec: DenseSpec, short_px: int | None) -> Picture:
-    return Picture(prepare_dense(image, spec, short_px=short_px), image.width, image.height)
 
 
 def locate(

@@ -20,7 +20,7 @@ from service.batcher import Batcher
 from service.decode_pool import DecodePool
 from service.dense import unpacked
 from service.faults import DeadlineExceeded, NoDirection
-from service.localize import Located, Picture, Wanted, locate, prepare_picture
+from service.localize import Located, Picture, Wanted, locate
 from service.running import RunningModel
 from service.scoring import ClassMatrix, Scored, rank, rank_logits, rank_scores
 from service.timing import Deadline, Timings
@@ -96,7 +96,7 @@ async def embed(
             vector = await encode_image(model, item.data, pool=pool, deadline=deadline, timings=timings)
         return finish(vector, normalize=normalize, dimensions=dimensions)
 
-    images = sum(isinstance(item, ImageItem) for item in items)
+    images = _counted_images(items, pool)
     texts = sum(isinstance(item, TextItem) for item in items)
     with _admitted(model, {"image_encoder": images, "text_encoder": texts}):
         outcomes = await gather_outcomes([one(item) for item in items], deadline)
@@ -127,7 +127,7 @@ async def classify(
         logits = await model.head_batchers[classes.spec.name].submit(vector, deadline, timings)
         return rank_logits(logits, classes, activation=activation, top_k=top_k, threshold=threshold)
 
-    images = sum(isinstance(item, ImageItem) for item in items)
+    images = _counted_images(items, pool)
     with _admitted(model, {"image_encoder": images}):
         return await gather_outcomes([one(item) for item in items], deadline)
 
@@ -165,8 +165,8 @@ async def classify_by_presence(
         similarities = (classes.vectors @ finish(pooled)).astype(np.float64)
         return rank_scores(scores, similarities, classes, top_k=top_k, threshold=threshold)
 
+    images = _counted_images(items, pool)
     dense = await model.dense.batcher(deadline) if model.dense_spec is not None else None
-    images = sum(isinstance(item, ImageItem) for item in items)
     with held(dense or model.batchers["image_encoder"], images):
         return await gather_outcomes([one(item) for item in items], deadline)
 
@@ -203,8 +203,9 @@ async def localize(
 
         return await pool.run(work, "regions", deadline, timings)
 
+    images = _counted_images(items, pool)
     batcher = await model.dense.batcher(deadline)
-    with held(batcher, sum(isinstance(item, ImageItem) for item in items)):
+    with held(batcher, images):
         return await gather_outcomes([one(item) for item in items], deadline)
 
 
@@ -222,7 +223,8 @@ async def _look(
     spec = model.dense_spec
     if spec is None:
         raise ArtifactNotFound(f"{model.reference} has no dense_encoder")
-    picture = await pool.decoded(item.data, lambda image: prepare_picture(image, spec, short_px), deadline, timings)
+    framed = await pool.prepare_dense(item.data, spec, short_px, deadline, timings)
+    picture = Picture(framed.pixels, *framed.size)
     return picture, *unpacked(await batcher.submit(picture.pixels, deadline, timings))
 
 
@@ -289,24 +291,38 @@ def finish(vector: Vector, *, normalize: bool = True, dimensions: int | None = N
 async def gather_outcomes(work: Sequence[Awaitable[_T]], deadline: Deadline) -> list[_T | ClipworksError]:
     """Await all; an item's own error takes its place, anything else fails the request.
 
+    An item that is not done at the deadline is cancelled and gets DeadlineExceeded; those that are done keep theirs.
+
     Raises:
-        DeadlineExceeded: the deadline passed; what still waited is cancelled.
+        DeadlineExceeded: the deadline passed, and no item was done.
     """
     tasks = [asyncio.ensure_future(each) for each in work]
+    gathered = asyncio.gather(*tasks, return_exceptions=True)
     try:
-        async with asyncio.timeout(deadline.remaining_s()):
-            results = await asyncio.gather(*tasks, return_exceptions=True)
-    except TimeoutError as error:
-        raise DeadlineExceeded("the request's deadline passed before its work was done") from error
+        await asyncio.wait({gathered}, timeout=deadline.remaining_s())
+        done = [task.done() for task in tasks]
     finally:
         for task in tasks:
             task.cancel()
+    late = DeadlineExceeded("the request's deadline passed before this was done")
     outcomes: list[_T | ClipworksError] = []
-    for result in results:
-        if isinstance(result, BaseException) and not isinstance(result, ClipworksError):
+    for result, in_time in zip(await gathered, done, strict=True):
+        if not in_time:
+            outcomes.append(late)
+        elif isinstance(result, BaseException) and not isinstance(result, ClipworksError):
             raise result
-        outcomes.append(result)
+        else:
+            outcomes.append(result)
+    if tasks and all(isinstance(each, DeadlineExceeded) for each in outcomes):
+        raise DeadlineExceeded("the request's deadline passed before its work was done")
     return outcomes
+
+
+def _counted_images(items: Sequence[Item], pool: DecodePool) -> int:
+    """How many images there are. Raises TooManyItems: more pixels together than one request may bring."""
+    images = [item.data for item in items if isinstance(item, ImageItem)]
+    pool.check_request(images)
+    return len(images)
 
 
 async def _submit(

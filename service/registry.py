@@ -14,7 +14,6 @@ from model_store.manifest import ENCODERS, Precision, Role
 from model_store.presence import presence_of
 from model_store.session import runtime_versions
 from model_store.store import Artifact, Store
-from service.decode_pool import DecodePool
 from service.engine import EngineSettings, choose_precision
 from service.faults import Conflict, NotLoaded, NotReady
 from service.running import OpenedModel, RunningModel, open_model
@@ -40,7 +39,6 @@ class Registry:
         *,
         models: Sequence[str],
         settings: EngineSettings,
-        decode_pool: DecodePool,
         telemetry: Telemetry,
         hang_s: float = 30.0,
         exit_after_s: float = 30.0,
@@ -48,7 +46,6 @@ class Registry:
     ) -> None:
         self.store = store
         self.settings = settings
-        self.decode_pool = decode_pool
         self.telemetry = telemetry
         self._names = tuple(models)
         self._hang_s = hang_s
@@ -85,7 +82,6 @@ class Registry:
             await asyncio.gather(self._supervisor, return_exceptions=True)
         for model in self._running.values():
             await model.close("the server is stopping")
-        self.decode_pool.close()
 
     def readiness(self) -> tuple[bool, str]:
         """(ready, "ok" or why not): goldens passed, workers alive and not hung, not draining."""

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from service.retrieval import RetrievalSettings
 
 log = logging.getLogger("clipworks.server")
+_DECODE_BYTES_PER_WORKER = 512 * 2**20
 _STORE_LIBRARIES = frozenset({"apsw", "faiss"})
 
 
@@ -57,6 +58,7 @@ class Services:
 
     def begin(self, *, on_ready: Callable[[], None], on_fatal: Callable[[str], None]) -> None:
         """Load the models in the background, so that /livez is answered meanwhile; exactly one callback comes."""
+        self.pool.begin()
         self.starting = asyncio.get_running_loop().create_task(self._start(on_ready, on_fatal), name="start")
 
     def begin_draining(self) -> None:
@@ -84,6 +86,7 @@ class Services:
             await self.collections.stop()
         await self.label_sets.stop()
         await self.registry.stop()
+        await self.pool.close()
 
     def health(self) -> Health:
         """What /readyz says."""
@@ -96,6 +99,8 @@ class Services:
             return Health(status="starting")
         if ready and not self.label_sets.is_restored:
             return Health(status="starting", detail="label sets are being read")
+        if ready and (fault := self.pool.fault()):
+            return Health(status="failed", detail=fault)
         if ready:
             return Health(status="ok")
         return Health(status="starting") if why == "starting" else Health(status="failed", detail=why)
@@ -154,15 +159,11 @@ def build_services(settings: Settings, *, telemetry: Telemetry, with_collections
         arena=settings.arena,
         memory_limit_bytes=settings.gpu_memory_bytes,
     )
-    decode = DecodeLimits(
-        max_bytes=settings.max_image_bytes, max_pixels=settings.max_pixels, formats=settings.image_formats
-    )
-    pool = DecodePool(workers=settings.decode_workers or cores, limits=decode)
+    pool = _decode_pool(settings, workers=settings.decode_workers or cores)
     registry = Registry(
         store,
         models=[settings.model or default_model(store, builtin=settings.builtin), *settings.extra_models],
         settings=engine,
-        decode_pool=pool,
         telemetry=telemetry,
         hang_s=settings.hang_s,
         exit_after_s=settings.exit_after_s,
@@ -205,6 +206,22 @@ def build_services(settings: Settings, *, telemetry: Telemetry, with_collections
     )
     telemetry.watch_readiness(lambda: services.health().status == "ok")
     return services
+
+
+def _decode_pool(settings: Settings, *, workers: int) -> DecodePool:
+    return DecodePool(
+        workers=workers,
+        limits=DecodeLimits(
+            max_bytes=settings.max_image_bytes,
+            max_pixels=settings.max_pixels,
+            max_side_px=settings.max_side_px,
+            max_aspect=settings.max_aspect,
+            formats=settings.image_formats,
+        ),
+        timeout_s=settings.decode_timeout_s,
+        memory_bytes=settings.decode_memory_bytes or workers * _DECODE_BYTES_PER_WORKER,
+        max_request_pixels=settings.max_request_pixels,
+    )
 
 
 def _collections(settings: Settings, registry: Registry, pool: DecodePool) -> Collections | None:

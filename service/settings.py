@@ -14,7 +14,7 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from clipworks.schemas import MODEL_PATTERN
-from model_store.modality.formats import ALL_FORMATS
+from model_store.modality.formats import ALL_FORMATS, DEFAULT_FORMATS, HEIC_EXTRA, missing_decoder
 
 PREFIX = "CLIPWORKS_"
 # Variables of other programs of this project: not settings of the server, and no misspelling of one.
@@ -88,8 +88,13 @@ class Settings(BaseSettings):
         description="memory that a JSON body's values take once parsed, beside its text, counted before (413): "
         "32 bytes a number, 64 a string or a name, 256 a list or an object",
     )
-    max_image_bytes: int = Field(20 * _MIB, ge=1024, description="bytes of one encoded image (413)")
-    max_pixels: int = Field(50_000_000, ge=1024, description="width x height of one image (413)")
+    max_image_bytes: int = Field(32 * _MIB, ge=1024, description="bytes of one encoded image (413)")
+    max_pixels: int = Field(120_000_000, ge=1024, description="width x height of one image (413)")
+    max_side_px: int = Field(65_535, ge=64, description="longer side of one image, in pixels (413)")
+    max_aspect: float = Field(200, ge=1, le=10_000, description="longer side / shorter side of one image (413)")
+    max_request_pixels: int = Field(
+        1_000_000_000, ge=1024, description="width x height of all images of a request together (413)"
+    )
     max_upsert_items: int = Field(
         4096, ge=1, description="items of an upsert, and ids of a deletion (413); those to encode are inputs too"
     )
@@ -103,7 +108,8 @@ class Settings(BaseSettings):
     max_heatmaps: int = Field(64, ge=1, description="heatmaps of a /localize: inputs x labels to be mapped (413)")
     max_masks: int = Field(64, ge=1, description="inputs x labels of a /localize that asks for masks (413)")
     image_formats: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("JPEG", "PNG", "WEBP"), description=f"accepted formats, of {', '.join(ALL_FORMATS)}"
+        DEFAULT_FORMATS,
+        description=f"accepted formats, of {', '.join(ALL_FORMATS)}; HEIF (HEIC) needs the extra `{HEIC_EXTRA}`",
     )
     request_timeout_s: float = Field(
         30, gt=0, description="time for a request that names no X-Request-Timeout-Ms (504)"
@@ -121,7 +127,15 @@ class Settings(BaseSettings):
     class_cache_bytes: int = Field(64 * _MIB, ge=0, description="memory of those class matrices, all together")
     # engine
     intra_threads: int = Field(0, ge=0, description="threads of one model run; 0: one for each core")
-    decode_workers: int = Field(0, ge=0, description="threads that decode images; 0: one for each core")
+    decode_workers: int = Field(
+        0, ge=0, description="processes that decode images, and threads for regions; 0: one for each core"
+    )
+    decode_timeout_s: float = Field(15, gt=0, description="what decoding one image may take (413)")
+    decode_memory_bytes: int = Field(
+        0,
+        ge=0,
+        description="memory of images being decoded at one time, at 16 bytes a pixel; 0: 512 MiB for each process",
+    )
     spinning: bool = Field(False, description="idle model threads spin: lower latency, busy cores")
     arena: bool = Field(
         False, description="model sessions keep freed memory for the next run; no faster where it was measured"
@@ -187,6 +201,9 @@ class Settings(BaseSettings):
         upper = tuple(name.upper() for name in value)
         if not upper or not set(upper) <= set(ALL_FORMATS):
             raise ValueError(f"expected one or more of {', '.join(ALL_FORMATS)}")
+        for name in upper if upper != DEFAULT_FORMATS else ():  # by default, whatever of them is there
+            if (advice := missing_decoder(name)) is not None:
+                raise ValueError(f"{name} cannot be decoded by this installation: {advice}")
         return upper
 
     @field_validator("fetch_allow")

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,10 @@ from model_store.modality.rgb import to_rgb
 if TYPE_CHECKING:  # pydantic costs a decode process as much memory as Pillow
     from model_store.manifest import DenseSpec, ImageSpec
 
+DECODE_BYTES_PER_PIXEL = 16  # the most that `decode` holds at one time, beside what does not grow with a picture
 _MIN_CELLS = 2  # of either side, whatever the aspect: one row of cells says nothing of above and below
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_HEADER_PARTS = 1000  # of a file, in which its size is looked for by `declared_pixels`
 _large_picture = threading.Lock()
 
 
@@ -53,7 +56,7 @@ OWN_FILES = DecodeLimits(
 
 
 def decode(data: bytes, limits: DecodeLimits = DEFAULT_LIMITS) -> Image.Image:
-    """Decode the first frame of `data` to an upright 8-bit RGB image, in at most 16 bytes of memory for each pixel.
+    """Decode the first frame of `data` to an upright 8-bit RGB image, in at most DECODE_BYTES_PER_PIXEL for each pixel.
 
     The orientation of the metadata is applied (EXIF, else XMP); alpha and transparent colours are composited over
     white; 16-bit grey is scaled to 8 bits with rounding; palette, CMYK and grey are converted by Pillow; ICC profiles
@@ -80,7 +83,8 @@ def declared_pixels(data: bytes, limits: DecodeLimits = DEFAULT_LIMITS) -> int:
     Raises:
         UnsupportedImage, ImageTooLarge, InvalidImage: as `decode`, as far as the header shows it.
     """
-    size = _checked_size(data, _accepted_format(data, limits), limits)
+    name = _accepted_format(data, limits)
+    size = _checked_size(data, name, limits, max_parts=min(limits.max_parts, _HEADER_PARTS))
     return limits.max_pixels if size is None else size[0] * size[1]
 
 
@@ -139,7 +143,7 @@ def prepare_dense(image: Image.Image, spec: DenseSpec, *, short_px: int | None =
 def _opened(data: bytes, limits: DecodeLimits, *, near_px: int | None) -> tuple[Image.Image, int]:
     """(RGB as stored, its orientation). near_px: a JPEG may be reduced while it is decoded, to no less than that."""
     name = _accepted_format(data, limits)
-    size = _checked_size(data, name, limits)
+    size = _checked_size(data, name, limits, max_parts=limits.max_parts)
     check_structure(data, name, max_parts=limits.max_parts, max_scans=limits.max_scans)
     try:
         with _without_pillows_limit(size), Image.open(BytesIO(_readable(data, name)), formats=(name,)) as image:
@@ -152,16 +156,16 @@ def _opened(data: bytes, limits: DecodeLimits, *, near_px: int | None) -> tuple[
     except UnidentifiedImageError as error:
         raise InvalidImage(f"the header of this {name} is broken") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageTooLarge(f"image has more pixels than the limit of {limits.max_pixels} (CLIPWORKS_MAX_PIXELS)") from error
+        raise ImageTooLarge(
+            f"image has more pixels than the limit of {limits.max_pixels} (CLIPWORKS_MAX_PIXELS)"
+        ) from error
     except (Exception, MemoryError) as error:  # Pillow's decoders raise OSError, ValueError, SyntaxError, ...
         raise InvalidImage(f"image is truncated or corrupt ({type(error).__name__})") from error
 
 
 def _accepted_format(data: bytes, limits: DecodeLimits) -> str:
     if len(data) > limits.max_bytes:
-        raise ImageTooLarge(
-            f"image has {len(data)} bytes, the limit is {limits.max_bytes} (CLIPWORKS_MAX_IMAGE_BYTES)"
-        )
+        raise ImageTooLarge(f"image has {len(data)} bytes, the limit is {limits.max_bytes} (CLIPWORKS_MAX_IMAGE_BYTES)")
     if not data:
         raise InvalidImage("image has 0 bytes")
     name, allowed = sniff(data), ", ".join(limits.formats)
@@ -177,8 +181,8 @@ def _accepted_format(data: bytes, limits: DecodeLimits) -> str:
     return name
 
 
-def _checked_size(data: bytes, name: str, limits: DecodeLimits) -> tuple[int, int] | None:
-    size = size_of(data, name, max_parts=limits.max_parts)
+def _checked_size(data: bytes, name: str, limits: DecodeLimits, *, max_parts: int) -> tuple[int, int] | None:
+    size = size_of(data, name, max_parts=max_parts)
     if size is not None:
         _check_size(size, limits)
     return size
@@ -193,9 +197,7 @@ def _check_size(size: tuple[int, int], limits: DecodeLimits) -> None:
             f"image is {width}x{height} = {width * height} px, the limit is {limits.max_pixels} (CLIPWORKS_MAX_PIXELS)"
         )
     if max(size) > limits.max_side_px:
-        raise ImageTooLarge(
-            f"image side is {max(size)} px, the limit is {limits.max_side_px} (CLIPWORKS_MAX_SIDE_PX)"
-        )
+        raise ImageTooLarge(f"image side is {max(size)} px, the limit is {limits.max_side_px} (CLIPWORKS_MAX_SIDE_PX)")
     if max(size) > limits.max_aspect * min(size):
         raise ImageTooLarge(
             f"image is {width}x{height} px, the aspect limit is {limits.max_aspect:g}:1 (CLIPWORKS_MAX_ASPECT)"
@@ -224,7 +226,7 @@ def _readable(data: bytes, name: str) -> bytes:
     if name == "AVIF":
         return isobmff.without_exif(data)
     if name == "HEIF":
-        from pillow_heif import HeifImagePlugin  # pyright: ignore  # registers itself; the extra `heic`
+        import_module("pillow_heif.HeifImagePlugin")  # of the extra `heic`; it registers itself with Pillow
     return data
 
 

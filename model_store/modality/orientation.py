@@ -42,7 +42,7 @@ def orientation_of(info: Mapping[Any, Any]) -> int:
     noted = _of_exif(_exif_of(info))
     if noted is None:
         noted = _of_xmp(info)
-    return noted if noted in _MOVES else 1
+    return noted if noted is not None and noted in _MOVES else 1
 
 
 def _exif_of(info: Mapping[Any, Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""A decoded image of any mode -> 8-bit RGB, strip by strip, so that a conversion costs one picture more and not three."""
+"""A decoded image of any mode -> 8-bit RGB, strip by strip: a conversion costs one picture more, not three."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from io import BytesIO
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from model_store.modality.containers import png
 
@@ -26,13 +27,14 @@ def to_rgb(image: Image.Image, data: bytes) -> Image.Image:
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else _by_strips(image, lambda strip: strip.convert("RGB"))
     if image.format == "PNG" and image.mode in ("L", "RGB"):
-        depth, colour = png.bit_depth(data), image.info["transparency"]
+        depth, noted = png.bit_depth(data), image.info["transparency"]
+        colour: tuple[int, ...] = (noted,) if isinstance(noted, int) else tuple(noted)
         if depth == 16:
-            return _without_colour(image, Image.open(BytesIO(data), formats=("PNG",)), colour)
+            return _without_colour(image, data, colour)
         # Samples are spread over 0 to 255, the transparent one is noted as it was stored.
         most = 2**depth - 1
-        spread = tuple((each & most) * 255 // most for each in (colour if isinstance(colour, tuple) else (colour,)))
-        image.info["transparency"] = spread if isinstance(colour, tuple) else spread[0]
+        spread = tuple((level & most) * 255 // most for level in colour)
+        image.info["transparency"] = spread if image.mode == "RGB" else spread[0]
     return _by_strips(image, _over_white)
 
 
@@ -66,13 +68,13 @@ def _of_sixteen_bits(transparent: object) -> _Convert:
     return convert
 
 
-def _without_colour(high: Image.Image, low: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+def _without_colour(high: Image.Image, data: bytes, colour: tuple[int, ...]) -> Image.Image:
     """Colours of 16 bits, of which one is transparent: it must match in both halves of its samples.
 
-    high: the upper halves, which is what Pillow keeps; it is painted over. low: the same file, opened anew, of which
-    the lower halves are unpacked.
+    high: the upper halves, which is what Pillow keeps; it is painted over. The lower ones are unpacked from a second
+    decode, as if the samples were stored the other way round.
     """
-    with low:
+    with PngImageFile(BytesIO(data)) as low:
         low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]
         low.load()
         for top, bottom in _strips(high):

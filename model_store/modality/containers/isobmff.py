@@ -61,8 +61,8 @@ def boxes(data: bytes) -> Iterator[Box]:
 def without_exif(data: bytes) -> bytes:
     """The file with its EXIF items under a name that no reader knows.
 
-    The boxes `irot` and `imir` say how an AVIF is turned, whatever its EXIF says (MIAF, ISO/IEC 23000-22, 7.3.6); Pillow
-    obeys them by writing the EXIF block anew, and cannot open the picture at all when that holds an odd tag.
+    The boxes `irot` and `imir` say how an AVIF is turned, whatever its EXIF says (MIAF, ISO/IEC 23000-22, 7.3.6).
+    Pillow obeys them by writing the EXIF block anew, and cannot open the picture at all when that holds an odd tag.
     """
     changed = bytearray()
     for box in boxes(data):

@@ -1,0 +1,90 @@
+"""Decoding that waits: fair between requests by the pixels it costs, and never more memory at one time than allowed."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import time
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+_OVERHEAD_PX = 250_000  # what any image costs beside its pixels, in pixels
+_PATIENCE_S = 2.0  # a large image lets smaller ones pass for so long
+
+
+class Waiting(Protocol):
+    @property
+    def is_over(self) -> bool:
+        """Nobody waits for it any more."""
+        ...
+
+
+J = TypeVar("J", bound=Waiting)
+
+
+@dataclass(order=True)
+class _Entry(Generic[J]):
+    start: float
+    number: int
+    pixels: int = field(compare=False)
+    job: J = field(compare=False)
+    passed_since: float | None = field(default=None, compare=False)
+
+
+class FairQueue(Generic[J]):
+    """Start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996) of jobs that cost pixels.
+
+    Each flow (a request) gets an equal share of what is decoded: 256 large images of one do not hold up the small one
+    of another. Within a flow the order is that of arrival. At most `max_pixels` are in work at one time; a job that is
+    larger is taken when nothing else is in work.
+    """
+
+    def __init__(self, *, max_pixels: int) -> None:
+        self.max_pixels = max_pixels
+        self.in_work_pixels = 0
+        self._heap: list[_Entry[J]] = []
+        self._numbers = itertools.count()
+        self._now = 0.0  # virtual time: the start of the last job taken
+        self._ends: dict[Hashable, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def put(self, flow: Hashable, pixels: int, job: J) -> None:
+        start = max(self._now, self._ends.get(flow, 0.0))
+        self._ends[flow] = start + pixels + _OVERHEAD_PX
+        heapq.heappush(self._heap, _Entry(start, next(self._numbers), pixels, job))
+
+    def take(self) -> tuple[J, int] | None:
+        """The next job and its pixels, which count as in work until `done`; None: none, or none that fits now."""
+        passed: list[_Entry[J]] = []
+        found = None
+        while self._heap and found is None:
+            entry = heapq.heappop(self._heap)
+            if entry.job.is_over:
+                continue
+            if not self.in_work_pixels or self.in_work_pixels + entry.pixels <= self.max_pixels:
+                found = entry
+                continue
+            passed.append(entry)
+            entry.passed_since = entry.passed_since or time.monotonic()
+            if time.monotonic() - entry.passed_since > _PATIENCE_S:
+                break
+        for entry in passed:
+            heapq.heappush(self._heap, entry)
+        if found is None:
+            return None
+        self.in_work_pixels += found.pixels
+        self._now = max(self._now, found.start)
+        self._ends = {flow: end for flow, end in self._ends.items() if end > self._now}
+        return found.job, found.pixels
+
+    def done(self, pixels: int) -> None:
+        self.in_work_pixels -= pixels
+
+    def empty(self) -> list[J]:
+        """All that still waited, taken out."""
+        jobs = [entry.job for entry in self._heap]
+        self._heap.clear()
+        return jobs

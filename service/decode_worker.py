@@ -1,0 +1,178 @@
+"""The server's end of one decode process: start it, ask it, and kill it when an answer is late."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.errors import ImageTooLarge, InputError, InvalidImage, UnsupportedImage
+from model_store.modality.image import DecodeLimits
+
+_START_TIMEOUT_S = 60.0
+_ABANDONED_S = 0.5  # an image that nobody waits for any more: finishing it is cheaper than a new process, for so long
+_KEPT_BYTES = 2**20  # of the shared file, between two images
+_ERRORS: Mapping[str, type[InputError]] = {
+    each.code: each for each in (InputError, InvalidImage, UnsupportedImage, ImageTooLarge)
+}
+# One process is one worker: no threads of its own, nothing on stderr but a crash.
+_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+class WorkerDied(Exception):
+    """The process ended by itself, or does not start; the message says how."""
+
+
+class WorkerLate(Exception):
+    """No answer in time; the process was killed."""
+
+
+class Framed(NamedTuple):
+    """Pixels uint8 [H, W, 3] as a spec says, and (width, height) of the upright original."""
+
+    pixels: NDArray[np.uint8]
+    size: tuple[int, int]
+
+
+class DecodeWorker:
+    """One process of service.decode_child. Encoded bytes and pixels pass through a file in memory that both hold."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        memory: int,
+    ) -> None:
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+        self._memory = memory
+        self._open = True
+
+    @classmethod
+    async def start(cls, limits: DecodeLimits) -> DecodeWorker:
+        """Raises WorkerDied: it cannot be started.
+
+        Called in the thread of the event loop: the kernel ends the process with the thread that started it.
+        """
+        ours, theirs = socket.socketpair()
+        memory = _memory_file()
+        try:
+            with theirs:
+                arguments = [str(os.getpid()), str(theirs.fileno()), str(memory), json.dumps(asdict(limits))]
+                process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "service.decode_child", *arguments],
+                    pass_fds=(theirs.fileno(), memory),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    env=_environment(),
+                )
+        except OSError as error:
+            ours.close()
+            os.close(memory)
+            raise WorkerDied(f"a decode process cannot be started: {error.strerror}") from error
+        ours.setblocking(False)
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        worker = cls(process, reader, writer, memory)
+        try:
+            async with asyncio.timeout(_START_TIMEOUT_S):
+                greeting = await reader.readline()
+        except BaseException as error:
+            await worker.stop()
+            if isinstance(error, (TimeoutError, OSError)):
+                raise WorkerDied(f"a decode process did not start ({type(error).__name__})") from error
+            raise
+        if not greeting:
+            raise WorkerDied(f"a decode process did not start: {await worker.stop()}")
+        return worker
+
+    @property
+    def alive(self) -> bool:
+        return self._open and self._process.poll() is None
+
+    async def ask(
+        self, data: bytes, frame: Mapping[str, Any], *, limit_s: float, abandoned: asyncio.Future[Any]
+    ) -> Framed:
+        """Decode and frame one image.
+
+        frame: what service.decode_child._framed takes. abandoned: done when nobody waits for the answer any more.
+
+        Raises:
+            InputError: the image is refused.
+            WorkerLate: no answer within limit_s. WorkerDied: the process ended.
+        """
+        try:
+            os.pwrite(self._memory, data, 0)
+            self._writer.write(json.dumps({"bytes": len(data), "frame": frame, "limit_s": limit_s}).encode() + b"\n")
+            line = await self._line(limit_s, abandoned)
+            if not line:
+                raise WorkerDied(f"the decode process ended: {await self.stop()}")
+            answer = json.loads(line)
+            if "error" in answer:
+                raise _ERRORS.get(answer["error"], InputError)(answer["message"])
+            width, height = answer["size"]
+            return Framed(self._pixels(answer["shape"]), (int(width), int(height)))
+        except (OSError, ValueError, KeyError) as error:
+            await self.stop()
+            raise WorkerDied(f"the decode process cannot be talked to ({type(error).__name__})") from error
+        finally:
+            if self._open and os.fstat(self._memory).st_size > _KEPT_BYTES:
+                os.ftruncate(self._memory, 0)
+
+    async def stop(self) -> str:
+        """Kill it, and say how it ended."""
+        if not self._open:
+            return "it was stopped"
+        self._open = False
+        self._process.kill()
+        status = await asyncio.shield(asyncio.to_thread(self._process.wait))
+        self._writer.close()
+        os.close(self._memory)
+        return f"signal {-status}" if status < 0 else f"status {status}"
+
+    async def _line(self, limit_s: float, abandoned: asyncio.Future[Any]) -> bytes:
+        answer = asyncio.ensure_future(self._reader.readline())
+        try:
+            await asyncio.wait({answer, abandoned}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done() and abandoned.done():
+                await asyncio.wait({answer}, timeout=min(limit_s, _ABANDONED_S))
+            if answer.done():
+                return answer.result()
+            await self.stop()
+            raise WorkerLate
+        finally:
+            answer.cancel()
+
+    def _pixels(self, shape: list[int]) -> NDArray[np.uint8]:
+        """Raises ValueError: the file does not hold so many, so that a broken process cannot make us allocate them."""
+        rows, columns, channels = (int(each) for each in shape)
+        if min(rows, columns) < 1 or channels != 3 or rows * columns * 3 > os.fstat(self._memory).st_size:
+            raise ValueError(f"shape {shape}")
+        pixels = np.empty((rows, columns, 3), dtype=np.uint8)
+        os.preadv(self._memory, [pixels.data.cast("B")], 0)
+        return pixels
+
+
+def _memory_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("clipworks-decode")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _environment() -> dict[str, str]:
+    """PYTHONPATH: the process imports this very package, and nothing from the folder that the server stands in."""
+    paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
