@@ -75,11 +75,13 @@ def encoded(mode: str, form: str, options: dict[str, object], side_px: int, *, s
     return sink.getvalue()
 
 
-def bytes_per_pixel(side_px: int) -> dict[str, float]:
+def bytes_per_pixel(side_px: int, only: list[str]) -> dict[str, float]:
     measured: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         path, peak = Path(folder) / "picture", Path(folder) / "peak"
         for name, (mode, form, options) in cases().items():
+            if only and name not in only:
+                continue
             for sideways in (False, True) if form in ("JPEG", "PNG", "WEBP", "AVIF") else (False,):
                 make = partial(encoded, mode, form, options, side_px, sideways=sideways)
                 forked(lambda make=make: path.write_bytes(make()))
@@ -120,9 +122,11 @@ def _status(name: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--side", type=int, default=2048, help="pixels of a side of each picture")
+    parser.add_argument("--only", nargs="+", default=[], help="names of cases")
+    arguments = parser.parse_args()
     decode(encoded("RGB", "PNG", {}, 8, sideways=False), _LIMITS)  # what is loaded once is not a picture's cost
     decode(encoded("RGB", "WEBP", {}, 8, sideways=False), _LIMITS)
-    print(json.dumps(bytes_per_pixel(parser.parse_args().side), indent=1))
+    print(json.dumps(bytes_per_pixel(arguments.side, arguments.only), indent=1))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import time
+from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
@@ -27,6 +28,7 @@ J = TypeVar("J", bound=Waiting)
 class _Entry(Generic[J]):
     start: float
     number: int
+    flow: Hashable = field(compare=False)
     pixels: int = field(compare=False)
     job: J = field(compare=False)
     passed_since: float | None = field(default=None, compare=False)
@@ -36,8 +38,10 @@ class FairQueue(Generic[J]):
     """Start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996) of jobs that cost pixels.
 
     Each flow (a request) gets an equal share of what is decoded: 256 large images of one do not hold up the small one
-    of another. Within a flow the order is that of arrival. At most `max_pixels` are in work at one time; a job that is
-    larger is taken when nothing else is in work.
+    of another. Within a flow the order is that of arrival. Virtual time also advances with the work itself, shared by
+    the flows and one to come, so that a stream of new requests cannot hold up an old one for ever.
+
+    At most `max_pixels` are in work at one time; a job that is larger is taken when nothing else is in work.
     """
 
     def __init__(self, *, max_pixels: int) -> None:
@@ -45,8 +49,9 @@ class FairQueue(Generic[J]):
         self.in_work_pixels = 0
         self._heap: list[_Entry[J]] = []
         self._numbers = itertools.count()
-        self._now = 0.0  # virtual time: the start of the last job taken
+        self._now = 0.0  # virtual time, in pixels
         self._ends: dict[Hashable, float] = {}
+        self._waiting: Counter[Hashable] = Counter()  # jobs of each flow in the heap
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -54,7 +59,8 @@ class FairQueue(Generic[J]):
     def put(self, flow: Hashable, pixels: int, job: J) -> None:
         start = max(self._now, self._ends.get(flow, 0.0))
         self._ends[flow] = start + pixels + _OVERHEAD_PX
-        heapq.heappush(self._heap, _Entry(start, next(self._numbers), pixels, job))
+        heapq.heappush(self._heap, _Entry(start, next(self._numbers), flow, pixels, job))
+        self._waiting[flow] += 1
 
     def take(self) -> tuple[J, int] | None:
         """The next job and its pixels, which count as in work until `done`; None: none, or none that fits now."""
@@ -63,6 +69,7 @@ class FairQueue(Generic[J]):
         while self._heap and found is None:
             entry = heapq.heappop(self._heap)
             if entry.job.is_over:
+                self._forget(entry.flow)
                 continue
             if not self.in_work_pixels or self.in_work_pixels + entry.pixels <= self.max_pixels:
                 found = entry
@@ -76,7 +83,8 @@ class FairQueue(Generic[J]):
         if found is None:
             return None
         self.in_work_pixels += found.pixels
-        self._now = max(self._now, found.start)
+        self._now = max(self._now, found.start) + (found.pixels + _OVERHEAD_PX) / (len(self._waiting) + 1)
+        self._forget(found.flow)
         self._ends = {flow: end for flow, end in self._ends.items() if end > self._now}
         return found.job, found.pixels
 
@@ -87,4 +95,10 @@ class FairQueue(Generic[J]):
         """All that still waited, taken out."""
         jobs = [entry.job for entry in self._heap]
         self._heap.clear()
+        self._waiting.clear()
         return jobs
+
+    def _forget(self, flow: Hashable) -> None:
+        self._waiting[flow] -= 1
+        if not self._waiting[flow]:
+            del self._waiting[flow]

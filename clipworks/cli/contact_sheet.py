@@ -96,20 +96,15 @@ def _thumbnail(metadata: Mapping[str, Any]) -> str:
     data = read_picture(metadata)
     if hashlib.sha256(data).hexdigest() != metadata.get("sha256"):
         raise UnreadableInput("the file changed since it was indexed")
-    from PIL import Image, ImageOps
+    from model_store.errors import InputError
+    from model_store.modality.image import decode_preview
 
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            picture.draft("RGB", (2 * _THUMBNAIL_PX, 2 * _THUMBNAIL_PX))
-            upright = ImageOps.exif_transpose(picture)
-            upright.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-            drawn = upright.convert("RGBA")
-    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        drawn = decode_preview(data, _THUMBNAIL_PX)
+    except InputError as error:
         raise UnreadableInput(f"not a picture that can be drawn: {error}") from error
-    ground = Image.new("RGBA", drawn.size, "white")
-    ground.alpha_composite(drawn)
     sink = io.BytesIO()
-    ground.convert("RGB").save(sink, "JPEG", quality=_QUALITY)
+    drawn.save(sink, "JPEG", quality=_QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(sink.getvalue()).decode("ascii")
 
 

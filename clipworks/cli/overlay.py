@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from clipworks.errors import UnreadableInput
 from clipworks.results import Box, Heatmap, Located, LocatedLabel
 
 if TYPE_CHECKING:
@@ -50,17 +51,18 @@ class _Tag(NamedTuple):
 
 
 def open_picture(path: Path) -> Image:
-    """The upright RGB picture of a file, as the server sees it. Raises OSError when it is none."""
-    from PIL import Image as images
-    from PIL import ImageOps
+    """The upright RGB picture of a file, as the server sees it: by the same decoder.
 
-    with images.open(path) as opened:
-        upright = ImageOps.exif_transpose(opened)
-        if upright.has_transparency_data:
-            upright = upright.convert("RGBA")
-            white = images.new("RGBA", upright.size, (255, 255, 255, 255))
-            upright = images.alpha_composite(white, upright)
-        return upright.convert("RGB")
+    Raises:
+        OSError: it cannot be read. UnreadableInput: it is no picture.
+    """
+    from model_store.errors import InputError
+    from model_store.modality.image import OWN_FILES, decode
+
+    try:
+        return decode(path.read_bytes(), OWN_FILES)
+    except InputError as error:
+        raise UnreadableInput(f"{path} cannot be drawn on: {error}") from error
 
 
 def draw_overlay(picture: Image, found: Located, *, heat: LocatedLabel | None = None, threshold: float | None) -> Image:

@@ -59,7 +59,7 @@ def _exif_of(info: Mapping[Any, Any]) -> bytes:
 
 
 def _of_exif(exif: bytes) -> int | None:
-    """The tag of the first directory; the last one counts where there are several, as in Pillow."""
+    """The tag of the first directory; the first one counts where there are several, as in Pillow."""
     while exif.startswith(_PREFIX):
         exif = exif[len(_PREFIX) :]
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
@@ -69,12 +69,11 @@ def _of_exif(exif: bytes) -> int | None:
     if start + 2 > len(exif):
         return None
     (count,) = struct.unpack_from(order + "H", exif, start)
-    found = None
     for at in range(start + 2, min(start + 2 + 12 * count, len(exif) - 11), 12):
         tag, kind, values = struct.unpack_from(order + "HHL", exif, at)
         if tag == _TAG and values == 1 and kind in _WHOLE_NUMBERS:
-            found = int.from_bytes(exif[at + 8 : at + 8 + _WHOLE_NUMBERS[kind]], "little" if order == "<" else "big")
-    return found
+            return int.from_bytes(exif[at + 8 : at + 8 + _WHOLE_NUMBERS[kind]], "little" if order == "<" else "big")
+    return None
 
 
 def _of_xmp(info: Mapping[Any, Any]) -> int | None:

@@ -1,0 +1,181 @@
+"""Images are decoded in processes: slow ones fail alone, dead ones are replaced, none outlives its server."""
+
+import base64
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from io import BytesIO
+
+import httpx2
+import psutil
+import pytest
+from PIL import Image
+
+from service.decode_pool import DecodePool
+
+SLOW_SIDE_PX = 4000
+
+
+@pytest.fixture(scope="module")
+def slow() -> bytes:
+    """A JPEG of some 65 kB under every limit, whose 100 scans take the decoder about a second."""
+    sink = BytesIO()
+    Image.new("L", (SLOW_SIDE_PX, SLOW_SIDE_PX), 90).save(sink, "JPEG", progressive=True, quality=10)
+    data = sink.getvalue()
+    last = data.rfind(b"\xff\xda")
+    return data[:last] + data[last:-2] * (100 - data.count(b"\xff\xda")) + b"\xff\xd9"
+
+
+def embed(address: str, images: list[bytes], *, timeout_ms: int = 60_000, **fields: object) -> httpx2.Response:
+    body = {"inputs": [{"image": base64.b64encode(each).decode()} for each in images], **fields}
+    return httpx2.post(address + "/embed", json=body, headers={"X-Request-Timeout-Ms": str(timeout_ms)}, timeout=120)
+
+
+def decoders(server) -> list[psutil.Process]:  # type: ignore[no-untyped-def]
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    return [each for each in children if "service.decode_child" in each.cmdline()]
+
+
+def wait_until(true: Callable[[], object], *, timeout_s: float = 30) -> None:
+    end = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def server(serve_module):  # type: ignore[no-untyped-def]
+    """Two processes, a third of a second for an image."""
+    server = serve_module(decode_workers=2, decode_timeout_s=0.3)
+    server.wait_for("ready")
+    return server
+
+
+@pytest.fixture(scope="module")
+def patient(serve_module):  # type: ignore[no-untyped-def]
+    """One process, as much time for an image as its request has, and 45 slow images in one."""
+    server = serve_module(decode_workers=1, decode_timeout_s=60, max_request_pixels=45 * SLOW_SIDE_PX**2)
+    server.wait_for("ready")
+    return server
+
+
+def test_a_slow_image_fails_alone_and_its_process_is_replaced(server, slow: bytes, jpeg: bytes) -> None:  # type: ignore[no-untyped-def]
+    started = time.monotonic()
+    answer = embed(server.address, [*[jpeg] * 16, slow, *[jpeg] * 15], on_error="item")
+    assert answer.status_code == 200, answer.text
+    data = answer.json()["data"]
+    assert [each["index"] for each in data if "error" in each] == [16]
+    assert data[16]["error"]["code"] == "image_too_large"
+    assert "CLIPWORKS_DECODE_TIMEOUT_S" in data[16]["error"]["message"]
+    assert time.monotonic() - started < 30
+    assert embed(server.address, [jpeg] * 8).status_code == 200
+    assert httpx2.get(server.address + "/readyz").status_code == 200
+
+
+def test_a_slow_image_alone_is_refused(server, slow: bytes) -> None:  # type: ignore[no-untyped-def]
+    answer = httpx2.post(server.address + "/embed", content=slow, headers={"Content-Type": "image/jpeg"}, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "image_too_large")
+
+
+def test_what_is_done_at_the_deadline_is_kept(patient, slow: bytes, jpeg: bytes) -> None:  # type: ignore[no-untyped-def]
+    # The image takes longer than the request has: first with an answer for each item, then as a whole.
+    answer = embed(patient.address, [jpeg, slow, jpeg], on_error="item", timeout_ms=900)
+    if answer.status_code == 200:
+        assert {each["index"] for each in answer.json()["data"] if "error" in each} >= {1}
+        assert answer.json()["data"][1]["error"]["code"] == "deadline_exceeded"
+    else:
+        assert answer.status_code == 504  # a machine too busy for the small ones
+    answer = embed(patient.address, [slow], on_error="item", timeout_ms=300)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+    wait_until(lambda: embed(patient.address, [jpeg]).status_code == 200)
+
+
+def test_another_request_is_not_behind_all_slow_images_of_one(patient, slow: bytes, jpeg: bytes) -> None:  # type: ignore[no-untyped-def]
+    (decoder,) = decoders(patient)
+    idle_s = decoder.cpu_times().user
+    attack = threading.Thread(target=lambda: embed(patient.address, [slow] * 40, timeout_ms=10_000))
+    attack.start()
+    wait_until(lambda: decoder.cpu_times().user > idle_s + 0.1)
+    assert embed(patient.address, [jpeg], timeout_ms=60_000).status_code == 200
+    assert attack.is_alive()
+    attack.join(60)
+
+
+def test_pixels_of_one_request_are_bounded_before_any_is_decoded(patient, slow: bytes, jpeg: bytes) -> None:  # type: ignore[no-untyped-def]
+    started = time.monotonic()
+    encoded = [base64.b64encode(slow).decode()] * 46
+    images = [{"image": each} for each in encoded]
+    for path, body in {
+        "/embed": {"inputs": images, "on_error": "item"},
+        "/classify": {"inputs": images, "labels": ["shirt"], "on_error": "item"},
+    }.items():
+        answer = httpx2.post(patient.address + path, json=body, timeout=60)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_many_items")
+        assert "CLIPWORKS_MAX_REQUEST_PIXELS" in answer.json()["error"]["message"]
+    assert time.monotonic() - started < 10
+    assert embed(patient.address, [jpeg]).status_code == 200
+
+
+def test_killed_processes_are_replaced(server, jpeg: bytes) -> None:  # type: ignore[no-untyped-def]
+    embed(server.address, [jpeg] * 8)
+    before = {each.pid for each in decoders(server)}
+    assert before
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in before))
+    assert embed(server.address, [jpeg] * 4).status_code == 200
+    assert httpx2.get(server.address + "/readyz").status_code == 200
+    assert not before & {each.pid for each in decoders(server)}
+
+
+def test_a_process_that_breaks_down_costs_its_image_alone(patient, slow: bytes, jpeg: bytes) -> None:  # type: ignore[no-untyped-def]
+    assert embed(patient.address, [jpeg]).status_code == 200
+    (decoder,) = decoders(patient)
+    idle_s = decoder.cpu_times().user
+    answers: list[httpx2.Response] = []
+    caller = threading.Thread(target=lambda: answers.append(embed(patient.address, [slow, jpeg], on_error="item")))
+    caller.start()
+    wait_until(lambda: decoder.cpu_times().user > idle_s + 0.2)
+    decoder.send_signal(signal.SIGSEGV)
+    caller.join(60)
+    first, second = answers[0].json()["data"]
+    assert first["error"]["code"] == "invalid_image"
+    assert "embedding" in second
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_no_process_outlives_its_server(serve, slow: bytes, end: signal.Signals) -> None:  # type: ignore[no-untyped-def]
+    server = serve(decode_workers=2, decode_timeout_s=60, drain_s=0.2)
+    server.wait_for("ready")
+
+    def ask() -> None:
+        with contextlib.suppress(httpx2.HTTPError):  # the server is gone
+            embed(server.address, [slow] * 20)
+
+    caller = threading.Thread(target=ask)
+    caller.start()
+    wait_until(lambda: len(decoders(server)) == 2 and all(each.cpu_times().user > 0.8 for each in decoders(server)))
+    left = decoders(server)
+    server.process.send_signal(end)
+    server.wait()
+    caller.join(30)
+    _, alive = psutil.wait_procs(left, timeout=10)
+    assert not alive
+
+
+def test_signals_to_the_whole_group_do_not_reach_the_processes(server, jpeg: bytes) -> None:  # type: ignore[no-untyped-def]
+    embed(server.address, [jpeg])
+    before = decoders(server)
+    for each in before:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            each.send_signal(number)
+    assert embed(server.address, [jpeg] * 4).status_code == 200
+    assert all(each.is_running() for each in before)
+
+
+def test_the_pool_is_what_the_services_hold(client) -> None:  # type: ignore[no-untyped-def]
+    assert isinstance(client.app.state.services.pool, DecodePool)
+    assert client.app.state.services.pool.fault() is None
