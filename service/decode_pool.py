@@ -18,7 +18,7 @@ from model_store.errors import ImageTooLarge, InputError, InvalidImage
 from model_store.manifest import DenseSpec, ImageSpec
 from model_store.modality.image import DECODE_BYTES_PER_PIXEL, DecodeLimits, declared_pixels
 from service.decode_queue import FairQueue
-from service.decode_worker import DecodeWorker, Framed, WorkerDied, WorkerLate
+from service.decode_worker import ABANDONED_S, DecodeWorker, Framed, WorkerDied, WorkerLate
 from service.faults import DeadlineExceeded, NotReady, TooManyItems
 from service.timing import Deadline, Timings
 
@@ -63,12 +63,19 @@ class DecodePool:
         self._slots: list[asyncio.Task[None]] = []
         self._idle: deque[asyncio.Future[None]] = deque()
         self._fault: str | None = None
+        self._first = asyncio.Event()  # a process has started, or failed to
         self._threads = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="work")
 
-    def begin(self) -> None:
-        """Start the first process, so that the first image need not wait for it."""
-        if not self._slots:
-            self._add_slot()
+    async def begin(self) -> None:
+        """Start the first process, so that the first image need not wait for it.
+
+        Raises:
+            NotReady: it does not start.
+        """
+        self._add_slot()
+        await self._first.wait()
+        if self._fault:
+            raise NotReady(self._fault)
 
     def fault(self) -> str | None:
         """Why no image can be decoded now, or None; it is tried again each second."""
@@ -199,16 +206,18 @@ class DecodePool:
                 worker = await DecodeWorker.start(self.limits)
             except WorkerDied as error:
                 self._fault = str(error)
+                self._first.set()
                 log.error("%s; trying again in %g s", error, _RESTART_PAUSE_S)
                 await asyncio.sleep(_RESTART_PAUSE_S)
             else:
                 self._fault = None
+                self._first.set()
                 return worker
 
     async def _answer(self, worker: DecodeWorker, job: _Job) -> None:
         job.started = time.perf_counter()
         remaining_s = job.deadline.remaining_s()
-        limit_s = self.timeout_s if remaining_s is None else min(self.timeout_s, remaining_s)
+        limit_s = self.timeout_s if remaining_s is None else min(self.timeout_s, remaining_s + ABANDONED_S)
         try:
             framed = await worker.ask(job.data, job.frame, limit_s=limit_s, abandoned=job.answer)
         except InputError as error:

@@ -21,7 +21,7 @@ from model_store.errors import ImageTooLarge, InputError, InvalidImage, Unsuppor
 from model_store.modality.image import DecodeLimits
 
 _START_TIMEOUT_S = 60.0
-_ABANDONED_S = 0.5  # an image that nobody waits for any more: finishing it is cheaper than a new process, for so long
+ABANDONED_S = 0.5  # an image that nobody waits for any more: finishing it is cheaper than a new process, for so long
 _KEPT_BYTES = 2**20  # of the shared file, between two images
 _ERRORS: Mapping[str, type[InputError]] = {
     each.code: each for each in (InputError, InvalidImage, UnsupportedImage, ImageTooLarge)
@@ -84,7 +84,14 @@ class DecodeWorker:
             os.close(memory)
             raise WorkerDied(f"a decode process cannot be started: {error.strerror}") from error
         ours.setblocking(False)
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        try:
+            reader, writer = await asyncio.open_unix_connection(sock=ours)
+        except BaseException:  # cancelled: nobody else knows of the process
+            process.kill()
+            process.wait()
+            ours.close()
+            os.close(memory)
+            raise
         worker = cls(process, reader, writer, memory)
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
@@ -147,7 +154,7 @@ class DecodeWorker:
         try:
             await asyncio.wait({answer, abandoned}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done() and abandoned.done():
-                await asyncio.wait({answer}, timeout=min(limit_s, _ABANDONED_S))
+                await asyncio.wait({answer}, timeout=min(limit_s, ABANDONED_S))
             if answer.done():
                 return answer.result()
             await self.stop()

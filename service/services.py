@@ -58,7 +58,6 @@ class Services:
 
     def begin(self, *, on_ready: Callable[[], None], on_fatal: Callable[[str], None]) -> None:
         """Load the models in the background, so that /livez is answered meanwhile; exactly one callback comes."""
-        self.pool.begin()
         self.starting = asyncio.get_running_loop().create_task(self._start(on_ready, on_fatal), name="start")
 
     def begin_draining(self) -> None:
@@ -120,8 +119,12 @@ class Services:
             on_ready()
 
     async def _open(self) -> None:
-        """Models and collections at the same time; the first that fails ends it."""
-        work = [self.registry.start(), *([self.collections.start()] if self.collections is not None else [])]
+        """Models, a decode process and collections at the same time; the first that fails ends it."""
+        work = [
+            self.registry.start(),
+            self.pool.begin(),
+            *([self.collections.start()] if self.collections is not None else []),
+        ]
         tasks = [asyncio.ensure_future(each) for each in work]
         try:
             await asyncio.gather(*tasks)

@@ -133,7 +133,7 @@ def png_of(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize(("width", "height"), [(9000, 9000), (16_385, 8), (8000, 8), (2**31 - 1, 2**31 - 1)])
+@pytest.mark.parametrize(("width", "height"), [(12_000, 12_000), (16_385, 8), (8000, 8), (2**31 - 1, 2**31 - 1)])
 def test_image_bombs_are_refused_by_their_header(client: TestClient, width: int, height: int) -> None:
     small = png_of(min(width, 20_000), min(height, 20_000)) if width < 2**20 else png_of(8, 8)
     if width >= 2**20:
