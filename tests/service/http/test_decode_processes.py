@@ -99,7 +99,7 @@ def test_pixels_of_one_request_are_bounded_before_any_is_decoded(patient, slow: 
     images = [{"image": each} for each in encoded]
     for path, body in {
         "/embed": {"inputs": images, "on_error": "item"},
-        "/classify": {"inputs": images, "labels": ["shirt"], "on_error": "item"},
+        "/classify": {"inputs": images, "labels": ["shirt", "shoe"], "on_error": "item"},
     }.items():
         answer = httpx2.post(patient.address + path, json=body, timeout=60)
         assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_many_items")
