@@ -13,6 +13,7 @@ ClipworksError                      base; `code` is stable and machine-readable
 |   |-- ManifestError               unreadable, or an unknown key or value
 |   |-- IntegrityError              a file differs from its digest, or is not a plain file inside the artifact
 |   |-- GraphError                  a graph does not load, crashes, or does not do what its manifest says
+|   |   |-- GraphHangs              it was not opened and run within the time it had
 |   |-- GoldenError                 golden cases are missing or not reproduced
 |   |-- ProviderError               the execution provider that was asked for is not really used
 |   |-- ExportRefused               the exporter will not publish this model, with the reason
@@ -74,6 +75,10 @@ class IntegrityError(ArtifactError):
 
 class GraphError(ArtifactError):
     code = "graph_error"
+
+
+class GraphHangs(GraphError):
+    """Its code is that of every graph that cannot be served."""
 
 
 class GoldenError(ArtifactError):

@@ -9,20 +9,23 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.errors import GraphError
+from model_store.errors import GraphError, GraphHangs
 from model_store.graph import Arrays, example_feeds
 from model_store.manifest import GraphSpec
 from model_store.session import SessionSettings, runtime_versions
 
 DEFAULT_TIMEOUT_S = 300.0
+_LOOK_EVERY_S = 0.2  # for a caller that does not want the answer any more
 
 
 def probe(
@@ -47,8 +50,12 @@ def probe_all(
     *,
     settings: SessionSettings,
     timeout_s: float = DEFAULT_TIMEOUT_S,
+    abandoned: Event | None = None,
 ) -> list[dict[str, NDArray[Any]]]:
-    """As `probe`, for several graphs one after the other in one child process."""
+    """As `probe`, for several graphs one after the other in one child process.
+
+    The child ends with this process, however that ends, and as soon as `abandoned` is set.
+    """
     label = ", ".join(spec.file for _, spec, _ in graphs)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -60,21 +67,38 @@ def probe_all(
         }
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
         # -P and PYTHONPATH: the child imports this very package, and nothing from the folder the caller stands in.
-        command = [sys.executable, "-P", "-m", "model_store.probe_child", name]
+        command = [sys.executable, "-P", "-m", "model_store.probe_child", name, str(os.getpid())]
         paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-        try:
-            child = subprocess.run(
-                command, capture_output=True, text=True, timeout=timeout_s, check=False, env=environment
-            )
-        except subprocess.TimeoutExpired as error:
-            raise GraphError(f"{label}: no answer within {timeout_s:g} s") from error
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            env=environment,
+        )  # fmt: skip
+        said = _outcome(child, label, timeout_s, abandoned or Event())
         if child.returncode < 0:
             raise GraphError(f"{label}: the process died of signal {-child.returncode} while opening or running it")
         if child.returncode:
-            lines = child.stderr.strip().splitlines()
+            lines = said.strip().splitlines()
             raise GraphError(lines[-1] if lines else f"{label}: probe ended with status {child.returncode}")
         return [_load(folder / f"outputs{index}.npz") for index in range(len(graphs))]
+
+
+def _outcome(child: subprocess.Popen[str], label: str, timeout_s: float, abandoned: Event) -> str:
+    """What the child wrote to stderr; afterwards it has ended, whatever happened."""
+    end = time.monotonic() + timeout_s
+    try:
+        while True:
+            try:
+                return child.communicate(timeout=min(_LOOK_EVERY_S, max(end - time.monotonic(), 0.0)))[1]
+            except subprocess.TimeoutExpired as error:
+                if abandoned.is_set():
+                    raise GraphError(f"{label}: opening it was given up") from error
+                if time.monotonic() >= end:
+                    raise GraphHangs(f"{label}: no answer within {timeout_s:g} s") from error
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.communicate()
 
 
 class ProbeLog:

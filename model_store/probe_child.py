@@ -6,6 +6,11 @@ import json
 import sys
 from pathlib import Path
 
+from model_store.lifetime import end_with_parent
+
+if __name__ == "__main__":  # before anything that takes time: the server may be killed meanwhile
+    end_with_parent(int(sys.argv[2]))
+
 import numpy as np
 
 from model_store.errors import GraphError

@@ -7,16 +7,19 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
 import uvicorn
 
 from service.allocator import return_large_buffers
 from service.app import create_app
+from service.listening import CannotListen, listen
 from service.protocol import deadline_protocol
 from service.services import Services
 from service.settings import (
@@ -36,6 +39,7 @@ EXIT_FAILED = 1
 EXIT_BAD_SETTINGS = 2
 # After the drain, a cancelled request gets this long to say 503, and a thread to end.
 _LAST_WORDS_S = 0.5
+_SLACK_S = 3.0  # over all the times that a stop may take, before it is ended by force
 
 
 def serve(settings: Settings) -> int:
@@ -55,7 +59,11 @@ def serve(settings: Settings) -> int:
 
     try:
         refuse_open_by_typo(settings, os.environ)
+        listeners = listen(settings.host, settings.port, backlog=settings.max_connections)
         app = create_app(settings, on_ready=lambda: _say("ready"), on_fatal=on_fatal)
+    except CannotListen as error:
+        print(f"clipworks: cannot start: {error}", file=sys.stderr, flush=True)
+        return EXIT_FAILED
     except BadSettings as error:
         print(f"clipworks: {error}", file=sys.stderr, flush=True)
         return EXIT_BAD_SETTINGS
@@ -78,10 +86,10 @@ def serve(settings: Settings) -> int:
         timeout_graceful_shutdown=settings.drain_s,  # pyright: ignore[reportArgumentType]
         backlog=settings.max_connections,
     )
-    server = QuietServer(config, app.state.services, drain_grace_s=settings.drain_grace_s)
+    server = QuietServer(config, app.state.services)
     try:
-        server.run()
-    except SystemExit as error:  # uvicorn: the address is taken, or the like; its log has said which
+        server.run(sockets=listeners)
+    except SystemExit as error:  # uvicorn: its log has said why
         return error.code if isinstance(error.code, int) and error.code else EXIT_FAILED
     if failures:
         print(f"clipworks: cannot start: {failures[0]}", file=sys.stderr, flush=True)
@@ -98,28 +106,26 @@ def _report_environment(environment: Mapping[str, str]) -> None:
 
 
 class QuietServer(uvicorn.Server):
-    """A uvicorn server that announces the real port, and whose signals mean drain first."""
+    """A uvicorn server that announces the real port, and whose signals mean drain first; no stop takes for ever."""
 
-    def __init__(self, config: uvicorn.Config, services: Services, *, drain_grace_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, services: Services) -> None:
         super().__init__(config)
         self._services = services
-        self._drain_grace_s = drain_grace_s
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
-        await super().startup(sockets)  # type: ignore[arg-type]
+        self._loop.set_default_executor(UnjoinedThreads(thread_name_prefix="work"))
+        await super().startup(sockets)
+        if sockets:
+            port = sockets[0].getsockname()[1]
+            host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
+            _say(f"listening on http://{host}:{port}")
+            self._services.announce(f"http://{_reachable(self.config.host)}:{port}")
 
-    def _log_started_message(self, listeners: object) -> None:
-        """Called by uvicorn with the bound sockets; the only place where a port of 0 is known."""
-        port = listeners[0].getsockname()[1]  # type: ignore[index]
-        host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
-        _say(f"listening on http://{host}:{port}")
-        self._services.announce(f"http://{_reachable(self.config.host)}:{port}")
-
-    async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._services.begin_draining()
-        await super().shutdown(sockets)  # type: ignore[arg-type]
+        await super().shutdown(sockets)
         if self.server_state.tasks:
             await asyncio.sleep(_LAST_WORDS_S)
 
@@ -128,7 +134,9 @@ class QuietServer(uvicorn.Server):
         if self._services.draining:
             os._exit(128 + sig)
         self._services.draining = True
-        grace_s = self._drain_grace_s if sig == signal.SIGTERM else 0.0
+        settings = self._services.settings
+        grace_s = settings.drain_grace_s if sig == signal.SIGTERM else 0.0
+        end_by_force(after_s=grace_s + settings.drain_s + settings.stop_s + _SLACK_S)
         if self._loop is None or not grace_s:
             self.should_exit = True
             return
@@ -137,6 +145,29 @@ class QuietServer(uvicorn.Server):
 
     def _stop_listening(self) -> None:
         self.should_exit = True
+
+
+class UnjoinedThreads(ThreadPoolExecutor):
+    """An event loop's default threads, whose end the loop does not wait for: one of them may never return."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait=False, cancel_futures=True)
+
+
+def end_by_force(*, after_s: float) -> None:
+    """End the process in so many seconds, unless it has ended by then, whatever its event loop and threads do."""
+
+    def end() -> None:
+        time.sleep(after_s)
+        log.critical("the server did not stop within %g s after its signal, ending it; busy: %s", after_s, _busy())
+        logging.shutdown()
+        os._exit(EXIT_FAILED)
+
+    threading.Thread(target=end, name="end by force", daemon=True).start()
+
+
+def _busy() -> str:
+    return ", ".join(sorted(thread.name for thread in threading.enumerate() if not thread.daemon))
 
 
 def _reachable(host: str) -> str:

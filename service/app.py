@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
+from service.door import Door
 from service.envelope import Envelope
 from service.errors import install_handlers
 from service.gate import Gate
@@ -81,6 +82,7 @@ def create_app(
                 admin_keys=[key.get_secret_value() for key in settings.admin_keys],
                 origins=settings.cors_origins,
             ),
+            Middleware(Door),
         ],
     )
     app.state.services = build_services(settings, telemetry=telemetry, with_collections=with_collections)

@@ -14,12 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.errors import GraphError
-from service.faults import DeadlineExceeded, NotReady, Overloaded, RunFailed
+from service.admission import Admission, Ticket
+from service.faults import DeadlineExceeded, NotReady, RunFailed
 from service.stacking import EqualShapes, Stacking
 from service.timing import Deadline, Timings
 
 Rows = NDArray[Any]
 Run = Callable[[Rows], Rows]
+_LEAST_WINDOW = 16
+_BACKGROUND_SHARE = 4  # a run of background items takes at most a fourth of the items that a run may have
 
 
 class BatchObserver(Protocol):
@@ -41,9 +44,10 @@ class _Pending:
 class Batcher:
     """One queue and one worker thread in front of `run`, which maps a stack [B, ...] to rows [B, ...].
 
-    `stacking` says which arrays may share a run, and how many; at most `max_batch` do, the oldest first. Admission
-    counts items: `reserve` takes places for a whole request before any of its work is done. Background items run when
-    nothing else waits.
+    `stacking` says which arrays may share a run, and how many; at most `max_batch` do, the oldest first. `admit` takes
+    places for a whole request before any of its work is done; see Admission. Background items need none: they run when
+    nothing else waits, a few at a time, so that nobody who comes meanwhile waits long. An item whose caller is gone, or
+    whose deadline has passed, is in no run that begins after that.
 
     A run that raises GraphError is repeated in halves, so that a bad row fails alone. Any other exception marks the
     batcher broken: it refuses work until it is replaced. All methods belong to the event loop's thread.
@@ -56,17 +60,19 @@ class Batcher:
         *,
         max_batch: int,
         max_items: int,
+        max_wait_s: float,
         observer: BatchObserver,
         stacking: Stacking | None = None,
     ) -> None:
         self.name = name
         self.max_batch = max_batch
-        self.max_items = max_items
+        # Enough for one run and for the next, which is made ready meanwhile, also where a run takes one item.
+        window = max(2 * max_batch, _LEAST_WINDOW)
+        self.admission = Admission(name, window=window, short=max_batch, max_items=max_items, max_wait_s=max_wait_s)
         self.broken: str | None = None
         self._run = run
         self._stacking = stacking or EqualShapes()
         self._observer = observer
-        self._admitted = 0
         self._queue: deque[_Pending] = deque()
         self._background: deque[_Pending] = deque()
         self._work = asyncio.Event()
@@ -75,21 +81,16 @@ class Batcher:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"run-{name}")
         self._task = asyncio.get_running_loop().create_task(self._serve(), name=f"batcher {name}")
 
-    def reserve(self, items: int) -> None:
-        """Take places for `items`; give them back with `release` when the request is over.
+    def admit(self, items: int, deadline: Deadline) -> Ticket:
+        """Places for all items of a request; a context manager that gives them back.
 
         Raises:
-            Overloaded: they do not fit now.
+            Overloaded: it would wait too long.
             NotReady: the worker is broken.
         """
         if self.broken:
             raise NotReady(f"{self.name} is being restarted: {self.broken}")
-        if self._admitted + items > self.max_items and self._admitted:
-            raise Overloaded(f"{self._admitted} items are in work for {self.name}, the limit is {self.max_items}")
-        self._admitted += items
-
-    def release(self, items: int) -> None:
-        self._admitted -= items
+        return self.admission.admit(items, deadline)
 
     async def submit(self, array: Rows, deadline: Deadline, timings: Timings, *, background: bool = False) -> Rows:
         """The row for `array`. A caller that stops waiting (cancelled) is skipped if its turn has not come.
@@ -103,7 +104,7 @@ class Batcher:
             raise NotReady(f"{self.name} is being restarted: {self.broken}")
         pending = _Pending(array, deadline, timings, asyncio.get_running_loop().create_future())
         (self._background if background else self._queue).append(pending)
-        self._observer.queue(self.name, len(self._queue))
+        self._report_queue()
         self._work.set()
         return await pending.future
 
@@ -140,19 +141,21 @@ class Batcher:
                 self._fail_waiting()
                 return
             self._observer.batch(self.name, len(batch), time.perf_counter() - started)
-            self._observer.queue(self.name, len(self._queue))
+            self._report_queue()
+
+    def _report_queue(self) -> None:
+        self._observer.queue(self.name, len(self._queue) + self.admission.waiting)
 
     def _take(self) -> list[_Pending]:
-        for queue in (self._queue, self._background):
+        few = max(1, self.max_batch // _BACKGROUND_SHARE)
+        for queue, most in ((self._queue, self.max_batch), (self._background, few)):
             batch: list[_Pending] = []
             rest: deque[_Pending] = deque()
             while queue:
                 pending = queue.popleft()
-                if pending.future.done():
+                if _is_over(pending):
                     continue
-                if pending.deadline.expired:
-                    pending.future.set_exception(DeadlineExceeded("the deadline passed while the item was queued"))
-                elif not batch or (len(batch) < self._most(batch[0]) and self._joins(batch[0], pending)):
+                if not batch or (len(batch) < self._most(batch[0], most) and self._joins(batch[0], pending)):
                     batch.append(pending)
                 else:
                     rest.append(pending)
@@ -161,9 +164,9 @@ class Batcher:
                 return batch
         return []
 
-    def _most(self, first: _Pending) -> int:
+    def _most(self, first: _Pending, limit: int) -> int:
         most = self._stacking.most(first.array)
-        return self.max_batch if most is None else min(self.max_batch, most)
+        return limit if most is None else min(limit, most)
 
     def _joins(self, first: _Pending, other: _Pending) -> bool:
         return self._stacking.joins(first.array, other.array)
@@ -179,8 +182,9 @@ class Batcher:
                 self._fail(batch, RunFailed(f"{self.name} failed on this item: {error}"))
                 return
             middle = len(batch) // 2
-            await self._answer(batch[:middle])
-            await self._answer(batch[middle:])
+            for half in (batch[:middle], batch[middle:]):
+                if waiting := [pending for pending in half if not _is_over(pending)]:
+                    await self._answer(waiting)
             return
         if len(rows) != len(batch):
             raise RuntimeError(f"{self.name} gave {len(rows)} rows for {len(batch)} items")
@@ -212,3 +216,10 @@ class Batcher:
         for pending in batch:
             if not pending.future.done():
                 pending.future.set_exception(error)
+
+
+def _is_over(pending: _Pending) -> bool:
+    """Nobody waits for it any more; one whose deadline has passed is told so here."""
+    if not pending.future.done() and pending.deadline.expired:
+        pending.future.set_exception(DeadlineExceeded("the deadline passed while the item was queued"))
+    return pending.future.done()

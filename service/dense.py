@@ -20,7 +20,7 @@ from model_store.proving import Proof
 from model_store.regions import load_scipy
 from model_store.towers import DenseTower, DenseVectors, open_dense_tower
 from service.batcher import Batcher, BatchObserver
-from service.engine import EngineSettings, Owned, choose_precision, probe_graphs
+from service.engine import EngineSettings, Owned, choose_precision, opened_in_time, probe_graphs
 from service.faults import DeadlineExceeded, NotReady
 from service.stacking import EqualPictures
 from service.timing import Deadline
@@ -77,7 +77,7 @@ class DenseSession:
 
     async def _open(self, waiting: asyncio.Future[Batcher]) -> None:
         try:
-            tower = await asyncio.to_thread(open_dense, self._artifact, self._settings)
+            tower = await opened_in_time(self._artifact, self._settings, open_dense)
         except Exception as error:
             self._failed_at = time.monotonic()
             if not waiting.done():
@@ -88,6 +88,7 @@ class DenseSession:
             packing(tower),
             max_batch=self._settings.max_batch_images if tower.batch_invariant else 1,
             max_items=self._settings.max_queue_items,
+            max_wait_s=self._settings.max_wait_s,
             observer=self._observer,
             stacking=EqualPictures(self._settings.max_batch_pixels),
         )
@@ -112,7 +113,8 @@ def open_dense(artifact: Artifact, settings: EngineSettings) -> DenseTower:
     key = probed.key(f"{ROLE}/{artifact.build(settings.precision or 'fp32')}", options)
     if settings.probe_first and not probed.knows(key):
         behind: list[Owned] = [each for role in _BEHIND if (each := artifact.graph_spec(role, "fp32"))]
-        probe_graphs([found], behind, options, feeds=feeds)
+        deadline = Deadline.after(settings.load_timeout_s)
+        probe_graphs([found], behind, options, deadline=deadline, stopping=settings.stopping, feeds=feeds)
         probed.remember(key)
     tower = open_dense_tower(artifact, precision, options)
     require_device(found[0], tower.encoder, feeds)

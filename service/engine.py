@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
+from typing import TypeVar
 
 from model_store.artifact import Artifact
+from model_store.errors import ArtifactError, GraphHangs
 from model_store.graph import Arrays, example_feeds
 from model_store.manifest import GraphSpec, Precision, Role
-from model_store.probe import probe_all
+from model_store.probe import DEFAULT_TIMEOUT_S, probe_all
 from model_store.session import Device, SessionSettings
 from model_store.towers import on_cpu
+from service.timing import Deadline
 
 Owned = tuple[Artifact, GraphSpec]
+_T = TypeVar("_T")
+_UNWIND_S = 2.0  # a child process that is late has its end and its message first
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """How models are run; see service.settings for the defaults and what each means to a user."""
+    """How models are run; see service.settings for the defaults and what each means to a user.
+
+    stopping: set when the server stops; what is being opened then is given up.
+    """
 
     device: Device
     precision: Precision | None
@@ -28,11 +38,14 @@ class EngineSettings:
     max_batch_texts: int
     max_queue_items: int
     probe_first: bool
+    max_wait_s: float = 2.0
+    load_timeout_s: float = DEFAULT_TIMEOUT_S
     max_batch_pixels: int = 4_000_000
     dense_prepack: bool = False
     probe_log: Path | None = None
     arena: bool = True
     memory_limit_bytes: int = 0
+    stopping: Event = field(default_factory=Event, compare=False, repr=False)
 
     @property
     def session(self) -> SessionSettings:
@@ -56,14 +69,41 @@ def choose_precision(artifact: Artifact, role: Role, wanted: Precision | None, d
 
 
 def probe_graphs(
-    encoders: Sequence[Owned], followers: Sequence[Owned], options: SessionSettings, *, feeds: Arrays | None = None
+    encoders: Sequence[Owned],
+    followers: Sequence[Owned],
+    options: SessionSettings,
+    *,
+    deadline: Deadline,
+    stopping: Event,
+    feeds: Arrays | None = None,
 ) -> None:
     """Open and run graphs in a child process; what follows an encoder runs on the CPU. `feeds` are the encoders'.
 
     Raises:
-        GraphError: one does not load, crashes or does not end.
+        GraphError: one does not load, crashes or is not done at `deadline`.
     """
     for graphs, settings, given in ((encoders, options, feeds), (followers, on_cpu(options), None)):
         if graphs:
             runs = [(owner.path(spec.file), spec, given or example_feeds(spec)) for owner, spec in graphs]
-            probe_all(runs, settings=settings)
+            remaining_s = deadline.remaining_s()
+            timeout_s = DEFAULT_TIMEOUT_S if remaining_s is None else remaining_s
+            try:
+                probe_all(runs, settings=settings, timeout_s=timeout_s, abandoned=stopping)
+            except GraphHangs as error:
+                raise GraphHangs(f"{error} (CLIPWORKS_LOAD_TIMEOUT_S): it hangs, or is too large for that") from error
+
+
+async def opened_in_time(
+    artifact: Artifact, settings: EngineSettings, open_it: Callable[[Artifact, EngineSettings], _T]
+) -> _T:
+    """What `open_it` gives, called in a thread; one that does not come back is left behind.
+
+    Raises:
+        ArtifactError: it was not done within load_timeout_s, and whatever `open_it` raises.
+    """
+    try:
+        async with asyncio.timeout(settings.load_timeout_s + _UNWIND_S):
+            return await asyncio.to_thread(open_it, artifact, settings)
+    except TimeoutError:
+        limit = f"{settings.load_timeout_s:g} s (CLIPWORKS_LOAD_TIMEOUT_S)"
+        raise ArtifactError(f"{artifact.reference} was not opened and proven within {limit}") from None

@@ -154,6 +154,7 @@ _TYPES: Mapping[int, str] = MappingProxyType(
     }
 )
 _JSON = "application/json"
+OVERLOADED = "clipworks.overloaded"  # where the ASGI scope of a request holds the Overloaded that it was refused with
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,8 @@ def install_handlers(app: FastAPI) -> None:
 async def _on_clipworks_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, ClipworksError):
         raise error
+    if isinstance(error, Overloaded):
+        request.scope[OVERLOADED] = error  # for service.door
     if isinstance(error, BodyRefused):
         return problem_of(error).response({**error.headers, "Connection": "close"}, linger=True)
     return problem_of(error).response(_headers_of(error))

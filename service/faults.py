@@ -18,6 +18,8 @@ ClipworksError
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from model_store.errors import ClipworksError
 
 
@@ -26,11 +28,16 @@ class ServiceFault(ClipworksError):
 
 
 class Overloaded(ServiceFault):
+    """`still_s` says how long a request of one item would have to wait by then, or None if it would be let in."""
+
     code = "overloaded"
 
-    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+    def __init__(
+        self, message: str, *, retry_after_s: float = 1.0, still_s: Callable[[], float | None] | None = None
+    ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.still_s = still_s
 
 
 class DeadlineExceeded(ServiceFault):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Generator, Sequence
+from collections.abc import Awaitable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -16,6 +16,7 @@ from model_store.manifest import Presence, Role
 from model_store.modality.text import is_quick
 from model_store.presence import LabelVectors, presence_scores, score_maps
 from model_store.towers import Activation, Head
+from service.admission import Ticket
 from service.batcher import Batcher
 from service.decode_pool import DecodePool
 from service.dense import unpacked
@@ -89,16 +90,18 @@ async def embed(
         if isinstance(item, FailedItem):
             raise item.error
         if isinstance(item, TextItem):
-            row = await token_row(model, item.text, turn)
-            tokens += len(row)
-            vector = await _submit(model, "text_encoder", row, deadline, timings)
+            async with tickets["text_encoder"].turn(deadline, timings):
+                row = await token_row(model, item.text, turn)
+                tokens += len(row)
+                vector = await _submit(model, "text_encoder", row, deadline, timings)
         else:
-            vector = await encode_image(model, item.data, pool=pool, deadline=deadline, timings=timings)
+            async with tickets["image_encoder"].turn(deadline, timings):
+                vector = await encode_image(model, item.data, pool=pool, deadline=deadline, timings=timings)
         return finish(vector, normalize=normalize, dimensions=dimensions)
 
     images = _counted_images(items, pool)
     texts = sum(isinstance(item, TextItem) for item in items)
-    with _admitted(model, {"image_encoder": images, "text_encoder": texts}):
+    with _admitted(model, {"image_encoder": images, "text_encoder": texts}, deadline) as tickets:
         outcomes = await gather_outcomes([one(item) for item in items], deadline)
     return EmbedResult(outcomes, texts=texts, images=images, tokens=tokens)
 
@@ -120,7 +123,8 @@ async def classify(
     async def one(item: ImageItem | FailedItem) -> list[Scored]:
         if isinstance(item, FailedItem):
             raise item.error
-        vector = await encode_image(model, item.data, pool=pool, deadline=deadline, timings=timings)
+        async with tickets["image_encoder"].turn(deadline, timings):
+            vector = await encode_image(model, item.data, pool=pool, deadline=deadline, timings=timings)
         unit = finish(vector)
         if isinstance(classes, ClassMatrix):
             return rank(unit, classes, model.manifest, activation=activation, top_k=top_k, threshold=threshold)
@@ -128,7 +132,7 @@ async def classify(
         return rank_logits(logits, classes, activation=activation, top_k=top_k, threshold=threshold)
 
     images = _counted_images(items, pool)
-    with _admitted(model, {"image_encoder": images}):
+    with _admitted(model, {"image_encoder": images}, deadline) as tickets:
         return await gather_outcomes([one(item) for item in items], deadline)
 
 
@@ -156,10 +160,14 @@ async def classify_by_presence(
         if isinstance(item, FailedItem):
             raise item.error
         if dense is None:
-            pooled = await encode_image(model, item.data, pool=pool, deadline=deadline, timings=timings)
+            async with ticket.turn(deadline, timings):
+                pooled = await encode_image(model, item.data, pool=pool, deadline=deadline, timings=timings)
             maps = np.zeros((len(classes.names), 1, 1), dtype=np.float32)
         else:
-            _, positions, pooled = await _look(model, dense, item, None, pool=pool, deadline=deadline, timings=timings)
+            async with ticket.turn(deadline, timings):
+                _, positions, pooled = await _look(
+                    model, dense, item, None, pool=pool, deadline=deadline, timings=timings
+                )
             maps = score_maps(positions, labels, presence)
         scores = presence_scores(maps, pooled, labels, presence)
         similarities = (classes.vectors @ finish(pooled)).astype(np.float64)
@@ -167,7 +175,7 @@ async def classify_by_presence(
 
     images = _counted_images(items, pool)
     dense = await model.dense.batcher(deadline) if model.dense_spec is not None else None
-    with held(dense or model.batchers["image_encoder"], images):
+    with (dense or model.batchers["image_encoder"]).admit(images, deadline) as ticket:
         return await gather_outcomes([one(item) for item in items], deadline)
 
 
@@ -194,18 +202,19 @@ async def localize(
     async def one(item: ImageItem | FailedItem) -> Located:
         if isinstance(item, FailedItem):
             raise item.error
-        picture, positions, pooled = await _look(
-            model, batcher, item, short_px, pool=pool, deadline=deadline, timings=timings
-        )
+        async with ticket.turn(deadline, timings):
+            picture, positions, pooled = await _look(
+                model, batcher, item, short_px, pool=pool, deadline=deadline, timings=timings
+            )
 
-        def work() -> Located:
-            return locate(positions, pooled, picture, names, labels, presence, wanted=wanted, deadline=deadline)
+            def work() -> Located:
+                return locate(positions, pooled, picture, names, labels, presence, wanted=wanted, deadline=deadline)
 
-        return await pool.run(work, "regions", deadline, timings)
+            return await pool.run(work, "regions", deadline, timings)
 
     images = _counted_images(items, pool)
     batcher = await model.dense.batcher(deadline)
-    with held(batcher, images):
+    with batcher.admit(images, deadline) as ticket:
         return await gather_outcomes([one(item) for item in items], deadline)
 
 
@@ -241,15 +250,23 @@ async def encode_image(
 async def encode_texts(
     model: RunningModel, texts: Sequence[str], *, deadline: Deadline, timings: Timings, background: bool = False
 ) -> NDArray[np.float32]:
-    """Unit vectors [n, D] of texts that belong to the server's own work (class prompts); fails as a whole."""
+    """Unit vectors [n, D] of texts that belong to the server's own work (class prompts); fails as a whole.
 
+    Background texts take no places: they run when nothing else waits.
+    """
     turn = asyncio.Lock()
 
-    async def one(text: str) -> Vector:
+    async def encoded(text: str) -> Vector:
         row = await token_row(model, text, turn)
         return finish(await _submit(model, "text_encoder", row, deadline, timings, background=background))
 
-    with _admitted(model, {} if background else {"text_encoder": len(texts)}):
+    async def one(text: str) -> Vector:
+        if background:
+            return await encoded(text)
+        async with tickets["text_encoder"].turn(deadline, timings):
+            return await encoded(text)
+
+    with _admitted(model, {} if background else {"text_encoder": len(texts)}, deadline) as tickets:
         outcomes = await gather_outcomes([one(text) for text in texts], deadline)
     for text, outcome in zip(texts, outcomes, strict=True):
         if isinstance(outcome, NoDirection):
@@ -340,20 +357,18 @@ async def _submit(
 
 
 @contextmanager
-def held(batcher: Batcher, items: int) -> Generator[None]:
-    """Places for `items` of one batcher, as long as the block lasts."""
-    batcher.reserve(items)
-    try:
-        yield
-    finally:
-        batcher.release(items)
+def _admitted(model: RunningModel, items: Mapping[Role, int], deadline: Deadline) -> Generator[dict[Role, Ticket]]:
+    """Hold places for a whole request, all or none.
 
-
-@contextmanager
-def _admitted(model: RunningModel, items: dict[Role, int]) -> Generator[None]:
-    """Hold places for a whole request, all or none."""
+    Raises:
+        ArtifactNotFound: the model has no such encoder.
+        Overloaded, NotReady.
+    """
     with ExitStack() as stack:
+        tickets: dict[Role, Ticket] = {}
         for role, count in items.items():
-            if count and role in model.batchers:
-                stack.enter_context(held(model.batchers[role], count))
-        yield
+            if count:
+                if role not in model.batchers:
+                    raise ArtifactNotFound(f"{model.reference} has no {role}")
+                tickets[role] = stack.enter_context(model.batchers[role].admit(count, deadline))
+        yield tickets

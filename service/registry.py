@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,8 +15,8 @@ from model_store.manifest import ENCODERS, Precision, Role
 from model_store.presence import presence_of
 from model_store.session import runtime_versions
 from model_store.store import Artifact, Store
-from service.engine import EngineSettings, choose_precision
-from service.faults import Conflict, NotLoaded, NotReady
+from service.engine import EngineSettings, choose_precision, opened_in_time
+from service.faults import Conflict, Draining, NotLoaded, NotReady
 from service.running import OpenedModel, RunningModel, open_model
 from service.telemetry import Telemetry
 
@@ -57,6 +58,8 @@ class Registry:
         self._state = "starting"
         self._changing = asyncio.Lock()
         self._supervisor: asyncio.Task[None] | None = None
+        self._restarting: asyncio.Task[None] | None = None
+        self._restart_at: dict[str, float] = {}
 
     async def start(self) -> None:
         """Load the configured models, the first of which is the default; ready when all have proven themselves.
@@ -72,14 +75,16 @@ class Registry:
             self._state = "ok"
 
     def begin_draining(self) -> None:
-        """Not ready any more; requests already admitted go on."""
+        """Not ready any more; requests already admitted go on, a model that is just being opened is given up."""
         self._state = "draining"
+        self.settings.stopping.set()
 
     async def stop(self) -> None:
         self.begin_draining()
-        if self._supervisor:
-            self._supervisor.cancel()
-            await asyncio.gather(self._supervisor, return_exceptions=True)
+        tasks = [task for task in (self._supervisor, self._restarting) if task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for model in self._running.values():
             await model.close("the server is stopping")
 
@@ -87,6 +92,8 @@ class Registry:
         """(ready, "ok" or why not): goldens passed, workers alive and not hung, not draining."""
         if self._state != "ok":
             return False, self._state
+        if self._supervisor is None or self._supervisor.done():
+            return False, "nobody looks after the models"
         fault = next((fault for model in self._running.values() if (fault := model.fault())), None)
         return (False, fault) if fault else (True, "ok")
 
@@ -116,6 +123,7 @@ class Registry:
         Raises:
             ArtifactError: it cannot be served; whatever runs goes on.
             Conflict: another load or unload is under way.
+            Draining: the server stops, and gave it up.
         """
         if self._changing.locked() and self._state == "ok":
             raise Conflict("another model is being loaded or unloaded")
@@ -123,7 +131,12 @@ class Registry:
             artifact = await asyncio.to_thread(self.store.open, name)
             if artifact.reference in self._running and not self._running[artifact.reference].fault():
                 return self._running[artifact.reference]
-            opened = await asyncio.to_thread(open_model, artifact, self.settings)
+            try:
+                opened = await opened_in_time(artifact, self.settings, open_model)
+            except ArtifactError as error:
+                if self.settings.stopping.is_set():
+                    raise Draining(f"the server is stopping, {artifact.reference} was not loaded") from error
+                raise
             return await self._install(opened)
 
     async def unload(self, name: str) -> None:
@@ -228,32 +241,43 @@ class Registry:
         return model
 
     async def _supervise(self) -> None:
-        """Replace broken sessions by fresh ones that pass the goldens; end the process when a native call hangs."""
+        """Look after the models until the server stops; no error of one look ends it."""
         while True:
             await asyncio.sleep(_SUPERVISE_EVERY_S)
-            for model in list(self._running.values()):
-                if model.longest_run_s() > self._hang_s:
-                    await model.close(f"a run lasted over {self._hang_s:g} s")
-                    self._abandoned.append(model)
-                if model.fault() and not self._changing.locked():
-                    await self._restart(model)
-            self._abandoned = [model for model in self._abandoned if model.longest_run_s()]
-            if self._exit_after_s and any(
-                model.longest_run_s() > self._hang_s + self._exit_after_s for model in self._abandoned
-            ):
-                log.critical("a native call hangs for %g s, ending the process", self._hang_s + self._exit_after_s)
-                self._end_process(HUNG_EXIT_CODE)
+            try:
+                await self._look_after_models()
+            except Exception:
+                log.exception("looking after the models failed, and is tried again")
+
+    async def _look_after_models(self) -> None:
+        """Replace broken sessions by fresh ones that pass the goldens; end the process when a native call hangs."""
+        for model in list(self._running.values()):
+            if model.longest_run_s() > self._hang_s:
+                await model.close(f"a run lasted over {self._hang_s:g} s")
+                self._abandoned.append(model)
+            if model.fault() and not self._restarting and time.monotonic() >= self._restart_at.get(model.reference, 0):
+                self._restarting = asyncio.create_task(self._restart(model), name=f"restart {model.reference}")
+        self._abandoned = [model for model in self._abandoned if model.longest_run_s()]
+        if self._exit_after_s and any(
+            model.longest_run_s() > self._hang_s + self._exit_after_s for model in self._abandoned
+        ):
+            log.critical("a native call hangs for %g s, ending the process", self._hang_s + self._exit_after_s)
+            self._end_process(HUNG_EXIT_CODE)
 
     async def _restart(self, model: RunningModel) -> None:
+        """Beside the watch over the other models; what fails is tried again after a pause."""
         log.error("%s broke down (%s), opening a fresh session", model.reference, model.fault())
-        async with self._changing:
-            try:
-                opened = await asyncio.to_thread(open_model, model.artifact, self.settings)
-            except ArtifactError as error:
-                log.error("%s cannot be restarted: %s", model.reference, error)
-                await asyncio.sleep(_RESTART_PAUSE_S)
-                return
-            await self._install(opened)
+        try:
+            async with self._changing:
+                if self._running.get(model.reference) is model:  # not unloaded meanwhile
+                    await self._install(await opened_in_time(model.artifact, self.settings, open_model))
+        except Exception as error:
+            self._restart_at[model.reference] = time.monotonic() + _RESTART_PAUSE_S
+            log.error(
+                "%s cannot be restarted: %s", model.reference, error, exc_info=not isinstance(error, ArtifactError)
+            )
+        finally:
+            self._restarting = None
 
 
 def _presence_of(artifact: Artifact) -> dict[str, Any] | None:

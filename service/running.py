@@ -22,6 +22,7 @@ from service.batcher import Batcher, BatchObserver
 from service.dense import DenseSession
 from service.engine import EngineSettings, Owned, choose_precision, probe_graphs
 from service.stacking import EqualShapes, PaddedTokens, Stacking
+from service.timing import Deadline
 
 # Where padding changes a bit, a text is padded to a length that depends on itself alone, never on its company.
 _LENGTH_STEP = 4
@@ -45,6 +46,7 @@ def open_model(artifact: Artifact, settings: EngineSettings) -> OpenedModel:
         ArtifactError: whatever is wrong with it (integrity, a crash in the probe, provider, goldens).
     """
     clock = _Stopwatch()
+    deadline = Deadline.after(settings.load_timeout_s)
     options = settings.session
     proof = Proof(artifact)
     tokenizer = artifact.tokenizer() if artifact.text_spec else None
@@ -54,7 +56,7 @@ def open_model(artifact: Artifact, settings: EngineSettings) -> OpenedModel:
     probed = ProbeLog(settings.probe_log)
     key = probed.key(artifact.build(settings.precision or "fp32"), options)
     if settings.probe_first and not probed.knows(key):
-        probe_graphs(chosen, _followers(artifact), options)
+        probe_graphs(chosen, _followers(artifact), options, deadline=deadline, stopping=settings.stopping)
         probed.remember(key)
         clock.lap("probe")
     heads = {name: open_head(artifact, name, options) for name in artifact.heads()}
@@ -130,6 +132,7 @@ class RunningModel:
                 tower if tower.adapter else tower.encoder,
                 max_batch=limits[role] if tower.batch_invariant else 1,
                 max_items=settings.max_queue_items,
+                max_wait_s=settings.max_wait_s,
                 observer=observer,
                 stacking=self._stacking(role),
             )
@@ -139,6 +142,7 @@ class RunningModel:
                 head,
                 max_batch=settings.max_batch_images if head.graph.spec.batch_invariant else 1,
                 max_items=settings.max_queue_items,
+                max_wait_s=settings.max_wait_s,
                 observer=observer,
             )
 

@@ -77,15 +77,27 @@ class Services:
         return self.collections
 
     async def end(self) -> None:
+        """Stop every part, within stop_s; a part that does not end in this time is left behind, and that is logged."""
         self.ended = True
         if self.starting:
             self.starting.cancel()
             await asyncio.gather(self.starting, return_exceptions=True)
+        parts = {"label sets": self.label_sets.stop(), "models": self.registry.stop(), "decoding": self.pool.close()}
         if self.collections is not None:
-            await self.collections.stop()
-        await self.label_sets.stop()
-        await self.registry.stop()
-        await self.pool.close()
+            parts["collections"] = self.collections.stop()
+        tasks = {asyncio.ensure_future(work): name for name, work in parts.items()}
+        done, late = await asyncio.wait(tasks, timeout=self.settings.stop_s)
+        for task in done:
+            if error := task.exception():
+                log.error("%s did not stop well", tasks[task], exc_info=error)
+        for task in late:
+            log.error(
+                "%s did not stop within %g s (CLIPWORKS_STOP_S) and are left as a crash would leave them: "
+                "nothing that was acknowledged is lost",
+                tasks[task],
+                self.settings.stop_s,
+            )
+            task.cancel()
 
     def health(self) -> Health:
         """What /readyz says."""
@@ -157,6 +169,8 @@ def build_services(settings: Settings, *, telemetry: Telemetry, with_collections
         dense_prepack=settings.dense_prepack,
         max_batch_texts=settings.max_batch_texts,
         max_queue_items=settings.max_queue_items,
+        max_wait_s=settings.max_wait_s,
+        load_timeout_s=settings.load_timeout_s,
         probe_first=settings.probe,
         probe_log=settings.store / ".probed" if settings.store else None,
         arena=settings.arena,

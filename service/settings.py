@@ -116,7 +116,12 @@ class Settings(BaseSettings):
     )
     max_request_timeout_s: float = Field(120, gt=0, description="cap of X-Request-Timeout-Ms")
     # limits of the server
-    max_queue_items: int = Field(512, ge=1, description="items in work for one encoder; more are refused (429)")
+    max_wait_s: float = Field(
+        2, gt=0, description="a request whose work is not expected to begin within this time is refused at once (429)"
+    )
+    max_queue_items: int = Field(
+        512, ge=1, description="items in work for one encoder, whatever the expected wait; more are refused (429)"
+    )
     max_label_set_texts: int = Field(100_000, ge=1, description="labels x templates of a stored label set (413)")
     max_label_set_chars: int = Field(
         20_000_000, ge=1, description="characters of all labels x templates of a stored label set (413)"
@@ -151,6 +156,9 @@ class Settings(BaseSettings):
     probe: bool = Field(
         True, description="open each graph first in a child process, so that a crash cannot end the server"
     )
+    load_timeout_s: float = Field(
+        300, gt=0, description="a model that is not opened and proven after this time is refused"
+    )
     gpu_memory_bytes: int = Field(0, ge=0, description="limit of a GPU session's memory; 0: none")
     hang_s: float = Field(30, gt=0, description="a model run that lasts longer is given up, and its session replaced")
     exit_after_s: float = Field(30, ge=0, description="a hung run ends the process this much later; 0: never")
@@ -174,6 +182,11 @@ class Settings(BaseSettings):
         1, ge=0, description="after SIGTERM: time with /readyz at 503 before connections are refused"
     )
     drain_s: float = Field(30, ge=0, description="after SIGTERM: time for requests in flight to finish")
+    stop_s: float = Field(
+        5,
+        gt=0,
+        description="after the drain: time for collections and models to close; what takes longer is left behind",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
     log_format: Literal["text", "json"] = Field("text", description="text is key=value, json is one object a line")
     access_log: bool = Field(True, description="log one line for each request")

@@ -11,7 +11,7 @@ import pytest
 
 from model_store.errors import GraphError
 from service.batcher import Batcher
-from service.faults import DeadlineExceeded, NotReady, Overloaded, RunFailed
+from service.faults import DeadlineExceeded, NotReady, RunFailed
 from service.stacking import EqualPictures
 from service.timing import Deadline, Timings
 
@@ -41,7 +41,9 @@ def within_loop(
     record = Record()
 
     async def main() -> None:
-        batcher = Batcher("graph", run, observer=record, **({"max_batch": 4, "max_items": 100} | limits))
+        batcher = Batcher(
+            "graph", run, observer=record, **({"max_batch": 4, "max_items": 100, "max_wait_s": 60} | limits)
+        )
         try:
             await test(batcher, record)
         finally:
@@ -102,7 +104,7 @@ def test_pictures_share_a_run_up_to_so_many_pixels() -> None:
 
     async def main() -> None:
         pictures = EqualPictures(2 * 4 * 6)
-        batcher = Batcher("graph", gate, max_batch=5, max_items=100, observer=record, stacking=pictures)
+        batcher = Batcher("graph", gate, max_batch=5, max_items=100, max_wait_s=60, observer=record, stacking=pictures)
         first = await behind(gate, batcher)
         shapes = [(4, 6, 3)] * 5 + [(8, 12, 3)] * 2 + [(2, 3, 3)] * 7
         rows = [asyncio.ensure_future(submit(batcher, i, shape)) for i, shape in enumerate(shapes)]
@@ -152,18 +154,6 @@ def test_cancelled_and_expired_items_never_reach_the_model() -> None:
     assert gate.seen == [0, 3]
 
 
-def test_admission_counts_items_and_gives_places_back() -> None:
-    async def test(batcher: Batcher, record: Record) -> None:
-        batcher.reserve(7)
-        with pytest.raises(Overloaded):
-            batcher.reserve(4)
-        batcher.reserve(3)
-        batcher.release(10)
-        batcher.reserve(10)
-
-    within_loop(test, max_items=10)
-
-
 def test_one_bad_item_fails_alone() -> None:
     def refuse_odd_thirteen(stack: Rows) -> Rows:
         if (stack == 13).any():
@@ -204,7 +194,7 @@ def test_a_foreign_error_breaks_the_worker_loudly() -> None:
         with pytest.raises(NotReady):
             await submit(batcher, 2)
         with pytest.raises(NotReady):
-            batcher.reserve(1)
+            batcher.admit(1, Deadline())
 
     within_loop(test, broken)
 

@@ -209,12 +209,11 @@ def test_a_full_queue_is_said_before_any_picture_is_decoded(fresh: Callable[...,
     assert localize(client, inputs).status_code == 200  # a single request always fits
     app: Any = client.app
     batcher = app.state.services.registry.resolve("colours").dense.opened
-    batcher.reserve(1)  # as if a picture of somebody else were in work
-    for asked in (inputs, [{"image": "QUJD"}, *inputs]):  # the broken picture is not looked at
-        full = localize(client, asked)
-        assert (full.status_code, full.json()["error"]["code"]) == (429, "overloaded")
-        assert full.headers["Retry-After"]
-    batcher.release(1)
+    with batcher.admit(1, Deadline()):  # as if a picture of somebody else were in work
+        for asked in (inputs, [{"image": "QUJD"}, *inputs]):  # the broken picture is not looked at
+            full = localize(client, asked)
+            assert (full.status_code, full.json()["error"]["code"]) == (429, "overloaded")
+            assert full.headers["Retry-After"]
     assert localize(client, inputs).status_code == 200
 
 

@@ -1,0 +1,282 @@
+"""Who may come in to one encoder, and whose turn it is: requests are refused by the time they would have to wait."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+
+from model_store.errors import ClipworksError
+from service.faults import DeadlineExceeded, NotReady, Overloaded
+from service.timing import Deadline, Timings
+
+# What was measured counts for less the longer ago it was; busy seconds after which it has a weight of 1/e.
+_MEMORY_S = 5.0
+# Of two requests that want to wait equally long, one that comes back in less than this would only knock again.
+_LEAST_RETRY_S = 1.0
+# Long requests leave this share of the places to short ones, which come at any moment.
+_LONG_SHARE = 0.75
+
+
+class ServiceRate:
+    """Items finished per second in which there was something to do, an exponentially weighted mean of recent work.
+
+    Idle time does not count, so that the rate of yesterday's load is still known today. A lone item shows how long one
+    takes, which is less than a full machine can do: the rate then errs on the low side, and grows with the load.
+    """
+
+    def __init__(self, *, memory_s: float = _MEMORY_S) -> None:
+        self._memory_s = memory_s
+        self._items = 0.0
+        self._busy_s = 0.0
+
+    def worked(self, seconds: float) -> None:
+        """So much time went by with items in work."""
+        kept = math.exp(-seconds / self._memory_s)
+        self._items *= kept
+        self._busy_s = self._busy_s * kept + seconds
+
+    def finished(self, items: int = 1) -> None:
+        self._items += items
+
+    @property
+    def per_s(self) -> float | None:
+        """None until something was finished."""
+        return self._items / self._busy_s if self._items and self._busy_s else None
+
+
+@dataclass(eq=False)
+class _Waiting:
+    turn: asyncio.Future[None]
+    since: float
+
+
+class Admission:
+    """The door and the waiting room in front of one encoder's decoding, batching and running.
+
+    A request is let in if its items are expected to begin within `max_wait_s` and to be done before its deadline, by
+    the rate at which items of this encoder were finished lately; otherwise it is refused at once, before any of its
+    work is done. `max_items` is the upper bound whatever the rate. A request that comes while nothing is in work is
+    always let in. Until something was measured, no more than `window` items are.
+
+    At most `window` items are in work at one time; the others wait here, undecoded. Requests of more than `short` items
+    wait in a line of their own and take turns with the short ones, so that neither stops the other. Both are served in
+    their order, but when the oldest short one has waited longer than `max_wait_s`, the machine has become slower than
+    it was when it was let in: then the newest, who can still be answered in time, go first.
+
+    All methods belong to the event loop's thread.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        window: int,
+        short: int,
+        max_items: int,
+        max_wait_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self.rate = ServiceRate()
+        self._window = window
+        self._long_window = max(1, int(window * _LONG_SHARE))
+        self._short = short
+        self._max_items = max_items
+        self._max_wait_s = max_wait_s
+        self._clock = clock
+        self._admitted = 0
+        self._unfinished = {False: 0, True: 0}  # admitted and not done, by whether the request is long
+        self._working = {False: 0, True: 0}  # of them, those that have begun
+        self._lines: dict[bool, deque[_Waiting]] = {False: deque(), True: deque()}
+        self._long_next = False
+        self._seen = clock()
+
+    @property
+    def waiting(self) -> int:
+        """Items that have not begun."""
+        return len(self._lines[False]) + len(self._lines[True])
+
+    def expected_wait_s(self, items: int = 1) -> float:
+        """How long a request of so many items would wait before its own work; 0 where nothing was measured yet."""
+        self._advance()
+        rate = self.rate.per_s
+        return self._ahead(items) / rate if rate else 0.0
+
+    def admit(self, items: int, deadline: Deadline) -> Ticket:
+        """Places for all items of a request.
+
+        Raises:
+            Overloaded: it would wait too long; says when to come again.
+        """
+        if items and self._admitted:
+            self._refuse_if_late(items, deadline)
+        self._advance()
+        self._admitted += items
+        self._unfinished[self._is_long(items)] += items
+        return Ticket(self, items, is_long=self._is_long(items))
+
+    def still_s(self) -> float | None:
+        """How long one more item would have to wait, if it would be refused for that; else None."""
+        if not self._admitted:
+            return None
+        wait_s, is_known = self.expected_wait_s(), self.rate.per_s is not None
+        most = self._max_items if is_known else self._window
+        return wait_s if wait_s > self._max_wait_s or self._admitted >= most else None
+
+    def _refuse_if_late(self, items: int, deadline: Deadline) -> None:
+        wait_s, rate = self.expected_wait_s(items), self.rate.per_s
+        remaining_s = deadline.remaining_s()
+        if self._admitted + items > self._max_items:
+            why = f"the limit is {self._max_items} (CLIPWORKS_MAX_QUEUE_ITEMS)"
+        elif rate is None:
+            why = "and how fast they are done is not known yet" if self._admitted + items > self._window else None
+        elif wait_s > self._max_wait_s:
+            limit = f"the limit is {self._max_wait_s:g} s (CLIPWORKS_MAX_WAIT_S)"
+            why = f"the wait would be {wait_s:.1f} s, {limit}"
+        elif remaining_s is not None and wait_s + items / rate > remaining_s:
+            why = f"this request would take {wait_s + items / rate:.1f} s, its deadline leaves {remaining_s:.1f} s"
+        else:
+            why = None
+        if why:
+            raise Overloaded(
+                f"{self._admitted} items are in work for {self.name}, {why}",
+                retry_after_s=max(wait_s, _LEAST_RETRY_S),
+                still_s=self.still_s,
+            )
+
+    def _ahead(self, items: int) -> int:
+        """Items that will be done before the first of a new request of so many.
+
+        Those in work, those of its own line, and as many of the other line, which takes turns with it.
+        """
+        is_long = self._is_long(items)
+        own, other = (self._unfinished[kind] - self._working[kind] for kind in (is_long, not is_long))
+        return self._working[False] + self._working[True] + own + min(own, other)
+
+    def _is_long(self, items: int) -> bool:
+        return items > self._short
+
+    def _advance(self) -> None:
+        now = self._clock()
+        if self._admitted:
+            self.rate.worked(now - self._seen)
+        self._seen = now
+
+    def _has_room(self, is_long: bool) -> bool:
+        if self._working[False] + self._working[True] >= self._window:
+            return False
+        return not is_long or self._working[True] < self._long_window
+
+    async def begin(self, is_long: bool) -> None:
+        """Wait until an item may begin."""
+        line = self._lines[is_long]
+        if not line and self._has_room(is_long):
+            self._working[is_long] += 1
+            return
+        waiting = _Waiting(asyncio.get_running_loop().create_future(), self._clock())
+        line.append(waiting)
+        self._call_next()
+        try:
+            await waiting.turn
+        except asyncio.CancelledError:
+            if waiting.turn.done() and not waiting.turn.cancelled():  # its turn came at the same moment
+                self.end(is_long, was_done=False)
+            raise
+
+    def end(self, is_long: bool, *, was_done: bool) -> None:
+        """An item that had begun is over; `was_done`: the machine did for it what it could."""
+        self._advance()
+        self._working[is_long] -= 1
+        if was_done:
+            self.rate.finished()
+            self._forget(is_long, 1)
+        self._call_next()
+
+    def leave(self, is_long: bool, items: int) -> None:
+        """The request is over; so many of its items were never done."""
+        self._advance()
+        self._forget(is_long, items)
+
+    def _forget(self, is_long: bool, items: int) -> None:
+        self._admitted -= items
+        self._unfinished[is_long] -= items
+
+    def _call_next(self) -> None:
+        """Begin as many as there is room for, those that are still waited for."""
+        while (is_long := self._next_line()) is not None:
+            line = self._lines[is_long]
+            # The items of one long request wait for each other: that says nothing about the rate.
+            is_late = not is_long and self._clock() - line[0].since > self._max_wait_s
+            waiting = line.pop() if is_late else line.popleft()
+            if not waiting.turn.done():
+                self._working[is_long] += 1
+                self._long_next = not is_long
+                waiting.turn.set_result(None)
+
+    def _next_line(self) -> bool | None:
+        """Whose turn it is: the long ones' (True), the short ones' (False), or nobody's."""
+        for is_long in (self._long_next, not self._long_next):
+            line = self._lines[is_long]
+            while line and line[0].turn.done():  # its caller is gone
+                line.popleft()
+            if line and self._has_room(is_long):
+                return is_long
+        return None
+
+
+class Ticket:
+    """The places of one request; a context manager that gives them back, also those whose work never began."""
+
+    def __init__(self, admission: Admission, items: int, *, is_long: bool) -> None:
+        self._admission = admission
+        self._left = items
+        self.is_long = is_long
+
+    def __enter__(self) -> Ticket:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._admission.leave(self.is_long, self._left)
+        self._left = 0
+
+    def turn(self, deadline: Deadline, timings: Timings) -> Turn:
+        """`async with` it around the work of one item. Raises DeadlineExceeded: its turn came too late."""
+        return Turn(self, deadline, timings)
+
+    async def begin(self) -> None:
+        await self._admission.begin(self.is_long)
+
+    def end(self, *, was_done: bool) -> None:
+        if was_done:
+            self._left -= 1
+        self._admission.end(self.is_long, was_done=was_done)
+
+
+class Turn:
+    """One item's time in work; begins when there is room and not after its deadline."""
+
+    def __init__(self, ticket: Ticket, deadline: Deadline, timings: Timings) -> None:
+        self._ticket = ticket
+        self._deadline = deadline
+        self._timings = timings
+
+    async def __aenter__(self) -> None:
+        entered = time.perf_counter()
+        await self._ticket.begin()
+        self._timings.add("turn", time.perf_counter() - entered)
+        if self._deadline.expired:
+            self._ticket.end(was_done=False)
+            self._deadline.check()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        is_own_fault = isinstance(error, ClipworksError) and not isinstance(error, (DeadlineExceeded, NotReady))
+        self._ticket.end(was_done=error is None or is_own_fault)

@@ -1,0 +1,54 @@
+"""The sockets that a server listens on, taken before anything else is done: a port in use ends the start at once."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from contextlib import ExitStack
+
+
+class CannotListen(Exception):
+    """The address cannot be had; the message says why and what to do."""
+
+
+def listen(host: str, port: int, *, backlog: int) -> list[socket.socket]:
+    """Listening sockets for every address of `host`; a port of 0 takes a free one, the same for all.
+
+    Raises:
+        CannotListen: the name has no address, or the address is taken or not allowed.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise CannotListen(f"{host!r} is no address of this machine (--host, CLIPWORKS_HOST): {error}") from None
+    with ExitStack() as opened:
+        sockets: list[socket.socket] = []
+        for family, _, _, _, address in dict.fromkeys(found):
+            listener = opened.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if not port and sockets:
+                address = (address[0], sockets[0].getsockname()[1], *address[2:])
+            try:
+                listener.bind(address)
+                listener.listen(backlog)
+            except OSError as error:
+                raise CannotListen(_advice(error, host, port)) from None
+            listener.setblocking(False)
+            sockets.append(listener)
+        opened.pop_all()
+        return sockets
+
+
+def _advice(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"port {port} of {host} is in use by another program: stop that one, or take another port with "
+            f"--port {port + 1 if port < 65535 else 8000} (CLIPWORKS_PORT); --port 0 takes a free one"
+        )
+    if error.errno == errno.EACCES:
+        return f"port {port} needs more rights than this user has: take one above 1023 with --port (CLIPWORKS_PORT)"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{host} is no address of this machine (--host, CLIPWORKS_HOST); 0.0.0.0 is every interface"
+    return f"cannot listen on {host} port {port}: {error.strerror}"
