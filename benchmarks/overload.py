@@ -24,8 +24,9 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import uvloop
 from rich.console import Console
 from rich.table import Table
 
@@ -53,8 +54,53 @@ class Sent:
     status: int | str
 
 
+class _Connection(asyncio.Protocol):
+    """One connection with at most one request on it; of an answer only the status is kept."""
+
+    def __init__(self) -> None:
+        self.is_open = True
+        self._transport: asyncio.Transport | None = None
+        self._answer: asyncio.Future[int] | None = None
+        self._received = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_open = False
+        if self._answer and not self._answer.done():
+            self._answer.set_exception(ConnectionError("closed by the server"))
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, end, body = self._received.partition(b"\r\n\r\n")
+        if not end or not self._answer or self._answer.done():
+            return
+        head = head.lower()
+        length = head.partition(b"content-length: ")[2].partition(b"\r\n")[0]
+        if len(body) >= int(length or 0):
+            self._received = b""
+            self.is_open = b"connection: close" not in head
+            self._answer.set_result(int(head[9:12]))
+
+    def exchange(self, wire: bytes) -> asyncio.Future[int]:
+        self._answer = asyncio.get_running_loop().create_future()
+        if self._transport and self.is_open:
+            self._transport.write(wire)
+        else:
+            self._answer.set_exception(ConnectionError("closed by the server"))
+        return self._answer
+
+    def close(self) -> None:
+        if self._transport:
+            self._transport.close()
+
+
 class Sender:
-    """Sends prepared requests over connections that it keeps open and opens as many of as it needs."""
+    """Sends prepared requests over connections that it keeps open and opens as many of as it needs.
+
+    It shares the cores with the server, so it does as little for a request as it can.
+    """
 
     def __init__(self, port: int, dialect: Dialect, *, timeout_s: float) -> None:
         lines = [f"{name}: {value}\r\n" for name, value in dialect.headers.items()]
@@ -66,39 +112,37 @@ class Sender:
         )
         self._port = port
         self._timeout_s = timeout_s
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._idle: list[_Connection] = []
 
     async def send(self) -> int | str:
-        """The status of the answer. A kept connection that the server closed meanwhile is replaced once, unseen."""
+        """The status of the answer. A kept connection that the server had closed meanwhile is replaced, unseen."""
         wire = next(self._requests)
         try:
             async with asyncio.timeout(self._timeout_s):
                 while self._idle:
-                    with suppress(ConnectionError, asyncio.IncompleteReadError):
-                        return await self._exchange(*self._idle.pop(), wire)
-                return await self._exchange(*await asyncio.open_connection("127.0.0.1", self._port), wire)
-        except (OSError, TimeoutError, asyncio.IncompleteReadError):
+                    with suppress(ConnectionError):
+                        return await self._exchange(self._idle.pop(), wire)
+                loop = asyncio.get_running_loop()
+                _, connection = await loop.create_connection(_Connection, "127.0.0.1", self._port)
+                return await self._exchange(connection, wire)
+        except (OSError, TimeoutError):
             return UNANSWERED
 
-    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, wire: bytes) -> int:
+    async def _exchange(self, connection: _Connection, wire: bytes) -> int:
         try:
-            writer.write(wire)
-            head = (await reader.readuntil(b"\r\n\r\n")).lower()
-            _, _, rest = head.partition(b"content-length: ")
-            if rest:
-                await reader.readexactly(int(rest.partition(b"\r\n")[0]))
+            status = await connection.exchange(wire)
         except BaseException:
-            writer.close()
+            connection.close()
             raise
-        if b"connection: close" in head:
-            writer.close()
+        if connection.is_open:
+            self._idle.append(connection)
         else:
-            self._idle.append((reader, writer))
-        return int(head[9:12])
+            connection.close()
+        return status
 
     def close(self) -> None:
-        for _, writer in self._idle:
-            writer.close()
+        for connection in self._idle:
+            connection.close()
 
 
 async def closed_loop(sender: Sender, *, seconds: float) -> float:
@@ -195,7 +239,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
                 )
                 spec = dataclasses.replace(spec, command=[program, "serve"])
                 with Server(spec, RESULTS / "logs" / f"overload_{name}.log") as server:
-                    for figures in asyncio.run(measure(spec.port, spoken[kind], options)):
+                    for figures in uvloop.run(measure(spec.port, spoken[kind], options)):
                         found = {"program": name, "kind": kind, "server": describe(spec), **figures}
                         found["peak_mib"] = server.memory().peak_mib
                         record["runs"].append(found)

@@ -105,7 +105,7 @@ class Admission:
         """How long a request of so many items would wait before its own work; 0 where nothing was measured yet."""
         self._advance()
         rate = self.rate.per_s
-        return self._ahead(items) / rate if rate else 0.0
+        return (self._until(1, self._is_long(items)) - 1) / rate if rate else 0.0
 
     def admit(self, items: int, deadline: Deadline) -> Ticket:
         """Places for all items of a request.
@@ -130,6 +130,7 @@ class Admission:
 
     def _refuse_if_late(self, items: int, deadline: Deadline) -> None:
         wait_s, rate = self.expected_wait_s(items), self.rate.per_s
+        done_s = self._until(items, self._is_long(items)) / rate if rate else 0.0
         remaining_s = deadline.remaining_s()
         if self._admitted + items > self._max_items:
             why = f"the limit is {self._max_items} (CLIPWORKS_MAX_QUEUE_ITEMS)"
@@ -138,8 +139,8 @@ class Admission:
         elif wait_s > self._max_wait_s:
             limit = f"the limit is {self._max_wait_s:g} s (CLIPWORKS_MAX_WAIT_S)"
             why = f"the wait would be {wait_s:.1f} s, {limit}"
-        elif remaining_s is not None and wait_s + items / rate > remaining_s:
-            why = f"this request would take {wait_s + items / rate:.1f} s, its deadline leaves {remaining_s:.1f} s"
+        elif remaining_s is not None and done_s > remaining_s:
+            why = f"this request would take {done_s:.1f} s, its deadline leaves {remaining_s:.1f} s"
         else:
             why = None
         if why:
@@ -149,14 +150,13 @@ class Admission:
                 still_s=self.still_s,
             )
 
-    def _ahead(self, items: int) -> int:
-        """Items that will be done before the first of a new request of so many.
+    def _until(self, place: int, is_long: bool) -> int:
+        """How many items will be done when the item of that place of a new request is.
 
         Those in work, those of its own line, and as many of the other line, which takes turns with it.
         """
-        is_long = self._is_long(items)
         own, other = (self._unfinished[kind] - self._working[kind] for kind in (is_long, not is_long))
-        return self._working[False] + self._working[True] + own + min(own, other)
+        return self._working[False] + self._working[True] + own + place + min(own + place, other)
 
     def _is_long(self, items: int) -> bool:
         return items > self._short

@@ -1,7 +1,8 @@
-"""The cheapest answer there is: while many requests are refused, more of their kind are refused by their heads alone."""
+"""The cheapest answer: while many requests are refused, more of their kind are refused by their heads alone."""
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Callable
@@ -15,6 +16,9 @@ from service.faults import Overloaded
 # Up to so many refusals a second each is made with full knowledge of the request: that is affordable.
 _STORM_PER_S = 50
 _MAX_KINDS = 64
+_BEAT_S = 0.02
+_LATE_S = 0.1
+_LATE_FOR_S = 0.5
 # What is not known from a head: which encoder a request is for. Its kind stands for that.
 Kind = tuple[str, bytes, bytes]
 
@@ -24,7 +28,7 @@ class Refusals:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._second = 0
+        self._second: int = 0
         self._now = 0
         self._before = 0
 
@@ -47,23 +51,71 @@ class Refusals:
         return now - second
 
 
-class Door:
-    """ASGI layer that remembers, for each kind of request, which encoder refused the last one, and asks that one first.
+class Pulse:
+    """Whether the event loop keeps up: a short beat that comes late by as much as everybody else waits for the loop.
 
-    Reading, parsing and checking a request costs as much as answering one of a small model, so at ten times the
-    capacity the refusals alone would fill the machine. When there are many of them, a request whose kind was refused
-    last, by an encoder that would still refuse a single item, is answered 429 before its body is read. The body is
-    dropped as it comes; the connection goes on.
+    As in CoDel (Nichols and Jacobson, ACM Queue 2012) being late once means nothing, a large body is enough for that;
+    the loop is behind when no beat came in time for _LATE_FOR_S. It beats while there are requests.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._due: float | None = None
+        self._late_since: float | None = None
+        self._is_used = False
+
+    def use(self) -> None:
+        """A request came: go on beating."""
+        self._is_used = True
+        if self._due is None:
+            self._schedule()
+
+    @property
+    def is_behind(self) -> bool:
+        """Late now, and for a while."""
+        if self._due is None or self._late_since is None:
+            return False
+        now = self._clock()
+        return now - self._due > _LATE_S and now - self._late_since > _LATE_FOR_S
+
+    def beat(self) -> None:
+        if self._due is not None and self._clock() - self._due <= _LATE_S:
+            self._late_since = None
+        elif self._late_since is None:
+            self._late_since = self._due
+        self._due = None
+        if self._is_used:
+            self._is_used = False
+            self._schedule()
+
+    def _schedule(self) -> None:
+        self._due = self._clock() + _BEAT_S
+        asyncio.get_running_loop().call_later(_BEAT_S, self.beat)
+
+
+class Door:
+    """ASGI layer that refuses requests (429) before their bodies are read, when reading them is what there is too
+    much of. The body is dropped as it comes; the connection goes on.
+
+    Reading, parsing and checking a request of a small model costs as much as answering it, so under a storm the
+    refusals alone would fill the machine. When there are many of them, a request whose kind was refused last, by an
+    encoder that would still refuse a single item, is refused by its head. And while the event loop is behind, what has
+    waited for it too long is refused too: no queue of the server shows that wait.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self._refused: dict[Kind, Callable[[], float | None]] = {}
         self._refusals = Refusals()
+        self._pulse = Pulse()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
+            return
+        self._pulse.use()
+        if self._pulse.is_behind:
+            await _refuse(send, 1.0)
             return
         if self._refused and self._refusals.per_s > _STORM_PER_S:
             still = self._refused.get(_kind(scope))

@@ -6,13 +6,17 @@ import errno
 import socket
 from contextlib import ExitStack
 
+# libuv takes one connection from a socket in each round of the event loop (since 1.46). Under load a round lasts tens
+# of milliseconds, and clients would wait outside for seconds, unseen; each duplicate of the socket takes one more.
+_ACCEPTS_PER_ROUND = 8
+
 
 class CannotListen(Exception):
     """The address cannot be had; the message says why and what to do."""
 
 
 def listen(host: str, port: int, *, backlog: int) -> list[socket.socket]:
-    """Listening sockets for every address of `host`; a port of 0 takes a free one, the same for all.
+    """Listening sockets for every address of `host`, each several times; a port of 0 takes a free one, one for all.
 
     Raises:
         CannotListen: the name has no address, or the address is taken or not allowed.
@@ -38,7 +42,7 @@ def listen(host: str, port: int, *, backlog: int) -> list[socket.socket]:
             listener.setblocking(False)
             sockets.append(listener)
         opened.pop_all()
-        return sockets
+        return [*sockets, *(each.dup() for each in sockets for _ in range(_ACCEPTS_PER_ROUND - 1))]
 
 
 def _advice(error: OSError, host: str, port: int) -> str:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from model_store.store import Store, file_entries
+from model_store.manifest import Manifest
+from model_store.store import file_entries
 
 TINY_STORE = Path(__file__).parents[1] / "fixtures" / "tiny_store"
 HANGING_LEVEL = 200  # an evenly grey picture of this level makes the looping graph loop
@@ -25,14 +26,30 @@ def looping_store(tiny_store: Path, request: pytest.FixtureRequest) -> Path:
     """
     onnx = pytest.importorskip("onnx")
     add_loop(onnx, tiny_store / "tiny" / "1" / "image_encoder.fp32.onnx", turns=getattr(request, "param", 10**12))
-    artifact = Store(tiny_store, builtin=False).open("tiny")
-    manifest = artifact.manifest.model_copy(update={"files": file_entries(artifact.folder)})
-    (artifact.folder / "manifest.json").write_text(manifest.model_dump_json())
+    update_manifest(tiny_store / "tiny" / "1", name="tiny")
     return tiny_store
 
 
-def add_loop(onnx, path: Path, *, turns: int) -> None:  # type: ignore[no-untyped-def]
-    """Append an ONNX Loop behind the embedding; one turn for ordinary pictures, `turns` for the grey one."""
+@pytest.fixture
+def endless_store(tiny_store: Path) -> Path:
+    """tiny@1, and beside it endless@1, whose image graph does not end on a black picture: it can never be opened."""
+    onnx = pytest.importorskip("onnx")
+    shutil.copytree(tiny_store / "tiny", tiny_store / "endless")
+    folder = tiny_store / "endless" / "1"
+    add_loop(onnx, folder / "image_encoder.fp32.onnx", turns=10**12, level=0)
+    update_manifest(folder, name="endless")
+    return tiny_store
+
+
+def update_manifest(folder: Path, *, name: str) -> None:
+    """Make the manifest say what is in the folder now."""
+    path = folder / "manifest.json"
+    manifest = Manifest.model_validate_json(path.read_bytes())
+    path.write_text(manifest.model_copy(update={"name": name, "files": file_entries(folder)}).model_dump_json())
+
+
+def add_loop(onnx, path: Path, *, turns: int, level: int = HANGING_LEVEL) -> None:  # type: ignore[no-untyped-def]
+    """Append an ONNX Loop behind the embedding; one turn for ordinary pictures, `turns` for one evenly of `level`."""
     helper, types = onnx.helper, onnx.TensorProto
     model = onnx.load(path)
     graph = model.graph
@@ -61,7 +78,7 @@ def add_loop(onnx, path: Path, *, turns: int) -> None:  # type: ignore[no-untype
     )
     graph.initializer.extend(
         [
-            helper.make_tensor("grey_level", types.INT32, [], [HANGING_LEVEL]),
+            helper.make_tensor("grey_level", types.INT32, [], [level]),
             helper.make_tensor("one_turn", types.INT64, [], [1]),
             helper.make_tensor("many_turns", types.INT64, [], [turns]),
             helper.make_tensor("always", types.BOOL, [], [True]),

@@ -115,8 +115,19 @@ def test_a_taken_port_ends_it(serve: Callable[..., object]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        server = serve(port=taken.getsockname()[1])
-        assert server.wait() not in (0, -signal.SIGKILL)
+        port = taken.getsockname()[1]
+        server = serve(port=port, model="no-such-model")  # a model would be looked for after the port
+        assert server.wait() == 1
+    assert server.log == [
+        f"clipworks: cannot start: port {port} of 127.0.0.1 is in use by another program: stop that one, or take "
+        f"another port with --port {port + 1} (CLIPWORKS_PORT); --port 0 takes a free one"
+    ]
+
+
+def test_an_address_of_another_machine_is_said(serve: Callable[..., object]) -> None:
+    server = serve(host="192.0.2.1")
+    assert server.wait() == 1
+    assert "CLIPWORKS_HOST" in server.log[0]
 
 
 @pytest.mark.parametrize("looping_store", [4_000_000], indirect=True)

@@ -1,0 +1,205 @@
+"""Who is let in and whose turn it is, on a clock that the tests turn: no model, no waiting."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model_store.errors import InvalidImage
+from service.admission import Admission, ServiceRate, Ticket
+from service.faults import DeadlineExceeded, Overloaded
+from service.timing import Deadline, Timings
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def admission(clock: Clock, **changes: float) -> Admission:
+    settings = {"window": 4, "short": 2, "max_items": 100, "max_wait_s": 2.0} | changes
+    return Admission("graph", clock=clock, **settings)  # type: ignore[arg-type]
+
+
+async def serve(door: Admission, clock: Clock, *, items: int, each_s: float) -> None:
+    """Let items through one after the other, each of which takes so long."""
+    with door.admit(items, Deadline()) as ticket:
+        for _ in range(items):
+            async with ticket.turn(Deadline(), Timings()):
+                clock.now += each_s
+
+
+def within_loop(test: Callable[[Clock], Awaitable[None]]) -> None:
+    asyncio.run(test(Clock()))  # type: ignore[arg-type]
+
+
+@given(each_s=st.floats(0.02, 1.0), changed_s=st.floats(0.02, 1.0))
+def test_the_rate_follows_the_time_that_an_item_takes(each_s: float, changed_s: float) -> None:
+    rate = ServiceRate(memory_s=5.0)
+    assert rate.per_s is None
+    for seconds in (each_s, changed_s):
+        for _ in range(int(30 / seconds) + 1):  # six times the memory
+            rate.worked(seconds)
+            rate.finished()
+        assert rate.per_s == pytest.approx(1 / seconds, rel=0.25)
+
+
+def test_time_without_work_is_not_held_against_the_rate() -> None:
+    async def test(clock: Clock) -> None:
+        door = admission(clock)
+        await serve(door, clock, items=20, each_s=0.1)
+        before = door.rate.per_s
+        clock.now += 3600
+        with door.admit(1, Deadline()):
+            assert door.rate.per_s == before == pytest.approx(10)
+
+    within_loop(test)
+
+
+def test_a_request_is_refused_when_it_would_wait_too_long_and_told_when_to_come_again() -> None:
+    async def test(clock: Clock) -> None:
+        door = admission(clock)
+        await serve(door, clock, items=50, each_s=0.5)  # two items a second
+        tickets = [door.admit(1, Deadline()) for _ in range(5)]  # 2 s of wait for the next is as much as may be
+        assert door.still_s() is not None
+        with pytest.raises(Overloaded, match=r"wait would be 2\.5 s.*CLIPWORKS_MAX_WAIT_S") as refused:
+            door.admit(1, Deadline())
+        assert refused.value.retry_after_s == pytest.approx(2.5)
+        tickets[0].__exit__(None, None, None)
+        assert door.still_s() is None
+        door.admit(1, Deadline())
+
+    within_loop(test)
+
+
+def test_an_idle_server_takes_any_request_and_a_busy_one_what_the_deadline_allows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test(clock: Clock) -> None:
+        monkeypatch.setattr("service.timing.time.monotonic", clock)
+        door = admission(clock, max_items=1000)
+        await serve(door, clock, items=50, each_s=0.5)
+        with door.admit(256, Deadline.after(1)):
+            pass
+        with door.admit(1, Deadline()):
+            door.admit(50, Deadline.after(30)).__exit__(None, None, None)
+            with pytest.raises(Overloaded, match=r"would take 30\.5 s, its deadline leaves 30\.0 s"):
+                door.admit(60, Deadline.after(30))
+
+    within_loop(test)
+
+
+def test_before_anything_was_measured_only_a_few_are_let_in_and_the_cap_always_holds() -> None:
+    async def test(clock: Clock) -> None:
+        door = admission(clock, max_items=6)
+        with door.admit(4, Deadline()), pytest.raises(Overloaded, match="not known yet"):
+            door.admit(1, Deadline())
+        await serve(door, clock, items=50, each_s=0.01)
+        with door.admit(6, Deadline()), pytest.raises(Overloaded, match="CLIPWORKS_MAX_QUEUE_ITEMS"):
+            door.admit(1, Deadline())
+        with door.admit(200, Deadline()):  # nothing else was in work
+            pass
+
+    within_loop(test)
+
+
+def test_refused_items_count_as_served_and_abandoned_ones_do_not() -> None:
+    async def test(clock: Clock) -> None:
+        door = admission(clock)
+        for error, is_counted in ((InvalidImage("broken"), True), (DeadlineExceeded("late"), False)):
+            before = door.rate._items
+            with door.admit(1, Deadline()) as ticket, pytest.raises(type(error)):
+                async with ticket.turn(Deadline(), Timings()):
+                    raise error
+            assert (door.rate._items > before) is is_counted
+        assert door.still_s() is None
+
+    within_loop(test)
+
+
+class Items:
+    """Items of tickets that begin when it is their turn and end when they are told to."""
+
+    def __init__(self) -> None:
+        self.began: list[str] = []
+        self._ends: dict[str, asyncio.Event] = {}
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def start(self, ticket: Ticket, *names: str, deadline: Deadline | None = None) -> None:
+        for name in names:
+            self._ends[name] = asyncio.Event()
+            self.tasks[name] = asyncio.create_task(self._one(ticket, name, deadline or Deadline()))
+        await asyncio.sleep(0)
+
+    async def end(self, name: str) -> None:
+        self._ends[name].set()
+        for _ in range(4):
+            await asyncio.sleep(0)
+
+    async def _one(self, ticket: Ticket, name: str, deadline: Deadline) -> None:
+        async with ticket.turn(deadline, Timings()):
+            self.began.append(name)
+            await self._ends[name].wait()
+
+
+def test_a_long_request_and_short_ones_take_turns_and_the_long_one_leaves_room() -> None:
+    async def test(clock: Clock) -> None:
+        door, items = admission(clock, max_items=1000, max_wait_s=100), Items()
+        names = [f"long{i}" for i in range(8)]
+        await items.start(door.admit(8, Deadline()), *names)
+        assert items.began == names[:3]  # of 4 places
+        door.rate.worked(1)
+        door.rate.finished()
+        for i in range(4):
+            await items.start(door.admit(1, Deadline()), f"short{i}")
+        assert items.began[3:] == ["short0"]
+        await items.end("short0")
+        await items.end("long0")
+        await items.end("long1")
+        assert items.began[4:] == ["short1", "long3", "short2"]
+
+    within_loop(test)
+
+
+def test_the_newest_goes_first_once_the_oldest_has_waited_too_long() -> None:
+    async def test(clock: Clock) -> None:
+        door, items = admission(clock, window=1), Items()
+        await serve(door, clock, items=50, each_s=0.01)
+        for i in range(5):
+            await items.start(door.admit(1, Deadline()), f"{i}")
+        await items.end("0")
+        assert items.began == ["0", "1"]
+        clock.now += 3  # the machine has become slow
+        await items.end("1")
+        assert items.began == ["0", "1", "4"]
+
+    within_loop(test)
+
+
+def test_who_gave_up_waiting_is_passed_over_and_leaves_no_place_taken() -> None:
+    async def test(clock: Clock) -> None:
+        door, items = admission(clock, window=1), Items()
+        await serve(door, clock, items=50, each_s=0.01)
+        tickets = [door.admit(1, Deadline()) for _ in range(4)]
+        for i, ticket in enumerate(tickets):
+            late = Deadline.after(-1) if i == 2 else Deadline()
+            await items.start(ticket, f"{i}", deadline=late)
+        items.tasks["1"].cancel()
+        await items.end("0")
+        assert items.began == ["0", "3"]  # 1 is gone, and the deadline of 2 has passed
+        assert isinstance(items.tasks["2"].exception(), DeadlineExceeded)
+        await items.end("3")
+        for ticket in tickets:
+            ticket.__exit__(None, None, None)
+        assert (door.waiting, door.still_s()) == (0, None)
+        assert door.expected_wait_s() == 0
+        await items.start(door.admit(1, Deadline()), "5")
+        assert items.began[-1] == "5"
+        await items.end("5")
+
+    within_loop(test)

@@ -1,0 +1,113 @@
+"""Refusing by the head: a storm, a loop that is behind, and everything that must still come through."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from service.door import Door, Pulse, Refusals
+from service.errors import OVERLOADED
+from service.faults import Overloaded
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class App:
+    """Refuses every request for lack of room, as the handler of errors does, and counts them."""
+
+    def __init__(self, still_s: Callable[[], float | None]) -> None:
+        self.seen = 0
+        self._still_s = still_s
+
+    async def __call__(self, scope, receive, send) -> None:  # type: ignore[no-untyped-def]
+        self.seen += 1
+        scope[OVERLOADED] = Overloaded("full", still_s=self._still_s)
+
+
+def scope(path: str = "/embed", method: str = "POST", media_type: bytes = b"application/json") -> dict[str, object]:
+    headers = [(b"content-type", media_type)]
+    return {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers}
+
+
+def ask(door: Door, times: int, **request: object) -> list[tuple[int, dict[bytes, bytes]]]:
+    """(status, headers) of those that the door itself answered."""
+    answers: list[tuple[int, dict[bytes, bytes]]] = []
+
+    async def send(message) -> None:  # type: ignore[no-untyped-def]
+        if message["type"] == "http.response.start":
+            answers.append((message["status"], dict(message["headers"])))
+
+    async def receive() -> dict[str, object]:
+        raise AssertionError("the door must not read bodies")
+
+    async def run() -> None:
+        for _ in range(times):
+            await door(scope(**request), receive, send)  # type: ignore[arg-type]
+
+    asyncio.run(run())
+    return answers
+
+
+def test_in_a_storm_requests_of_a_refused_kind_are_refused_by_their_heads_while_there_is_no_room() -> None:
+    wait_s: list[float | None] = [7.2]
+    app = App(lambda: wait_s[0])
+    door = Door(app)
+    assert ask(door, 40) == []  # so many are refused one by one, with full knowledge
+    answers = ask(door, 200)
+    assert len(answers) > 150
+    assert {status for status, _ in answers} == {429}
+    assert answers[0][1][b"retry-after"] == b"8"
+    seen = app.seen
+    assert ask(door, 1, media_type=b"image/jpeg") == []
+    assert ask(door, 1, path="/classify") == []
+    assert ask(door, 5, method="GET") == []
+    wait_s[0] = None  # there is room again
+    assert ask(door, 5) == []
+    assert app.seen == seen + 12
+
+
+@pytest.mark.parametrize("step_s", [0.3, 1.0, 1.7])
+def test_refusals_are_counted_over_the_last_second(step_s: float) -> None:
+    clock = Clock()
+    refusals = Refusals(clock)
+    for _ in range(100):
+        refusals.add()
+    assert refusals.per_s == 100
+    clock.now += step_s
+    assert refusals.per_s == pytest.approx(max(0.0, 100 * (1 - step_s % 1)) if step_s >= 1 else 100)
+    clock.now += 2
+    assert refusals.per_s == 0
+
+
+def test_the_loop_is_behind_when_it_was_late_for_a_while_and_still_is() -> None:
+    clock = Clock()
+
+    async def run() -> None:
+        pulse = Pulse(clock)
+
+        def turn(seconds: float) -> None:
+            clock.now += seconds
+            pulse.beat()
+            pulse.use()
+
+        pulse.use()
+        clock.now += 5  # one large body
+        turn(0)
+        assert not pulse.is_behind
+        for _ in range(6):
+            turn(0.15)
+        assert not pulse.is_behind  # this round has only begun
+        clock.now += 0.15
+        assert pulse.is_behind
+        turn(0)
+        turn(0.02)  # in time again
+        clock.now += 0.15
+        assert not pulse.is_behind
+
+    asyncio.run(run())
