@@ -32,11 +32,11 @@ def looping_store(tiny_store: Path, request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture
 def endless_store(tiny_store: Path) -> Path:
-    """tiny@1, and beside it endless@1, whose image graph does not end on a black picture: it can never be opened."""
+    """tiny@1, and beside it endless@1, whose image graph does not end on any picture: it can never be opened."""
     onnx = pytest.importorskip("onnx")
     shutil.copytree(tiny_store / "tiny", tiny_store / "endless")
     folder = tiny_store / "endless" / "1"
-    add_loop(onnx, folder / "image_encoder.fp32.onnx", turns=10**12, level=0)
+    add_loop(onnx, folder / "image_encoder.fp32.onnx", turns=10**12, ordinary_turns=10**12)
     update_manifest(folder, name="endless")
     return tiny_store
 
@@ -48,8 +48,8 @@ def update_manifest(folder: Path, *, name: str) -> None:
     path.write_text(manifest.model_copy(update={"name": name, "files": file_entries(folder)}).model_dump_json())
 
 
-def add_loop(onnx, path: Path, *, turns: int, level: int = HANGING_LEVEL) -> None:  # type: ignore[no-untyped-def]
-    """Append an ONNX Loop behind the embedding; one turn for ordinary pictures, `turns` for one evenly of `level`."""
+def add_loop(onnx, path: Path, *, turns: int, ordinary_turns: int = 1) -> None:  # type: ignore[no-untyped-def]
+    """Append an ONNX Loop behind the embedding: `turns` for the grey picture, `ordinary_turns` for others."""
     helper, types = onnx.helper, onnx.TensorProto
     model = onnx.load(path)
     graph = model.graph
@@ -78,8 +78,8 @@ def add_loop(onnx, path: Path, *, turns: int, level: int = HANGING_LEVEL) -> Non
     )
     graph.initializer.extend(
         [
-            helper.make_tensor("grey_level", types.INT32, [], [level]),
-            helper.make_tensor("one_turn", types.INT64, [], [1]),
+            helper.make_tensor("grey_level", types.INT32, [], [HANGING_LEVEL]),
+            helper.make_tensor("few_turns", types.INT64, [], [ordinary_turns]),
             helper.make_tensor("many_turns", types.INT64, [], [turns]),
             helper.make_tensor("always", types.BOOL, [], [True]),
         ]
@@ -92,7 +92,7 @@ def add_loop(onnx, path: Path, *, turns: int, level: int = HANGING_LEVEL) -> Non
             helper.make_node("Equal", ["highest", "grey_level"], ["highest_is_grey"]),
             helper.make_node("Equal", ["lowest", "grey_level"], ["lowest_is_grey"]),
             helper.make_node("And", ["highest_is_grey", "lowest_is_grey"], ["is_grey"]),
-            helper.make_node("Where", ["is_grey", "many_turns", "one_turn"], ["turns"]),
+            helper.make_node("Where", ["is_grey", "many_turns", "few_turns"], ["turns"]),
             helper.make_node("Loop", ["turns", "always", "loop_start"], [name], body=body),
         ]
     )
