@@ -170,6 +170,33 @@ def test_one_bad_item_fails_alone() -> None:
     within_loop(test, refuse_odd_thirteen)
 
 
+def test_halves_of_a_failed_run_leave_out_who_is_gone_or_too_late() -> None:
+    entered, open_again = threading.Event(), threading.Event()
+    seen: list[float] = []
+
+    def refuse_company(stack: Rows) -> Rows:
+        if len(stack) > 1:
+            entered.set()
+            open_again.wait(10)
+            raise GraphError("company")
+        seen.append(float(stack.flat[0]))
+        return double(stack)
+
+    async def test(batcher: Batcher, record: Record) -> None:
+        deadlines = [Deadline(), Deadline(), Deadline.after(0.2), Deadline()]
+        rows = [asyncio.ensure_future(submit(batcher, i, deadline=each)) for i, each in enumerate(deadlines)]
+        await asyncio.to_thread(entered.wait, 10)
+        rows[1].cancel()
+        await asyncio.sleep(0.3)
+        open_again.set()
+        assert [float((await rows[i])[0]) for i in (0, 3)] == [0, 6]
+        with pytest.raises(DeadlineExceeded):
+            await rows[2]
+
+    within_loop(test, refuse_company)
+    assert seen == [0, 3]
+
+
 def test_a_value_that_is_not_finite_fails_its_item_only() -> None:
     def divide(stack: Rows) -> Rows:
         with np.errstate(divide="ignore"):
