@@ -64,7 +64,7 @@ def is_gone(process: psutil.Process, *, within_s: float = 10) -> bool:
 
 
 def test_a_load_that_hangs_is_refused_in_its_time_and_names_the_setting(start: Callable[..., object]) -> None:
-    server = start(probe="true", load_timeout_s=6)
+    server = start(probe="true", load_timeout_s=8)
     load = Load(server.address)  # type: ignore[attr-defined]
     child = probe_of(server)
     assert httpx2.post(f"{server.address}/embed", json={"inputs": ["a"]}, timeout=30).status_code == 200  # type: ignore[attr-defined]
