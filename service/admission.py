@@ -153,10 +153,11 @@ class Admission:
     def _until(self, place: int, is_long: bool) -> int:
         """How many items will be done when the item of that place of a new request is.
 
-        Those in work, those of its own line, and as many of the other line, which takes turns with it.
+        Those of its own kind, begun or not, and at most as many of the other: lines and decoding take turns, so that a
+        request of a hundred slow pictures refuses nobody's single one.
         """
-        own, other = (self._unfinished[kind] - self._working[kind] for kind in (is_long, not is_long))
-        return self._working[False] + self._working[True] + own + place + min(own + place, other)
+        own = self._unfinished[is_long] + place
+        return own + min(own, self._unfinished[not is_long])
 
     def _is_long(self, items: int) -> bool:
         return items > self._short

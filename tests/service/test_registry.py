@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from model_store.modality.image import DecodeLimits
 from model_store.store import Store
 from service import registry as registry_module
-from service.decode_pool import DecodePool
 from service.engine import EngineSettings
 from service.registry import Registry
 from service.running import OpenedModel, open_model
@@ -21,9 +19,8 @@ def make_registry(store: Path) -> Registry:
         device="cpu", precision=None, intra_threads=1, spinning=False, max_batch_images=2, max_batch_texts=2,
         max_queue_items=8, probe_first=False,
     )  # fmt: skip
-    pool = DecodePool(workers=1, limits=DecodeLimits())
     return Registry(
-        Store(store, builtin=False), models=["tiny"], settings=settings, decode_pool=pool, telemetry=Telemetry()
+        Store(store, builtin=False), models=["tiny"], settings=settings, telemetry=Telemetry()
     )
 
 
