@@ -13,7 +13,7 @@ from typing import Any, Generic, Literal, NoReturn, TypeVar, cast
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from service.context import ClientGone
+from service.body import read_body
 from service.errors import BodyRefused, Refusal, refuse_validation
 from service.json_body import parse_json
 from service.limits import IngressLimits
@@ -95,37 +95,6 @@ async def off_loop(work: Callable[[], _T], size_bytes: int, limits: IngressLimit
         return work()
     async with limits.parsing:
         return await asyncio.to_thread(work)
-
-
-async def read_body(request: Request, limits: IngressLimits) -> bytes:
-    """The body, refused as soon as it is over its limit, encoded, or too slow."""
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding.strip().lower() != "identity":
-        raise BodyRefused(415, "unsupported_encoding", "send the body without Content-Encoding")
-    declared = request.headers.get("content-length", "0")
-    if declared.isdigit() and int(declared[:19]) > limits.max_body_bytes:
-        _refuse_length(limits)
-    whole = bytearray()
-    try:
-        async with asyncio.timeout(limits.body_timeout_s):
-            while True:
-                message = await request.receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
-                chunk: bytes = message.get("body", b"")
-                more: bool = message.get("more_body", False)
-                if len(whole) + len(chunk) > limits.max_body_bytes:
-                    if more:
-                        _refuse_length(limits)
-                    raise _too_long(limits)
-                if not more and not whole:
-                    return chunk
-                whole += chunk
-                if not more:
-                    return bytes(whole)
-    except TimeoutError:
-        seconds = f"{limits.body_timeout_s:g}"
-        raise BodyRefused(408, "body_timeout", f"the body did not arrive within {seconds} s") from None
 
 
 def validate(value: Any, model: type[Body], limits: IngressLimits) -> Body:
@@ -246,13 +215,3 @@ def _check_counts(value: Any, limits: IngressLimits) -> None:
             found = cast(dict[str, Any], value)[name]
             if isinstance(found, (list, dict)):
                 limits.check_list(name, len(cast(list[Any], found)))
-
-
-def _refuse_length(limits: IngressLimits) -> NoReturn:
-    error = _too_long(limits)
-    raise BodyRefused(error.status, error.code, str(error))
-
-
-def _too_long(limits: IngressLimits) -> Refusal:
-    message = f"the body is larger than {limits.max_body_bytes} bytes (CLIPWORKS_MAX_BODY_BYTES)"
-    return Refusal(413, "body_too_large", message)
