@@ -19,8 +19,10 @@ import uvicorn
 
 from service.allocator import return_large_buffers
 from service.app import create_app
+from service.connections import Connections
+from service.descriptors import room_for_connections
 from service.listening import CannotListen, listen
-from service.protocol import deadline_protocol
+from service.protocol import WireLimits, bounded_protocol
 from service.services import Services
 from service.settings import (
     PREFIX,
@@ -32,7 +34,7 @@ from service.settings import (
     setting_fields,
     unknown_variables,
 )
-from service.telemetry import configure_logging
+from service.telemetry import Telemetry, configure_logging
 
 log = logging.getLogger("clipworks.server")
 EXIT_FAILED = 1
@@ -67,11 +69,7 @@ def serve(settings: Settings) -> int:
     except BadSettings as error:
         print(f"clipworks: {error}", file=sys.stderr, flush=True)
         return EXIT_BAD_SETTINGS
-    protocol = deadline_protocol(
-        header_timeout_s=settings.header_timeout_s,
-        body_timeout_s=settings.body_timeout_s,
-        max_connections=settings.max_connections,
-    )
+    protocol = _protocol(settings, app.state.services.telemetry)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -103,6 +101,23 @@ def _report_environment(environment: Mapping[str, str]) -> None:
         log.warning("%s is no setting of the server and is ignored%s", name, f"; is {near} meant?" if near else "")
     if is_link("PORT", environment.get(f"{PREFIX}PORT", "")):
         log.warning("%sPORT is an orchestrator's address of a service and is ignored", PREFIX)
+
+
+def _protocol(settings: Settings, telemetry: Telemetry) -> type[asyncio.Protocol]:
+    connections = Connections(
+        limit=room_for_connections(settings.max_connections),
+        limit_per_address=settings.max_connections_per_address,
+        max_unsent_bytes=settings.max_unread_bytes,
+        count=telemetry.connection_cut,
+    )
+    telemetry.watch_connections(lambda: len(connections))
+    limits = WireLimits(
+        header_timeout_s=settings.header_timeout_s,
+        body_timeout_s=settings.body_timeout_s,
+        write_timeout_s=settings.write_timeout_s,
+        max_body_bytes=settings.max_body_bytes,
+    )
+    return bounded_protocol(limits, connections)
 
 
 class QuietServer(uvicorn.Server):

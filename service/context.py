@@ -14,6 +14,8 @@ from service.errors import Refusal
 from service.timing import Deadline, Timings
 
 _SCOPE_KEY = "clipworks"
+# Where the protocol leaves the status of its own answer, when it ended a request while its body was still coming.
+CLOSED_WITH = "clipworks.closed_with"
 _TIMEOUT_HEADER = b"x-request-timeout-ms"
 _T = TypeVar("_T")
 

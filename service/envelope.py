@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.context import ClientGone, Context, put_context
+from service.context import CLOSED_WITH, ClientGone, Context, put_context
 from service.errors import Problem, internal_problem
 from service.telemetry import Telemetry
 
@@ -50,7 +50,7 @@ class Envelope:
         try:
             await self.app(scope, receive, send_with_headers)
         except ClientGone:
-            status = _CLIENT_GONE
+            status = scope.get(CLOSED_WITH, _CLIENT_GONE)
         except asyncio.CancelledError:
             if not status:  # the drain is over: the client learns that it may try elsewhere
                 problem = Problem(503, "the server stopped before the request was done", "draining")

@@ -1,34 +1,57 @@
-"""uvicorn's HTTP/1.1 protocol with receive deadlines and caps on headers and connections; uvicorn has none of them.
+"""uvicorn's HTTP/1.1 protocol with deadlines and bounds for everything that a client sends or leaves unread.
 
-A silent socket, headers that drip and a body that drips are each cut off. Between requests uvicorn's own keep-alive
-timeout rules. What is refused here never reaches the application, but has the same error shape.
+uvicorn has none of them. Differences: heads and bodies are framed by service.framing; a request is looked at when the
+one before it is answered; an offer to upgrade is ignored. What is refused here never reaches the application, but has
+the same error shape.
 """
 
 from __future__ import annotations
 
 import asyncio
 import http
-import logging
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
+import httptools
+from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from service.connections import Connections
+from service.context import CLOSED_WITH
 from service.errors import Problem
+from service.framing import BadRequest, ChunkedBody, Head, LengthBody
 
-log = logging.getLogger("clipworks.http")
 # The application answers 408 at its own body timeout; the connection is cut a little later if that did not end it.
 _BODY_GRACE_S = 7.0
-_MAX_HEAD_BYTES = 64 * 1024
+_MAX_BLANK_BYTES = 64
+# A refused client has this long to read why, and may send so much meanwhile; closing sooner would reset the connection.
+_LINGER_S = 2.0
+_LINGER_BYTES = 4 * 2**20
+# The rest of a body whose request is answered is dropped, so that the connection can go on.
+_MAX_DROPPED_BYTES = 64 * 2**20
+# One that is over the limit of connections gets its answer with its first byte, or after this time.
+_OVER_LIMIT_S = 1.0
+_LEAST_PROGRESS_BYTES = 16 * 1024
+_PACE_AFTER_S = 2.0
 
 
-def deadline_protocol(
-    *, header_timeout_s: float, body_timeout_s: float, max_connections: int
-) -> type[HttpToolsProtocol]:
+@dataclass(frozen=True, kw_only=True)
+class WireLimits:
+    """What one connection may take."""
+
+    header_timeout_s: float
+    body_timeout_s: float
+    write_timeout_s: float
+    max_body_bytes: int
+
+
+def bounded_protocol(limits: WireLimits, connections: Connections) -> type[HttpToolsProtocol]:
     """A protocol class for `uvicorn.Config(http=...)`, which takes a class and passes it no settings of ours."""
 
-    class DeadlineProtocol(HttpToolsProtocol):
+    class BoundedProtocol(_Protocol):
         def __init__(
             self,
             config: Config,
@@ -37,69 +60,300 @@ def deadline_protocol(
             _loop: asyncio.AbstractEventLoop | None = None,
         ) -> None:
             super().__init__(config, server_state, app_state, _loop)
-            self._receiving: asyncio.TimerHandle | None = None
-            self._in_message = False
-            self._in_head = False
-            self._head_bytes = 0
+            self.limits = limits
+            self.room = connections
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            if len(self.connections) > max_connections:
-                log.warning("more than %d connections, closing the newest", max_connections)
-                transport.abort()
-                return
-            self._expect(header_timeout_s)
+    return BoundedProtocol
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._expect(None)
-            super().connection_lost(exc)
 
-        def data_received(self, data: bytes) -> None:
-            # Bytes of a next request that is not begun yet: from here its headers have their time, and no more of it.
-            if self._receiving is None and not self._in_message:
-                self._expect(header_timeout_s)
-            super().data_received(data)
-            self._head_bytes = self._head_bytes + len(data) if self._in_head else 0
-            if self._head_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
-                self._refuse(Problem(431, f"the headers are larger than {_MAX_HEAD_BYTES} bytes", "headers_too_large"))
+class _Flow(FlowControl):
+    """Reading stays paused while bytes of a next request are held."""
 
-        def send_400_response(self, msg: str) -> None:
-            """Called by uvicorn for what is no HTTP."""
-            self._refuse(Problem(400, msg, "invalid_http"))
+    holds = False
 
-        def on_message_begin(self) -> None:
-            self._in_message = self._in_head = True
+    def resume_reading(self) -> None:
+        if not self.holds:
+            super().resume_reading()
+
+
+class _Protocol(HttpToolsProtocol):
+    limits: WireLimits
+    room: Connections
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.address = ""
+        self._receiving: asyncio.TimerHandle | None = None
+        self._sending: asyncio.TimerHandle | None = None
+        self._head: Head | None = None
+        self._body: LengthBody | ChunkedBody | None = None
+        self._body_since = 0.0
+        self._held = b""
+        self._blank_bytes = 0
+        self._dropped_bytes = 0
+        self._unsent = 0
+        self._unsent_since = 0.0
+        self._over_limit = False
+        self._leaving = False
+
+    # What asyncio calls
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.flow = self._flow = _Flow(transport)
+        self.address = self.client[0] if self.client else ""
+        place = self.room.admit(self)
+        if place == "out":
+            transport.abort()
+            return
+        self._over_limit = place == "over"
+        self._expect(_OVER_LIMIT_S if self._over_limit else self.limits.header_timeout_s)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._expect(None)
+        if self._sending is not None:
+            self._sending.cancel()
+        self.room.forget(self)
+        self._held = b""
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._leaving:
+            self._drop(len(data), _LINGER_BYTES)
+        elif self._over_limit:
+            self._refuse_connection()
+        else:
+            self._held = self._held + data if self._held else data
+            self._take()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unsent_since = self.loop.time()
+        self.room.leaves_unread(self)
+        self._watch_sending()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._unsent_since = self.loop.time()
+        self.room.reads(self)
+
+    # What uvicorn calls
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.get_write_buffer_size():
+            self._unsent_since = self.loop.time()
+            self._watch_sending()
+        if self._body is None:
+            self._become_idle()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        async def closing(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+            async def send_and_close(message: ASGISendEvent) -> None:
+                # Nobody asked for the body, so whether it comes is open: nothing can follow on this connection.
+                if cycle.waiting_for_100_continue:
+                    cycle.keep_alive = False
+                await send(message)
+
+            await app(scope, receive, send_and_close)
+
+        super()._start_asgi_task(cycle, closing if cycle.waiting_for_100_continue else app)
+
+    # What service.connections calls
+
+    def unsent_bytes(self) -> int:
+        return self.transport.get_write_buffer_size()
+
+    def is_behind(self) -> bool:
+        body, seconds = self._body, self.loop.time() - self._body_since
+        if body is None or seconds < _PACE_AFTER_S:
+            return False
+        return body.received_bytes < body.expected_bytes * seconds / self.limits.body_timeout_s
+
+    def cut(self) -> None:
+        self.transport.abort()
+
+    # Receiving
+
+    def _take(self) -> None:
+        """Go through what has come, up to the end of the request that is being answered; hold the rest."""
+        self._unset_keepalive_if_required()
+        data, at = self._held, 0
+        try:
+            while at < len(data) and not self.transport.is_closing():
+                if self._body is not None:
+                    piece, at = self._body.feed(data, at)
+                    self._take_body(self._body, piece)
+                elif self._unanswered() is not None:
+                    break
+                else:
+                    at = self._take_head(data, at)
+        except BadRequest as error:
+            self._refuse(error.problem)
+            return
+        self._held = data[at:] if at else data
+        self._flow.holds = bool(self._held)
+        if self._held:
+            self.flow.pause_reading()
+
+    def _unanswered(self) -> RequestResponseCycle | None:
+        cycle = cast("RequestResponseCycle | None", self.cycle)  # uvicorn says that it is never None
+        return cycle if cycle is not None and not cycle.response_complete else None
+
+    def _take_head(self, data: bytes, at: int) -> int:
+        if self._head is None:
             if self._receiving is None:
-                self._expect(header_timeout_s)
-            super().on_message_begin()
+                self._expect(self.limits.header_timeout_s)
+            blank = len(data) - at - len(data[at:].lstrip(b"\r\n")) if data[at] in b"\r\n" else 0
+            self._blank_bytes += blank
+            if self._blank_bytes > _MAX_BLANK_BYTES:
+                raise BadRequest(400, "this is no HTTP/1.1 request: only blank lines")
+            if blank:
+                return at + blank
+            self._head = Head()
+            self.room.move(self, "head")
+        at = self._head.feed(data, at)
+        if self._head.complete:
+            head, self._head, self._blank_bytes = self._head, None, 0
+            self._begin(head)
+        return at
 
-        def on_headers_complete(self) -> None:
-            self._in_head = False
-            self._expect(body_timeout_s + _BODY_GRACE_S)
-            super().on_headers_complete()
+    def _begin(self, head: Head) -> None:
+        """Hand a request whose head is complete to uvicorn, in the way in which its own parser would."""
+        body = head.body(self.limits.max_body_bytes)
+        self.on_message_begin()
+        self.parser = head.parser
+        self.url = head.url
+        self.headers.extend(head.headers)
+        self.expect_100_continue = any(
+            name == b"expect" and value.lower() == b"100-continue" for name, value in head.headers
+        )
+        try:
+            if not httptools.parse_url(head.url).path:
+                raise BadRequest(400, "the address has no path")
+            self.on_headers_complete()
+        except httptools.HttpParserInvalidURLError:
+            raise BadRequest(400, "the address cannot be read") from None
+        self.room.move(self, "busy")
+        self._dropped_bytes = 0
+        self._body, self._body_since = body, self.loop.time()
+        if body is None:
+            self._end_message()
+        else:
+            self._expect(self.limits.body_timeout_s + _BODY_GRACE_S)
 
-        def on_message_complete(self) -> None:
-            self._in_message = False
-            self._expect(None)
-            super().on_message_complete()
+    def _take_body(self, body: LengthBody | ChunkedBody, piece: bytes) -> None:
+        if self.cycle.response_complete:
+            self._drop(len(piece), _MAX_DROPPED_BYTES)
+        elif piece:
+            self.on_body(piece)
+        if body.done:
+            self._body = None
+            self._end_message()
 
-        def _expect(self, seconds: float | None) -> None:
-            """Cut the connection in so many seconds; None: nothing is awaited from the client."""
-            if self._receiving is not None:
-                self._receiving.cancel()
-            self._receiving = None if seconds is None else self.loop.call_later(seconds, self._too_slow)
+    def _end_message(self) -> None:
+        self._expect(None)
+        self.on_message_complete()
+        if self.cycle.response_complete:
+            self._become_idle()
 
-        def _refuse(self, problem: Problem) -> None:
-            answer = problem.response({"Connection": "close"})
-            head = [b"HTTP/1.1 %d %s" % (problem.status, http.HTTPStatus(problem.status).phrase.encode())]
-            head += [name + b": " + value for name, value in answer.raw_headers]
-            self.transport.write(b"\r\n".join(head) + b"\r\n\r\n" + bytes(answer.body))
-            self.transport.close()
+    def _become_idle(self) -> None:
+        """The request is received and answered: what is held of the next one has its turn."""
+        if self.transport.is_closing() or self._leaving:
+            return
+        self.room.move(self, "idle")
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        if self._held:
+            self.loop.call_soon(self._take_held)
 
-        def _too_slow(self) -> None:
-            self._receiving = None
-            if not self.transport.is_closing():
-                log.info("a client was too slow to send, closing its connection")
+    def _take_held(self) -> None:
+        if self.transport.is_closing() or self._leaving:
+            return
+        self._take()
+        if not self._held:
+            self.flow.resume_reading()
+
+    def _drop(self, count: int, most: int) -> None:
+        self._dropped_bytes += count
+        if self._dropped_bytes > most:
+            self.transport.abort()
+
+    # Deadlines
+
+    def _expect(self, seconds: float | None) -> None:
+        """Cut the connection in so many seconds; None: nothing is awaited from the client."""
+        if self._receiving is not None:
+            self._receiving.cancel()
+        self._receiving = None if seconds is None else self.loop.call_later(seconds, self._too_slow)
+
+    def _too_slow(self) -> None:
+        self._receiving = None
+        if self.transport.is_closing():
+            return
+        if self._over_limit and not self._leaving:
+            self._refuse_connection()
+        elif self._leaving:
+            self.transport.abort()
+        else:
+            self.room.cut(self, "slow", "a client was too slow to send, closing its connection")
+
+    def _watch_sending(self) -> None:
+        """Look now and then whether the client takes what waits for it; also while the connection is closing."""
+        if self._sending is None:
+            self._unsent = max(self._unsent, self.transport.get_write_buffer_size())
+            self._sending = self.loop.call_later(self.limits.write_timeout_s / 4, self._check_sending)
+
+    def _check_sending(self) -> None:
+        self._sending = None
+        now, unsent = self.loop.time(), self.transport.get_write_buffer_size()
+        if not unsent:
+            self._unsent = 0
+            return
+        if unsent <= self._unsent - _LEAST_PROGRESS_BYTES:
+            self._unsent, self._unsent_since = unsent, now
+        if now - self._unsent_since >= self.limits.write_timeout_s:
+            self.room.cut(self, "unread", "a client does not read its answer, closing its connection")
+            return
+        self._watch_sending()
+
+    # Refusing
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(Problem(400, msg, "invalid_http"))
+
+    def _refuse_connection(self) -> None:
+        problem = Problem(503, "all connections of this server are in use; try again", "too_many_connections")
+        self._refuse(problem, {"Retry-After": "1"})
+
+    def _refuse(self, problem: Problem, headers: dict[str, str] | None = None) -> None:
+        """Answer in place of the application and end the connection, in a way that lets the client read it."""
+        self._held = b""
+        cycle = self._unanswered()
+        if cycle is not None:
+            cycle.scope[CLOSED_WITH] = problem.status  # type: ignore[typeddict-unknown-key]
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if cycle.response_started:
                 self.transport.abort()
+                return
+        answer = problem.response({"Connection": "close", **(headers or {})})
+        head = [b"HTTP/1.1 %d %s" % (problem.status, http.HTTPStatus(problem.status).phrase.encode())]
+        head += [name + b": " + value for name, value in answer.raw_headers]
+        self.transport.write(b"\r\n".join(head) + b"\r\n\r\n" + bytes(answer.body))
+        self._leave()
 
-    return DeadlineProtocol
+    def _leave(self) -> None:
+        self._leaving = True
+        self._dropped_bytes = 0
+        self._flow.holds = False
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._expect(_LINGER_S)

@@ -59,9 +59,15 @@ class Settings(BaseSettings):
     # network
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one and prints it")
-    max_connections: int = Field(1024, ge=1, description="open connections; more are closed at once")
+    max_connections: int = Field(
+        1024, ge=1, description="open connections; a new one takes the place of one that idles, else it is a 503"
+    )
+    max_connections_per_address: int = Field(
+        0, ge=0, description="open connections of one client address (503); 0: no limit, right behind a proxy"
+    )
     header_timeout_s: float = Field(10, gt=0, description="time for a client to send a request's headers")
     body_timeout_s: float = Field(30, gt=0, description="time for a client to send a request's body")
+    write_timeout_s: float = Field(30, gt=0, description="a client that reads nothing for so long is cut off")
     keep_alive_s: float = Field(5, gt=0, description="an idle connection is closed after this time")
     # access
     api_keys: Annotated[tuple[Key, ...], NoDecode] = Field(
@@ -116,6 +122,12 @@ class Settings(BaseSettings):
     )
     max_request_timeout_s: float = Field(120, gt=0, description="cap of X-Request-Timeout-Ms")
     # limits of the server
+    max_bodies_bytes: int = Field(
+        512 * _MIB, ge=1024, description="bytes of all request bodies that are in work; more are refused (429)"
+    )
+    max_unread_bytes: int = Field(
+        512 * _MIB, ge=1024, description="bytes of answers that clients have not read; beyond it the slowest is cut off"
+    )
     max_wait_s: float = Field(
         2, gt=0, description="a request whose work is not expected to begin within this time is refused at once (429)"
     )
@@ -224,6 +236,13 @@ class Settings(BaseSettings):
     def _fetch_is_off(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if value:
             raise ValueError("this release has no fetcher, image_url is always refused; leave it unset")
+        return value
+
+    @field_validator("max_bodies_bytes")
+    @classmethod
+    def _holds_one(cls, value: int, info: ValidationInfo) -> int:
+        if value < info.data.get("max_body_bytes", 0):
+            raise ValueError("must not be less than max_body_bytes")
         return value
 
     @field_validator("max_request_timeout_s")

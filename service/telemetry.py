@@ -46,6 +46,8 @@ class Telemetry:
         self._ready = Gauge("clipworks_ready", "1 while /readyz answers 200", registry=registry)
         self._collections = Gauge("clipworks_collections", "Collections", registry=registry)
         self._collection_items = Gauge("clipworks_collection_items", "Items of all collections", registry=registry)
+        self._connections = Gauge("clipworks_connections", "Open connections", registry=registry)
+        self._cut = Counter("clipworks_connections_cut", "Connections cut or refused", ["reason"], registry=registry)
         self.in_flight = Gauge("clipworks_requests_in_flight", "Requests being answered", registry=registry)
 
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
@@ -71,6 +73,13 @@ class Telemetry:
     def collections(self, count: int, items: int) -> None:
         self._collections.set(count)
         self._collection_items.set(items)
+
+    def connection_cut(self, reason: str) -> None:
+        self._cut.labels(reason).inc()
+
+    def watch_connections(self, count: Callable[[], int]) -> None:
+        """Ask `count` at each scrape."""
+        self._connections.set_function(count)
 
     def watch_readiness(self, ready: Callable[[], bool]) -> None:
         """Ask `ready` at each scrape."""

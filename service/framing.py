@@ -1,0 +1,202 @@
+"""Where a request begins and ends on a connection: its head, and the two ways in which a body is framed.
+
+httptools (llhttp) parses heads. It does not frame bodies here: it skips the body of a request that offers an upgrade,
+counts neither trailers nor chunk extensions, and cannot be stopped at the end of a message. These readers take
+exactly the bytes of one message, so that nothing of the next one is looked at before its turn.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+import httptools
+
+from service.errors import Problem
+
+MAX_HEAD_BYTES = 64 * 1024
+_MAX_HEADERS = 256
+_MAX_CHUNK_LINE_BYTES = 256
+_MAX_TRAILER_BYTES = 8 * 1024
+# Each chunk costs the event loop a microsecond or two, however small it is.
+_FREE_CHUNKS = 16_384
+_LEAST_MEAN_CHUNK_BYTES = 64
+_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
+
+
+class BadRequest(Exception):
+    """What came cannot be taken as a request; `problem` is the whole answer, and the connection ends with it."""
+
+    def __init__(self, status: int, message: str, code: str = "invalid_http") -> None:
+        super().__init__(message)
+        self.problem = Problem(status, message, code)
+
+
+class Head:
+    """Request line and headers of one request, fed as they arrive."""
+
+    def __init__(self) -> None:
+        self.parser = httptools.HttpRequestParser(self)
+        self.url = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.complete = False
+        self._size = 0
+        self._tail = b""
+
+    def feed(self, data: bytes, at: int) -> int:
+        """Take bytes from `at` on, at most up to the end of the head; the position behind what was taken.
+
+        Raises:
+            BadRequest: 400 or 431.
+        """
+        end, closed = self._end(data, at)
+        piece = data[at:end]
+        self._size += len(piece)
+        if self._size > MAX_HEAD_BYTES:
+            message = f"request line and headers are larger than {MAX_HEAD_BYTES} bytes"
+            raise BadRequest(431, message, "headers_too_large")
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserUpgrade:
+            pass  # an offer, and none is taken up: the request is answered as it is
+        except httptools.HttpParserError as error:
+            raise BadRequest(400, f"this is no HTTP/1.1 request: {error}") from None
+        self._tail = (self._tail + piece)[-3:]
+        if len(self.headers) > _MAX_HEADERS:
+            raise BadRequest(431, f"more than {_MAX_HEADERS} headers", "headers_too_large")
+        if self.complete and self.parser.get_http_version() not in ("1.0", "1.1"):
+            raise BadRequest(400, "this server speaks HTTP/1.1 and HTTP/1.0")
+        if self.complete != closed:
+            raise BadRequest(400, "this is no HTTP/1.1 request: the end of its headers is not clear")
+        return end
+
+    def body(self, max_body_bytes: int) -> LengthBody | ChunkedBody | None:
+        """The reader of the body that these headers announce; None: there is none.
+
+        Raises:
+            BadRequest: 400 or 415, the framing is not one that can be trusted.
+        """
+        coding = [value for name, value in self.headers if name == b"transfer-encoding"]
+        if coding:
+            if self.parser.get_http_version() == "1.0":
+                raise BadRequest(400, "HTTP/1.0 has no Transfer-Encoding")
+            if coding != [b"chunked"] and b", ".join(coding).strip().lower() != b"chunked":
+                raise BadRequest(415, "Transfer-Encoding: only chunked is taken", "unsupported_encoding")
+            return ChunkedBody(max_body_bytes)
+        # llhttp has made sure that there is one Content-Length at most, and that it is a number of 64 bits.
+        length = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
+        return LengthBody(length) if length else None
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self.complete = True
+
+    def _end(self, data: bytes, at: int) -> tuple[int, bool]:
+        """Where the head ends in `data`, and whether it does; the blank line may lie across two pieces."""
+        if self._tail:
+            seam = self._tail + data[at : at + 3]
+            found = seam.find(b"\r\n\r\n")
+            if found >= 0:
+                return at + found + 4 - len(self._tail), True
+        found = data.find(b"\r\n\r\n", at)
+        return (found + 4, True) if found >= 0 else (len(data), False)
+
+
+class LengthBody:
+    """A body of Content-Length."""
+
+    def __init__(self, length: int) -> None:
+        self._remaining = length
+        self.expected_bytes = length
+        self.received_bytes = 0
+
+    @property
+    def done(self) -> bool:
+        return self._remaining == 0
+
+    def feed(self, data: bytes, at: int) -> tuple[bytes, int]:
+        """Bytes of the body from `at` on, and the position behind them."""
+        end = min(at + self._remaining, len(data))
+        self._remaining -= end - at
+        self.received_bytes += end - at
+        return (data if end - at == len(data) else data[at:end]), end
+
+
+class ChunkedBody:
+    """A body in chunks. Extensions and trailers are dropped, and bounded; a client's trailer never becomes a header."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._state: Literal["size", "data", "data end", "trailers"] = "size"
+        self._remaining = 0
+        self._line = b""
+        self._chunks = 0
+        self._trailer_bytes = 0
+        self.expected_bytes = max_bytes
+        self.received_bytes = 0
+        self.done = False
+
+    def feed(self, data: bytes, at: int) -> tuple[bytes, int]:
+        """As LengthBody.
+
+        Raises:
+            BadRequest: 400, 413 or 431.
+        """
+        pieces: list[bytes] = []
+        while at < len(data) and not self.done:
+            if self._state == "data":
+                piece = data[at : at + self._remaining]
+                pieces.append(piece)
+                at += len(piece)
+                self._remaining -= len(piece)
+                self.received_bytes += len(piece)
+                if not self._remaining:
+                    self._state = "data end"
+            else:
+                at = self._take_line(data, at)
+        return b"".join(pieces), at
+
+    def _take_line(self, data: bytes, at: int) -> int:
+        end = data.find(b"\n", at, at + _MAX_TRAILER_BYTES) + 1
+        self._line += data[at : end or at + _MAX_TRAILER_BYTES]
+        line = self._line
+        if self._state == "trailers":
+            if self._trailer_bytes + len(line) > _MAX_TRAILER_BYTES:
+                raise BadRequest(431, f"trailers are larger than {_MAX_TRAILER_BYTES} bytes", "headers_too_large")
+        elif len(line) > _MAX_CHUNK_LINE_BYTES or (self._state == "data end" and not b"\r\n".startswith(line)):
+            raise BadRequest(400, "the body is not chunked as HTTP/1.1 says")
+        if not end:
+            return len(data)
+        self._line = b""
+        if line[-2:] != b"\r\n":
+            raise BadRequest(400, "the body is not chunked as HTTP/1.1 says: lines end with CR LF")
+        self._end_line(line[:-2])
+        return end
+
+    def _end_line(self, line: bytes) -> None:
+        if self._state == "size":
+            self._begin_chunk(line)
+        elif self._state == "data end":
+            self._state = "size"
+        elif line:
+            self._trailer_bytes += len(line)
+        else:
+            self.done = True
+
+    def _begin_chunk(self, line: bytes) -> None:
+        size = line.partition(b";")[0]
+        if not _CHUNK_SIZE.fullmatch(size):
+            raise BadRequest(400, "the body is not chunked as HTTP/1.1 says: a chunk has no size")
+        self._remaining = int(size, 16)
+        if self.received_bytes + self._remaining > self._max_bytes:
+            message = f"the body is larger than {self._max_bytes} bytes (CLIPWORKS_MAX_BODY_BYTES)"
+            raise BadRequest(413, message, "body_too_large")
+        self._chunks += 1
+        if self._chunks > _FREE_CHUNKS + self.received_bytes // _LEAST_MEAN_CHUNK_BYTES:
+            raise BadRequest(400, f"{self._chunks} chunks for {self.received_bytes} bytes: send larger chunks")
+        self._state = "data" if self._remaining else "trailers"
