@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
+from service.body import BodyMemory
 from service.door import Door
 from service.envelope import Envelope
 from service.errors import install_handlers
@@ -54,6 +55,8 @@ def create_app(
         BadSettings: the settings name no model or device that is there.
     """
     telemetry = Telemetry()
+    bodies = BodyMemory(settings.max_bodies_bytes)
+    telemetry.watch_bodies(lambda: bodies.held_bytes)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
@@ -75,7 +78,7 @@ def create_app(
         lifespan=lifespan,
         telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
         middleware=[
-            Middleware(Envelope, telemetry=telemetry, access_log=settings.access_log),
+            Middleware(Envelope, telemetry=telemetry, bodies=bodies, access_log=settings.access_log),
             Middleware(
                 Gate,
                 api_keys=[key.get_secret_value() for key in settings.api_keys],

@@ -1,15 +1,21 @@
-"""The body of one request, read under limits of size and time."""
+"""The body of one request, read under limits of size and time, and the memory that all bodies share."""
 
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from io import BytesIO
 from typing import Protocol
 
 from starlette.requests import Request
 
-from service.context import ClientGone
+from service.context import ClientGone, context_of
 from service.errors import BodyRefused, Refusal
+
+# So much of each body is not counted: a short request is never refused because of long ones.
+FREE_BYTES = 64 * 1024
+_PACE_AFTER_S = 2.0
 
 
 class BodyLimits(Protocol):
@@ -19,38 +25,150 @@ class BodyLimits(Protocol):
     def body_timeout_s(self) -> float: ...
 
 
+class BodyMemory:
+    """Bytes of all bodies that are being received or worked on, and who holds them."""
+
+    def __init__(self, max_bytes: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self.held_bytes = 0
+        self._arriving: dict[BodyShare, None] = {}
+
+    def share(self) -> BodyShare:
+        """What one request holds; released at its end."""
+        return BodyShare(self, self._clock)
+
+    def take(self, share: BodyShare, count: int) -> bool:
+        """Whether there is room; a body that comes too slowly to be complete in time gives its share away."""
+        while self.held_bytes + count > self._max_bytes:
+            slow = next((each for each in self._arriving if each is not share and each.is_behind()), None)
+            if slow is None:
+                return False
+            slow.give_way()
+        self.held_bytes += count
+        return True
+
+    def follow(self, share: BodyShare, arriving: bool) -> None:
+        if arriving:
+            self._arriving[share] = None
+        else:
+            self._arriving.pop(share, None)
+
+
+class BodyShare:
+    """The part of the memory for bodies that one request holds."""
+
+    def __init__(self, memory: BodyMemory, clock: Callable[[], float]) -> None:
+        self._memory = memory
+        self._clock = clock
+        self._held_bytes = 0
+        self._received_bytes = 0
+        self._expected_bytes = 0
+        self._timeout_s = 1.0
+        self._since = 0.0
+        self._reader: asyncio.Task[object] | None = None
+        self.gave_way = False
+
+    def begin(self, declared_bytes: int | None, limits: BodyLimits) -> None:
+        """Reserve a body of known length; one in chunks is counted as it comes.
+
+        Raises:
+            BodyRefused: 429.
+        """
+        self._expected_bytes = limits.max_body_bytes if declared_bytes is None else declared_bytes
+        self._timeout_s = limits.body_timeout_s
+        self._since = self._clock()
+        self._reader = asyncio.current_task()
+        self._grow(declared_bytes or 0)
+        self._memory.follow(self, arriving=True)
+
+    def receive(self, count: int) -> None:
+        """Raises BodyRefused: 429, a body in chunks has outgrown what is left."""
+        self._received_bytes += count
+        self._grow(self._received_bytes)
+
+    def end(self) -> None:
+        """It is complete, or given up; what came is held until `release`."""
+        self._memory.follow(self, arriving=False)
+        self._reader = None
+
+    def release(self) -> None:
+        self.end()
+        self._memory.held_bytes -= self._held_bytes
+        self._held_bytes = 0
+
+    def is_behind(self) -> bool:
+        seconds = self._clock() - self._since
+        return seconds > _PACE_AFTER_S and self._received_bytes < self._expected_bytes * seconds / self._timeout_s
+
+    def give_way(self) -> None:
+        self.gave_way = True
+        if self._reader is not None:
+            self._reader.cancel()
+        self.release()
+
+    def _grow(self, count: int) -> None:
+        more = max(count - FREE_BYTES, 0) - self._held_bytes
+        if more <= 0:
+            return
+        if not self._memory.take(self, more):
+            raise no_room()
+        self._held_bytes += more
+
+
+def no_room() -> BodyRefused:
+    message = "the server holds as many bytes of request bodies as it may (CLIPWORKS_MAX_BODIES_BYTES); try again"
+    return BodyRefused(429, "overloaded", message, headers={"Retry-After": "1"})
+
+
 async def read_body(request: Request, limits: BodyLimits) -> bytes:
-    """The body, refused as soon as it is over its limit, encoded, or too slow.
+    """The body, refused as soon as it is over its limit, encoded, too slow, or finds no memory.
 
     Raises:
-        Refusal: 408, 413 or 415.
+        Refusal: 408, 413, 415 or 429.
         ClientGone: the client closed the connection.
     """
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.strip().lower() != "identity":
         raise BodyRefused(415, "unsupported_encoding", "send the body without Content-Encoding")
     declared = request.headers.get("content-length", "0")
-    if declared.isdigit() and int(declared[:19]) > limits.max_body_bytes:
+    if declared.isdecimal() and int(declared[:19]) > limits.max_body_bytes:
         raise _too_long(BodyRefused, limits)
-    # BytesIO gives its own buffer away at the end: the body is in memory once, not twice.
-    whole = BytesIO()
-    received = 0
+    share = context_of(request.scope).body
+    chunked = "transfer-encoding" in request.headers or not declared.isdecimal()
     try:
+        share.begin(None if chunked else int(declared), limits)
         async with asyncio.timeout(limits.body_timeout_s):
-            while True:
-                message = await request.receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
-                more: bool = message.get("more_body", False)
-                received += len(message.get("body", b""))
-                if received > limits.max_body_bytes:
-                    raise _too_long(BodyRefused if more else Refusal, limits)
-                whole.write(message.get("body", b""))
-                if not more:
-                    return whole.getvalue()
+            return await _receive(request, limits, share)
     except TimeoutError:
         seconds = f"{limits.body_timeout_s:g}"
         raise BodyRefused(408, "body_timeout", f"the body did not arrive within {seconds} s") from None
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if share.gave_way and task is not None and task.uncancel() == 0:
+            raise no_room() from None
+        raise
+    finally:
+        share.end()
+
+
+async def _receive(request: Request, limits: BodyLimits, share: BodyShare) -> bytes:
+    # BytesIO gives its own buffer away at the end: the body is in memory once, not twice.
+    whole = BytesIO()
+    received = 0
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        more: bool = message.get("more_body", False)
+        chunk: bytes = message.get("body", b"")
+        received += len(chunk)
+        if received > limits.max_body_bytes:
+            raise _too_long(BodyRefused if more else Refusal, limits)
+        share.receive(len(chunk))
+        whole.write(chunk)
+        if not more:
+            return whole.getvalue()
 
 
 def _too_long(kind: type[Refusal], limits: BodyLimits) -> Refusal:

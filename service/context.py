@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from starlette.requests import Request
 from starlette.types import Receive, Scope
 
 from service.errors import Refusal
 from service.timing import Deadline, Timings
+
+if TYPE_CHECKING:
+    from service.body import BodyShare
 
 _SCOPE_KEY = "clipworks"
 # Where the protocol leaves the status of its own answer, when it ended a request while its body was still coming.
@@ -25,10 +28,11 @@ class ClientGone(Exception):
 
 
 class Context:
-    """Identity, clock and rights of a request."""
+    """Identity, clock, rights and memory of a request."""
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, request_id: str, body: BodyShare) -> None:
         self.request_id = request_id
+        self.body = body
         self.started = time.perf_counter()
         self.timings = Timings()
         self.is_admin = False

@@ -12,6 +12,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.body import BodyMemory
 from service.context import CLOSED_WITH, ClientGone, Context, put_context
 from service.errors import Problem, internal_problem
 from service.telemetry import Telemetry
@@ -24,9 +25,10 @@ _CLIENT_GONE = 499
 class Envelope:
     """Wraps the whole app. HEAD is answered as GET without its body, which the server leaves out."""
 
-    def __init__(self, app: ASGIApp, *, telemetry: Telemetry, access_log: bool) -> None:
+    def __init__(self, app: ASGIApp, *, telemetry: Telemetry, bodies: BodyMemory, access_log: bool) -> None:
         self.app = app
         self._telemetry = telemetry
+        self._bodies = bodies
         self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -35,7 +37,7 @@ class Envelope:
             return
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}
-        context = Context(_request_id(scope))
+        context = Context(_request_id(scope), self._bodies.share())
         put_context(scope, context)
         status = 0
 
@@ -61,6 +63,7 @@ class Envelope:
                 raise
             await internal_problem(context.request_id).response()(scope, receive, send_with_headers)
         finally:
+            context.body.release()
             self._telemetry.in_flight.dec()
             self._record(scope, context, status)
 

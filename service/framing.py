@@ -21,6 +21,7 @@ _MAX_TRAILER_BYTES = 8 * 1024
 # Each chunk costs the event loop a microsecond or two, however small it is.
 _FREE_CHUNKS = 16_384
 _LEAST_MEAN_CHUNK_BYTES = 64
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
 
 
@@ -36,7 +37,8 @@ class Head:
     """Request line and headers of one request, fed as they arrive."""
 
     def __init__(self) -> None:
-        self.parser = httptools.HttpRequestParser(self)
+        self._parser = httptools.HttpRequestParser(self)
+        self._keep_alive = False
         self.url = b""
         self.headers: list[tuple[bytes, bytes]] = []
         self.complete = False
@@ -56,7 +58,7 @@ class Head:
             message = f"request line and headers are larger than {MAX_HEAD_BYTES} bytes"
             raise BadRequest(431, message, "headers_too_large")
         try:
-            self.parser.feed_data(piece)
+            self._parser.feed_data(piece)
         except httptools.HttpParserUpgrade:
             pass  # an offer, and none is taken up: the request is answered as it is
         except httptools.HttpParserError as error:
@@ -64,7 +66,7 @@ class Head:
         self._tail = (self._tail + piece)[-3:]
         if len(self.headers) > _MAX_HEADERS:
             raise BadRequest(431, f"more than {_MAX_HEADERS} headers", "headers_too_large")
-        if self.complete and self.parser.get_http_version() not in ("1.0", "1.1"):
+        if self.complete and self.get_http_version() not in ("1.0", "1.1"):
             raise BadRequest(400, "this server speaks HTTP/1.1 and HTTP/1.0")
         if self.complete != closed:
             raise BadRequest(400, "this is no HTTP/1.1 request: the end of its headers is not clear")
@@ -78,7 +80,7 @@ class Head:
         """
         coding = [value for name, value in self.headers if name == b"transfer-encoding"]
         if coding:
-            if self.parser.get_http_version() == "1.0":
+            if self.get_http_version() == "1.0":
                 raise BadRequest(400, "HTTP/1.0 has no Transfer-Encoding")
             if coding != [b"chunked"] and b", ".join(coding).strip().lower() != b"chunked":
                 raise BadRequest(415, "Transfer-Encoding: only chunked is taken", "unsupported_encoding")
@@ -86,6 +88,22 @@ class Head:
         # llhttp has made sure that there is one Content-Length at most, and that it is a number of 64 bits.
         length = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
         return LengthBody(length) if length else None
+
+    # What uvicorn asks its parser
+
+    def get_http_version(self) -> str:
+        return self._parser.get_http_version()
+
+    def get_method(self) -> bytes:
+        return self._parser.get_method()
+
+    def should_keep_alive(self) -> bool:
+        return self._keep_alive
+
+    def should_upgrade(self) -> bool:
+        return False
+
+    # What httptools calls
 
     def on_url(self, url: bytes) -> None:
         self.url += url
@@ -95,6 +113,7 @@ class Head:
 
     def on_headers_complete(self) -> None:
         self.complete = True
+        self._keep_alive = self._parser.should_keep_alive()  # known in this call only
 
     def _end(self, data: bytes, at: int) -> tuple[int, bool]:
         """Where the head ends in `data`, and whether it does; the blank line may lie across two pieces."""
@@ -162,8 +181,9 @@ class ChunkedBody:
         return b"".join(pieces), at
 
     def _take_line(self, data: bytes, at: int) -> int:
-        end = data.find(b"\n", at, at + _MAX_TRAILER_BYTES) + 1
-        self._line += data[at : end or at + _MAX_TRAILER_BYTES]
+        most = at + _MAX_TRAILER_BYTES + 1  # a line without an end in there is refused below
+        end = data.find(b"\n", at, most) + 1
+        self._line += data[at : end or most]
         line = self._line
         if self._state == "trailers":
             if self._trailer_bytes + len(line) > _MAX_TRAILER_BYTES:
@@ -173,8 +193,8 @@ class ChunkedBody:
         if not end:
             return len(data)
         self._line = b""
-        if line[-2:] != b"\r\n":
-            raise BadRequest(400, "the body is not chunked as HTTP/1.1 says: lines end with CR LF")
+        if line[-2:] != b"\r\n" or _CONTROL.search(line, 0, len(line) - 2):
+            raise BadRequest(400, "the body is not chunked as HTTP/1.1 says: lines end with CR LF and are printable")
         self._end_line(line[:-2])
         return end
 
@@ -184,7 +204,7 @@ class ChunkedBody:
         elif self._state == "data end":
             self._state = "size"
         elif line:
-            self._trailer_bytes += len(line)
+            self._trailer_bytes += len(line) + 2
         else:
             self.done = True
 

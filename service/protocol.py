@@ -8,8 +8,11 @@ the same error shape.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http
+import sys
 from dataclasses import dataclass
+from struct import unpack
 from typing import Any, cast
 
 import httptools
@@ -23,6 +26,10 @@ from service.connections import Connections
 from service.context import CLOSED_WITH
 from service.errors import Problem
 from service.framing import BadRequest, ChunkedBody, Head, LengthBody
+
+if sys.platform == "linux":
+    import fcntl
+    import termios
 
 # The application answers 408 at its own body timeout; the connection is cut a little later if that did not end it.
 _BODY_GRACE_S = 7.0
@@ -97,8 +104,8 @@ class _Protocol(HttpToolsProtocol):
         self._held = b""
         self._blank_bytes = 0
         self._dropped_bytes = 0
-        self._unsent = 0
-        self._unsent_since = 0.0
+        self._unread = 0
+        self._unread_since = 0.0
         self._over_limit = False
         self._leaving = False
 
@@ -134,13 +141,12 @@ class _Protocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._unsent_since = self.loop.time()
+        self._unread_since = self.loop.time()
         self.room.leaves_unread(self)
         self._watch_sending()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._unsent_since = self.loop.time()
         self.room.reads(self)
 
     # What uvicorn calls
@@ -148,7 +154,7 @@ class _Protocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.transport.get_write_buffer_size():
-            self._unsent_since = self.loop.time()
+            self._unread_since = self.loop.time()
             self._watch_sending()
         if self._body is None:
             self._become_idle()
@@ -228,7 +234,7 @@ class _Protocol(HttpToolsProtocol):
         """Hand a request whose head is complete to uvicorn, in the way in which its own parser would."""
         body = head.body(self.limits.max_body_bytes)
         self.on_message_begin()
-        self.parser = head.parser
+        self.parser = head  # type: ignore[assignment]
         self.url = head.url
         self.headers.extend(head.headers)
         self.expect_100_continue = any(
@@ -307,18 +313,18 @@ class _Protocol(HttpToolsProtocol):
     def _watch_sending(self) -> None:
         """Look now and then whether the client takes what waits for it; also while the connection is closing."""
         if self._sending is None:
-            self._unsent = max(self._unsent, self.transport.get_write_buffer_size())
+            self._unread = max(self._unread, _unread_bytes(self.transport))
             self._sending = self.loop.call_later(self.limits.write_timeout_s / 4, self._check_sending)
 
     def _check_sending(self) -> None:
         self._sending = None
-        now, unsent = self.loop.time(), self.transport.get_write_buffer_size()
-        if not unsent:
-            self._unsent = 0
+        if not self.transport.get_write_buffer_size():
+            self._unread = 0
             return
-        if unsent <= self._unsent - _LEAST_PROGRESS_BYTES:
-            self._unsent, self._unsent_since = unsent, now
-        if now - self._unsent_since >= self.limits.write_timeout_s:
+        now, unread = self.loop.time(), _unread_bytes(self.transport)
+        if unread <= self._unread - _LEAST_PROGRESS_BYTES:
+            self._unread, self._unread_since = unread, now
+        if now - self._unread_since >= self.limits.write_timeout_s:
             self.room.cut(self, "unread", "a client does not read its answer, closing its connection")
             return
         self._watch_sending()
@@ -357,3 +363,18 @@ class _Protocol(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._expect(_LINGER_S)
+
+
+def _unread_bytes(transport: asyncio.Transport) -> int:
+    """Bytes that the client has not confirmed: ours, and where it can be asked those of the socket.
+
+    A socket's own buffer may hold megabytes and takes more only when a third of it is free, so that a client that
+    reads slowly would look like one that does not read.
+    """
+    waiting = transport.get_write_buffer_size()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, ValueError):
+            waiting += unpack(
+                "i", fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, b"\0" * 4)
+            )[0]
+    return waiting

@@ -47,6 +47,7 @@ class Telemetry:
         self._collections = Gauge("clipworks_collections", "Collections", registry=registry)
         self._collection_items = Gauge("clipworks_collection_items", "Items of all collections", registry=registry)
         self._connections = Gauge("clipworks_connections", "Open connections", registry=registry)
+        self._body_bytes = Gauge("clipworks_body_bytes", "Bytes of request bodies in work", registry=registry)
         self._cut = Counter("clipworks_connections_cut", "Connections cut or refused", ["reason"], registry=registry)
         self.in_flight = Gauge("clipworks_requests_in_flight", "Requests being answered", registry=registry)
 
@@ -76,6 +77,10 @@ class Telemetry:
 
     def connection_cut(self, reason: str) -> None:
         self._cut.labels(reason).inc()
+
+    def watch_bodies(self, held_bytes: Callable[[], int]) -> None:
+        """Ask `held_bytes` at each scrape."""
+        self._body_bytes.set_function(held_bytes)
 
     def watch_connections(self, count: Callable[[], int]) -> None:
         """Ask `count` at each scrape."""

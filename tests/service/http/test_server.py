@@ -31,7 +31,7 @@ def grey_picture() -> bytes:
 @pytest.fixture(scope="module")
 def shared(serve_module: Callable[..., object]):  # type: ignore[no-untyped-def]
     """A ready server with short deadlines and small limits."""
-    server = serve_module(header_timeout_s=1, body_timeout_s=1, max_connections=20, max_body_bytes=300_000)
+    server = serve_module(header_timeout_s=1, body_timeout_s=1, max_body_bytes=300_000)
     server.wait_for("ready")
     return server
 
@@ -261,20 +261,6 @@ def test_what_is_no_http_has_the_error_shape_too(shared, sent: bytes, status: in
     assert head.startswith(b"HTTP/1.1 %d " % status)
     error = schemas.ErrorResponse.model_validate_json(body).error
     assert (error.code, error.type) == (code, "invalid_request_error")
-
-
-def test_a_connection_over_the_cap_is_closed(shared) -> None:
-    held = [socket.create_connection(("127.0.0.1", shared.port)) for _ in range(20)]
-    try:
-        with socket.create_connection(("127.0.0.1", shared.port)) as over:
-            received, seconds = read_until_closed(over, timeout_s=5)
-            assert received == b""
-            assert seconds < 0.9, "closed by the header deadline, not by the cap"
-    finally:
-        for connection in held:
-            connection.close()
-    time.sleep(0.2)
-    assert httpx2.get(shared.address + "/livez").status_code == 200
 
 
 def test_a_client_that_goes_away_frees_its_places(shared) -> None:
