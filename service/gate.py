@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Sequence
 
 from starlette.requests import Request
@@ -12,10 +13,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.context import context_of
 from service.errors import Refusal, problem_of
+from service.origins import parse_origin
 
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/docs", "/openapi.json", "/ui"})
 _OPEN_FOLDER = "/ui/"
 _CORS_METHODS = b"GET, POST, PUT, DELETE"
+_PREFLIGHT_VARY = b"Origin, Access-Control-Request-Headers, Access-Control-Request-Private-Network"
+_MAX_ASKED_BYTES = 2048
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CORS_HEADERS = b"Authorization, Content-Type, Accept, X-Request-Id, X-Request-Timeout-Ms"
 _CORS_EXPOSED = b"X-Request-Id, Server-Timing, X-Model-Fingerprint, Retry-After"
 
@@ -29,18 +34,18 @@ class Gate:
         self.app = app
         self._api = [_digest(key.encode()) for key in api_keys]
         self._admin = [_digest(key.encode()) for key in admin_keys]
-        self._origins = frozenset(origin.encode() for origin in origins)
+        self._origins = [parse_origin(origin) for origin in origins]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        origin = self._allowed_origin(scope) if self._origins else None
-        if origin:
-            send = _with_cors(send, origin)
-            if scope["method"] == "OPTIONS" and _header(scope, b"access-control-request-method"):
-                await Response(status_code=204)(scope, receive, send)
+        if self._origins:
+            origin = self._allowed_origin(scope)
+            if origin and scope["method"] == "OPTIONS" and _header(scope, b"access-control-request-method"):
+                await _preflight(scope, origin)(scope, receive, send)
                 return
+            send = _with_cors(send, origin)
         try:
             self._check(scope)
         except Refusal as error:
@@ -64,7 +69,10 @@ class Gate:
 
     def _allowed_origin(self, scope: Scope) -> bytes | None:
         origin = _header(scope, b"origin")
-        return origin if origin and (origin in self._origins or b"*" in self._origins) else None
+        if not origin or not origin.isascii():
+            return None
+        text = origin.decode("ascii")
+        return origin if any(each.matches(text) for each in self._origins) else None
 
 
 async def require_admin(request: Request) -> None:
@@ -103,18 +111,36 @@ def _header(scope: Scope, name: bytes) -> bytes | None:
     return next((value for key, value in scope["headers"] if key == name), None)
 
 
-def _with_cors(send: Send, origin: bytes) -> Send:
+def _preflight(scope: Scope, origin: bytes) -> Response:
+    """The answer to a browser that asks before it sends; it never has a key, and needs none."""
+    answer = Response(status_code=204)
+    answer.raw_headers += [
+        (b"access-control-allow-origin", origin),
+        (b"access-control-allow-methods", _CORS_METHODS),
+        (b"access-control-allow-headers", _allowed_headers(_header(scope, b"access-control-request-headers"))),
+        (b"access-control-max-age", b"600"),
+        (b"vary", _PREFLIGHT_VARY),
+    ]
+    if _header(scope, b"access-control-request-private-network") == b"true":
+        answer.raw_headers.append((b"access-control-allow-private-network", b"true"))
+    return answer
+
+
+def _allowed_headers(asked: bytes | None) -> bytes:
+    """Whatever an allowed page asks for: clients add headers of their own (x-stainless-*), unknown ones do nothing."""
+    names = [name.strip() for name in asked.split(b",")] if asked and len(asked) <= _MAX_ASKED_BYTES else []
+    if names and all(_TOKEN.fullmatch(name) for name in names):
+        return b", ".join(names)
+    return _CORS_HEADERS
+
+
+def _with_cors(send: Send, origin: bytes | None) -> Send:
+    """`Vary` goes out with every answer, so that no cache gives one page's answer to another."""
+
     async def send_with_cors(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [
-                *message.get("headers", ()),
-                (b"access-control-allow-origin", origin),
-                (b"access-control-allow-methods", _CORS_METHODS),
-                (b"access-control-allow-headers", _CORS_HEADERS),
-                (b"access-control-expose-headers", _CORS_EXPOSED),
-                (b"access-control-max-age", b"600"),
-                (b"vary", b"Origin"),
-            ]
+            allowed = [(b"access-control-allow-origin", origin), (b"access-control-expose-headers", _CORS_EXPOSED)]
+            message["headers"] = [*message.get("headers", ()), *(allowed if origin else ()), (b"vary", b"Origin")]
         await send(message)
 
     return send_with_cors

@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from clipworks.schemas import MODEL_PATTERN
 from model_store.modality.formats import ALL_FORMATS, DEFAULT_FORMATS, HEIC_EXTRA, missing_decoder
+from service.origins import parse_origin
 
 PREFIX = "CLIPWORKS_"
 # Variables of other programs of this project: not settings of the server, and no misspelling of one.
@@ -27,7 +28,6 @@ _MIB = 2**20
 IN_MEMORY = "memory"
 
 ModelName = Annotated[str, Field(pattern=MODEL_PATTERN)]
-Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
 Key = Annotated[SecretStr, Field(min_length=8, max_length=512)]
 
 
@@ -76,8 +76,9 @@ class Settings(BaseSettings):
     admin_keys: Annotated[tuple[Key, ...], NoDecode] = Field(
         (), description="keys that may load and unload models; none: nobody may"
     )
-    cors_origins: Annotated[tuple[Origin, ...], NoDecode] = Field(
-        (), description="origins whose web pages may call the server; * for all; none: CORS is off"
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="origins or patterns of them whose web pages may call the server; * for all; none: CORS is off",
     )
     fetch_allow: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="must be empty: this release does not fetch image_url"
@@ -230,6 +231,13 @@ class Settings(BaseSettings):
             if (advice := missing_decoder(name)) is not None:
                 raise ValueError(f"{name} cannot be decoded by this installation: {advice}")
         return upper
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _known_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for each in value:
+            parse_origin(each)
+        return value
 
     @field_validator("fetch_allow")
     @classmethod
