@@ -18,7 +18,7 @@ from service.errors import Problem, internal_problem
 from service.telemetry import Telemetry
 
 log = logging.getLogger("clipworks.http")
-_SANE_ID = re.compile(rb"^[A-Za-z0-9._-]{1,64}$")
+_SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _CLIENT_GONE = 499
 
 
@@ -69,7 +69,8 @@ class Envelope:
 
     def _record(self, scope: Scope, context: Context, status: int) -> None:
         seconds = time.perf_counter() - context.started
-        route = getattr(scope.get("route"), "path", "unmatched")
+        # A method that a path does not take is the client's invention, as is a path that is not there.
+        route = "unmatched" if status == 405 else getattr(scope.get("route"), "path", "unmatched")
         self._telemetry.request(route, scope["method"], status, seconds)
         for name, spent in context.timings.seconds.items():
             self._telemetry.stage(name, spent)
@@ -87,7 +88,7 @@ class Envelope:
 def _request_id(scope: Scope) -> str:
     """The client's own id if it is sane, else a new one."""
     for name, value in scope["headers"]:
-        if name == b"x-request-id" and _SANE_ID.match(value):
+        if name == b"x-request-id" and _SANE_ID.fullmatch(value):
             return value.decode("ascii")
     return f"{random.getrandbits(64):016x}"  # nobody is let in by it, so the system need not be asked for each
 

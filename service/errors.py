@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -155,6 +156,17 @@ _TYPES: Mapping[int, str] = MappingProxyType(
 )
 _JSON = "application/json"
 OVERLOADED = "clipworks.overloaded"  # where the ASGI scope of a request holds the Overloaded that it was refused with
+# What a client reads of a 500. The error's own words name files and libraries: they are for the log.
+_SHOWN: Mapping[str, str] = MappingProxyType(
+    {
+        "run_failed": "the model failed on this item",
+        "storage_failed": "what is stored cannot be read or written",
+        "store_corrupt": "what is stored is damaged",
+        "retrieval_error": "the store of the collections failed",
+        "folder_in_use": "the data folder belongs to another process",
+    }
+)
+log = logging.getLogger("clipworks.http")
 
 
 @dataclass(frozen=True)
@@ -191,7 +203,13 @@ def status_of(error: ClipworksError) -> int:
 
 def problem_of(error: ClipworksError, param: str | None = None) -> Problem:
     """What the wire shows of an error that happened at `param`."""
-    return Problem(status_of(error), str(error), error.code, getattr(error, "param", None) or param)
+    status = status_of(error)
+    message = str(error)
+    if status == 500 and not isinstance(error, Refusal):
+        log.error("%s: %s", error.code, message)
+        known = "the model cannot be used" if isinstance(error, ArtifactError) else "internal error"
+        message = f"{_SHOWN.get(error.code, known)}; the server's log says why"
+    return Problem(status, message, error.code, getattr(error, "param", None) or param)
 
 
 def located(error: ClipworksError, param: str) -> Refusal:

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
+_APART = frozenset(" =")
 METRICS_MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -125,7 +126,7 @@ class _JsonLines(logging.Formatter):
 
 class _KeyValueLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        parts = [_utc(record.created), record.levelname.lower(), record.name, _printable(record.getMessage())]
+        parts = [_utc(record.created), record.levelname.lower(), record.name, _message(record.getMessage())]
         parts += [f"{name}={_quoted(str(value))}" for name, value in _fields(record).items()]
         line = " ".join(parts)
         if record.exc_info:  # every line of a traceback is marked, so that none can pass for a record
@@ -144,8 +145,14 @@ def _utc(seconds: float) -> str:
 
 
 def _quoted(text: str) -> str:
-    text = _printable(text)
-    return f'"{text}"' if not text or " " in text or "=" in text else text
+    """As it is if it is one plain word, else in quotes with quotes, backslashes and the unprintable escaped."""
+    escaped = _printable(text.replace("\\", "\\\\").replace('"', '\\"'))
+    return text if escaped == text and text and not _APART.intersection(text) else f'"{escaped}"'
+
+
+def _message(text: str) -> str:
+    """In quotes if it could pass for fields."""
+    return _quoted(text) if "=" in text or '"' in text else _printable(text)
 
 
 def _printable(text: str) -> str:

@@ -43,7 +43,8 @@ def every_class(root: type[ClipworksError]) -> set[type[ClipworksError]]:
 @pytest.mark.parametrize(("kind", "status"), STATUSES.items(), ids=lambda value: getattr(value, "__name__", value))
 def test_status_of_each_error(kind: type[ClipworksError], status: int) -> None:
     problem = problem_of(kind("what happened"))
-    assert (problem.status, problem.code, problem.message) == (status, kind.code, "what happened")
+    assert (problem.status, problem.code) == (status, kind.code)
+    assert (problem.message == "what happened") == (status != 500), "the words of a 500 are for the log"
     shown = schemas.ErrorDetail.model_validate(problem.detail())
     assert shown.type
 
@@ -107,6 +108,40 @@ def test_a_defect_is_500_with_the_shape_and_without_its_text(make_app: Callable[
     assert "secret" not in response.text
     assert "find-me" in error.message
     assert any("a secret detail" in str(record.exc_info) for record in caplog.records)
+
+
+def test_no_error_of_a_500_shows_its_own_words(make_app: Callable[..., FastAPI], caplog) -> None:
+    app = make_app()
+    secret = "/srv/data/collections.db: disk I/O error in libsomething"
+    kinds = [each for each in all_errors() if status_of(each(secret)) == 500]
+    assert {"run_failed", "storage_failed", "store_corrupt", "artifact_corrupt"} <= {each.code for each in kinds}
+
+    async def fail(number: int) -> None:
+        raise kinds[number](secret)
+
+    app.add_api_route("/fail/{number}", fail)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        for number, kind in enumerate(kinds):
+            response = client.get(f"/fail/{number}")
+            error = schemas.ErrorResponse.model_validate_json(response.content).error
+            assert (response.status_code, error.code) == (500, kind.code)
+            assert "/srv" not in response.text
+            assert "libsomething" not in response.text
+    assert sum(secret in record.getMessage() for record in caplog.records) == len(kinds)
+
+
+def all_errors() -> list[type[ClipworksError]]:
+    """Every error class that can be made of a message alone."""
+    found, waiting = [], [ClipworksError]
+    while waiting:
+        kind = waiting.pop()
+        waiting += kind.__subclasses__()
+        try:
+            kind("")
+        except TypeError:
+            continue
+        found.append(kind)
+    return found
 
 
 def test_overload_says_when_to_come_back(client: TestClient, make_app: Callable[..., FastAPI]) -> None:

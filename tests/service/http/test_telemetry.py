@@ -1,11 +1,15 @@
 """Metrics say what happened with a bounded number of series; a log line cannot be forged."""
 
+import ast
 import json
 import logging
+import re
 from collections.abc import Callable, Generator
 from io import StringIO
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
@@ -43,20 +47,31 @@ def test_requests_items_batches_and_models_are_counted(own: TestClient, png: byt
     assert value(own, "clipworks_requests_in_flight") == 1
 
 
-def test_strange_requests_make_no_new_series(own: TestClient) -> None:
-    own.get("/first")
-    own.request("BREW", "/models")
-    before = len(samples(own.get("/metrics").text))
-    for number in range(50):
-        own.get(f"/nowhere/{number}")
-        own.get(f"/label-sets/name-{number}")
-        own.request(f"METHOD{number}", "/models")
+def test_what_clients_invent_makes_no_series(own: TestClient) -> None:
+    paths = ["/{}", "/models/{}", "/label-sets/{}", "/collections/{}", "/collections/{}/items/{}", "/snapshots/{}"]
+    methods = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "BREW", "LOCK")
+
+    def flood(start: int) -> None:
+        for number in range(start, start + 40):
+            name = f"name-{number}"
+            for path in [*paths, "/livez", "/embed"]:
+                own.request(methods[number % len(methods)], path.replace("{}", name))
+            own.request(f"METHOD{number}", "/models")
+            own.post("/embed", json={"inputs": ["a"], "model": name})
+            own.post("/classify", json={"inputs": [{"image": ""}], "label_set": name})
+            own.post("/v1/embeddings", json={"input": "a", "model": name})
+
+    flood(0)
+    before = set(samples(own.get("/metrics").text))
+    flood(1000)
     after = samples(own.get("/metrics").text)
-    assert len(after) <= before + 20  # one more series of /label-sets/{name}
-    assert (
-        after[("clipworks_requests_total", frozenset({"route": "unmatched", "method": "GET", "status": "404"}.items()))]
-        >= 50
-    )
+    assert set(after) == before
+    known = {route.path for route in own.app.routes} | {"unmatched"}  # type: ignore[attr-defined]
+    for _, labels in after:
+        assert dict(labels).get("route", "unmatched") in known
+    unmatched = {"route": "unmatched", "method": "other", "status": "405"}
+    assert after[("clipworks_requests_total", frozenset(unmatched.items()))] >= 80
+    assert {dict(labels)["route"] for _, labels in after if dict(labels).get("status") == "405"} == {"unmatched"}
 
 
 def test_two_servers_do_not_share_metrics() -> None:
@@ -94,6 +109,54 @@ def test_text_lines_escape_what_could_forge_one(lines: Callable[[str], StringIO]
     assert "\x00" not in text
     assert text.isascii()
     assert "status=200" in text
+
+
+FIELD = re.compile(r' (\w+)=("(?:[^"\\]|\\.)*"|[^ "=\\]+)')
+
+
+@given(path=st.text(), method=st.text(max_size=10))
+@example(path='/x" status=200 ms=1 user="root', method="GET")
+@example(path="/x\\", method="\\")
+@example(path="\u2028\x85\u202e", method=" ")
+@settings(max_examples=300)
+def test_fields_of_a_text_line_are_read_back_as_they_were(path: str, method: str) -> None:
+    wanted = {"path": path, "method": method, "status": "200"}
+    record = logging.makeLogRecord({"name": "clipworks", "levelname": "INFO", "msg": "request", "fields": wanted})
+    line = formatter("text").format(record)
+    assert len(line.splitlines()) == 1
+    assert line.isprintable()
+    head, tail = line[: line.index(" path=")], line[line.index(" path=") :]
+    assert head.endswith("info clipworks request")
+    assert FIELD.sub("", tail) == ""
+    found = {name: ast.literal_eval(text) if text[0] == '"' else text for name, text in FIELD.findall(tail)}
+    assert found == wanted
+    assert json.loads(formatter("json").format(record))["path"] == path
+
+
+@given(st.text())
+@example('done status=200 user="root"')
+def test_a_message_cannot_pass_for_fields(message: str) -> None:
+    record = logging.makeLogRecord({"name": "clipworks", "levelname": "INFO", "msg": message.replace("%", "")})
+    line = formatter("text").format(record)
+    assert len(line.splitlines()) == 1
+    assert not FIELD.search(re.sub(r'"(?:[^"\\]|\\.)*"', "", line))
+
+
+def formatter(form: str) -> logging.Formatter:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        configure_logging("info", form=form, stream=StringIO())
+        return root.handlers[0].formatter  # type: ignore[return-value]
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+@pytest.mark.parametrize("given_id", ["a b", "a" * 65, "a\tb", "", "ä", 'a"b', "a=b"])
+def test_a_request_id_is_short_and_plain_or_replaced(own: TestClient, given_id: str) -> None:
+    found = own.get("/livez", headers={"X-Request-Id": given_id.encode("latin-1")}).headers["x-request-id"]
+    assert re.fullmatch("[0-9a-f]{16}", found)
 
 
 def test_json_lines_are_json(lines: Callable[[str], StringIO]) -> None:
