@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
+import orjson
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
@@ -117,7 +119,7 @@ def query_parameters(model: type[BaseModel], options: Options) -> dict[str, Any]
 
 
 def install_openapi(app: FastAPI) -> None:
-    """Make /openapi.json; it is written once, when it is first asked for."""
+    """Make /openapi.json; it is written once, when it is first asked for. `app.state.openapi_json` gives its bytes."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -125,6 +127,7 @@ def install_openapi(app: FastAPI) -> None:
         return app.openapi_schema
 
     app.openapi = openapi
+    app.state.openapi_json = cache(lambda: orjson.dumps(openapi()))
 
 
 def _document(app: FastAPI) -> dict[str, Any]:

@@ -41,6 +41,9 @@ _LINGER_BYTES = 4 * 2**20
 _MAX_DROPPED_BYTES = 64 * 2**20
 # One that is over the limit of connections gets its answer with its first byte, or after this time.
 _OVER_LIMIT_S = 1.0
+# A request that was sent ahead waits while more than this of the answers before it is unread, here and in the socket.
+_MAX_AHEAD_BYTES = 256 * 1024
+_LOOK_AGAIN_S = (0.005, 0.25)
 _LEAST_PROGRESS_BYTES = 16 * 1024
 _PACE_AFTER_S = 2.0
 
@@ -102,6 +105,8 @@ class _Protocol(HttpToolsProtocol):
         self._body: LengthBody | ChunkedBody | None = None
         self._body_since = 0.0
         self._held = b""
+        self._waiting: asyncio.TimerHandle | None = None
+        self._waiting_s = 0.0
         self._blank_bytes = 0
         self._dropped_bytes = 0
         self._unread = 0
@@ -124,8 +129,9 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._expect(None)
-        if self._sending is not None:
-            self._sending.cancel()
+        for timer in (self._sending, self._waiting):
+            if timer is not None:
+                timer.cancel()
         self.room.forget(self)
         self._held = b""
         super().connection_lost(exc)
@@ -141,7 +147,7 @@ class _Protocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._unread_since = self.loop.time()
+        self._unread_since = self.loop.time()  # it went on since the last time
         self.room.leaves_unread(self)
         self._watch_sending()
 
@@ -154,7 +160,6 @@ class _Protocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.transport.get_write_buffer_size():
-            self._unread_since = self.loop.time()
             self._watch_sending()
         if self._body is None:
             self._become_idle()
@@ -280,8 +285,16 @@ class _Protocol(HttpToolsProtocol):
             self.loop.call_soon(self._take_held)
 
     def _take_held(self) -> None:
+        self._waiting = None
         if self.transport.is_closing() or self._leaving:
             return
+        if _unread_bytes(self.transport) > _MAX_AHEAD_BYTES:
+            self._unset_keepalive_if_required()
+            self._waiting_s = min(max(2 * self._waiting_s, _LOOK_AGAIN_S[0]), _LOOK_AGAIN_S[1])
+            self._waiting = self.loop.call_later(self._waiting_s, self._take_held)
+            self._watch_sending()
+            return
+        self._waiting_s = 0.0
         self._take()
         if not self._held:
             self.flow.resume_reading()
@@ -313,12 +326,14 @@ class _Protocol(HttpToolsProtocol):
     def _watch_sending(self) -> None:
         """Look now and then whether the client takes what waits for it; also while the connection is closing."""
         if self._sending is None:
+            if not self._unread:
+                self._unread_since = self.loop.time()
             self._unread = max(self._unread, _unread_bytes(self.transport))
             self._sending = self.loop.call_later(self.limits.write_timeout_s / 4, self._check_sending)
 
     def _check_sending(self) -> None:
         self._sending = None
-        if not self.transport.get_write_buffer_size():
+        if not self.transport.get_write_buffer_size() and self._waiting is None:
             self._unread = 0
             return
         now, unread = self.loop.time(), _unread_bytes(self.transport)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import cache
 from importlib.resources import files
 
 from fastapi import APIRouter
@@ -13,7 +14,7 @@ from clipworks.schemas import Health
 from model_store.errors import ClipworksError
 from service.errors import Problem
 from service.openapi import answers
-from service.respond import json_response, model_response
+from service.respond import JSON, model_response
 from service.services import services_of
 from service.telemetry import METRICS_MEDIA_TYPE
 from service.timing import Deadline
@@ -60,11 +61,15 @@ async def metrics(request: Request) -> Response:
 
 @router.get("/openapi.json", include_in_schema=False)
 async def openapi(request: Request) -> Response:
-    return json_response(request.app.openapi())
+    return Response(request.app.state.openapi_json(), media_type=JSON)
 
 
 @router.get("/docs", include_in_schema=False)
 async def docs() -> Response:
     """A page of its own: it reads /openapi.json and needs no other host."""
-    page = files("service.routes").joinpath("reference.html").read_text(encoding="utf-8")
-    return HTMLResponse(page, headers={"Content-Security-Policy": _PAGE_POLICY})
+    return HTMLResponse(_page(), headers={"Content-Security-Policy": _PAGE_POLICY})
+
+
+@cache
+def _page() -> str:
+    return files("service.routes").joinpath("reference.html").read_text(encoding="utf-8")
