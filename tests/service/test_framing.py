@@ -122,6 +122,9 @@ def test_what_is_taken_llhttp_takes_the_same_way(both: tuple[bytes, bytes], posi
         (b"0\r\nX: " + b"y" * 9000, 431),
         (b"0\r\n" + b"X: y\r\n" * 1500, 431),
         (b"0\r\nX: y\n\r\n", 400),
+        (b"1;a\rb\r\nx\r\n", 400),
+        (b"0\r\nX: a\rY: b\r\n\r\n", 400),
+        (b"0\r\nX: a\0b\r\n\r\n", 400),
     ],
 )
 def test_chunks_that_are_refused(wire: bytes, status: int) -> None:
