@@ -19,9 +19,7 @@ def make_registry(store: Path) -> Registry:
         device="cpu", precision=None, intra_threads=1, spinning=False, max_batch_images=2, max_batch_texts=2,
         max_queue_items=8, probe_first=False,
     )  # fmt: skip
-    return Registry(
-        Store(store, builtin=False), models=["tiny"], settings=settings, telemetry=Telemetry()
-    )
+    return Registry(Store(store, builtin=False), models=["tiny"], settings=settings, telemetry=Telemetry())
 
 
 async def until(registry: Registry, ready: bool, *, timeout_s: float = 30) -> str:
