@@ -16,8 +16,8 @@ import typer
 from clipworks._bodies import request_of
 from clipworks._inputs import ImageBytes, Text
 from clipworks.cli import connect, output
-from clipworks.cli.embed import images_below
 from clipworks.cli.failures import FAILED_ITEMS, UsageError
+from clipworks.cli.picture_files import Selection, pictures_of
 from clipworks.client import DEFAULT_URL, Client
 from clipworks.load import LoadResult, Payload, run_load
 
@@ -86,8 +86,8 @@ def _client(url: str, api_key: str | None) -> Client:
 
 
 def _encoded(paths: Sequence[Path]) -> list[bytes]:
-    files = [Path(name) for path in paths for name in (images_below(path) if path.is_dir() else [str(path)])]
-    return [file.read_bytes() for file in files] if files else drawn_photographs(_DRAWN)
+    files, _, _ = pictures_of(map(str, paths), Selection())
+    return [Path(name).read_bytes() for name in files] if files else drawn_photographs(_DRAWN)
 
 
 def drawn_photographs(count: int) -> list[bytes]:

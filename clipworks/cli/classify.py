@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from clipworks.cli import connect, output
-from clipworks.cli.embed import images_below
-from clipworks.cli.failures import FAILED_ITEMS, UsageError
+from clipworks.cli import connect, output, picture_files
+from clipworks.cli.embed import taken_pictures
+from clipworks.cli.failures import FAILED_ITEMS
+from clipworks.cli.file_names import text_of
+from clipworks.cli.label_options import Labels, LabelSet, Templates, labels_of, say_if_alone, templates_of
 from clipworks.results import ClassifyResult
-
-Labels = Annotated[str | None, typer.Option(help="Labels separated by commas, or @FILE with one on each line.")]
-LabelSet = Annotated[str | None, typer.Option(help="A label set that the server has stored.")]
-Templates = Annotated[
-    list[str] | None,
-    typer.Option("--template", help="none, simple, imagenet, or a text with one {}; may be repeated."),
-]
 
 
 def classify(
@@ -32,23 +26,31 @@ def classify(
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="How many labels to show for each image.")] = 5,
     threshold: Annotated[float | None, typer.Option(help="Leave out labels that score less.")] = None,
+    exclude: picture_files.Exclude = None,
+    include: picture_files.Include = None,
+    hidden: picture_files.Hidden = False,
+    follow_links: picture_files.FollowLinks = False,
     model: connect.Model = None,
     url: connect.Url = None,
     api_key: connect.ApiKey = None,
     store: connect.StoreFolder = None,
-    timeout_s: connect.TimeoutS = 60.0,
+    timeout_s: connect.RequestTimeoutS = None,
     as_json: connect.AsJson = False,
 ) -> None:
     """Score labels for each image, best first."""
     wanted = labels_of(labels, label_set)
-    names = _images(images)
+    selection = picture_files.Selection(
+        hidden=hidden, follow_links=follow_links, include=include or (), exclude=exclude or ()
+    )
+    files = taken_pictures(images, selection)
+    names = [text_of(each) for each in files.paths]
 
     async def run() -> ClassifyResult:
         async with connect.vectors_client(
             url=url, api_key=api_key, model=model, store=store, timeout_s=timeout_s
         ) as client:
             return await client.classify(
-                names,
+                files.paths,
                 wanted,
                 label_set=label_set,
                 templates=templates_of(templates),
@@ -78,40 +80,10 @@ def classify(
     if not as_json:
         for index, error in result.errors.items():
             output.say(f"failed: {names[index]}: {error}")
-    if result.errors:
+    say_if_alone(wanted, (each.score for found in result.predictions for each in found))
+    files.say()
+    if result.errors or files.unread:
         raise typer.Exit(FAILED_ITEMS)
-
-
-def _images(given: list[str]) -> list[str]:
-    return [name for each in given for name in (images_below(Path(each)) if Path(each).is_dir() else [each])]
-
-
-def labels_of(text: str | None, label_set: str | None) -> list[str] | None:
-    """The labels that were given; None: those of a label set.
-
-    Raises:
-        UsageError: neither or both were given, there is no label, or the file cannot be read.
-    """
-    if (text is None) == (label_set is None):
-        raise UsageError("give either --labels cat,dog or --label-set NAME")
-    if text is None:
-        return None
-    if text.startswith("@"):
-        try:
-            found = Path(text[1:]).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise UsageError(f"--labels {text}: {reason}") from error
-    else:
-        found = text.split(",")
-    labels = [label.strip() for label in found if label.strip()]
-    if not labels:
-        raise UsageError(f"--labels {text!r}: expected labels separated by commas, such as cat,dog")
-    return labels
-
-
-def templates_of(given: list[str] | None) -> str | list[str] | None:
-    return given[0] if given and len(given) == 1 and "{" not in given[0] else given or None
 
 
 def _print(names: list[str], result: ClassifyResult) -> None:

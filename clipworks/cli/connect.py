@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import httpx2
@@ -33,13 +34,26 @@ DataFolder = Annotated[
     typer.Option("--data", envvar="CLIPWORKS_DATA", help="Folder of collections (without --url).", show_default=False),
 ]
 TimeoutS = Annotated[float, typer.Option("--timeout-s", min=0.1, help="Limit of one request, in seconds.")]
+RequestTimeoutS = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout-s",
+        min=0.1,
+        help="Limit of one request, in seconds. Default: 60 with --url, an hour in this process.",
+        show_default=False,
+    ),
+]
 _ANNOUNCED_WITHIN_S = 3.0
+_WITH_SERVER_S = 60.0
+_IN_PROCESS_S = 3600.0
+# Limits that guard a server from its callers; whoever runs a command has but himself to wait for.
+_UNLIMITED = MappingProxyType({"max_label_texts": 10_000_000, "max_heatmaps": 100_000, "max_masks": 100_000})
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; errors go to stderr as JSON.")]
 
 
 @asynccontextmanager
 async def vectors_client(
-    *, url: str | None, api_key: str | None, model: str | None, store: Path | None, timeout_s: float
+    *, url: str | None, api_key: str | None, model: str | None, store: Path | None, timeout_s: float | None
 ) -> AsyncGenerator[AsyncClient]:
     """A client of the server at `url`, or of one that lives in this process as long as the block.
 
@@ -49,15 +63,16 @@ async def vectors_client(
     """
     if url:
         try:
-            client = AsyncClient(url, api_key=api_key, timeout_s=timeout_s)
+            client = AsyncClient(url, api_key=api_key, timeout_s=timeout_s or _WITH_SERVER_S)
         except ValueError as error:
             raise UsageError(str(error)) from error
         async with client:
             yield client
         return
+    limit_s = timeout_s or _IN_PROCESS_S
     async with (
-        _in_process(model, store) as transport,
-        AsyncClient("http://in-process", timeout_s=timeout_s, transport=transport) as client,
+        _in_process(model, store, limit_s=limit_s) as transport,
+        AsyncClient("http://in-process", timeout_s=limit_s, transport=transport) as client,
     ):
         yield client
 
@@ -94,7 +109,7 @@ async def collections_client(
             yield client
         return
     async with (
-        _in_process(model, store, data=data_folder(data)) as transport,
+        _in_process(model, store, data=data_folder(data), limit_s=timeout_s) as transport,
         AsyncClient("http://in-process", timeout_s=timeout_s, transport=transport, concurrency=concurrency) as client,
     ):
         yield client
@@ -127,7 +142,7 @@ async def holder_of(folder: Path) -> str | None:
 
 @asynccontextmanager
 async def _in_process(
-    model: str | None, store: Path | None, *, data: Path | None = None
+    model: str | None, store: Path | None, *, data: Path | None = None, limit_s: float | None = None
 ) -> AsyncGenerator[httpx2.AsyncBaseTransport]:
     """The server's application without its sockets: the same limits, batches and vectors.
 
@@ -140,6 +155,9 @@ async def _in_process(
     overrides: dict[str, Any] = {"access_log": False, "probe": False, "api_keys": (), "extra_models": ()}
     overrides |= {name: value for name, value in (("model", model), ("store", store)) if value is not None}
     overrides |= {} if data is None else {"data": str(data)}
+    overrides |= _UNLIMITED
+    if limit_s is not None:  # the client ends a request after this; the server's own limit must not be earlier
+        overrides |= {"request_timeout_s": limit_s, "max_request_timeout_s": limit_s}
     settled: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
     app = create_app(
         read_settings(overrides),

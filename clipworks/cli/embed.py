@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from clipworks.cli import connect, output
+from clipworks.cli import connect, output, picture_files
 from clipworks.cli.failures import FAILED_ITEMS, UsageError
+from clipworks.cli.file_names import text_of
 from clipworks.results import EmbedResult
 
 if TYPE_CHECKING:
     from clipworks._inputs import ImageSource
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 _SUFFIXES = (".npy", ".jsonl")
 _SHOWN_ROWS = 20
 
@@ -31,6 +32,23 @@ class Inputs:
     texts: Sequence[str]
     images: Sequence[ImageSource]
     names: Sequence[str]
+    files: Taken
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Pictures that were named or found, what was left out of folders, and what could not be looked at."""
+
+    paths: list[str]
+    skipped: picture_files.Skipped
+    unread: list[picture_files.Unreadable]
+
+    def say(self) -> None:
+        """On stderr: nobody looks for what was never mentioned."""
+        if left_out := self.skipped.describe():
+            output.say(f"skipped: {left_out}")
+        for each in self.unread:
+            output.say(f"failed: {text_of(each.below)}: {each.why}")
 
 
 def embed(
@@ -50,12 +68,19 @@ def embed(
     stdin: Annotated[
         Literal["texts", "paths", "image"], typer.Option(help="What - brings: lines of text, paths, or one image.")
     ] = "texts",
+    null: Annotated[
+        bool, typer.Option("--null", "-0", help="What - brings is separated by NUL, as by find -print0.")
+    ] = False,
     normalize: Annotated[bool, typer.Option(help="Unit vectors.")] = True,
+    exclude: picture_files.Exclude = None,
+    include: picture_files.Include = None,
+    hidden: picture_files.Hidden = False,
+    follow_links: picture_files.FollowLinks = False,
     model: connect.Model = None,
     url: connect.Url = None,
     api_key: connect.ApiKey = None,
     store: connect.StoreFolder = None,
-    timeout_s: connect.TimeoutS = 60.0,
+    timeout_s: connect.RequestTimeoutS = None,
     as_json: connect.AsJson = False,
 ) -> None:
     """Embed images and texts.
@@ -64,7 +89,10 @@ def embed(
     """
     if out is not None and out.suffix not in _SUFFIXES:
         raise UsageError(f"--out {out}: expected a name that ends in {' or '.join(_SUFFIXES)}")
-    inputs = gather(paths or [], text or [], stdin)
+    selection = picture_files.Selection(
+        hidden=hidden, follow_links=follow_links, include=include or (), exclude=exclude or ()
+    )
+    inputs = gather(paths or [], text or [], stdin, selection, null=null)
 
     async def run() -> EmbedResult:
         async with connect.vectors_client(
@@ -92,52 +120,59 @@ def embed(
             output.say(f"{done} of {len(inputs.names)} embedded by {model_name} -> {out}")
     for index, error in result.errors.items():
         output.say(f"failed: {inputs.names[index]}: {error}")
-    if result.errors:
+    inputs.files.say()
+    if result.errors or inputs.files.unread:
         raise typer.Exit(FAILED_ITEMS)
 
 
-def gather(paths: Sequence[str], texts: Sequence[str], stdin: Literal["texts", "paths", "image"]) -> Inputs:
+def gather(
+    paths: Sequence[str],
+    texts: Sequence[str],
+    stdin: Literal["texts", "paths", "image"],
+    selection: picture_files.Selection,
+    *,
+    null: bool = False,
+) -> Inputs:
     """Everything that was named, in order.
 
     Raises:
         UsageError: nothing to embed, or a path that is not there.
     """
     found_texts, images = list(texts), list[Any]()
+    skipped, unread = picture_files.Skipped(), list[picture_files.Unreadable]()
     for path in paths:
         if path == "-":
+            given = sys.stdin.buffer.read()
             if stdin == "image":
-                images.append(sys.stdin.buffer.read())
-                continue
-            lines = _lines(sys.stdin.buffer.read(), "stdin")
-            (found_texts if stdin == "texts" else images).extend(lines)
+                images.append(given)
+            elif stdin == "paths":
+                images += [os.fsdecode(line) for line in given.split(b"\0" if null else b"\n") if line.strip()]
+            else:
+                found_texts += _lines(given, "stdin", null=null)
         elif Path(path).is_dir():
-            images += images_below(Path(path))
+            inside = taken_pictures([path], selection)
+            images += inside.paths
+            skipped.each += inside.skipped.each
+            unread += inside.unread
         elif Path(path).suffix.lower() == ".txt":
             found_texts += _lines(_read(path), path)
         elif Path(path).is_file() or path.lower().startswith(("http://", "https://")):
             images.append(path)
         else:
-            raise UsageError(f"{path}: no such file or folder (a text is given with --text, or in a .txt file)")
-    names = [*found_texts, *("<stdin>" if isinstance(each, bytes) else str(each) for each in images)]
+            raise UsageError(
+                f"{text_of(path)}: no such file or folder (a text is given with --text, or in a .txt file)"
+            )
+    names = [*found_texts, *("<stdin>" if isinstance(each, bytes) else text_of(each) for each in images)]
+    files = Taken([], skipped, unread)
     if not names:
+        files.say()
         raise UsageError("nothing to embed: give images, folders, .txt files, --text, or - for stdin")
-    return Inputs(found_texts, images, names)
+    return Inputs(found_texts, images, names, files)
 
 
-def images_below(folder: Path) -> list[str]:
-    """Image files of a folder and its subfolders, sorted; hidden ones are left out.
-
-    Raises:
-        UsageError: there is none.
-    """
-    found = sorted(
-        str(path)
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not path.name.startswith(".")
-    )
-    if not found:
-        raise UsageError(f"{folder}: no image in this folder ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return found
+def taken_pictures(paths: Iterable[str], selection: picture_files.Selection) -> Taken:
+    """Named pictures as they are, and those of folders. Raises UsageError: a folder without one."""
+    return Taken(*picture_files.pictures_of(paths, selection))
 
 
 def _read(path: str) -> bytes:
@@ -147,14 +182,15 @@ def _read(path: str) -> bytes:
         raise UsageError(f"{path}: {error.strerror}") from error
 
 
-def _lines(data: bytes, where: str) -> list[str]:
+def _lines(data: bytes, where: str, *, null: bool = False) -> list[str]:
     """Lines that are not empty."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         remedy = "; for an image write --stdin image" if where == "stdin" else ""
-        raise UsageError(f"{where}: not UTF-8 text (byte {error.start}){remedy}") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+        raise UsageError(f"{text_of(where)}: not UTF-8 text (byte {error.start}){remedy}") from error
+    lines = text.split("\0") if null else text.splitlines()
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _summary(inputs: Inputs, result: EmbedResult) -> dict[str, Any]:

@@ -3,40 +3,82 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
 from clipworks._progress import progress_bar
-from clipworks.cli import connect, output
+from clipworks.cli import connect, output, picture_files
 from clipworks.cli.failures import FAILED_ITEMS, UsageError
-from clipworks.cli.index_run import Report, gone, index_entries, read_known
-from clipworks.cli.index_sources import Columns, list_sources
+from clipworks.cli.index_entries import RESERVED, Entry, Listing
+from clipworks.cli.index_prune import gone, refuse_absent_drives
+from clipworks.cli.index_report import Report, print_report
+from clipworks.cli.index_run import Contents, Known, Work, index_entries, read_known
+from clipworks.cli.index_sources import Columns, check_sources, list_sources
+from clipworks.cli.photo_facts import Kind, kinds_in, photo_facts
+from clipworks.cli.photo_facts import fields_of as photo_fields
 from clipworks.client import AsyncClient, AsyncCollection
 from clipworks.errors import ClientError, NotFound
+from clipworks.schemas import COLLECTION_PATTERN, CollectionInfo, FieldType
 
-FIELD_TYPES = ("string", "number", "boolean", "string[]", "number[]")
-_SHOWN_FAILURES = 50
+FIELD_TYPES: tuple[str, ...] = get_args(FieldType)
+IndexKind = Literal["auto", "flat", "sq8", "ivf_sq8"]
 Collection = Annotated[str, typer.Option("--collection", "-c", help="Name of the collection.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """The options of one run that need no server to be checked."""
+
+    sources: Sequence[str]
+    columns: Columns
+    selection: picture_files.Selection
+    schema: Mapping[str, str]
+    kinds: Sequence[Kind]
+    kind: IndexKind | None
+    prefix: str
+    prune: bool
+    skip_duplicates: bool
+    workers: int
+    batch: int
+    shown: bool
 
 
 def index(
     sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE", help="Folders, webdataset .tar files, .csv or .parquet tables.")
+        list[str],
+        typer.Argument(metavar="SOURCE", help="Folders, pictures, webdataset .tar files, .csv or .parquet tables."),
     ],
     collection: Collection,
     prune: Annotated[bool, typer.Option("--prune", help="Remove items of these sources that are gone.")] = False,
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="photo|gps",
+            help="photo: folder, name, date, camera, size in pixels. gps: where it was taken. May be repeated; a "
+            "collection that is made with it keeps to it.",
+        ),
+    ] = None,
+    exclude: picture_files.Exclude = None,
+    include: picture_files.Include = None,
+    hidden: picture_files.Hidden = False,
+    follow_links: picture_files.FollowLinks = False,
+    skip_duplicates: Annotated[
+        bool, typer.Option("--skip-duplicates", help="Store only the first of files with equal content.")
+    ] = False,
     prefix: Annotated[str, typer.Option(help="Put before every id.")] = "",
     field: Annotated[
         list[str] | None,
         typer.Option(help="NAME=TYPE of a new collection's metadata, indexed for filters; may be repeated."),
     ] = None,
-    kind: Annotated[
-        Literal["auto", "flat", "sq8", "ivf_sq8"] | None, typer.Option("--index", help="Index of a new collection.")
-    ] = None,
+    kind: Annotated[IndexKind | None, typer.Option("--index", help="Index of a new collection.")] = None,
     image_column: Annotated[str | None, typer.Option(help="Column of a table with the pictures.")] = None,
     id_column: Annotated[str | None, typer.Option(help="Column with the ids; default: the path.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder that paths of a table start from.")] = None,
@@ -52,10 +94,27 @@ def index(
 ) -> None:
     """Store pictures in a collection, which is made if it is not there.
 
-    The same command again goes on where it ended, and skips pictures whose content is stored already. Pictures that
-    cannot be stored do not stop the others; they are listed at the end, and the exit code is 1.
+    The same command again goes on where it ended, and skips pictures whose content is stored already. Every file is
+    counted: stored, unchanged, failed or skipped, with the reason. Failures do not stop the others; the exit code is 1.
     """
-    schema = fields_of(field or [])
+    check_name(collection)
+    asked = _Asked(
+        sources=sources,
+        columns=Columns(image=image_column, id=id_column, root=root),
+        selection=picture_files.Selection(
+            hidden=hidden, follow_links=follow_links, include=include or (), exclude=exclude or ()
+        ),
+        schema=fields_of(field or []),
+        kinds=kinds_of(metadata or []),
+        kind=kind,
+        prefix=prefix,
+        prune=prune,
+        skip_duplicates=skip_duplicates,
+        workers=concurrency,
+        batch=batch_size,
+        shown=sys.stderr.isatty() and not as_json,
+    )
+    check_sources(asked.sources, asked.columns, prune=prune)
     report = Report()
 
     async def run() -> None:
@@ -69,37 +128,115 @@ def index(
             concurrency=concurrency,
         ) as client:
             report.began = time.monotonic()
-            target, declared = await _target(client, collection, model=model, kind=kind, schema=schema)
-            columns = Columns(image=image_column, id=id_column, root=root, schema=declared)
-            listing = await asyncio.to_thread(list_sources, sources, columns, prefix=prefix)
-            report.failures += listing.problems
-            known = await read_known(target.items())
-            shown = sys.stderr.isatty() and not as_json
-            with progress_bar(f"index {collection}", len(listing.entries), shown=shown) as advance:
-                await index_entries(
-                    target,
-                    listing,
-                    known,
-                    report,
-                    model=model,
-                    workers=concurrency,
-                    batch=batch_size,
-                    advance=advance,
-                )
-            if prune and listing.complete:
-                report.pruned = await target.delete(gone(listing, known))
-            elif prune:
-                output.say("nothing was pruned, because not everything could be read")
+            await _run(client, collection, asked, report, model=model)
 
     try:
         asyncio.run(run())
     except (ClientError, KeyboardInterrupt):
-        if report.looked_at:
-            output.say(f"{_counts(report)} until then; the same command goes on from there")
+        said = f"{report.counts()} until then" if report.looked_at else "nothing was stored yet"
+        output.say(f"{collection}: {said}; the same command goes on from there")
         raise
-    _print(report, collection, time.monotonic() - report.began, as_json)
+    seconds = time.monotonic() - report.began
+    if as_json:
+        output.print_json(report.to_json(collection, seconds))
+    else:
+        print_report(report, collection, seconds)
     if report.failures:
         raise typer.Exit(FAILED_ITEMS)
+
+
+async def _run(client: AsyncClient, name: str, asked: _Asked, report: Report, *, model: str | None) -> None:
+    """Everything is looked at before a collection is made, so that a mistake leaves none behind."""
+    there = await _there(client, name, asked, model)
+    kinds = _kinds(asked, there)
+    written = photo_fields(kinds)
+    if clash := sorted(name for name in asked.schema.keys() & written.keys() if asked.schema[name] != written[name]):
+        raise UsageError(f"--field {clash[0]}: --metadata writes a field of that name, as {written[clash[0]]}")
+    schema = {**asked.schema, **written}
+    columns = Columns(
+        image=asked.columns.image,
+        id=asked.columns.id,
+        root=asked.columns.root,
+        schema=dict(there.metadata_schema) if there else schema,
+        taken=RESERVED | written.keys(),
+    )
+    with output.waiting("looking for pictures", shown=asked.shown):
+        listing = await asyncio.to_thread(
+            list_sources,
+            asked.sources,
+            columns,
+            asked.selection,
+            prefix=asked.prefix,
+            may_be_empty=asked.prune and there is not None,
+        )
+    report.skipped = listing.skipped
+    report.failures += listing.problems
+    target = client.collection(name)
+    known: dict[str, Known] = {}
+    if there is None:
+        target = await _made(client, name, model=model, kind=asked.kind, schema=schema)
+    else:
+        with output.waiting(f"reading what {name} holds", shown=asked.shown):
+            known = await read_known(target.items())
+    if asked.prune:
+        refuse_absent_drives(listing, known)
+    await _store(target, listing, known, kinds, asked, report, model=model)
+
+
+async def _store(
+    target: AsyncCollection,
+    listing: Listing,
+    known: Mapping[str, Known],
+    kinds: Sequence[Kind],
+    asked: _Asked,
+    report: Report,
+    *,
+    model: str | None,
+) -> None:
+    def describe(entry: Entry, data: bytes) -> Mapping[str, Any]:
+        return photo_facts(data, entry.place, kinds) if kinds else {}
+
+    went = gone(listing, known, prefix=asked.prefix)
+    with progress_bar(f"index {target.name}", len(listing.entries), shown=asked.shown) as advance:
+        work = Work(
+            collection=target,
+            known=known,
+            report=report,
+            contents=Contents(known, without=went),
+            describe=describe,
+            model=model,
+            skip_duplicates=asked.skip_duplicates,
+            advance=advance,
+        )
+        await index_entries(work, listing.entries, workers=asked.workers, batch=asked.batch)
+    if asked.prune and listing.complete:
+        report.pruned = await target.delete(went)
+    elif asked.prune:
+        output.say("nothing was pruned, because not everything could be read")
+    ids = [entry.id for entry in listing.entries]
+    unread = known.keys() - set(ids) - set(went)
+    elsewhere = {id: sha256 for id in sorted(unread) if (sha256 := known[id].sha256) is not None}
+    report.find_duplicates(elsewhere, ids)
+
+
+def kinds_of(given: Sequence[str]) -> list[Kind]:
+    """Raises UsageError for what is no kind of metadata."""
+    found: list[Kind] = []
+    for word in given:
+        kind = next((each for each in get_args(Kind) if each == word), None)
+        if kind is None:
+            raise UsageError(f"--metadata {word}: expected {' or '.join(get_args(Kind))}")
+        found.append(kind)
+    return found
+
+
+def check_name(collection: str) -> None:
+    """Raises UsageError for what no collection can be called."""
+    if not re.fullmatch(COLLECTION_PATTERN, collection):
+        raise UsageError(
+            f"--collection {json.dumps(collection)}: expected 1 to 64 of a-z, 0-9, dot, dash and underscore, with a "
+            "letter or a digit first"
+        )
 
 
 def fields_of(given: list[str]) -> dict[str, str]:
@@ -115,59 +252,48 @@ def fields_of(given: list[str]) -> dict[str, str]:
     return found
 
 
-async def _target(
-    client: AsyncClient,
-    name: str,
-    *,
-    model: str | None,
-    kind: Literal["auto", "flat", "sq8", "ivf_sq8"] | None,
-    schema: dict[str, str],
-) -> tuple[AsyncCollection, dict[str, str]]:
-    """The collection and its declared fields; what is asked of one that is there must be what it is."""
-    target = client.collection(name)
+async def _there(client: AsyncClient, name: str, asked: _Asked, model: str | None) -> CollectionInfo | None:
+    """The collection, if there is one; what is asked of it must be what it is.
+
+    Raises:
+        UsageError: it has other fields, or another index.
+        Conflict, SpaceMismatch: it is bound to another model than `model`.
+    """
     try:
-        info = await target.info()
-    except NotFound:
-        target = await client.create_collection(name, model=model, index=kind, metadata_schema=schema)
-        info = await target.info()
-        output.say(f"made collection {name}: {info.model}, {info.dim} numbers, index {info.index.kind}")
-    else:
-        if schema and schema != info.metadata_schema:
-            there = ", ".join(f"{field}={type}" for field, type in info.metadata_schema.items()) or "none"
-            raise UsageError(f"--field: collection {name} is there and declares {there}; that cannot be changed")
-        if kind and kind != info.index.kind:
-            raise UsageError(f"--index: collection {name} is there with {info.index.kind}; that cannot be changed")
-    return target, dict(info.metadata_schema)
+        info = await client.collection(name).info()
+    except NotFound as error:
+        if error.code != "collection_not_found":
+            raise
+        return None
+    declared = dict(info.metadata_schema)
+    own = {field: kind for field, kind in declared.items() if field not in photo_fields(kinds_in(declared))}
+    if asked.schema and asked.schema not in (declared, own):
+        shown = ", ".join(f"{field}={kind}" for field, kind in declared.items()) or "none"
+        raise UsageError(f"--field: collection {name} is there and declares {shown}; that cannot be changed")
+    if asked.kind and asked.kind != info.index.kind:
+        raise UsageError(f"--index: collection {name} is there with {info.index.kind}; that cannot be changed")
+    if model is not None:
+        # Asking for the collection that is there, but of this model, changes nothing, and is refused if it has another.
+        index = info.index.model_dump(exclude_none=True)
+        await client.create_collection(name, model=model, index=index, metadata_schema=declared)
+    return info
 
 
-def _counts(report: Report) -> str:
-    pruned = f", {report.pruned} pruned" if report.pruned else ""
-    return f"{report.stored} stored, {report.unchanged} unchanged, {len(report.failures)} failed{pruned}"
-
-
-def _print(report: Report, collection: str, seconds: float, as_json: bool) -> None:
-    failures = [(_printable(each.name), _printable(each.reason)) for each in report.failures]
-    if as_json:
-        output.print_json(
-            {
-                "collection": collection,
-                "stored": report.stored,
-                "unchanged": report.unchanged,
-                "pruned": report.pruned,
-                "seconds": round(seconds, 3),
-                "failures": [{"id": name, "message": reason} for name, reason in failures],
-            }
+def _kinds(asked: _Asked, there: CollectionInfo | None) -> list[Kind]:
+    """Kinds of metadata to write: what the collection was made for, and what is asked for now."""
+    kept = kinds_in(there.metadata_schema) if there else []
+    if there and (new := [kind for kind in asked.kinds if kind not in kept]):
+        output.say(
+            f"--metadata {' and '.join(new)}: the collection was made without, so give it each time; filters work, and "
+            "are faster in a collection that is made with it"
         )
-        return
-    rate = f" ({report.stored / seconds:.1f}/s)" if report.stored else ""
-    output.say(f"{collection}: {_counts(report)} in {seconds:.1f} s{rate}")
-    if failures:
-        shown = failures[:_SHOWN_FAILURES] if output.is_terminal() else failures
-        output.print_table(["failed", "why"], shown)
-        if len(shown) < len(failures):
-            output.say(f"... and {len(failures) - len(shown)} more; --json lists all")
+    return list(dict.fromkeys([*kept, *asked.kinds]))
 
 
-def _printable(text: str) -> str:
-    """Names of files may hold bytes that are no text."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+async def _made(
+    client: AsyncClient, name: str, *, model: str | None, kind: IndexKind | None, schema: Mapping[str, str]
+) -> AsyncCollection:
+    target = await client.create_collection(name, model=model, index=kind, metadata_schema=dict(schema))
+    info = await target.info()
+    output.say(f"made collection {name}: {info.model}, {info.dim} numbers, index {info.index.kind}")
+    return target

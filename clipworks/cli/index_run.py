@@ -6,13 +6,15 @@ import asyncio
 import hashlib
 import json
 import os
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from clipworks.cli.index_sources import Entry, Listing, Problem
+from clipworks.cli.file_names import name_of
+from clipworks.cli.index_entries import Entry, Problem
+from clipworks.cli.index_report import Report
 from clipworks.client import AsyncCollection, Item
 from clipworks.errors import DeadlineExceeded, TimedOut, UnreadableInput
 from clipworks.results import Stored
@@ -21,75 +23,91 @@ _BYTES_IN_HAND = 8 * 2**20
 # What may change without the item being another one.
 _FLEETING = frozenset({"mtime"})
 
+Describe = Callable[[Entry, bytes], Mapping[str, Any]]
+
 
 @dataclass(frozen=True)
 class Known:
-    """What the collection holds of one id: a digest of its metadata, in which its content's hash is, and its source."""
+    """What the collection holds of one id: a digest of its metadata, the hash of its content, its source, and when the
+    file was written (seconds since 1970)."""
 
     digest: bytes
+    sha256: str | None
     source: str | None
+    mtime: float
 
 
-@dataclass
-class Report:
-    """What became of the pictures, and when the model was ready (time.monotonic)."""
+class Contents:
+    """Which id a content belongs to, by its sha256; asked from several threads."""
 
-    began: float = field(default_factory=time.monotonic)
-    stored: int = 0
-    unchanged: int = 0
-    pruned: int = 0
-    failures: list[Problem] = field(default_factory=list[Problem])
+    def __init__(self, known: Mapping[str, Known], without: Sequence[str]) -> None:
+        self._lock = threading.Lock()
+        self._holders: dict[str, str] = {}
+        gone = set(without)
+        for id, each in known.items():
+            if each.sha256 is not None and id not in gone:
+                self._holders.setdefault(each.sha256, id)
 
-    @property
-    def looked_at(self) -> int:
-        return self.stored + self.unchanged + len(self.failures)
+    def holder(self, sha256: str, id: str, *, before: str | None) -> str:
+        """The id that holds this content, `id` itself if it is the first. before: what `id` held until now."""
+        with self._lock:
+            if before is not None and before != sha256 and self._holders.get(before) == id:
+                del self._holders[before]
+            return self._holders.setdefault(sha256, id)
+
+
+@dataclass(kw_only=True)
+class Work:
+    """What is the same for all pictures of one run. `later`: copies, as it seemed, looked at again when all are read:
+    what held their content may have changed since."""
+
+    collection: AsyncCollection
+    known: Mapping[str, Known]
+    report: Report
+    contents: Contents
+    describe: Describe
+    model: str | None
+    skip_duplicates: bool
+    advance: Callable[[int], None]
+    later: list[Entry] | None = field(default_factory=list[Entry])
 
 
 async def read_known(items: AsyncIterator[Stored]) -> dict[str, Known]:
     known: dict[str, Known] = {}
     sources: dict[str, str] = {}
     async for item in items:
-        source = item.metadata.get("source")
-        source = sources.setdefault(source, source) if isinstance(source, str) else None
-        known[item.id] = Known(digest_of(item.metadata), source)
+        source, sha256, mtime = (item.metadata.get(name) for name in ("source", "sha256", "mtime"))
+        known[item.id] = Known(
+            digest_of(item.metadata),
+            sha256 if isinstance(sha256, str) else None,
+            sources.setdefault(source, source) if isinstance(source, str) else None,
+            float(mtime) if isinstance(mtime, (int, float)) else 0.0,
+        )
     return known
 
 
-async def index_entries(
-    collection: AsyncCollection,
-    listing: Listing,
-    known: Mapping[str, Known],
-    report: Report,
-    *,
-    model: str | None,
-    workers: int,
-    batch: int,
-    advance: Callable[[int], None],
-) -> None:
-    """Store what is new or changed; `report` is filled as it goes, so that it is right whenever this ends.
+async def index_entries(work: Work, entries: Sequence[Entry], *, workers: int, batch: int) -> None:
+    """Store what is new or changed; the report is filled as it goes, so that it is right whenever this ends.
 
     Raises:
         ClientError: a request failed that was not about one picture. What was stored stays stored.
     """
-    waiting = iter(listing.entries)
+    waiting = iter(entries)
 
-    async def work() -> None:
+    async def take() -> None:
         while chunk := list(islice(waiting, batch)):
-            await _store_chunk(collection, iter(chunk), known, report, model=model, advance=advance)
+            await _store_chunk(work, iter(chunk))
 
-    tasks = [asyncio.create_task(work()) for _ in range(max(1, workers))]
+    tasks = [asyncio.create_task(take()) for _ in range(max(1, workers))]
     try:
         await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def gone(listing: Listing, known: Mapping[str, Known]) -> list[str]:
-    """Ids of items that came from these sources and are not there any more."""
-    there = {entry.id for entry in listing.entries}
-    return [id for id, each in known.items() if each.source in listing.sources and id not in there]
+    if later := work.later:
+        work.later = None
+        await index_entries(work, later, workers=workers, batch=batch)
 
 
 def digest_of(metadata: Mapping[str, Any]) -> bytes:
@@ -97,53 +115,60 @@ def digest_of(metadata: Mapping[str, Any]) -> bytes:
     return hashlib.blake2b(json.dumps(lasting, sort_keys=True).encode("ascii"), digest_size=16).digest()
 
 
-async def _store_chunk(
-    collection: AsyncCollection,
-    chunk: Iterator[Entry],
-    known: Mapping[str, Known],
-    report: Report,
-    *,
-    model: str | None,
-    advance: Callable[[int], None],
-) -> None:
+async def _store_chunk(work: Work, chunk: Iterator[Entry]) -> None:
     while True:
-        read = await asyncio.to_thread(_read, chunk, known)
+        read = await asyncio.to_thread(_read, chunk, work)
         if read.count == 0:
             return
-        report.unchanged += read.unchanged
-        report.failures += read.failures
-        advance(read.unchanged + len(read.failures))
+        work.report.add_read(read.hashes, unchanged=read.unchanged, failures=read.failures, copies=read.copies)
+        work.advance(read.unchanged + len(read.failures) + len(read.copies))
+        if work.later is not None:
+            work.later += read.later
         if read.items:
-            await _upsert(collection, read.items, report, model=model, advance=advance)
+            await _upsert(work, read.items)
 
 
 @dataclass
 class _Read:
     items: list[Item] = field(default_factory=list[Item])
     failures: list[Problem] = field(default_factory=list[Problem])
+    hashes: dict[str, str] = field(default_factory=dict[str, str])
+    copies: list[str] = field(default_factory=list[str])
+    later: list[Entry] = field(default_factory=list[Entry])
     unchanged: int = 0
     count: int = 0
 
 
-def _read(chunk: Iterator[Entry], known: Mapping[str, Known]) -> _Read:
+def _read(chunk: Iterator[Entry], work: Work) -> _Read:
     """The next pictures of a chunk, as many as fit into a request; blocking."""
     read, size = _Read(), 0
     for entry in chunk:
         read.count += 1
-        there = known.get(entry.id)
-        if there and there.source not in (None, entry.source) and os.path.exists(there.source or ""):
+        there = work.known.get(entry.id)
+        if there and there.source not in (None, entry.source) and os.path.exists(name_of(there.source or "")):
             taken = f"the collection has an item of this id from {there.source}; use --prefix, or another collection"
             read.failures.append(Problem(entry.id, taken))
             continue
         try:
             loaded = entry.load()
-            facts = {"sha256": hashlib.sha256(loaded.data).hexdigest(), "size": len(loaded.data)}
-            metadata = loaded.metadata | facts
+            sha256 = hashlib.sha256(loaded.data).hexdigest()
+            metadata = (
+                loaded.metadata | dict(work.describe(entry, loaded.data)) | {"sha256": sha256, "size": len(loaded.data)}
+            )
             digest = digest_of(metadata)
         except (OSError, UnreadableInput, TypeError, ValueError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             read.failures.append(Problem(entry.id, reason))
             continue
+        holder = work.contents.holder(sha256, entry.id, before=there.sha256 if there else None)
+        if holder != entry.id and work.skip_duplicates and there is None:
+            if work.later is not None:
+                read.later.append(entry)
+                continue
+            read.copies.append(entry.id)
+            read.hashes[entry.id] = sha256
+            continue
+        read.hashes[entry.id] = sha256
         if there and there.digest == digest:
             read.unchanged += 1
             continue
@@ -154,24 +179,18 @@ def _read(chunk: Iterator[Entry], known: Mapping[str, Known]) -> _Read:
     return read
 
 
-async def _upsert(
-    collection: AsyncCollection,
-    items: list[Item],
-    report: Report,
-    *,
-    model: str | None,
-    advance: Callable[[int], None],
-) -> None:
+async def _upsert(work: Work, items: list[Item]) -> None:
     """A request that takes too long is tried again in halves: doing it twice does no harm."""
     try:
-        result = await collection.upsert(items, model=model)
+        result = await work.collection.upsert(items, model=work.model)
     except (TimedOut, DeadlineExceeded):
         if len(items) == 1:
             raise
         middle = len(items) // 2
         for half in (items[:middle], items[middle:]):
-            await _upsert(collection, half, report, model=model, advance=advance)
+            await _upsert(work, half)
         return
-    report.stored += result.upserted
-    report.failures += [Problem(items[index].id, str(error)) for index, error in result.errors.items()]
-    advance(len(items))
+    work.report.add_stored(
+        result.upserted, failures=[Problem(items[index].id, str(error)) for index, error in result.errors.items()]
+    )
+    work.advance(len(items))

@@ -1,98 +1,102 @@
-"""Where pictures to index come from: folders, webdataset tar files, csv and parquet tables."""
+"""Where pictures to index come from: folders, single files, webdataset tar files, csv and parquet tables."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from clipworks.cli.embed import IMAGE_SUFFIXES
 from clipworks.cli.failures import UsageError
+from clipworks.cli.file_names import name_of, text_of
+from clipworks.cli.index_entries import RESERVED, Entry, Listing, Loaded, Problem
 from clipworks.cli.index_tables import Cell, read_csv, read_parquet, typed_cells
+from clipworks.cli.index_tar import entries_of_tar, read_member
+from clipworks.cli.picture_files import (
+    LeftOut,
+    PictureFile,
+    Selection,
+    Unreadable,
+    no_pictures,
+    picture_suffixes,
+    read_file,
+    search_folder,
+)
 from clipworks.errors import UnreadableInput
 
-# What the indexer itself writes into the metadata of an item.
-RESERVED = frozenset({"path", "source", "member", "row", "sha256", "size", "mtime"})
 IMAGE_COLUMNS = ("image", "path", "file", "filename", "file_name", "filepath", "image_path")
-_MAX_FILE_BYTES = 256 * 2**20
 _ADDRESS = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Loaded:
-    data: bytes
-    metadata: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One picture; `load` reads it and what is known about it, and raises OSError or UnreadableInput."""
-
-    id: str
-    source: str
-    load: Callable[[], Loaded]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something of a source that cannot be indexed."""
-
-    name: str
-    reason: str
-
-
-@dataclass
-class Listing:
-    """All pictures of some sources. `complete`: everything could be looked at, so what is not listed is gone."""
-
-    entries: list[Entry] = field(default_factory=list[Entry])
-    problems: list[Problem] = field(default_factory=list[Problem])
-    sources: set[str] = field(default_factory=set[str])
-    complete: bool = True
+_KINDS = (".tar", ".csv", ".parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """How tables are read; `schema` has the declared fields, whose csv cells get their type."""
+    """How tables are read; `schema` has the declared fields, whose csv cells get their type.
+
+    taken: fields that the indexer writes, so that no column may have their name.
+    """
 
     image: str | None = None
     id: str | None = None
     root: Path | None = None
     schema: Mapping[str, str] = field(default_factory=dict[str, str])
+    taken: frozenset[str] = RESERVED
 
 
-def list_sources(sources: Iterable[str], columns: Columns, *, prefix: str = "") -> Listing:
+def check_sources(sources: Iterable[str], columns: Columns, *, prune: bool) -> None:
+    """What can be said without reading anything, before a model is loaded or a collection is made.
+
+    Raises:
+        UsageError: a source that is not there, is of no known kind, or cannot be pruned; or a root that is none.
+    """
+    for given in sources:
+        path = Path(given)
+        if path.is_dir():
+            continue
+        if not path.exists():
+            raise UsageError(f"{text_of(given)}: no such file or folder")
+        suffix = path.suffix.lower()
+        if not path.is_file() or suffix not in (*_KINDS, *picture_suffixes()):
+            kinds = ", ".join(sorted(picture_suffixes()))
+            raise UsageError(
+                f"{text_of(given)}: expected a folder, a picture ({kinds}), "
+                "a .tar (uncompressed), a .csv or a .parquet file"
+            )
+        if prune and suffix not in _KINDS:
+            raise UsageError(f"{text_of(given)}: --prune removes what is gone from a folder; name the folder")
+    if columns.root is not None and not columns.root.is_dir():
+        raise UsageError(f"--root {text_of(columns.root)}: no such folder")
+
+
+def list_sources(
+    sources: Iterable[str], columns: Columns, selection: Selection, *, prefix: str = "", may_be_empty: bool = False
+) -> Listing:
     """Every picture once, in order; a second one of the same id is a problem.
 
     Raises:
-        UsageError: a source that is not there, is none of the kinds, or holds no picture.
+        UsageError: a source that is not there, is none of the kinds, or holds no picture (unless it may be empty).
     """
     listing = Listing()
     seen: set[str] = set()
     for given in sources:
         path = Path(given)
-        source = str(path.resolve())
-        listing.sources.add(source)
+        source = text_of(path.resolve())
         found = False
-        for each in _entries(path, source, columns, listing):
+        for each in _entries(path, source, columns, selection, listing):
             found = True
             if isinstance(each, Problem):
                 listing.problems.append(each)
                 continue
-            entry = Entry(prefix + each.id, each.source, each.load)
+            entry = Entry(prefix + each.id, each.source, each.load, each.place)
             if entry.id in seen:
                 listing.problems.append(Problem(entry.id, "this id was given to an earlier picture already"))
                 continue
             seen.add(entry.id)
             listing.entries.append(entry)
-        if not found:
-            kinds = f" ({', '.join(sorted(IMAGE_SUFFIXES))})" if path.is_dir() or path.suffix == ".tar" else ""
-            raise UsageError(f"{given}: no pictures in it{kinds}")
+        if not found and not may_be_empty:
+            raise UsageError(no_pictures(given, listing.skipped))
     return listing
 
 
@@ -105,13 +109,10 @@ def read_picture(metadata: Mapping[str, Any]) -> bytes:
     path = metadata.get("path")
     if not isinstance(path, str):
         raise UnreadableInput("its metadata has no path")
+    path = name_of(path)
     member, row = metadata.get("member"), metadata.get("row")
     if isinstance(member, str):
-        try:
-            with tarfile.open(path, "r:") as tar:
-                return _member_bytes(path, tar.getmember(member))
-        except (KeyError, tarfile.TarError) as error:
-            raise UnreadableInput(f"{path}: {member}: {error}") from error
+        return read_member(path, member)
     if isinstance(row, int):
         for each in read_parquet(Path(path)):
             if each.row == row:
@@ -119,115 +120,63 @@ def read_picture(metadata: Mapping[str, Any]) -> bytes:
                 if cell is not None:
                     return cell.read()
         raise UnreadableInput(f"{path}: row {row} has no picture")
-    return _file_bytes(Path(path))[0]
+    return read_file(path)[0]
 
 
-def _entries(path: Path, source: str, columns: Columns, listing: Listing) -> Iterator[Entry | Problem]:
+def _entries(
+    path: Path, source: str, columns: Columns, selection: Selection, listing: Listing
+) -> Iterator[Entry | Problem]:
     if path.is_dir():
-        return _folder(path, source, listing)
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file or folder")
+        listing.sources.add(source)
+        return _folder(path, source, selection, listing)
     match path.suffix.lower():
         case ".tar":
-            return _tar(path, source)
-        case ".csv":
-            return _table(path, source, columns, is_csv=True)
-        case ".parquet":
-            return _table(path, source, columns, is_csv=False)
+            listing.sources.add(source)
+            return _tar(path, source, selection, listing)
+        case ".csv" | ".parquet" as kind:
+            listing.sources.add(source)
+            return _table(path, source, columns, is_csv=kind == ".csv")
         case _:
-            raise UsageError(f"{path}: expected a folder, a .tar (uncompressed), a .csv or a .parquet file")
+            return _single(path)
 
 
-def _folder(folder: Path, source: str, listing: Listing) -> Iterator[Entry | Problem]:
-    """Ids are paths below the folder, with slashes; hidden files and folders are left out."""
-    unread: list[OSError] = []
-    for where, folders, names in os.walk(folder, onerror=unread.append):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(where, name)
-            if path.suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                yield Entry(path.relative_to(folder).as_posix(), source, _file_loader(path, source))
-    for error in unread:
-        listing.complete = False
-        yield Problem(str(error.filename), f"this folder cannot be read: {error.strerror}")
+def _single(path: Path) -> Iterator[Entry]:
+    """As if its folder were read, of which only this file is wanted: the same id, the same source."""
+    folder = text_of(path.parent.resolve())
+    name = text_of(path.name)
+    yield Entry(name, folder, _file_loader(path, folder), place=name)
+
+
+def _folder(folder: Path, source: str, selection: Selection, listing: Listing) -> Iterator[Entry | Problem]:
+    """Ids are paths below the folder, with slashes."""
+    for found in search_folder(folder, selection):
+        below = text_of(found.below)
+        match found:
+            case PictureFile():
+                yield Entry(below, source, _file_loader(found.path, source), place=below)
+            case LeftOut():
+                listing.leave_out(source, LeftOut(below, found.reason), shown=text_of(folder / found.below))
+            case Unreadable():
+                listing.complete = False
+                yield Problem(text_of(folder / found.below), found.why)
+
+
+def _tar(path: Path, source: str, selection: Selection, listing: Listing) -> Iterator[Entry]:
+    for each in entries_of_tar(path, source, selection):
+        if isinstance(each, Entry):
+            yield each
+        else:
+            below = text_of(f"{path.name}/{each.below}")
+            listing.leave_out(source, LeftOut(below, each.reason), shown=text_of(f"{path}/{each.below}"))
 
 
 def _file_loader(path: Path, source: str, columns: Mapping[str, Any] | None = None) -> Callable[[], Loaded]:
     def load() -> Loaded:
-        data, mtime = _file_bytes(path)
-        return Loaded(data, {**(columns or {}), "path": os.path.abspath(path), "source": source, "mtime": mtime})
+        data, facts = read_file(path)
+        place = {"path": text_of(os.path.abspath(path)), "source": source, "mtime": round(facts.st_mtime, 3)}
+        return Loaded(data, {**(columns or {}), **place})
 
     return load
-
-
-def _file_bytes(path: Path) -> tuple[bytes, float]:
-    with path.open("rb") as file:
-        facts = os.fstat(file.fileno())
-        if facts.st_size > _MAX_FILE_BYTES:
-            raise UnreadableInput(f"{path}: {facts.st_size} bytes are no picture that a server takes")
-        return file.read(), round(facts.st_mtime, 3)
-
-
-def _tar(path: Path, source: str) -> Iterator[Entry | Problem]:
-    """webdataset: members of one key belong together; .txt becomes `caption`, .json becomes `json`."""
-    try:
-        with tarfile.open(path, "r:") as tar:
-            members = [member for member in tar.getmembers() if member.isreg()]
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise UsageError(f"{path}: not a whole, uncompressed tar file: {error}") from error
-    sidecars: dict[str, dict[str, tarfile.TarInfo]] = {}
-    for member in members:
-        key, _, suffix = _key(member.name)
-        if suffix in ("txt", "json"):
-            sidecars.setdefault(key, {})[suffix] = member
-    for member in members:
-        name = PurePosixPath(member.name)
-        if name.suffix.lower() in IMAGE_SUFFIXES and not name.name.startswith("."):
-            beside = sidecars.get(_key(member.name)[0], {})
-            yield Entry(f"{path.name}/{member.name}", source, _member_loader(path, source, member, beside))
-
-
-def _key(name: str) -> tuple[str, str, str]:
-    """webdataset's rule: up to the first dot of the last part."""
-    folder, slash, last = name.rpartition("/")
-    key, dot, suffix = last.partition(".")
-    return folder + slash + key, dot, suffix.lower()
-
-
-def _member_loader(
-    path: Path, source: str, member: tarfile.TarInfo, beside: Mapping[str, tarfile.TarInfo]
-) -> Callable[[], Loaded]:
-    def load() -> Loaded:
-        metadata: dict[str, Any] = {}
-        if "txt" in beside:
-            metadata["caption"] = _member_text(path, beside["txt"]).strip()
-        if "json" in beside:
-            try:
-                metadata["json"] = json.loads(_member_text(path, beside["json"]))
-            except (ValueError, RecursionError) as error:
-                raise UnreadableInput(f"{beside['json'].name}: not JSON: {error}") from error
-        facts = {"path": os.path.abspath(path), "source": source, "member": member.name, "mtime": member.mtime}
-        return Loaded(_member_bytes(path, member), metadata | facts)
-
-    return load
-
-
-def _member_text(path: str | Path, member: tarfile.TarInfo) -> str:
-    try:
-        return _member_bytes(path, member).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UnreadableInput(f"{member.name}: not UTF-8 text") from error
-
-
-def _member_bytes(path: str | Path, member: tarfile.TarInfo) -> bytes:
-    if member.size > _MAX_FILE_BYTES or member.issparse():
-        raise UnreadableInput(f"{member.name}: too large, or sparse")
-    with open(path, "rb") as file:
-        file.seek(member.offset_data)
-        data = file.read(member.size)
-    if len(data) != member.size:
-        raise UnreadableInput(f"{member.name}: the tar file ends inside it")
-    return data
 
 
 def _table(path: Path, source: str, columns: Columns, *, is_csv: bool) -> Iterator[Entry | Problem]:
@@ -262,7 +211,8 @@ def _table(path: Path, source: str, columns: Columns, *, is_csv: bool) -> Iterat
             yield Problem(name, "an address, not a file; fetch it first")
         else:
             file = root / cell
-            yield Entry(id or PurePosixPath(cell).as_posix(), source, _file_loader(file, source, metadata))
+            place = PurePosixPath(cell).as_posix()
+            yield Entry(id or place, source, _file_loader(file, source, metadata), place=place)
 
 
 def _image_column(path: Path, names: list[str], columns: Columns) -> str:
@@ -273,14 +223,15 @@ def _image_column(path: Path, names: list[str], columns: Columns) -> str:
         raise UsageError(f"{path}: {wanted}; it has {', '.join(names)}: name one with --image-column")
     if columns.id and columns.id not in names:
         raise UsageError(f"{path}: no column {columns.id!r} for --id-column; it has {', '.join(names)}")
-    if taken := sorted(RESERVED.intersection(names) - {image}):
+    if taken := sorted(columns.taken.intersection(names) - {image}):
         raise UsageError(f"{path}: rename the column {taken[0]!r}: the indexer keeps a field of that name")
     return image
 
 
 def _cell_loader(path: Path, source: str, row: int, cell: Cell, columns: Mapping[str, Any]) -> Callable[[], Loaded]:
     def load() -> Loaded:
-        facts = {"path": os.path.abspath(path), "source": source, "row": row, "mtime": round(path.stat().st_mtime, 3)}
+        facts = {"path": text_of(os.path.abspath(path)), "source": source}
+        facts |= {"row": row, "mtime": round(path.stat().st_mtime, 3)}
         return Loaded(cell.read(), {**columns, **facts})
 
     return load

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from clipworks.cli import connect, output
-from clipworks.cli.classify import Labels, LabelSet, Templates, labels_of, templates_of
 from clipworks.cli.failures import UsageError
+from clipworks.cli.file_names import text_of
+from clipworks.cli.label_options import Labels, LabelSet, Templates, labels_of, names_of, templates_of
 from clipworks.results import LocalizeResult, Located, LocatedLabel
 from clipworks.schemas import Included
 
@@ -39,18 +40,18 @@ def localize(
     url: connect.Url = None,
     api_key: connect.ApiKey = None,
     store: connect.StoreFolder = None,
-    timeout_s: connect.TimeoutS = 60.0,
+    timeout_s: connect.RequestTimeoutS = None,
     as_json: connect.AsJson = False,
 ) -> None:
     """Say which labels are in an image, how sure, and where; --out draws it."""
-    names = labels_of(labels, label_set)
+    wanted = labels_of(labels, label_set)
     if out is not None and out.suffix.lower() not in _DRAWN:
         raise UsageError(f"--out {out}: expected a name that ends with {', '.join(_DRAWN)}")
     if heat is not None and out is None:
         raise UsageError("--heat is drawn on the image: give --out overlay.png too")
     if not image.is_file():
-        raise UsageError(f"no such file: {image}")
-    if heat not in (None, _BEST) and names is not None and heat not in names:
+        raise UsageError(f"{text_of(image)}: no such file" if not image.exists() else f"{text_of(image)}: not a file")
+    if heat not in (None, _BEST) and wanted is not None and heat not in names_of(wanted):
         raise UsageError(f"--heat {heat!r}: expected one of the labels, or {_BEST}")
 
     async def run() -> tuple[LocalizeResult, LocatedLabel | None]:
@@ -61,7 +62,7 @@ def localize(
             async def ask(include: list[Included], heatmap_labels: list[str] | None = None) -> LocalizeResult:
                 return await client.localize(
                     [image],
-                    names,
+                    wanted,
                     label_set=label_set,
                     templates=templates_of(templates),
                     model=model,
@@ -114,7 +115,7 @@ def _described(image: Path, found: Located, result: LocalizeResult) -> dict[str,
     return {
         "model": result.identity.model if result.identity else None,
         "threshold": result.threshold,
-        "image": str(image),
+        "image": text_of(image),
         **asdict(found),
     }
 

@@ -105,3 +105,13 @@ def steps(title: str) -> Generator[Callable[[str], None]]:
             console.print(f"[dim]{time.monotonic() - began:6.1f} s[/dim]  {_plain(step)}")
 
         yield show
+
+
+@contextmanager
+def waiting(what: str, *, shown: bool) -> Generator[None]:
+    """A spinner on stderr as long as the block, if someone is there to see it."""
+    if not shown:
+        yield
+        return
+    with Console(stderr=True).status(what):
+        yield
