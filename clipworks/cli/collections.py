@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from clipworks.cli import collection_files, collection_upgrade, collection_upkeep, connect, output
+from clipworks.cli import collection_files, collection_items, collection_upgrade, collection_upkeep, connect, output
 from clipworks.cli.collection_upkeep import megabytes
 from clipworks.cli.failures import UsageError
 from clipworks.client import AsyncClient
@@ -18,7 +18,7 @@ from clipworks.schemas import CollectionInfo
 
 T = TypeVar("T")
 app = typer.Typer(
-    help="List, show, export, import and delete collections; check, compact and copy them.",
+    help="List, show, export, import and delete collections and their items; check, compact and copy them.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -106,6 +106,8 @@ def delete(
     output.say(f"deleted {name}")
 
 
+app.command("items")(collection_items.items)
+app.command("delete-items")(collection_items.delete_items)
 app.command("export")(collection_files.export_collection)
 app.command("import")(collection_files.import_collection)
 

@@ -275,7 +275,7 @@ async def _there(client: AsyncClient, name: str, asked: _Asked, model: str | Non
     if model is not None:
         # Asking for the collection that is there, but of this model, changes nothing, and is refused if it has another.
         index = info.index.model_dump(exclude_none=True)
-        await client.create_collection(name, model=model, index=index, metadata_schema=declared)
+        await client.create_collection(info.name, model=model, index=index, metadata_schema=declared)
     return info
 
 

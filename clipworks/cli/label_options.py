@@ -136,7 +136,7 @@ def _is_text(value: Any) -> TypeGuard[str]:
 
 
 def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(_is_text, cast("list[Any]", value)))
+    return isinstance(value, list) and value != [] and all(_is_text(each) for each in cast("list[Any]", value))
 
 
 def _distinct(where: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:

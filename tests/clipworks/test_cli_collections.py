@@ -33,7 +33,7 @@ from clipworks.cli.contact_sheet import contact_sheet
 from clipworks.cli.failures import UsageError
 from clipworks.cli.index import fields_of
 from clipworks.cli.index_tables import read_csv, typed_cells
-from clipworks.cli.search import check_id, parse_filter
+from clipworks.cli.search_query import check_id, parse_filter
 from clipworks.results import Hit, Hits
 
 CLIPWORKS = Path(sys.executable).with_name("clipworks")
