@@ -34,7 +34,7 @@ def progress_bar(label: str, total: int, *, shown: Progress) -> Generator[Callab
 
         def advance(count: int) -> None:
             per_s = progress.tasks[0].speed
-            progress.update(task, advance=count, rate=f"{per_s:.0f}/s" if per_s else "")
+            progress.update(task, advance=count, rate=f"{per_s:.{0 if per_s >= 10 else 1}f}/s" if per_s else "")
 
         yield advance
 

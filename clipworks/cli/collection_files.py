@@ -111,7 +111,13 @@ def import_collection(
 
     async def run() -> tuple[int, list[tuple[str, str]]]:
         async with connect.collections_client(
-            url=url, api_key=api_key, model=model or manifest.model, store=store, data=data, timeout_s=timeout_s
+            url=url,
+            api_key=api_key,
+            model=model or manifest.model,
+            store=store,
+            data=data,
+            timeout_s=timeout_s,
+            creates=True,
         ) as client:
             return await _fill(await _matching(client, target, manifest, model or manifest.model), file, manifest)
 

@@ -35,7 +35,8 @@ def list_collections(
     as_json: connect.AsJson = False,
 ) -> None:
     """All collections of a server, or of a data folder."""
-    found = _ask(lambda client: client.collections(), url, api_key, store, data, timeout_s)
+    is_empty = not url and not connect.has_collections(connect.data_folder(data))
+    found = [] if is_empty else _ask(lambda client: client.collections(), url, api_key, store, data, timeout_s)
     if as_json:
         output.print_json([info.model_dump() for info in found])
         return

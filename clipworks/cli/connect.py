@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -87,16 +86,21 @@ async def collections_client(
     data: Path | None,
     timeout_s: float,
     concurrency: int = 4,
+    creates: bool = False,
 ) -> AsyncGenerator[AsyncClient]:
     """A client of the server at `url`, else of the one that holds the data folder, else of one in this process.
 
+    creates: the command makes collections, so a folder that is not there is made; others would leave an empty one.
+
     Raises:
-        UsageError: the address is none, or the collections would be in memory.
+        UsageError: the address is none, the collections would be in memory, or there is no such folder.
         RefusedError: another process holds the folder and serves nothing.
         BadSettings, NotReady: the model cannot be run here, or the folder cannot be read.
     """
     if not url:
         folder = data_folder(data)
+        if not creates and not has_collections(folder):
+            raise UsageError(f"{folder}: no such folder, so no collections; make one: clipworks index FOLDER -c NAME")
         url = await holder_of(folder)
         if url:
             output.say(f"{folder} is held by the server at {url}: asking it")
@@ -123,6 +127,13 @@ def data_folder(data: Path | None) -> Path:
     if folder is None:
         raise UsageError("collections in memory would end with this command: give --data FOLDER, or --url of a server")
     return folder
+
+
+def has_collections(folder: Path) -> bool:
+    """Whether a data folder can hold some: it is there, or they are not in it."""
+    from service.settings import read_settings
+
+    return folder.exists() or read_settings({}).collections_backend != "embedded"
 
 
 async def holder_of(folder: Path) -> str | None:
@@ -174,4 +185,5 @@ async def _in_process(
             raise NotReady(reason, status=503, code="not_ready")
         yield httpx2.ASGITransport(app=app)
     finally:
-        await manager.__aexit__(*sys.exc_info())
+        # Whatever ended the command, the application ends in its ordinary way: the folder is closed and free.
+        await manager.__aexit__(None, None, None)

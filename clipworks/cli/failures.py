@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from dataclasses import dataclass
@@ -62,6 +63,10 @@ class ReportingGroup(TyperGroup):
     """Runs a command and turns what it raises on purpose into a line and an exit code; anything else is a bug."""
 
     def invoke(self, ctx: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                # Names and labels of any script, on a terminal of any encoding.
+                stream.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
         except Exception as error:

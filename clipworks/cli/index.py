@@ -17,7 +17,7 @@ import typer
 from clipworks._progress import progress_bar
 from clipworks.cli import connect, output, picture_files
 from clipworks.cli.failures import FAILED_ITEMS, UsageError
-from clipworks.cli.index_entries import RESERVED, Entry, Listing
+from clipworks.cli.index_entries import Entry, Listing
 from clipworks.cli.index_prune import gone, refuse_absent_drives
 from clipworks.cli.index_report import Report, print_report
 from clipworks.cli.index_run import Contents, Known, Work, index_entries, read_known
@@ -35,11 +35,8 @@ Collection = Annotated[str, typer.Option("--collection", "-c", help="Name of the
 
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
-    """The options of one run that need no server to be checked."""
+    """The options of one run that need no server to be checked. schema: of --field; kinds: of --metadata."""
 
-    sources: Sequence[str]
-    columns: Columns
-    selection: picture_files.Selection
     schema: Mapping[str, str]
     kinds: Sequence[Kind]
     kind: IndexKind | None
@@ -99,11 +96,6 @@ def index(
     """
     check_name(collection)
     asked = _Asked(
-        sources=sources,
-        columns=Columns(image=image_column, id=id_column, root=root),
-        selection=picture_files.Selection(
-            hidden=hidden, follow_links=follow_links, include=include or (), exclude=exclude or ()
-        ),
         schema=fields_of(field or []),
         kinds=kinds_of(metadata or []),
         kind=kind,
@@ -114,8 +106,15 @@ def index(
         batch=batch_size,
         shown=sys.stderr.isatty() and not as_json,
     )
-    check_sources(asked.sources, asked.columns, prune=prune)
-    report = Report()
+    refuse_clash(asked.schema, photo_fields(asked.kinds))
+    columns = Columns(image=image_column, id=id_column, root=root)
+    selection = picture_files.Selection(
+        hidden=hidden, follow_links=follow_links, include=include or (), exclude=exclude or ()
+    )
+    check_sources(sources, columns, prune=prune)
+    with output.waiting("looking for pictures", shown=asked.shown):
+        listing = list_sources(sources, columns, selection, prefix=prefix, may_be_empty=prune)
+    report = Report(skipped=listing.skipped, failures=list(listing.problems))
 
     async def run() -> None:
         async with connect.collections_client(
@@ -126,9 +125,10 @@ def index(
             data=data,
             timeout_s=timeout_s,
             concurrency=concurrency,
+            creates=True,
         ) as client:
             report.began = time.monotonic()
-            await _run(client, collection, asked, report, model=model)
+            await _run(client, collection, listing, asked, report, model=model)
 
     try:
         asyncio.run(run())
@@ -145,32 +145,20 @@ def index(
         raise typer.Exit(FAILED_ITEMS)
 
 
-async def _run(client: AsyncClient, name: str, asked: _Asked, report: Report, *, model: str | None) -> None:
-    """Everything is looked at before a collection is made, so that a mistake leaves none behind."""
+async def _run(
+    client: AsyncClient, name: str, listing: Listing, asked: _Asked, report: Report, *, model: str | None
+) -> None:
+    """Everything is checked before a collection is made, so that a mistake leaves none behind."""
     there = await _there(client, name, asked, model)
     kinds = _kinds(asked, there)
     written = photo_fields(kinds)
-    if clash := sorted(name for name in asked.schema.keys() & written.keys() if asked.schema[name] != written[name]):
-        raise UsageError(f"--field {clash[0]}: --metadata writes a field of that name, as {written[clash[0]]}")
+    refuse_clash(asked.schema, written)
     schema = {**asked.schema, **written}
-    columns = Columns(
-        image=asked.columns.image,
-        id=asked.columns.id,
-        root=asked.columns.root,
-        schema=dict(there.metadata_schema) if there else schema,
-        taken=RESERVED | written.keys(),
-    )
-    with output.waiting("looking for pictures", shown=asked.shown):
-        listing = await asyncio.to_thread(
-            list_sources,
-            asked.sources,
-            columns,
-            asked.selection,
-            prefix=asked.prefix,
-            may_be_empty=asked.prune and there is not None,
-        )
-    report.skipped = listing.skipped
-    report.failures += listing.problems
+    if taken := sorted(listing.columns & written.keys()):
+        raise UsageError(f"rename the column {taken[0]!r}: --metadata writes a field of that name")
+    if there is None and not listing.entries and not listing.problems:
+        raise UsageError(f"no pictures to index, and no collection {name} to prune")
+    declared = dict(there.metadata_schema) if there else schema
     target = client.collection(name)
     known: dict[str, Known] = {}
     if there is None:
@@ -180,7 +168,7 @@ async def _run(client: AsyncClient, name: str, asked: _Asked, report: Report, *,
             known = await read_known(target.items())
     if asked.prune:
         refuse_absent_drives(listing, known)
-    await _store(target, listing, known, kinds, asked, report, model=model)
+    await _store(target, listing, known, kinds, declared, asked, report, model=model)
 
 
 async def _store(
@@ -188,6 +176,7 @@ async def _store(
     listing: Listing,
     known: Mapping[str, Known],
     kinds: Sequence[Kind],
+    declared: Mapping[str, str],
     asked: _Asked,
     report: Report,
     *,
@@ -204,6 +193,7 @@ async def _store(
             report=report,
             contents=Contents(known, without=went),
             describe=describe,
+            schema=declared,
             model=model,
             skip_duplicates=asked.skip_duplicates,
             advance=advance,
@@ -228,6 +218,13 @@ def kinds_of(given: Sequence[str]) -> list[Kind]:
             raise UsageError(f"--metadata {word}: expected {' or '.join(get_args(Kind))}")
         found.append(kind)
     return found
+
+
+def refuse_clash(schema: Mapping[str, str], written: Mapping[str, str]) -> None:
+    """Raises UsageError: --field declares what --metadata writes, as another type."""
+    for name in sorted(schema.keys() & written.keys()):
+        if schema[name] != written[name]:
+            raise UsageError(f"--field {name}: --metadata writes a field of that name, as {written[name]}")
 
 
 def check_name(collection: str) -> None:

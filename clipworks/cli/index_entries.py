@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,14 +20,16 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Entry:
-    """One picture; `load` reads it and what is known about it, and raises OSError or UnreadableInput.
+    """One picture; `load` reads it and what is known about it.
 
+    load: takes the fields that the collection declares, whose csv cells get their type. Raises OSError, UnreadableInput,
+    and ValueError for a cell that has no value of the type.
     place: its path below the source, with slashes; empty for a picture inside a table.
     """
 
     id: str
     source: str
-    load: Callable[[], Loaded]
+    load: Callable[[Mapping[str, str]], Loaded]
     place: str = ""
 
 
@@ -44,7 +46,7 @@ class Listing:
     """All pictures of some sources, and everything else that is in them.
 
     sources: those whose items may be pruned. complete: everything could be looked at, so what is not listed is gone.
-    present: (source, path below it) of what was left out and exists all the same.
+    present: (source, path below it) of what was left out and exists all the same. columns: names in tables.
     """
 
     entries: list[Entry] = field(default_factory=list[Entry])
@@ -52,6 +54,7 @@ class Listing:
     skipped: Skipped = field(default_factory=Skipped)
     sources: set[str] = field(default_factory=set[str])
     present: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+    columns: set[str] = field(default_factory=set[str])
     complete: bool = True
 
     def leave_out(self, source: str, each: LeftOut, *, shown: str) -> None:

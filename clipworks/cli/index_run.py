@@ -66,6 +66,7 @@ class Work:
     report: Report
     contents: Contents
     describe: Describe
+    schema: Mapping[str, str]
     model: str | None
     skip_duplicates: bool
     advance: Callable[[int], None]
@@ -150,7 +151,7 @@ def _read(chunk: Iterator[Entry], work: Work) -> _Read:
             read.failures.append(Problem(entry.id, taken))
             continue
         try:
-            loaded = entry.load()
+            loaded = entry.load(work.schema)
             sha256 = hashlib.sha256(loaded.data).hexdigest()
             metadata = (
                 loaded.metadata | dict(work.describe(entry, loaded.data)) | {"sha256": sha256, "size": len(loaded.data)}

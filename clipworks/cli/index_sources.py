@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -29,20 +29,28 @@ from clipworks.errors import UnreadableInput
 IMAGE_COLUMNS = ("image", "path", "file", "filename", "file_name", "filepath", "image_path")
 _ADDRESS = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _KINDS = (".tar", ".csv", ".parquet")
+Load = Callable[[Mapping[str, str]], Loaded]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """How tables are read; `schema` has the declared fields, whose csv cells get their type.
-
-    taken: fields that the indexer writes, so that no column may have their name.
-    """
+    """How tables are read."""
 
     image: str | None = None
     id: str | None = None
     root: Path | None = None
-    schema: Mapping[str, str] = field(default_factory=dict[str, str])
-    taken: frozenset[str] = RESERVED
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A table's row without its picture. are_texts: of a csv."""
+
+    values: Mapping[str, Any]
+    are_texts: bool
+
+    def typed(self, schema: Mapping[str, str]) -> dict[str, Any]:
+        """Raises ValueError: a text that has no value of its declared type."""
+        return typed_cells(self.values, schema) if self.are_texts else dict(self.values)
 
 
 def check_sources(sources: Iterable[str], columns: Columns, *, prune: bool) -> None:
@@ -135,7 +143,7 @@ def _entries(
             return _tar(path, source, selection, listing)
         case ".csv" | ".parquet" as kind:
             listing.sources.add(source)
-            return _table(path, source, columns, is_csv=kind == ".csv")
+            return _table(path, source, columns, listing, is_csv=kind == ".csv")
         case _:
             return _single(path)
 
@@ -170,41 +178,36 @@ def _tar(path: Path, source: str, selection: Selection, listing: Listing) -> Ite
             listing.leave_out(source, LeftOut(below, each.reason), shown=text_of(f"{path}/{each.below}"))
 
 
-def _file_loader(path: Path, source: str, columns: Mapping[str, Any] | None = None) -> Callable[[], Loaded]:
-    def load() -> Loaded:
+def _file_loader(path: Path, source: str, cells: Cells | None = None) -> Load:
+    def load(schema: Mapping[str, str]) -> Loaded:
+        metadata = cells.typed(schema) if cells else {}
         data, facts = read_file(path)
         place = {"path": text_of(os.path.abspath(path)), "source": source, "mtime": round(facts.st_mtime, 3)}
-        return Loaded(data, {**(columns or {}), **place})
+        return Loaded(data, metadata | place)
 
     return load
 
 
-def _table(path: Path, source: str, columns: Columns, *, is_csv: bool) -> Iterator[Entry | Problem]:
+def _table(path: Path, source: str, columns: Columns, listing: Listing, *, is_csv: bool) -> Iterator[Entry | Problem]:
     """One picture a row: its path (below --root, or beside the table) or its bytes; other columns are metadata."""
     root = columns.root or path.parent
     image: str | None = None
     for row in read_csv(path) if is_csv else read_parquet(path):
         if image is None:
             image = _image_column(path, list(row.cells), columns)
+            listing.columns |= row.cells.keys() - {image}
         name = f"{path.name}, row {row.row + 1}"
         if row.problem:
             yield Problem(name, row.problem)
             continue
         cell = row.cells.get(image)
         others = {key: value for key, value in row.cells.items() if key != image and value not in (None, "")}
-        try:
-            metadata = typed_cells(others, columns.schema) if is_csv else others
-        except ValueError as error:
-            yield Problem(name, str(error))
-            continue
-        bytes_elsewhere = [key for key, value in metadata.items() if isinstance(value, (bytes, Cell))]
-        for key in bytes_elsewhere:
-            del metadata[key]
+        cells = Cells({key: value for key, value in others.items() if not isinstance(value, (bytes, Cell))}, is_csv)
         id = str(others.get(columns.id, "")) if columns.id else ""
         if columns.id and not id:
             yield Problem(name, f"no value in the id column {columns.id!r}")
         elif isinstance(cell, Cell):
-            yield Entry(id or f"{path.name}#{row.row}", source, _cell_loader(path, source, row.row, cell, metadata))
+            yield Entry(id or f"{path.name}#{row.row}", source, _cell_loader(path, source, row.row, cell, cells))
         elif not isinstance(cell, str) or not cell:
             yield Problem(name, f"no picture in the column {image!r}")
         elif _ADDRESS.match(cell):
@@ -212,7 +215,7 @@ def _table(path: Path, source: str, columns: Columns, *, is_csv: bool) -> Iterat
         else:
             file = root / cell
             place = PurePosixPath(cell).as_posix()
-            yield Entry(id or place, source, _file_loader(file, source, metadata), place=place)
+            yield Entry(id or place, source, _file_loader(file, source, cells), place=place)
 
 
 def _image_column(path: Path, names: list[str], columns: Columns) -> str:
@@ -223,15 +226,15 @@ def _image_column(path: Path, names: list[str], columns: Columns) -> str:
         raise UsageError(f"{path}: {wanted}; it has {', '.join(names)}: name one with --image-column")
     if columns.id and columns.id not in names:
         raise UsageError(f"{path}: no column {columns.id!r} for --id-column; it has {', '.join(names)}")
-    if taken := sorted(columns.taken.intersection(names) - {image}):
+    if taken := sorted(RESERVED.intersection(names) - {image}):
         raise UsageError(f"{path}: rename the column {taken[0]!r}: the indexer keeps a field of that name")
     return image
 
 
-def _cell_loader(path: Path, source: str, row: int, cell: Cell, columns: Mapping[str, Any]) -> Callable[[], Loaded]:
-    def load() -> Loaded:
+def _cell_loader(path: Path, source: str, row: int, cell: Cell, cells: Cells) -> Load:
+    def load(schema: Mapping[str, str]) -> Loaded:
         facts = {"path": text_of(os.path.abspath(path)), "source": source}
         facts |= {"row": row, "mtime": round(path.stat().st_mtime, 3)}
-        return Loaded(cell.read(), {**columns, **facts})
+        return Loaded(cell.read(), cells.typed(schema) | facts)
 
     return load

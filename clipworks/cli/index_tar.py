@@ -77,8 +77,8 @@ def _key(name: str) -> tuple[str, str, str]:
 
 def _member_loader(
     path: Path, source: str, member: tarfile.TarInfo, beside: Mapping[str, tarfile.TarInfo]
-) -> Callable[[], Loaded]:
-    def load() -> Loaded:
+) -> Callable[[Mapping[str, str]], Loaded]:
+    def load(schema: Mapping[str, str]) -> Loaded:
         metadata: dict[str, Any] = {}
         if "txt" in beside:
             metadata["caption"] = _member_text(path, beside["txt"]).strip()

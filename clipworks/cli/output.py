@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.table import Table
 
+from clipworks.cli.file_names import text_of
+
 _LEAST_FOLDED = 12
 
 
@@ -32,8 +34,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title:
     """A table on a terminal; without one, a header and rows separated by tabs."""
     if not is_terminal():
         for row in (columns, *rows):
-            cells = (" ".join(cell.split()) for cell in row)
-            sys.stdout.write("\t".join(cells) + "\n")
+            sys.stdout.write("\t".join(map(_one_field, row)) + "\n")
         return
     console = Console()
     widths = [max(len(column), *(len(row[place]) for row in rows), 0) for place, column in enumerate(columns)]
@@ -73,6 +74,11 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
     for name, value in facts:
         table.add_row(name, _plain(value))
     Console().print(table)
+
+
+def _one_field(cell: str) -> str:
+    """A cell as it is, so that an id survives a pipe; what would end the field or the line is written as \\xHH."""
+    return text_of(cell).replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 def _plain(cell: str) -> str:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from clipworks import AsyncClient, Client
+from clipworks.cli import app
 
 ROOT = Path(__file__).parents[2]
 TINY_STORE = ROOT / "tests" / "fixtures" / "tiny_store"
@@ -29,6 +31,22 @@ def server_url(serving: Callable[..., AbstractContextManager[str]]) -> Iterator[
     """Address of `clipworks serve` with the tiny model, ready; its port is the one it prints."""
     with serving("--store", TINY_STORE, "--model", "tiny", "--data", "memory", start_s=READY_S) as url:
         yield url
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
+    """cli(*words, stdin=b""): exit code, stdout, stderr of the command line, with the tiny model and a data folder."""
+    monkeypatch.setenv("CLIPWORKS_STORE", str(TINY_STORE))
+    monkeypatch.setenv("CLIPWORKS_MODEL", "tiny")
+    monkeypatch.setenv("CLIPWORKS_DATA", str(tmp_path / "data"))
+
+    def run(*words: str | Path, stdin: bytes | None = None) -> tuple[int, str, str]:
+        result = CliRunner().invoke(app, [str(word) for word in words], input=stdin)
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, result.stdout, result.stderr
+
+    return run
 
 
 @pytest.fixture(params=["sync", "async"])
