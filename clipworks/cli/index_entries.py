@@ -22,8 +22,8 @@ class Loaded:
 class Entry:
     """One picture; `load` reads it and what is known about it.
 
-    load: takes the fields that the collection declares, whose csv cells get their type. Raises OSError, UnreadableInput,
-    and ValueError for a cell that has no value of the type.
+    load: takes the fields that the collection declares, whose csv cells get their type. It raises OSError,
+    UnreadableInput, and ValueError for a cell that has no value of the type.
     place: its path below the source, with slashes; empty for a picture inside a table.
     """
 
