@@ -13,6 +13,7 @@ import typer
 
 from clipworks.cli import connect, output
 from clipworks.cli.failures import UsageError
+from clipworks.cli.index_entries import RESERVED
 from clipworks.cli.search_query import check_id, parse_filter
 from clipworks.client import AsyncCollection
 
@@ -63,12 +64,13 @@ def items(
             shown = _Shown(as_json=as_json, only_ids=only_ids or null, end="\0" if null else "\n")
             count = 0
             async for one, metadata in found:
-                if most and count == most:
-                    output.say("... and more; --limit 0 shows all")
+                count += 1
+                if most and count > most:
                     break
                 shown.add(one, metadata)
-                count += 1
             shown.finish(whole=bool(ids))
+            if most and count > most:
+                output.say(f"the first {most}; --limit 0 shows all")
             if not count:
                 output.say("no item passes --filter" if wanted is not None else f"{name} has no items")
 
@@ -156,7 +158,9 @@ class _Shown:
         if self._as_json or self._only_ids:
             return
         if not whole:
-            output.print_table(["id", "metadata"], [(id, brief(metadata)) for id, metadata in self._rows])
+            output.print_table(
+                ["id", "metadata"], [(id, brief(metadata, without=RESERVED)) for id, metadata in self._rows]
+            )
             return
         for id, metadata in self._rows:
             facts = [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in metadata.items()]

@@ -133,8 +133,8 @@ def index(
     try:
         asyncio.run(run())
     except (ClientError, KeyboardInterrupt):
-        said = f"{report.counts()} until then" if report.looked_at else "nothing was stored yet"
-        output.say(f"{collection}: {said}; the same command goes on from there")
+        said = f"{report.counts()} until then; the same command goes on from there"
+        output.say(f"{collection}: {said if report.looked_at else 'nothing was stored yet'}")
         raise
     seconds = time.monotonic() - report.began
     if as_json:

@@ -85,7 +85,7 @@ def print_report(report: Report, collection: str, seconds: float) -> None:
     output.say(f"{collection}: {report.counts()} in {seconds:.1f} s{rate}")
     for reason, names in report.skipped.by_reason().items():
         shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        output.say(f"skipped: {len(names)} x {EXPLAINED[reason]}: {shown}")
+        output.say(f"skipped: {len(names)} {EXPLAINED[reason]}: {shown}")
     if report.duplicates:
         _print_duplicates(report)
     if report.failures:
@@ -97,7 +97,8 @@ def print_report(report: Report, collection: str, seconds: float) -> None:
 
 def _print_duplicates(report: Report) -> None:
     what = "left out" if report.copies else "stored all the same; --skip-duplicates leaves them out"
-    output.say(f"{len(report.duplicates)} exact duplicates, {what}")
+    count = len(report.duplicates)
+    output.say(f"{count} exact duplicate{'' if count == 1 else 's'}, {what}")
     for id, of in report.duplicates[:_SHOWN_DUPLICATES]:
         output.say(f"  {id} = {of}")
     _say_rest(len(report.duplicates) - _SHOWN_DUPLICATES)
