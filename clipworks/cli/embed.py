@@ -146,7 +146,10 @@ def gather(
             if stdin == "image":
                 images.append(given)
             elif stdin == "paths":
-                images += [os.fsdecode(line) for line in given.split(b"\0" if null else b"\n") if line.strip()]
+                lines = [os.fsdecode(line) for line in given.split(b"\0" if null else b"\n") if line.strip()]
+                waits = [line for line in lines if picture_files.would_wait(line)]
+                unread += [picture_files.Unreadable(line, "this is a device, pipe or socket") for line in waits]
+                images += [line for line in lines if line not in waits]
             else:
                 found_texts += _lines(given, "stdin", null=null)
         elif Path(path).is_dir():
@@ -156,7 +159,7 @@ def gather(
             unread += inside.unread
         elif Path(path).suffix.lower() == ".txt":
             found_texts += _lines(_read(path), path)
-        elif Path(path).is_file() or path.lower().startswith(("http://", "https://")):
+        elif Path(path).is_file() or path.lower().startswith(("http://", "https://", "/dev/fd/")):
             images.append(path)
         else:
             raise UsageError(

@@ -94,7 +94,11 @@ def export(
 
 
 def _pictures_of(folder: Path) -> list[Path]:
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES)
+    paths = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in _PICTURES and not path.name.startswith(".") and path.is_file()
+    )
     if not paths:
         raise typer.BadParameter(f"{folder} holds no {', '.join(_PICTURES)} file", param_hint="--pictures")
     return paths

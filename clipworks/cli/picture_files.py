@@ -197,7 +197,7 @@ def search_folder(folder: Path, selection: Selection) -> Iterator[Found]:
 def pictures_of(paths: Iterable[str], selection: Selection) -> tuple[list[str], Skipped, list[Unreadable]]:
     """Pictures that were named, and those below folders that were named, sorted in each; what was left out of folders.
 
-    A named file is taken whatever it is called.
+    A named file is taken whatever it is called, and whether it is there or not.
 
     Raises:
         UsageError: a folder without a picture.
@@ -206,7 +206,10 @@ def pictures_of(paths: Iterable[str], selection: Selection) -> tuple[list[str], 
     skipped, unread = Skipped(), list[Unreadable]()
     for path in paths:
         if not os.path.isdir(path):
-            taken.append(path)
+            if would_wait(path):
+                unread.append(Unreadable(path, "this is a device, pipe or socket, not a file"))
+            else:
+                taken.append(path)
             continue
         inside: list[str] = []
         before = len(unread)
@@ -222,6 +225,15 @@ def pictures_of(paths: Iterable[str], selection: Selection) -> tuple[list[str], 
             raise UsageError(no_pictures(path, skipped))
         taken += sorted(inside)
     return taken, skipped, unread
+
+
+def would_wait(path: str) -> bool:
+    """A device, pipe or socket; but not what a shell hands over in /dev/fd for `<(command)`."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or path.startswith("/dev/fd/"))
 
 
 def no_pictures(folder: str, skipped: Skipped) -> str:

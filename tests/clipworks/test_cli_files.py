@@ -173,6 +173,18 @@ def test_names_that_are_no_utf_8_become_ids_that_lead_back(cli: Cli, server_url:
     assert (code, len(out.splitlines())) == (0, 2)
 
 
+def test_a_pipe_that_is_named_fails_alone(cli: Cli, server_url: str, tmp_path: Path) -> None:
+    """As when a shell puts it in for *.jpg."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    draw(tmp_path / "a.png")
+    for words in (("classify", "--labels", "a,b"), ("embed", "-", "--stdin", "paths")):
+        named = [] if words[0] == "embed" else [tmp_path / "pipe.jpg", tmp_path / "a.png"]
+        lines = f"{tmp_path / 'pipe.jpg'}\n{tmp_path / 'a.png'}\n".encode()
+        code, out, err = cli(*words, *named, "--url", server_url, "--json", stdin=lines)
+        assert (code, "pipe.jpg: this is a device, pipe or socket" in " ".join(err.split())) == (1, True), err
+        assert "a.png" in out
+
+
 names = st.binary(min_size=1, max_size=30).filter(lambda name: b"\0" not in name and b"/" not in name)
 
 
