@@ -97,6 +97,8 @@ def test_what_does_not_fit(text: str | None, without: list[str], weights: list[f
 def test_a_single_part_is_sent_as_it_is() -> None:
     assert combined(parts_of("dog", [], [], [], [])) == {"text": "dog"}
     assert combined(parts_of("dog", [], ["a"], [], [])) == {"combine": [{"text": "dog"}, {"id": "a"}]}
+    away = {"text": "snow", "weight": -0.5}
+    assert combined(parts_of("dog", [], [], ["snow"], [])) == {"combine": [{"text": "dog"}, away]}
 
 
 def test_nothing_found_is_said(cli: Cli, server_url: str, photos: tuple[str, Path]) -> None:
