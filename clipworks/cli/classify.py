@@ -12,7 +12,7 @@ from clipworks.cli import connect, output, picture_files
 from clipworks.cli.embed import taken_pictures
 from clipworks.cli.failures import FAILED_ITEMS
 from clipworks.cli.file_names import text_of
-from clipworks.cli.label_options import Labels, LabelSet, Templates, labels_of, say_if_alone, templates_of
+from clipworks.cli.label_options import Labels, LabelSet, Templates, labels_of, templates_of
 from clipworks.results import ClassifyResult
 
 
@@ -80,7 +80,6 @@ def classify(
     if not as_json:
         for index, error in result.errors.items():
             output.say(f"failed: {names[index]}: {error}")
-    say_if_alone(wanted, (each.score for found in result.predictions for each in found))
     files.say()
     if result.errors or files.unread:
         raise typer.Exit(FAILED_ITEMS)

@@ -52,16 +52,6 @@ def templates_of(given: list[str] | None) -> str | list[str] | None:
     return given[0] if given and len(given) == 1 and "{" not in given[0] else given or None
 
 
-def say_if_alone(labels: Sequence[LabelLike] | None, scores: Iterable[float]) -> None:
-    """One label in a softmax scores 1 whatever the picture shows."""
-    found = list(scores)
-    if labels is not None and len(labels) == 1 and found and all(score == 1 for score in found):
-        output.say(
-            "one label alone always scores 1 with softmax: give others to compare it with, or --activation none for "
-            "the similarity"
-        )
-
-
 def _labels(given: str) -> list[LabelLike]:
     if given.startswith("@"):
         found = _of_file(Path(given[1:]))
