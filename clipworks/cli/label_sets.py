@@ -10,7 +10,8 @@ from typing import Annotated, TypeVar
 import typer
 
 from clipworks.cli import connect, output
-from clipworks.cli.classify import Templates, labels_of, templates_of
+from clipworks.cli.failures import UsageError
+from clipworks.cli.label_options import Labels, Templates, labels_of, templates_of
 from clipworks.client import AsyncClient
 from clipworks.schemas import LabelSetInfo
 
@@ -26,7 +27,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the label set
 @app.command()
 def put(
     name: Name,
-    labels: Annotated[str, typer.Option(help="Labels separated by commas, or @FILE with one on each line.")],
+    labels: Labels = None,
     templates: Templates = None,
     model: connect.Model = None,
     wait: Annotated[bool, typer.Option(help="Come back when it is encoded.")] = True,
@@ -38,6 +39,8 @@ def put(
     as_json: connect.AsJson = False,
 ) -> None:
     """Store labels under a name, replacing what it held."""
+    if not labels:
+        raise UsageError("give --labels cat,dog, or --labels @FILE with one on each line")
     wanted = labels_of(labels, None) or []
 
     async def work(client: AsyncClient) -> LabelSetInfo:
@@ -135,7 +138,7 @@ def _ask(
 
     async def run() -> T:
         async with connect.collections_client(
-            url=url, api_key=api_key, model=model, store=store, data=data, timeout_s=timeout_s
+            url=url, api_key=api_key, model=model, store=store, data=data, timeout_s=timeout_s, creates=True
         ) as client:
             return await work(client)
 
