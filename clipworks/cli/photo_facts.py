@@ -20,7 +20,7 @@ FIELDS: Mapping[Kind, Mapping[str, str]] = MappingProxyType(
             {
                 "folder": "string[]",
                 "name": "string",
-                "taken": "string",
+                "taken": "date",
                 "camera_maker": "string",
                 "camera_model": "string",
                 "width": "number",

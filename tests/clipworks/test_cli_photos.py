@@ -166,6 +166,8 @@ def test_the_recipes_of_the_page_find_what_they_say(
         {rome, june},
         {rome},
         {old},
+        {rome, june},
+        {rome},
         {plain},
         {rome},
         {june, old, plain},
