@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Literal
@@ -124,14 +125,12 @@ class Skipped:
         )
 
 
+@cache
 def picture_suffixes() -> frozenset[str]:
     """Suffixes of all formats that a server can be set up to read, lower case, with the dot."""
-    return frozenset(
-        (
-            *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".avifs"),
-            *(".heic", ".heif", ".hif", ".gif", ".bmp", ".dib"),
-        )
-    )
+    from model_store.modality.formats import ALL_FORMATS, suffixes_of
+
+    return suffixes_of(ALL_FORMATS)
 
 
 def reason_by_name(name: str) -> Reason | None:
