@@ -105,12 +105,12 @@ def test_what_is_no_label_is_told(server_url: str, call: Call, label: Any) -> No
 @pytest.mark.parametrize("name", ["photo.jpg", "a/b c.PNG", "x.heic"])
 def test_a_picture_s_name_is_no_text_to_search_for(server_url: str, name: str) -> None:
     with Client(server_url) as client:
-        photos = client.create_collection("names")
+        photos = client.create_collection("picture-names")
         for query in (name, {"combine": [name]}):
             with pytest.raises(ValueError, match="looks like a picture's name"):
                 photos.search([query])
         assert photos.search([{"text": name}, f"{name} on a wall"])[0].hits == []
-        client.delete_collection("names")
+        client.delete_collection("picture-names")
 
 
 def test_the_version_is_the_installed_one() -> None:

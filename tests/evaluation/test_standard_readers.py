@@ -86,7 +86,7 @@ def test_a_folder_of_pictures_with_texts_beside(pictures: Path) -> None:
         ("image,caption\nnone.png,x\n", r"1 of 1 pictures are not in .*none.png.*images=FOLDER"),
         ("image,caption\n../one.png,x\n", r"row 1: image path '../one.png' leaves the folder"),
         ("image,caption\none.png, \n", "row 1: empty caption"),
-        ("image,text\none.png,x\n", "row 1: no value for caption"),
+        ("image,text\none.png,x\n", "no column 'caption'; it has 'image', 'text'"),
         ("image,caption\n", "no captioned picture"),
     ],
 )

@@ -214,11 +214,13 @@ def test_rate_warms_up_and_ends_at_its_floor() -> None:
 def test_every_recipe_loads_and_names_a_method(path: Path) -> None:
     values = tomllib.loads(path.read_text(encoding="utf-8"))
     kind, somewhere = values["data"].get("kind", "table"), {"folder": "somewhere"}
-    if kind == "table":
+    if kind in ("table", "folder"):
         values["data"] = {**somewhere, **values["data"]}
     elif kind == "mixed":
         values["data"]["table"] = {**somewhere, **values["data"]["table"]}
-    if "model" not in values:  # a cure takes its model from its base, which a fresh clone has not trained
+    if str(values.get("base", "")).startswith("artifact:"):
+        values["model"] = {"kind": "artifact", "reference": "somewhere"}
+    elif "model" not in values:  # a cure takes its model from its base, which a fresh clone has not trained
         values["base"], values["model"] = "somewhere", tomllib.loads((CONFIGS / "lab" / "b0.toml").read_text())["model"]
     config = parse_config(values, where="x")
     methods.create(config.method, config.method_options)

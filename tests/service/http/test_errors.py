@@ -12,6 +12,7 @@ from model_store import errors as store_errors
 from model_store.errors import ClipworksError
 from service import faults
 from service.errors import LingeringResponse, Problem, Refusal, problem_of, status_of
+from service.retrieval.errors import ScanNeeded
 from service.validation import first_problem
 
 STATUSES = {
@@ -57,7 +58,7 @@ def test_no_class_of_the_tree_is_without_a_status() -> None:
 
 def test_every_code_is_in_the_reference() -> None:
     reference = (Path(__file__).parents[3] / "docs" / "http.md").read_text(encoding="utf-8")
-    for kind in every_class(ClipworksError) - every_class(Refusal):
+    for kind in every_class(ClipworksError) - every_class(Refusal) - {ScanNeeded}:  # which no client ever sees
         assert f"`{kind.code}`" in reference, kind
 
 

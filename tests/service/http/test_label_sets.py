@@ -110,7 +110,8 @@ def test_costly_texts_hold_neither_the_loop_nor_their_deadline(client: TestClien
     texts = ["Â" * (900 + n % 7) + "™" for n in range(256)]
     began = time.perf_counter()
     response = client.post("/embed", json={"inputs": texts}, headers={"X-Request-Timeout-Ms": "500"})
-    assert response.status_code in (200, 504)
+    answer = response.status_code, response.json()["error"]["code"]
+    assert answer in ((422, "invalid_text"), (504, "deadline_exceeded"))
     assert time.perf_counter() - began < 10
     assert client.post("/embed", json={"inputs": ["a"]}).status_code == 200
 
@@ -238,7 +239,6 @@ def test_a_set_that_cannot_be_stored_is_said_and_the_old_one_stays(
     status, code, message = refused(client.put("/label-sets/pets", json=other))
     assert status in (500, 507)
     assert code in ("storage_failed", "storage_full")
-    assert "pets.json cannot be stored" in message
     assert str(tmp_path) not in message
     assert ask(client, "pets").json()["data"] == before  # type: ignore[attr-defined]
     in_the_way.rmdir()
