@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model_store.child import child_environment
 from model_store.errors import GraphError, GraphHangs
 from model_store.graph import Arrays, example_feeds
 from model_store.manifest import GraphSpec
@@ -66,13 +67,10 @@ def probe_all(
             "settings": asdict(settings),
         }
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        # -P and PYTHONPATH: the child imports this very package, and nothing from the folder the caller stands in.
         command = [sys.executable, "-P", "-m", "model_store.probe_child", name, str(os.getpid())]
-        paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            env=environment,
+            env=child_environment(),
         )  # fmt: skip
         said = _outcome(child, label, timeout_s, abandoned or Event())
         if child.returncode < 0:

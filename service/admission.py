@@ -40,7 +40,7 @@ class ServiceRate:
         self._items *= kept
         self._busy_s = self._busy_s * kept + seconds
 
-    def finished(self, items: int = 1) -> None:
+    def finished(self, items: float = 1) -> None:
         self._items += items
 
     @property
@@ -162,6 +162,9 @@ class Admission:
     def _is_long(self, items: int) -> bool:
         return items > self._short
 
+    def now(self) -> float:
+        return self._clock()
+
     def _advance(self) -> None:
         now = self._clock()
         if self._admitted:
@@ -189,12 +192,17 @@ class Admission:
                 self.end(is_long, was_done=False)
             raise
 
-    def end(self, is_long: bool, *, was_done: bool) -> None:
-        """An item that had begun is over; `was_done`: the machine did for it what it could."""
+    def end(self, is_long: bool, *, was_done: bool, broken_s: float = 0.0) -> None:
+        """An item that had begun is over; `was_done`: the machine did for it what it could.
+
+        broken_s: it was refused after so long in work. Broken items are cheap: counted as whole ones they would promise
+        more than the machine can do, not counted at all, less. So they count for their time, at the rate that is known.
+        """
         self._advance()
+        at_once = self._working[False] + self._working[True]
         self._working[is_long] -= 1
         if was_done:
-            self.rate.finished()
+            self.rate.finished(min(1.0, (self.rate.per_s or 0.0) * broken_s / at_once) if broken_s else 1)
             self._forget(is_long, 1)
         self._call_next()
 
@@ -251,13 +259,17 @@ class Ticket:
         """`async with` it around the work of one item. Raises DeadlineExceeded: its turn came too late."""
         return Turn(self, deadline, timings)
 
+    def now(self) -> float:
+        """On the clock of the admission."""
+        return self._admission.now()
+
     async def begin(self) -> None:
         await self._admission.begin(self.is_long)
 
-    def end(self, *, was_done: bool) -> None:
+    def end(self, *, was_done: bool, broken_s: float = 0.0) -> None:
         if was_done:
             self._left -= 1
-        self._admission.end(self.is_long, was_done=was_done)
+        self._admission.end(self.is_long, was_done=was_done, broken_s=broken_s)
 
 
 class Turn:
@@ -267,11 +279,13 @@ class Turn:
         self._ticket = ticket
         self._deadline = deadline
         self._timings = timings
+        self._began = 0.0
 
     async def __aenter__(self) -> None:
         entered = time.perf_counter()
         await self._ticket.begin()
         self._timings.add("turn", time.perf_counter() - entered)
+        self._began = self._ticket.now()
         if self._deadline.expired:
             self._ticket.end(was_done=False)
             self._deadline.check()
@@ -280,4 +294,5 @@ class Turn:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         is_own_fault = isinstance(error, ClipworksError) and not isinstance(error, (DeadlineExceeded, NotReady))
-        self._ticket.end(was_done=error is None or is_own_fault)
+        broken_s = max(self._ticket.now() - self._began, 1e-9) if is_own_fault else 0.0
+        self._ticket.end(was_done=error is None or is_own_fault, broken_s=broken_s)

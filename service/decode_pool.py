@@ -63,6 +63,7 @@ class DecodePool:
         self._slots: list[asyncio.Task[None]] = []
         self._idle: deque[asyncio.Future[None]] = deque()
         self._fault: str | None = None
+        self._closed = False
         self._first = asyncio.Event()  # a process has started, or failed to
         self._threads = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="work")
 
@@ -138,6 +139,7 @@ class DecodePool:
 
     async def close(self) -> None:
         """End all processes; what waits is refused."""
+        self._closed = True
         for slot in self._slots:
             slot.cancel()
         await asyncio.gather(*self._slots, return_exceptions=True)
@@ -147,6 +149,8 @@ class DecodePool:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _decoded(self, data: bytes, frame: Mapping[str, Any], deadline: Deadline, timings: Timings) -> Framed:
+        if self._closed or self._fault:
+            raise NotReady(self._fault or "the server is stopping")
         pixels = declared_pixels(data, self.limits)
         job = _Job(data, frame, deadline, asyncio.get_running_loop().create_future())
         self._queue.put(timings, pixels, job)
@@ -155,6 +159,7 @@ class DecodePool:
             framed = await job.answer
         finally:
             job.answer.cancel()
+            job.data = b""  # its place in the queue may outlive the request
         started = job.started or job.entered
         timings.add("decode_wait", started - job.entered)
         timings.add("decode", time.perf_counter() - started)
@@ -227,6 +232,10 @@ class DecodePool:
             _fail(job, self._late(limit_s))
         except WorkerDied as error:
             log.warning("%s, while decoding an image", error)
+            _fail(job, InvalidImage("the decoder broke down over this image"))
+        except Exception:  # whatever it is, the process is replaced and its slot goes on
+            log.exception("a decode process gave an answer that makes no sense")
+            await worker.stop()
             _fail(job, InvalidImage("the decoder broke down over this image"))
         except asyncio.CancelledError:
             _fail(job, NotReady("the server is stopping"))

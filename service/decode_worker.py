@@ -11,12 +11,12 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model_store.child import child_environment
 from model_store.errors import ImageTooLarge, InputError, InvalidImage, UnsupportedImage
 from model_store.modality.image import DecodeLimits
 
@@ -77,7 +77,7 @@ class DecodeWorker:
                     pass_fds=(theirs.fileno(), memory),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    env=_environment(),
+                    env=child_environment(**_ENVIRONMENT),
                 )
         except OSError as error:
             ours.close()
@@ -131,7 +131,7 @@ class DecodeWorker:
                 raise _ERRORS.get(answer["error"], InputError)(answer["message"])
             width, height = answer["size"]
             return Framed(self._pixels(answer["shape"]), (int(width), int(height)))
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             await self.stop()
             raise WorkerDied(f"the decode process cannot be talked to ({type(error).__name__})") from error
         finally:
@@ -177,9 +177,3 @@ def _memory_file() -> int:
         return os.memfd_create("clipworks-decode")
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
-
-
-def _environment() -> dict[str, str]:
-    """PYTHONPATH: the process imports this very package, and nothing from the folder that the server stands in."""
-    paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

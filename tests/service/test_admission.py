@@ -1,6 +1,7 @@
 """Who is let in and whose turn it is, on a clock that the tests turn: no model, no waiting."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -108,16 +109,15 @@ def test_before_anything_was_measured_only_a_few_are_let_in_and_the_cap_always_h
     within_loop(test)
 
 
-def test_refused_items_count_as_served_and_abandoned_ones_do_not() -> None:
+def test_refused_and_abandoned_items_give_their_places_back() -> None:
     async def test(clock: Clock) -> None:
         door = admission(clock)
-        for error, is_counted in ((InvalidImage("broken"), True), (DeadlineExceeded("late"), False)):
-            before = door.rate._items
+        for error in (InvalidImage("broken"), DeadlineExceeded("late")):
             with door.admit(1, Deadline()) as ticket, pytest.raises(type(error)):
                 async with ticket.turn(Deadline(), Timings()):
                     raise error
-            assert (door.rate._items > before) is is_counted
         assert door.still_s() is None
+        assert door.rate.per_s is None
 
     within_loop(test)
 
@@ -201,5 +201,21 @@ def test_who_gave_up_waiting_is_passed_over_and_leaves_no_place_taken() -> None:
         await items.start(door.admit(1, Deadline()), "5")
         assert items.began[-1] == "5"
         await items.end("5")
+
+    within_loop(test)
+
+
+def test_broken_items_neither_raise_nor_lower_the_rate() -> None:
+    async def test(clock: Clock) -> None:
+        door = admission(clock)
+        await serve(door, clock, items=20, each_s=0.2)
+        before = door.rate.per_s
+        assert before == pytest.approx(5, rel=0.05)
+        for _ in range(200):
+            with contextlib.suppress(InvalidImage), door.admit(1, Deadline()) as ticket:
+                async with ticket.turn(Deadline(), Timings()):
+                    clock.now += 0.005
+                    raise InvalidImage("broken")
+        assert door.rate.per_s == pytest.approx(before, rel=0.05)
 
     within_loop(test)

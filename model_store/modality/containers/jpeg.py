@@ -10,13 +10,14 @@ from model_store.modality.containers.parts import too_many
 # The next marker: FF and a byte that is neither stuffing (00), fill (FF) nor a restart inside a scan (D0 to D7).
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # SOF0 to SOF15, less DHT, JPG and DAC
+_HEADER_GAPS = 2**16  # bytes between the segments of a header, all together; an encoder leaves next to none
 _SOI, _EOI, _SOS, _TEM = 0xD8, 0xD9, 0xDA, 0x01
 
 
 def size(data: bytes, max_parts: int) -> tuple[int, int] | None:
-    """Of the last frame header before the first scan, the one that Pillow believes."""
+    """Of the last frame header before the first scan, the one that Pillow believes; in microseconds for any bytes."""
     found = None
-    for count, (marker, start) in enumerate(_segments(data)):
+    for count, (marker, start) in enumerate(_segments(data, gaps=_HEADER_GAPS)):
         if marker == _SOS or count >= max_parts:
             break
         if marker in _FRAMES and start + 7 <= len(data):
@@ -36,10 +37,15 @@ def check(data: bytes, max_parts: int, max_scans: int) -> None:
             raise too_many("JPEG", "scans", max_scans)
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """(marker, offset of its length field) up to the end of the first image; entropy-coded data is passed over."""
+def _segments(data: bytes, *, gaps: int | None = None) -> Iterator[tuple[int, int]]:
+    """(marker, offset of its length field) up to the end of the first image; entropy-coded data is passed over.
+
+    gaps: stop when so many bytes between segments were passed over.
+    """
     at = 2
-    while (found := _MARKER.search(data, at)) is not None:
+    while (found := _MARKER.search(data, at, len(data) if gaps is None else at + gaps)) is not None:
+        if gaps is not None:
+            gaps -= found.start() - at
         marker, at = data[found.end() - 1], found.end()
         if marker == _EOI:
             return

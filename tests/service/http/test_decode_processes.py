@@ -1,5 +1,6 @@
 """Images are decoded in processes: slow ones fail alone, dead ones are replaced, none outlives its server."""
 
+import asyncio
 import base64
 import contextlib
 import os
@@ -14,7 +15,12 @@ import psutil
 import pytest
 from PIL import Image
 
+from model_store.errors import InvalidImage
+from model_store.manifest import ImageSpec
+from model_store.modality.image import DecodeLimits
 from service.decode_pool import DecodePool
+from service.faults import NotReady
+from service.timing import Deadline, Timings
 
 SLOW_SIDE_PX = 4000
 
@@ -183,3 +189,30 @@ def test_signals_to_the_whole_group_do_not_reach_the_processes(server, jpeg: byt
 def test_the_pool_is_what_the_services_hold(client) -> None:  # type: ignore[no-untyped-def]
     assert isinstance(client.app.state.services.pool, DecodePool)
     assert client.app.state.services.pool.fault() is None
+
+
+def test_children_know_no_keys(serve: Callable[..., object], jpeg: bytes) -> None:
+    server = serve(api_keys="a-secret-key", decode_workers=1)
+    server.wait_for("ready")  # type: ignore[attr-defined]
+    found = [each.environ() for each in decoders(server)]
+    assert found
+    assert not [name for environment in found for name in environment if name.startswith("CLIPWORKS_")]
+
+
+def test_an_answer_that_makes_no_sense_costs_its_image_alone(monkeypatch: pytest.MonkeyPatch, jpeg: bytes) -> None:
+    async def run() -> None:
+        spec = ImageSpec(
+            height_px=32, width_px=32, resize_mode="shortest", interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1)
+        )
+        pool = DecodePool(workers=1, limits=DecodeLimits(), timeout_s=20, memory_bytes=2**30, max_request_pixels=10**9)
+        await pool.begin()
+        with monkeypatch.context() as patch:
+            patch.setattr("service.decode_worker.json.loads", lambda line: 5)
+            with pytest.raises(InvalidImage, match="broke down"):
+                await pool.prepare(jpeg, spec, Deadline(), Timings())
+        assert (await pool.prepare(jpeg, spec, Deadline(), Timings())).shape == (32, 32, 3)
+        await pool.close()
+        with pytest.raises(NotReady, match="stopping"):
+            await pool.prepare(jpeg, spec, Deadline(), Timings())
+
+    asyncio.run(run())
