@@ -20,7 +20,8 @@ _BEAT_S = 0.02
 _LATE_S = 0.1
 _LATE_FOR_S = 0.5
 # What is not known from a head: which encoder a request is for. Its kind stands for that.
-Kind = tuple[str, bytes, bytes]
+Kind = tuple[str, bytes, bytes, bool]
+_FEW_BYTES = 4096  # texts of one request are seldom more, images seldom less: in JSON both have one media type
 
 
 class Refusals:
@@ -134,8 +135,11 @@ class Door:
 
 
 def _kind(scope: Scope) -> Kind:
-    media_type = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
-    return scope["path"], media_type.partition(b";")[0].partition(b"/")[0], scope["query_string"]
+    headers = dict(scope["headers"])
+    media_type = headers.get(b"content-type", b"").partition(b";")[0].partition(b"/")[0]
+    length = headers.get(b"content-length", b"")
+    is_small = length.isdigit() and int(length[:9]) <= _FEW_BYTES
+    return scope["path"], media_type, scope["query_string"], is_small
 
 
 async def _refuse(send: Send, wait_s: float) -> None:

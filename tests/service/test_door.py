@@ -30,8 +30,10 @@ class App:
         scope[OVERLOADED] = Overloaded("full", still_s=self._still_s)
 
 
-def scope(path: str = "/embed", method: str = "POST", media_type: bytes = b"application/json") -> dict[str, object]:
-    headers = [(b"content-type", media_type)]
+def scope(
+    path: str = "/embed", method: str = "POST", media_type: bytes = b"application/json", length: int = 20_000
+) -> dict[str, object]:
+    headers = [(b"content-type", media_type), (b"content-length", str(length).encode())]
     return {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers}
 
 
@@ -111,3 +113,14 @@ def test_the_loop_is_behind_when_it_was_late_for_a_while_and_still_is() -> None:
         assert not pulse.is_behind
 
     asyncio.run(run())
+
+
+def test_a_storm_of_images_in_json_turns_away_no_short_text() -> None:
+    app = App(lambda: 7.2)
+    door = Door(app)
+    ask(door, 60)
+    seen = app.seen
+    assert ask(door, 1)
+    assert app.seen == seen
+    assert not ask(door, 1, length=40)
+    assert app.seen == seen + 1
