@@ -15,7 +15,7 @@ from clipworks.schemas import LabelSetDetail, LabelSetInfo, LabelSetRequest
 from model_store.errors import ClipworksError
 from model_store.manifest import HeadSpec
 from model_store.towers import Head
-from service.faults import Conflict, LabelSetFailed, NotReady, TooManyItems, UnknownName
+from service.faults import Conflict, LabelSetFailed, NotLoaded, NotReady, TooManyItems, UnknownName
 from service.label_set_files import Damaged, LabelSetFiles, StoredSet
 from service.prompts import Limits, Prompts
 from service.registry import Registry
@@ -25,6 +25,7 @@ from service.scoring import ClassMatrix
 from service.zero_shot import encode_classes, resolve_templates
 
 log = logging.getLogger("clipworks.label_sets")
+_RETRY_S = 1.0
 _CHUNK_LABELS = 16
 _T = TypeVar("_T")
 
@@ -258,7 +259,7 @@ class LabelSets:
         parts: list[np.ndarray] = []
         try:
             for part in label_set.prompts.parts(_CHUNK_LABELS):
-                parts.append(await encode_classes(model, part, background=True))
+                parts.append(await self._encoded(part, model))
                 label_set.encoded += part.texts
             vectors = await asyncio.to_thread(np.concatenate, parts)
         except ClipworksError as error:
@@ -273,6 +274,16 @@ class LabelSets:
         async with self._changing:
             if self._sets.get(label_set.name) is label_set:
                 await self._save_vectors(label_set, vectors)
+
+    async def _encoded(self, part: Prompts, model: RunningModel) -> np.ndarray:
+        """Unit class vectors. A model that is being restarted or not loaded is waited for: its weights stay the same."""
+        reference = model.reference
+        while True:
+            try:
+                return await encode_classes(self._registry.resolve(reference), part, background=True)
+            except (NotReady, NotLoaded) as error:
+                log.info("label sets wait for %s: %s", reference, error)
+                await asyncio.sleep(_RETRY_S)
 
     async def _save(self, label_set: _LabelSet) -> None:
         """Raises StorageFull, StorageFailed."""

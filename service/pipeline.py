@@ -27,6 +27,7 @@ from service.scoring import ClassMatrix, Scored, rank, rank_logits, rank_scores
 from service.timing import Deadline, Timings
 
 Vector = NDArray[np.float32]
+_AT_ONCE = 10_000  # labels; more take long enough to leave the event loop
 _TINY = 1e-12
 _T = TypeVar("_T")
 
@@ -127,7 +128,12 @@ async def classify(
             vector = await encode_image(model, item.data, pool=pool, deadline=deadline, timings=timings)
         unit = finish(vector)
         if isinstance(classes, ClassMatrix):
-            return rank(unit, classes, model.manifest, activation=activation, top_k=top_k, threshold=threshold)
+            matrix = classes
+
+            def ranked() -> list[Scored]:
+                return rank(unit, matrix, model.manifest, activation=activation, top_k=top_k, threshold=threshold)
+
+            return ranked() if len(classes.names) <= _AT_ONCE else await pool.run(ranked, "rank", deadline, timings)
         logits = await model.head_batchers[classes.spec.name].submit(vector, deadline, timings)
         return rank_logits(logits, classes, activation=activation, top_k=top_k, threshold=threshold)
 
@@ -168,10 +174,14 @@ async def classify_by_presence(
                 _, positions, pooled = await _look(
                     model, dense, item, None, pool=pool, deadline=deadline, timings=timings
                 )
-            maps = score_maps(positions, labels, presence)
-        scores = presence_scores(maps, pooled, labels, presence)
-        similarities = (classes.vectors @ finish(pooled)).astype(np.float64)
-        return rank_scores(scores, similarities, classes, top_k=top_k, threshold=threshold)
+            maps = await pool.run(lambda: score_maps(positions, labels, presence), "regions", deadline, timings)
+
+        def ranked() -> list[Scored]:
+            scores = presence_scores(maps, pooled, labels, presence)
+            similarities = (classes.vectors @ finish(pooled)).astype(np.float64)
+            return rank_scores(scores, similarities, classes, top_k=top_k, threshold=threshold)
+
+        return ranked() if len(classes.names) <= _AT_ONCE else await pool.run(ranked, "rank", deadline, timings)
 
     images = _counted_images(items, pool)
     dense = await model.dense.batcher(deadline) if model.dense_spec is not None else None

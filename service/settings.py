@@ -112,6 +112,9 @@ class Settings(BaseSettings):
     max_label_chars: int = Field(
         1_000_000, ge=1, description="characters of all inline labels x templates of a request (413)"
     )
+    max_predictions: int = Field(
+        1_000_000, ge=1, description="predictions of a /classify: inputs x labels, or x top_k (413)"
+    )
     max_heatmaps: int = Field(64, ge=1, description="heatmaps of a /localize: inputs x labels to be mapped (413)")
     max_masks: int = Field(64, ge=1, description="inputs x labels of a /localize that asks for masks (413)")
     image_formats: Annotated[tuple[str, ...], NoDecode] = Field(

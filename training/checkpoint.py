@@ -27,6 +27,7 @@ from model_store.manifest import ImageSpec, Presence, TextSpec
 from model_store.modality.text import Tokenizer
 from training.config import TrainConfig, parse_config
 from training.data.vocabulary import TOKENIZER_FILE
+from training.interrupts import signals_held
 from training.towers import DualEncoder, build_model
 
 FORMAT = 1
@@ -90,21 +91,30 @@ class LoadedHead:
 def save_checkpoint(
     folder: Path, info: dict[str, Any], *, weights: dict[str, Tensor], state: dict[str, Tensor], tokenizer: bytes
 ) -> None:
-    """Write a checkpoint; `checkpoint.json` is replaced last and names the weights' digest, a torn one is refused."""
+    """Write a checkpoint; `checkpoint.json` is replaced last and names the other files' digests.
+
+    Everything is written beside the old checkpoint first, so what fails or interrupts the writing leaves that whole.
+    The files then take its place one after the other, while Ctrl-C and SIGTERM wait; only a SIGKILL or a power cut in
+    those moments leaves a torn checkpoint, which is refused.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / TOKENIZER_FILE, tokenizer)
+    parts = {name: folder / f"{name}.part" for name in (TOKENIZER_FILE, STATE_FILE, WEIGHTS_FILE, INFO_FILE)}
     for name, tensors in ((STATE_FILE, state), (WEIGHTS_FILE, weights)):
-        part = folder / f"{name}.part"
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, part)
-        os.replace(part, folder / name)
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, parts[name])
     info = {
         "format": FORMAT,
         **info,
-        "weights_sha256": _sha256(folder / WEIGHTS_FILE),
-        "state_sha256": _sha256(folder / STATE_FILE),
+        "weights_sha256": _sha256(parts[WEIGHTS_FILE]),
+        "state_sha256": _sha256(parts[STATE_FILE]),
         "tokenizer_sha256": hashlib.sha256(tokenizer).hexdigest(),
     }
-    _replace(folder / INFO_FILE, (json.dumps(info, indent=2, sort_keys=True) + "\n").encode())
+    parts[TOKENIZER_FILE].write_bytes(tokenizer)
+    parts[INFO_FILE].write_text(json.dumps(info, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for part in parts.values():
+        _sync(part)
+    with signals_held():
+        for name, part in parts.items():
+            os.replace(part, folder / name)
 
 
 def note_metrics(folder: Path, metrics: dict[str, Any]) -> None:
@@ -240,6 +250,11 @@ def git_sha(folder: Path) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{sha}+changes" if dirty.strip() else sha
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _checked(path: Path, sha256: str) -> bytes:

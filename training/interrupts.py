@@ -50,3 +50,13 @@ def asked_to_stop(*, listen: bool) -> Iterator[Asked]:
     finally:
         for which, handler in usual.items():
             signal.signal(which, handler)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """SIGINT and SIGTERM of this thread wait until the block is over."""
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)

@@ -86,6 +86,17 @@ class Copying:
             await self._once(advance)
             self.sequence = before
 
+    async def add_late(self) -> None:
+        """After a switch: what requests that had begun before it still stored in the old collection is added.
+
+        The new collection is written to by its name now, so nothing in it is replaced or deleted.
+        """
+        if (await self.old.info()).sequence == self.sequence:
+            return
+        there = {item.id async for item in self._new.items()}
+        late = [item async for item in self.old.items() if item.sequence > self.sequence and item.id not in there]
+        await self._encode(late, lambda _: None)
+
     async def _once(self, advance: Callable[[int], None]) -> None:
         there = {item.id: _digest(item) async for item in self._new.items()}
         seen: set[str] = set()

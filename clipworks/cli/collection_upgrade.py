@@ -188,7 +188,7 @@ async def _switch(client: AsyncClient, name: str, copying: Copying, old: AsyncCo
             await copying.run(lambda _: None)  # it changed meanwhile
             continue
         copying.old = client.collection(keep_as or old.name)
-        await copying.run(lambda _: None)  # requests that had begun before the switch
+        await copying.add_late()
         return copying.old.name
     raise UsageError(f"{name} changes all the time: stop writing to it and run the command again")
 

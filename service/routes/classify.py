@@ -12,6 +12,7 @@ from clipworks.schemas import ClassifyRequest, ClassifyResponse
 from model_store.errors import ClipworksError
 from service import pipeline
 from service.errors import Refusal
+from service.faults import TooManyItems
 from service.openapi import answers, bodies
 from service.options import Options
 from service.routes.common import classes_of
@@ -52,6 +53,8 @@ async def _score(asked: Asked[ClassifyRequest]) -> list[list[Scored] | Clipworks
     classes = await classes_of(services, model, body, templates, asked.deadline, asked.context.timings)
     if isinstance(classes, ClassMatrix) and len(classes.names) == 1:
         _refuse_softmax_of_one(asked)
+    labels = len(classes.names) if isinstance(classes, ClassMatrix) else len(classes.spec.labels)
+    _check_amount(asked, labels)
     if presence is not None and isinstance(classes, ClassMatrix):
         return await pipeline.classify_by_presence(
             model,
@@ -76,6 +79,17 @@ async def _score(asked: Asked[ClassifyRequest]) -> list[list[Scored] | Clipworks
         deadline=asked.deadline,
         timings=asked.context.timings,
     )
+
+
+def _check_amount(asked: Asked[ClassifyRequest], labels: int) -> None:
+    """Raises TooManyItems (413): more predictions than an answer holds, counted before anything is decoded."""
+    images, limit = len(asked.images), asked.services.settings.max_predictions
+    shown = min(labels, asked.body.top_k or labels)
+    if images * shown > limit:
+        raise TooManyItems(
+            f"{images} images x {shown} labels are {images * shown} predictions, the limit is {limit} "
+            "(CLIPWORKS_MAX_PREDICTIONS): ask for fewer with top_k, or send fewer images"
+        )
 
 
 def _refuse_softmax_of_one(asked: Asked[ClassifyRequest]) -> None:

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from clipworks import Client
 from clipworks.cli import app
+from clipworks.cli.collection_copying import Copying, Report, Sources
 from clipworks.cli.collection_upgrade import require_model_of
 from clipworks.cli.failures import UsageError
 from clipworks.client import AsyncClient
@@ -206,3 +207,23 @@ def test_aliases_from_the_command_line(server: str, photos: Path) -> None:
     assert "is an alias of photos" in said
     assert run(server, "collections", "unalias", "best")[0] == 0
     assert run(server, "collections", "aliases", "--json")[1] == {}
+
+
+def test_after_the_switch_late_items_are_added_and_nothing_else_changes(server: str) -> None:
+    async def go() -> None:
+        async with AsyncClient(server) as client:
+            old, new = await client.create_collection("late-old"), await client.create_collection("late-new")
+            await old.upsert([{"id": id, "text": id, "metadata": {"t": id}} for id in ("a", "b")])
+            sources = Sources(folder=None, text_field="t")
+            copying = Copying(old, new, sources, Report(), workers=1, batch=8)
+            await copying.run(lambda _: None)
+            await new.upsert([{"id": id, "text": "new", "metadata": {"t": "new"}} for id in ("a", "c")])
+            await new.delete(["b"])
+            await old.upsert([{"id": "d", "text": "d", "metadata": {"t": "d"}}])
+            await copying.add_late()
+            found = {item.id: item.metadata async for item in new.items()}
+            assert found == {"a": {"t": "new"}, "c": {"t": "new"}, "d": {"t": "d"}}
+            for name in ("late-old", "late-new"):
+                await client.delete_collection(name)
+
+    asyncio.run(go())

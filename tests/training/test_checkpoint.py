@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from model_store.identity import spec_digest
-from training.checkpoint import load_model, load_state, optimizer_state, restore_optimizer, save_checkpoint
+from training.checkpoint import INFO_FILE, load_model, load_state, optimizer_state, restore_optimizer, save_checkpoint
 from training.config import load_config
 from training.data.vocabulary import tokenizer_of
 from training.towers import build_model, image_spec
@@ -122,3 +123,15 @@ def test_optimizer_moments_survive_by_name() -> None:
     for left, right in zip(first_names, second_names, strict=True):
         assert torch.equal(left, right)
         assert second.state[right]["exp_avg"].stride() == right.stride()
+
+
+def test_a_save_that_fails_half_way_leaves_the_old_checkpoint(square_base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(square_base, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    info = json.loads((folder / INFO_FILE).read_text())
+    broken = torch.empty(2, device="meta")  # cannot be written: it holds no numbers
+    with pytest.raises(Exception, match="meta"):
+        save_checkpoint(folder, info, weights={"a": broken}, state={"b": torch.zeros(2)}, tokenizer=b"new")
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    load_model(folder)

@@ -268,3 +268,35 @@ def test_a_set_that_cannot_be_encoded_fails_for_good(client: TestClient, ask: Ca
         assert "Retry-After" not in response.headers  # type: ignore[attr-defined]
     finally:
         client.delete("/label-sets/hopeless")
+
+
+def test_predictions_are_counted_before_pictures_are_decoded(
+    make_client: Callable[..., TestClient], png: bytes
+) -> None:
+    client = make_client(max_predictions=5)
+    image = {"image": base64.b64encode(png).decode()}
+    body = {"inputs": [image, image], "labels": LABELS}
+    status, code, message = refused(client.post("/classify", json=body))
+    assert (status, code) == (413, "too_many_items")
+    assert "2 images x 3 labels are 6 predictions, the limit is 5 (CLIPWORKS_MAX_PREDICTIONS)" in message
+    assert client.post("/classify", json=body | {"top_k": 2}).status_code == 200
+    assert client.post("/classify", json=body | {"inputs": [image]}).status_code == 200
+
+
+def test_many_labels_are_ranked_as_few(make_client: Callable[..., TestClient], png: bytes) -> None:
+    client = make_client(max_label_set_texts=20_000, data=None)
+    names = [f"thing {n}" for n in range(10_001)]
+    few = client.post(
+        "/classify",
+        json={"inputs": [{"image": base64.b64encode(png).decode()}], "labels": names[:300], "activation": "none"},
+    )
+    client.put("/label-sets/many", json={"labels": names})
+    while not client.get("/label-sets/many").json()["ready"]:
+        time.sleep(0.05)
+    body = {"inputs": [{"image": base64.b64encode(png).decode()}], "label_set": "many", "activation": "none"}
+    many = client.post("/classify", json=body)
+    found = {each["label"]: each["score"] for each in many.json()["data"][0]["predictions"]}
+    assert len(found) == len(names)
+    for each in few.json()["data"][0]["predictions"]:
+        assert found[each["label"]] == pytest.approx(each["score"], abs=1e-5)
+    assert "rank" in many.headers["server-timing"]
