@@ -276,7 +276,7 @@ class LabelSets:
                 await self._save_vectors(label_set, vectors)
 
     async def _encoded(self, part: Prompts, model: RunningModel) -> np.ndarray:
-        """Unit class vectors. A model that is being restarted or not loaded is waited for: its weights stay the same."""
+        """Unit class vectors. A model that is restarted or not loaded is waited for: its weights stay the same."""
         reference = model.reference
         while True:
             try:
