@@ -137,11 +137,14 @@ STORE_STATUS: Mapping[str, int] = MappingProxyType(
         "folder_in_use": 500,
         "store_closed": 503,
         "backend_unavailable": 503,
+        "too_many_collections": 413,
         "storage_full": 507,
-        "storage_failed": 500,
+        "storage_failed": 503,
+        "statement_refused": 422,
         "store_corrupt": 500,
     }
 )
+_TRY_AGAIN = frozenset({"store_closed", "backend_unavailable", "storage_failed"})
 _TYPES: Mapping[int, str] = MappingProxyType(
     {
         401: "authentication_error",
@@ -160,7 +163,6 @@ OVERLOADED = "clipworks.overloaded"  # where the ASGI scope of a request holds t
 _SHOWN: Mapping[str, str] = MappingProxyType(
     {
         "run_failed": "the model failed on this item",
-        "storage_failed": "what is stored cannot be read or written",
         "store_corrupt": "what is stored is damaged",
         "retrieval_error": "the store of the collections failed",
         "folder_in_use": "the data folder belongs to another process",
@@ -285,6 +287,6 @@ def _headers_of(error: ClipworksError) -> dict[str, str] | None:
         return error.headers
     if isinstance(error, Overloaded):
         return {"Retry-After": str(math.ceil(error.retry_after_s))}
-    if isinstance(error, (NotReady, Draining)) or error.code in ("store_closed", "backend_unavailable"):
+    if isinstance(error, (NotReady, Draining)) or error.code in _TRY_AGAIN:
         return {"Retry-After": "1"}
     return None

@@ -44,7 +44,7 @@ class Header:
 def write(path: Path, spec: CollectionSpec, counters: Counters, records: Iterable[Record]) -> SnapshotInfo:
     """Raises InvalidCollection if `path` exists, StorageFull, StorageFailed."""
     if path.exists():
-        raise InvalidCollection(f"{path} exists; a snapshot never replaces a file")
+        raise InvalidCollection(f"{path.name} exists; a snapshot never replaces a file")
     header = {"spec": spec.model_dump(mode="json"), "count": counters.rows, "sequence": counters.sequence}
     digest = hashlib.sha256()
     size = 0
@@ -79,44 +79,55 @@ def opened(path: Path) -> Generator[tuple[Header, Generator[Prepared]]]:
 
     Raises:
         StoreCorrupt: the file is not complete, or not what was written.
+        InvalidCollection: there is none.
+        StorageFailed
     """
     try:
         stream = path.open("rb")
+    except FileNotFoundError:
+        raise InvalidCollection(f"there is no file {path.name}") from None
     except OSError as error:
-        raise InvalidCollection(f"{path} cannot be read: {error.strerror}") from None
+        raise translate(error, path) from None
     with stream:
-        _verify(stream, path)
-        stream.seek(len(_MAGIC))
-        header = _header(stream, path)
-        yield header, _rows(stream, header)
+        try:
+            _verify(stream, path)
+            stream.seek(len(_MAGIC))
+            header = _header(stream, path)
+        except OSError as error:
+            raise translate(error, path) from None
+        yield header, _rows(stream, header, path.stat().st_size)
 
 
 def _verify(stream: BinaryIO, path: Path) -> None:
     left = path.stat().st_size - _DIGEST_BYTES
     if left < len(_MAGIC) or stream.read(len(_MAGIC)) != _MAGIC:
-        raise StoreCorrupt(f"{path} is no snapshot of this version, or is cut short")
+        raise StoreCorrupt(f"{path.name} is no snapshot of this version, or is cut short")
     digest = hashlib.sha256(_MAGIC)
     left -= len(_MAGIC)
     while left:
         part = stream.read(min(left, 1 << 20))
         if not part:
-            raise StoreCorrupt(f"{path} is cut short")
+            raise StoreCorrupt(f"{path.name} is cut short")
         digest.update(part)
         left -= len(part)
     if stream.read(_DIGEST_BYTES) != digest.digest():
-        raise StoreCorrupt(f"{path} is not what was written: its sha256 differs")
+        raise StoreCorrupt(f"{path.name} is not what was written: its sha256 differs")
 
 
 def _header(stream: BinaryIO, path: Path) -> Header:
     try:
         found = json.loads(stream.readline(_MAX_HEADER))
-        return Header(CollectionSpec.model_validate(found["spec"]), int(found["count"]), int(found["sequence"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreCorrupt(f"{path} has a header that cannot be read: {error}") from None
+        header = Header(CollectionSpec.model_validate(found["spec"]), found["count"], found["sequence"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StoreCorrupt(f"{path.name} has a header that cannot be read: {type(error).__name__}") from None
+    for name, value in (("count", header.count), ("sequence", header.sequence)):
+        if type(value) is not int or value < 0:
+            raise StoreCorrupt(f"{path.name} has a header whose {name} is no number of rows or changes")
+    return header
 
 
-def _rows(stream: BinaryIO, header: Header) -> Generator[Prepared]:
-    """Raises StoreCorrupt: sums that agree do not make a file from elsewhere well-formed."""
+def _rows(stream: BinaryIO, header: Header, size: int) -> Generator[Prepared]:
+    """size: of the file. Raises StoreCorrupt: sums that agree do not make a file from elsewhere well-formed."""
     door = Door(header.spec, max_metadata_bytes=_MAX_METADATA)
     for place in range(header.count):
         lengths = stream.read(_LENGTHS.size)
@@ -132,5 +143,7 @@ def _rows(stream: BinaryIO, header: Header) -> Generator[Prepared]:
         try:
             values = np.frombuffer(vector, "<f4").astype(np.float32)
             yield door.prepare(Item(id.decode(), values, json.loads(metadata)))
-        except (ValueError, InvalidItem) as error:
+        except (ValueError, RecursionError, InvalidItem) as error:
             raise StoreCorrupt(f"row {place} cannot be read: {error}") from None
+    if stream.tell() != size - _DIGEST_BYTES:
+        raise StoreCorrupt(f"there is more in the file than the {header.count} rows that it counts")

@@ -66,38 +66,39 @@ def load(path: Path, tables: Tables, spec: IndexSpec, settings: RetrievalSetting
 
     Anything unexpected is a reason to rebuild, never an error.
     """
+    name = f"{path.parent.name}/{path.name}"
     try:
         stream = path.open("rb")
     except FileNotFoundError:
         return None
     except OSError as error:
-        return f"{path} cannot be read: {error}"
+        return f"{name} cannot be read: {error.strerror}"
     with stream:
         try:
             if stream.readline(64) != _MAGIC:
-                return f"{path} has another format"
+                return f"{name} has another format"
             line = stream.readline(_MAX_HEADER + 1 + (path.stat().st_size // _CHUNK) * 16).rstrip(b"\n")
             if stream.readline(16) != f"{zlib.crc32(line):08x}\n".encode():
-                return f"{path} is damaged: its header's checksum differs"
+                return f"{name} is damaged: its header's checksum differs"
             header = json.loads(line)
             parts = [np.fromfile(stream, np.uint8, size) for size in header["bytes"]]
             if stream.read(1) or [part.nbytes for part in parts] != header["bytes"]:
-                return f"{path} has another length than was written"
+                return f"{name} has another length than was written"
             if [_sums(part) for part in parts] != header["sums"]:
-                return f"{path} is damaged: a checksum differs"
+                return f"{name} is damaged: a checksum differs"
             if header["epoch"] != tables.epoch:
-                return f"{path} is of other rows"
+                return f"{name} is of other rows"
             rids, data = parts[0].view("<i8").astype(np.int64), parts[1]
             mapped = _mapped(path, header["vectors"], parts[2].view("<u8").astype(np.uint64), tables.spec.dim)
             if mapped is None:
                 return None
             index = VectorIndex.from_bytes(header["kind"], data, nprobe=spec.nprobe, threads=settings.threads)
             if index.count != len(rids) or index.dim != tables.spec.dim:
-                return f"{path} holds {index.count} vectors for {len(rids)} rows"
+                return f"{name} holds {index.count} vectors for {len(rids)} rows"
             counters = Counters(*header["counters"])
             return LiveIndex(index, Slots(rids), counters, trained_rows=header["trained_rows"], mapped=mapped)
         except (ValueError, KeyError, TypeError, OSError, RuntimeError, MemoryError) as error:
-            return f"{path} cannot be used: {type(error).__name__} {error}"
+            return f"{name} cannot be used: {type(error).__name__} {getattr(error, 'strerror', None) or error}"
 
 
 def _mapped(path: Path, name: str | None, sums: NDArray[np.uint64], dim: int) -> MappedVectors | None:

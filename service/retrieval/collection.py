@@ -29,6 +29,7 @@ from service.retrieval.filters import compile_filter
 from service.retrieval.items import Door, check_id
 from service.retrieval.live import LiveIndex, build, catch_up, wanted_kind
 from service.retrieval.log import Log
+from service.retrieval.losses import seen_of, sentence
 from service.retrieval.queries import check_queries, cursor_of, id_of_cursor
 from service.retrieval.records import (
     CollectionInfo,
@@ -37,6 +38,7 @@ from service.retrieval.records import (
     DoctorReport,
     Item,
     ItemOutcome,
+    Loss,
     Page,
     Record,
     RetrievalSettings,
@@ -75,12 +77,14 @@ class Collection:
         live: LiveIndex,
         folder: Path,
         warnings: tuple[str, ...] = (),
+        losses: Callable[[str], tuple[Loss, ...]] = lambda _: (),
         wake: Callable[[], None] = lambda: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """The store makes collections; `live` must be of the database's present moment.
 
-        folder: for files of indexes. wake: upkeep may be due. stop: whether the store is closing.
+        folder: for files of indexes. losses: by name, that are not acknowledged. wake: upkeep may be due.
+        stop: whether the store is closing.
         """
         self.name = tables.name
         self.spec: CollectionSpec = tables.spec
@@ -89,6 +93,7 @@ class Collection:
         self._settings = settings
         self._durability: Literal["full", "none"] = durability
         self._warnings = warnings
+        self._losses = losses
         self._folder = folder
         self._wake = wake
         self._stop = stop
@@ -266,6 +271,7 @@ class Collection:
         """Counts, kinds and sizes now."""
         self._check_open()
         state = self._searcher.state()
+        losses = self._losses(self.name)
         return CollectionInfo(
             name=self.name,
             spec=self.spec,
@@ -275,10 +281,11 @@ class Collection:
             kind=state.kind,
             exact=state.kind == "flat",
             index_bytes=state.nbytes,
-            disk_bytes=sum(path.stat().st_size for path in self._log.files()),
+            disk_bytes=self._log.disk_bytes(),
             durability=self._durability,
             rebuilding=self._rebuilding.locked(),
-            warnings=self._warnings,
+            warnings=(*self._warnings, *map(sentence, losses)),
+            losses=losses,
         )
 
     def compact(self) -> CompactReport:
@@ -320,12 +327,14 @@ class Collection:
 
         Reads everything; searches and writes go on meanwhile, and rows changed while it runs are not counted as faults.
         Raises Interrupted: `stop` was due.
+        A loss that nobody has acknowledged is a problem too.
         """
         search = partial(self.search, stop=stop)
         with self._there():
-            return examine(
+            found = examine(
                 self._log, self._rows, self._searcher, search, queries=queries, recall_at=recall_at, stop=stop
             )
+        return replace(found, problems=(*found.problems, *map(sentence, self._losses(self.name))))
 
     # What the store needs of a collection; not for its users.
 
@@ -406,6 +415,7 @@ class Collection:
         return change
 
     def _publish(self, change: Change) -> None:
+        self._log.note(seen_of(self._tables, change.counters))
         try:
             self._searcher.apply(change)
         except BaseException:

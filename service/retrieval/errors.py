@@ -13,10 +13,12 @@ ClipworksError
 |   |-- FolderInUse          another process owns the data folder; its address is in the message
 |   |-- AliasNotFound        no such alias
 |   |-- StoreClosed          the store is closing or closed
-|   |-- Interrupted          the deadline passed, or nobody waits any more; nothing was changed
+|   |-- Interrupted          its time is over, nobody waits, or the store closes; nothing was changed
 |   |-- ScanNeeded           a filter must look at many rows first: `Collection.scan`
 |   |-- StorageFull          the disk is full; nothing of the request was applied
 |   |-- StorageFailed        reading or writing failed; nothing of the request was applied
+|   |   |-- StatementRefused SQLite does not take a statement, as of a filter with too many parts
+|   |-- TooManyCollections   the store takes no more collections
 |   |-- StoreCorrupt         a file is not what was written; its name is in the message
 """
 
@@ -104,6 +106,14 @@ class StorageFull(RetrievalError):
 
 class StorageFailed(RetrievalError):
     code = "storage_failed"
+
+
+class StatementRefused(StorageFailed):
+    code = "statement_refused"
+
+
+class TooManyCollections(RetrievalError):
+    code = "too_many_collections"
 
 
 class StoreCorrupt(RetrievalError):

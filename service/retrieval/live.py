@@ -159,7 +159,8 @@ def catch_up(log: Log, rows: Rows, live: LiveIndex, *, alive: NDArray[np.int64] 
         live.slots.kill(held[~np.isin(held, alive, assume_unique=True)])
         if live.slots.live != now.rows or len(alive) != now.rows:
             raise StoreCorrupt(
-                f"{log.path} counts {now.rows} rows, but has {len(alive)} items and {live.slots.live} of their vectors"
+                f"{log.path.name} counts {now.rows} rows, but has {len(alive)} items"
+                f" and {live.slots.live} of their vectors"
             )
         live.counters = now
         return

@@ -1,10 +1,12 @@
-"""One process owns a data folder: a lock file held for life, with the owner's address inside."""
+"""One process owns a data folder: a lock held for life, and a file with the owner's address."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
+import shutil
+import stat
 from pathlib import Path
 
 from service.retrieval.errors import FolderInUse, StorageFailed
@@ -14,21 +16,28 @@ _MAX_BYTES = 4096
 
 
 class FolderLock:
-    """The kernel frees it when the process ends, however it ends; the file itself stays."""
+    """Locks on the folder itself and on a file in it; the kernel frees both when the process ends, however it ends.
+
+    The file says who holds the folder, and keeps out versions that lock nothing else. Whoever deletes it frees nothing.
+    """
 
     def __init__(self, folder: Path, address: str | None) -> None:
         """Raises FolderInUse, with what the holder wrote."""
-        self._path = folder / LOCK_NAME
+        path = folder / LOCK_NAME
+        self._held: list[int] = []
         try:
-            self._descriptor: int | None = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            # The folder first: where there is a lock file, its folder is held, or was left behind (see remove_stale).
+            self._held.append(os.open(folder, os.O_RDONLY | os.O_CLOEXEC))
+            is_free = _lock(self._held[0])
+            if is_free:
+                self._held.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
+                is_free = _lock(self._held[1])
         except OSError as error:
-            raise StorageFailed(f"the lock file {self._path} cannot be opened: {error}") from None
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._descriptor)
-            self._descriptor = None
-            found_address, pid = _content(self._path)
+            self._close()
+            raise StorageFailed(f"{folder} cannot be locked: {error.strerror}") from None
+        if not is_free:
+            self._close()
+            found_address, pid = _content(path)
             where = f" at {found_address}" if found_address else ""
             raise FolderInUse(
                 f"{folder} is in use by process {pid or 'unknown'}{where}; one process owns a data folder",
@@ -39,34 +48,61 @@ class FolderLock:
 
     def announce(self, address: str | None) -> None:
         """Write who holds the folder and where it can be reached."""
-        if self._descriptor is None:
+        if not self._held:
             return
         content = json.dumps({"pid": os.getpid(), "address": address}).encode()
         # Written over, then cut: a reader may see a torn note, which it takes for none, but never an empty promise.
-        os.pwrite(self._descriptor, content, 0)
-        os.ftruncate(self._descriptor, len(content))
+        os.pwrite(self._held[1], content, 0)
+        os.ftruncate(self._held[1], len(content))
 
     def release(self) -> None:
-        if self._descriptor is not None:
-            os.ftruncate(self._descriptor, 0)
-            os.close(self._descriptor)
-            self._descriptor = None
+        if self._held:
+            os.ftruncate(self._held[1], 0)
+            self._close()
+
+    def _close(self) -> None:
+        while self._held:
+            os.close(self._held.pop())
 
 
 def holder(folder: Path) -> str | None:
     """Address of the process that holds the folder, "" if it wrote none; None if nobody holds it."""
-    path = folder / LOCK_NAME
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return _content(path)[0] or ""
-    finally:
-        os.close(descriptor)
+    for path in (folder, folder / LOCK_NAME):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            if not _lock(descriptor, fcntl.LOCK_SH):
+                return _content(folder / LOCK_NAME)[0] or ""
+        finally:
+            os.close(descriptor)
     return None
+
+
+def remove_stale(parent: Path, prefix: str) -> None:
+    """Remove temporary folders whose process was killed: of this user, with a lock file that nobody holds."""
+    for folder in parent.glob(f"{prefix}*"):
+        try:
+            is_ours = folder.lstat().st_uid == os.geteuid() and folder.is_dir() and not folder.is_symlink()
+            if not is_ours or not (folder / LOCK_NAME).is_file():
+                continue
+            lock = FolderLock(folder, None)
+        except (OSError, FolderInUse, StorageFailed):
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+
+
+def _lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
+    """Whether nobody else holds it. A file system that cannot lock a folder leaves it to the lock file."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return stat.S_ISDIR(os.fstat(descriptor).st_mode)
+    return True
 
 
 def _content(path: Path) -> tuple[str | None, int | None]:

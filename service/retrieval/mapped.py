@@ -46,7 +46,7 @@ class MappedVectors:
         try:
             rows = os.fstat(self._descriptor).st_size // (4 * dim)
             if rows < self.count:
-                raise ValueError(f"{path} holds {rows} rows, {self.count} were written")
+                raise ValueError(f"{path.name} holds {rows} rows, {self.count} were written")
             self._rows = self._grown(max(_LEAST_ROWS, self.count))
         except BaseException:
             os.close(self._descriptor)

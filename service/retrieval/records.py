@@ -16,6 +16,7 @@ from service.retrieval.paths import parse_path
 FieldType = Literal["string", "number", "boolean", "date", "string[]", "number[]"]
 IndexKind = Literal["auto", "flat", "sq8", "ivf_sq8"]
 BuiltKind = Literal["flat", "sq8", "ivf_sq8"]
+LossKind = Literal["changes", "collection", "deletion", "uncertain"]
 Vector = NDArray[np.float32]
 Metadata = dict[str, Any]
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(@[1-9][0-9]{0,8})?")
@@ -149,6 +150,25 @@ class SearchResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Loss:
+    """Acknowledged changes of a collection that were not there at a start.
+
+    kind: `changes` (the latest ones), `collection` (all of it), `deletion` (a deleted one came back) or `uncertain`
+        (the log was damaged while it was being moved; which changes that took is not known).
+    reached, found: the sequence that was acknowledged, and the one that was found; their difference is what is lost.
+    items_before, items_after: items at these sequences; None: not known. noticed_at: seconds since 1970.
+    """
+
+    collection: str
+    kind: LossKind
+    reached: int
+    found: int
+    items_before: int | None
+    items_after: int
+    noticed_at: int
+
+
+@dataclass(frozen=True, slots=True)
 class CollectionInfo:
     """What `describe` tells. Bytes: memory of the index, and of the whole store's files on disk; None: not known.
 
@@ -157,6 +177,7 @@ class CollectionInfo:
         the process, not a power cut), `remote` (the answer of another server) or `none` (a temporary folder).
     warnings: what was found wrong at open, in words; empty when all was well.
     aliases: its other names.
+    losses: until they are acknowledged.
     """
 
     name: str
@@ -173,6 +194,7 @@ class CollectionInfo:
     warnings: tuple[str, ...]
     backend: Literal["embedded", "milvus"] = "embedded"
     aliases: tuple[str, ...] = ()
+    losses: tuple[Loss, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +254,7 @@ class RetrievalSettings:
     checkpoint_s: seconds between truncations of the write-ahead log and notes of the reached sequence.
     rebuild_dead_share: an index with a larger share of dead slots is rebuilt in the background.
     max_results: largest offset + top_k.  max_metadata_bytes: of one item, as JSON.
+    max_collections: of one store; those that are there already are opened all the same.
     group_items: items at most that share one commit.  bitmap_cache_bytes: for bitmaps of filters, per collection.
     """
 
@@ -245,5 +268,6 @@ class RetrievalSettings:
     rebuild_dead_share: float = 0.2
     max_results: int = 10_000
     max_metadata_bytes: int = 65_536
+    max_collections: int = 1_000
     group_items: int = 5_000
     bitmap_cache_bytes: int = 64 * 2**20

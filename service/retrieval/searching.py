@@ -135,6 +135,11 @@ class Searcher:
                 live.mapped.path.name if live.mapped else None,
             )
 
+    def counters(self) -> Counters:
+        """How far into the truth it reaches."""
+        with self._lock.read():
+            return self._live.counters
+
     @property
     def index(self) -> VectorIndex:
         """For comparisons while nobody writes."""

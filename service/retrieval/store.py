@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import shutil
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,37 +20,46 @@ import apsw
 
 from service.retrieval import aliases, archive, cache, lock, witness
 from service.retrieval.collection import Collection
-from service.retrieval.database import CHECKSUMS, ensure_checksums, translate
+from service.retrieval.database import CHECKSUMS, ensure_checksums
 from service.retrieval.errors import (
     AliasNotFound,
     CollectionConflict,
     CollectionNotFound,
     InvalidCollection,
+    RetrievalError,
+    StorageFailed,
     StoreClosed,
     StoreCorrupt,
+    TooManyCollections,
 )
 from service.retrieval.files import make_folder
 from service.retrieval.live import LiveIndex, build, catch_up, wanted_kind
 from service.retrieval.log import Log
-from service.retrieval.records import NAME_PATTERN, CollectionInfo, CollectionSpec, RetrievalSettings
+from service.retrieval.losses import (
+    delete_losses,
+    insert_loss,
+    loss_of,
+    rename_losses,
+    seen_of,
+    sentence,
+)
+from service.retrieval.opening import DATABASE, INDEXES, read_folder, refuse_lost_database
+from service.retrieval.records import NAME_PATTERN, CollectionInfo, CollectionSpec, Loss, RetrievalSettings
 from service.retrieval.rows import Prepared, Rows
 from service.retrieval.tables import (
+    NOTHING,
+    Counters,
     Tables,
-    create_list,
     drop_collection,
-    drop_unready,
-    ensure_indexes,
     insert_collection,
     mark_ready,
     read_counters,
-    read_list,
     renew_epoch,
 )
 from service.retrieval.upkeep import Upkeep
 
 log = logging.getLogger("clipworks.retrieval")
-DATABASE = "collections.sqlite3"
-INDEXES = "indexes"
+_TEMPORARY = "clipworks-collections-"
 _RESTORE_ROWS = 2000
 
 
@@ -77,13 +87,16 @@ class CollectionStore:
         self._coming: set[str] = set()
         self._closed = False
         self._upkeep = Upkeep(
-            folder, indexes=folder / INDEXES, settings=settings, collections=lambda: list(self._collections.values())
+            indexes=folder / INDEXES,
+            settings=settings,
+            collections=lambda: list(self._collections.values()),
+            sync_witness=self._keep_witness,
         )
         self._warnings: tuple[str, ...] = ()
+        self._losses: dict[str, Loss] = {}
         path = folder / DATABASE
-        noted = witness.load(folder)
-        if noted and not path.exists():
-            raise StoreCorrupt(f"{path} is missing, but {folder / witness.NAME} knows of {len(noted)} collections")
+        known = witness.load(folder)
+        refuse_lost_database(folder, known)
         self._log = Log(
             path,
             vfs=vfs,
@@ -92,7 +105,7 @@ class CollectionStore:
             checkpoint_s=settings.checkpoint_s,
         )
         try:
-            self._load(noted or {})
+            self._load(known)
         except BaseException:
             self._log.close()
             raise
@@ -119,12 +132,14 @@ class CollectionStore:
             StorageFull, StorageFailed
         """
         temporary = folder is None
-        folder = Path(tempfile.mkdtemp(prefix="clipworks-collections-")) if folder is None else folder
+        if folder is None:
+            lock.remove_stale(Path(tempfile.gettempdir()), _TEMPORARY)
+            folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
         try:
             make_folder(folder)
             make_folder(folder / INDEXES)
-        except OSError as error:
-            raise translate(error, folder) from error
+        except OSError as error:  # nobody is served yet, so the operator may read the path
+            raise StorageFailed(f"{folder} cannot be used: {error.strerror}") from error
         ensure_checksums()
         owner = lock.FolderLock(folder, address)
         try:
@@ -148,6 +163,7 @@ class CollectionStore:
         Raises:
             InvalidCollection: a name that does not match NAME_PATTERN.
             CollectionConflict: it exists with another specification.
+            TooManyCollections: there are settings.max_collections.
         """
         _check_name(name)
         with self._open_for_change():
@@ -160,7 +176,11 @@ class CollectionStore:
                         f"collection {name} exists and is another: {_difference(there.spec, spec)}"
                     )
                 return there, False
-            tables = self._log.write(lambda db: insert_collection(db, name, spec, epoch=uuid.uuid4().hex, ready=True))
+            self._require_place()
+            tables = self._log.write(
+                lambda db: insert_collection(db, name, spec, epoch=uuid.uuid4().hex, ready=True),
+                publish=lambda made: self._log.note(seen_of(made, NOTHING)),
+            )
             return self._admit(tables, self._build(tables)), True
 
     def get(self, name: str) -> Collection:
@@ -227,10 +247,16 @@ class CollectionStore:
                         there = f"is at change {now.sequence}" if now else "means no collection"
                         raise CollectionConflict(f"{name} {there}, not at {if_sequence}")
                 aliases.point(db, name, target.tables.number, renamed=renamed)
+                if renamed:
+                    rename_losses(db, name, renamed[1])
 
             self._log.write(switch)
             if holder and keep_as:
                 holder.rename(keep_as)
+                self._losses = {
+                    epoch: replace(loss, collection=keep_as) if loss.collection == name else loss
+                    for epoch, loss in self._losses.items()
+                }
                 self._collections[keep_as] = self._collections.pop(name)
             is_new = name not in self._aliases
             self._aliases[name] = target
@@ -265,13 +291,23 @@ class CollectionStore:
                     f"collection {name} has the alias {', '.join(named)}: delete or move that first"
                 )
             number = found.tables.number
+            now = Counters(found.searcher.state().sequence, 0, 0)
+
+            def work(db: apsw.Connection) -> None:
+                self._log.note_first(seen_of(found.tables, now, state="dropping"))
+                drop_collection(db, number)
+
             with found.being_dropped():
-                self._log.write(lambda db: drop_collection(db, number), gate=found.gate)
+                self._log.write(
+                    work,
+                    publish=lambda _: self._log.note(seen_of(found.tables, now, state="dropped")),
+                    gate=found.gate,
+                )
             del self._collections[name]
             self._show_names()
             self._upkeep.forget(number)
-            cache.path_of(self._folder / INDEXES, found.tables).unlink(missing_ok=True)
-            self._upkeep.note_progress()
+            with suppress(OSError):  # the next start removes it
+                cache.path_of(self._folder / INDEXES, found.tables).unlink(missing_ok=True)
 
     def restore(self, path: Path, *, name: str) -> Collection:
         """A new collection from a file that `Collection.snapshot` wrote; all of it or nothing.
@@ -287,11 +323,15 @@ class CollectionStore:
                 lambda db: insert_collection(db, hidden, header.spec, epoch=uuid.uuid4().hex, ready=False)
             )
             try:
-                self._fill(tables, rows, header.count, path)
+                self._fill(tables, rows)
                 live = self._build(tables)
+                named = replace(tables, name=name)
                 with self._open_for_change():
-                    self._log.write(lambda db: mark_ready(db, tables.number, name))
-                    return self._admit(Tables(tables.number, name, header.spec, tables.epoch), live)
+                    self._log.write(
+                        lambda db: mark_ready(db, tables.number, name),
+                        publish=lambda _: self._log.note(seen_of(named, live.counters)),
+                    )
+                    return self._admit(named, live)
             except BaseException:
                 with suppress(StoreClosed):  # the next start drops what is not ready
                     self._log.write(lambda db: drop_collection(db, tables.number))
@@ -307,6 +347,7 @@ class CollectionStore:
         with self._open_for_change():
             if name in self._by_name or name in self._coming:
                 raise CollectionConflict(f"collection {name} exists; restore under another name, or drop it first")
+            self._require_place()
             self._coming.add(name)
         try:
             yield
@@ -316,22 +357,47 @@ class CollectionStore:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What was found wrong at open, in words."""
-        return self._warnings
+        """What was found wrong at open, and losses that nobody has acknowledged, in words."""
+        return (*self._warnings, *map(sentence, self._losses.values()))
 
-    def close(self) -> None:
-        """Finish the writes in hand, write index snapshots, truncate the log, release the folder. Twice is no error."""
+    def losses(self) -> tuple[Loss, ...]:
+        """Acknowledged changes that were not there at a start, also of collections that are gone."""
+        return tuple(self._losses.values())
+
+    def acknowledge_loss(self, name: str) -> int:
+        """Say no more of what this collection lost, durably; how many losses there were.
+
+        Raises:
+            CollectionNotFound: there is neither such a collection nor a loss of one.
+        """
+        with self._open_for_change():
+            name = self._aliases[name].name if name in self._aliases else name
+            found = [epoch for epoch, loss in self._losses.items() if loss.collection == name]
+            if not found and name not in self._collections:
+                raise CollectionNotFound(f"there is no collection {name[:80]!r}, and none of this name was lost")
+            if found:
+                self._log.write(lambda db: delete_losses(db, name))
+                self._losses = {epoch: loss for epoch, loss in self._losses.items() if epoch not in found}
+            return len(found)
+
+    def close(self, timeout_s: float | None = None) -> None:
+        """Finish the writes in hand, write index snapshots, truncate the log, release the folder. Twice is no error.
+
+        timeout_s: after half of it what runs is interrupted, after all of it left behind: the folder then stays locked
+            until the process ends. What was acknowledged is safe, and indexes that could not be saved are rebuilt.
+        """
         with self._changing:
             if self._closed:
                 return
             self._closed = True
+        until = None if timeout_s is None else time.monotonic() + timeout_s
         self._upkeep.stop()
-        self._log.close()
-        self._upkeep.join()
-        if not self._temporary:
-            self._upkeep.save_indexes(least_share=0.0)
-            self._upkeep.note_progress()
-        self._owner.release()
+        is_closed = self._log.close(until=until)
+        has_ended = self._upkeep.join(until=until)
+        if not self._temporary and has_ended:
+            self._upkeep.save_indexes(least_share=0.0, until=until)
+        if is_closed and has_ended:
+            self._owner.release()
         if self._temporary:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -350,81 +416,118 @@ class CollectionStore:
                 raise StoreClosed("the store is closed")
             yield
 
-    def _load(self, noted: witness.Progress) -> None:
+    def _require_place(self) -> None:
+        there = len(self._collections) + len(self._coming)
+        if there >= self._settings.max_collections:
+            raise TooManyCollections(
+                f"there are {there} collections, the limit is {self._settings.max_collections}"
+                " (CLIPWORKS_MAX_COLLECTIONS); delete one first"
+            )
+
+    def _load(self, known: witness.Testimony | None) -> None:
         started = time.monotonic()
+        testimony = known or witness.Testimony(witness.load_note(self._folder))
+        # A claim on the log holds until something is written: so it is renewed first, or what it shows is stored first.
+        is_damaged = not self._log.recovered.reaches(testimony.position)
+        if testimony.position.frames and not is_damaged:
+            self._attach(list(testimony.seen.values()))
 
-        def list_all(db: apsw.Connection) -> tuple[list[Tables], Mapping[str, int]]:
-            create_list(db)
-            aliases.create_table(db)
-            drop_unready(db)
-            listed = read_list(db)
-            for tables in listed:
-                ensure_indexes(db, tables.number, tables.spec)
-            return listed, aliases.read_all(db)
-
-        found, named = self._log.write(list_all)
-        for tables in found:
-            self._load_one(tables, noted)
+        found = read_folder(self._log, testimony, is_new=known is None, is_damaged=is_damaged)
+        self._losses, self._warnings = dict(found.known_losses), found.warnings
+        losses = dict(found.losses)
+        for tables in found.tables:
+            self._load_one(tables, losses.pop(tables.epoch, None))
         by_number = {held.tables.number: held for held in self._collections.values()}
-        self._aliases = {name: by_number[number] for name, number in named.items()}
+        self._aliases = {name: by_number[number] for name, number in found.aliases.items()}
         self._show_names()
-        epochs = {tables.epoch for tables in found}
-        self._warnings += tuple(witness.shortfalls({k: v for k, v in noted.items() if k not in epochs}, []))
-        for warning in self._warnings:
+        for epoch, loss in losses.items():
+            self._log.write(lambda db, epoch=epoch, loss=loss: insert_loss(db, epoch, loss))
+            self._losses[epoch] = loss
+        for warning in self.warnings:
             log.warning("%s", warning)
-        known = {cache.path_of(self._folder / INDEXES, tables).name for tables in found}
-        known |= {held.searcher.state().vectors_file for held in self._collections.values()}
+        self._remove_unknown_indexes()
+        there = {tables.epoch for tables in found.tables}
+        tombstones = [seen for epoch, seen in testimony.seen.items() if seen.state == "dropped" and epoch not in there]
+        self._attach([*tombstones, *self._seen()])
+        witness.remove_note(self._folder)
+        log.info("%d collections opened in %.2f s", len(found.tables), time.monotonic() - started)
+
+    def _attach(self, seen: Sequence[witness.Seen]) -> None:
+        try:
+            self._log.attach(self._folder, seen)
+        except RetrievalError as error:
+            log.warning("%s cannot be written, so a loss would go unnoticed: %s", witness.NAME, error)
+
+    def _seen(self) -> list[witness.Seen]:
+        return [seen_of(each.tables, each.searcher.counters()) for each in self._collections.copy().values()]
+
+    def _keep_witness(self) -> None:
+        """Sync it; or make it, where there was no room for it before. Raises OSError."""
+        if self._log.has_witness:
+            self._log.sync_witness()
+        else:
+            self._attach(self._seen())
+
+    def _remove_unknown_indexes(self) -> None:
+        known = {cache.path_of(self._folder / INDEXES, each.tables).name for each in self._collections.values()}
+        known |= {each.searcher.state().vectors_file for each in self._collections.values()}
         for path in (self._folder / INDEXES).iterdir():
             if path.name not in known:
-                path.unlink(missing_ok=True)
-        if self._warnings:
-            self._upkeep.note_progress()
-        log.info("%d collections opened in %.2f s", len(found), time.monotonic() - started)
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
 
-    def _load_one(self, tables: Tables, noted: witness.Progress) -> None:
+    def _load_one(self, tables: Tables, loss: Loss | None) -> None:
         """From the index snapshot if it can be trusted and fits, else from the truth."""
         rows = _rows(tables)
         path = cache.path_of(self._folder / INDEXES, tables)
         with self._log.read() as db:
             now = rows.counters(db)
         found = cache.load(path, tables, tables.spec.index, self._settings)
-        warnings = witness.shortfalls({k: v for k, v in noted.items() if k == tables.epoch}, [(tables, now.sequence)])
+        warnings: tuple[str, ...] = ()
         if isinstance(found, str):
-            warnings.append(f"{found}; the index was rebuilt from the truth")
+            warnings = (f"{found}; the index was rebuilt from the truth",)
             found = None
         elif found and (found.counters.sequence > now.sequence or found.counters.last_rid > now.last_rid):
-            warnings.append(
-                f"{path} is of change {found.counters.sequence}, the truth is at {now.sequence}: the write-ahead log"
-                " was cut or damaged; the index was rebuilt from the truth"
-            )
+            loss = loss or loss_of(seen_of(tables, found.counters), now)
             found = None
-        if warnings:
+        if warnings or loss:
             # Row numbers of lost changes will be used again, so nothing that was derived from them may ever fit.
+            found = None
             path.unlink(missing_ok=True)
-            tables = replace(tables, epoch=uuid.uuid4().hex)
-            self._log.write(lambda db: renew_epoch(db, tables.number, tables.epoch))
+            tables = self._renew(tables, loss)
         if found and found.index.kind == wanted_kind(tables.spec.index, now.rows, self._settings, now=found.index.kind):
             self._upkeep.remember(tables.number, found)
             catch_up(self._log, rows, found)
             live = found
         else:
             live = self._build(tables)
-        self._admit(tables, live, warnings=tuple(warnings))
+        self._admit(tables, live, warnings=warnings)
         self._warnings += tuple(f"collection {tables.name}: {warning}" for warning in warnings)
 
-    def _fill(self, tables: Tables, rows: Generator[Prepared], count: int, path: Path) -> None:
+    def _renew(self, tables: Tables, loss: Loss | None) -> Tables:
+        """Under a new epoch; a loss is stored under the old one."""
+        renewed = replace(tables, epoch=uuid.uuid4().hex)
+
+        def work(db: apsw.Connection) -> None:
+            renew_epoch(db, tables.number, renewed.epoch)
+            if loss is not None:
+                insert_loss(db, tables.epoch, loss)
+
+        self._log.write(work)
+        if loss is not None:
+            self._losses[tables.epoch] = loss
+        return renewed
+
+    def _fill(self, tables: Tables, rows: Generator[Prepared]) -> None:
         """Write the rows of a snapshot into a collection that nobody sees yet."""
         target = _rows(tables)
         done = 0
-        while done < count:
-            batch = [row for _, row in zip(range(_RESTORE_ROWS), rows, strict=False)]
-            if not batch:
-                break
+        while batch := list(itertools.islice(rows, _RESTORE_ROWS)):
             unique = list({row.id: row for row in batch}.values())
             change = self._log.write(lambda db, unique=unique: target.upsert(db, unique), weight=len(batch))
             done += len(batch)
             if change.counters.rows != done:
-                raise StoreCorrupt(f"{path} has an id twice")
+                raise StoreCorrupt("the snapshot has an id twice")
 
     def _build(self, tables: Tables) -> LiveIndex:
         folder = self._folder / INDEXES
@@ -439,6 +542,7 @@ class CollectionStore:
             live=live,
             folder=self._folder / INDEXES,
             warnings=warnings,
+            losses=lambda name: tuple(loss for loss in self._losses.values() if loss.collection == name),
             wake=self._upkeep.wake,
             stop=lambda: self._closed,
         )

@@ -38,6 +38,9 @@ class Counters:
     last_rid: int
 
 
+NOTHING = Counters(0, 0, 0)
+
+
 def create_list(db: apsw.Connection) -> None:
     """Make the list of collections, or check that the file's format is ours.
 

@@ -1,4 +1,4 @@
-"""What a store does beside requests: rebuild indexes that fell behind, save them, note how far each collection is."""
+"""What a store does beside requests: rebuild indexes that fell behind, save them, sync the witness."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from service.retrieval import cache, witness
+from service.retrieval import cache
 from service.retrieval.collection import Collection
 from service.retrieval.errors import RetrievalError, StoreClosed
 from service.retrieval.live import LiveIndex
@@ -22,19 +22,20 @@ class Upkeep:
     """One thread, and what it has saved so far; `wake` it when an index may be due.
 
     collections: those of the store at that moment. indexes: the folder that index snapshots lie in.
+    sync_witness: may raise OSError.
     """
 
     def __init__(
         self,
-        folder: Path,
         *,
         indexes: Path,
         settings: RetrievalSettings,
         collections: Callable[[], Sequence[Collection]],
+        sync_witness: Callable[[], None],
     ) -> None:
-        self._folder, self._indexes, self._settings, self._collections = folder, indexes, settings, collections
+        self._indexes, self._settings, self._collections = indexes, settings, collections
+        self._sync = sync_witness
         self._saved: dict[int, tuple[int, str | None]] = {}
-        self._noted: witness.Progress = {}
         self._stop = False
         self._due = threading.Event()
         self._thread = threading.Thread(target=self._keep_up, name="retrieval-upkeep", daemon=True)
@@ -50,8 +51,10 @@ class Upkeep:
         self._stop = True
         self._due.set()
 
-    def join(self) -> None:
-        self._thread.join()
+    def join(self, *, until: float | None) -> bool:
+        """Wait for its end, until then at most (of time.monotonic()); whether it came."""
+        self._thread.join(None if until is None else max(0.0, until - time.monotonic()))
+        return not self._thread.is_alive()
 
     def remember(self, number: int, live: LiveIndex) -> None:
         """The collection's index was read from its snapshot: it need not be saved again as it is."""
@@ -60,20 +63,14 @@ class Upkeep:
     def forget(self, number: int) -> None:
         self._saved.pop(number, None)
 
-    def note_progress(self) -> None:
-        """Write down how far every collection is, unless that stands there already."""
-        progress = {c.tables.epoch: c.searcher.state().sequence for c in self._collections()}
-        if progress == self._noted:
-            return
-        try:
-            witness.save(self._folder, progress)
-            self._noted = progress
-        except OSError as error:
-            log.warning("progress could not be noted: %s", error)
+    def save_indexes(self, *, least_share: float, until: float | None = None) -> None:
+        """Save indexes that took training and have changed by more than a share of their rows since the last time.
 
-    def save_indexes(self, *, least_share: float) -> None:
-        """Save indexes that took training and have changed by more than a share of their rows since the last time."""
+        until: of time.monotonic(); none is begun after it.
+        """
         for collection in self._collections():
+            if until is not None and time.monotonic() >= until:
+                return
             state = collection.searcher.state()
             sequence, vectors_file = self._saved.get(collection.tables.number, (-1, None))
             changes = state.sequence - sequence
@@ -91,6 +88,12 @@ class Upkeep:
                 self._saved[collection.tables.number] = (frozen.counters.sequence, name)
             except OSError as error:
                 log.warning("the index of collection %s could not be saved: %s", collection.name, error)
+
+    def _sync_witness(self) -> None:
+        try:
+            self._sync()
+        except OSError as error:
+            log.warning("the witness could not be synced: %s", error)
 
     def _keep_up(self) -> None:
         """The thread: never lets an error end it."""
@@ -113,5 +116,5 @@ class Upkeep:
                     time.sleep(min(1.0, self._settings.checkpoint_s))
             if time.monotonic() >= note_at:
                 note_at = time.monotonic() + self._settings.checkpoint_s
-                self.note_progress()
+                self._sync_witness()
                 self.save_indexes(least_share=_SAVE_SHARE)

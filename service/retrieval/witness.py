@@ -1,58 +1,239 @@
-"""How far each collection had come, noted beside the database now and then.
+"""A file beside the database that says how far each collection had come when a change was last acknowledged.
 
-SQLite opens a write-ahead log that was cut or damaged at its last whole commit, and cannot tell that from a crash. This
-note can: a database that is behind it has lost acknowledged changes, and that is said.
+SQLite opens a write-ahead log that was cut, damaged or removed at its last whole commit, and cannot tell that from a
+crash. This file can: it is written after each commit and before its answer, so a database that is behind it has lost
+acknowledged changes.
+
+It also says how many frames of the log were in use, while not all of them were in the database: a log that is shorter
+was damaged, even where its pages had been moved in part and no sequence is behind.
+
+Format: a line that names it, filled up to 512 bytes; then one record for the log and one for each collection, of two
+slots of 128 bytes written in turn, each with a checksum. A kill leaves one slot half written, and the other whole.
+
+It is written with `pwrite` and not synced: that reaches the kernel's page cache, which survives the process, for a few
+microseconds. A power cut may lose the newest slots, but never brings a false alarm: the log was synced before a slot is
+written, so no slot on a disk is ahead of it; and that the log is not needed any more is synced before it is emptied.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import os
+import struct
+import threading
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from service.retrieval.files import write_whole
-from service.retrieval.tables import Tables
 
-NAME = "progress.json"
-Progress = Mapping[str, int]
+NAME = "collections.witness"
+NOTE = "progress.json"
+State = Literal["live", "dropping", "dropped"]
+_log = logging.getLogger("clipworks.retrieval")
+_HEADER = b"CLIPWORKS-WITNESS 1\n".ljust(512, b"\0")
+_SLOT = struct.Struct("<IIQQQ16s64s16x")
+_SLOTS = 2
+_RECORD_BYTES = _SLOTS * _SLOT.size
+_LOG_STATE = 0
+_STATES: tuple[State, ...] = ("live", "dropping", "dropped")
+_LOG_PLACE = 0
+_CHECKSUM_BYTES = 4
 
 
-def save(folder: Path, progress: Progress) -> None:
-    """progress: sequence by epoch. Raises OSError."""
-    line = json.dumps(dict(progress), sort_keys=True)
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was acknowledged of one collection: its sequence, its number of items, and whether it is there.
 
-    def write(stream: BinaryIO) -> None:
-        stream.write(f"{line}\n{zlib.crc32(line.encode()):08x}\n".encode())
+    items: None where only a note of an older release is left.
+    state: `dropping` is noted before the drop is committed, so that a stop between the two claims neither.
+    """
 
-    write_whole(folder / NAME, write)
+    epoch: str
+    name: str
+    sequence: int
+    items: int | None
+    state: State = "live"
 
 
-def load(folder: Path) -> Progress | None:
-    """None without a note, or with one that is damaged: it only ever adds a warning."""
+@dataclass(frozen=True, slots=True)
+class LogPosition:
+    """Frames of the write-ahead log that has this salt; zero frames claim nothing."""
+
+    salt: int = 0
+    frames: int = 0
+
+    def reaches(self, claimed: LogPosition) -> bool:
+        """Whether a log that ends here still has all that was claimed."""
+        return not claimed.frames or (self.salt == claimed.salt and self.frames >= claimed.frames)
+
+
+@dataclass(frozen=True, slots=True)
+class Testimony:
+    """`seen` by epoch; `position`: of a log that was needed; `problem`: why it may say too little, in words."""
+
+    seen: Mapping[str, Seen]
+    position: LogPosition = LogPosition()
+    problem: str | None = None
+
+
+class Witness:
+    """Open for writing, with exactly these records. All methods but `sync` are for the log's writer thread.
+
+    A write that fails is logged, once: the change is on disk all the same, only its loss would go unnoticed.
+    """
+
+    def __init__(self, folder: Path, seen: Sequence[Seen], *, position: LogPosition) -> None:
+        """position: of the log, which must be synced. Raises OSError."""
+        path = folder / NAME
+
+        def write(stream: BinaryIO) -> None:
+            stream.write(_HEADER + _packed_position(position, 0) + bytes(_SLOT.size))
+            for each in seen:
+                stream.write(_packed(each, 0) + bytes(_SLOT.size))
+
+        write_whole(path, write)
+        self._path = path
+        self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._places = {each.epoch: place for place, each in enumerate(seen, _LOG_PLACE + 1)}
+        self._turns = [0] * (1 + len(seen))
+        self._dropped = [each.epoch for each in seen if each.state == "dropped"]
+        self._free: list[int] = []
+        self._owed: dict[str, Seen] = {}
+        self._using = threading.Lock()
+
+    def note(self, seen: Seen) -> None:
+        """A change was committed, and is about to be acknowledged."""
+        place = self._places.get(seen.epoch)
+        if place is None:
+            place = self._free.pop() if self._free else len(self._turns)
+            self._places[seen.epoch] = place
+            if place == len(self._turns):
+                self._turns.append(-1)
+        if not self._write(place, _packed(seen, self._turns[place] + 1)):
+            self._owed[seen.epoch] = seen
+            return
+        self._owed.pop(seen.epoch, None)
+        if seen.state == "dropped":
+            self._dropped.append(seen.epoch)
+
+    def claim(self, position: LogPosition) -> None:
+        """A commit is in the log up to there."""
+        self._write(_LOG_PLACE, _packed_position(position, self._turns[_LOG_PLACE] + 1))
+
+    def settle(self) -> None:
+        """All of the log is in the database and synced: it is claimed no more, and no drop can be undone by its loss.
+
+        Raises:
+            OSError: the log must not be emptied yet.
+        """
+        for seen in list(self._owed.values()):
+            self.note(seen)
+        self.claim(LogPosition())
+        self.sync()
+        self._free += [self._places.pop(epoch) for epoch in self._dropped]
+        self._dropped.clear()
+
+    def _write(self, place: int, data: bytes) -> bool:
+        turn = self._turns[place] + 1
+        offset = len(_HEADER) + place * _RECORD_BYTES + turn % _SLOTS * _SLOT.size
+        try:
+            if self._descriptor is None or os.pwrite(self._descriptor, data, offset) != len(data):
+                raise OSError("written in part")
+        except OSError as error:
+            if not self._owed:
+                _log.warning("%s cannot be written, so a loss would go unnoticed: %s", self._path, error)
+            return False
+        self._turns[place] = turn
+        return True
+
+    def sync(self) -> None:
+        """Onto the disk. Raises OSError."""
+        with self._using:
+            if self._descriptor is not None:
+                os.fdatasync(self._descriptor)
+
+    def close(self) -> None:
+        with self._using:
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
+
+
+def load(folder: Path) -> Testimony | None:
+    """What the file in `folder` says; None without one. It only ever adds alarms, so damage in it is no error."""
     try:
-        line, sum, end = (folder / NAME).read_text().split("\n")
-        if end or sum != f"{zlib.crc32(line.encode()):08x}":
-            return None
-        return {str(epoch): int(sequence) for epoch, sequence in json.loads(line).items()}
-    except (OSError, ValueError, AttributeError, TypeError):
+        data = (folder / NAME).read_bytes()
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        return Testimony({}, problem=f"{NAME} cannot be read: {error.strerror}")
+    seen: dict[str, Seen] = {}
+    position = LogPosition()
+    rest = (len(data) - len(_HEADER)) % _RECORD_BYTES
+    is_whole = data.startswith(_HEADER) and rest in (0, _SLOT.size)  # the last record may have its first slot only
+    for start in range(len(_HEADER), len(data), _RECORD_BYTES):
+        record = data[start : start + _RECORD_BYTES]
+        found = [_unpacked(record[at : at + _SLOT.size]) for at in range(0, len(record), _SLOT.size)]
+        good = [each for each in found if each is not None]
+        if good:
+            newest = max(good, key=lambda each: each[0])[1]
+            if isinstance(newest, Seen):
+                seen[newest.epoch] = newest
+            else:
+                position = newest
+        elif any(record):
+            is_whole = False
+    if is_whole:
+        return Testimony(seen, position)
+    return Testimony(seen, position, f"{NAME} is damaged or cut: changes that were lost may have gone unnoticed")
 
 
-def shortfalls(noted: Progress, found: Sequence[tuple[Tables, int]]) -> list[str]:
-    """What the note knows and the database does not, each in one sentence."""
-    present = {tables.epoch: (tables.name, sequence) for tables, sequence in found}
-    sentences: list[str] = []
-    for epoch, sequence in noted.items():
-        name, reached = present.get(epoch, (None, 0))
-        if name is None:
-            sentences.append(
-                f"a collection with {sequence} changes that was here is gone: the write-ahead log was cut or damaged"
-            )
-        elif reached < sequence:
-            sentences.append(
-                f"collection {name} is at change {reached}, but had reached {sequence}: the write-ahead log was cut or"
-                f" damaged, and at least {sequence - reached} acknowledged changes are lost; restore a snapshot"
-            )
-    return sentences
+def load_note(folder: Path) -> dict[str, Seen]:
+    """What folders have that were last used before there was a witness: sequences by epoch, noted now and then."""
+    try:
+        line, checksum, end = (folder / NOTE).read_text().split("\n")
+        if end or checksum != f"{zlib.crc32(line.encode()):08x}":
+            return {}
+        noted: dict[str, int] = {str(epoch): int(sequence) for epoch, sequence in json.loads(line).items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+    return {epoch: Seen(epoch, "(of unknown name)", sequence, None) for epoch, sequence in noted.items()}
+
+
+def remove_note(folder: Path) -> None:
+    """The witness has taken its place."""
+    with suppress(OSError):
+        (folder / NOTE).unlink(missing_ok=True)
+
+
+def _packed(seen: Seen, turn: int) -> bytes:
+    state = 1 + _STATES.index(seen.state)
+    epoch = bytes.fromhex(seen.epoch)
+    return _summed(_SLOT.pack(0, state, turn, seen.sequence, seen.items or 0, epoch, seen.name.encode()))
+
+
+def _packed_position(position: LogPosition, turn: int) -> bytes:
+    return _summed(_SLOT.pack(0, _LOG_STATE, turn, position.frames, position.salt, b"", b""))
+
+
+def _summed(slot: bytes) -> bytes:
+    return zlib.crc32(slot[_CHECKSUM_BYTES:]).to_bytes(_CHECKSUM_BYTES, "little") + slot[_CHECKSUM_BYTES:]
+
+
+def _unpacked(slot: bytes) -> tuple[int, Seen | LogPosition] | None:
+    """(turn, what was seen); None for a slot that was never written, or not to its end."""
+    if len(slot) != _SLOT.size or _summed(slot) != slot:
+        return None
+    state: int
+    _, state, turn, sequence, items, epoch, name = _SLOT.unpack(slot)
+    if state == _LOG_STATE:
+        return turn, LogPosition(salt=items, frames=sequence)
+    if state > len(_STATES):
+        return None
+    text = name.rstrip(b"\0").decode(errors="replace")
+    return turn, Seen(epoch.hex(), text, sequence, items, _STATES[state - 1])

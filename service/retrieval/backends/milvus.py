@@ -26,7 +26,7 @@ from service.retrieval.backends.milvus_rows import (
     name_there,
 )
 from service.retrieval.errors import CollectionConflict, CollectionNotFound, InvalidCollection, StoreCorrupt
-from service.retrieval.records import NAME_PATTERN, CollectionInfo, CollectionSpec, RetrievalSettings
+from service.retrieval.records import NAME_PATTERN, CollectionInfo, CollectionSpec, Loss, RetrievalSettings
 from service.retrieval.rows import Prepared
 
 _RESTORE_ROWS = 1000
@@ -132,7 +132,15 @@ class MilvusBackend:
                 raise
             return made
 
-    def close(self) -> None:
+    def losses(self) -> tuple[Loss, ...]:
+        """A Milvus keeps its own log, and says itself what it lost."""
+        return ()
+
+    def acknowledge_loss(self, name: str) -> int:
+        self.get(name)
+        return 0
+
+    def close(self, timeout_s: float | None = None) -> None:
         self._connection.close()
 
     def _find(self, name: str) -> CollectionSpec | None:

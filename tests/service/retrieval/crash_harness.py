@@ -48,6 +48,8 @@ POINTS = (
     "wal-truncate",
     "file-fsync",
     "file-rename",
+    "file-write",
+    "file-fdatasync",
 )
 
 
@@ -110,8 +112,10 @@ class CrashVFS(apsw.VFS):
 
 
 def mine_the_files(bomb: Bomb) -> None:
-    """Our own files go through os.fsync and os.replace."""
-    fsync, replace = os.fsync, os.replace
+    """Our own files go through these; the witness, each commit, through os.pwrite and os.fdatasync."""
+    fsync, replace, pwrite, fdatasync = os.fsync, os.replace, os.pwrite, os.fdatasync
+    os.pwrite = lambda *args: bomb.around("file-write", lambda: pwrite(*args))
+    os.fdatasync = lambda descriptor: bomb.around("file-fdatasync", lambda: fdatasync(descriptor))
     os.fsync = lambda descriptor: bomb.around("file-fsync", lambda: fsync(descriptor))
     os.replace = lambda *args: bomb.around("file-rename", lambda: replace(*args))
 

@@ -47,7 +47,7 @@ FOLDER = "data"
 # A copy that cannot be used costs time and no item: counted, and only many of them are a fault.
 # The file of mapped vectors is a cache: too short, it is made anew; wrong rows of it are answered from the truth.
 REBUILT = ("cannot be used: ValueError", "vectors of the index are not those stored")
-REAL = (os.fsync, os.fdatasync, os.replace)
+REAL = (os.fsync, os.fdatasync, os.replace, os.pwrite)
 
 
 # ---------------------------------------------------------------- what happened
@@ -171,6 +171,18 @@ class Recorder:
             self.around(action)
         else:
             real(descriptor)
+
+    def pwrite(self, descriptor: int, data: Any, offset: int) -> int:
+        """Noted at once and in its place: the witness writes after the log was synced, and nothing looks then."""
+
+        def action() -> int:
+            written = REAL[3](descriptor, data, offset)
+            number = os.fstat(descriptor).st_ino
+            for name in [name for name, seen in self._seen.items() if seen[0] == number]:
+                self._compare(self._files[name], (self.root / name).read_bytes())
+            return written
+
+        return self.around(action) if self.is_on else REAL[3](descriptor, data, offset)
 
     def replace(self, source: Any, target: Any) -> None:
         self.around(lambda: REAL[2](source, target))
@@ -446,11 +458,11 @@ def run(states: int, *, seed: int, requests: int) -> dict[str, Any]:
     vfs = RecordedVFS(recorder)  # before the checksums, which go on top of whatever is the default then
     ensure_checksums()
     os.fsync, os.fdatasync = recorder.syncing(os.fsync), recorder.syncing(os.fdatasync)
-    os.replace = recorder.replace
+    os.replace, os.pwrite = recorder.replace, recorder.pwrite
     recorder.is_on = True
     live(root, recorder, seed=seed, requests=requests)
     recorder.is_on = False
-    os.fsync, os.fdatasync, os.replace = REAL
+    os.fsync, os.fdatasync, os.replace, os.pwrite = REAL
     shutil.rmtree(root)
     lived_s = time.monotonic() - started
     cuts = Counter(chance.randrange(len(recorder.events) + 1) for _ in range(states))

@@ -106,6 +106,9 @@ def test_a_closed_log_says_so_and_leaves_no_write_ahead_log(tmp_path: Path, sync
     log = Log(tmp_path / "log.sqlite3", vfs="counting", readers=1, group_items=10, checkpoint_s=3600)
     log.write(lambda db: run(db, "CREATE TABLE things (name TEXT)"))
     log.checkpoint()
+    assert (tmp_path / "log.sqlite3-wal").stat().st_size > 0  # before a witness is there nothing is emptied
+    log.attach(tmp_path, [])
+    log.checkpoint()
     assert (tmp_path / "log.sqlite3-wal").stat().st_size == 0
     log.close()
     log.close()

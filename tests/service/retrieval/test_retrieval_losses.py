@@ -1,0 +1,168 @@
+"""What a lost write-ahead log took is counted by collection, and said until somebody acknowledges it."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.retrieval import CollectionStore, Item, RetrievalSettings
+from service.retrieval.errors import CollectionNotFound
+from service.retrieval.witness import LogPosition, Seen, Witness, load
+
+SETTINGS = RetrievalSettings(checkpoint_s=3600, train_min_rows=8, threads=1, readers=2)
+OLD = Path(__file__).parents[2] / "fixtures" / "collections-format-1.tar.xz"
+
+
+def item(id: str, seed: int) -> Item:
+    values = np.random.default_rng(seed).standard_normal(8)
+    return Item(id, (values / np.linalg.norm(values)).astype(np.float32), {"seed": seed})
+
+
+@pytest.fixture
+def killed(tmp_path: Path, spec: Any) -> Path:
+    """As a kill leaves it, with the last changes in the log only: some of `kept`, all of `young`, the end of `old`."""
+    folder = tmp_path / "data"
+    with CollectionStore.open(folder, settings=SETTINGS) as store:
+        for name in ("kept", "old", "untouched"):
+            store.create(name, spec())[0].upsert([item(f"r{n}", n) for n in range(20)])
+    with CollectionStore.open(folder, settings=SETTINGS) as store:
+        for n in range(12):
+            store.get("kept").upsert([item(f"new{n}", n)])
+        store.get("kept").delete(["new0", "r1"])
+        store.create("young", spec())[0].upsert([item("one", 1), item("two", 2)])
+        store.drop("old")
+        return Path(shutil.copytree(folder, tmp_path / "killed"))
+
+
+def test_an_intact_log_brings_everything_and_no_alarm(killed: Path) -> None:
+    with CollectionStore.open(killed, settings=SETTINGS) as store:
+        assert (store.warnings, store.losses()) == ((), ())
+        assert {info.name: info.count for info in store.list()} == {"kept": 30, "young": 2, "untouched": 20}
+
+
+@pytest.mark.parametrize("damage", ["removed", "first frame flipped", "cut to its header"])
+def test_each_collection_says_how_many_changes_it_lost(killed: Path, damage: str) -> None:
+    log = killed / "collections.sqlite3-wal"
+    data = bytearray(log.read_bytes())
+    data[60] ^= 1
+    if damage == "removed":
+        log.unlink()
+    else:
+        log.write_bytes(data if damage == "first frame flipped" else data[:32])
+    with CollectionStore.open(killed, settings=SETTINGS) as store:
+        losses = {loss.collection: loss for loss in store.losses()}
+        assert {name: loss.kind for name, loss in losses.items()} == {
+            "kept": "changes",
+            "young": "collection",
+            "old": "deletion",
+        }
+        kept = losses["kept"]
+        assert (kept.reached - kept.found, kept.items_before, kept.items_after) == (13, 30, 20)
+        assert (losses["young"].reached, losses["young"].items_before) == (1, 2)
+        info = store.get("kept").describe()
+        assert info.losses == (kept,)
+        assert "lost 13 acknowledged changes" in info.warnings[0]
+        assert not store.get("kept").doctor().healthy
+        assert store.get("untouched").describe().losses == ()
+        assert store.get("untouched").doctor().healthy
+        store.get("kept").upsert([item("after", 5)])  # it is used again all the same
+    with CollectionStore.open(killed, settings=SETTINGS) as again:
+        assert {loss.collection for loss in again.losses()} == {"kept", "old", "young"}  # said until acknowledged
+        assert [again.acknowledge_loss(name) for name in ("kept", "young", "untouched")] == [1, 1, 0]
+        with pytest.raises(CollectionNotFound):
+            again.acknowledge_loss("young")
+        assert again.get("kept").doctor().healthy
+        assert again.get("kept").describe().warnings == ()
+    with CollectionStore.open(killed, settings=SETTINGS) as last:
+        assert [loss.collection for loss in last.losses()] == ["old"]
+        assert last.get("kept").describe().count == 21
+
+
+def test_a_lost_witness_is_said_once_and_no_loss(killed: Path) -> None:
+    (killed / "collections.witness").unlink()
+    with CollectionStore.open(killed, settings=SETTINGS) as store:
+        assert ["collections.witness is missing" in text for text in store.warnings] == [True]
+        assert (store.losses(), store.get("kept").describe().count) == ((), 30)
+    with CollectionStore.open(killed, settings=SETTINGS) as again:
+        assert again.warnings == ()
+
+
+def test_drops_and_creations_without_end_do_not_grow_the_witness(tmp_path: Path, spec: Any) -> None:
+    settings = RetrievalSettings(checkpoint_s=0.01, threads=1, readers=1)
+    with CollectionStore.open(tmp_path, settings=settings) as store:
+        for n in range(25):
+            store.create(f"c{n}", spec())
+            store.drop(f"c{n}")
+        assert (tmp_path / "collections.witness").stat().st_size < 25 * 256
+        assert store.list() == []
+
+
+def test_the_witness_keeps_its_last_whole_word(tmp_path: Path) -> None:
+    """A slot that was written in part leaves the one before it; records of dropped collections are used again."""
+    one, two = Seen("a" * 32, "one", 4, 2), Seen("b" * 32, "two", 0, 0)
+    witness = Witness(tmp_path, [one], position=LogPosition(7, 9))
+    witness.note(two)
+    witness.note(Seen("a" * 32, "one", 5, 3))
+    found = load(tmp_path)
+    assert found is not None
+    assert (found.position, found.problem) == (LogPosition(7, 9), None)
+    assert found.seen == {"a" * 32: Seen("a" * 32, "one", 5, 3), "b" * 32: two}
+    data = bytearray((tmp_path / "collections.witness").read_bytes())
+    second_slot = 512 + 256 + 128
+    data[second_slot + 40 : second_slot + 128] = bytes(88)
+    (tmp_path / "collections.witness").write_bytes(data)
+    torn = load(tmp_path)
+    assert torn is not None
+    assert torn.seen["a" * 32] == one
+    witness.note(Seen("b" * 32, "two", 0, 0, "dropped"))
+    witness.settle()
+    witness.note(Seen("c" * 32, "three", 1, 1))
+    after = load(tmp_path)
+    assert after is not None
+    assert (after.position, set(after.seen)) == (LogPosition(), {"a" * 32, "c" * 32})
+    witness.close()
+
+
+# ---------------------------------------------------------------- folders of the release before the witness
+
+
+@pytest.fixture
+def before(tmp_path: Path) -> Path:
+    """Written by commit 2684e2d: `closed` cleanly, `killed` with ten more rows in the log; the rows' vectors."""
+    with tarfile.open(OLD) as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path
+
+
+def rows_of(store: CollectionStore, name: str) -> dict[str, bytes]:
+    batches = store.get(name).export_rows()
+    return {record.id: record.vector.tobytes() for batch in batches for record in batch if record.vector is not None}
+
+
+@pytest.mark.parametrize("folder", ["closed", "killed"])
+def test_folders_of_before_open_with_all_they_had(before: Path, folder: str) -> None:
+    vectors = np.load(before / "vectors.npy")
+    right = {f"r{n}": vectors[n].tobytes() for n in range(5, 50)}
+    more = {f"r{n}": vectors[n].tobytes() for n in range(50, 60)} if folder == "killed" else {}
+    for _ in range(2):
+        with CollectionStore.open(before / folder, settings=SETTINGS) as store:
+            assert store.warnings == ()
+            assert rows_of(store, "flat") == right | more
+            assert rows_of(store, "sq8") == right
+            assert store.get("sq8").doctor().healthy
+    assert not (before / folder / "progress.json").exists()  # the witness has taken its place
+    with CollectionStore.open(before / "new", settings=SETTINGS) as store:
+        assert store.restore(before / "sq8.snapshot", name="sq8").describe().count == 45
+
+
+def test_the_note_of_before_still_knows_a_lost_log(before: Path) -> None:
+    (before / "killed" / "collections.sqlite3-wal").unlink()
+    with CollectionStore.open(before / "killed", settings=SETTINGS) as store:
+        (loss,) = store.get("flat").describe().losses
+        assert (loss.kind, loss.reached - loss.found, loss.items_after) == ("changes", 10, 45)
+        assert loss.items_before is None
