@@ -21,6 +21,7 @@ from clipworks.retry import RetryPolicy
 from clipworks.schemas import (
     Activation,
     CollectionInfo,
+    CollectionLoss,
     Health,
     HeatmapFormat,
     Included,
@@ -299,6 +300,10 @@ class AsyncClient:
     async def collections(self) -> list[CollectionInfo]:
         """Every collection of the server, by name."""
         return await self._drive(self._setup.collections.every())
+
+    async def losses(self) -> list[CollectionLoss]:
+        """See `Client.losses`."""
+        return await self._drive(self._setup.collections.losses())
 
     async def create_collection(
         self,

@@ -29,10 +29,12 @@ from clipworks._queries import parse
 from clipworks.results import Hit, Hits, SearchResult, Stored, UpsertResult, vector_of
 from clipworks.retry import RetryPolicy
 from clipworks.schemas import (
+    AcknowledgeLossResponse,
     AliasInfo,
     AliasList,
     CollectionInfo,
     CollectionList,
+    CollectionLoss,
     CompactResponse,
     DeleteItemsResponse,
     DoctorResponse,
@@ -69,6 +71,10 @@ class CollectionCalls:
     def every(self) -> Steps[list[CollectionInfo]]:
         answer = yield from self._exchange("GET", "/collections")
         return parse(answer, CollectionList, "/collections").data
+
+    def losses(self) -> Steps[list[CollectionLoss]]:
+        answer = yield from self._exchange("GET", "/collections")
+        return parse(answer, CollectionList, "/collections").losses
 
     def create(
         self,
@@ -113,6 +119,10 @@ class CollectionCalls:
     def compact(self, name: str) -> Steps[CompactResponse]:
         path = f"{_path(name)}/compact"
         return parse((yield from self._exchange("POST", path)), CompactResponse, path)
+
+    def acknowledge_loss(self, name: str) -> Steps[int]:
+        path = f"{_path(name)}/acknowledge-loss"
+        return parse((yield from self._exchange("POST", path)), AcknowledgeLossResponse, path).acknowledged
 
     def snapshot(self, name: str) -> Steps[SnapshotResponse]:
         path = f"{_path(name)}/snapshot"

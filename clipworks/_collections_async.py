@@ -153,6 +153,10 @@ class AsyncCollection:
         """See `Collection.compact`."""
         return await self._drive(self._calls.compact(self.name))
 
+    async def acknowledge_loss(self) -> int:
+        """See `Collection.acknowledge_loss`."""
+        return await self._drive(self._calls.acknowledge_loss(self.name))
+
     async def snapshot(self) -> SnapshotResponse:
         """See `Collection.snapshot`."""
         return await self._drive(self._calls.snapshot(self.name))

@@ -172,6 +172,13 @@ class Collection:
         """Rebuild the index without deleted rows, train it anew, give unused disk space back."""
         return self._drive(self._calls.compact(self.name))
 
+    def acknowledge_loss(self) -> int:
+        """Say no more of what a damaged store lost of it (`info().losses`); how many losses were shown.
+
+        Works for a collection that is gone, too. Needs an admin key.
+        """
+        return self._drive(self._calls.acknowledge_loss(self.name))
+
     def snapshot(self) -> SnapshotResponse:
         """Write all rows of one moment into a file on the server, whose name it chooses."""
         return self._drive(self._calls.snapshot(self.name))

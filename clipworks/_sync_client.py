@@ -18,6 +18,7 @@ from clipworks.retry import RetryPolicy
 from clipworks.schemas import (
     Activation,
     CollectionInfo,
+    CollectionLoss,
     Health,
     HeatmapFormat,
     Included,
@@ -319,6 +320,10 @@ class Client:
     def collections(self) -> list[CollectionInfo]:
         """Every collection of the server, by name."""
         return self._drive(self._setup.collections.every())
+
+    def losses(self) -> list[CollectionLoss]:
+        """What a damaged store lost, of every collection, until it is acknowledged."""
+        return self._drive(self._setup.collections.losses())
 
     def create_collection(
         self,

@@ -20,9 +20,11 @@ from clipworks._wire import (
 )
 
 __all__ = [
+    "AcknowledgeLossResponse",
     "AliasInfo",
     "AliasList",
     "AliasRequest",
+    "CollectionLoss",
     "BackendName",
     "BuiltKind",
     "COLLECTION_PATTERN",
@@ -90,6 +92,7 @@ IndexKind = Literal["auto", "flat", "sq8", "ivf_sq8"]
 BuiltKind = Literal["flat", "sq8", "ivf_sq8"]
 BackendName = Literal["embedded", "milvus"]
 Durability = Literal["full", "process", "remote", "none"]
+LossKind = Literal["changes", "collection", "deletion", "uncertain"]
 Include = Literal["metadata", "vector"]
 # A length or a character that an id may not have is an item's own error, so it is no part of this shape.
 ItemId = Annotated[
@@ -138,6 +141,21 @@ class CollectionRequest(Wire):
     )
 
 
+class CollectionLoss(Wire):
+    """Acknowledged changes that were not there when the server started; shown until an admin acknowledges the loss."""
+
+    collection: str
+    kind: LossKind = Field(
+        description="changes: the latest; collection: all of it; deletion: a deleted one came back; uncertain: the "
+        "log was damaged while it was being moved, which changes that took is not known"
+    )
+    reached: int = Field(description="sequence that was acknowledged")
+    found: int = Field(description="sequence that was found; `reached` - `found` changes are lost")
+    items_before: int | None = Field(description="null where it is not known")
+    items_after: int
+    noticed_at: int = Field(description="seconds since 1970")
+
+
 class CollectionInfo(Wire):
     name: str
     backend: BackendName = Field(default="embedded", description="what keeps it")
@@ -161,10 +179,16 @@ class CollectionInfo(Wire):
     rebuilding: bool
     warnings: list[str] = Field(description="what was found wrong at start; empty when all was well")
     aliases: list[str] = Field(default_factory=list[str], description="its other names")
+    losses: list[CollectionLoss] = Field(
+        default_factory=list[CollectionLoss], description="what a damaged store lost of it, until acknowledged"
+    )
 
 
 class CollectionList(Wire):
     data: list[CollectionInfo]
+    losses: list[CollectionLoss] = Field(
+        default_factory=list[CollectionLoss], description="of all collections, also of those that are gone"
+    )
 
 
 # ---------------------------------------------------------------- aliases
@@ -212,6 +236,10 @@ class DoctorResponse(Wire):
     recall_at: int
     sampled: int
     problems: list[str] = Field(description="each in one sentence; empty when healthy")
+
+
+class AcknowledgeLossResponse(Wire):
+    acknowledged: int = Field(description="losses that are no longer shown")
 
 
 class CompactResponse(Wire):

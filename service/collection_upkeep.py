@@ -12,6 +12,7 @@ from service.collections import Collections
 from service.faults import Conflict, UnknownName
 from service.retrieval import CollectionInfo, CompactReport, DoctorReport, SnapshotInfo
 from service.retrieval.backends.protocol import Backend
+from service.retrieval.database import translated
 from service.retrieval.stopping import Stop
 
 FOLDER = "snapshots"
@@ -38,6 +39,10 @@ class Upkeep:
     async def compact(self, name: str) -> CompactReport:
         return await self._collections.look_after(lambda store, _: store.get(name).compact())
 
+    async def acknowledge_loss(self, name: str) -> int:
+        """How many losses of the collection are no longer shown. Raises CollectionNotFound."""
+        return await self._collections.look_after(lambda store, _: store.acknowledge_loss(name))
+
     async def snapshot(self, name: str) -> SnapshotInfo:
         """Write a snapshot under a name that the server chooses; a path from outside never reaches the disk.
 
@@ -51,10 +56,11 @@ class Upkeep:
 
         def write(store: Backend, stop: Stop) -> SnapshotInfo:
             collection = store.get(name)
-            folder.mkdir(parents=True, exist_ok=True)
-            # What a killed process left half written; one snapshot is made at a time, so no other is being written.
-            for left in folder.glob(".*.snapshot.writing"):
-                left.unlink(missing_ok=True)
+            with translated(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                # What a killed process left half written; one is made at a time, so no other is being written.
+                for left in folder.glob(".*.snapshot.writing"):
+                    left.unlink(missing_ok=True)
             return collection.snapshot(file, stop=stop)
 
         return await self._collections.look_after(write)
@@ -66,15 +72,17 @@ class Upkeep:
             UnknownName: there is no such snapshot.
             CollectionConflict, StoreCorrupt, InvalidCollection
         """
-        file = self.file_of(snapshot)
-        return await self._collections.look_after(lambda store, _: store.restore(file, name=name).describe())
+        return await self._collections.look_after(
+            lambda store, _: store.restore(self.file_of(snapshot), name=name).describe()
+        )
 
     def list(self) -> list[tuple[str, int]]:
         """(name, bytes) of every snapshot that lies on the server."""
         if self._folder is None or not self._folder.is_dir():
             return []
-        files = [path for path in self._folder.iterdir() if _NAME.fullmatch(path.name) and _is_file(path)]
-        return sorted((path.name, path.stat().st_size) for path in files)
+        with translated(self._folder):
+            files = [path for path in self._folder.iterdir() if _NAME.fullmatch(path.name) and _is_file(path)]
+            return sorted((path.name, path.stat().st_size) for path in files)
 
     def file_of(self, snapshot: str) -> Path:
         """Raises UnknownName, also for a name that no snapshot can have, and for a link."""
@@ -86,7 +94,9 @@ class Upkeep:
 
     def delete(self, snapshot: str) -> None:
         """Raises UnknownName."""
-        self.file_of(snapshot).unlink(missing_ok=True)
+        file = self.file_of(snapshot)
+        with translated(file):
+            file.unlink(missing_ok=True)
 
     def _required(self) -> Path:
         if self._folder is None:

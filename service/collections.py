@@ -26,6 +26,7 @@ from service.retrieval import (
     CollectionStore,
     IndexSpec,
     Item,
+    Loss,
     Page,
     Record,
     RetrievalSettings,
@@ -95,27 +96,34 @@ class Collections:
         except RetrievalError as error:
             raise CollectionsOff(f"{self._source.setting}: {error}") from error
         if self._address is not None:  # it became known meanwhile
-            opened.announce(self._address)
+            await asyncio.to_thread(opened.announce, self._address)
         self._store = opened
 
     @property
     def is_open(self) -> bool:
         return self._store is not None
 
+    def losses(self) -> Sequence[Loss]:
+        """Acknowledged changes that were not there when the store was opened; from memory. Raises NotReady."""
+        return self._opened().losses()
+
     def announce(self, address: str) -> None:
-        """Leave the server's address in the folder, for whoever wants to open it too."""
+        """Leave the server's address in the folder, for whoever wants to open it too; written in a thread."""
         self._address = address
         if self._store is not None:
-            self._store.announce(address)
+            asyncio.get_running_loop().run_in_executor(None, self._store.announce, address)
 
-    async def stop(self) -> None:
-        """Finish the writes in hand, truncate the write-ahead log and free the folder, even one just being opened."""
+    async def stop(self, timeout_s: float | None = None) -> None:
+        """Finish the writes in hand, truncate the write-ahead log and free the folder, even one just being opened.
+
+        timeout_s: see CollectionStore.close; of the closing alone.
+        """
         self.models.stop()
         self._threads.close()
         if self._opening is not None:
             [opened] = await asyncio.gather(self._opening, return_exceptions=True)
             if not isinstance(opened, BaseException):
-                await asyncio.to_thread(opened.close)
+                await asyncio.to_thread(opened.close, timeout_s)
 
     # Collections
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("clipworks.server")
 _DECODE_BYTES_PER_WORKER = 512 * 2**20
+_MAX_LOSSES = 10
+_STORE_SHARE = 0.9  # of the time to stop: the store then ends by itself, and says what it left
 _STORE_LIBRARIES = frozenset({"apsw", "faiss"})
 
 
@@ -84,7 +86,7 @@ class Services:
             await asyncio.gather(self.starting, return_exceptions=True)
         parts = {"label sets": self.label_sets.stop(), "models": self.registry.stop(), "decoding": self.pool.close()}
         if self.collections is not None:
-            parts["collections"] = self.collections.stop()
+            parts["collections"] = self.collections.stop(_STORE_SHARE * self.settings.stop_s)
         tasks = {asyncio.ensure_future(work): name for name, work in parts.items()}
         done, late = await asyncio.wait(tasks, timeout=self.settings.stop_s)
         for task in done:
@@ -113,8 +115,18 @@ class Services:
         if ready and (fault := self.pool.fault()):
             return Health(status="failed", detail=fault)
         if ready:
-            return Health(status="ok")
+            return Health(status="ok", detail=self._loss_detail())
         return Health(status="starting") if why == "starting" else Health(status="failed", detail=why)
+
+    def _loss_detail(self) -> str | None:
+        """What a damaged store lost, while nobody has acknowledged it; names only where everyone may read them."""
+        losses = self.collections.losses() if self.collections is not None else ()
+        if not losses:
+            return None
+        what = [f"{each.collection}: {each.reached - each.found} changes" for each in losses[:_MAX_LOSSES]]
+        more = ", ..." if len(losses) > _MAX_LOSSES else ""
+        which = "" if self.settings.api_keys else f" ({', '.join(what)}{more})"
+        return f"acknowledged changes of {len(losses)} collections were lost before this start{which}; see /collections"
 
     async def _start(self, on_ready: Callable[[], None], on_fatal: Callable[[str], None]) -> None:
         try:
@@ -257,6 +269,7 @@ def _collections(settings: Settings, registry: Registry, pool: DecodePool) -> Co
         scanners=settings.collection_scanners,
         checkpoint_s=settings.checkpoint_s,
         max_results=settings.max_offset,
+        max_collections=settings.max_collections,
     )
     return Collections(backend_of(settings, store), registry=registry, pool=pool, settings=store)
 

@@ -64,12 +64,14 @@ def doctor(
             for each in [name] if name else [info.name for info in found]:
                 reports[each] = place.client.collection(each).doctor(queries=queries, recall_at=recall_at)
             warnings = [f"collection {info.name}: {text}" for info in found for text in info.warnings]
+            gone = {loss.collection for loss in place.client.losses()} - {info.name for info in found}
         else:
             from service.collection_upkeep import shown_report
 
             for each in [name] if name else [info.name for info in place.list()]:
                 reports[each] = shown_report(place.get(each).doctor(queries=queries, recall_at=recall_at))
             warnings = list(getattr(place, "warnings", ()))
+            gone = {loss.collection for loss in place.losses()} - {info.name for info in place.list()}
     if as_json:
         output.print_json({each: report.model_dump() for each, report in reports.items()})
     else:
@@ -87,8 +89,26 @@ def doctor(
         output.print_table(["collection", "rows", "indexed", "bad rows", f"recall@{recall_at}", "state"], rows)
     for warning in warnings:
         output.say(f"warning: {warning}")
-    if not all(report.healthy for report in reports.values()):
+    for each in sorted(gone):
+        output.say(f"lost: collection {each} is gone; `clipworks collections acknowledge-loss {each}` ends this line")
+    if gone or not all(report.healthy for report in reports.values()):
         raise typer.Exit(FAILED_ITEMS)
+
+
+def acknowledge_loss(
+    name: Name,
+    url: connect.Url = None,
+    api_key: AdminKey = None,
+    data: connect.DataFolder = None,
+    timeout_s: TimeoutS = _LONG_S,
+) -> None:
+    """Say no more of what a damaged store lost of a collection; nothing comes back by it."""
+    with _place(url, api_key, data, timeout_s) as place:
+        if isinstance(place, Server):
+            count = place.client.collection(name).acknowledge_loss()
+        else:
+            count = place.acknowledge_loss(name)
+    output.say(f"{name}: {count} losses acknowledged")
 
 
 def compact(

@@ -120,6 +120,7 @@ app.command()(collection_upgrade.aliases)
 
 
 app.command()(collection_upkeep.doctor)
+app.command("acknowledge-loss")(collection_upkeep.acknowledge_loss)
 app.command()(collection_upkeep.compact)
 app.command()(collection_upkeep.snapshot)
 app.command()(collection_upkeep.restore)

@@ -250,7 +250,11 @@ class CollectionStore:
                 if renamed:
                     rename_losses(db, name, renamed[1])
 
-            self._log.write(switch)
+            def note(_: None) -> None:
+                if holder and keep_as:
+                    self._log.note(seen_of(replace(holder.tables, name=keep_as), holder.searcher.counters()))
+
+            self._log.write(switch, publish=note)
             if holder and keep_as:
                 holder.rename(keep_as)
                 self._losses = {

@@ -11,6 +11,7 @@ from starlette.responses import FileResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from clipworks.schemas import (
+    AcknowledgeLossResponse,
     CollectionInfo,
     CompactResponse,
     DoctorRequest,
@@ -62,6 +63,19 @@ async def doctor(request: Request, name: Name) -> Response:
 async def compact(request: Request, name: Name) -> Response:
     report = await _upkeep(request).compact(name)
     return model_response(CompactResponse(slots_removed=report.slots_removed, bytes_freed=report.bytes_freed))
+
+
+@router.post(
+    "/collections/{name}/acknowledge-loss",
+    summary="Acknowledge what a collection lost (admin)",
+    description=(
+        "`losses` of the collection are shown no more, nor in /readyz and by the doctor. Also for a collection that is "
+        "gone. Nothing comes back by it: restore a snapshot, or store the items again."
+    ),
+    responses=answers(AcknowledgeLossResponse, 401, 403, 404, 422, 429, 500, 503, 507),
+)
+async def acknowledge_loss(request: Request, name: Name) -> Response:
+    return model_response(AcknowledgeLossResponse(acknowledged=await _upkeep(request).acknowledge_loss(name)))
 
 
 @router.post(
@@ -119,7 +133,8 @@ async def list_snapshots(request: Request) -> Response:
     },
 )
 async def get_snapshot(request: Request, snapshot: Snapshot) -> Response:
-    return _RangedFile(_upkeep(request).file_of(snapshot), media_type="application/octet-stream")
+    file = await asyncio.to_thread(_upkeep(request).file_of, snapshot)
+    return _RangedFile(file, media_type="application/octet-stream")
 
 
 @router.delete(

@@ -13,6 +13,7 @@ from clipworks.schemas import (
     CollectionIndex,
     CollectionInfo,
     CollectionList,
+    CollectionLoss,
     CollectionRequest,
     EncoderFingerprint,
 )
@@ -24,6 +25,7 @@ from service.services import services_of
 
 if TYPE_CHECKING:
     from service.retrieval import CollectionInfo as StoredInfo
+    from service.retrieval import Loss
 
 router = APIRouter(prefix="/collections")
 Name = Annotated[str, Path(pattern=COLLECTION_PATTERN, description="name of the collection")]
@@ -31,8 +33,10 @@ Name = Annotated[str, Path(pattern=COLLECTION_PATTERN, description="name of the 
 
 @router.get("", summary="List collections", responses=answers(CollectionList, 422, 429, 500, 503, 504))
 async def list_collections(request: Request) -> Response:
-    found = await services_of(request).require_collections().list(deadline=deadline_for(request))
-    return model_response(CollectionList(data=[shown(each) for each in found]))
+    collections = services_of(request).require_collections()
+    found = await collections.list(deadline=deadline_for(request))
+    losses = [shown_loss(each) for each in collections.losses()]
+    return model_response(CollectionList(data=[shown(each) for each in found], losses=losses))
 
 
 @router.put(
@@ -101,4 +105,17 @@ def shown(info: StoredInfo) -> CollectionInfo:
         rebuilding=info.rebuilding,
         warnings=list(info.warnings),
         aliases=list(info.aliases),
+        losses=[shown_loss(each) for each in info.losses],
+    )
+
+
+def shown_loss(loss: Loss) -> CollectionLoss:
+    return CollectionLoss(
+        collection=loss.collection,
+        kind=loss.kind,
+        reached=loss.reached,
+        found=loss.found,
+        items_before=loss.items_before,
+        items_after=loss.items_after,
+        noticed_at=loss.noticed_at,
     )

@@ -83,6 +83,23 @@ def test_each_collection_says_how_many_changes_it_lost(killed: Path, damage: str
         assert last.get("kept").describe().count == 21
 
 
+def test_a_loss_follows_a_collection_that_gets_another_name(killed: Path, spec: Any) -> None:
+    """Also the witness knows the new name, which a version at its end makes longer than 64 characters."""
+    (killed / "collections.sqlite3-wal").unlink()
+    long = "k" * 64 + "@12345"
+    with CollectionStore.open(killed, settings=SETTINGS) as store:
+        store.create("next", spec())
+        store.set_alias("kept", "next", keep_as=long)
+        assert [loss.kind for loss in store.get(long).describe().losses] == ["changes"]
+        assert store.get("kept").describe().losses == ()
+        found = load(killed)
+        assert found is not None
+        assert {seen.name for seen in found.seen.values() if seen.state == "live"} >= {long, "next"}
+    with CollectionStore.open(killed, settings=SETTINGS) as again:
+        assert len(again.get(long).describe().losses) == 1
+        assert (again.acknowledge_loss("kept"), again.acknowledge_loss(long)) == (0, 1)
+
+
 def test_a_lost_witness_is_said_once_and_no_loss(killed: Path) -> None:
     (killed / "collections.witness").unlink()
     with CollectionStore.open(killed, settings=SETTINGS) as store:
