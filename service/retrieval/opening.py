@@ -95,7 +95,7 @@ def read_folder(source: Log, testimony: Testimony, *, is_new: bool, is_damaged: 
     if is_damaged and not losses:
         losses = {each.epoch: uncertain(each.name, counters[each.epoch]) for each in tables}
     problem = testimony.problem
-    if is_new and had_witness:
+    if is_new and had_witness and tables:  # without a collection nothing was ever acknowledged
         problem = f"{witness.NAME} is missing: changes that were lost would have gone unnoticed"
     return Folder(tables, named, losses, known_losses, (problem,) if problem else ())
 

@@ -432,8 +432,9 @@ class CollectionStore:
         started = time.monotonic()
         testimony = known or witness.Testimony(witness.load_note(self._folder))
         # A claim on the log holds until something is written: so it is renewed first, or what it shows is stored first.
+        # And the first thing written is that there is a witness, so it must be there before.
         is_damaged = not self._log.recovered.reaches(testimony.position)
-        if testimony.position.frames and not is_damaged:
+        if known is None or (testimony.position.frames and not is_damaged):
             self._attach(list(testimony.seen.values()))
 
         found = read_folder(self._log, testimony, is_new=known is None, is_damaged=is_damaged)

@@ -102,7 +102,7 @@ class MilvusConnection:
         lower = f"{type(error).__name__} {message}".lower()
         log.error("Milvus refused %s: %s: %s", call, type(error).__name__, message)
         if any(word in lower for word in _FULL):
-            return StorageFull(f"Milvus has no room left: {message}")
+            return StorageFull(f"Milvus has no room left ({call})")
         if any(word in lower for word in _AWAY):
             return BackendUnavailable(f"Milvus at {self._uri} does not answer ({call})")
-        return StorageFailed(f"Milvus failed at {call}: {message}")
+        return StorageFailed(f"Milvus failed at {call}; the server's log has its words")

@@ -165,7 +165,7 @@ def test_without_the_stores_libraries_everything_else_is_served(tiny_store: Path
         (retrieval.RetrievalError, 500), (retrieval.CollectionNotFound, 404), (retrieval.ItemNotFound, 404),
         (retrieval.CollectionConflict, 409), (retrieval.StoreClosed, 503), (retrieval.StorageFull, 507),
         (retrieval.StorageFailed, 503), (retrieval.StoreCorrupt, 500), (retrieval.StatementRefused, 422),
-        (retrieval.Interrupted, 503), (retrieval.TooManyCollections, 413),
+        (retrieval.Interrupted, 504), (retrieval.TooManyCollections, 413),
     ],
 )  # fmt: skip
 def test_status_of_each_error_of_the_store(kind: type[retrieval.RetrievalError], status: int) -> None:

@@ -115,7 +115,7 @@ def test_no_error_of_a_500_shows_its_own_words(make_app: Callable[..., FastAPI],
     app = make_app()
     secret = "/srv/data/collections.db: disk I/O error in libsomething"
     kinds = [each for each in all_errors() if status_of(each(secret)) == 500]
-    assert {"run_failed", "storage_failed", "store_corrupt", "artifact_corrupt"} <= {each.code for each in kinds}
+    assert {"run_failed", "store_corrupt", "artifact_corrupt"} <= {each.code for each in kinds}
 
     async def fail(number: int) -> None:
         raise kinds[number](secret)
