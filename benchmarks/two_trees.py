@@ -1,7 +1,7 @@
 """The same image load on the server of this tree and on that of another, in turns: what a change costs or gains.
 
-    git worktree add /tmp/before main
-    python benchmarks/two_trees.py --other /tmp/before --clients 8 --seconds 5 --repetitions 5
+    git worktree add ../before main
+    python benchmarks/two_trees.py --other ../before --clients 8 --seconds 5 --repetitions 5
 
 Both run with this environment's libraries and the embedded model. Prints one JSON object; on a machine that does other
 things too (foreign_cores) it is an indication, not a measurement.

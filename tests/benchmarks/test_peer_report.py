@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import http_load
+from benchmarks import http_load, overload
 from benchmarks.marked import PAGES, RECORDS, replace_blocks
 from benchmarks.peer_report import markdown, short_markdown, target_rows, verdicts, where_time_goes
 
@@ -90,6 +90,8 @@ def test_docs_say_what_the_records_say(path: Path) -> None:
     record = json.loads(path.read_text(encoding="utf-8"))
     if record["kind"] == "peers":
         blocks = {"peers": markdown(record), "peers-short": short_markdown(record)}
+    elif record["kind"] == "overload":
+        blocks = {path.stem: overload.markdown(record)}
     else:
         blocks = {path.stem: http_load.markdown(record)}
     pages = [page.read_text(encoding="utf-8") for page in PAGES if page.exists()]
