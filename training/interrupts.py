@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -54,9 +54,22 @@ def asked_to_stop(*, listen: bool) -> Iterator[Asked]:
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """SIGINT and SIGTERM of this thread wait until the block is over."""
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
+    """SIGINT and SIGTERM wait until the block is over, in a main thread; elsewhere nothing is held.
+
+    A mask would not do: the kernel gives the signal to another thread, and Python handles it in the main one.
+    """
+    if threading.current_thread() is not threading.main_thread():
         yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        return
+    came: list[int] = []
+
+    def deliver() -> None:
+        for which in came:
+            signal.raise_signal(which)
+
+    with ExitStack() as after:
+        after.callback(deliver)
+        for which in (signal.SIGINT, signal.SIGTERM):
+            after.callback(signal.signal, which, signal.getsignal(which))
+            signal.signal(which, lambda number, _: came.append(number))
+        yield

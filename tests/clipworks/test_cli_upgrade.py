@@ -219,10 +219,10 @@ def test_after_the_switch_late_items_are_added_and_nothing_else_changes(server: 
             await copying.run(lambda _: None)
             await new.upsert([{"id": id, "text": "new", "metadata": {"t": "new"}} for id in ("a", "c")])
             await new.delete(["b"])
-            await old.upsert([{"id": "d", "text": "d", "metadata": {"t": "d"}}])
+            await old.upsert([{"id": id, "text": "late", "metadata": {"t": "late"}} for id in ("a", "d")])
             await copying.add_late()
             found = {item.id: item.metadata async for item in new.items()}
-            assert found == {"a": {"t": "new"}, "c": {"t": "new"}, "d": {"t": "d"}}
+            assert found == {"a": {"t": "new"}, "c": {"t": "new"}, "d": {"t": "late"}}
             for name in ("late-old", "late-new"):
                 await client.delete_collection(name)
 

@@ -1,6 +1,7 @@
 """Several models in one server: loading beside, pinning a version, unloading, and what is not loaded."""
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,3 +63,20 @@ def test_a_damaged_model_is_not_loaded_and_the_others_go_on(client: TestClient, 
     assert (response.status_code, response.json()["error"]["code"]) == (500, "artifact_corrupt")
     assert embed(client, None) == (200, "tiny@1")
     assert client.get("/readyz").status_code == 200
+
+
+def test_a_label_set_waits_for_its_model_to_be_loaded_again(client: TestClient) -> None:
+    assert client.post("/models/tiny@2/load", headers=ADMIN).status_code == 200
+    body = {"labels": [f"thing {n}" for n in range(5_000)], "templates": ["{}"], "model": "tiny@2"}
+    assert client.put("/label-sets/many", json=body).status_code == 202
+    assert client.post("/models/tiny@2/unload", headers=ADMIN).status_code == 204
+    time.sleep(1.5)
+    found = client.get("/label-sets/many").json()
+    assert (found["ready"], found["failed"]) == (False, None)
+    assert found["encoded"] < 5_000
+    assert client.post("/models/tiny@2/load", headers=ADMIN).status_code == 200
+    end = time.monotonic() + 60
+    while not (found["ready"] or found["failed"]) and time.monotonic() < end:
+        time.sleep(0.05)
+        found = client.get("/label-sets/many").json()
+    assert (found["ready"], found["failed"], found["encoded"]) == (True, None, 5_000)
