@@ -75,7 +75,7 @@ class LabelSets:
     def __init__(self, folder: Path | None, registry: Registry, *, limits: Limits, max_sets: int = 1000) -> None:
         self._files = LabelSetFiles(folder) if folder else None
         self._registry = registry
-        self._limits = limits
+        self.limits = limits
         self._max_sets = max_sets
         self.is_restored = False
         self._sets: dict[str, _LabelSet] = {}
@@ -120,8 +120,8 @@ class LabelSets:
         """
         self._refuse_head(name)
         model = self._registry.resolve(request.model)
-        prompts = Prompts.of(request.labels, resolve_templates(model, request.templates))
-        self._limits.check(prompts)
+        prompts = Prompts.of(request.labels, resolve_templates(model.manifest, request.templates))
+        self.limits.check(prompts)
         fresh = _LabelSet(name, StoredSet(request, model.reference, model.fingerprint.text), prompts)
         await asyncio.to_thread(lambda: prompts.digest)  # up to a body's bytes
         async with self._changing:
@@ -280,7 +280,7 @@ class LabelSets:
         reference = model.reference
         while True:
             try:
-                return await encode_classes(self._registry.resolve(reference), part, background=True)
+                return await encode_classes(self._registry.resolve(reference), part)
             except (NotReady, NotLoaded) as error:
                 log.info("label sets wait for %s: %s", reference, error)
                 await asyncio.sleep(_RETRY_S)
@@ -306,8 +306,8 @@ class LabelSets:
         stored = await asyncio.to_thread(files.read, name)
         self._sets[name] = _LabelSet(name, stored, Prompts(tuple(stored.request.labels), ()))
         model = self._registry.resolve(stored.model)
-        prompts = Prompts.of(stored.request.labels, resolve_templates(model, stored.request.templates))
-        self._limits.check(prompts)
+        prompts = Prompts.of(stored.request.labels, resolve_templates(model.manifest, stored.request.templates))
+        self.limits.check(prompts)
         current = StoredSet(stored.request, model.reference, model.fingerprint.text)
         label_set = self._sets[name] = _LabelSet(name, current, prompts)
         shape = (len(prompts.labels), model.dim)

@@ -135,7 +135,12 @@ async def classify(
 
             return ranked() if len(classes.names) <= _AT_ONCE else await pool.run(ranked, "rank", deadline, timings)
         logits = await model.head_batchers[classes.spec.name].submit(vector, deadline, timings)
-        return rank_logits(logits, classes, activation=activation, top_k=top_k, threshold=threshold)
+        head = classes
+
+        def judged() -> list[Scored]:
+            return rank_logits(logits, head, activation=activation, top_k=top_k, threshold=threshold)
+
+        return judged() if len(logits) <= _AT_ONCE else await pool.run(judged, "rank", deadline, timings)
 
     images = _counted_images(items, pool)
     with _admitted(model, {"image_encoder": images}, deadline) as tickets:
@@ -257,27 +262,26 @@ async def encode_image(
     return await _submit(model, "image_encoder", array, deadline, timings)
 
 
-async def encode_texts(
-    model: RunningModel, texts: Sequence[str], *, deadline: Deadline, timings: Timings, background: bool = False
-) -> NDArray[np.float32]:
+async def encode_texts(model: RunningModel, texts: Sequence[str], ticket: Ticket | None) -> NDArray[np.float32]:
     """Unit vectors [n, D] of texts that belong to the server's own work (class prompts); fails as a whole.
 
-    Background texts take no places: they run when nothing else waits.
+    ticket: the places of these texts; None for background texts, which take none: they run when nothing else waits.
+    No deadline rules them, since other requests may wait for the same texts.
     """
     turn = asyncio.Lock()
+    deadline, timings = Deadline(), Timings()
 
     async def encoded(text: str) -> Vector:
         row = await token_row(model, text, turn)
-        return finish(await _submit(model, "text_encoder", row, deadline, timings, background=background))
+        return finish(await _submit(model, "text_encoder", row, deadline, timings, background=ticket is None))
 
     async def one(text: str) -> Vector:
-        if background:
+        if ticket is None:
             return await encoded(text)
-        async with tickets["text_encoder"].turn(deadline, timings):
+        async with ticket.turn(deadline, timings):
             return await encoded(text)
 
-    with _admitted(model, {} if background else {"text_encoder": len(texts)}, deadline) as tickets:
-        outcomes = await gather_outcomes([one(text) for text in texts], deadline)
+    outcomes = await gather_outcomes([one(text) for text in texts], deadline)
     for text, outcome in zip(texts, outcomes, strict=True):
         if isinstance(outcome, NoDirection):
             raise NoDirection(

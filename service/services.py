@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("clipworks.server")
 _DECODE_BYTES_PER_WORKER = 512 * 2**20
 _MAX_LOSSES = 10
+_LABEL_PLACES = 4  # the labels of one request take at most a fourth of an encoder's places
 _STORE_SHARE = 0.9  # of the time to stop: the store then ends by itself, and says what it left
 _STORE_LIBRARIES = frozenset({"apsw", "faiss"})
 
@@ -219,6 +220,7 @@ def build_services(settings: Settings, *, telemetry: Telemetry, with_collections
                 advice=": store them with PUT /label-sets/{name}",
             ),
             cache=ClassCache(max_entries=settings.class_cache, max_bytes=settings.class_cache_bytes),
+            max_places=max(1, settings.max_queue_items // _LABEL_PLACES),
         ),
         label_sets=LabelSets(
             settings.data / "label-sets" if settings.data else None,

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -13,26 +14,31 @@ from typing import Any
 import numpy as np
 
 from clipworks.schemas import Label, Templates
-from model_store.manifest import Presence
+from model_store.errors import ArtifactNotFound
+from model_store.manifest import Manifest, Presence
 from model_store.presence import LabelVectors
 from model_store.templates import named_templates
+from service.admission import Ticket
 from service.faults import DeadlineExceeded, NoDirection
+from service.label_places import CHUNK_TEXTS, admit_labels
 from service.pipeline import encode_texts
 from service.prompts import Limits, Prompts
 from service.running import RunningModel
 from service.scoring import ClassMatrix, unit_rows
 from service.timing import Deadline, Timings
 
-_CHUNK_TEXTS = 64
+_PART_LABELS = 1024  # of the double-precision sums that are in memory at one time
+_AT_ONCE = 10_000  # labels; more take long enough to count to leave the event loop
 _BARE = "{}"
 _ENTRY_BYTES = 512  # what an entry costs beside its vectors: digest, build, containers
 _Key = tuple[str, bytes, bool]
+_Encode = Callable[[RunningModel, Prompts, Ticket], Coroutine[Any, Any, np.ndarray]]
 
 
-def resolve_templates(model: RunningModel, templates: Templates | None) -> tuple[str, ...]:
+def resolve_templates(manifest: Manifest, templates: Templates | None) -> tuple[str, ...]:
     """The template strings a request means; None: the artifact's own."""
     if templates is None:
-        return model.manifest.templates
+        return manifest.templates
     return named_templates(templates) if isinstance(templates, str) else tuple(templates)
 
 
@@ -73,11 +79,15 @@ class _Shared:
 
 
 class ZeroShot:
-    """Builds class matrices and keeps the most recent ones; equal requests at the same time share one computation."""
+    """Builds class matrices and keeps the most recent ones; equal requests at the same time share one computation.
 
-    def __init__(self, *, limits: Limits, cache: ClassCache) -> None:
+    max_places: how many places in front of the text encoder the labels of one request take at most.
+    """
+
+    def __init__(self, *, limits: Limits, cache: ClassCache, max_places: int) -> None:
         self.cache = cache
-        self._limits = limits
+        self.limits = limits
+        self._max_places = max_places
         self._running: dict[_Key, _Shared] = {}
 
     async def class_matrix(
@@ -86,23 +96,35 @@ class ZeroShot:
         labels: Sequence[Label],
         templates: Templates | None,
         *,
+        limits: Limits,
         deadline: Deadline,
         timings: Timings,
     ) -> ClassMatrix:
-        """Class vectors of inline labels.
+        """Class vectors of labels; `limits` are those of where the labels come from.
 
         Raises:
             TooManyItems: labels x templates is over the limit of texts, or of their characters.
-            InvalidText, NoDirection, Overloaded, DeadlineExceeded: while encoding.
+            Overloaded: there is no room for so many texts now; said before any of them is encoded.
+            InvalidText, NoDirection, DeadlineExceeded: while encoding.
         """
-        prompts = Prompts.of(labels, resolve_templates(model, templates))
-        self._limits.check(prompts)
-        key = (model.build, prompts.digest, False)
-        vectors = await self._vectors(key, lambda: encode_classes(model, prompts), deadline, timings)
+        prompts = Prompts.of(labels, resolve_templates(model.manifest, templates))
+
+        if len(prompts.labels) > _AT_ONCE:
+            await asyncio.to_thread(_count, prompts, limits)
+        else:
+            _count(prompts, limits)
+        vectors = await self._vectors(model, prompts, encode_classes, deadline, timings)
         return ClassMatrix(prompts.names, vectors)
 
     async def label_vectors(
-        self, model: RunningModel, classes: ClassMatrix, presence: Presence, *, deadline: Deadline, timings: Timings
+        self,
+        model: RunningModel,
+        classes: ClassMatrix,
+        presence: Presence,
+        *,
+        limits: Limits,
+        deadline: Deadline,
+        timings: Timings,
     ) -> LabelVectors:
         """Class vectors with what `presence` compares them with: their denials, and texts that name no label.
 
@@ -112,32 +134,39 @@ class ZeroShot:
         negative = neutral = None
         if presence.negative_templates:
             denied = await self.class_matrix(
-                model, classes.names, list(presence.negative_templates), deadline=deadline, timings=timings
+                model,
+                classes.names,
+                list(presence.negative_templates),
+                limits=limits,
+                deadline=deadline,
+                timings=timings,
             )
             negative = denied.vectors
         elif presence.neutral_texts:
             texts = Prompts.of(presence.neutral_texts, (_BARE,))
-            key = (model.build, texts.digest, True)
-            neutral = await self._vectors(key, lambda: encode_known(model, texts), deadline, timings)
+            neutral = await self._vectors(model, texts, encode_known, deadline, timings)
         return LabelVectors(positive=classes.vectors, negative=negative, neutral=neutral)
 
     async def _vectors(
         self,
-        key: _Key,
-        encode: Callable[[], Coroutine[Any, Any, np.ndarray]],
+        model: RunningModel,
+        prompts: Prompts,
+        encode: _Encode,
         deadline: Deadline,
         timings: Timings,
     ) -> np.ndarray:
         """Unit vectors, remembered or encoded; only a computation that succeeded is remembered.
 
         Raises:
+            Overloaded: there is no room for it; whoever comes while it is under way needs none.
             DeadlineExceeded: the computation goes on only if other requests wait for it.
         """
+        key = (model.build, prompts.digest, encode is encode_known)
         if (known := self.cache.get(key)) is not None:
             return known
         shared = self._running.get(key)
         if shared is None:
-            shared = self._running[key] = _Shared(asyncio.create_task(encode(), name="class matrix"))
+            shared = self._running[key] = self._begin(model, prompts, encode, deadline)
             shared.task.add_done_callback(lambda task: self._keep(key, task))
         shared.waiting += 1
         entered = time.perf_counter()
@@ -154,6 +183,18 @@ class ZeroShot:
         timings.add("labels", time.perf_counter() - entered)
         return vectors
 
+    def _begin(self, model: RunningModel, prompts: Prompts, encode: _Encode, deadline: Deadline) -> _Shared:
+        """A computation with its places, which it holds to its end. Raises ArtifactNotFound, Overloaded, NotReady."""
+        if "text_encoder" not in model.batchers:
+            raise ArtifactNotFound(f"{model.reference} has no text_encoder")
+        places = ExitStack()
+        ticket = places.enter_context(
+            admit_labels(model.batchers["text_encoder"], prompts.texts, deadline, max_places=self._max_places)
+        )
+        task = asyncio.create_task(encode(model, prompts, ticket), name="class matrix")
+        task.add_done_callback(lambda _: places.close())  # also of a task that is cancelled before it begins
+        return _Shared(task)
+
     def _keep(self, key: _Key, task: asyncio.Task[np.ndarray]) -> None:
         if (shared := self._running.get(key)) and shared.task is task:
             del self._running[key]
@@ -161,23 +202,35 @@ class ZeroShot:
             self.cache.put(key, task.result())
 
 
-async def encode_classes(model: RunningModel, prompts: Prompts, *, background: bool = False) -> np.ndarray:
-    """Unit class vectors, float32 [labels, D]; in chunks, so that other texts get their turn."""
-    sums = np.zeros((len(prompts.labels), model.dim))
-    owners = (label for label, count in enumerate(prompts.counts) for _ in range(count))
-    texts = iter(prompts)
-    while chunk := list(islice(texts, _CHUNK_TEXTS)):
-        vectors = await encode_texts(model, chunk, deadline=Deadline(), timings=Timings(), background=background)
-        np.add.at(sums, list(islice(owners, len(chunk))), vectors)
-    return unit_rows(sums)
+def _count(prompts: Prompts, limits: Limits) -> None:
+    """Costs one look at each label, which `prompts` keeps. Raises TooManyItems, InvalidText."""
+    limits.check(prompts)
+    _ = prompts.digest
 
 
-async def encode_known(model: RunningModel, prompts: Prompts) -> np.ndarray:
+async def encode_classes(model: RunningModel, prompts: Prompts, ticket: Ticket | None = None) -> np.ndarray:
+    """Unit class vectors, float32 [labels, D]; in chunks, so that other texts get their turn.
+
+    ticket: places of all texts; None: they run in the background.
+    """
+    classes = np.empty((len(prompts.labels), model.dim), dtype=np.float32)
+    for at, part in enumerate(prompts.parts(_PART_LABELS)):
+        sums = np.zeros((len(part.labels), model.dim))
+        owners = (label for label, count in enumerate(part.counts) for _ in range(count))
+        texts = iter(part)
+        while chunk := list(islice(texts, CHUNK_TEXTS)):
+            vectors = await encode_texts(model, chunk, ticket)
+            np.add.at(sums, list(islice(owners, len(chunk))), vectors)
+        classes[at * _PART_LABELS :][: len(sums)] = unit_rows(sums)
+    return classes
+
+
+async def encode_known(model: RunningModel, prompts: Prompts, ticket: Ticket) -> np.ndarray:
     """As `encode_classes` for one text each, with zeros where a text holds nothing that the model knows."""
     rows: list[np.ndarray] = []
     for text in prompts:
         try:
-            rows.append((await encode_texts(model, [text], deadline=Deadline(), timings=Timings()))[0])
+            rows.append((await encode_texts(model, [text], ticket))[0])
         except NoDirection:
             rows.append(np.zeros(model.dim, dtype=np.float32))
     return np.stack(rows)

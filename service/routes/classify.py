@@ -46,15 +46,17 @@ async def classify(request: Request) -> Response:
 
 async def _score(asked: Asked[ClassifyRequest]) -> list[list[Scored] | ClipworksError]:
     services, model, body = asked.services, asked.model, asked.body
+    if body.labels is not None:
+        _check_classes(asked, len(body.labels))  # before any of them is encoded
     presence = presence_for(model.manifest, body.activation, is_dense=model.dense_spec is not None)
     templates = body.templates
     if templates is None and presence is not None:
         templates = list(presence.positive_templates)  # it was calibrated with them
     classes = await classes_of(services, model, body, templates, asked.deadline, asked.context.timings)
-    if isinstance(classes, ClassMatrix) and len(classes.names) == 1:
-        _refuse_softmax_of_one(asked)
-    labels = len(classes.names) if isinstance(classes, ClassMatrix) else len(classes.spec.labels)
-    _check_amount(asked, labels)
+    if isinstance(classes, ClassMatrix):
+        _check_classes(asked, len(classes.names))
+    else:
+        _check_amount(asked, len(classes.spec.labels))
     if presence is not None and isinstance(classes, ClassMatrix):
         return await pipeline.classify_by_presence(
             model,
@@ -79,6 +81,13 @@ async def _score(asked: Asked[ClassifyRequest]) -> list[list[Scored] | Clipworks
         deadline=asked.deadline,
         timings=asked.context.timings,
     )
+
+
+def _check_classes(asked: Asked[ClassifyRequest], labels: int) -> None:
+    """Raises Refusal (422), TooManyItems (413) for a number of labels that no answer is for."""
+    if labels == 1:
+        _refuse_softmax_of_one(asked)
+    _check_amount(asked, labels)
 
 
 def _check_amount(asked: Asked[ClassifyRequest], labels: int) -> None:

@@ -84,6 +84,7 @@ async def classes_of(
             model,
             body.labels or (),
             templates,
+            limits=services.zero_shot.limits,
             deadline=deadline,
             timings=timings,
         )

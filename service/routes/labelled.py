@@ -10,10 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from clipworks.schemas import ClassifyRequest, LocalizeRequest
-from model_store.errors import ClipworksError
+from model_store.errors import ClipworksError, InputError
 from model_store.manifest import Presence
 from model_store.presence import LabelVectors
 from service.context import Context, context_of, while_connected
+from service.errors import located
+from service.faults import NoDirection
 from service.given_labels import distinct_labels
 from service.ingress import read_request
 from service.inputs import items_of, param_of
@@ -66,14 +68,24 @@ async def read_asked(request: Request, body_type: type[_B], options: Options) ->
 
 
 async def label_vectors(asked: Asked[_B], classes: ClassMatrix, presence: Presence) -> LabelVectors:
-    """The vectors that `presence` compares positions with. Raises as ZeroShot.label_vectors."""
-    return await asked.services.zero_shot.label_vectors(
-        asked.model,
-        classes,
-        presence,
-        deadline=asked.deadline,
-        timings=asked.context.timings,
-    )
+    """The vectors that `presence` compares positions with; labels of a stored set are under the limits of such sets.
+
+    Raises:
+        Refusal: 422, their denials cannot be encoded.
+        As ZeroShot.label_vectors.
+    """
+    services, is_stored = asked.services, asked.body.label_set is not None
+    try:
+        return await services.zero_shot.label_vectors(
+            asked.model,
+            classes,
+            presence,
+            limits=services.label_sets.limits if is_stored else services.zero_shot.limits,
+            deadline=asked.deadline,
+            timings=asked.context.timings,
+        )
+    except (InputError, NoDirection) as error:
+        raise located(error, "label_set" if is_stored else "labels") from None
 
 
 async def answer(

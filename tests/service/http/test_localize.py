@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import shutil
+import time
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -320,3 +321,22 @@ def test_masks_are_counted_before_any_work(client: TestClient) -> None:
     assert client.post("/localize", json={"inputs": inputs, **body}).status_code == 200
     boxes = {"inputs": [*inputs, *inputs], "labels": LABELS, "include": ["boxes"]}
     assert client.post("/localize", json=boxes).status_code == 200
+
+
+def test_denials_of_a_stored_set_are_under_the_limits_of_stored_sets(client: TestClient) -> None:
+    """The limit of inline texts is 50."""
+    names = [f"red {n}" for n in range(60)]
+    body = {"inputs": [image_input(png(drawn(*TWO)))], "activation": "sigmoid", "model": "denied", "top_k": 3}
+    inline = client.post("/classify", json={**body, "labels": names})
+    assert (inline.status_code, inline.json()["error"]["code"]) == (413, "too_many_items")
+    assert client.put("/label-sets/reds", json={"labels": names, "model": "denied"}).status_code == 202
+    try:
+        while not client.get("/label-sets/reds").json()["ready"]:
+            time.sleep(0.02)
+        stored = client.post("/classify", json={**body, "label_set": "reds"})
+        assert stored.status_code == 200, stored.text
+        few = client.post("/classify", json={**body, "labels": names[:3]})
+        for one, other in zip(*(each.json()["data"][0]["predictions"] for each in (stored, few)), strict=True):
+            assert one["score"] == pytest.approx(other["score"], abs=1e-6)
+    finally:
+        client.delete("/label-sets/reds")

@@ -187,6 +187,32 @@ def test_a_heads_predictions_are_ranked_cut_and_have_no_similarity(client: TestC
     assert answered(client, "/classify", none)["data"][0]["predictions"] == []
 
 
+def test_a_head_of_many_labels_is_ranked_off_the_loop(client: TestClient, store: Path, pictures: list[bytes]) -> None:
+    from training.derive import DerivationSource, export_derivation
+    from training.export import provenance
+    from training.followers import linear_head
+
+    names = [f"thing {n}" for n in range(10_001)]
+    weight = np.random.default_rng(5).standard_normal((len(names), 32))
+    opened = Store(store, builtin=False)
+    made = provenance(source="a test", architecture="tiny", activation="gelu", structure="t", licence="none")
+    head = linear_head(weight, None, names, activation="sigmoid")
+    source = DerivationSource(base=opened.open("tiny"), structure="t", provenance=made, heads={"things": head})
+    export_derivation(source, name="wide", store=opened)
+    assert client.post("/models/wide/load", headers=ADMIN).status_code == 200
+    try:
+        embedded = answered(client, "/embed", {"model": "wide", "inputs": sent(pictures[:1])})["data"]
+        logits = weight @ unit([embedded[0]["embedding"]])[0]
+        body = {"inputs": sent(pictures[:1]), "label_set": "things", "activation": "none"}
+        response = client.post("/classify", json=body)
+        found = response.json()["data"][0]["predictions"]
+        assert [each["label"] for each in found[:3]] == [names[n] for n in np.argsort(-logits)[:3]]
+        np.testing.assert_allclose([each["score"] for each in found], np.sort(logits)[::-1], atol=1e-4)
+        assert "rank;" in response.headers["server-timing"]
+    finally:
+        assert client.post("/models/wide/unload", headers=ADMIN).status_code == 204
+
+
 def test_heads_are_listed_and_cannot_be_replaced_or_deleted(client: TestClient) -> None:
     listed = client.get("/label-sets").json()["data"]
     assert [(each["name"], each["model"], each["labels"], each["built_in"], each["ready"]) for each in listed] == [
