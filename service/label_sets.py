@@ -12,10 +12,11 @@ from typing import TypeVar
 import numpy as np
 
 from clipworks.schemas import LabelSetDetail, LabelSetInfo, LabelSetRequest
-from model_store.errors import ClipworksError
+from model_store.errors import ArtifactNotFound, ClipworksError
 from model_store.manifest import HeadSpec
+from model_store.store import Artifact
 from model_store.towers import Head
-from service.faults import Conflict, LabelSetFailed, NotLoaded, NotReady, TooManyItems, UnknownName
+from service.faults import Conflict, LabelSetFailed, NotReady, TooManyItems, UnknownName
 from service.label_set_files import Damaged, LabelSetFiles, StoredSet
 from service.prompts import Limits, Prompts
 from service.registry import Registry
@@ -84,7 +85,9 @@ class LabelSets:
     async def start(self) -> None:
         """Read stored sets; those whose vectors are missing, damaged or of another encoder are encoded again.
 
-        A file that cannot be read is a failed set of its name, and stops nothing.
+        For that the model is needed, and waited for; a set with its vectors is ready whether its model is loaded or
+        not. A set whose model is not in the store is failed until that model is loaded. A file that cannot be read is
+        a failed set of its name, and stops nothing.
         """
         if self._files is not None:
             await self._restore_all(self._files)
@@ -92,15 +95,10 @@ class LabelSets:
 
     async def _restore_all(self, files: LabelSetFiles) -> None:
         for name in await asyncio.to_thread(files.names):
-            try:
-                await self._restore(files, name)
-            except Exception as error:
-                expected = isinstance(error, (ClipworksError, Damaged, OSError))
-                log.error("label set %s cannot be restored: %s", name, error, exc_info=not expected)
-                reason = str(error) if isinstance(error, (ClipworksError, Damaged)) else "its file cannot be read"
-                stored = self._sets[name].stored if name in self._sets else None
-                prompts = self._sets[name].prompts if name in self._sets else Prompts((), ())
-                self._sets[name] = _LabelSet(name, stored, prompts, failed=f"not restored: {reason}")
+            async with self._changing:
+                if name not in self._sets:  # else it was put meanwhile
+                    label_set = self._sets[name] = _LabelSet(name, None, Prompts((), ()))
+                    await self._try_to_restore(files, label_set)
 
     async def stop(self) -> None:
         tasks = [s.task for s in self._sets.values() if s.task]
@@ -136,7 +134,7 @@ class LabelSets:
             if old and old.task:
                 old.task.cancel()
             self._sets[name] = fresh
-            self._begin(fresh, model)
+            self._begin(fresh)
         return fresh.info()
 
     def get(self, name: str) -> LabelSetDetail:
@@ -249,17 +247,15 @@ class LabelSets:
             raise LabelSetFailed(f"label set {name} failed: {found.failed}; put it again or delete it")
         return found
 
-    def _begin(self, label_set: _LabelSet, model: RunningModel) -> None:
-        label_set.task = asyncio.get_running_loop().create_task(
-            self._encode(label_set, model), name=f"label set {label_set.name}"
-        )
+    def _begin(self, label_set: _LabelSet) -> None:
+        label_set.task = asyncio.create_task(self._encode(label_set), name=f"label set {label_set.name}")
 
-    async def _encode(self, label_set: _LabelSet, model: RunningModel) -> None:
+    async def _encode(self, label_set: _LabelSet) -> None:
         """Ends with vectors or with the reason why there are none, whatever goes wrong."""
         parts: list[np.ndarray] = []
         try:
             for part in label_set.prompts.parts(_CHUNK_LABELS):
-                parts.append(await self._encoded(part, model))
+                parts.append(await self._encoded(part, label_set))
                 label_set.encoded += part.texts
             vectors = await asyncio.to_thread(np.concatenate, parts)
         except ClipworksError as error:
@@ -275,14 +271,20 @@ class LabelSets:
             if self._sets.get(label_set.name) is label_set:
                 await self._save_vectors(label_set, vectors)
 
-    async def _encoded(self, part: Prompts, model: RunningModel) -> np.ndarray:
-        """Unit class vectors. A model that is restarted or not loaded is waited for: its weights stay the same."""
-        reference = model.reference
+    async def _encoded(self, part: Prompts, label_set: _LabelSet) -> np.ndarray:
+        """Unit class vectors. A model that is restarted or not loaded is waited for.
+
+        Raises:
+            Conflict: the model that was loaded has another text encoder.
+        """
         while True:
+            model = await self._registry.until_loaded(label_set.model)
+            if label_set.stored and model.fingerprint.text != label_set.stored.fingerprint:
+                raise Conflict(f"the text encoder of {model.reference} is another one now")
             try:
-                return await encode_classes(self._registry.resolve(reference), part)
-            except (NotReady, NotLoaded) as error:
-                log.info("label sets wait for %s: %s", reference, error)
+                return await encode_classes(model, part)
+            except NotReady as error:
+                log.info("label sets wait for %s: %s", model.reference, error)
                 await asyncio.sleep(_RETRY_S)
 
     async def _save(self, label_set: _LabelSet) -> None:
@@ -301,22 +303,47 @@ class LabelSets:
         except RetrievalError as error:
             log.warning("label set %s will be encoded again after a restart: %s", label_set.name, error)
 
-    async def _restore(self, files: LabelSetFiles, name: str) -> None:
+    async def _try_to_restore(self, files: LabelSetFiles, label_set: _LabelSet) -> None:
+        """Ends with a set that is ready, one that is encoded, or the reason why it is neither."""
+        name = label_set.name
+        try:
+            await self._restore(files, label_set)
+        except Exception as error:
+            expected = isinstance(error, (ClipworksError, Damaged, OSError))
+            log.error("label set %s cannot be restored: %s", name, error, exc_info=not expected)
+            reason = str(error) if isinstance(error, (ClipworksError, Damaged)) else "its file cannot be read"
+            label_set.failed = f"not restored: {reason}"
+            if isinstance(error, ArtifactNotFound):
+                label_set.task = asyncio.create_task(self._restore_later(files, label_set), name=f"label set {name}")
+
+    async def _restore_later(self, files: LabelSetFiles, label_set: _LabelSet) -> None:
+        await self._registry.until_loaded(label_set.model)
+        async with self._changing:  # a set that was replaced or deleted meanwhile has had this task cancelled
+            label_set.failed = None
+            await self._try_to_restore(files, label_set)
+
+    async def _restore(self, files: LabelSetFiles, label_set: _LabelSet) -> None:
         """Raises Damaged, OSError, ClipworksError."""
-        stored = await asyncio.to_thread(files.read, name)
-        self._sets[name] = _LabelSet(name, stored, Prompts(tuple(stored.request.labels), ()))
-        model = self._registry.resolve(stored.model)
-        prompts = Prompts.of(stored.request.labels, resolve_templates(model.manifest, stored.request.templates))
+        name = label_set.name
+        stored = label_set.stored = await asyncio.to_thread(files.read, name)
+        label_set.prompts = Prompts(tuple(stored.request.labels), ())
+        artifact = await asyncio.to_thread(self._artifact, stored.model)
+        manifest = artifact.manifest
+        prompts = Prompts.of(stored.request.labels, resolve_templates(manifest, stored.request.templates))
         self.limits.check(prompts)
-        current = StoredSet(stored.request, model.reference, model.fingerprint.text)
-        label_set = self._sets[name] = _LabelSet(name, current, prompts)
-        shape = (len(prompts.labels), model.dim)
-        label_set.vectors = await asyncio.to_thread(files.vectors, name, current, shape)
+        current = StoredSet(stored.request, artifact.reference, manifest.fingerprint.text)
+        label_set.stored, label_set.prompts = current, prompts
+        label_set.vectors = await asyncio.to_thread(files.vectors, name, current, (len(prompts.labels), manifest.dim))
         if label_set.vectors is not None:
             label_set.encoded = prompts.texts
             return
         await self._save(label_set)  # of an older format, or for another text encoder
-        self._begin(label_set, model)
+        self._begin(label_set)
+
+    def _artifact(self, reference: str) -> Artifact:
+        """The artifact of a model, loaded or not. Raises ArtifactError."""
+        loaded = next((model for model in self._registry.running() if model.reference == reference), None)
+        return loaded.artifact if loaded else self._registry.store.open(reference)
 
 
 async def _in_thread(work: Callable[[], _T]) -> _T:

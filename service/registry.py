@@ -53,6 +53,7 @@ class Registry:
         self._exit_after_s = exit_after_s
         self._end_process = end_process
         self._running: dict[str, RunningModel] = {}
+        self._loaded = asyncio.Event()  # of the next model; a new one for each
         self._abandoned: list[RunningModel] = []
         self._default: str | None = None
         self._state = "starting"
@@ -116,6 +117,12 @@ class Registry:
         if self._state == "starting":
             raise NotReady(f"model {artifact.reference} is not loaded yet")
         raise NotLoaded(f"model {artifact.reference} is not loaded: POST /models/{artifact.reference}/load (admin)")
+
+    async def until_loaded(self, reference: str) -> RunningModel:
+        """The running model of this name@version, which is waited for."""
+        while reference not in self._running:
+            await self._loaded.wait()
+        return self._running[reference]
 
     async def load(self, name: str) -> RunningModel:
         """Open, prove and start a model beside those that run; an equal one that runs already is returned.
@@ -235,6 +242,8 @@ class Registry:
         old = self._running.get(model.reference)
         self._running[model.reference] = model
         self.telemetry.model_loaded(model.reference, True)
+        self._loaded.set()
+        self._loaded = asyncio.Event()
         log.info("loaded %s %s %s", model.reference, model.precision, runtime_versions())
         if old:
             await old.close("replaced by a fresh session")
