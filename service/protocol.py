@@ -431,7 +431,10 @@ class _Protocol(HttpToolsProtocol):
 def _address(transport: asyncio.Transport, which: str) -> tuple[str, int] | None:
     """Host and port of one end of a connection; None: it is no internet address."""
     found: Any = transport.get_extra_info(which)
-    return (str(found[0]), int(found[1])) if isinstance(found, (tuple, list)) else None
+    if not isinstance(found, tuple):
+        return None
+    host, port = cast(tuple[Any, ...], found)[:2]
+    return str(host), int(port)
 
 
 def _unread_bytes(transport: asyncio.Transport) -> int:
