@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -34,6 +35,7 @@ from service.settings import (
     setting_fields,
     unknown_variables,
 )
+from service.shedding import LoadShedder
 from service.telemetry import Telemetry, configure_logging
 
 log = logging.getLogger("clipworks.server")
@@ -59,17 +61,23 @@ def serve(settings: Settings) -> int:
         failures.append(reason)
         server.should_exit = True
 
+    def on_ready() -> None:
+        # What was loaded stays: the collector need not go through it again and again while requests come.
+        gc.collect()
+        gc.freeze()
+        _say("ready")
+
     try:
         refuse_open_by_typo(settings, os.environ)
         listeners = listen(settings.host, settings.port, backlog=settings.max_connections)
-        app = create_app(settings, on_ready=lambda: _say("ready"), on_fatal=on_fatal)
+        app = create_app(settings, on_ready=on_ready, on_fatal=on_fatal)
     except CannotListen as error:
         print(f"clipworks: cannot start: {error}", file=sys.stderr, flush=True)
         return EXIT_FAILED
     except BadSettings as error:
         print(f"clipworks: {error}", file=sys.stderr, flush=True)
         return EXIT_BAD_SETTINGS
-    protocol = _protocol(settings, app.state.services.telemetry)
+    protocol = _protocol(settings, app.state.services.telemetry, app.state.shedder)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -103,7 +111,7 @@ def _report_environment(environment: Mapping[str, str]) -> None:
         log.warning("%sPORT is an orchestrator's address of a service and is ignored", PREFIX)
 
 
-def _protocol(settings: Settings, telemetry: Telemetry) -> type[asyncio.Protocol]:
+def _protocol(settings: Settings, telemetry: Telemetry, shedder: LoadShedder) -> type[asyncio.Protocol]:
     connections = Connections(
         limit=room_for_connections(settings.max_connections),
         limit_per_address=settings.max_connections_per_address,
@@ -117,7 +125,7 @@ def _protocol(settings: Settings, telemetry: Telemetry) -> type[asyncio.Protocol
         write_timeout_s=settings.write_timeout_s,
         max_body_bytes=settings.max_body_bytes,
     )
-    return bounded_protocol(limits, connections)
+    return bounded_protocol(limits, connections, shedder)
 
 
 class QuietServer(uvicorn.Server):

@@ -20,6 +20,8 @@ _MEMORY_S = 5.0
 _LEAST_RETRY_S = 1.0
 # Long requests leave this share of the places to short ones, which come at any moment.
 _LONG_SHARE = 0.75
+# Of max_wait_s; as rates are estimates, a wait goes a little over what was expected now and then.
+_LATE_SHARE = 1.25
 
 
 class ServiceRate:
@@ -51,6 +53,7 @@ class ServiceRate:
 
 @dataclass(eq=False)
 class _Waiting:
+    ticket: Ticket
     turn: asyncio.Future[None]
     since: float
 
@@ -65,8 +68,9 @@ class Admission:
 
     At most `window` items are in work at one time; the others wait here, undecoded. Requests of more than `short` items
     wait in a line of their own and take turns with the short ones, so that neither stops the other. Both are served in
-    their order, but when the oldest short one has waited longer than `max_wait_s`, the machine has become slower than
-    it was when it was let in: then the newest, who can still be answered in time, go first.
+    their order. A short request that has waited a quarter longer than `max_wait_s` is refused after all: the machine
+    has become slower than it was when it was let in. It only is where there are those behind it who can still be
+    answered in time.
 
     All methods belong to the event loop's thread.
     """
@@ -176,19 +180,26 @@ class Admission:
             return False
         return not is_long or self._working[True] < self._long_window
 
-    async def begin(self, is_long: bool) -> None:
-        """Wait until an item may begin."""
+    async def begin(self, ticket: Ticket) -> None:
+        """Wait until an item may begin.
+
+        Raises:
+            Overloaded: it has waited too long, and no other item of its request has begun.
+        """
+        is_long = ticket.is_long
         line = self._lines[is_long]
         if not line and self._has_room(is_long):
             self._working[is_long] += 1
+            ticket.has_begun = True
             return
-        waiting = _Waiting(asyncio.get_running_loop().create_future(), self._clock())
+        waiting = _Waiting(ticket, asyncio.get_running_loop().create_future(), self._clock())
         line.append(waiting)
         self._call_next()
         try:
             await waiting.turn
         except asyncio.CancelledError:
-            if waiting.turn.done() and not waiting.turn.cancelled():  # its turn came at the same moment
+            if waiting.turn.done() and not waiting.turn.cancelled() and not waiting.turn.exception():
+                # its turn came at the same moment
                 self.end(is_long, was_done=False)
             raise
 
@@ -219,13 +230,29 @@ class Admission:
         """Begin as many as there is room for, those that are still waited for."""
         while (is_long := self._next_line()) is not None:
             line = self._lines[is_long]
-            # The items of one long request wait for each other: that says nothing about the rate.
-            is_late = not is_long and self._clock() - line[0].since > self._max_wait_s
-            waiting = line.pop() if is_late else line.popleft()
-            if not waiting.turn.done():
-                self._working[is_long] += 1
-                self._long_next = not is_long
-                waiting.turn.set_result(None)
+            waiting = line.popleft()
+            if self._is_late(waiting) and line and not self._is_late(line[-1]):
+                waiting.turn.set_exception(self._too_late(waiting))
+                continue
+            self._working[is_long] += 1
+            self._long_next = not is_long
+            waiting.ticket.has_begun = True
+            waiting.turn.set_result(None)
+
+    def _is_late(self, waiting: _Waiting) -> bool:
+        """The items of one long request wait for each other: that says nothing about the rate."""
+        if waiting.ticket.is_long or waiting.ticket.has_begun:
+            return False
+        return self._clock() - waiting.since > _LATE_SHARE * self._max_wait_s
+
+    def _too_late(self, waiting: _Waiting) -> Overloaded:
+        waited_s = self._clock() - waiting.since
+        return Overloaded(
+            f"{self._admitted} items are in work for {self.name}, and it has become slower: "
+            f"this request has waited {waited_s:.1f} s, the limit is {self._max_wait_s:g} s (CLIPWORKS_MAX_WAIT_S)",
+            retry_after_s=max(self.expected_wait_s(), _LEAST_RETRY_S),
+            still_s=self.still_s,
+        )
 
     def _next_line(self) -> bool | None:
         """Whose turn it is: the long ones' (True), the short ones' (False), or nobody's."""
@@ -245,6 +272,7 @@ class Ticket:
         self._admission = admission
         self._left = items
         self.is_long = is_long
+        self.has_begun = False
 
     def __enter__(self) -> Ticket:
         return self
@@ -264,7 +292,7 @@ class Ticket:
         return self._admission.now()
 
     async def begin(self) -> None:
-        await self._admission.begin(self.is_long)
+        await self._admission.begin(self)
 
     def end(self, *, was_done: bool, broken_s: float = 0.0) -> None:
         if was_done:

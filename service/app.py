@@ -10,7 +10,6 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from service.body import BodyMemory
-from service.door import Door
 from service.envelope import Envelope
 from service.errors import install_handlers
 from service.gate import Gate
@@ -31,6 +30,7 @@ from service.routes import (
 )
 from service.services import Services, build_services
 from service.settings import Settings
+from service.shedding import LoadShedder, Shedding
 from service.telemetry import Telemetry
 
 _DESCRIPTION = (
@@ -57,6 +57,7 @@ def create_app(
     telemetry = Telemetry()
     bodies = BodyMemory(settings.max_bodies_bytes)
     telemetry.watch_bodies(lambda: bodies.held_bytes)
+    shedder = LoadShedder(telemetry.shed)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
@@ -85,9 +86,10 @@ def create_app(
                 admin_keys=[key.get_secret_value() for key in settings.admin_keys],
                 origins=settings.cors_origins,
             ),
-            Middleware(Door),
+            Middleware(Shedding, shedder=shedder),
         ],
     )
+    app.state.shedder = shedder
     app.state.services = build_services(settings, telemetry=telemetry, with_collections=with_collections)
     for module in (
         embed,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import re
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from typing import TYPE_CHECKING, TypeVar
 
 from starlette.requests import Request
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 _SCOPE_KEY = "clipworks"
 # Where the protocol leaves the status of its own answer, when it ended a request while its body was still coming.
 CLOSED_WITH = "clipworks.closed_with"
+_SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _TIMEOUT_HEADER = b"x-request-timeout-ms"
 _T = TypeVar("_T")
 
@@ -36,6 +39,14 @@ class Context:
         self.started = time.perf_counter()
         self.timings = Timings()
         self.is_admin = False
+
+
+def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The client's own X-Request-Id if it is sane, else a new one."""
+    for name, value in headers:
+        if name == b"x-request-id" and _SANE_ID.fullmatch(value):
+            return value.decode("ascii")
+    return f"{random.getrandbits(64):016x}"  # nobody is let in by it, so the system need not be asked for each
 
 
 def put_context(scope: Scope, context: Context) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-import re
 import time
 from collections.abc import MutableMapping
 from typing import Any
@@ -13,12 +11,11 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.body import BodyMemory
-from service.context import CLOSED_WITH, ClientGone, Context, put_context
+from service.context import CLOSED_WITH, ClientGone, Context, put_context, request_id
 from service.errors import Problem, internal_problem
 from service.telemetry import Telemetry
 
 log = logging.getLogger("clipworks.http")
-_SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _CLIENT_GONE = 499
 
 
@@ -37,7 +34,7 @@ class Envelope:
             return
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}
-        context = Context(_request_id(scope), self._bodies.share())
+        context = Context(request_id(scope["headers"]), self._bodies.share())
         put_context(scope, context)
         status = 0
 
@@ -83,14 +80,6 @@ class Envelope:
                 "ms": round(seconds * 1000, 2),
             }
             log.info("request", extra={"fields": fields})
-
-
-def _request_id(scope: Scope) -> str:
-    """The client's own id if it is sane, else a new one."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and _SANE_ID.fullmatch(value):
-            return value.decode("ascii")
-    return f"{random.getrandbits(64):016x}"  # nobody is let in by it, so the system need not be asked for each
 
 
 def _add_headers(message: MutableMapping[str, Any], context: Context) -> None:

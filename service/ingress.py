@@ -24,7 +24,9 @@ Place = Literal["append", "fill"]
 Body = TypeVar("Body", bound=BaseModel)
 _T = TypeVar("_T")
 
-_INLINE_BYTES = 2**16  # reading more takes long enough to leave the event loop
+# Parsing more takes long enough to leave the event loop. Most of a form is only cut up, a raw image not even that.
+_INLINE_BYTES = 2**16
+_INLINE_FORM_BYTES = 2**18
 _CONTENT = frozenset({"text", "image", "image_url", "vector"})
 
 
@@ -78,6 +80,8 @@ async def read_request(
         put = _with_files if place == "append" else _with_files_in_objects
         return put({**fields, **query}, files, model, limits, inputs)
 
+    if media_type.startswith("image/") or (media_type == "multipart/form-data" and len(raw) <= _INLINE_FORM_BYTES):
+        return read()
     return await off_loop(read, len(raw), limits)
 
 
@@ -90,10 +94,14 @@ async def read_json(request: Request, model: type[Body], limits: IngressLimits) 
 
 
 async def off_loop(work: Callable[[], _T], size_bytes: int, limits: IngressLimits) -> _T:
-    """The result of `work` on this many bytes of a request; in a thread when there are many."""
+    """The result of `work` on this many bytes of a request; in a thread when there are many.
+
+    Raises:
+        Overloaded: too many bodies wait for one.
+    """
     if size_bytes <= _INLINE_BYTES:
         return work()
-    async with limits.parsing:
+    async with limits.parsing.turn(size_bytes):
         return await asyncio.to_thread(work)
 
 

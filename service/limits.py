@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from service.faults import TooManyItems
+from service.faults import Overloaded, TooManyItems
+
+_LARGE_BYTES = 2**20
+_MAX_WAITING = 256
 
 
 @dataclass(frozen=True)
@@ -18,12 +22,38 @@ class ListLimit:
     remedy: str = ""
 
 
+class ParsingTurns:
+    """Bodies that take a while to parse do so one after the other, each in a thread, those of over 1 MiB in a line of
+    their own: the event loop competes with two threads at most, and the largest hold up none of ordinary size.
+    """
+
+    def __init__(self) -> None:
+        self._turns = {False: asyncio.Lock(), True: asyncio.Lock()}
+        self._waiting = {False: 0, True: 0}
+
+    @asynccontextmanager
+    async def turn(self, size_bytes: int) -> AsyncGenerator[None]:
+        """Wait for one. Raises Overloaded: too many wait already."""
+        is_large = size_bytes > _LARGE_BYTES
+        if self._waiting[is_large] >= _MAX_WAITING:
+            raise Overloaded(
+                f"{_MAX_WAITING} bodies wait to be parsed",
+                still_s=lambda: 1.0 if self._waiting[is_large] >= _MAX_WAITING else None,
+            )
+        self._waiting[is_large] += 1
+        try:
+            await self._turns[is_large].acquire()
+        finally:
+            self._waiting[is_large] -= 1
+        try:
+            yield
+        finally:
+            self._turns[is_large].release()
+
+
 @dataclass(frozen=True)
 class IngressLimits:
-    """Bounds of one request; `lists` bounds each list of a body by the name of its field.
-
-    parsing: large bodies are parsed one after the other, so that the event loop competes with one thread only.
-    """
+    """Bounds of one request; `lists` bounds each list of a body by the name of its field."""
 
     max_body_bytes: int
     max_image_bytes: int
@@ -31,7 +61,7 @@ class IngressLimits:
     body_timeout_s: float
     max_parsed_bytes: int = 128 * 2**20
     lists: Mapping[str, ListLimit] = field(default_factory=dict[str, ListLimit])
-    parsing: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False)
+    parsing: ParsingTurns = field(default_factory=ParsingTurns, compare=False)
 
     def check_list(self, name: str, count: int) -> None:
         """Raises TooManyItems for a list or an object of more than its elements; `name` is its field."""

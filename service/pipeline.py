@@ -20,7 +20,7 @@ from service.admission import Ticket
 from service.batcher import Batcher
 from service.decode_pool import DecodePool
 from service.dense import unpacked
-from service.faults import DeadlineExceeded, NoDirection
+from service.faults import DeadlineExceeded, NoDirection, Overloaded
 from service.localize import Located, Picture, Wanted, locate
 from service.running import RunningModel
 from service.scoring import ClassMatrix, Scored, rank, rank_logits, rank_scores
@@ -326,6 +326,7 @@ async def gather_outcomes(work: Sequence[Awaitable[_T]], deadline: Deadline) -> 
 
     Raises:
         DeadlineExceeded: the deadline passed, and no item was done.
+        Overloaded: no item's turn came in time.
     """
     tasks = [asyncio.ensure_future(each) for each in work]
     gathered = asyncio.gather(*tasks, return_exceptions=True)
@@ -346,6 +347,8 @@ async def gather_outcomes(work: Sequence[Awaitable[_T]], deadline: Deadline) -> 
             outcomes.append(result)
     if tasks and all(isinstance(each, DeadlineExceeded) for each in outcomes):
         raise DeadlineExceeded("the request's deadline passed before its work was done")
+    if outcomes and isinstance(outcomes[0], Overloaded) and all(isinstance(each, Overloaded) for each in outcomes):
+        raise outcomes[0]
     return outcomes
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http
+import math
 import sys
 from dataclasses import dataclass
 from struct import unpack
@@ -23,9 +24,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from service.connections import Connections
-from service.context import CLOSED_WITH
+from service.context import CLOSED_WITH, request_id
 from service.errors import Problem
 from service.framing import BadRequest, ChunkedBody, Head, LengthBody
+from service.shedding import LoadShedder, Shed, overloaded_on_wire
 
 if sys.platform == "linux":
     import fcntl
@@ -46,6 +48,8 @@ _MAX_AHEAD_BYTES = 256 * 1024
 _LOOK_AGAIN_S = (0.005, 0.25)
 _LEAST_PROGRESS_BYTES = 16 * 1024
 _PACE_AFTER_S = 2.0
+# Headers whose request gets its answer from the application, also when it is refused.
+_NOT_SHED = frozenset({b"origin", b"expect"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +62,7 @@ class WireLimits:
     max_body_bytes: int
 
 
-def bounded_protocol(limits: WireLimits, connections: Connections) -> type[HttpToolsProtocol]:
+def bounded_protocol(limits: WireLimits, connections: Connections, shedder: LoadShedder) -> type[HttpToolsProtocol]:
     """A protocol class for `uvicorn.Config(http=...)`, which takes a class and passes it no settings of ours."""
 
     class BoundedProtocol(_Protocol):
@@ -72,6 +76,7 @@ def bounded_protocol(limits: WireLimits, connections: Connections) -> type[HttpT
             super().__init__(config, server_state, app_state, _loop)
             self.limits = limits
             self.room = connections
+            self.shedder = shedder
 
     return BoundedProtocol
 
@@ -89,6 +94,7 @@ class _Flow(FlowControl):
 class _Protocol(HttpToolsProtocol):
     limits: WireLimits
     room: Connections
+    shedder: LoadShedder
 
     def __init__(
         self,
@@ -105,7 +111,7 @@ class _Protocol(HttpToolsProtocol):
         self._body: LengthBody | ChunkedBody | None = None
         self._body_since = 0.0
         self._held = b""
-        self._waiting: asyncio.TimerHandle | None = None
+        self._waiting: asyncio.Handle | None = None
         self._waiting_s = 0.0
         self._blank_bytes = 0
         self._dropped_bytes = 0
@@ -113,11 +119,17 @@ class _Protocol(HttpToolsProtocol):
         self._unread_since = 0.0
         self._over_limit = False
         self._leaving = False
+        self._shed = False  # a request was, in this round of reading
 
     # What asyncio calls
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        # As uvicorn does, without the copy of the socket that it asks for each address.
+        self.connections.add(self)
+        self.transport = transport
+        self.server = _address(transport, "sockname")
+        self.client = _address(transport, "peername")
+        self.scheme = "http"
         self.flow = self._flow = _Flow(transport)
         self.address = self.client[0] if self.client else ""
         place = self.room.admit(self)
@@ -196,12 +208,13 @@ class _Protocol(HttpToolsProtocol):
         """Go through what has come, up to the end of the request that is being answered; hold the rest."""
         self._unset_keepalive_if_required()
         data, at = self._held, 0
+        self._held, self._shed = b"", False
         try:
             while at < len(data) and not self.transport.is_closing():
                 if self._body is not None:
                     piece, at = self._body.feed(data, at)
                     self._take_body(self._body, piece)
-                elif self._unanswered() is not None:
+                elif self._unanswered() is not None or self._shed:
                     break
                 else:
                     at = self._take_head(data, at)
@@ -212,6 +225,8 @@ class _Protocol(HttpToolsProtocol):
         self._flow.holds = bool(self._held)
         if self._held:
             self.flow.pause_reading()
+            if self._shed and self._body is None:
+                self._waiting = self.loop.call_soon(self._take_held)
 
     def _unanswered(self) -> RequestResponseCycle | None:
         cycle = cast("RequestResponseCycle | None", self.cycle)  # uvicorn says that it is never None
@@ -238,6 +253,20 @@ class _Protocol(HttpToolsProtocol):
     def _begin(self, head: Head) -> None:
         """Hand a request whose head is complete to uvicorn, in the way in which its own parser would."""
         body = head.body(self.limits.max_body_bytes)
+        shed = self._refusal(head)
+        if shed is not None:
+            self._answer_overloaded(head, shed)
+        else:
+            self._begin_cycle(head)
+        self.room.move(self, "busy")
+        self._dropped_bytes = 0
+        self._body, self._body_since = body, self.loop.time()
+        if body is None:
+            self._end_message()
+        else:
+            self._expect(self.limits.body_timeout_s + _BODY_GRACE_S)
+
+    def _begin_cycle(self, head: Head) -> None:
         self.on_message_begin()
         self.parser = head  # type: ignore[assignment]
         self.url = head.url
@@ -251,16 +280,9 @@ class _Protocol(HttpToolsProtocol):
             self.on_headers_complete()
         except httptools.HttpParserInvalidURLError:
             raise BadRequest(400, "the address cannot be read") from None
-        self.room.move(self, "busy")
-        self._dropped_bytes = 0
-        self._body, self._body_since = body, self.loop.time()
-        if body is None:
-            self._end_message()
-        else:
-            self._expect(self.limits.body_timeout_s + _BODY_GRACE_S)
 
     def _take_body(self, body: LengthBody | ChunkedBody, piece: bytes) -> None:
-        if self.cycle.response_complete:
+        if self._unanswered() is None:
             self._drop(len(piece), _MAX_DROPPED_BYTES)
         elif piece:
             self.on_body(piece)
@@ -270,9 +292,10 @@ class _Protocol(HttpToolsProtocol):
 
     def _end_message(self) -> None:
         self._expect(None)
-        self.on_message_complete()
-        if self.cycle.response_complete:
+        if self._unanswered() is None:
             self._become_idle()
+        else:
+            self.on_message_complete()
 
     def _become_idle(self) -> None:
         """The request is received and answered: what is held of the next one has its turn."""
@@ -346,6 +369,31 @@ class _Protocol(HttpToolsProtocol):
 
     # Refusing
 
+    def _refusal(self, head: Head) -> Shed | None:
+        """Whether a request is refused by its head; None: let it in.
+
+        What needs more than a fixed answer goes through the application: another method, a page of another origin, an
+        escaped address, a connection that ends with the answer.
+        """
+        if head.get_method() != b"POST" or not head.should_keep_alive() or head.get_http_version() != "1.1":
+            return None
+        if any(name in _NOT_SHED for name, _ in head.headers):
+            return None
+        path, _, query = head.url.partition(b"?")
+        if not path.startswith(b"/") or b"%" in path or not path.isascii():
+            return None
+        return self.shedder.look_at(self.root_path + path.decode("ascii"), query, head.headers)
+
+    def _answer_overloaded(self, head: Head, shed: Shed) -> None:
+        """Refuse a request by its head: no task is made for it, its body is dropped and the connection goes on."""
+        self._shed = True
+        self.shedder.count(shed)
+        lines, body = overloaded_on_wire(math.ceil(10 * shed.wait_s))
+        own = b"x-request-id: %b\r\nserver-timing: total;dur=0.00\r\n\r\n" % request_id(head.headers).encode("ascii")
+        default = b"".join(name + b": " + value + b"\r\n" for name, value in self.server_state.default_headers)
+        self.transport.write(b"HTTP/1.1 429 Too Many Requests\r\n" + default + lines + own + body)
+        self.server_state.total_requests += 1
+
     def send_400_response(self, msg: str) -> None:
         self._refuse(Problem(400, msg, "invalid_http"))
 
@@ -378,6 +426,15 @@ class _Protocol(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._expect(_LINGER_S)
+
+
+def _address(transport: asyncio.Transport, which: str) -> tuple[str, int] | None:
+    """Host and port of one end of a connection; None: it is no internet address."""
+    found: Any = transport.get_extra_info(which)
+    if not isinstance(found, tuple):
+        return None
+    host, port = cast(tuple[Any, ...], found)[:2]
+    return str(host), int(port)
 
 
 def _unread_bytes(transport: asyncio.Transport) -> int:

@@ -21,7 +21,7 @@ from service.decode_pool import DecodePool
 from service.engine import EngineSettings
 from service.faults import CollectionsOff
 from service.label_sets import LabelSets
-from service.limits import IngressLimits, ListLimit
+from service.limits import IngressLimits, ListLimit, ParsingTurns
 from service.prompts import Limits
 from service.registry import Registry
 from service.settings import BadSettings, Settings, available_cores
@@ -201,7 +201,7 @@ def build_services(settings: Settings, *, telemetry: Telemetry, with_collections
     inline_labels = ListLimit(
         settings.max_label_texts, "CLIPWORKS_MAX_LABEL_TEXTS", "; store more labels with PUT /label-sets/{name}"
     )
-    limits = _ingress_limits(settings, inline_labels, asyncio.Lock())
+    limits = _ingress_limits(settings, inline_labels, ParsingTurns())
     services = Services(
         settings=settings,
         limits=limits,
@@ -320,7 +320,7 @@ def _device(wanted: str) -> Device:
     return "cuda" if has_provider and Path("/proc/driver/nvidia").exists() else "cpu"
 
 
-def _ingress_limits(settings: Settings, labels: ListLimit, parsing: asyncio.Lock) -> IngressLimits:
+def _ingress_limits(settings: Settings, labels: ListLimit, parsing: ParsingTurns) -> IngressLimits:
     inputs = ListLimit(settings.max_items, "CLIPWORKS_MAX_ITEMS")
     rows = ListLimit(settings.max_upsert_items, "CLIPWORKS_MAX_UPSERT_ITEMS")
     return IngressLimits(

@@ -56,6 +56,10 @@ class Telemetry:
         self._requests.labels(route, method if method in _METHODS else "other", str(status)).inc()
         self._request_seconds.labels(route).observe(seconds)
 
+    def shed(self, route: str, count: int) -> None:
+        """So many requests were refused by their heads: they took no time that is worth a histogram."""
+        self._requests.labels(route, "POST", "429").inc(count)
+
     def stage(self, name: str, seconds: float) -> None:
         self._stage_seconds.labels(name).observe(seconds)
 

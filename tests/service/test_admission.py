@@ -166,17 +166,38 @@ def test_a_long_request_and_short_ones_take_turns_and_the_long_one_leaves_room()
     within_loop(test)
 
 
-def test_the_newest_goes_first_once_the_oldest_has_waited_too_long() -> None:
+def test_who_has_waited_too_long_is_refused_if_those_behind_can_still_be_answered_in_time() -> None:
     async def test(clock: Clock) -> None:
         door, items = admission(clock, window=1), Items()
         await serve(door, clock, items=50, each_s=0.01)
-        for i in range(5):
+        for i in range(4):
             await items.start(door.admit(1, Deadline()), f"{i}")
-        await items.end("0")
-        assert items.began == ["0", "1"]
         clock.now += 3  # the machine has become slow
+        await items.end("0")
+        assert items.began == ["0", "1"]  # there is nobody else
+        clock.now += 0.1
+        await items.start(door.admit(1, Deadline()), "new")
         await items.end("1")
-        assert items.began == ["0", "1", "4"]
+        assert items.began == ["0", "1", "new"]
+        for late in ("2", "3"):
+            error = items.tasks[late].exception()
+            assert isinstance(error, Overloaded)
+            assert error.retry_after_s >= 1
+        await items.end("new")
+        assert door.waiting == 0
+
+    within_loop(test)
+
+
+def test_a_request_that_has_begun_is_served_whole() -> None:
+    async def test(clock: Clock) -> None:
+        door, items = admission(clock, window=1), Items()
+        await serve(door, clock, items=50, each_s=0.01)
+        await items.start(door.admit(2, Deadline()), "a0", "a1")
+        clock.now += 3
+        await items.start(door.admit(1, Deadline()), "new")
+        await items.end("a0")
+        assert items.began == ["a0", "a1"]
 
     within_loop(test)
 

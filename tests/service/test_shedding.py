@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from service.door import Door, Pulse, Refusals
 from service.errors import OVERLOADED
 from service.faults import Overloaded
+from service.shedding import LoadShedder, Pulse, Refusals, Shedding
 
 
 class Clock:
@@ -37,7 +37,11 @@ def scope(
     return {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers}
 
 
-def ask(door: Door, times: int, **request: object) -> list[tuple[int, dict[bytes, bytes]]]:
+def shedding(app: App) -> Shedding:
+    return Shedding(app, shedder=LoadShedder(lambda route, count: None))
+
+
+def ask(door: Shedding, times: int, **request: object) -> list[tuple[int, dict[bytes, bytes]]]:
     """(status, headers) of those that the door itself answered."""
     answers: list[tuple[int, dict[bytes, bytes]]] = []
 
@@ -59,7 +63,7 @@ def ask(door: Door, times: int, **request: object) -> list[tuple[int, dict[bytes
 def test_in_a_storm_requests_of_a_refused_kind_are_refused_by_their_heads_while_there_is_no_room() -> None:
     wait_s: list[float | None] = [7.2]
     app = App(lambda: wait_s[0])
-    door = Door(app)
+    door = shedding(app)
     assert ask(door, 40) == []  # so many are refused one by one, with full knowledge
     answers = ask(door, 200)
     assert len(answers) > 150
@@ -117,7 +121,7 @@ def test_the_loop_is_behind_when_it_was_late_for_a_while_and_still_is() -> None:
 
 def test_a_storm_of_images_in_json_turns_away_no_short_text() -> None:
     app = App(lambda: 7.2)
-    door = Door(app)
+    door = shedding(app)
     ask(door, 60)
     seen = app.seen
     assert ask(door, 1)
