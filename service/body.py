@@ -15,7 +15,7 @@ from service.errors import BodyRefused, Refusal
 
 # So much of each body is not counted: a short request is never refused because of long ones.
 FREE_BYTES = 64 * 1024
-_PACE_AFTER_S = 2.0
+_PACE_AFTER_S = 0.5  # a reservation that brings nothing keeps others out for no longer than this
 
 
 class BodyLimits(Protocol):

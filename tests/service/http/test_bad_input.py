@@ -116,7 +116,7 @@ def test_a_million_labels_are_refused_fast(client: TestClient) -> None:
     check_refused(send(client, "/v1/embeddings", b'{"input":[%s]}' % labels), 413)
     numbers = b"1," * 999_999 + b"1"  # counted first: their type is never looked at
     check_refused(send(client, "/classify", b'{"inputs":[{"image":"QUJD"}],"labels":[%s]}' % numbers), 413)
-    nested = b'{"inputs":[{"image":"QUJD"}],"labels":[{"name":"a","prompts":[%s]}]}' % labels
+    nested = b'{"inputs":[{"image":"QUJD"}],"labels":[{"name":"a","prompts":[%s]},"b"]}' % labels
     check_refused(send(client, "/classify", nested), 413)
 
 

@@ -24,7 +24,7 @@ def server(serve: Callable[..., object], looping_store: Path):  # type: ignore[n
         max_batch_images=1,
         access_log="false",
         cors_origins="https://page.test",
-        keep_alive_s=1,
+        keep_alive_s=4,
     )
     started.wait_for("ready")
     return started
@@ -83,7 +83,7 @@ def test_requests_refused_by_their_heads_have_whole_answers_and_are_counted(serv
         while not idle or SHED not in idle[-1][1]:
             writer.write(post())
             idle.append(await answer(reader))
-        assert await asyncio.wait_for(reader.read(), 15) == b""
+        assert await asyncio.wait_for(reader.read(), 40) == b""
         writer.close()
         over.set()
         answers = [each for client in await asyncio.gather(*clients) for each in client] + ahead[:-1] + idle
