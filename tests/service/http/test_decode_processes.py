@@ -87,11 +87,12 @@ def test_a_slow_image_alone_is_refused(server, slow: bytes) -> None:  # type: ig
 
 
 def test_what_is_done_at_the_deadline_is_kept(patient, slow: bytes, jpeg: bytes) -> None:  # type: ignore[no-untyped-def]
-    # The image takes longer than the request has: first with an answer for each item, then as a whole.
-    answer = embed(patient.address, [jpeg, slow, jpeg], on_error="item", timeout_ms=900)
+    # The images take longer than the request has: first with an answer for each item, then as a whole.
+    answer = embed(patient.address, [jpeg, slow, slow, slow, slow, jpeg], on_error="item", timeout_ms=900)
     if answer.status_code == 200:
-        assert {each["index"] for each in answer.json()["data"] if "error" in each} >= {1}
-        assert answer.json()["data"][1]["error"]["code"] == "deadline_exceeded"
+        late = {each["index"]: each["error"]["code"] for each in answer.json()["data"] if "error" in each}
+        assert late.keys() & {1, 2, 3, 4}  # how many a fast machine does in time is open
+        assert set(late.values()) == {"deadline_exceeded"}
     else:
         assert answer.status_code == 504  # a machine too busy for the small ones
     answer = embed(patient.address, [slow], on_error="item", timeout_ms=300)
