@@ -253,6 +253,7 @@ class _Protocol(HttpToolsProtocol):
     def _begin(self, head: Head) -> None:
         """Hand a request whose head is complete to uvicorn, in the way in which its own parser would."""
         body = head.body(self.limits.max_body_bytes)
+        self._unset_keepalive_if_required()  # the end of the body before may have come in the same packet
         shed = self._refusal(head)
         if shed is not None:
             self._answer_overloaded(head, shed)
@@ -377,7 +378,7 @@ class _Protocol(HttpToolsProtocol):
         """
         if head.get_method() != b"POST" or not head.should_keep_alive() or head.get_http_version() != "1.1":
             return None
-        if any(name in _NOT_SHED for name, _ in head.headers):
+        if self.flow.write_paused or any(name in _NOT_SHED for name, _ in head.headers):
             return None
         path, _, query = head.url.partition(b"?")
         if not path.startswith(b"/") or b"%" in path or not path.isascii():
@@ -405,6 +406,9 @@ class _Protocol(HttpToolsProtocol):
         """Answer in place of the application and end the connection, in a way that lets the client read it."""
         self._held = b""
         cycle = self._unanswered()
+        if cycle is None and self._body is not None:  # its request is answered: a second answer would be the next one's
+            self._leave()
+            return
         if cycle is not None:
             cycle.scope[CLOSED_WITH] = problem.status  # type: ignore[typeddict-unknown-key]
             cycle.disconnected = True

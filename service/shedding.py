@@ -112,6 +112,8 @@ class Pulse:
         if self._is_used:
             self._is_used = False
             self._schedule()
+        else:
+            self._late_since = None
 
     def _schedule(self) -> None:
         self._due = self._clock() + _BEAT_S
