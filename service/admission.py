@@ -1,4 +1,4 @@
-"""Who may come in to one encoder, and whose turn it is: requests are refused by the time they would have to wait."""
+"""Admission control of one encoder: requests that would wait too long are refused, the others take turns."""
 
 from __future__ import annotations
 
@@ -55,7 +55,6 @@ class ServiceRate:
 class _Waiting:
     ticket: Ticket
     turn: asyncio.Future[None]
-    since: float
 
 
 class Admission:
@@ -192,7 +191,7 @@ class Admission:
             self._working[is_long] += 1
             ticket.has_begun = True
             return
-        waiting = _Waiting(ticket, asyncio.get_running_loop().create_future(), self._clock())
+        waiting = _Waiting(ticket, asyncio.get_running_loop().create_future())
         line.append(waiting)
         self._call_next()
         try:
@@ -231,22 +230,29 @@ class Admission:
         while (is_long := self._next_line()) is not None:
             line = self._lines[is_long]
             waiting = line.popleft()
-            if self._is_late(waiting) and line and not self._is_late(line[-1]):
-                waiting.turn.set_exception(self._too_late(waiting))
+            ticket = waiting.ticket
+            if self._is_late(ticket) and self._ends_in_time(line):
+                waiting.turn.set_exception(self._too_late(ticket))
                 continue
             self._working[is_long] += 1
             self._long_next = not is_long
-            waiting.ticket.has_begun = True
+            ticket.has_begun = True
             waiting.turn.set_result(None)
 
-    def _is_late(self, waiting: _Waiting) -> bool:
-        """The items of one long request wait for each other: that says nothing about the rate."""
-        if waiting.ticket.is_long or waiting.ticket.has_begun:
-            return False
-        return self._clock() - waiting.since > _LATE_SHARE * self._max_wait_s
+    def _ends_in_time(self, line: deque[_Waiting]) -> bool:
+        """Whether the newest of a line is not late; those whose callers are gone do not count."""
+        while line and line[-1].turn.done():
+            line.pop()
+        return bool(line) and not self._is_late(line[-1].ticket)
 
-    def _too_late(self, waiting: _Waiting) -> Overloaded:
-        waited_s = self._clock() - waiting.since
+    def _is_late(self, ticket: Ticket) -> bool:
+        """The items of one long request wait for each other: that says nothing about the rate."""
+        if ticket.is_long or ticket.has_begun:
+            return False
+        return self._clock() - ticket.since > _LATE_SHARE * self._max_wait_s
+
+    def _too_late(self, ticket: Ticket) -> Overloaded:
+        waited_s = self._clock() - ticket.since
         return Overloaded(
             f"{self._admitted} items are in work for {self.name}, and it has become slower: "
             f"this request has waited {waited_s:.1f} s, the limit is {self._max_wait_s:g} s (CLIPWORKS_MAX_WAIT_S)",
@@ -272,6 +278,7 @@ class Ticket:
         self._admission = admission
         self._left = items
         self.is_long = is_long
+        self.since = admission.now()
         self.has_begun = False
 
     def __enter__(self) -> Ticket:

@@ -1,4 +1,4 @@
-"""What belongs to one HTTP request while it is answered, and lives in its ASGI scope."""
+"""The context of one HTTP request, kept in its ASGI scope: id, clock, rights and memory."""
 
 from __future__ import annotations
 

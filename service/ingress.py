@@ -24,9 +24,10 @@ Place = Literal["append", "fill"]
 Body = TypeVar("Body", bound=BaseModel)
 _T = TypeVar("_T")
 
-# Parsing more takes long enough to leave the event loop. Most of a form is only cut up, a raw image not even that.
+# Parsing more takes long enough to leave the event loop; a raw image is not parsed at all.
 _INLINE_BYTES = 2**16
 _INLINE_FORM_BYTES = 2**18
+_INLINE_PARTS = 8
 _CONTENT = frozenset({"text", "image", "image_url", "vector"})
 
 
@@ -80,7 +81,7 @@ async def read_request(
         put = _with_files if place == "append" else _with_files_in_objects
         return put({**fields, **query}, files, model, limits, inputs)
 
-    if media_type.startswith("image/") or (media_type == "multipart/form-data" and len(raw) <= _INLINE_FORM_BYTES):
+    if media_type.startswith("image/") or (media_type == "multipart/form-data" and _is_quick_form(raw)):
         return read()
     return await off_loop(read, len(raw), limits)
 
@@ -179,6 +180,11 @@ def _with_files_in_objects(
     filled = dict(zip(places, files, strict=True))
     fields[inputs] = [{**each, "image": ""} if index in filled else each for index, each in enumerate(objects)]
     return Received(validate(fields, model, limits), filled)
+
+
+def _is_quick_form(raw: bytes) -> bool:
+    """Files are only cut out of a form; what takes time is the headers of many parts."""
+    return len(raw) <= _INLINE_FORM_BYTES and raw.count(b"\r\n--") <= _INLINE_PARTS
 
 
 def _from_parts(

@@ -22,7 +22,7 @@ class LabelTicket(Ticket):
         self._more = more
 
     def end(self, *, was_done: bool, broken_s: float = 0.0) -> None:
-        is_handed_on = was_done and not broken_s and self._more > 0
+        is_handed_on = was_done and self._more > 0
         super().end(was_done=was_done and not is_handed_on, broken_s=broken_s)
         if is_handed_on:
             self._more -= 1

@@ -325,7 +325,12 @@ class LabelSets:
     async def _restore(self, files: LabelSetFiles, label_set: _LabelSet) -> None:
         """Raises Damaged, OSError, ClipworksError."""
         name = label_set.name
-        stored = label_set.stored = await asyncio.to_thread(files.read, name)
+        try:
+            stored = label_set.stored = await asyncio.to_thread(files.read, name)
+        except FileNotFoundError:
+            log.warning("label set %s is gone since its folder was listed", name)
+            del self._sets[name]
+            return
         label_set.prompts = Prompts(tuple(stored.request.labels), ())
         artifact = await asyncio.to_thread(self._artifact, stored.model)
         manifest = artifact.manifest

@@ -1,4 +1,4 @@
-"""What one request may bring: bytes, items, and the length of every list, each with the setting that lifts it."""
+"""Limits of one request: bytes, items, the length of every list, and turns for parsing large bodies."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http
-import math
 import sys
 from dataclasses import dataclass
 from struct import unpack
@@ -24,10 +23,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from service.connections import Connections
-from service.context import CLOSED_WITH, request_id
+from service.context import CLOSED_WITH
 from service.errors import Problem
 from service.framing import BadRequest, ChunkedBody, Head, LengthBody
-from service.shedding import LoadShedder, Shed, overloaded_on_wire
+from service.shedding import LOOKED_AT, Asked, LoadShedder, Shed, overloaded_on_wire
 
 if sys.platform == "linux":
     import fcntl
@@ -40,7 +39,7 @@ _MAX_BLANK_BYTES = 64
 _LINGER_S = 2.0
 _LINGER_BYTES = 4 * 2**20
 # The rest of a body whose request is answered is dropped, so that the connection can go on.
-_MAX_DROPPED_BYTES = 64 * 2**20
+_MAX_DROPPED_BYTES = 64 * 2**20  # or as much as a body may have
 # One that is over the limit of connections gets its answer with its first byte, or after this time.
 _OVER_LIMIT_S = 1.0
 # A request that was sent ahead waits while more than this of the answers before it is unread, here and in the socket.
@@ -254,11 +253,14 @@ class _Protocol(HttpToolsProtocol):
         """Hand a request whose head is complete to uvicorn, in the way in which its own parser would."""
         body = head.body(self.limits.max_body_bytes)
         self._unset_keepalive_if_required()  # the end of the body before may have come in the same packet
-        shed = self._refusal(head)
+        asked = self._asked(head)
+        shed = self.shedder.look_at(*asked) if asked else None
         if shed is not None:
             self._answer_overloaded(head, shed)
         else:
             self._begin_cycle(head)
+            if asked:
+                self.scope[LOOKED_AT] = True  # type: ignore[typeddict-unknown-key]
         self.room.move(self, "busy")
         self._dropped_bytes = 0
         self._body, self._body_since = body, self.loop.time()
@@ -284,7 +286,7 @@ class _Protocol(HttpToolsProtocol):
 
     def _take_body(self, body: LengthBody | ChunkedBody, piece: bytes) -> None:
         if self._unanswered() is None:
-            self._drop(len(piece), _MAX_DROPPED_BYTES)
+            self._drop(len(piece), max(_MAX_DROPPED_BYTES, self.limits.max_body_bytes))
         elif piece:
             self.on_body(piece)
         if body.done:
@@ -370,11 +372,11 @@ class _Protocol(HttpToolsProtocol):
 
     # Refusing
 
-    def _refusal(self, head: Head) -> Shed | None:
-        """Whether a request is refused by its head; None: let it in.
+    def _asked(self, head: Head) -> Asked | None:
+        """What the load shedder is asked about a request; None: it is asked in the application.
 
-        What needs more than a fixed answer goes through the application: another method, a page of another origin, an
-        escaped address, a connection that ends with the answer.
+        That is where an answer can be more than a fixed one (to a page of another origin, with an escaped address, on a
+        connection that ends with it), and can wait for a client that does not read.
         """
         if head.get_method() != b"POST" or not head.should_keep_alive() or head.get_http_version() != "1.1":
             return None
@@ -383,16 +385,13 @@ class _Protocol(HttpToolsProtocol):
         path, _, query = head.url.partition(b"?")
         if not path.startswith(b"/") or b"%" in path or not path.isascii():
             return None
-        return self.shedder.look_at(self.root_path + path.decode("ascii"), query, head.headers)
+        return self.root_path + path.decode("ascii"), query, head.headers
 
     def _answer_overloaded(self, head: Head, shed: Shed) -> None:
         """Refuse a request by its head: no task is made for it, its body is dropped and the connection goes on."""
         self._shed = True
         self.shedder.count(shed)
-        lines, body = overloaded_on_wire(math.ceil(10 * shed.wait_s))
-        own = b"x-request-id: %b\r\nserver-timing: total;dur=0.00\r\n\r\n" % request_id(head.headers).encode("ascii")
-        default = b"".join(name + b": " + value + b"\r\n" for name, value in self.server_state.default_headers)
-        self.transport.write(b"HTTP/1.1 429 Too Many Requests\r\n" + default + lines + own + body)
+        self.transport.write(overloaded_on_wire(shed, head.headers, self.server_state.default_headers))
         self.server_state.total_requests += 1
 
     def send_400_response(self, msg: str) -> None:

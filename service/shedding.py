@@ -14,10 +14,12 @@ from typing import NamedTuple
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.context import request_id
 from service.errors import OVERLOADED, Problem
 from service.faults import Overloaded
 
 log = logging.getLogger("clipworks.http")
+LOOKED_AT = "clipworks.looked_at"  # in the ASGI scope of a request about which the protocol asked the load shedder
 
 # Up to so many refusals a second each is made with full knowledge of the request: that is affordable.
 _STORM_PER_S = 50
@@ -26,7 +28,8 @@ _BEAT_S = 0.02
 _LATE_S = 0.1
 _LATE_FOR_S = 0.5
 _REPORT_EVERY_S = 1.0
-Headers = Iterable[tuple[bytes, bytes]]
+Header = tuple[bytes, bytes]
+Asked = tuple[str, bytes, list[Header]]  # path, query, headers
 StillS = Callable[[], float | None]
 # What is not known from a head: which encoder a request is for. Its kind stands for that.
 Kind = tuple[str, bytes, bytes, bool]
@@ -139,7 +142,7 @@ class LoadShedder:
         self._pulse = Pulse()
         self._uncounted: Counter[str] = Counter()
 
-    def look_at(self, path: str, query: bytes, headers: Headers) -> Shed | None:
+    def look_at(self, path: str, query: bytes, headers: list[Header]) -> Shed | None:
         """Whether a POST request is to be refused; None: let it in."""
         self._pulse.use()
         if self._pulse.is_behind:
@@ -153,7 +156,7 @@ class LoadShedder:
         self._refusals.add()
         return Shed(refused.route, wait_s)
 
-    def learn(self, path: str, query: bytes, headers: Headers, *, route: str, still_s: StillS) -> None:
+    def learn(self, path: str, query: bytes, headers: list[Header], *, route: str, still_s: StillS) -> None:
         """A request of this kind was refused by an encoder with full knowledge of it."""
         self._refusals.add()
         if len(self._refused) >= _MAX_KINDS:
@@ -175,10 +178,7 @@ class LoadShedder:
 
 
 class Shedding:
-    """ASGI layer that asks a LoadShedder, and tells it of requests that were refused behind it.
-
-    service.protocol asks first where it can, which is cheaper: what comes here has an answer of its own, for CORS.
-    """
+    """ASGI layer that asks a LoadShedder where the protocol did not, and tells it of requests refused behind it."""
 
     def __init__(self, app: ASGIApp, *, shedder: LoadShedder) -> None:
         self.app = app
@@ -188,8 +188,8 @@ class Shedding:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
-        asked = (scope["path"], scope["query_string"], scope["headers"])
-        shed = self._shedder.look_at(*asked)
+        asked: Asked = (scope["path"], scope["query_string"], scope["headers"])
+        shed = None if LOOKED_AT in scope else self._shedder.look_at(*asked)
         if shed is not None:
             answer = overloaded(shed.wait_s)
             await answer(scope, receive, send)
@@ -207,14 +207,25 @@ def overloaded(wait_s: float) -> Response:
     return Problem(429, message, "overloaded").response({"Retry-After": str(max(math.ceil(wait_s), 1))})
 
 
+def overloaded_on_wire(shed: Shed, headers: Iterable[Header], default_headers: Iterable[Header]) -> bytes:
+    """The same answer as HTTP/1.1; `default_headers` are those of the server."""
+    lines, body = _fixed_parts(math.ceil(10 * shed.wait_s))
+    own = b"x-request-id: %b\r\nserver-timing: total;dur=0.00\r\n\r\n" % request_id(headers).encode("ascii")
+    return b"HTTP/1.1 429 Too Many Requests\r\n" + _lines(default_headers) + lines + own + body
+
+
 @lru_cache(maxsize=64)
-def overloaded_on_wire(tenths: int) -> tuple[bytes, bytes]:
-    """(header lines, body) of the answer for a wait of so many tenths of a second; the same few come again."""
+def _fixed_parts(tenths: int) -> tuple[bytes, bytes]:
+    """(header lines, body) for a wait of so many tenths of a second; the same few come again and again."""
     answer = overloaded(tenths / 10)
-    return b"".join(name + b": " + value + b"\r\n" for name, value in answer.raw_headers), bytes(answer.body)
+    return _lines(answer.raw_headers), bytes(answer.body)
 
 
-def _kind(path: str, query: bytes, headers: Headers) -> Kind:
+def _lines(headers: Iterable[Header]) -> bytes:
+    return b"".join(name + b": " + value + b"\r\n" for name, value in headers)
+
+
+def _kind(path: str, query: bytes, headers: list[Header]) -> Kind:
     named = dict(headers)
     media_type = named.get(b"content-type", b"").partition(b";")[0].partition(b"/")[0]
     length = named.get(b"content-length", b"")

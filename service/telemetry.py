@@ -1,4 +1,4 @@
-"""What the server tells its operators: Prometheus metrics and structured logs."""
+"""Prometheus metrics and structured logs of the server."""
 
 from __future__ import annotations
 

@@ -108,7 +108,6 @@ class ZeroShot:
             InvalidText, NoDirection, DeadlineExceeded: while encoding.
         """
         prompts = Prompts.of(labels, resolve_templates(model.manifest, templates))
-
         if len(prompts.labels) > _AT_ONCE:
             await asyncio.to_thread(_count, prompts, limits)
         else:

@@ -1,4 +1,4 @@
-"""What routes share: the request's model, its deadline, and checks before any work is done."""
+"""Shared by all routes: the request's model, its deadline, and checks before any work is done."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What /classify and /localize share: images and labels in, an entry for each image out."""
+"""Shared by /classify and /localize: images and labels in, an entry for each image out."""
 
 from __future__ import annotations
 

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from model_store.errors import InvalidImage
 from service.admission import Admission, ServiceRate, Ticket
 from service.faults import DeadlineExceeded, Overloaded
+from service.label_places import LabelTicket
+from service.pipeline import gather_outcomes
 from service.timing import Deadline, Timings
 
 
@@ -185,6 +187,74 @@ def test_who_has_waited_too_long_is_refused_if_those_behind_can_still_be_answere
             assert error.retry_after_s >= 1
         await items.end("new")
         assert door.waiting == 0
+
+    within_loop(test)
+
+
+def test_nobody_is_refused_for_somebody_who_is_gone() -> None:
+    async def test(clock: Clock) -> None:
+        door, items = admission(clock, window=1), Items()
+        await serve(door, clock, items=50, each_s=0.01)
+        for i in range(3):
+            await items.start(door.admit(1, Deadline()), f"{i}")
+        clock.now += 3
+        await items.start(door.admit(1, Deadline()), "gone")
+        items.tasks["gone"].cancel()
+        await asyncio.sleep(0)
+        await items.end("0")
+        await items.end("1")
+        assert items.began == ["0", "1", "2"]
+
+    within_loop(test)
+
+
+def test_a_request_is_late_as_a_whole() -> None:
+    async def test(clock: Clock) -> None:
+        door, items = admission(clock, window=1), Items()
+        await serve(door, clock, items=50, each_s=0.01)
+        await items.start(door.admit(1, Deadline()), "0")
+        ticket = door.admit(2, Deadline())
+        await items.start(ticket, "a0")
+        clock.now += 1
+        await items.start(ticket, "a1")  # its second item asks later
+        clock.now += 2
+        await items.start(door.admit(1, Deadline()), "new")
+        await items.end("0")
+        assert items.began == ["0", "new"]
+        assert all(isinstance(items.tasks[each].exception(), Overloaded) for each in ("a0", "a1"))
+
+    within_loop(test)
+
+
+def test_places_of_label_texts_are_handed_on_also_by_texts_that_fail() -> None:
+    async def test(clock: Clock) -> None:
+        door = admission(clock, window=4, max_items=2)
+        await serve(door, clock, items=50, each_s=0.01)
+        ticket = door.admit(2, Deadline())  # as admit_labels takes them
+        with LabelTicket(door, 2, more=4, is_long=ticket.is_long) as labels:
+            for _ in range(4):
+                with contextlib.suppress(InvalidImage):
+                    async with labels.turn(Deadline(), Timings()):
+                        clock.now += 0.01
+                        raise InvalidImage("of this item alone")
+                with pytest.raises(Overloaded):
+                    door.admit(1, Deadline())  # both places are taken as long as there are more
+        door.admit(1, Deadline())
+        assert door.expected_wait_s() == pytest.approx(0.01, rel=0.5)
+
+    within_loop(test)
+
+
+def test_a_request_of_which_no_item_had_its_turn_is_overloaded_as_a_whole() -> None:
+    async def item(error: Exception) -> None:
+        raise error
+
+    async def test(clock: Clock) -> None:
+        late = Overloaded("late")
+        with pytest.raises(Overloaded):
+            await gather_outcomes([item(late), item(Overloaded("late too"))], Deadline())
+        broken = InvalidImage("broken")
+        assert await gather_outcomes([item(broken), item(late)], Deadline()) == [broken, late]
 
     within_loop(test)
 

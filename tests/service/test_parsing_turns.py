@@ -3,9 +3,14 @@
 import asyncio
 
 import pytest
+from starlette.requests import Request
 
+from clipworks.schemas import EmbedRequest
+from service.body import BodyMemory
+from service.context import Context, put_context
 from service.faults import Overloaded
-from service.limits import ParsingTurns
+from service.ingress import read_request
+from service.limits import IngressLimits, ParsingTurns
 
 SMALL, LARGE = 100_000, 30_000_000
 
@@ -51,5 +56,41 @@ def test_who_comes_when_too_many_wait_is_refused_until_there_is_room() -> None:
         over.set()
         await asyncio.gather(*waiting, return_exceptions=True)
         await asyncio.wait_for(parse(), 5)
+
+    asyncio.run(run())
+
+
+def form(parts: int, size: int) -> bytes:
+    part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n%s\r\n'
+    return part % bytes(size) * parts + b"--b--\r\n"
+
+
+@pytest.mark.parametrize(
+    ("media_type", "body", "waits"),
+    [
+        ("image/png", bytes(2_000_000), False),
+        ("multipart/form-data; boundary=b", form(2, 100_000), False),
+        ("multipart/form-data; boundary=b", form(9, 20_000), True),
+        ("multipart/form-data; boundary=b", form(1, 300_000), True),
+        ("application/json", b'{"inputs": ["%s"]}' % (b"a" * 100_000), True),
+    ],
+)
+def test_only_what_takes_long_to_parse_waits_for_its_turn(media_type: str, body: bytes, waits: bool) -> None:
+    limits = IngressLimits(max_body_bytes=2**22, max_image_bytes=2**22, max_items=16, body_timeout_s=5)
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def run() -> None:
+        scope = {"type": "http", "method": "POST", "path": "/embed", "query_string": b""}
+        scope["headers"] = [(b"content-type", media_type.encode()), (b"content-length", str(len(body)).encode())]
+        put_context(scope, Context("id", BodyMemory(2**23).share()))
+        reading = read_request(Request(scope, receive), EmbedRequest, limits, options={})  # type: ignore[arg-type]
+        async with limits.parsing.turn(SMALL), limits.parsing.turn(LARGE):
+            task = asyncio.create_task(reading)
+            done, _ = await asyncio.wait([task], timeout=0.3 if waits else 10)
+            assert bool(done) != waits
+        received = await asyncio.wait_for(task, 10)
+        assert received.files or received.body.inputs
 
     asyncio.run(run())

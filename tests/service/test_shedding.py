@@ -7,7 +7,7 @@ import pytest
 
 from service.errors import OVERLOADED
 from service.faults import Overloaded
-from service.shedding import LoadShedder, Pulse, Refusals, Shedding
+from service.shedding import LOOKED_AT, LoadShedder, Pulse, Refusals, Shedding
 
 
 class Clock:
@@ -31,18 +31,23 @@ class App:
 
 
 def scope(
-    path: str = "/embed", method: str = "POST", media_type: bytes = b"application/json", length: int = 20_000
+    path: str = "/embed",
+    method: str = "POST",
+    media_type: bytes = b"application/json",
+    length: int = 20_000,
+    looked_at: bool = False,
 ) -> dict[str, object]:
     headers = [(b"content-type", media_type), (b"content-length", str(length).encode())]
-    return {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers}
+    found = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers}
+    return {**found, LOOKED_AT: True} if looked_at else found
 
 
 def shedding(app: App) -> Shedding:
     return Shedding(app, shedder=LoadShedder(lambda route, count: None))
 
 
-def ask(door: Shedding, times: int, **request: object) -> list[tuple[int, dict[bytes, bytes]]]:
-    """(status, headers) of those that the door itself answered."""
+def ask(layer: Shedding, times: int, **request: object) -> list[tuple[int, dict[bytes, bytes]]]:
+    """(status, headers) of those that the layer itself answered."""
     answers: list[tuple[int, dict[bytes, bytes]]] = []
 
     async def send(message) -> None:  # type: ignore[no-untyped-def]
@@ -50,11 +55,11 @@ def ask(door: Shedding, times: int, **request: object) -> list[tuple[int, dict[b
             answers.append((message["status"], dict(message["headers"])))
 
     async def receive() -> dict[str, object]:
-        raise AssertionError("the door must not read bodies")
+        raise AssertionError("the layer must not read bodies")
 
     async def run() -> None:
         for _ in range(times):
-            await door(scope(**request), receive, send)  # type: ignore[arg-type]
+            await layer(scope(**request), receive, send)  # type: ignore[arg-type]
 
     asyncio.run(run())
     return answers
@@ -63,18 +68,18 @@ def ask(door: Shedding, times: int, **request: object) -> list[tuple[int, dict[b
 def test_in_a_storm_requests_of_a_refused_kind_are_refused_by_their_heads_while_there_is_no_room() -> None:
     wait_s: list[float | None] = [7.2]
     app = App(lambda: wait_s[0])
-    door = shedding(app)
-    assert ask(door, 40) == []  # so many are refused one by one, with full knowledge
-    answers = ask(door, 200)
+    layer = shedding(app)
+    assert ask(layer, 40) == []  # so many are refused one by one, with full knowledge
+    answers = ask(layer, 200)
     assert len(answers) > 150
     assert {status for status, _ in answers} == {429}
     assert answers[0][1][b"retry-after"] == b"8"
     seen = app.seen
-    assert ask(door, 1, media_type=b"image/jpeg") == []
-    assert ask(door, 1, path="/classify") == []
-    assert ask(door, 5, method="GET") == []
+    assert ask(layer, 1, media_type=b"image/jpeg") == []
+    assert ask(layer, 1, path="/classify") == []
+    assert ask(layer, 5, method="GET") == []
     wait_s[0] = None  # there is room again
-    assert ask(door, 5) == []
+    assert ask(layer, 5) == []
     assert app.seen == seen + 12
 
 
@@ -121,10 +126,37 @@ def test_the_loop_is_behind_when_it_was_late_for_a_while_and_still_is() -> None:
 
 def test_a_storm_of_images_in_json_turns_away_no_short_text() -> None:
     app = App(lambda: 7.2)
-    door = shedding(app)
-    ask(door, 60)
+    layer = shedding(app)
+    ask(layer, 60)
     seen = app.seen
-    assert ask(door, 1)
+    assert ask(layer, 1)
     assert app.seen == seen
-    assert not ask(door, 1, length=40)
+    assert not ask(layer, 1, length=40)
     assert app.seen == seen + 1
+
+
+def test_a_request_that_the_protocol_let_in_is_not_looked_at_again() -> None:
+    app = App(lambda: 7.2)
+    layer = shedding(app)
+    ask(layer, 60)
+    seen = app.seen
+    assert not ask(layer, 1, looked_at=True)
+    assert app.seen == seen + 1
+
+
+def test_a_late_end_of_an_old_burst_does_not_count_an_hour_later() -> None:
+    clock = Clock()
+
+    async def run() -> None:
+        pulse = Pulse(clock)
+        pulse.use()
+        clock.now += 0.15
+        pulse.beat()  # late, and used since
+        clock.now += 0.15
+        pulse.beat()  # late again, and the last for now
+        clock.now += 3600
+        pulse.use()
+        clock.now += 0.15
+        assert not pulse.is_behind
+
+    asyncio.run(run())

@@ -185,6 +185,7 @@ def test_bad_files_stop_nothing_and_are_named(
         (folder / f"{name}.json").write_bytes(data)
     old = {"request": {**REQUEST, "model": None}, "model": "tiny@1", "fingerprint": "x"}
     (folder / "old.json").write_text(json.dumps(old))
+    (folder / "gone.json").symlink_to(tmp_path / "nothing")  # as if it was deleted since the folder was listed
     (folder / "old.npy").write_bytes(b"\x93NUMPY\1\0" + len(BOMB).to_bytes(2, "little") + BOMB + b"x" * 100)
     client = make_client(data=tmp_path)
     listed = {each["name"]: each for each in client.get("/label-sets").json()["data"]}
