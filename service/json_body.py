@@ -43,8 +43,10 @@ def parse_json(raw: bytes, *, max_parsed_bytes: int) -> Any:
         Refusal: 400, it is not JSON.
     """
     raw = raw.removeprefix(_BOM)
-    counts = count_values(raw, max_parsed_bytes=max_parsed_bytes)
-    if counts.parsed_bytes > max_parsed_bytes:
+    counts = None
+    if (len(raw) + 1) * _CONTAINER_BYTES > max_parsed_bytes:  # no character makes more than one value
+        counts = count_values(raw, max_parsed_bytes=max_parsed_bytes)
+    if counts is not None and counts.parsed_bytes > max_parsed_bytes:
         raise TooManyItems(
             f"the body holds {counts.numbers} numbers, {counts.strings} strings and names, {counts.containers} lists "
             f"and objects, or more: parsed, they take {counts.parsed_bytes} bytes, the limit is {max_parsed_bytes} "

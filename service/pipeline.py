@@ -328,6 +328,8 @@ async def gather_outcomes(work: Sequence[Awaitable[_T]], deadline: Deadline) -> 
         DeadlineExceeded: the deadline passed, and no item was done.
         Overloaded: no item's turn came in time.
     """
+    if len(work) == 1:
+        return [await _only_outcome(work[0], deadline)]
     tasks = [asyncio.ensure_future(each) for each in work]
     gathered = asyncio.gather(*tasks, return_exceptions=True)
     try:
@@ -345,11 +347,27 @@ async def gather_outcomes(work: Sequence[Awaitable[_T]], deadline: Deadline) -> 
             raise result
         else:
             outcomes.append(result)
-    if tasks and all(isinstance(each, DeadlineExceeded) for each in outcomes):
+    if outcomes and all(isinstance(each, DeadlineExceeded) for each in outcomes):
         raise DeadlineExceeded("the request's deadline passed before its work was done")
     if outcomes and isinstance(outcomes[0], Overloaded) and all(isinstance(each, Overloaded) for each in outcomes):
         raise outcomes[0]
     return outcomes
+
+
+async def _only_outcome(work: Awaitable[_T], deadline: Deadline) -> _T | ClipworksError:
+    """As `gather_outcomes` of one item, without a task of its own."""
+    limit = asyncio.timeout(deadline.remaining_s())
+    try:
+        async with limit:
+            return await work
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise DeadlineExceeded("the request's deadline passed before its work was done") from None
+    except (DeadlineExceeded, Overloaded):
+        raise
+    except ClipworksError as error:
+        return error
 
 
 def _counted_images(items: Sequence[Item], pool: DecodePool) -> int:

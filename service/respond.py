@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from io import BytesIO
 from typing import Any, TypeVar
 
@@ -39,9 +40,16 @@ def model_response(body: BaseModel, *, status: int = 200) -> Response:
 
 def npy_response(vectors: Sequence[NDArray[np.float32]], *, headers: Mapping[str, str]) -> Response:
     """200 with float32 [n, dim] in the .npy format."""
-    buffer = BytesIO()
-    np.save(buffer, np.stack(vectors).astype("<f4", copy=False), allow_pickle=False)
-    return Response(buffer.getvalue(), headers=headers, media_type=NPY)
+    rows = np.stack(vectors).astype("<f4", copy=False)
+    return Response(_npy_header(rows.shape) + rows.tobytes(), headers=headers, media_type=NPY)
+
+
+@lru_cache(maxsize=256)
+def _npy_header(shape: tuple[int, ...]) -> bytes:
+    """What stands before little-endian float32 rows of that shape; the same few come again and again."""
+    header = BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return header.getvalue()
 
 
 def wants_npy(request: Request) -> bool:

@@ -16,6 +16,7 @@ from service.faults import TooManyItems
 from service.openapi import answers, bodies
 from service.options import Options
 from service.routes.common import classes_of
+from service.routes.direct import DirectRoute
 from service.routes.labelled import Asked, answer, label_vectors, read_asked
 from service.scoring import ClassMatrix, Scored, presence_for
 
@@ -29,7 +30,7 @@ OPTIONS: Options = {
     "threshold": "number",
     "on_error": "text",
 }
-router = APIRouter()
+router = APIRouter(route_class=DirectRoute)
 
 
 @router.post(

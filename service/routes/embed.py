@@ -19,6 +19,7 @@ from service.openapi import answers, bodies
 from service.options import Options
 from service.respond import encoded, entries, json_response, model_headers, npy_response, wants_npy
 from service.routes.common import check_count, check_towers, deadline_for, model_for, until_first_failure
+from service.routes.direct import DirectRoute
 from service.services import services_of
 
 OPTIONS: Options = {
@@ -28,7 +29,7 @@ OPTIONS: Options = {
     "dimensions": "whole",
     "on_error": "text",
 }
-router = APIRouter()
+router = APIRouter(route_class=DirectRoute)
 
 
 @router.post(

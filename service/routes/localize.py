@@ -21,6 +21,7 @@ from service.localize import Heatmap, LabelAt, Located, Wanted
 from service.openapi import answers, bodies
 from service.options import Options
 from service.routes.common import classes_of
+from service.routes.direct import DirectRoute
 from service.routes.labelled import Asked, answer, label_vectors, read_asked
 from service.running import RunningModel
 from service.scoring import ClassMatrix
@@ -38,7 +39,7 @@ OPTIONS: Options = {
     "short_px": "whole",
     "on_error": "text",
 }
-router = APIRouter()
+router = APIRouter(route_class=DirectRoute)
 
 
 @router.post(

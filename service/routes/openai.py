@@ -30,10 +30,11 @@ from service.inputs import items_of, param_of
 from service.openapi import answers, json_body
 from service.respond import encoded, entries, json_response, model_headers, model_response
 from service.routes.common import check_count, check_towers, deadline_for, model_for, until_first_failure
+from service.routes.direct import DirectRoute
 from service.running import RunningModel
 from service.services import services_of
 
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", route_class=DirectRoute)
 Id = Annotated[str, Path(description="name, or name@version; slashes are part of it")]
 _UNNAMED = "default/not-specified"  # what infinity's client sends when its user names no model
 AnyInput = str | TextInput | ImageInput | ImageUrlInput

@@ -35,6 +35,12 @@ def counted(value: Any) -> JsonCounts:
     return JsonCounts(int(not isinstance(value, str)), int(isinstance(value, str)), 0)
 
 
+@given(text=st.text(alphabet='ab"\\[]{},: ', max_size=50))
+def test_short_texts_need_no_counting(text: str) -> None:
+    """What `parse_json` relies on: a text of n characters cannot be over a limit of 256 (n + 1) bytes."""
+    assert count_values(text.encode(), max_parsed_bytes=NO_LIMIT).parsed_bytes <= 256 * (len(text) + 1)
+
+
 @given(value=VALUES, is_ascii=st.booleans(), indent=st.sampled_from([None, 2]), chunk=st.integers(1, 9))
 def test_counts_are_those_of_the_parsed_value(value: Any, is_ascii: bool, indent: int | None, chunk: int) -> None:
     text = json.dumps(value, ensure_ascii=is_ascii, indent=indent).encode()
