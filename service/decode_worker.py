@@ -22,6 +22,7 @@ from model_store.modality.image import DecodeLimits
 
 _START_TIMEOUT_S = 60.0
 ABANDONED_S = 0.5  # an image that nobody waits for any more: finishing it is cheaper than a new process, for so long
+_MAX_LINE_BYTES = 2**16
 _KEPT_BYTES = 2**20  # of the shared file, between two images
 _ERRORS: Mapping[str, type[InputError]] = {
     each.code: each for each in (InputError, InvalidImage, UnsupportedImage, ImageTooLarge)
@@ -45,19 +46,55 @@ class Framed(NamedTuple):
     size: tuple[int, int]
 
 
+class _Answers(asyncio.Protocol):
+    """Lines that a process sends, one for each that it was sent; an empty one stands for its end."""
+
+    def __init__(self) -> None:
+        self._received = b""
+        self._ended = False
+        self._next: asyncio.Future[bytes] | None = None
+
+    def next(self) -> asyncio.Future[bytes]:
+        """The line that comes next. Its exception is ValueError when it is endless."""
+        self._next = asyncio.get_running_loop().create_future()
+        self._hand_over()
+        return self._next
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        self._hand_over()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._ended = True
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        waiting = self._next
+        if waiting is None or waiting.done():
+            return
+        line, end, rest = self._received.partition(b"\n")
+        if end:
+            self._received = rest
+            waiting.set_result(line)
+        elif self._ended:
+            waiting.set_result(b"")
+        elif len(line) > _MAX_LINE_BYTES:
+            waiting.set_exception(ValueError("the line of a decode process does not end"))
+
+
 class DecodeWorker:
     """One process of service.decode_child. Encoded bytes and pixels pass through a file in memory that both hold."""
 
     def __init__(
         self,
         process: subprocess.Popen[bytes],
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
+        link: asyncio.WriteTransport,
+        answers: _Answers,
         memory: int,
     ) -> None:
         self._process = process
-        self._reader = reader
-        self._writer = writer
+        self._link = link
+        self._answers = answers
         self._memory = memory
         self._open = True
 
@@ -85,17 +122,17 @@ class DecodeWorker:
             raise WorkerDied(f"a decode process cannot be started: {error.strerror}") from error
         ours.setblocking(False)
         try:
-            reader, writer = await asyncio.open_unix_connection(sock=ours)
+            link, answers = await asyncio.get_running_loop().create_unix_connection(_Answers, sock=ours)
         except BaseException:  # cancelled: nobody else knows of the process
             process.kill()
             process.wait()
             ours.close()
             os.close(memory)
             raise
-        worker = cls(process, reader, writer, memory)
+        worker = cls(process, link, answers, memory)
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
-                greeting = await reader.readline()
+                greeting = await answers.next()
         except BaseException as error:
             await worker.stop()
             if isinstance(error, (TimeoutError, OSError)):
@@ -122,7 +159,7 @@ class DecodeWorker:
         """
         try:
             os.pwrite(self._memory, data, 0)
-            self._writer.write(json.dumps({"bytes": len(data), "frame": frame, "limit_s": limit_s}).encode() + b"\n")
+            self._link.write(json.dumps({"bytes": len(data), "frame": frame, "limit_s": limit_s}).encode() + b"\n")
             line = await self._line(limit_s, abandoned)
             if not line:
                 raise WorkerDied(f"the decode process ended: {await self.stop()}")
@@ -145,22 +182,30 @@ class DecodeWorker:
         self._open = False
         self._process.kill()
         status = await asyncio.shield(asyncio.to_thread(self._process.wait))
-        self._writer.close()
+        self._link.close()
         os.close(self._memory)
         return f"signal {-status}" if status < 0 else f"status {status}"
 
     async def _line(self, limit_s: float, abandoned: asyncio.Future[Any]) -> bytes:
-        answer = asyncio.ensure_future(self._reader.readline())
+        loop = asyncio.get_running_loop()
+        answer = self._answers.next()
+        late_at = loop.time() + limit_s
+        timer = loop.call_at(late_at, _give_up, answer)
+
+        def hurry(_: asyncio.Future[Any]) -> None:
+            nonlocal timer
+            timer.cancel()
+            timer = loop.call_at(min(late_at, loop.time() + ABANDONED_S), _give_up, answer)
+
+        abandoned.add_done_callback(hurry)
         try:
-            await asyncio.wait({answer, abandoned}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done() and abandoned.done():
-                await asyncio.wait({answer}, timeout=min(limit_s, ABANDONED_S))
-            if answer.done():
-                return answer.result()
+            return await answer
+        except WorkerLate:
             await self.stop()
-            raise WorkerLate
+            raise
         finally:
-            answer.cancel()
+            abandoned.remove_done_callback(hurry)
+            timer.cancel()
 
     def _pixels(self, shape: list[int]) -> NDArray[np.uint8]:
         """Raises ValueError: the file does not hold so many, so that a broken process cannot make us allocate them."""
@@ -170,6 +215,11 @@ class DecodeWorker:
         pixels = np.empty((rows, columns, 3), dtype=np.uint8)
         os.preadv(self._memory, [pixels.data.cast("B")], 0)
         return pixels
+
+
+def _give_up(answer: asyncio.Future[bytes]) -> None:
+    if not answer.done():
+        answer.set_exception(WorkerLate())
 
 
 def _memory_file() -> int:
