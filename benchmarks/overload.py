@@ -39,6 +39,7 @@ from clipworks.load import percentile
 
 DEFAULT_OUT = RESULTS / "overload.json"
 CAPACITY_CLIENTS = 16
+MOST_CONNECTIONS = 900  # the server takes 1,024
 UNANSWERED = "unanswered"
 _RECOVERY_EVERY_S = 0.05
 _RECOVERY_LIMIT_S = 60.0
@@ -97,9 +98,11 @@ class _Connection(asyncio.Protocol):
 
 
 class Sender:
-    """Sends prepared requests over connections that it keeps open and opens as many of as it needs.
+    """Sends prepared requests over connections that it keeps open and opens as many of as it needs, up to a limit.
 
-    It shares the cores with the server, so it does as little for a request as it can.
+    With all of them in use a request waits for one: without a limit a process that sends ten thousand requests a second
+    soon has no descriptors left, and would count that as requests that the server did not answer. It shares the cores
+    with the server, so it does as little for a request as it can.
     """
 
     def __init__(self, port: int, dialect: Dialect, *, timeout_s: float) -> None:
@@ -113,12 +116,13 @@ class Sender:
         self._port = port
         self._timeout_s = timeout_s
         self._idle: list[_Connection] = []
+        self._places = asyncio.Semaphore(MOST_CONNECTIONS)
 
     async def send(self) -> int | str:
         """The status of the answer. A kept connection that the server had closed meanwhile is replaced, unseen."""
         wire = next(self._requests)
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._timeout_s), self._places:
                 while self._idle:
                     with suppress(ConnectionError):
                         return await self._exchange(self._idle.pop(), wire)

@@ -20,8 +20,8 @@ _MEMORY_S = 5.0
 _LEAST_RETRY_S = 1.0
 # Long requests leave this share of the places to short ones, which come at any moment.
 _LONG_SHARE = 0.75
-# Of max_wait_s; as rates are estimates, a wait goes a little over what was expected now and then.
-_LATE_SHARE = 1.25
+# Of the measured rate, which is an estimate, so much is counted on: waits then stay below max_wait_s, most of the time.
+_SAFE_SHARE = 0.85
 
 
 class ServiceRate:
@@ -67,9 +67,9 @@ class Admission:
 
     At most `window` items are in work at one time; the others wait here, undecoded. Requests of more than `short` items
     wait in a line of their own and take turns with the short ones, so that neither stops the other. Both are served in
-    their order. A short request that has waited a quarter longer than `max_wait_s` is refused after all: the machine
-    has become slower than it was when it was let in. It only is where there are those behind it who can still be
-    answered in time.
+    their order. A short request that would not be done `max_wait_s` after it came is refused after all when its turn
+    comes: the machine has become slower than it was when it was let in. It only is where there are those behind it who
+    can still be answered in time.
 
     All methods belong to the event loop's thread.
     """
@@ -107,7 +107,7 @@ class Admission:
     def expected_wait_s(self, items: int = 1) -> float:
         """How long a request of so many items would wait before its own work; 0 where nothing was measured yet."""
         self._advance()
-        rate = self.rate.per_s
+        rate = self._safe_rate()
         return (self._until(1, self._is_long(items)) - 1) / rate if rate else 0.0
 
     def admit(self, items: int, deadline: Deadline) -> Ticket:
@@ -123,16 +123,18 @@ class Admission:
         self._unfinished[self._is_long(items)] += items
         return Ticket(self, items, is_long=self._is_long(items))
 
-    def still_s(self) -> float | None:
-        """How long one more item would have to wait, if it would be refused for that; else None."""
-        if not self._admitted:
+    def still_s(self, ahead: int = 0) -> float | None:
+        """How long one more item would have to wait behind `ahead` more, if it would be refused for that; else None."""
+        if not self._admitted and not ahead:
             return None
-        wait_s, is_known = self.expected_wait_s(), self.rate.per_s is not None
-        most = self._max_items if is_known else self._window
-        return wait_s if wait_s > self._max_wait_s or self._admitted >= most else None
+        self._advance()
+        rate = self._safe_rate()
+        wait_s = (self._until(ahead + 1, False) - 1) / rate if rate else 0.0
+        most = self._max_items if rate else self._window
+        return wait_s if wait_s > self._max_wait_s or self._admitted + ahead >= most else None
 
     def _refuse_if_late(self, items: int, deadline: Deadline) -> None:
-        wait_s, rate = self.expected_wait_s(items), self.rate.per_s
+        wait_s, rate = self.expected_wait_s(items), self._safe_rate()
         done_s = self._until(items, self._is_long(items)) / rate if rate else 0.0
         remaining_s = deadline.remaining_s()
         if self._admitted + items > self._max_items:
@@ -164,6 +166,10 @@ class Admission:
 
     def _is_long(self, items: int) -> bool:
         return items > self._short
+
+    def _safe_rate(self) -> float | None:
+        rate = self.rate.per_s
+        return None if rate is None else _SAFE_SHARE * rate
 
     def now(self) -> float:
         return self._clock()
@@ -249,7 +255,9 @@ class Admission:
         """The items of one long request wait for each other: that says nothing about the rate."""
         if ticket.is_long or ticket.has_begun:
             return False
-        return self._clock() - ticket.since > _LATE_SHARE * self._max_wait_s
+        rate = self.rate.per_s
+        ahead_s = (self._working[False] + self._working[True] + 1) / rate if rate else 0.0
+        return self._clock() - ticket.since + ahead_s > self._max_wait_s
 
     def _too_late(self, ticket: Ticket) -> Overloaded:
         waited_s = self._clock() - ticket.since

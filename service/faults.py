@@ -28,12 +28,15 @@ class ServiceFault(ClipworksError):
 
 
 class Overloaded(ServiceFault):
-    """`still_s` says how long a request of one item would have to wait by then, or None if it would be let in."""
+    """`still_s` says how long a request of one item would have to wait by then, or None if it would be let in.
+
+    It is given the number of such requests that are on their way and will be let in before it.
+    """
 
     code = "overloaded"
 
     def __init__(
-        self, message: str, *, retry_after_s: float = 1.0, still_s: Callable[[], float | None] | None = None
+        self, message: str, *, retry_after_s: float = 1.0, still_s: Callable[[int], float | None] | None = None
     ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s

@@ -21,6 +21,7 @@ _MAX_TRAILER_BYTES = 8 * 1024
 # Each chunk costs the event loop a microsecond or two, however small it is.
 _FREE_CHUNKS = 16_384
 _LEAST_MEAN_CHUNK_BYTES = 64
+_MAX_KNOWN, _MAX_KNOWN_BYTES = 256, 1024
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
 
@@ -39,6 +40,7 @@ class Head:
     def __init__(self) -> None:
         self._parser = httptools.HttpRequestParser(self)
         self._keep_alive = False
+        self._length: int | None = None  # once it is known that the body is framed by its length
         self.url = b""
         self.headers: list[tuple[bytes, bytes]] = []
         self.complete = False
@@ -78,6 +80,8 @@ class Head:
         Raises:
             BadRequest: 400 or 415, the framing is not one that can be trusted.
         """
+        if self._length is not None:
+            return LengthBody(self._length) if self._length else None
         coding = [value for name, value in self.headers if name == b"transfer-encoding"]
         if coding:
             if self.get_http_version() == "1.0":
@@ -86,8 +90,8 @@ class Head:
                 raise BadRequest(415, "Transfer-Encoding: only chunked is taken", "unsupported_encoding")
             return ChunkedBody(max_body_bytes)
         # llhttp has made sure that there is one Content-Length at most, and that it is a number of 64 bits.
-        length = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
-        return LengthBody(length) if length else None
+        self._length = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
+        return self.body(max_body_bytes)
 
     # What uvicorn asks its parser
 
@@ -124,6 +128,26 @@ class Head:
                 return at + found + 4 - len(self._tail), True
         found = data.find(b"\r\n\r\n", at)
         return (found + 4, True) if found >= 0 else (len(data), False)
+
+
+class KnownHeads:
+    """Heads that came before. Clients send the same bytes again and again, and the same bytes are the same head."""
+
+    def __init__(self) -> None:
+        self._heads: dict[bytes, Head] = {}
+
+    def find(self, data: bytes, at: int) -> tuple[Head, int] | None:
+        """The head that begins at `at`, and the position behind it."""
+        end = data.find(b"\r\n\r\n", at, at + _MAX_KNOWN_BYTES) + 4
+        head = self._heads.get(data[at:end]) if end > 3 else None
+        return (head, end) if head else None
+
+    def add(self, raw: bytes, head: Head) -> None:
+        """`head` is complete, and these are all of its bytes."""
+        if len(raw) <= _MAX_KNOWN_BYTES:
+            if len(self._heads) >= _MAX_KNOWN:
+                self._heads.clear()
+            self._heads[raw] = head
 
 
 class LengthBody:

@@ -38,7 +38,7 @@ class ParsingTurns:
         if self._waiting[is_large] >= _MAX_WAITING:
             raise Overloaded(
                 f"{_MAX_WAITING} bodies wait to be parsed",
-                still_s=lambda: 1.0 if self._waiting[is_large] >= _MAX_WAITING else None,
+                still_s=lambda ahead: 1.0 if self._waiting[is_large] + ahead >= _MAX_WAITING else None,
             )
         self._waiting[is_large] += 1
         try:

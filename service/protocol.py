@@ -25,7 +25,7 @@ from uvicorn.server import ServerState
 from service.connections import Connections
 from service.context import CLOSED_WITH
 from service.errors import Problem
-from service.framing import BadRequest, ChunkedBody, Head, LengthBody
+from service.framing import BadRequest, ChunkedBody, Head, KnownHeads, LengthBody
 from service.shedding import LOOKED_AT, Asked, LoadShedder, Shed, overloaded_on_wire
 
 if sys.platform == "linux":
@@ -64,6 +64,8 @@ class WireLimits:
 def bounded_protocol(limits: WireLimits, connections: Connections, shedder: LoadShedder) -> type[HttpToolsProtocol]:
     """A protocol class for `uvicorn.Config(http=...)`, which takes a class and passes it no settings of ours."""
 
+    heads = KnownHeads()
+
     class BoundedProtocol(_Protocol):
         def __init__(
             self,
@@ -76,6 +78,7 @@ def bounded_protocol(limits: WireLimits, connections: Connections, shedder: Load
             self.limits = limits
             self.room = connections
             self.shedder = shedder
+            self.heads = heads
 
     return BoundedProtocol
 
@@ -94,6 +97,7 @@ class _Protocol(HttpToolsProtocol):
     limits: WireLimits
     room: Connections
     shedder: LoadShedder
+    heads: KnownHeads
 
     def __init__(
         self,
@@ -233,6 +237,11 @@ class _Protocol(HttpToolsProtocol):
 
     def _take_head(self, data: bytes, at: int) -> int:
         if self._head is None:
+            known = self.heads.find(data, at)
+            if known:
+                head, at = known
+                self._begin(head, len(data) - at)
+                return at
             if self._receiving is None:
                 self._expect(self.limits.header_timeout_s)
             blank = len(data) - at - len(data[at:].lstrip(b"\r\n")) if data[at] in b"\r\n" else 0
@@ -241,16 +250,24 @@ class _Protocol(HttpToolsProtocol):
                 raise BadRequest(400, "this is no HTTP/1.1 request: only blank lines")
             if blank:
                 return at + blank
-            self._head = Head()
+            head = self._head = Head()
             self.room.move(self, "head")
-        at = self._head.feed(data, at)
-        if self._head.complete:
-            head, self._head, self._blank_bytes = self._head, None, 0
-            self._begin(head)
-        return at
+            end = head.feed(data, at)
+            if head.complete:
+                self.heads.add(data[at:end], head)
+        else:
+            head, end = self._head, self._head.feed(data, at)
+        if head.complete:
+            self._head = None
+            self._begin(head, len(data) - end)
+        return end
 
-    def _begin(self, head: Head) -> None:
-        """Hand a request whose head is complete to uvicorn, in the way in which its own parser would."""
+    def _begin(self, head: Head, more_bytes: int) -> None:
+        """Hand a request whose head is complete to uvicorn, in the way in which its own parser would.
+
+        more_bytes: have come behind it already.
+        """
+        self._blank_bytes = 0
         body = head.body(self.limits.max_body_bytes)
         self._unset_keepalive_if_required()  # the end of the body before may have come in the same packet
         asked = self._asked(head)
@@ -266,7 +283,7 @@ class _Protocol(HttpToolsProtocol):
         self._body, self._body_since = body, self.loop.time()
         if body is None:
             self._end_message()
-        else:
+        elif isinstance(body, ChunkedBody) or body.expected_bytes > more_bytes:
             self._expect(self.limits.body_timeout_s + _BODY_GRACE_S)
 
     def _begin_cycle(self, head: Head) -> None:

@@ -30,7 +30,7 @@ _LATE_FOR_S = 0.5
 _REPORT_EVERY_S = 1.0
 Header = tuple[bytes, bytes]
 Asked = tuple[str, bytes, list[Header]]  # path, query, headers
-StillS = Callable[[], float | None]
+StillS = Callable[[int], float | None]
 # What is not known from a head: which encoder a request is for. Its kind stands for that.
 Kind = tuple[str, bytes, bytes, bool]
 _FEW_BYTES = 4096  # texts of one request are seldom more, images seldom less: in JSON both have one media type
@@ -141,6 +141,7 @@ class LoadShedder:
         self._refusals = Refusals()
         self._pulse = Pulse()
         self._uncounted: Counter[str] = Counter()
+        self._on_the_way: Counter[Kind] = Counter()
 
     def look_at(self, path: str, query: bytes, headers: list[Header]) -> Shed | None:
         """Whether a POST request is to be refused; None: let it in."""
@@ -149,9 +150,13 @@ class LoadShedder:
             return _BEHIND
         if not self._refused or self._refusals.per_s <= _STORM_PER_S:
             return None
-        refused = self._refused.get(_kind(path, query, headers))
-        wait_s = refused.still_s() if refused else None
-        if refused is None or wait_s is None:
+        kind = _kind(path, query, headers)
+        refused = self._refused.get(kind)
+        if refused is None:
+            return None
+        wait_s = refused.still_s(self._on_the_way[kind])
+        if wait_s is None:
+            self._let_in(kind)
             return None
         self._refusals.add()
         return Shed(refused.route, wait_s)
@@ -162,6 +167,16 @@ class LoadShedder:
         if len(self._refused) >= _MAX_KINDS:
             self._refused.clear()
         self._refused[_kind(path, query, headers)] = _Refused(route, still_s)
+
+    def _let_in(self, kind: Kind) -> None:
+        """It has no place yet: those that came in the same moment must not count on the same one.
+
+        It takes its place in the next turn of the event loop, if its body is there; in the one after it is forgotten.
+        """
+        if not self._on_the_way:
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.call_soon, self._on_the_way.clear)
+        self._on_the_way[kind] += 1
 
     def count(self, shed: Shed) -> None:
         """A request was refused where nothing else counts it."""

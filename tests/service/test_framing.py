@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from service.framing import MAX_HEAD_BYTES, BadRequest, ChunkedBody, Head, LengthBody
+from service.framing import MAX_HEAD_BYTES, BadRequest, ChunkedBody, Head, KnownHeads, LengthBody
 
 HEAD = b"POST /a?b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 NEXT = b"GET /next HTTP/1.1\r\n\r\n"
@@ -146,6 +146,28 @@ def test_a_head_ends_at_its_blank_line(cuts: list[int]) -> None:
     assert (head.url, rest) == (b"/a?b", b"5\r\nhello")
     assert head.headers == [(b"host", b"x"), (b"transfer-encoding", b"chunked")]
     assert isinstance(head.body(10), ChunkedBody)
+
+
+def test_a_head_that_came_before_is_known_and_no_other_is() -> None:
+    known, head = KnownHeads(), Head()
+    assert known.find(HEAD, 0) is None
+    head.feed(HEAD, 0)
+    known.add(HEAD, head)
+    assert known.find(b"12345" + HEAD + b"5\r\nhello", 5) == (head, 5 + len(HEAD))
+    for end in range(len(HEAD)):
+        assert known.find(HEAD[:end], 0) is None
+        changed = HEAD[:end] + bytes([HEAD[end] ^ 1]) + HEAD[end + 1 :]
+        assert known.find(changed + b"\r\n\r\n", 0) is None
+
+
+def test_few_heads_are_kept_and_none_that_is_long() -> None:
+    known = KnownHeads()
+    for i in range(2000):
+        known.add(b"GET /%d HTTP/1.1\r\n\r\n" % i, Head())
+    assert 0 < sum(known.find(b"GET /%d HTTP/1.1\r\n\r\n" % i, 0) is not None for i in range(2000)) <= 256
+    long = b"GET /" + b"y" * 1024 + b" HTTP/1.1\r\n\r\n"
+    known.add(long, Head())
+    assert known.find(long, 0) is None
 
 
 @pytest.mark.parametrize(

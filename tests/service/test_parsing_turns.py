@@ -49,10 +49,10 @@ def test_who_comes_when_too_many_wait_is_refused_until_there_is_room() -> None:
             await parse()
         still_s = refused.value.still_s
         assert still_s is not None
-        assert still_s()
+        assert still_s(0)
         waiting[100].cancel()  # its caller went away
         await asyncio.sleep(0)
-        assert still_s() is None
+        assert still_s(0) is None
         over.set()
         await asyncio.gather(*waiting, return_exceptions=True)
         await asyncio.wait_for(parse(), 5)

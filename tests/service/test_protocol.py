@@ -87,8 +87,8 @@ def talk(conversation: Callable[[asyncio.Protocol, Wire], Awaitable[None]], *, r
         shedder = LoadShedder(lambda route, count: None)
         for _ in range(1000):
             headers = [(b"content-type", b"image/png"), (b"content-length", b"10")]
-            shedder.learn("/embed", b"", headers, route="/embed", still_s=lambda: 5.0)
-            shedder.learn("/embed", b"", headers[:1], route="/embed", still_s=lambda: 5.0)
+            shedder.learn("/embed", b"", headers, route="/embed", still_s=lambda ahead: 5.0)
+            shedder.learn("/embed", b"", headers[:1], route="/embed", still_s=lambda ahead: 5.0)
         limits = WireLimits(header_timeout_s=10, body_timeout_s=10, write_timeout_s=10, max_body_bytes=MAX_BODY_BYTES)
         room = Connections(limit=10, limit_per_address=0, max_unsent_bytes=2**20, count=lambda reason: None)
         config = Config(app, lifespan="off", timeout_keep_alive=0.2)  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ class Clock:
 class App:
     """Refuses every request for lack of room, as the handler of errors does, and counts them."""
 
-    def __init__(self, still_s: Callable[[], float | None]) -> None:
+    def __init__(self, still_s: Callable[[int], float | None]) -> None:
         self.seen = 0
         self._still_s = still_s
 
@@ -67,7 +67,7 @@ def ask(layer: Shedding, times: int, **request: object) -> list[tuple[int, dict[
 
 def test_in_a_storm_requests_of_a_refused_kind_are_refused_by_their_heads_while_there_is_no_room() -> None:
     wait_s: list[float | None] = [7.2]
-    app = App(lambda: wait_s[0])
+    app = App(lambda ahead: wait_s[0])
     layer = shedding(app)
     assert ask(layer, 40) == []  # so many are refused one by one, with full knowledge
     answers = ask(layer, 200)
@@ -81,6 +81,23 @@ def test_in_a_storm_requests_of_a_refused_kind_are_refused_by_their_heads_while_
     wait_s[0] = None  # there is room again
     assert ask(layer, 5) == []
     assert app.seen == seen + 12
+
+
+def test_requests_that_come_in_one_moment_do_not_all_count_on_the_same_place() -> None:
+    head = ("/embed", b"", [(b"content-type", b"image/png")])
+
+    async def run() -> None:
+        shedder = LoadShedder(lambda route, count: None)
+        for _ in range(100):
+            shedder.learn(*head, route="/embed", still_s=lambda ahead: None if ahead < 3 else 5.0)
+        for _ in range(2):
+            assert [shedder.look_at(*head) is None for _ in range(10)] == [True] * 3 + [False] * 7
+            await asyncio.sleep(0)  # they are on their way
+            assert shedder.look_at(*head) is not None
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # they have taken their places, or not
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("step_s", [0.3, 1.0, 1.7])
@@ -125,7 +142,7 @@ def test_the_loop_is_behind_when_it_was_late_for_a_while_and_still_is() -> None:
 
 
 def test_a_storm_of_images_in_json_turns_away_no_short_text() -> None:
-    app = App(lambda: 7.2)
+    app = App(lambda ahead: 7.2)
     layer = shedding(app)
     ask(layer, 60)
     seen = app.seen
@@ -136,7 +153,7 @@ def test_a_storm_of_images_in_json_turns_away_no_short_text() -> None:
 
 
 def test_a_request_that_the_protocol_let_in_is_not_looked_at_again() -> None:
-    app = App(lambda: 7.2)
+    app = App(lambda ahead: 7.2)
     layer = shedding(app)
     ask(layer, 60)
     seen = app.seen
