@@ -20,7 +20,7 @@ from evaluation.metrics import normalize
 from model_store.errors import ArtifactNotFound
 from model_store.graph import SessionSettings
 from model_store.manifest import Precision
-from model_store.modality.image import decode, prepare
+from model_store.modality.image import OWN_FILES, decode, prepare
 from model_store.presence import presence_of
 from model_store.store import Artifact
 from model_store.towers import Head, Tower, open_dense_tower, open_head, open_tower
@@ -157,7 +157,7 @@ class ArtifactEncoder:
         return self._heads[name]
 
     def _pixels(self, images: Sequence[Shown]) -> NDArray[np.uint8]:
-        opened = [decode(image) if isinstance(image, bytes) else Image.fromarray(image) for image in images]
+        opened = [decode(image, OWN_FILES) if isinstance(image, bytes) else Image.fromarray(image) for image in images]
         return np.stack([prepare(image, self._image_spec) for image in opened])
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from evaluation.metrics import normalize
 from model_store.manifest import DenseSpec, Presence
-from model_store.modality.image import decode, prepare_dense
+from model_store.modality.image import OWN_FILES, decode, prepare_dense
 from model_store.presence import LabelVectors, presence_scores, score_maps
 from model_store.regions import FINENESS, Region, regions_of
 
@@ -138,7 +138,7 @@ class Locator:
         if short_px is not None and self.spec.sizes == "fixed":
             size = f"{self.spec.width_px} x {self.spec.height_px}"
             raise ValueError(f"this model looks at every picture as {size} px, a short side of {short_px} is no choice")
-        image = decode(shown) if isinstance(shown, bytes) else Image.fromarray(shown)
+        image = decode(shown, OWN_FILES) if isinstance(shown, bytes) else Image.fromarray(shown)
         positions, pooled = self.run(prepare_dense(image, self.spec, short_px=short_px)[None])
         return Seen(positions[0], pooled[0], image.width, image.height)
 

@@ -15,7 +15,7 @@ from evaluation.encoder import Shown, Vectors
 from evaluation.locating import Found, Label, Locator
 from evaluation.metrics import normalize
 from model_store.manifest import ImageSpec
-from model_store.modality.image import decode, prepare
+from model_store.modality.image import OWN_FILES, decode, prepare
 from model_store.modality.text import Tokenizer
 from model_store.presence import default_presence
 from training.checkpoint import LoadedModel, load_model
@@ -50,7 +50,7 @@ class TorchEncoder:
         self.image_px: int | None = min(image_spec.height_px, image_spec.width_px)
 
     def encode_images(self, images: Sequence[Shown]) -> Vectors:
-        opened = [decode(image) if isinstance(image, bytes) else Image.fromarray(image) for image in images]
+        opened = [decode(image, OWN_FILES) if isinstance(image, bytes) else Image.fromarray(image) for image in images]
         return self.encode_prepared(np.stack([prepare(image, self._image_spec) for image in opened]))
 
     def encode_prepared(self, pixels: NDArray[np.uint8]) -> Vectors:

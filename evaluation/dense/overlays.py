@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from evaluation.dense.truth import Mask, Sample
 from evaluation.locating import Found
 from evaluation.probes.localisation import best_cells
-from model_store.modality.image import decode
+from model_store.modality.image import OWN_FILES, decode
 from model_store.regions import stretch
 
 Kind = Literal["best", "worst"]
@@ -104,7 +104,7 @@ def draw_showing(shown: Showing) -> Image.Image:
 
 def _opened(sample: Sample) -> Image.Image:
     shown = sample.shown
-    return decode(shown) if isinstance(shown, bytes) else Image.fromarray(shown)
+    return decode(shown, OWN_FILES) if isinstance(shown, bytes) else Image.fromarray(shown)
 
 
 def _with_truth(picture: Image.Image, shown: Showing, colours: dict[int, RGB]) -> Image.Image:

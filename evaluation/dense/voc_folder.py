@@ -79,9 +79,10 @@ def read_voc_folder(folder: Path, *, part: str | None = None, classes: Path | No
     for name in names:
         if Path(name).name != name or name in ("", ".", ".."):
             raise ValueError(f"{listed.name}: {name!r}, expected the name of a picture without folder and ending")
-        found = next((path for end in SUFFIXES if (path := folder / "JPEGImages" / f"{name}{end}").is_file()), None)
+        paths = (folder / "JPEGImages" / f"{name}{suffix}" for suffix in sorted(SUFFIXES))
+        found = next((path for path in paths if path.is_file()), None)
         if found is None:
-            raise ValueError(f"{listed.name}: {name} has no picture in JPEGImages ({', '.join(SUFFIXES)})")
+            raise ValueError(f"{listed.name}: {name} has no picture in JPEGImages ({', '.join(sorted(SUFFIXES))})")
         png = folder / "SegmentationClass" / f"{name}.png"
         if not png.is_file():
             raise ValueError(f"{listed.name}: {name} has no SegmentationClass/{png.name}")

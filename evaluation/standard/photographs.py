@@ -10,9 +10,10 @@ import numpy as np
 
 from evaluation.encoder import Shown
 from model_store.errors import InputError
-from model_store.modality.image import decode
+from model_store.modality.formats import ALL_FORMATS, suffixes_of
+from model_store.modality.image import OWN_FILES, decode
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+SUFFIXES = suffixes_of(ALL_FORMATS)
 Box = tuple[float, float, float, float]
 
 
@@ -50,7 +51,7 @@ class Photograph:
         if self.box is None:
             return data
         try:
-            image = decode(data)
+            image = decode(data, OWN_FILES)
         except InputError as error:
             raise ValueError(f"{self.name}: {error}") from error
         left, top, width, height = self.box
@@ -97,7 +98,7 @@ def name_the_broken(photographs: Sequence[Photograph]) -> None:
         shown = one.shown()
         if isinstance(shown, bytes):
             try:
-                decode(shown)
+                decode(shown, OWN_FILES)
             except InputError as error:
                 raise ValueError(f"{one.name}: {error}") from error
 

@@ -18,6 +18,7 @@ from PIL import Image
 from evaluation.standard.captioned import read_captioned
 from evaluation.standard.image_folder import parted, read_image_folder
 from evaluation.standard.pairs import read_pairs
+from evaluation.standard.photographs import name_the_broken
 from evaluation.standard.specs import SPECS_HELP, Spec, parse, task
 from evaluation.standard.word_order import shuffles
 
@@ -107,6 +108,17 @@ def folder(root: Path, counts: dict[str, int]) -> Path:
         for number in range(count):
             draw(root / name / f"{number}.png", (at, number % 256, 0))
     return root
+
+
+def test_pictures_of_every_format_are_shown(tmp_path: Path) -> None:
+    """The names and formats that the other commands read."""
+    folder(tmp_path, {"class": 0, "other": 1})
+    (tmp_path / "class").mkdir()
+    for name, kind in (("a.jfif", "JPEG"), ("b.jpe", "JPEG"), ("c.AVIF", "AVIF"), ("d.bmp", "BMP"), ("e.gif", "GIF")):
+        Image.new("RGB", (9, 8), (200, 10, 10)).save(tmp_path / "class" / name, kind)
+    items = read_image_folder(tmp_path).items
+    assert len(items) == 6
+    name_the_broken([item.photograph for item in items])
 
 
 def test_classes_are_sub_folders_and_names_come_from_a_file(tmp_path: Path) -> None:

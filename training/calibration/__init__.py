@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model_store.manifest import ImageSpec
-from model_store.modality.image import decode, prepare
+from model_store.modality.image import OWN_FILES, decode, prepare
 from model_store.modality.text import Tokenizer
 
 FOLDER = Path(__file__).parent
@@ -67,7 +67,7 @@ def calibration_for(
     drawn = [_png(_drawn(seed)) for seed in range(DRAWN_PICTURES)]
     return Calibration(
         pixels=np.stack(
-            [prepare(decode(data), image_spec) for data in [*calibration_photographs(), *drawn, *pictures]]
+            [prepare(decode(data, OWN_FILES), image_spec) for data in [*calibration_photographs(), *drawn, *pictures]]
         ),
         rows=tuple(tuple(tokenizer.encode(text)) for text in [*CALIBRATION_TEXTS, *texts]),
     )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from evaluation.standard.tables import table_captions
 from model_store.errors import InputError
 from model_store.manifest import ImageSpec
-from model_store.modality.image import decode, prepare
+from model_store.modality.image import OWN_FILES, decode, prepare
 from training.data.rows import Row, group_of
 from training.progress import Track, untracked
 
@@ -63,7 +63,7 @@ def load_pixels(folder: Path, rows: Sequence[Row], spec: ImageSpec, *, track: Tr
     bad: list[str] = []
     for index, row in enumerate(track(rows, "pictures")):
         try:
-            pixels[index] = prepare(decode((folder / row.image).read_bytes()), spec)
+            pixels[index] = prepare(decode((folder / row.image).read_bytes(), OWN_FILES), spec)
         except (InputError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             bad.append(f"{row.image}: {reason}")
