@@ -1,4 +1,4 @@
-"""Every error this project raises on purpose, as one tree.
+"""Errors of artifacts and inputs, and ClipworksError, which every error but those of the client derives from.
 
 ClipworksError                      base; `code` is stable and machine-readable
 |-- InputError                      what a caller sent is wrong; safe to show to the caller

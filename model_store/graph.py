@@ -122,7 +122,7 @@ def require_device(owner: Artifact, graph: Graph, feeds: Arrays) -> None:
 
 
 def example_feeds(spec: GraphSpec, free_axis: int = 1) -> dict[str, NDArray[Any]]:
-    """Zeros of the graph's input shapes, each free axis set to `free_axis`; ids get distinct small values."""
+    """Zeros of the graph's input shapes, each free axis set to `free_axis`."""
     feeds: dict[str, NDArray[Any]] = {}
     for tensor in spec.inputs:
         shape = [free_axis if isinstance(axis, str) else axis for axis in tensor.shape]

@@ -44,6 +44,22 @@ from service.faults import (
     TooManyItems,
     UnknownName,
 )
+from service.retrieval.backends.errors import BackendUnavailable
+from service.retrieval.errors import (
+    AliasNotFound,
+    CollectionConflict,
+    CollectionNotFound,
+    FolderInUse,
+    Interrupted,
+    ItemNotFound,
+    RetrievalError,
+    StatementRefused,
+    StorageFailed,
+    StorageFull,
+    StoreClosed,
+    StoreCorrupt,
+    TooManyCollections,
+)
 from service.validation import first_problem
 
 
@@ -123,28 +139,24 @@ STATUS: Mapping[type[ClipworksError], int] = MappingProxyType(
         Conflict: 409,
         LabelSetFailed: 409,
         CollectionsOff: 503,
+        RetrievalError: 500,
+        CollectionNotFound: 404,
+        ItemNotFound: 404,
+        AliasNotFound: 404,
+        Interrupted: 504,
+        CollectionConflict: 409,
+        FolderInUse: 500,
+        StoreClosed: 503,
+        BackendUnavailable: 503,
+        TooManyCollections: 413,
+        StorageFull: 507,
+        StorageFailed: 503,
+        StatementRefused: 422,
+        StoreCorrupt: 500,
     }
 )
-# The store's errors by their code: importing the classes would need its libraries, and a server runs without them.
-STORE_STATUS: Mapping[str, int] = MappingProxyType(
-    {
-        "retrieval_error": 500,
-        "collection_not_found": 404,
-        "item_not_found": 404,
-        "alias_not_found": 404,
-        "deadline_exceeded": 504,
-        "collection_conflict": 409,
-        "folder_in_use": 500,
-        "store_closed": 503,
-        "backend_unavailable": 503,
-        "too_many_collections": 413,
-        "storage_full": 507,
-        "storage_failed": 503,
-        "statement_refused": 422,
-        "store_corrupt": 500,
-    }
-)
-_TRY_AGAIN = frozenset({"store_closed", "backend_unavailable", "storage_failed"})
+# Whoever comes again a second later may be answered.
+_TRY_AGAIN = (NotReady, Draining, StoreClosed, BackendUnavailable, StorageFailed)
 _TYPES: Mapping[int, str] = MappingProxyType(
     {
         401: "authentication_error",
@@ -195,11 +207,9 @@ class Problem:
 
 
 def status_of(error: ClipworksError) -> int:
-    """The status of the nearest class of the table, or of the store's code."""
+    """The status of the nearest class of the table."""
     if isinstance(error, Refusal):
         return error.status
-    if error.code in STORE_STATUS:
-        return STORE_STATUS[error.code]
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
@@ -287,6 +297,6 @@ def _headers_of(error: ClipworksError) -> dict[str, str] | None:
         return error.headers
     if isinstance(error, Overloaded):
         return {"Retry-After": str(math.ceil(error.retry_after_s))}
-    if isinstance(error, (NotReady, Draining)) or error.code in _TRY_AGAIN:
+    if isinstance(error, _TRY_AGAIN) and status_of(error) == 503:
         return {"Retry-After": "1"}
     return None
