@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from evaluation.dense.overlays import Overlay, overlay_from_json
 from evaluation.probes.examples import Example, example_from_json
 from evaluation.probes.figures import Figures, figures_from_json
 from evaluation.probes.rows import F64, Mean, Row, Unit, interval
+from model_store.files import write_whole
 
 FORMAT = 2
 Control = Literal["blind", "bag", "truth"]
@@ -177,9 +177,7 @@ def _row_from(data: Mapping[str, Any]) -> ResultRow:
 
 def write_result(result: ProbeResult, path: Path) -> None:
     """Whole or not at all: a run that is stopped leaves no half file."""
-    staged = path.with_suffix(".part")
-    staged.write_text(json.dumps(to_json(result), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(staged, path)
+    write_whole(path, (json.dumps(to_json(result), indent=1, allow_nan=False) + "\n").encode())
 
 
 def read_result(path: Path) -> ProbeResult:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evaluation.probe_results import ProbeResult, from_json, to_json
+from model_store.files import write_whole
 
 KIND, FORMAT = "clipworks evaluation", 1
 
@@ -72,9 +72,7 @@ def write_run(run: Run, path: Path) -> None:
     Raises:
         OSError: cannot be written.
     """
-    staged = path.with_name(path.name + ".part")
-    staged.write_text(json.dumps(run_to_json(run), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(staged, path)
+    write_whole(path, (json.dumps(run_to_json(run), indent=1, allow_nan=False) + "\n").encode())
 
 
 def read_run(path: Path) -> Run:

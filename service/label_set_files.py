@@ -17,8 +17,8 @@ import orjson
 from pydantic import ValidationError
 
 from clipworks.schemas import LABEL_SET_PATTERN, LabelSetRequest
+from model_store.files import make_folder, sync_folder, whole_file
 from service.retrieval.errors import RetrievalError, StorageFailed, StorageFull
-from service.retrieval.files import make_folder, sync_folder, write_whole
 
 log = logging.getLogger("clipworks.label_sets")
 FORMAT = 2
@@ -131,7 +131,8 @@ class LabelSetFiles:
     def _write(self, name: str, write: Callable[[BinaryIO], None]) -> None:
         try:
             make_folder(self._folder)
-            write_whole(self._folder / name, write)
+            with whole_file(self._folder / name) as stream:
+                write(stream)
         except OSError as error:
             raise _failure(error, name) from error
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from model_store.files import write_whole
 from model_store.identity import spec_digest
 from model_store.manifest import ImageSpec, Presence, TextSpec
 from model_store.modality.text import Tokenizer
@@ -121,7 +122,7 @@ def note_metrics(folder: Path, metrics: dict[str, Any]) -> None:
     """Put validation numbers into a checkpoint that is saved already."""
     info = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
     info["metrics"] = {"validation": metrics}
-    _replace(folder / INFO_FILE, (json.dumps(info, indent=2, sort_keys=True) + "\n").encode())
+    write_whole(folder / INFO_FILE, (json.dumps(info, indent=2, sort_keys=True) + "\n").encode())
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -267,9 +268,3 @@ def _checked(path: Path, sha256: str) -> bytes:
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(data)
-    os.replace(part, path)

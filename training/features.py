@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -15,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model_store.files import whole_file
 from training.checkpoint import LoadedModel
 from training.data.batches import shared_ids
 from training.data.protocol import Source
@@ -171,9 +171,8 @@ def _kept(path: Path, work_out: Callable[[], Features]) -> Features:
         return stored
     found, folder = work_out(), path.parent
     folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
-    np.savez(part, **{one.name: getattr(found, one.name) for one in fields(Features)})
-    os.replace(part, path)
+    with whole_file(path, by_many=True) as stream:
+        np.savez(stream, **{one.name: getattr(found, one.name) for one in fields(Features)})
     return found
 
 

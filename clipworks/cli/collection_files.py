@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import sys
-from collections.abc import AsyncIterator, Generator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,6 +22,7 @@ from clipworks.client import AsyncClient, AsyncCollection, Item
 from clipworks.errors import NotFound
 from clipworks.results import Stored
 from clipworks.schemas import CollectionIndex, CollectionInfo, EncoderFingerprint, FieldType
+from model_store.files import whole_file, write_whole
 
 _ROWS = 1000
 
@@ -161,7 +160,7 @@ async def _write_rows(file: Path, info: CollectionInfo, items: AsyncIterator[Sto
 
     schema = pa.schema([("id", pa.string()), ("vector", pa.list_(pa.float32(), info.dim)), ("metadata", pa.string())])
     count = 0
-    with _whole(file) as beside, pq.ParquetWriter(beside, schema, compression="zstd") as writer:
+    with whole_file(file) as stream, pq.ParquetWriter(stream, schema, compression="zstd") as writer:
         held: list[Stored] = []
         with progress_bar(f"export {info.name}", info.count, shown=sys.stderr.isatty()) as advance:
             async for item in items:
@@ -208,21 +207,7 @@ def _manifest(file: Path, before: CollectionInfo, after: CollectionInfo, count: 
 
 
 def _write_manifest(file: Path, manifest: Manifest) -> None:
-    with _whole(manifest_path(file)) as beside:
-        beside.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _whole(path: Path) -> Generator[Path]:
-    """A name to write to, which becomes `path` when everything is on disk."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield beside
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_whole(manifest_path(file), (manifest.model_dump_json(indent=2) + "\n").encode())
 
 
 async def _matching(client: AsyncClient, name: str, manifest: Manifest, model: str) -> AsyncCollection:

@@ -19,6 +19,7 @@ from clipworks.cli import connect, output
 from clipworks.cli.failures import FAILED_ITEMS, RefusedError, UsageError
 from clipworks.client import Client
 from clipworks.schemas import CompactResponse, DoctorResponse
+from model_store.files import whole_file
 
 if TYPE_CHECKING:
     from service.retrieval.backends.protocol import Backend
@@ -261,27 +262,23 @@ def _fetch(server: Server, snapshot: str, file: Path, *, sha256: str, timeout_s:
         RefusedError: what came is not what the server wrote.
     """
     address = f"{server.url}/{_SNAPSHOTS}/{snapshot}"
-    beside = file.with_name(f".{file.name}.writing")
     try:
         with (
             httpx2.stream("GET", address, headers=_key(server.api_key), timeout=timeout_s) as answer,
-            beside.open("wb") as stream,
+            whole_file(file) as stream,
         ):
             _check(answer)
             for chunk in answer.iter_bytes(_CHUNK):
                 stream.write(chunk)
-            stream.flush()
-            os.fsync(stream.fileno())
-        with beside.open("rb") as stream:
-            if _digest_of(stream, beside.stat().st_size) != sha256:
+            size = stream.tell()
+            stream.seek(0)
+            if _digest_of(stream, size) != sha256:
                 raise RefusedError(f"{address}: what came is not what the server wrote; ask again")
-        os.replace(beside, file)
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror or error}") from error
     except httpx2.HTTPError as error:
         raise RefusedError(f"{address}: {error}") from error
     finally:
-        beside.unlink(missing_ok=True)
         with suppress(httpx2.HTTPError):  # it stays there, and `snapshots` lists it
             httpx2.delete(address, headers=_key(server.api_key), timeout=60)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
@@ -18,6 +17,7 @@ from evaluation.report.overlays import overlays
 from evaluation.report.tables import rows_table, summary
 from evaluation.report.topics import TOPICS
 from evaluation.report.verdicts import Finding, findings
+from model_store.files import write_whole
 
 _STYLE = Path(__file__).with_name("page.css")
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -31,10 +31,7 @@ def write_html(results: Sequence[ProbeResult], path: Path, *, title: str, made: 
         ValueError: no results, results of several encoders, or two of one probe.
     """
     check_one_run(results)
-    text = page(results, title=title, made=made or datetime.date.today())
-    staged = path.with_name(path.name + ".part")
-    staged.write_text(text, encoding="utf-8")
-    os.replace(staged, path)
+    write_whole(path, page(results, title=title, made=made or datetime.date.today()).encode())
 
 
 def page(results: Sequence[ProbeResult], *, title: str, made: datetime.date) -> str:

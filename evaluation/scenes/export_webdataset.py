@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 from collections.abc import Iterable, Iterator
 from itertools import count, groupby, islice
@@ -20,6 +19,7 @@ from PIL import Image
 from evaluation.scenes.records import Record, Stored, record_from_json, record_to_json
 from evaluation.scenes.rendering import render
 from evaluation.scenes.scene import SceneError
+from model_store.files import whole_file
 
 _PARTS = ("json", "owner.png", "png", "txt")
 
@@ -43,17 +43,15 @@ def write_webdataset(records: Iterable[Record], folder: Path, *, size_px: int, p
         if not group:
             break
         shard = folder / f"scenes-{number:06d}.tar"
-        partial = shard.with_suffix(".tar.partial")
         keys = [record.key for record in group]
         if len(set(keys)) != len(keys):
             raise SceneError(f"{shard.name} would hold a key twice")
-        with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
+        with whole_file(shard) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for record in group:
                 for name, data in _parts(record, size_px):
                     entry = tarfile.TarInfo(f"{record.key}.{name}")
                     entry.size = len(data)
                     tar.addfile(entry, io.BytesIO(data))
-        os.replace(partial, shard)
         shards.append(shard)
     return shards
 

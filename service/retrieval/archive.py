@@ -19,9 +19,9 @@ from typing import BinaryIO
 import numpy as np
 import orjson
 
+from model_store.files import whole_file
 from service.retrieval.database import translate
 from service.retrieval.errors import InvalidCollection, InvalidItem, StoreCorrupt
-from service.retrieval.files import write_whole
 from service.retrieval.items import MAX_ID_BYTES, Door
 from service.retrieval.records import CollectionSpec, Item, Record, SnapshotInfo
 from service.retrieval.rows import Prepared
@@ -67,7 +67,8 @@ def write(path: Path, spec: CollectionSpec, counters: Counters, records: Iterabl
         size += stream.write(digest.digest())
 
     try:
-        write_whole(path, write_rows)
+        with whole_file(path) as stream:
+            write_rows(stream)
     except OSError as error:
         raise translate(error, path) from error
     return SnapshotInfo(str(path), digest.hexdigest(), size, counters.rows, counters.sequence)

@@ -10,12 +10,11 @@ import json
 import logging
 import zlib
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.retrieval.files import write_whole
+from model_store.files import whole_file
 from service.retrieval.index import VectorIndex
 from service.retrieval.live import LiveIndex
 from service.retrieval.mapped import MappedVectors
@@ -51,13 +50,10 @@ def save(path: Path, tables: Tables, frozen: Frozen) -> None:
         "sums": [_sums(part) for part in body],
     }
     line = json.dumps(header, sort_keys=True).encode()
-
-    def write(stream: BinaryIO) -> None:
+    with whole_file(path) as stream:
         stream.write(_MAGIC + line + b"\n" + f"{zlib.crc32(line):08x}\n".encode())
         for part in body:
             stream.write(part.data)
-
-    write_whole(path, write)
 
 
 def load(path: Path, tables: Tables, spec: IndexSpec, settings: RetrievalSettings) -> LiveIndex | str | None:

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import apsw
 
+from model_store.files import make_folder
 from service.retrieval import aliases, archive, cache, lock, witness
 from service.retrieval.collection import Collection
 from service.retrieval.database import CHECKSUMS, ensure_checksums
@@ -32,7 +33,6 @@ from service.retrieval.errors import (
     StoreCorrupt,
     TooManyCollections,
 )
-from service.retrieval.files import make_folder
 from service.retrieval.live import LiveIndex, build, catch_up, wanted_kind
 from service.retrieval.log import Log
 from service.retrieval.losses import (

@@ -27,9 +27,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
-from service.retrieval.files import write_whole
+from model_store.files import whole_file
 
 NAME = "collections.witness"
 NOTE = "progress.json"
@@ -90,13 +90,10 @@ class Witness:
     def __init__(self, folder: Path, seen: Sequence[Seen], *, position: LogPosition) -> None:
         """position: of the log, which must be synced. Raises OSError."""
         path = folder / NAME
-
-        def write(stream: BinaryIO) -> None:
+        with whole_file(path) as stream:
             stream.write(_HEADER + _packed_position(position, 0) + bytes(_SLOT.size))
             for each in seen:
                 stream.write(_packed(each, 0) + bytes(_SLOT.size))
-
-        write_whole(path, write)
         self._path = path
         self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self._places = {each.epoch: place for place, each in enumerate(seen, _LOG_PLACE + 1)}

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write beside `path`, sync, rename over it, sync the folder. On any error `path` is as it was.
+@contextmanager
+def whole_file(path: Path, *, by_many: bool = False) -> Generator[BinaryIO]:
+    """A file to write and read back; when the block ends it is synced, becomes `path`, and its folder is synced.
+
+    On any error `path` is as it was. by_many: several processes may write it at one time, and the last one wins; what a
+    killed process leaves then stays there.
 
     Raises:
         OSError
     """
-    beside = path.with_name(f".{path.name}.writing")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.writing" if by_many else f".{path.name}.writing")
     try:
-        with beside.open("wb") as stream:
-            write(stream)
+        with beside.open("w+b") as stream:
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(beside, path)
@@ -26,6 +30,12 @@ def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
         beside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file of which a crash leaves the old content or the new. Raises OSError."""
+    with whole_file(path) as stream:
+        stream.write(data)
 
 
 def make_folder(folder: Path) -> None:
