@@ -20,6 +20,7 @@ from starlette.testclient import TestClient
 
 from service.app import create_app
 from service.settings import Settings
+from tests.service.http.loop_watch import LoopWatch
 
 TINY_STORE = Path(__file__).parents[2] / "fixtures" / "tiny_store"
 
@@ -31,6 +32,21 @@ def no_settings_from_outside() -> Generator[None]:
         for name in [name for name in os.environ if name.startswith("CLIPWORKS_") and name != "CLIPWORKS_TEST_DATA"]:
             patch.delenv(name)
         yield
+
+
+@pytest.fixture(scope="session")
+def loop_watch() -> Generator[LoopWatch]:
+    watch = LoopWatch()
+    with watch.watching():
+        yield watch
+
+
+@pytest.fixture(autouse=True)
+def nothing_holds_the_loop(loop_watch: LoopWatch) -> Generator[None]:
+    """Every test of an app in this process is also one of this."""
+    loop_watch.held.clear()
+    yield
+    assert not loop_watch.held
 
 
 class Served:
