@@ -61,12 +61,15 @@ class Admission:
     """The door and the waiting room in front of one encoder's decoding, batching and running.
 
     A request is let in if its items are expected to begin within `max_wait_s` and to be done before its deadline, by
-    the rate at which items of this encoder were finished lately; otherwise it is refused at once, before any of its
-    work is done. `max_items` is the upper bound whatever the rate. A request that comes while nothing is in work is
-    always let in. Until something was measured, no more than `window` items are.
+    the rate at which items of its kind were finished lately; otherwise it is refused at once, before any of its work is
+    done. `max_items` is the upper bound whatever the rate. A request that comes while nothing is in work is always let
+    in. Until something was measured, no more than `window` items are.
 
-    At most `window` items are in work at one time; the others wait here, undecoded. Requests of more than `short` items
-    wait in a line of their own and take turns with the short ones, so that neither stops the other. Both are served in
+    Requests of more than `short` items, or of slow ones, are long. Each kind has a rate of its own, measured while the
+    other takes its share of the machine, so that a few slow images say nothing about how long a small one waits.
+
+    At most `window` items are in work at one time; the others wait here, undecoded. Long requests wait in a line of
+    their own and take turns with the short ones, so that neither stops the other. Both are served in
     their order. A short request that would not be done `max_wait_s` after it came is refused after all when its turn
     comes: the machine has become slower than it was when it was let in. It only is where there are those behind it who
     can still be answered in time.
@@ -85,7 +88,7 @@ class Admission:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
-        self.rate = ServiceRate()
+        self._rates = {False: ServiceRate(), True: ServiceRate()}  # of what is finished, by whether the request is long
         self._window = window
         self._long_window = max(1, int(window * _LONG_SHARE))
         self._short = short
@@ -104,43 +107,50 @@ class Admission:
         """Items that have not begun."""
         return len(self._lines[False]) + len(self._lines[True])
 
-    def expected_wait_s(self, items: int = 1) -> float:
-        """How long a request of so many items would wait before its own work; 0 where nothing was measured yet."""
-        self._advance()
-        rate = self._safe_rate()
-        return (self._until(1, self._is_long(items)) - 1) / rate if rate else 0.0
+    def rate(self, *, is_long: bool = False) -> ServiceRate:
+        """Of a kind of requests. Until long ones were measured they are taken to be as fast as short ones."""
+        own = self._rates[is_long]
+        return self._rates[False] if is_long and own.per_s is None else own
 
-    def admit(self, items: int, deadline: Deadline) -> Ticket:
-        """Places for all items of a request.
+    def expected_wait_s(self, *, is_long: bool = False) -> float:
+        """How long a request of this kind would wait before its own work; 0 where nothing was measured yet."""
+        self._advance()
+        rate = self._safe_rate(is_long)
+        return self._unfinished[is_long] / rate if rate else 0.0
+
+    def admit(self, items: int, deadline: Deadline, *, are_slow: bool = False) -> Ticket:
+        """Places for all items of a request; `are_slow`: one of them takes much longer than most do.
 
         Raises:
             Overloaded: it would wait too long; says when to come again.
         """
+        is_long = are_slow or items > self._short
         if items and self._admitted:
-            self._refuse_if_late(items, deadline)
+            self._refuse_if_late(items, is_long, deadline)
         self._advance()
         self._admitted += items
-        self._unfinished[self._is_long(items)] += items
-        return Ticket(self, items, is_long=self._is_long(items))
+        self._unfinished[is_long] += items
+        return Ticket(self, items, is_long=is_long)
 
     def still_s(self, ahead: int = 0) -> float | None:
         """How long one more item would have to wait behind `ahead` more, if it would be refused for that; else None."""
         if not self._admitted and not ahead:
             return None
         self._advance()
-        rate = self._safe_rate()
-        wait_s = (self._until(ahead + 1, False) - 1) / rate if rate else 0.0
-        most = self._max_items if rate else self._window
-        return wait_s if wait_s > self._max_wait_s or self._admitted + ahead >= most else None
+        rate = self._safe_rate(False)
+        wait_s = (self._unfinished[False] + ahead) / rate if rate else 0.0
+        is_full = self._admitted + ahead >= self._max_items if rate else self._unfinished[False] + ahead >= self._window
+        return wait_s if wait_s > self._max_wait_s or is_full else None
 
-    def _refuse_if_late(self, items: int, deadline: Deadline) -> None:
-        wait_s, rate = self.expected_wait_s(items), self._safe_rate()
-        done_s = self._until(items, self._is_long(items)) / rate if rate else 0.0
+    def _refuse_if_late(self, items: int, is_long: bool, deadline: Deadline) -> None:
+        wait_s, rate = self.expected_wait_s(is_long=is_long), self._safe_rate(is_long)
+        done_s = (self._unfinished[is_long] + items) / rate if rate else 0.0
         remaining_s = deadline.remaining_s()
         if self._admitted + items > self._max_items:
             why = f"the limit is {self._max_items} (CLIPWORKS_MAX_QUEUE_ITEMS)"
         elif rate is None:
-            why = "and how fast they are done is not known yet" if self._admitted + items > self._window else None
+            is_too_much = self._unfinished[is_long] + items > self._window
+            why = "and how fast they are done is not known yet" if is_too_much else None
         elif wait_s > self._max_wait_s:
             limit = f"the limit is {self._max_wait_s:g} s (CLIPWORKS_MAX_WAIT_S)"
             why = f"the wait would be {wait_s:.1f} s, {limit}"
@@ -155,20 +165,8 @@ class Admission:
                 still_s=self.still_s,
             )
 
-    def _until(self, place: int, is_long: bool) -> int:
-        """How many items will be done when the item of that place of a new request is.
-
-        Those of its own kind, begun or not, and at most as many of the other: lines and decoding take turns, so that a
-        request of a hundred slow pictures refuses nobody's single one.
-        """
-        own = self._unfinished[is_long] + place
-        return own + min(own, self._unfinished[not is_long])
-
-    def _is_long(self, items: int) -> bool:
-        return items > self._short
-
-    def _safe_rate(self) -> float | None:
-        rate = self.rate.per_s
+    def _safe_rate(self, is_long: bool) -> float | None:
+        rate = self.rate(is_long=is_long).per_s
         return None if rate is None else _SAFE_SHARE * rate
 
     def now(self) -> float:
@@ -176,8 +174,9 @@ class Admission:
 
     def _advance(self) -> None:
         now = self._clock()
-        if self._admitted:
-            self.rate.worked(now - self._seen)
+        for is_long, rate in self._rates.items():
+            if self._unfinished[is_long]:
+                rate.worked(now - self._seen)
         self._seen = now
 
     def _has_room(self, is_long: bool) -> bool:
@@ -218,7 +217,8 @@ class Admission:
         at_once = self._working[False] + self._working[True]
         self._working[is_long] -= 1
         if was_done:
-            self.rate.finished(min(1.0, (self.rate.per_s or 0.0) * broken_s / at_once) if broken_s else 1)
+            rate = self._rates[is_long]
+            rate.finished(min(1.0, (rate.per_s or 0.0) * broken_s / at_once) if broken_s else 1)
             self._forget(is_long, 1)
         self._call_next()
 
@@ -255,8 +255,8 @@ class Admission:
         """The items of one long request wait for each other: that says nothing about the rate."""
         if ticket.is_long or ticket.has_begun:
             return False
-        rate = self.rate.per_s
-        ahead_s = (self._working[False] + self._working[True] + 1) / rate if rate else 0.0
+        rate = self._rates[False].per_s
+        ahead_s = (self._working[False] + 1) / rate if rate else 0.0
         return self._clock() - ticket.since + ahead_s > self._max_wait_s
 
     def _too_late(self, ticket: Ticket) -> Overloaded:

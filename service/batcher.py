@@ -81,8 +81,8 @@ class Batcher:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"run-{name}")
         self._task = asyncio.get_running_loop().create_task(self._serve(), name=f"batcher {name}")
 
-    def admit(self, items: int, deadline: Deadline) -> Ticket:
-        """Places for all items of a request; a context manager that gives them back.
+    def admit(self, items: int, deadline: Deadline, *, are_slow: bool = False) -> Ticket:
+        """Places for all items of a request; a context manager that gives them back. See Admission.admit.
 
         Raises:
             Overloaded: it would wait too long.
@@ -90,7 +90,7 @@ class Batcher:
         """
         if self.broken:
             raise NotReady(f"{self.name} is being restarted: {self.broken}")
-        return self.admission.admit(items, deadline)
+        return self.admission.admit(items, deadline, are_slow=are_slow)
 
     async def submit(self, array: Rows, deadline: Deadline, timings: Timings, *, background: bool = False) -> Rows:
         """The row for `array`. A caller that stops waiting (cancelled) is skipped if its turn has not come.

@@ -48,7 +48,9 @@ class DecodePool:
     """Up to `workers` decode processes, started as they are needed, and as many threads for other work of a core.
 
     timeout_s: what one image may take; its process is killed then, and replaced. memory_bytes: of all images that are
-    being decoded at one time, counted at 16 bytes a pixel. max_request_pixels: of all images of one request.
+    being decoded at one time, counted at 16 bytes a pixel; those of up to SMALL_PX do not wait for it. One of several
+    processes takes no image of more than HUGE_PX, so that ordinary ones never wait for all of them.
+    max_request_pixels: of all images of one request.
     All methods belong to the event loop's thread.
     """
 
@@ -59,7 +61,9 @@ class DecodePool:
         self.timeout_s = timeout_s
         self.max_request_pixels = max_request_pixels
         self._workers = workers
-        self._queue: FairQueue[_Job] = FairQueue(max_pixels=memory_bytes // DECODE_BYTES_PER_PIXEL)
+        self._queue: FairQueue[_Job] = FairQueue(
+            max_pixels=memory_bytes // DECODE_BYTES_PER_PIXEL, max_huge=max(1, workers - 1)
+        )
         self._slots: list[asyncio.Task[None]] = []
         self._idle: deque[asyncio.Future[None]] = deque()
         self._fault: str | None = None
@@ -82,23 +86,25 @@ class DecodePool:
         """Why no image can be decoded now, or None; it is tried again each second."""
         return self._fault
 
-    def check_request(self, images: Iterable[bytes]) -> None:
-        """Look at the headers of a request's images, before any work is done.
+    def check_request(self, images: Iterable[bytes]) -> int:
+        """Look at the headers of a request's images, before any work is done; the pixels of the largest.
 
         Raises:
             TooManyItems: together they have more pixels than one request may bring.
         """
-        total = 0
+        total = largest = 0
         for data in images:
             try:
-                total += declared_pixels(data, self.limits)
+                pixels = declared_pixels(data, self.limits)
             except InputError:
                 continue  # refused by itself, in its place
+            total, largest = total + pixels, max(largest, pixels)
         if total > self.max_request_pixels:
             raise TooManyItems(
                 f"the images of this request have {total} pixels together, "
                 f"the limit is {self.max_request_pixels} (CLIPWORKS_MAX_REQUEST_PIXELS); send fewer at a time"
             )
+        return largest
 
     async def prepare(self, data: bytes, spec: ImageSpec, deadline: Deadline, timings: Timings) -> NDArray[np.uint8]:
         """Decode and prepare one image to uint8 [H, W, 3].

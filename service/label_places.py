@@ -18,7 +18,7 @@ class LabelTicket(Ticket):
 
     def __init__(self, admission: Admission, places: int, *, more: int, is_long: bool) -> None:
         super().__init__(admission, places, is_long=is_long)
-        self._rate = admission.rate
+        self._rate = admission.rate(is_long=is_long)
         self._more = more
 
     def end(self, *, was_done: bool, broken_s: float = 0.0) -> None:
@@ -36,7 +36,7 @@ def admit_labels(batcher: Batcher, texts: int, deadline: Deadline, *, max_places
         Overloaded: they would wait too long.
         NotReady: the worker is broken.
     """
-    is_measured = batcher.admission.rate.per_s is not None
+    is_measured = batcher.admission.rate().per_s is not None
     places = min(texts, max_places if is_measured else min(max_places, CHUNK_TEXTS))
     is_long = batcher.admit(places, deadline).is_long
     return LabelTicket(batcher.admission, places, more=texts - places, is_long=is_long)

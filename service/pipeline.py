@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from model_store.towers import Activation, Head
 from service.admission import Ticket
 from service.batcher import Batcher
 from service.decode_pool import DecodePool
+from service.decode_queue import HUGE_PX
 from service.dense import unpacked
 from service.faults import DeadlineExceeded, NoDirection, Overloaded
 from service.localize import Located, Picture, Wanted, locate
@@ -100,11 +101,11 @@ async def embed(
                 vector = await encode_image(model, item.data, pool=pool, deadline=deadline, timings=timings)
         return finish(vector, normalize=normalize, dimensions=dimensions)
 
-    images = _counted_images(items, pool)
+    images = _places_of_images(items, pool)
     texts = sum(isinstance(item, TextItem) for item in items)
-    with _admitted(model, {"image_encoder": images, "text_encoder": texts}, deadline) as tickets:
+    with _admitted(model, {"image_encoder": images, "text_encoder": _Places(texts)}, deadline) as tickets:
         outcomes = await gather_outcomes([one(item) for item in items], deadline)
-    return EmbedResult(outcomes, texts=texts, images=images, tokens=tokens)
+    return EmbedResult(outcomes, texts=texts, images=images.items, tokens=tokens)
 
 
 async def classify(
@@ -142,7 +143,7 @@ async def classify(
 
         return judged() if len(logits) <= _AT_ONCE else await pool.run(judged, "rank", deadline, timings)
 
-    images = _counted_images(items, pool)
+    images = _places_of_images(items, pool)
     with _admitted(model, {"image_encoder": images}, deadline) as tickets:
         return await gather_outcomes([one(item) for item in items], deadline)
 
@@ -188,9 +189,9 @@ async def classify_by_presence(
 
         return ranked() if len(classes.names) <= _AT_ONCE else await pool.run(ranked, "rank", deadline, timings)
 
-    images = _counted_images(items, pool)
+    images = _places_of_images(items, pool)
     dense = await model.dense.batcher(deadline) if model.dense_spec is not None else None
-    with (dense or model.batchers["image_encoder"]).admit(images, deadline) as ticket:
+    with (dense or model.batchers["image_encoder"]).admit(images.items, deadline, are_slow=images.are_slow) as ticket:
         return await gather_outcomes([one(item) for item in items], deadline)
 
 
@@ -227,9 +228,9 @@ async def localize(
 
             return await pool.run(work, "regions", deadline, timings)
 
-    images = _counted_images(items, pool)
+    images = _places_of_images(items, pool)
     batcher = await model.dense.batcher(deadline)
-    with batcher.admit(images, deadline) as ticket:
+    with batcher.admit(images.items, deadline, are_slow=images.are_slow) as ticket:
         return await gather_outcomes([one(item) for item in items], deadline)
 
 
@@ -370,11 +371,17 @@ async def _only_outcome(work: Awaitable[_T], deadline: Deadline) -> _T | Clipwor
         return error
 
 
-def _counted_images(items: Sequence[Item], pool: DecodePool) -> int:
-    """How many images there are. Raises TooManyItems: more pixels together than one request may bring."""
+class _Places(NamedTuple):
+    """What a request asks of an encoder: see Admission.admit."""
+
+    items: int
+    are_slow: bool = False
+
+
+def _places_of_images(items: Sequence[Item], pool: DecodePool) -> _Places:
+    """Raises TooManyItems: more pixels together than one request may bring."""
     images = [item.data for item in items if isinstance(item, ImageItem)]
-    pool.check_request(images)
-    return len(images)
+    return _Places(len(images), are_slow=pool.check_request(images) > HUGE_PX)
 
 
 async def _submit(
@@ -392,7 +399,7 @@ async def _submit(
 
 
 @contextmanager
-def _admitted(model: RunningModel, items: Mapping[Role, int], deadline: Deadline) -> Generator[dict[Role, Ticket]]:
+def _admitted(model: RunningModel, places: Mapping[Role, _Places], deadline: Deadline) -> Generator[dict[Role, Ticket]]:
     """Hold places for a whole request, all or none.
 
     Raises:
@@ -401,9 +408,10 @@ def _admitted(model: RunningModel, items: Mapping[Role, int], deadline: Deadline
     """
     with ExitStack() as stack:
         tickets: dict[Role, Ticket] = {}
-        for role, count in items.items():
+        for role, (count, are_slow) in places.items():
             if count:
                 if role not in model.batchers:
                     raise ArtifactNotFound(f"{model.reference} has no {role}")
-                tickets[role] = stack.enter_context(model.batchers[role].admit(count, deadline))
+                admitted = model.batchers[role].admit(count, deadline, are_slow=are_slow)
+                tickets[role] = stack.enter_context(admitted)
         yield tickets

@@ -217,3 +217,24 @@ def test_an_answer_that_makes_no_sense_costs_its_image_alone(monkeypatch: pytest
             await pool.prepare(jpeg, spec, Deadline(), Timings())
 
     asyncio.run(run())
+
+
+def test_huge_images_of_others_neither_hold_up_nor_refuse_a_small_one(serve, jpeg: bytes) -> None:  # type: ignore[no-untyped-def]
+    server = serve(decode_workers=2, decode_timeout_s=60)
+    server.wait_for("ready")
+    sink = BytesIO()
+    Image.new("RGBA", (5600, 5600), (0, 0, 0, 0)).save(sink, "WEBP", lossless=True, method=0)  # of some thirty bytes
+    answers: list[int] = []
+    others = [
+        threading.Thread(target=lambda: answers.append(embed(server.address, [sink.getvalue()]).status_code))
+        for _ in range(3)
+    ]
+    for each in others:
+        each.start()
+    wait_until(lambda: len(decoders(server)) == 2)
+    statuses = [embed(server.address, [jpeg]).status_code for _ in range(20)]
+    assert len(answers) < 3  # they are still at it
+    assert statuses == [200] * 20
+    for each in others:
+        each.join()
+    assert set(answers) <= {200, 429}
