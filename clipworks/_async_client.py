@@ -11,7 +11,6 @@ import httpx2
 
 from clipworks import errors
 from clipworks._calls import Labels, Plan, label_fields
-from clipworks._collections import IndexKind
 from clipworks._collections_async import AsyncCollection
 from clipworks._exchange import Answer, Broken, Call, Pause, Request, Send, Steps
 from clipworks._progress import Progress, progress_bar
@@ -25,6 +24,7 @@ from clipworks.schemas import (
     Health,
     HeatmapFormat,
     Included,
+    IndexKind,
     LabelSetDetail,
     LabelSetInfo,
     ModelDetail,

@@ -7,7 +7,7 @@ import random
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from clipworks import errors
@@ -39,6 +39,7 @@ from clipworks.schemas import (
     DeleteItemsResponse,
     DoctorResponse,
     Include,
+    IndexKind,
     ItemError,
     ItemPage,
     OnError,
@@ -52,7 +53,6 @@ from clipworks.schemas import (
 if TYPE_CHECKING:
     from clipworks._inputs import ImageSource
 
-IndexKind = Literal["auto", "flat", "sq8", "ivf_sq8"]
 # Vectors need no encoder, so many fit one request.
 _VECTORS_PER_REQUEST = 1000
 _IDS_PER_REQUEST = 1000

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import httpx2
 
 from clipworks._calls import Labels, label_fields
-from clipworks._collections import IndexKind
 from clipworks._collections_sync import Collection
 from clipworks._setup import MIB, Setup
 from clipworks._sync_carrier import Carrier
@@ -22,6 +21,7 @@ from clipworks.schemas import (
     Health,
     HeatmapFormat,
     Included,
+    IndexKind,
     LabelSetDetail,
     LabelSetInfo,
     ModelDetail,

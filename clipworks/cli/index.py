@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -26,10 +26,9 @@ from clipworks.cli.photo_facts import Kind, kinds_in, photo_facts
 from clipworks.cli.photo_facts import fields_of as photo_fields
 from clipworks.client import AsyncClient, AsyncCollection
 from clipworks.errors import ClientError, NotFound
-from clipworks.schemas import COLLECTION_PATTERN, CollectionInfo, FieldType
+from clipworks.schemas import COLLECTION_PATTERN, CollectionInfo, FieldType, IndexKind
 
 FIELD_TYPES: tuple[str, ...] = get_args(FieldType)
-IndexKind = Literal["auto", "flat", "sq8", "ivf_sq8"]
 Collection = Annotated[str, typer.Option("--collection", "-c", help="Name of the collection.")]
 
 
