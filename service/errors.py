@@ -264,6 +264,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         allowed = ", ".join(_allowed_methods(request))
         message = f"{request.scope['path'][:100]!r} takes {allowed}"
+        if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
+            message += "; pages of this origin are not let in (CLIPWORKS_CORS_ORIGINS)"
         return Problem(405, message, "method_not_allowed").response({"Allow": allowed})
     if error.status_code == 404:
         return Problem(404, "no such path; /docs lists all", "no_such_path").response()

@@ -65,7 +65,7 @@ class Gate:
         if is_admin or not self._api or path in OPEN_PATHS or path.startswith(_OPEN_FOLDER):
             return
         if digest is None or not _is_one_of(digest, self._api):
-            raise _unauthorized("a valid key is needed: Authorization: Bearer <key>")
+            raise _unauthorized("a valid key is needed")
 
     def _allowed_origin(self, scope: Scope) -> bytes | None:
         origin = _header(scope, b"origin")
@@ -86,12 +86,13 @@ async def require_admin(request: Request) -> None:
     if not request.app.state.services.settings.admin_keys:
         raise Refusal(403, "admin_disabled", "this server has no admin keys: set CLIPWORKS_ADMIN_KEYS")
     if "authorization" not in request.headers:
-        raise _unauthorized("an admin key is needed: Authorization: Bearer <key>")
+        raise _unauthorized("an admin key is needed")
     raise Refusal(403, "admin_only", "this needs a key of CLIPWORKS_ADMIN_KEYS")
 
 
-def _unauthorized(message: str) -> Refusal:
-    return Refusal(401, "invalid_api_key", message, headers={"WWW-Authenticate": "Bearer"})
+def _unauthorized(needed: str) -> Refusal:
+    how = "Authorization: Bearer <key>; the clients take it as api_key, --api-key or CLIPWORKS_API_KEY"
+    return Refusal(401, "invalid_api_key", f"{needed}: {how}", headers={"WWW-Authenticate": "Bearer"})
 
 
 def _digest(key: bytes) -> bytes:

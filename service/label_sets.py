@@ -238,7 +238,7 @@ class LabelSets:
 
     def _find(self, name: str) -> _LabelSet:
         if name not in self._sets:
-            raise UnknownName(f"no label set {name!r}")
+            raise UnknownName(f"no label set {name!r}; GET /label-sets lists them (clipworks label-sets list)")
         return self._sets[name]
 
     def _find_sound(self, name: str) -> _LabelSet:

@@ -286,7 +286,8 @@ async def encode_texts(model: RunningModel, texts: Sequence[str], ticket: Ticket
     for text, outcome in zip(texts, outcomes, strict=True):
         if isinstance(outcome, NoDirection):
             raise NoDirection(
-                f"the vector of {text[:80]!r} is zero: it holds nothing that the model knows"
+                f"the vector of {text[:80]!r} is zero: this model knows nothing that is in it; "
+                "try other words, or another model"
             ) from outcome
         if isinstance(outcome, ClipworksError):
             raise outcome
@@ -316,7 +317,10 @@ def finish(vector: Vector, *, normalize: bool = True, dimensions: int | None = N
         return vector
     length = float(np.linalg.norm(vector))
     if length < _TINY:
-        raise NoDirection("the vector of this item is zero: it holds nothing that the model knows")
+        raise NoDirection(
+            "the vector of this input is zero: this model knows nothing that is in it; "
+            "try other words, or another model"
+        )
     return (vector / length).astype(np.float32)
 
 

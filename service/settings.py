@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from clipworks.schemas import MODEL_PATTERN
@@ -19,7 +19,8 @@ from service.origins import parse_origin
 
 PREFIX = "CLIPWORKS_"
 # Variables of other programs of this project: not settings of the server, and no misspelling of one.
-_FOREIGN = frozenset({"URL", "API_KEY", "TEST_DATA", "BIND", "PUBLISH"})
+_CLIENTS = frozenset({"URL", "API_KEY"})
+_FOREIGN = _CLIENTS | {"TEST_DATA", "BIND", "PUBLISH"}
 # What Kubernetes and Docker put into the environment of every container beside a service called clipworks.
 _LINK_NAME = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)")
 _LINK_VALUE = re.compile(r"(tcp|udp|sctp)://")
@@ -28,7 +29,17 @@ _MIB = 2**20
 IN_MEMORY = "memory"
 
 ModelName = Annotated[str, Field(pattern=MODEL_PATTERN)]
-Key = Annotated[SecretStr, Field(min_length=8, max_length=512)]
+_KEY_LENGTHS = (8, 512)  # characters
+
+
+def _of_a_key_s_length(key: SecretStr) -> SecretStr:
+    shortest, longest = _KEY_LENGTHS
+    if not shortest <= len(key.get_secret_value()) <= longest:
+        raise ValueError(f"a key has {shortest} to {longest} characters, this one {len(key.get_secret_value())}")
+    return key
+
+
+Key = Annotated[SecretStr, AfterValidator(_of_a_key_s_length)]
 
 
 class BadSettings(Exception):
@@ -327,12 +338,13 @@ def is_link(name: str, value: str) -> bool:
 def unknown_variables(environment: Mapping[str, str]) -> dict[str, str | None]:
     """Variables that begin with CLIPWORKS_ and mean nothing -> the setting that was probably meant, if one is near."""
     known = {name.upper() for name in Settings.model_fields}
+    meant = sorted(known | _CLIENTS)
     found: dict[str, str | None] = {}
     for variable in sorted(environment):
         name = variable.removeprefix(PREFIX)
         if name == variable or name.upper() in known | _FOREIGN or is_link(name, environment[variable]):
             continue
-        near = difflib.get_close_matches(name.upper(), sorted(known), n=1, cutoff=0.75)
+        near = difflib.get_close_matches(name.upper(), meant, n=1, cutoff=0.75)
         found[variable] = f"{PREFIX}{near[0]}" if near else None
     return found
 

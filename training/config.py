@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
@@ -305,8 +306,32 @@ def parse_config(values: dict[str, Any], *, where: str) -> TrainConfig:
         # Through JSON, so that TOML arrays become tuples as JSON arrays do.
         return TrainConfig.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        lines = [f"  {'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()]
+        lines = [f"  {_explained(each['loc'], each['type'], each['msg'])}" for each in error.errors()]
         raise ValueError(f"{where}: {len(lines)} setting(s) refused\n" + "\n".join(lines)) from error
+
+
+def _explained(place: Sequence[str | int], kind: str, message: str) -> str:
+    """One refused setting: as it is written in a recipe, and what it may have been meant for."""
+    # The place names the kind of data that was found, which is no part of a key.
+    keys = [str(part) for part in place]
+    if keys[:1] == ["data"] and len(keys) > 2:
+        del keys[1]
+    key = ".".join(keys)
+    if kind != "extra_forbidden":
+        return f"{key}: {message}"
+    near = difflib.get_close_matches(keys[-1], _fields_beside(keys[:-1]), n=1, cutoff=0.6)
+    meant = f"; is {'.'.join([*keys[:-1], near[0]])} meant?" if near else ""
+    return f"{key}: there is no such setting{meant}"
+
+
+def _fields_beside(parents: Sequence[str]) -> list[str]:
+    """Names of the settings of one table of a recipe."""
+    tables: list[type[BaseModel]] = [TrainConfig]
+    for parent in parents:
+        found = [table.model_fields[parent].annotation for table in tables if parent in table.model_fields]
+        tables = [each for one in found for each in (get_args(one) or (one,)) if isinstance(each, type)]
+        tables = [each for each in tables if issubclass(each, BaseModel)]
+    return [name for table in tables for name in table.model_fields]
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

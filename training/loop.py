@@ -71,7 +71,9 @@ def train(
     """
     config = load_config(config_path, overrides)
     if not resume and (config.run.folder / INFO_FILE).exists():
-        raise ValueError(f"{config.run.folder} holds a run already: resume it or choose another run.folder")
+        raise ValueError(
+            f"{config.run.folder} holds a run already: go on with --resume, or take another one: --set run.folder=..."
+        )
     _refuse_unwritable(config.run.folder)
     with distributed.joined(config.run.device):
         return run(config, resume=resume, console=console)
@@ -432,6 +434,17 @@ def _refuse_other_run(before: TrainConfig, now: TrainConfig) -> None:
     """A run resumes under its own recipe; only where it runs and where its data lie may have changed."""
     free = {"run": True, "data": {"folder"}}
     old, new = before.model_dump(exclude=free), now.model_dump(exclude=free)
-    changed = sorted(key for key in new if old[key] != new[key])
+    changed = [f"{key} was {before}, is {after}" for key, before, after in _differences(old, new)]
     if changed:
-        raise ValueError(f"cannot resume: {', '.join(changed)} differ from the checkpoint's recipe")
+        raise ValueError(
+            f"cannot resume under another recipe: {'; '.join(changed)}. Take the old values, or another run.folder"
+        )
+
+
+def _differences(old: Any, new: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key, value before, value now) of every setting that differs, in two dumps of one kind of recipe."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            yield from _differences(old.get(key), new.get(key), f"{at}.{key}" if at else key)
+    elif old != new:
+        yield at, old, new

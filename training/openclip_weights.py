@@ -129,10 +129,9 @@ def check_weights_file(path: Path) -> None:
     try:
         torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError, ...: the file decides
-        reason = " ".join(str(error).split())[:200]
         raise ExportRefused(
-            f"{path.name} holds more than tensors (torch.load(weights_only=True) refuses it: {reason}); "
-            "save its state_dict as .safetensors where it comes from"
+            f"{path.name} is no checkpoint that torch can read, or holds more than tensors ({type(error).__name__}): "
+            "that is not loaded, as it could run code; save its state_dict as .safetensors where it comes from"
         ) from error
 
 

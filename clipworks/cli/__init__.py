@@ -6,6 +6,7 @@ recipes, files); 3 a server, model or artifact refused or failed; 4 a part is no
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -26,6 +27,7 @@ from clipworks.cli import (
     train,
 )
 from clipworks.cli import eval as evaluation
+from clipworks.cli.environment import report_environment
 from clipworks.cli.failures import ReportingGroup
 
 
@@ -53,11 +55,14 @@ app = typer.Typer(
 
 @app.callback()
 def main(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Train CLIP variants, export them to verified ONNX artifacts, serve them over HTTP."""
+    if context.invoked_subcommand != "serve":  # which looks at its settings itself
+        report_environment(os.environ)
 
 
 app.command("serve", cls=serve.ServeCommand)(serve.serve)

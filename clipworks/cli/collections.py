@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -12,7 +11,6 @@ import typer
 
 from clipworks.cli import collection_files, collection_items, collection_upgrade, collection_upkeep, connect, output
 from clipworks.cli.collection_upkeep import megabytes
-from clipworks.cli.failures import UsageError
 from clipworks.client import AsyncClient
 from clipworks.schemas import CollectionInfo
 
@@ -35,7 +33,7 @@ def list_collections(
     as_json: connect.AsJson = False,
 ) -> None:
     """All collections of a server, or of a data folder."""
-    is_empty = not url and not connect.has_collections(connect.data_folder(data))
+    is_empty = not url and not connect.has_collections(connect.data_folder(data), must_be=data is not None)
     found = [] if is_empty else _ask(lambda client: client.collections(), url, api_key, store, data, timeout_s)
     if as_json:
         output.print_json([info.model_dump() for info in found])
@@ -100,9 +98,7 @@ def delete(
 ) -> None:
     """Delete a collection with all its items."""
     if not yes:
-        if not sys.stdin.isatty():
-            raise UsageError("nobody is there to ask; write --yes")
-        typer.confirm(f"delete collection {name} with all its items?", abort=True)
+        output.confirm(f"delete collection {name} with all its items?")
     _ask(lambda client: client.delete_collection(name), url, api_key, store, data, timeout_s)
     output.say(f"deleted {name}")
 

@@ -129,11 +129,19 @@ def data_folder(data: Path | None) -> Path:
     return folder
 
 
-def has_collections(folder: Path) -> bool:
-    """Whether a data folder can hold some: it is there, or they are not in it."""
+def has_collections(folder: Path, *, must_be: bool = False) -> bool:
+    """Whether a data folder can hold some: it is there, or they are not in it.
+
+    Raises:
+        UsageError: it is not there and `must_be`, as somebody named it.
+    """
     from service.settings import read_settings
 
-    return folder.exists() or read_settings({}).collections_backend != "embedded"
+    if folder.exists() or read_settings({}).collections_backend != "embedded":
+        return True
+    if must_be:
+        raise UsageError(f"{folder}: no such folder")
+    return False
 
 
 async def holder_of(folder: Path) -> str | None:

@@ -162,9 +162,8 @@ def gather(
         elif Path(path).is_file() or path.lower().startswith(("http://", "https://", "/dev/fd/")):
             images.append(path)
         else:
-            raise UsageError(
-                f"{text_of(path)}: no such file or folder (a text is given with --text, or in a .txt file)"
-            )
+            what = "not a file" if os.path.lexists(path) else "no such file or folder"
+            raise UsageError(f"{text_of(path)}: {what} (a text is given with --text, or in a .txt file)")
     names = [*found_texts, *("<stdin>" if isinstance(each, bytes) else text_of(each) for each in images)]
     files = Taken([], skipped, unread)
     if not names:
@@ -174,8 +173,12 @@ def gather(
 
 
 def taken_pictures(paths: Iterable[str], selection: picture_files.Selection) -> Taken:
-    """Named pictures as they are, and those of folders. Raises UsageError: a folder without one."""
-    return Taken(*picture_files.pictures_of(paths, selection))
+    """Named pictures as they are, and those of folders. Raises UsageError: there is none at all."""
+    taken = Taken(*picture_files.pictures_of(paths, selection))
+    if not taken.paths:
+        taken.say()
+        raise UsageError("none of these can be read as a picture")
+    return taken
 
 
 def _read(path: str) -> bytes:

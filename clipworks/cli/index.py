@@ -25,7 +25,7 @@ from clipworks.cli.index_sources import Columns, check_sources, list_sources
 from clipworks.cli.photo_facts import Kind, kinds_in, photo_facts
 from clipworks.cli.photo_facts import fields_of as photo_fields
 from clipworks.client import AsyncClient, AsyncCollection
-from clipworks.errors import ClientError, NotFound
+from clipworks.errors import ClientError, Conflict, NotFound
 from clipworks.schemas import COLLECTION_PATTERN, CollectionInfo, FieldType, IndexKind
 
 FIELD_TYPES: tuple[str, ...] = get_args(FieldType)
@@ -131,8 +131,9 @@ def index(
 
     try:
         asyncio.run(run())
-    except (ClientError, KeyboardInterrupt):
-        said = f"{report.counts()} until then; the same command goes on from there"
+    except (ClientError, KeyboardInterrupt) as error:
+        goes_on = "" if isinstance(error, Conflict) else "; the same command goes on from there"
+        said = f"{report.counts()} until then{goes_on}"
         output.say(f"{collection}: {said if report.looked_at else 'nothing was stored yet'}")
         raise
     seconds = time.monotonic() - report.began

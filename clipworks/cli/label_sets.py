@@ -63,7 +63,8 @@ def list_label_sets(
     as_json: connect.AsJson = False,
 ) -> None:
     """All label sets, and the class heads of loaded models."""
-    found = _ask(lambda client: client.label_sets(), url, api_key, store, data, timeout_s)
+    is_empty = not url and not connect.has_collections(connect.data_folder(data), must_be=data is not None)
+    found = [] if is_empty else _ask(lambda client: client.label_sets(), url, api_key, store, data, timeout_s)
     if as_json:
         output.print_json([info.model_dump() for info in found])
     elif not found and output.is_terminal():
@@ -111,7 +112,7 @@ def delete(
 ) -> None:
     """Delete a label set."""
     if not yes:
-        typer.confirm(f"delete label set {name}?", abort=True)
+        output.confirm(f"delete label set {name}?")
     _ask(lambda client: client.delete_label_set(name), url, api_key, store, data, timeout_s)
     output.say(f"deleted {name}")
 

@@ -195,11 +195,11 @@ def remove(
     artifact = target.open(name)
     if not force and (users := users_of(artifact.reference, data=data, api_key=api_key)):
         raise RefusedError(
-            f"{artifact.reference} is what {', '.join(users[:8])}{', ...' if users[8:] else ''} are bound to: nothing "
+            f"{artifact.reference} is in use by {', '.join(users[:8])}{', ...' if users[8:] else ''}: nothing "
             "could be searched, added or classified with them; delete those first, or remove it with --force"
         )
     if not yes:
-        typer.confirm(f"delete {artifact.folder}?", abort=True)
+        output.confirm(f"delete {artifact.folder}?")
     target.remove(model, artifact.manifest.version)
     output.say(f"removed {name}")
 

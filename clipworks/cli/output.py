@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
-from clipworks.cli.file_names import text_of
+from clipworks.cli.failures import UsageError
 
 _LEAST_FOLDED = 12
 
@@ -77,8 +78,18 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
 
 
 def _one_field(cell: str) -> str:
-    """A cell as it is, so that an id survives a pipe; what would end the field or the line is written as \\xHH."""
-    return text_of(cell).replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    """A cell as it is, so that an id survives a pipe; what would end the field or the line is written as \\xHH.
+
+    Names of files have passed file_names.text_of already: their backslashes are escaped, and are not escaped again.
+    """
+    return "".join(_ESCAPES.get(character, character) for character in cell)
+
+
+_ESCAPES = {
+    **{chr(code): f"\\x{code:02x}" for code in (*range(0x20), 0x7F, 0x85)},
+    "\u2028": "\\u2028",
+    "\u2029": "\\u2029",
+}
 
 
 def _plain(cell: str) -> str:
@@ -94,6 +105,13 @@ def _is_number(cell: str) -> bool:
     except ValueError:
         return not cell
     return True
+
+
+def confirm(question: str) -> None:
+    """Ask before something is deleted; ends the command on no. Raises UsageError: nobody is there to ask."""
+    if not sys.stdin.isatty():
+        raise UsageError(f"{question} Nobody is there to ask; write --yes")
+    typer.confirm(question, abort=True)
 
 
 @contextmanager

@@ -71,7 +71,10 @@ class CollectionSpec(_Closed):
             SpaceMismatch
         """
         if space != self.space:
-            raise SpaceMismatch(f"{of} is of space {space}, the collection holds vectors of space {self.space}")
+            raise SpaceMismatch(
+                f"{of} is of space {space[:12]}, the vectors of this collection are of {self.model} and of space "
+                f"{self.space[:12]}; to change the model encode it again: clipworks collections upgrade"
+            )
 
     def require_fingerprint(self, modality: str, fingerprint: str, *, of: str) -> None:
         """Refuse to add a row that another encoder made.

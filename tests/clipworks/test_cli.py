@@ -147,7 +147,7 @@ def test_models_remove(tmp_path: Path) -> None:
     store = tmp_path / "store"
     shutil.copytree(TINY_STORE, store)
     assert run("models", "remove", "tiny", "--store", store).code == 2
-    assert run("models", "remove", "tiny@1", "--store", store, stdin=b"n\n").code == 1
+    assert run("models", "remove", "tiny@1", "--store", store, stdin=b"y\n").code == 2  # a pipe is nobody
     assert (store / "tiny" / "1").exists()
     assert run("models", "remove", "tiny@1", "--yes", "--store", store).code == 0
     assert not (store / "tiny").exists()
@@ -158,6 +158,8 @@ def test_models_remove(tmp_path: Path) -> None:
     [
         (["embed"], 2, "nothing to embed"),
         (["embed", "no-such-file.jpg"], 2, "no such file"),
+        (["embed", "/dev/null"], 2, "/dev/null: not a file"),
+        (["label-sets", "delete", "pets"], 2, "write --yes"),
         (["embed", "--text", "a", "--out", "vectors.csv"], 2, ".npy or .jsonl"),
         (["embed", "--text", "a", "--url", "ftp://x"], 2, "http"),
         (["embed", "--text", "a", "--url", "127.0.0.1:9"], 3, "clipworks serve"),

@@ -163,6 +163,11 @@ def test_names_that_are_no_utf_8_become_ids_that_lead_back(cli: Cli, server_url:
     listed = cli("collections", "items", "names", "--ids", "--url", server_url)[1].splitlines()
     assert listed == [r"caf\xe9.png", r"two\x0alines.png"]
     assert [os.fsencode(name_of(id)) for id in listed] == [b"caf\xe9.png", b"two\nlines.png"]
+    found = [line.split("\t")[2] for line in cli("search", "x", "-c", "names", "--url", server_url)[1].splitlines()[1:]]
+    assert sorted(found) == listed
+    for id in found:  # what one command prints, the next one takes
+        assert cli("search", "--like", id, "-c", "names", "--url", server_url)[0] == 0
+        assert cli("collections", "items", "names", "--id", id, "--url", server_url)[0] == 0
     sheet = tmp_path / "sheet.html"
     assert cli("search", "x", "-c", "names", "--out", sheet, "--url", server_url)[0] == 0
     assert sheet.read_text().count("data:image/jpeg") == 2
@@ -183,6 +188,15 @@ def test_a_pipe_that_is_named_fails_alone(cli: Cli, server_url: str, tmp_path: P
         code, out, err = cli(*words, *named, "--url", server_url, "--json", stdin=lines)
         assert (code, "pipe.jpg: this is a device, pipe or socket" in " ".join(err.split())) == (1, True), err
         assert "a.png" in out
+    code, out, err = cli("classify", tmp_path / "pipe.jpg", "--labels", "a,b", "--url", server_url)
+    assert (code, out, "none of these can be read as a picture" in err) == (2, "", True)
+
+
+def test_variables_that_mean_nothing_are_named(cli: Cli, server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPWORKS_STOR", "/x")
+    code, _, err = cli("embed", "--text", "a", "--json", "--url", server_url)
+    assert code == 0
+    assert err.strip() == "CLIPWORKS_STOR is no setting and is ignored; is CLIPWORKS_STORE meant?"
 
 
 names = st.binary(min_size=1, max_size=30).filter(lambda name: b"\0" not in name and b"/" not in name)

@@ -118,7 +118,9 @@ def test_a_misspelt_data_folder_is_not_made(cli: Cli, tmp_path: Path) -> None:
     for words in (("search", "x", "-c", "c"), ("collections", "show", "c"), ("collections", "items", "c")):
         code, _, err = cli(*words, "--data", typo)
         assert (code, "no such folder" in " ".join(err.split())) == (2, True), err
-    assert cli("collections", "list", "--json", "--data", typo)[:2] == (0, "[]\n")
+    for words in (("collections", "list"), ("label-sets", "list")):
+        code, _, err = cli(*words, "--data", typo)
+        assert (code, "no such folder" in " ".join(err.split())) == (2, True), err
     assert not typo.exists()
 
 

@@ -68,7 +68,7 @@ def test_a_model_that_is_needed_is_not_removed(
         assert "collection photos, label set clothes" in run(*remove)[2]
         with Client(url) as client:
             client.delete_collection("photos")
-            assert "what label set clothes" in run(*remove)[2]
+            assert "in use by label set clothes" in run(*remove)[2]
     assert (store / "tiny" / "1").is_dir()
     assert "label set clothes" in run(*remove)[2]
     assert run(*remove, "--force")[0] == 0
