@@ -1,4 +1,4 @@
-"""BMP: the header (BITMAPCOREHEADER and its successors), and how much there is to unpack. There are no parts to walk."""
+"""BMP: the header (BITMAPCOREHEADER and its successors), and how much there is to unpack; there are no parts."""
 
 from __future__ import annotations
 
