@@ -112,3 +112,12 @@ def test_ordinary_oddities_are_decoded(data: bytes) -> None:
     check_structure(data, "JPEG" if data[:2] == JPEG[:2] else {137: "PNG", 71: "GIF", 66: "BMP"}[data[0]],
                     max_parts=100_000, max_scans=100)  # fmt: skip
     assert decode(data, LIMITS).size in ((30, 20), (4, 2))
+
+
+def test_a_size_that_is_not_reached_is_not_guessed_from_what_came_before() -> None:
+    small = bytearray(GIF[:GIF_BLOCKS] + bytes(2000) + GIF[GIF_BLOCKS:])
+    small[6:8] = b"\2\0"
+    assert decode(bytes(small), LIMITS).size == (30, 20)
+    assert declared_pixels(bytes(small), LIMITS) == LIMITS.max_pixels
+    frame = segment(0xC0, b"\x08\0\1\0\1\1\1\x11\0")
+    assert declared_pixels(in_header(frame + segment(0xE5, b"a") * 2000), LIMITS) == LIMITS.max_pixels

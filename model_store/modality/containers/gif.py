@@ -21,7 +21,7 @@ def size(data: bytes, max_parts: int) -> tuple[int, int] | None:
             wide, high = _pair(data, at + 4)
             return max(width, left + wide), max(height, top + high)
         if count >= max_parts:
-            break
+            return None
     return width, height
 
 

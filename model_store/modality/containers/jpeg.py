@@ -26,8 +26,10 @@ def size(data: bytes, max_parts: int) -> tuple[int, int] | None:
     found, slow_bytes = None, 0
     for count, (marker, start, before) in enumerate(_header(data)):
         slow_bytes += before
-        if marker == _SOS or count >= max_parts or slow_bytes > _SLOW_BYTES:
+        if marker == _SOS:
             break
+        if count >= max_parts or slow_bytes > _SLOW_BYTES:
+            return None  # a frame header behind it may say more
         if marker in _FRAMES and start + 7 <= len(data):
             height, width = int.from_bytes(data[start + 3 : start + 5]), int.from_bytes(data[start + 5 : start + 7])
             found = (width, height)
