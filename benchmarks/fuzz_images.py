@@ -127,7 +127,14 @@ def _remove(data: bytearray, rng: random.Random) -> bytearray:
     return data
 
 
-DAMAGES: tuple[Damage, ...] = (_flip, _border, _number, _cut, _repeat, _remove)
+def _pad(data: bytearray, rng: random.Random) -> bytearray:
+    """Much of what a format lets lie between its parts; a decoder may go through it byte by byte."""
+    start = rng.choice((2, rng.randrange(min(len(data), 128) + 1), rng.randrange(len(data) + 1)))
+    piece = rng.choice((b"\xff", b"\0", b"\xff\0", b"\xff\xd8", b"\1a"))
+    return data[:start] + piece * (rng.choice((40, 2000, 70_000, 12_000_000)) // len(piece)) + data[start:]
+
+
+DAMAGES: tuple[Damage, ...] = (_flip, _border, _number, _cut, _repeat, _remove, _pad)
 
 
 class Run:

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from io import BytesIO
 from typing import Protocol
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from service.context import ClientGone, context_of
 from service.errors import BodyRefused, Refusal
+from service.framing import MAX_LENGTH_DIGITS
 
 # So much of each body is not counted: a short request is never refused because of long ones.
 FREE_BYTES = 64 * 1024
@@ -131,13 +133,12 @@ async def read_body(request: Request, limits: BodyLimits) -> bytes:
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.strip().lower() != "identity":
         raise BodyRefused(415, "unsupported_encoding", "send the body without Content-Encoding")
-    declared = request.headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared[:19]) > limits.max_body_bytes:
+    declared = _declared_bytes(request.headers)
+    if declared is not None and declared > limits.max_body_bytes:
         raise _too_long(BodyRefused, limits)
     share = context_of(request.scope).body
-    chunked = "transfer-encoding" in request.headers or not declared.isdecimal()
     try:
-        share.begin(None if chunked else int(declared), limits)
+        share.begin(declared, limits)
         async with asyncio.timeout(limits.body_timeout_s):
             return await _receive(request, limits, share)
     except TimeoutError:
@@ -150,6 +151,14 @@ async def read_body(request: Request, limits: BodyLimits) -> bytes:
         raise
     finally:
         share.end()
+
+
+def _declared_bytes(headers: Headers) -> int | None:
+    """None: the body is counted as it comes. The length of a number is bounded, as CPython reads no longer ones."""
+    length = headers.get("content-length", "0")
+    if "transfer-encoding" in headers or not length.isdecimal() or len(length) > MAX_LENGTH_DIGITS:
+        return None
+    return int(length)
 
 
 async def _receive(request: Request, limits: BodyLimits, share: BodyShare) -> bytes:

@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl
 from starlette.requests import Request
 
 from service.errors import Refusal
+from service.framing import MAX_QUERY_FIELDS
 from service.json_body import parse_json
 from service.limits import IngressLimits
 
@@ -31,7 +32,9 @@ def read_query(request: Request, options: Options, limits: IngressLimits) -> dic
     if not query:
         return {}
     try:
-        pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=1000)
+        pairs = parse_qsl(
+            query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY_FIELDS
+        )
     except ValueError:
         raise Refusal(400, "invalid_query", "the query is not percent-encoded UTF-8, or has too many fields") from None
     texts: dict[str, list[str]] = {}

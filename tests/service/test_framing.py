@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from service.framing import MAX_HEAD_BYTES, BadRequest, ChunkedBody, Head, KnownHeads, LengthBody
+from service.framing import MAX_HEAD_BYTES, MAX_QUERY_FIELDS, BadRequest, ChunkedBody, Head, KnownHeads, LengthBody
 
 HEAD = b"POST /a?b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 NEXT = b"GET /next HTTP/1.1\r\n\r\n"
@@ -214,3 +214,28 @@ def test_no_bytes_raise_anything_else(data: bytes) -> None:
     for reader in (ChunkedBody(100), Head()):
         with contextlib.suppress(BadRequest):
             reader.feed(data, 0)
+
+
+@pytest.mark.parametrize("separator", [b"&", b";"])
+def test_a_query_of_too_many_fields_is_refused_before_anybody_parses_it(separator: bytes) -> None:
+    query = separator.join([b"a=1"] * MAX_QUERY_FIELDS)
+    Head().feed(b"GET /livez?%s HTTP/1.1\r\n\r\n" % query, 0)
+    assert refusal(Head(), b"GET /livez?%s%sa HTTP/1.1\r\n\r\n" % (query, separator)) == (400, "invalid_query")
+
+
+@pytest.mark.parametrize(("length", "expected"), [(b"0" * 18 + b"7", 7), (b"9" * 18, 10**18 - 1)])
+def test_a_content_length_of_as_many_digits_as_are_taken(length: bytes, expected: int) -> None:
+    head = Head()
+    head.feed(b"POST / HTTP/1.1\r\nContent-Length: %s\r\n\r\n" % length, 0)
+    body = head.body(10_000)
+    assert body is not None
+    assert body.expected_bytes == expected
+
+
+@pytest.mark.parametrize("digits", [20, 4300, 4301, 60_000])
+def test_a_content_length_of_too_many_digits_is_refused(digits: int) -> None:
+    head = Head()
+    head.feed(b"POST / HTTP/1.1\r\nContent-Length: %s7\r\n\r\n" % (b"0" * (digits - 1)), 0)
+    with pytest.raises(BadRequest) as refused:
+        head.body(10_000)
+    assert (refused.value.problem.status, refused.value.problem.code) == (400, "invalid_http")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from model_store.modality.containers.parts import too_many
 
 _EXTENSION, _FRAME = 0x21, 0x2C
+_COMMENT, _APPLICATION, _LOOPS = 0xFE, 0xFF, b"\x0bNETSCAPE2.0"
 
 
 def size(data: bytes, max_parts: int) -> tuple[int, int] | None:
@@ -20,7 +21,7 @@ def size(data: bytes, max_parts: int) -> tuple[int, int] | None:
             wide, high = _pair(data, at + 4)
             return max(width, left + wide), max(height, top + high)
         if count >= max_parts:
-            break
+            return None
     return width, height
 
 
@@ -42,11 +43,21 @@ def _blocks(data: bytes) -> Iterator[tuple[int, int]]:
             return
         if kind != _EXTENSION:
             continue  # the decoders pass over such bytes one by one
+        unended = _blocks_read_unseen(data, at)
         at += 1
-        while at < len(data) and data[at]:
+        while at < len(data) and (data[at] or unended):
             at += 1 + data[at]
+            unended = max(0, unended - 1)
             yield _EXTENSION, at
         at += 1
+
+
+def _blocks_read_unseen(data: bytes, label_at: int) -> int:
+    """How many sub-blocks of an extension Pillow reads before it looks for the empty one that ends it."""
+    label = data[label_at] if label_at < len(data) else _COMMENT
+    if label == _COMMENT:
+        return 0
+    return 2 if label == _APPLICATION and data.startswith(_LOOPS, label_at + 1) else 1
 
 
 def _pair(data: bytes, at: int) -> tuple[int, int]:

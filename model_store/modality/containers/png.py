@@ -8,6 +8,7 @@ from model_store.errors import InvalidImage
 from model_store.modality.containers.parts import too_many
 
 _DEPTH_AT = 24
+_PROFILES = 16  # each is unpacked, to 1 MiB at most; an encoder writes one
 
 
 def size(data: bytes, max_parts: int) -> tuple[int, int] | None:
@@ -18,10 +19,13 @@ def size(data: bytes, max_parts: int) -> tuple[int, int] | None:
 
 def check(data: bytes, max_parts: int, max_scans: int) -> None:
     """Raises ImageTooLarge, or InvalidImage: a second header, which would change the size after it was looked at."""
-    headers = 0
+    headers = profiles = 0
     for count, kind in enumerate(_chunks(data)):
         if count >= max_parts:
             raise too_many("PNG", "chunks", max_parts)
+        profiles += kind == b"iCCP"
+        if profiles > _PROFILES:
+            raise too_many("PNG", "colour profiles", _PROFILES)
         headers += kind == b"IHDR"
         if headers > 1:
             raise InvalidImage("image is corrupt (two IHDR chunks)")

@@ -158,6 +158,12 @@ def test_a_request_that_comes_byte_by_byte(shared) -> None:
         (POST + b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n", 400, "invalid_http"),
         (POST + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", 400, "invalid_http"),
         (POST + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\n", 400, "invalid_http"),
+        (POST + b"Content-Length: " + b"0" * 5_000 + b"3\r\n\r\nabc", 400, "invalid_http"),
+        (
+            b"GET /livez?" + b"a=1&" * 15_000 + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+            400,
+            "invalid_query",
+        ),
         (CHUNKED + b"8000000000000000\r\n", 413, "body_too_large"),
         (CHUNKED + b"f4241\r\n", 413, "body_too_large"),
         (CHUNKED + b"1;" + b"x" * 400, 400, "invalid_http"),
