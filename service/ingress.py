@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, Literal, NoReturn, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
@@ -24,8 +25,10 @@ Place = Literal["append", "fill"]
 Body = TypeVar("Body", bound=BaseModel)
 _T = TypeVar("_T")
 
-# Parsing more takes long enough to leave the event loop; a raw image is not parsed at all.
+# Parsing more takes long enough to leave the event loop; what takes the time is values, not the length of a string.
+# A raw image is not parsed at all.
 _INLINE_BYTES = 2**16
+_INLINE_VALUES = 2**11
 _INLINE_FORM_BYTES = 2**18
 _INLINE_PARTS = 8
 _CONTENT = frozenset({"text", "image", "image_url", "vector"})
@@ -63,6 +66,16 @@ async def read_request(
     raw = await read_body(request, limits)
     query = read_query(request, options, limits)
 
+    parts: Sequence[Part] = ()
+    texts: Sequence[bytes] = ()
+    if media_type == "application/json":
+        texts = (raw,)
+    elif media_type == "multipart/form-data":
+        boundary, max_parts = boundary_of(parameters), 2 * limits.max_items + len(options) + 1
+        work = partial(read_parts, raw, boundary, max_parts=max_parts)
+        parts = work() if _is_quick_form(raw) else await off_loop(work, len(raw), limits)
+        texts = [part.data for part in parts if part.name != "image"]
+
     def read() -> Received[Body]:
         if media_type == "application/json":
             value = _json_value(raw, limits)
@@ -70,7 +83,6 @@ async def read_request(
                 return Received(validate(value, model, limits))
             fields, files = _as_object(value), ()
         elif media_type == "multipart/form-data":
-            parts = read_parts(raw, boundary_of(parameters), max_parts=2 * limits.max_items + len(options) + 1)
             fields, files = _from_parts(parts, options, limits)
         else:
             fields, files = {}, (raw,)
@@ -81,9 +93,7 @@ async def read_request(
         put = _with_files if place == "append" else _with_files_in_objects
         return put({**fields, **query}, files, model, limits, inputs)
 
-    if media_type.startswith("image/") or (media_type == "multipart/form-data" and _is_quick_form(raw)):
-        return read()
-    return await off_loop(read, len(raw), limits)
+    return await _parse(read, texts, limits)
 
 
 async def read_json(request: Request, model: type[Body], limits: IngressLimits) -> Body:
@@ -91,7 +101,7 @@ async def read_json(request: Request, model: type[Body], limits: IngressLimits) 
     if content_type_of(request)[0] != "application/json":
         refuse_media_type(request, "application/json")
     raw = await read_body(request, limits)
-    return await off_loop(lambda: validate(_json_value(raw, limits), model, limits), len(raw), limits)
+    return await _parse(lambda: validate(_json_value(raw, limits), model, limits), (raw,), limits)
 
 
 async def off_loop(work: Callable[[], _T], size_bytes: int, limits: IngressLimits) -> _T:
@@ -102,6 +112,18 @@ async def off_loop(work: Callable[[], _T], size_bytes: int, limits: IngressLimit
     """
     if size_bytes <= _INLINE_BYTES:
         return work()
+    return await _in_turn(work, size_bytes, limits)
+
+
+async def _parse(work: Callable[[], _T], texts: Sequence[bytes], limits: IngressLimits) -> _T:
+    """The result of `work`, which parses these texts; in a thread when they are long or hold many values."""
+    size_bytes = sum(map(len, texts))
+    if size_bytes <= _INLINE_BYTES and sum(text.count(b",") for text in texts) <= _INLINE_VALUES:
+        return work()
+    return await _in_turn(work, size_bytes, limits)
+
+
+async def _in_turn(work: Callable[[], _T], size_bytes: int, limits: IngressLimits) -> _T:
     async with limits.parsing.turn(size_bytes):
         return await asyncio.to_thread(work)
 
@@ -183,7 +205,7 @@ def _with_files_in_objects(
 
 
 def _is_quick_form(raw: bytes) -> bool:
-    """Files are only cut out of a form; what takes time is the headers of many parts."""
+    """Whether it is cut into its parts at once; what takes time is the headers of many."""
     return len(raw) <= _INLINE_FORM_BYTES and raw.count(b"\r\n--") <= _INLINE_PARTS
 
 

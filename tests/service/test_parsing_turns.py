@@ -60,6 +60,10 @@ def test_who_comes_when_too_many_wait_is_refused_until_there_is_room() -> None:
     asyncio.run(run())
 
 
+def request_form(json: bytes) -> bytes:
+    return b'--b\r\nContent-Disposition: form-data; name="request"\r\n\r\n' + json + b"\r\n--b--\r\n"
+
+
 def form(parts: int, size: int) -> bytes:
     part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n%s\r\n'
     return part % bytes(size) * parts + b"--b--\r\n"
@@ -72,7 +76,13 @@ def form(parts: int, size: int) -> bytes:
         ("multipart/form-data; boundary=b", form(2, 100_000), False),
         ("multipart/form-data; boundary=b", form(9, 20_000), True),
         ("multipart/form-data; boundary=b", form(1, 300_000), True),
+        ("multipart/form-data; boundary=b", request_form(b'{"inputs": ["%s"]}' % (b"a" * 100_000)), True),
+        ("multipart/form-data; boundary=b", request_form(b'{"inputs": ["a"%s]}' % (b' ,"a"' * 3000)), True),
+        ("multipart/form-data; boundary=b", request_form(b'{"inputs": ["a"%s]}' % (b' ,"a"' * 15)), False),
         ("application/json", b'{"inputs": ["%s"]}' % (b"a" * 100_000), True),
+        ("application/json", b'{"inputs": ["%s"]}' % (b"a," * 20_000), True),
+        ("application/json", b'{"inputs": ["a"%s]}' % (b',"a"' * 3000), True),
+        ("application/json", b'{"inputs": ["%s"]}' % (b"a" * 60_000), False),
     ],
 )
 def test_only_what_takes_long_to_parse_waits_for_its_turn(media_type: str, body: bytes, waits: bool) -> None:
