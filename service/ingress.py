@@ -6,7 +6,8 @@ One route takes JSON, multipart/form-data and a raw image. All become the same r
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, Literal, NoReturn, TypeVar, cast
@@ -15,11 +16,14 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from service.body import read_body
+from service.context import context_of, while_connected
 from service.errors import BodyRefused, Refusal, refuse_validation
+from service.faults import DeadlineExceeded
 from service.json_body import parse_json
 from service.limits import IngressLimits
 from service.multipart import Part, boundary_of, read_parts
 from service.options import Options, read_query, typed_options
+from service.timing import Deadline
 
 Place = Literal["append", "fill"]
 Body = TypeVar("Body", bound=BaseModel)
@@ -47,6 +51,7 @@ async def read_request(
     model: type[Body],
     limits: IngressLimits,
     *,
+    deadline: Deadline,
     options: Options,
     inputs: str = "inputs",
     place: Place = "append",
@@ -59,6 +64,7 @@ async def read_request(
     Raises:
         Refusal: 400, 408, 413, 415 or 422; see docs/http.md.
         ClientGone: the client closed the connection.
+        DeadlineExceeded, Overloaded: many large bodies wait to be parsed.
     """
     media_type, parameters = content_type_of(request)
     if media_type != "application/json" and media_type != "multipart/form-data" and not media_type.startswith("image/"):
@@ -73,7 +79,7 @@ async def read_request(
     elif media_type == "multipart/form-data":
         boundary, max_parts = boundary_of(parameters), 2 * limits.max_items + len(options) + 1
         work = partial(read_parts, raw, boundary, max_parts=max_parts)
-        parts = work() if _is_quick_form(raw) else await off_loop(work, len(raw), limits)
+        parts = work() if _is_quick_form(raw) else await off_loop(request, work, len(raw), limits, deadline)
         texts = [part.data for part in parts if part.name != "image"]
 
     def read() -> Received[Body]:
@@ -93,39 +99,68 @@ async def read_request(
         put = _with_files if place == "append" else _with_files_in_objects
         return put({**fields, **query}, files, model, limits, inputs)
 
-    return await _parse(read, texts, limits)
+    return await _parse(request, read, texts, limits, deadline)
 
 
-async def read_json(request: Request, model: type[Body], limits: IngressLimits) -> Body:
+async def read_json(request: Request, model: type[Body], limits: IngressLimits, *, deadline: Deadline) -> Body:
     """Read and validate the body of a route that takes JSON only. Raises as `read_request`."""
     if content_type_of(request)[0] != "application/json":
         refuse_media_type(request, "application/json")
     raw = await read_body(request, limits)
-    return await _parse(lambda: validate(_json_value(raw, limits), model, limits), (raw,), limits)
+
+    def read() -> Body:
+        return validate(_json_value(raw, limits), model, limits)
+
+    return await _parse(request, read, (raw,), limits, deadline)
 
 
-async def off_loop(work: Callable[[], _T], size_bytes: int, limits: IngressLimits) -> _T:
+async def off_loop(
+    request: Request, work: Callable[[], _T], size_bytes: int, limits: IngressLimits, deadline: Deadline
+) -> _T:
     """The result of `work` on this many bytes of a request; in a thread when there are many.
 
     Raises:
         Overloaded: too many bodies wait for one.
+        DeadlineExceeded, ClientGone: while it waited.
     """
     if size_bytes <= _INLINE_BYTES:
         return work()
-    return await _in_turn(work, size_bytes, limits)
+    async with _turn(request, size_bytes, limits, deadline):
+        return await _in_thread(work)
 
 
-async def _parse(work: Callable[[], _T], texts: Sequence[bytes], limits: IngressLimits) -> _T:
+async def _parse(
+    request: Request, work: Callable[[], _T], texts: Sequence[bytes], limits: IngressLimits, deadline: Deadline
+) -> _T:
     """The result of `work`, which parses these texts; in a thread when they are long or hold many values."""
     size_bytes = sum(map(len, texts))
     if size_bytes <= _INLINE_BYTES and sum(text.count(b",") for text in texts) <= _INLINE_VALUES:
         return work()
-    return await _in_turn(work, size_bytes, limits)
+    async with _turn(request, size_bytes, limits, deadline):
+        return await _in_thread(work)
 
 
-async def _in_turn(work: Callable[[], _T], size_bytes: int, limits: IngressLimits) -> _T:
-    async with limits.parsing.turn(size_bytes):
-        return await asyncio.to_thread(work)
+@asynccontextmanager
+async def _turn(request: Request, size_bytes: int, limits: IngressLimits, deadline: Deadline) -> AsyncGenerator[None]:
+    """A turn on the parsing threads, for which nobody waits past the deadline or when the client has gone."""
+    turn = limits.parsing.turn(size_bytes, caller=context_of(request.scope).caller)
+    async with AsyncExitStack() as held:
+        try:
+            async with asyncio.timeout(deadline.remaining_s()):
+                await while_connected(request, held.enter_async_context(turn))
+        except TimeoutError:
+            raise DeadlineExceeded("the request's deadline passed before its body was parsed") from None
+        yield
+
+
+async def _in_thread(work: Callable[[], _T]) -> _T:
+    """As asyncio.to_thread, but not over before the thread is: the turn must not go to another meanwhile."""
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
 
 
 def validate(value: Any, model: type[Body], limits: IngressLimits) -> Body:
