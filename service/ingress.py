@@ -15,11 +15,11 @@ from typing import Any, Generic, Literal, NoReturn, TypeVar, cast
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from service.body import read_body
+from service.body import FREE_BYTES, read_body
 from service.context import context_of, while_connected
 from service.errors import BodyRefused, Refusal, refuse_validation
 from service.faults import DeadlineExceeded
-from service.json_body import parse_json
+from service.json_body import check_json, parse_json
 from service.limits import IngressLimits
 from service.multipart import Part, boundary_of, read_parts
 from service.options import Options, read_query, typed_options
@@ -84,7 +84,7 @@ async def read_request(
 
     def read() -> Received[Body]:
         if media_type == "application/json":
-            value = _json_value(raw, limits)
+            value = parse_json(raw)
             if not query:
                 return Received(validate(value, model, limits))
             fields, files = _as_object(value), ()
@@ -109,7 +109,7 @@ async def read_json(request: Request, model: type[Body], limits: IngressLimits, 
     raw = await read_body(request, limits)
 
     def read() -> Body:
-        return validate(_json_value(raw, limits), model, limits)
+        return validate(parse_json(raw), model, limits)
 
     return await _parse(request, read, (raw,), limits, deadline)
 
@@ -132,11 +132,22 @@ async def off_loop(
 async def _parse(
     request: Request, work: Callable[[], _T], texts: Sequence[bytes], limits: IngressLimits, deadline: Deadline
 ) -> _T:
-    """The result of `work`, which parses these texts; in a thread when they are long or hold many values."""
+    """The result of `work`, which parses these texts; in a thread when they are long or hold many values.
+
+    What the values of long ones take is held, beside the texts, until the request is over.
+    """
+
+    def check() -> int:
+        return sum(check_json(text, max_parsed_bytes=limits.max_parsed_bytes) for text in texts)
+
     size_bytes = sum(map(len, texts))
     if size_bytes <= _INLINE_BYTES and sum(text.count(b",") for text in texts) <= _INLINE_VALUES:
+        check()
         return work()
     async with _turn(request, size_bytes, limits, deadline):
+        parsed_bytes = await _in_thread(check)
+        if size_bytes > FREE_BYTES:
+            context_of(request.scope).body.hold_values(parsed_bytes)
         return await _in_thread(work)
 
 
@@ -256,7 +267,7 @@ def _from_parts(
         elif part.name == "request":
             if request is not None:
                 raise Refusal(422, "invalid_field", "the part request came twice", param="request")
-            request = _as_object(_json_value(part.data, limits))
+            request = _as_object(parse_json(part.data))
         elif part.name in options:
             texts.setdefault(part.name, []).append(part.text())
         else:
@@ -268,10 +279,6 @@ def _from_parts(
     if repeated:
         raise Refusal(422, "invalid_field", f"{repeated[0]} is in the part request and beside it", param=repeated[0])
     return {**fields, **single}, tuple(files)
-
-
-def _json_value(raw: bytes, limits: IngressLimits) -> Any:
-    return parse_json(raw, max_parsed_bytes=limits.max_parsed_bytes)
 
 
 def _as_object(value: Any) -> dict[str, Any]:
