@@ -28,10 +28,10 @@ class BodyLimits(Protocol):
 
 
 class BodyMemory:
-    """Bytes of all bodies that are being received or worked on, and who holds them."""
+    """Bytes of all bodies that are being received or worked on, with their parsed values, and who holds them."""
 
     def __init__(self, max_bytes: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._clock = clock
         self.held_bytes = 0
         self._arriving: dict[BodyShare, None] = {}
@@ -42,7 +42,7 @@ class BodyMemory:
 
     def take(self, share: BodyShare, count: int) -> bool:
         """Whether there is room; a body that comes too slowly to be complete in time gives its share away."""
-        while self.held_bytes + count > self._max_bytes:
+        while self.held_bytes + count > self.max_bytes:
             slow = next((each for each in self._arriving if each is not share and each.is_behind()), None)
             if slow is None:
                 return False
@@ -93,6 +93,17 @@ class BodyShare:
         """It is complete, or given up; what came is held until `release`."""
         self._memory.follow(self, arriving=False)
         self._reader = None
+
+    def hold_values(self, count: int) -> None:
+        """Hold also what the values of the body take once they are parsed; no more than all that there is.
+
+        Raises:
+            BodyRefused: 429.
+        """
+        more = min(count, self._memory.max_bytes - self._held_bytes)
+        if not self._memory.take(self, more):
+            raise no_room()
+        self._held_bytes += more
 
     def release(self) -> None:
         self.end()

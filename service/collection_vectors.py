@@ -22,6 +22,8 @@ from service.running import RunningModel
 from service.timing import Deadline, Timings
 from service.vectors import Vector, combine, given_vector
 
+# Reading more of given vectors takes long enough to leave the event loop.
+_INLINE_NUMBERS = 2**14
 Found = Vector | ClipworksError
 Lookup = Callable[[Sequence[str]], Awaitable[list[Vector | None]]]
 
@@ -80,7 +82,7 @@ async def query_vectors(
 ) -> QueryVectors:
     """The vector of each query; `lookup` gives the stored vectors of ids."""
     parts = [part for plan in plans for part in plan.parts]
-    known = [_known(part, spec) for part in parts]
+    known = await _known_parts(parts, spec)
     open_parts = [part for part, each in zip(parts, known, strict=True) if each is None]
     ids = list(dict.fromkeys(part.id for part in open_parts if isinstance(part, StoredId)))
     stored = dict(zip(ids, await lookup(ids), strict=True)) if ids else {}
@@ -124,6 +126,14 @@ def _check_rows(rows: Sequence[NewRow], spec: CollectionSpec, max_metadata_bytes
             except ClipworksError as error:
                 found[index] = error
     return found
+
+
+async def _known_parts(parts: Sequence[Source], spec: CollectionSpec) -> list[Found | None]:
+    """Of each part what `_known` says; in a thread when many numbers are to be read for that."""
+    given = sum(isinstance(part, GivenVector) for part in parts)
+    if given * spec.dim <= _INLINE_NUMBERS:
+        return [_known(part, spec) for part in parts]
+    return await asyncio.to_thread(lambda: [_known(part, spec) for part in parts])
 
 
 def _known(source: Source, spec: CollectionSpec) -> Found | None:

@@ -42,6 +42,7 @@ from service.retrieval.errors import (
     RetrievalError,
     ScanNeeded,
 )
+from service.retrieval.filter_limits import is_small
 from service.retrieval.filters import compile_filter
 from service.retrieval.stopping import Stop
 from service.running import RunningModel
@@ -289,7 +290,7 @@ class Collections:
         Raises:
             InvalidItem, FieldRefused, StorageFull
         """
-        _check_filter(collection, filter)
+        await _check_filter(collection, filter)
 
         def remove(stop: Stop) -> int:
             return collection.delete(ids, filter=filter, stop=stop)
@@ -361,7 +362,7 @@ class Collections:
             FieldRefused: the filter.
             Overloaded, DeadlineExceeded
         """
-        _check_filter(collection, filter)
+        await _check_filter(collection, filter)
         encoder = Encoder(model, self._pool, deadline, timings)
 
         async def lookup(ids: Sequence[str]) -> list[Any]:
@@ -446,11 +447,15 @@ def _shares(collection: BackendCollection, caller: str) -> tuple[tuple[str, str]
     return ("collection", collection.name), ("caller", caller)
 
 
-def _check_filter(collection: BackendCollection, filter: dict[str, Any] | None) -> None:
-    """Raises FieldRefused with the place in the filter, before any work is done for it."""
-    if filter is not None:
-        with _filter_refused():
+async def _check_filter(collection: BackendCollection, filter: dict[str, Any] | None) -> None:
+    """Raises FieldRefused with the place in the filter, before any work is done for it; a large one not on the loop."""
+    if filter is None:
+        return
+    with _filter_refused():
+        if is_small(filter):
             compile_filter(filter, collection.spec.metadata_schema)
+        else:
+            await asyncio.to_thread(compile_filter, filter, collection.spec.metadata_schema)
 
 
 @contextmanager

@@ -31,11 +31,12 @@ class ClientGone(Exception):
 
 
 class Context:
-    """Identity, clock, rights and memory of a request."""
+    """Identity, clock, rights and memory of a request; `caller` is who asks, to share what is scarce."""
 
-    def __init__(self, request_id: str, body: BodyShare) -> None:
+    def __init__(self, request_id: str, body: BodyShare, *, caller: str = "") -> None:
         self.request_id = request_id
         self.body = body
+        self.caller = caller
         self.started = time.perf_counter()
         self.timings = Timings()
         self.is_admin = False

@@ -34,7 +34,8 @@ class Envelope:
             return
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}
-        context = Context(request_id(scope["headers"]), self._bodies.share())
+        address = scope.get("client")
+        context = Context(request_id(scope["headers"]), self._bodies.share(), caller=address[0] if address else "")
         put_context(scope, context)
         status = 0
 

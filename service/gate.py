@@ -62,6 +62,8 @@ class Gate:
         digest = _digest(key[7:].strip()) if key and key[:7].lower() == b"bearer " else None
         is_admin = digest is not None and _is_one_of(digest, self._admin)
         context_of(scope).is_admin = is_admin
+        if digest is not None and self._api:
+            context_of(scope).caller = digest.hex()
         if is_admin or not self._api or path in OPEN_PATHS or path.startswith(_OPEN_FOLDER):
             return
         if digest is None or not _is_one_of(digest, self._api):

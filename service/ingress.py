@@ -6,26 +6,33 @@ One route takes JSON, multipart/form-data and a raw image. All become the same r
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, Literal, NoReturn, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from service.body import read_body
+from service.body import FREE_BYTES, read_body
+from service.context import context_of, while_connected
 from service.errors import BodyRefused, Refusal, refuse_validation
-from service.json_body import parse_json
+from service.faults import DeadlineExceeded
+from service.json_body import check_json, parse_json
 from service.limits import IngressLimits
 from service.multipart import Part, boundary_of, read_parts
 from service.options import Options, read_query, typed_options
+from service.timing import Deadline
 
 Place = Literal["append", "fill"]
 Body = TypeVar("Body", bound=BaseModel)
 _T = TypeVar("_T")
 
-# Parsing more takes long enough to leave the event loop; a raw image is not parsed at all.
+# Parsing more takes long enough to leave the event loop; what takes the time is values, not the length of a string.
+# A raw image is not parsed at all.
 _INLINE_BYTES = 2**16
+_INLINE_VALUES = 2**11
 _INLINE_FORM_BYTES = 2**18
 _INLINE_PARTS = 8
 _CONTENT = frozenset({"text", "image", "image_url", "vector"})
@@ -44,6 +51,7 @@ async def read_request(
     model: type[Body],
     limits: IngressLimits,
     *,
+    deadline: Deadline,
     options: Options,
     inputs: str = "inputs",
     place: Place = "append",
@@ -56,6 +64,7 @@ async def read_request(
     Raises:
         Refusal: 400, 408, 413, 415 or 422; see docs/http.md.
         ClientGone: the client closed the connection.
+        DeadlineExceeded, Overloaded: many large bodies wait to be parsed.
     """
     media_type, parameters = content_type_of(request)
     if media_type != "application/json" and media_type != "multipart/form-data" and not media_type.startswith("image/"):
@@ -63,14 +72,23 @@ async def read_request(
     raw = await read_body(request, limits)
     query = read_query(request, options, limits)
 
+    parts: Sequence[Part] = ()
+    texts: Sequence[bytes] = ()
+    if media_type == "application/json":
+        texts = (raw,)
+    elif media_type == "multipart/form-data":
+        boundary, max_parts = boundary_of(parameters), 2 * limits.max_items + len(options) + 1
+        work = partial(read_parts, raw, boundary, max_parts=max_parts)
+        parts = work() if _is_quick_form(raw) else await off_loop(request, work, len(raw), limits, deadline)
+        texts = [part.data for part in parts if part.name != "image"]
+
     def read() -> Received[Body]:
         if media_type == "application/json":
-            value = _json_value(raw, limits)
+            value = parse_json(raw)
             if not query:
                 return Received(validate(value, model, limits))
             fields, files = _as_object(value), ()
         elif media_type == "multipart/form-data":
-            parts = read_parts(raw, boundary_of(parameters), max_parts=2 * limits.max_items + len(options) + 1)
             fields, files = _from_parts(parts, options, limits)
         else:
             fields, files = {}, (raw,)
@@ -81,29 +99,79 @@ async def read_request(
         put = _with_files if place == "append" else _with_files_in_objects
         return put({**fields, **query}, files, model, limits, inputs)
 
-    if media_type.startswith("image/") or (media_type == "multipart/form-data" and _is_quick_form(raw)):
-        return read()
-    return await off_loop(read, len(raw), limits)
+    return await _parse(request, read, texts, limits, deadline)
 
 
-async def read_json(request: Request, model: type[Body], limits: IngressLimits) -> Body:
+async def read_json(request: Request, model: type[Body], limits: IngressLimits, *, deadline: Deadline) -> Body:
     """Read and validate the body of a route that takes JSON only. Raises as `read_request`."""
     if content_type_of(request)[0] != "application/json":
         refuse_media_type(request, "application/json")
     raw = await read_body(request, limits)
-    return await off_loop(lambda: validate(_json_value(raw, limits), model, limits), len(raw), limits)
+
+    def read() -> Body:
+        return validate(parse_json(raw), model, limits)
+
+    return await _parse(request, read, (raw,), limits, deadline)
 
 
-async def off_loop(work: Callable[[], _T], size_bytes: int, limits: IngressLimits) -> _T:
+async def off_loop(
+    request: Request, work: Callable[[], _T], size_bytes: int, limits: IngressLimits, deadline: Deadline
+) -> _T:
     """The result of `work` on this many bytes of a request; in a thread when there are many.
 
     Raises:
         Overloaded: too many bodies wait for one.
+        DeadlineExceeded, ClientGone: while it waited.
     """
     if size_bytes <= _INLINE_BYTES:
         return work()
-    async with limits.parsing.turn(size_bytes):
-        return await asyncio.to_thread(work)
+    async with _turn(request, size_bytes, limits, deadline):
+        return await _in_thread(work)
+
+
+async def _parse(
+    request: Request, work: Callable[[], _T], texts: Sequence[bytes], limits: IngressLimits, deadline: Deadline
+) -> _T:
+    """The result of `work`, which parses these texts; in a thread when they are long or hold many values.
+
+    What the values of long ones take is held, beside the texts, until the request is over.
+    """
+
+    def check() -> int:
+        return sum(check_json(text, max_parsed_bytes=limits.max_parsed_bytes) for text in texts)
+
+    size_bytes = sum(map(len, texts))
+    if size_bytes <= _INLINE_BYTES and sum(text.count(b",") for text in texts) <= _INLINE_VALUES:
+        check()
+        return work()
+    async with _turn(request, size_bytes, limits, deadline):
+        parsed_bytes = await _in_thread(check)
+        if size_bytes > FREE_BYTES:
+            context_of(request.scope).body.hold_values(parsed_bytes)
+        return await _in_thread(work)
+
+
+@asynccontextmanager
+async def _turn(request: Request, size_bytes: int, limits: IngressLimits, deadline: Deadline) -> AsyncGenerator[None]:
+    """A turn on the parsing threads, for which nobody waits past the deadline or when the client has gone."""
+    turn = limits.parsing.turn(size_bytes, caller=context_of(request.scope).caller)
+    async with AsyncExitStack() as held:
+        try:
+            async with asyncio.timeout(deadline.remaining_s()):
+                await while_connected(request, held.enter_async_context(turn))
+        except TimeoutError:
+            raise DeadlineExceeded("the request's deadline passed before its body was parsed") from None
+        yield
+
+
+async def _in_thread(work: Callable[[], _T]) -> _T:
+    """As asyncio.to_thread, but not over before the thread is: the turn must not go to another meanwhile."""
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
 
 
 def validate(value: Any, model: type[Body], limits: IngressLimits) -> Body:
@@ -183,7 +251,7 @@ def _with_files_in_objects(
 
 
 def _is_quick_form(raw: bytes) -> bool:
-    """Files are only cut out of a form; what takes time is the headers of many parts."""
+    """Whether it is cut into its parts at once; what takes time is the headers of many."""
     return len(raw) <= _INLINE_FORM_BYTES and raw.count(b"\r\n--") <= _INLINE_PARTS
 
 
@@ -199,7 +267,7 @@ def _from_parts(
         elif part.name == "request":
             if request is not None:
                 raise Refusal(422, "invalid_field", "the part request came twice", param="request")
-            request = _as_object(_json_value(part.data, limits))
+            request = _as_object(parse_json(part.data))
         elif part.name in options:
             texts.setdefault(part.name, []).append(part.text())
         else:
@@ -211,10 +279,6 @@ def _from_parts(
     if repeated:
         raise Refusal(422, "invalid_field", f"{repeated[0]} is in the part request and beside it", param=repeated[0])
     return {**fields, **single}, tuple(files)
-
-
-def _json_value(raw: bytes, limits: IngressLimits) -> Any:
-    return parse_json(raw, max_parsed_bytes=limits.max_parsed_bytes)
 
 
 def _as_object(value: Any) -> dict[str, Any]:

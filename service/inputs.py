@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from starlette.requests import Request
+
 from clipworks.schemas import CombineQuery, ImageInput, ImageUrlInput, TextInput
 from model_store.errors import ClipworksError, ImageTooLarge, InvalidImage, InvalidText
 from service.base64_text import NotBase64, decode_base64, is_data_uri
@@ -13,13 +15,16 @@ from service.errors import UrlFetchDisabled
 from service.ingress import Received, off_loop
 from service.limits import IngressLimits
 from service.pipeline import FailedItem, ImageItem, Item, TextItem
+from service.timing import Deadline
 
 # How base64 of a JPEG, PNG, GIF, WebP or BMP begins: no text of people begins so and goes on without a space.
 _PICTURE_IN_BASE64 = re.compile(r"(/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-3])[A-Za-z0-9+/=_\r\n-]{60}")
 
 
-async def items_of(received: Received[Any], inputs: Sequence[Any], limits: IngressLimits) -> list[Item]:
-    """Inputs and files, in order."""
+async def items_of(
+    request: Request, received: Received[Any], inputs: Sequence[Any], limits: IngressLimits, deadline: Deadline
+) -> list[Item]:
+    """Inputs and files, in order. Raises as `off_loop`."""
     files = received.files
 
     def read() -> list[Item]:
@@ -27,7 +32,7 @@ async def items_of(received: Received[Any], inputs: Sequence[Any], limits: Ingre
             ImageItem(files[index]) if index in files else item_of(each, limits) for index, each in enumerate(inputs)
         ]
 
-    return await off_loop(read, encoded_bytes(inputs), limits)
+    return await off_loop(request, read, encoded_bytes(inputs), limits, deadline)
 
 
 def encoded_bytes(inputs: Sequence[Any]) -> int:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
-from service.faults import Overloaded, TooManyItems
+from service.fair_turns import FairTurns
+from service.faults import TooManyItems
 
 _LARGE_BYTES = 2**20
 _MAX_WAITING = 256
+_MAX_WAITING_EACH = 64  # of one caller
 
 
 @dataclass(frozen=True)
@@ -24,31 +25,18 @@ class ListLimit:
 
 class ParsingTurns:
     """Bodies that take a while to parse do so one after the other, each in a thread, those of over 1 MiB in a line of
-    their own: the event loop competes with two threads at most, and the largest hold up none of ordinary size.
+    their own: the event loop competes with two threads at most, and the largest hold up none of ordinary size. Turns go
+    round the callers, and none has more than a fourth of the places of a line.
     """
 
     def __init__(self) -> None:
-        self._turns = {False: asyncio.Lock(), True: asyncio.Lock()}
-        self._waiting = {False: 0, True: 0}
+        self._small, self._large = (
+            FairTurns(1, each=1, max_waiting=_MAX_WAITING_EACH, max_waiting_in_all=_MAX_WAITING) for _ in range(2)
+        )
 
-    @asynccontextmanager
-    async def turn(self, size_bytes: int) -> AsyncGenerator[None]:
-        """Wait for one. Raises Overloaded: too many wait already."""
-        is_large = size_bytes > _LARGE_BYTES
-        if self._waiting[is_large] >= _MAX_WAITING:
-            raise Overloaded(
-                f"{_MAX_WAITING} bodies wait to be parsed",
-                still_s=lambda ahead: 1.0 if self._waiting[is_large] + ahead >= _MAX_WAITING else None,
-            )
-        self._waiting[is_large] += 1
-        try:
-            await self._turns[is_large].acquire()
-        finally:
-            self._waiting[is_large] -= 1
-        try:
-            yield
-        finally:
-            self._turns[is_large].release()
+    def turn(self, size_bytes: int, *, caller: str) -> AbstractAsyncContextManager[None]:
+        """Wait for one, and have it as long as the block. Raises Overloaded: too many wait already."""
+        return (self._large if size_bytes > _LARGE_BYTES else self._small).turn([caller])
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from service.errors import Refusal
 from service.framing import MAX_QUERY_FIELDS
-from service.json_body import parse_json
+from service.json_body import check_json, parse_json
 from service.limits import IngressLimits
 
 OptionKind = Literal["text", "flag", "whole", "number", "list", "templates", "texts"]
@@ -94,7 +94,9 @@ def _split(name: str, value: str, before: int, limits: IngressLimits) -> list[st
 
 def _json(name: str, value: str, limits: IngressLimits) -> Any:
     try:
-        return parse_json(value.encode(), max_parsed_bytes=limits.max_parsed_bytes)
+        text = value.encode()
+        check_json(text, max_parsed_bytes=limits.max_parsed_bytes)
+        return parse_json(text)
     except Refusal:
         message = f'{name}: it begins as a JSON list, and is none; write ["a", "b"], or a, b, or one of them a line'
         raise Refusal(422, "invalid_field", message, param=name) from None

@@ -103,8 +103,8 @@ class Settings(BaseSettings):
     max_parsed_bytes: int = Field(
         128 * _MIB,
         ge=2**16,
-        description="memory that a JSON body's values take once parsed, beside its text, counted before (413): "
-        "32 bytes a number, 64 a string or a name, 256 a list or an object",
+        description="memory and time that parsing a JSON body's values takes, as bytes beside its text, counted before "
+        "(413): 48 bytes a number, 128 a string, 256 the name of a field, a list or an object",
     )
     max_image_bytes: int = Field(32 * _MIB, ge=1024, description="bytes of one encoded image (413)")
     max_pixels: int = Field(120_000_000, ge=1024, description="width x height of one image (413)")
@@ -138,7 +138,10 @@ class Settings(BaseSettings):
     max_request_timeout_s: float = Field(120, gt=0, description="cap of X-Request-Timeout-Ms")
     # limits of the server
     max_bodies_bytes: int = Field(
-        512 * _MIB, ge=1024, description="bytes of all request bodies that are in work; more are refused (429)"
+        512 * _MIB,
+        ge=1024,
+        description="bytes of all request bodies that are in work, with those of their parsed values; more are refused "
+        "(429)",
     )
     max_unread_bytes: int = Field(
         512 * _MIB, ge=1024, description="bytes of answers that clients have not read; beyond it the slowest is cut off"

@@ -244,5 +244,5 @@ def _kind(path: str, query: bytes, headers: list[Header]) -> Kind:
     named = dict(headers)
     media_type = named.get(b"content-type", b"").partition(b";")[0].partition(b"/")[0]
     length = named.get(b"content-length", b"")
-    is_small = length.isdigit() and int(length[:9]) <= _FEW_BYTES
+    is_small = length.isdigit() and len(length) < 20 and int(length) <= _FEW_BYTES
     return path, media_type, query, is_small

@@ -29,9 +29,12 @@ def given_vector(value: Sequence[float] | str, dim: int) -> Vector:
         InvalidVector: another dimension, not base64, NaN or infinity.
         NoDirection: all zeros.
     """
-    numbers = _from_base64(value, dim) if isinstance(value, str) else np.asarray(value, dtype=np.float64)
-    if numbers.shape != (dim,):
-        raise InvalidVector(f"the vector has {len(numbers)} numbers, the collection's have {dim}")
+    if isinstance(value, str):
+        numbers = _from_base64(value, dim)
+    elif len(value) == dim:
+        numbers = np.asarray(value, dtype=np.float64)
+    else:  # before they are converted: millions of numbers take a while
+        raise InvalidVector(f"the vector has {len(value)} numbers, the collection's have {dim}")
     if not np.isfinite(numbers).all():
         raise InvalidVector("the vector holds NaN or infinity")
     return unit(numbers)

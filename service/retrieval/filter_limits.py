@@ -16,6 +16,7 @@ MAX_CHOICES = 1000
 MAX_VALUES = 10_000
 MAX_STRING_BYTES = 4096
 MAX_BYTES = 1 << 20
+_SMALL = 128  # names, values, and as many characters of them
 
 
 def check_size(filter: dict[Any, Any]) -> int:
@@ -29,6 +30,26 @@ def check_size(filter: dict[Any, Any]) -> int:
     count = _Count()
     count.filter(filter, "filter", 1)
     return max(1, count.conditions)
+
+
+def is_small(filter: Any) -> bool:
+    """Whether a filter can be checked and built in well under a millisecond; looks at no more of it than that."""
+    left = _SMALL
+    waiting: list[Any] = [filter]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, (dict, list)):
+            inner = cast("dict[Any, Any] | list[Any]", each)
+            left -= len(inner)
+            if left >= 0 and isinstance(inner, dict):
+                waiting += [*inner.keys(), *inner.values()]
+            elif left >= 0:
+                waiting += inner
+        elif isinstance(each, str):
+            left -= len(each) // _SMALL
+        if left < 0:
+            return False
+    return True
 
 
 class _Count:

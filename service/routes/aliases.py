@@ -53,7 +53,7 @@ async def put_alias(request: Request, name: Alias) -> Response:
     services = services_of(request)
     collections = services.require_collections()
     deadline = deadline_for(request)
-    body = await read_json(request, AliasRequest, services.limits)
+    body = await read_json(request, AliasRequest, services.limits, deadline=deadline)
     is_new = await collections.set_alias(
         name, body.collection, keep_as=body.keep_as, if_sequence=body.if_sequence, deadline=deadline
     )

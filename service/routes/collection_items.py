@@ -43,6 +43,7 @@ from service.routes.collections import Name
 from service.routes.common import caller_of, check_count, deadline_for
 from service.running import RunningModel
 from service.services import services_of
+from service.timing import Deadline
 
 if TYPE_CHECKING:
     from service.retrieval import Record
@@ -71,15 +72,17 @@ async def upsert_items(request: Request, name: Name) -> Response:
     collections = services.require_collections()
     deadline = deadline_for(request)
     received = await read_request(
-        request, UpsertRequest, services.limits, options=OPTIONS, inputs="items", place="fill"
+        request, UpsertRequest, services.limits, deadline=deadline, options=OPTIONS, inputs="items", place="fill"
     )
     body = received.body
     collection = await collections.get(name, deadline=deadline)
     check_space(collection.spec, body.space)
     rows = await off_loop(
+        request,
         lambda: [_row(received, index, services.limits) for index in range(len(body.items))],
         encoded_bytes(body.items),
         services.limits,
+        deadline,
     )
     inputs = to_encode([row.source for row in rows])
     check_count(services, len(inputs))
@@ -164,7 +167,8 @@ async def get_item(request: Request, name: Name, id: Id) -> Response:
     responses=answers(None, 404, 422, 429, 500, 503, 504, 507, status=204),
 )
 async def delete_item(request: Request, name: Name, id: Id) -> Response:
-    if not await _delete(request, name, ids=[id], filter=None, param="id"):
+    deadline = deadline_for(request)
+    if not await _delete(request, name, ids=[id], filter=None, param="id", deadline=deadline):
         raise Refusal(404, "item_not_found", f"collection {name} has no item with this id")
     return Response(status_code=204)
 
@@ -179,16 +183,22 @@ async def delete_item(request: Request, name: Name, id: Id) -> Response:
 async def delete_items(request: Request, name: Name) -> Response:
     services = services_of(request)
     services.require_collections()
-    body = await read_json(request, DeleteItemsRequest, services.limits)
-    count = await _delete(request, name, ids=body.ids, filter=body.filter, param="ids")
+    deadline = deadline_for(request)
+    body = await read_json(request, DeleteItemsRequest, services.limits, deadline=deadline)
+    count = await _delete(request, name, ids=body.ids, filter=body.filter, param="ids", deadline=deadline)
     return model_response(DeleteItemsResponse(deleted=count))
 
 
 async def _delete(
-    request: Request, name: str, *, ids: list[str] | None, filter: dict[str, Any] | None, param: str
+    request: Request,
+    name: str,
+    *,
+    ids: list[str] | None,
+    filter: dict[str, Any] | None,
+    param: str,
+    deadline: Deadline,
 ) -> int:
     collections = services_of(request).require_collections()
-    deadline = deadline_for(request)
     try:
         collection = await collections.get(name, deadline=deadline)
         work = collections.delete(

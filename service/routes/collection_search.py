@@ -62,7 +62,9 @@ async def search(request: Request, name: Name) -> Response:
     services, context = services_of(request), context_of(request.scope)
     collections = services.require_collections()
     deadline = deadline_for(request)
-    received = await read_request(request, SearchRequest, services.limits, options=OPTIONS, inputs="queries")
+    received = await read_request(
+        request, SearchRequest, services.limits, deadline=deadline, options=OPTIONS, inputs="queries"
+    )
     body = received.body
     collection = await collections.get(name, deadline=deadline)
     spec = collection.spec
@@ -76,9 +78,11 @@ async def search(request: Request, name: Name) -> Response:
         with_vectors="vector" in body.include,
     )
     plans = await off_loop(
+        request,
         lambda: [_plan(received, index, services.limits) for index in range(len(body.queries))],
         encoded_bytes(body.queries),
         services.limits,
+        deadline,
     )
     inputs = to_encode([part for plan in plans for part in plan.parts])
     check_count(services, len(inputs))

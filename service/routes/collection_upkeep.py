@@ -28,6 +28,7 @@ from service.ingress import read_json
 from service.openapi import answers, json_body
 from service.respond import model_response
 from service.routes.collections import Name, shown
+from service.routes.common import deadline_for
 from service.services import services_of
 
 if TYPE_CHECKING:
@@ -44,12 +45,12 @@ Snapshot = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9._-]{0,119}\.snapshot$"
         "Reads every row: its checksum, whether the index holds exactly the rows, how many true neighbours searches "
         "find. Takes as long as it takes; searches and writes go on, and it ends when its caller goes."
     ),
-    responses=answers(DoctorResponse, 400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503),
+    responses=answers(DoctorResponse, 400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503, 504),
     openapi_extra=json_body(DoctorRequest),
 )
 async def doctor(request: Request, name: Name) -> Response:
     upkeep = _upkeep(request)
-    body = await read_json(request, DoctorRequest, services_of(request).limits)
+    body = await read_json(request, DoctorRequest, services_of(request).limits, deadline=deadline_for(request))
     work = upkeep.doctor(name, queries=body.queries, recall_at=body.recall_at)
     return model_response(await while_connected(request, work))
 
@@ -83,7 +84,7 @@ async def acknowledge_loss(request: Request, name: Name) -> Response:
     status_code=201,
     summary="Write a snapshot on the server (admin)",
     description="All rows of one moment, in a file in the data folder whose name the server chooses.",
-    responses=answers(SnapshotResponse, 401, 403, 404, 409, 422, 429, 500, 503, 507, status=201),
+    responses=answers(SnapshotResponse, 401, 403, 404, 409, 422, 429, 500, 503, 504, 507, status=201),
 )
 async def snapshot(request: Request, name: Name) -> Response:
     made = await _upkeep(request).snapshot(name)
@@ -102,12 +103,12 @@ async def snapshot(request: Request, name: Name) -> Response:
     status_code=201,
     summary="Make a collection from a snapshot on the server (admin)",
     description="All of it or nothing; the name must be free.",
-    responses=answers(CollectionInfo, 400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503, 507, status=201),
+    responses=answers(CollectionInfo, 400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504, 507, status=201),
     openapi_extra=json_body(RestoreRequest),
 )
 async def restore(request: Request, name: Name) -> Response:
     upkeep = _upkeep(request)
-    body = await read_json(request, RestoreRequest, services_of(request).limits)
+    body = await read_json(request, RestoreRequest, services_of(request).limits, deadline=deadline_for(request))
     return model_response(shown(await upkeep.restore(name, body.snapshot)), status=201)
 
 

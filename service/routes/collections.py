@@ -54,7 +54,7 @@ async def put_collection(request: Request, name: Name) -> Response:
     services = services_of(request)
     collections = services.require_collections()
     deadline = deadline_for(request)
-    body = await read_json(request, CollectionRequest, services.limits)
+    body = await read_json(request, CollectionRequest, services.limits, deadline=deadline)
     info, is_new = await collections.create(
         name,
         model_for(services, body.model),

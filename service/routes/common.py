@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -11,7 +10,7 @@ from starlette.requests import Request
 from clipworks.schemas import Labelled, OnError, Templates
 from model_store.errors import ArtifactNotFound, InputError
 from model_store.towers import Head
-from service.context import deadline_of
+from service.context import context_of, deadline_of
 from service.errors import Refusal, located
 from service.faults import Conflict, LabelSetFailed, NoDirection, TooManyItems, UnknownName
 from service.inputs import param_of
@@ -31,9 +30,7 @@ def deadline_for(request: Request) -> Deadline:
 
 def caller_of(request: Request) -> str:
     """Who asks, to share what is scarce: by key where keys are asked for, else by address."""
-    if services_of(request).settings.api_keys:
-        return hashlib.sha256(request.headers.get("authorization", "").encode()).hexdigest()
-    return request.client.host if request.client else ""
+    return context_of(request.scope).caller
 
 
 def model_for(services: Services, name: str | None) -> RunningModel:

@@ -42,14 +42,14 @@ router = APIRouter(route_class=DirectRoute)
 async def embed(request: Request) -> Response:
     services, context = services_of(request), context_of(request.scope)
     deadline = deadline_for(request)
-    received = await read_request(request, EmbedRequest, services.limits, options=OPTIONS)
+    received = await read_request(request, EmbedRequest, services.limits, deadline=deadline, options=OPTIONS)
     body = received.body
     as_npy = wants_npy(request)
     if as_npy and body.on_error == "item":
         raise Refusal(422, "invalid_field", "an array has no place for errors: on_error must be fail", param="on_error")
     check_count(services, len(body.inputs))
     model = model_for(services, body.model)
-    items = await items_of(received, body.inputs, services.limits)
+    items = await items_of(request, received, body.inputs, services.limits, deadline)
     check_towers(model, items, body.inputs)
     work = pipeline.embed(
         model,

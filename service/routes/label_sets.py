@@ -13,7 +13,7 @@ from service.given_labels import distinct_labels
 from service.ingress import read_json
 from service.openapi import answers, json_body
 from service.respond import model_response
-from service.routes.common import check_text_tower, model_for
+from service.routes.common import check_text_tower, deadline_for, model_for
 from service.services import services_of
 
 router = APIRouter(prefix="/label-sets")
@@ -31,12 +31,13 @@ async def list_label_sets(request: Request) -> Response:
     summary="Store a label set",
     description="Its texts are encoded in the background; other content under the same name replaces the old set. "
     "The name of a model's class head is refused.",
-    responses=answers(LabelSetInfo, 400, 404, 408, 409, 413, 415, 422, 429, 500, 503, 507, status=202),
+    responses=answers(LabelSetInfo, 400, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504, 507, status=202),
     openapi_extra=json_body(LabelSetRequest),
 )
 async def put_label_set(request: Request, name: Name) -> Response:
     services = services_of(request)
-    body = await read_json(request, LabelSetRequest, services.label_set_limits)
+    limits, deadline = services.label_set_limits, deadline_for(request)
+    body = await read_json(request, LabelSetRequest, limits, deadline=deadline)
     model = model_for(services, body.model)
     check_text_tower(model)
     body = body.model_copy(update={"labels": distinct_labels(body.labels)})

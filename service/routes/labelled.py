@@ -48,13 +48,13 @@ async def read_asked(request: Request, body_type: type[_B], options: Options) ->
     """Raises Refusal, or an error of ingress, for whatever is wrong before any image is decoded."""
     services = services_of(request)
     deadline = deadline_for(request)
-    received = await read_request(request, body_type, services.limits, options=options)
+    received = await read_request(request, body_type, services.limits, deadline=deadline, options=options)
     body = received.body
     if body.labels is not None:
         body = body.model_copy(update={"labels": distinct_labels(body.labels)})
     check_count(services, len(body.inputs))
     model = model_of(services, body.model, body.label_set)
-    items = await items_of(received, body.inputs, services.limits)
+    items = await items_of(request, received, body.inputs, services.limits, deadline)
     check_towers(model, items, body.inputs)
     images = [item for item in items if isinstance(item, (ImageItem, FailedItem))]
     return Asked(

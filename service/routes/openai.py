@@ -53,11 +53,11 @@ AnyInput = str | TextInput | ImageInput | ImageUrlInput
 async def create_embeddings(request: Request) -> Response:
     services, context = services_of(request), context_of(request.scope)
     deadline = deadline_for(request)
-    body = await read_json(request, V1EmbeddingsRequest, services.limits)
+    body = await read_json(request, V1EmbeddingsRequest, services.limits, deadline=deadline)
     inputs = inputs_of(body)
     check_count(services, sum(not isinstance(each, (str, TextInput)) for each in inputs))
     model = model_for(services, None if body.model == _UNNAMED else body.model)
-    items = await items_of(Received(body), inputs, services.limits)
+    items = await items_of(request, Received(body), inputs, services.limits, deadline)
     check_towers(model, items, inputs, name="input")
     work = pipeline.embed(
         model,

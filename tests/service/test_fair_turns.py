@@ -83,3 +83,17 @@ def test_a_call_that_fails_gives_its_turn_back() -> None:
                     raise ValueError("wrong")
 
     asyncio.run(life())
+
+
+def test_turns_go_round_the_callers() -> None:
+    async def life() -> None:
+        calls = Calls(FairTurns(1, each=1, max_waiting=9))
+        for name in ("a1", "a2", "a3", "b1", "a4", "c1", "b2"):
+            await calls.start(name, [name[0]])
+        served: list[str] = []
+        while calls.running:
+            served += calls.running
+            await calls.end(calls.running[0])
+        assert served == ["a1", "a2", "b1", "c1", "a3", "b2", "a4"]
+
+    asyncio.run(life())

@@ -84,3 +84,24 @@ def test_nobody_without_a_key_holds_any_of_it(serve: Callable[..., object]) -> N
     assert httpx2.post(server.address + "/embed", content=body, headers=headers).status_code == 200
     for each in strangers:
         each.close()
+
+
+def test_parsed_values_are_held_with_their_body(small) -> None:
+    """A body of numbers takes many times its own length once it is parsed; alone it is always taken."""
+    numbers = b'{"inputs": ["a"], "x": [%s1]}' % (b"1," * 900_000)
+
+    def ask() -> httpx2.Response:
+        return httpx2.post(small.address + "/embed", content=numbers, headers={"Content-Type": "application/json"})
+
+    assert ask().status_code == 422  # x is unknown
+    wait_held(small, 0, 0)
+    with send(small, HEAD + b"Content-Length: %d\r\n\r\n" % MIB + b"x" * (MIB - 1)):
+        wait_held(small, 0.9 * MIB, MIB)
+        refused = ask()
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
+        assert refused.headers["retry-after"] == "1"
+        text = json.dumps({"inputs": ["a" * 1_800_000]})  # one value
+        long = httpx2.post(small.address + "/embed", content=text, headers={"Content-Type": "application/json"})
+        assert long.status_code != 429
+    wait_held(small, 0, 0)
+    assert ask().status_code == 422
