@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Callable
 from io import BytesIO
@@ -165,11 +166,11 @@ async def read_body(request: Request, limits: BodyLimits) -> bytes:
 
 
 def _declared_bytes(headers: Headers) -> int | None:
-    """None: the body is counted as it comes. The length of a number is bounded, as CPython reads no longer ones."""
+    """None: the body is counted as it comes. CPython reads no numbers of thousands of digits, and none is needed."""
     length = headers.get("content-length", "0")
-    if "transfer-encoding" in headers or not length.isdecimal() or len(length) > MAX_LENGTH_DIGITS:
+    if "transfer-encoding" in headers or not length.isdecimal():
         return None
-    return int(length)
+    return int(length[-MAX_LENGTH_DIGITS:]) if not length[:-MAX_LENGTH_DIGITS].strip("0") else sys.maxsize
 
 
 async def _receive(request: Request, limits: BodyLimits, share: BodyShare) -> bytes:

@@ -72,7 +72,8 @@ class FairTurns:
         for waiting in list(self._waiting):
             if self._running >= self._slots:
                 return
-            if all(self._held[key] < self._each for key in waiting.keys):
+            is_gone = waiting.turn.done()  # cancelled just now, and leaves by itself
+            if not is_gone and all(self._held[key] < self._each for key in waiting.keys):
                 self._leave(waiting)
                 self._round = max(self._round, waiting.round)
                 self._running += 1

@@ -97,3 +97,27 @@ def test_turns_go_round_the_callers() -> None:
         assert served == ["a1", "a2", "b1", "c1", "a3", "b2", "a4"]
 
     asyncio.run(life())
+
+
+@pytest.mark.parametrize("first", ["runs", "waits"])
+def test_calls_that_are_cancelled_in_one_moment_leave_one_after_the_other(first: str) -> None:
+    """As the deadlines of several calls pass at once: the turn of one must not go to another that is leaving too."""
+
+    async def life() -> None:
+        calls = Calls(FairTurns(1, each=1, max_waiting=9))
+        for name in ("runs", "waits", "last"):
+            await calls.start(name, [name])
+        second = "waits" if first == "runs" else "runs"
+        for name in (first, second):
+            calls._tasks[name].cancel()
+        for name in (first, second):
+            await calls.end(name)
+            with pytest.raises(asyncio.CancelledError):
+                calls.error(name)
+        assert calls.running == ["last"]
+        await calls.end("last")
+        await calls.start("new", ["new"])
+        assert calls.running == ["new"]
+        await calls.end("new")
+
+    asyncio.run(life())
