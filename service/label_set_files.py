@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import re
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,16 +62,25 @@ class LabelSetFiles:
         self._folder = folder
 
     def names(self) -> list[str]:
-        """Names of the stored sets; whatever else lies in the folder is none."""
+        """Names of the stored sets, also of those with vectors alone; whatever else lies in the folder is none."""
         if not self._folder.is_dir():
             return []
-        return sorted(path.stem for path in self._folder.glob("*.json") if _NAME.fullmatch(path.stem))
+        found = {path.stem for end in ("json", "npy") for path in self._folder.glob(f"*.{end}")}
+        return sorted(name for name in found if _NAME.fullmatch(name))
 
     def read(self, name: str) -> StoredSet:
-        """Raises Damaged, OSError."""
+        """Raises Damaged, FileNotFoundError (there is nothing of this name), OSError."""
         path = self._folder / f"{name}.json"
-        if (size := path.stat().st_size) > _MAX_JSON_BYTES:
-            raise Damaged(f"{path.name} has {size} bytes, none has more than {_MAX_JSON_BYTES}")
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            if (self._folder / f"{name}.npy").exists():
+                raise Damaged(f"{path.name} is missing, and {name}.npy beside it says that there was a set") from None
+            raise
+        if not stat.S_ISREG(status.st_mode):
+            raise Damaged(f"{path.name} is no plain file")
+        if status.st_size > _MAX_JSON_BYTES:
+            raise Damaged(f"{path.name} has {status.st_size} bytes, none has more than {_MAX_JSON_BYTES}")
         try:
             found = orjson.loads(path.read_bytes())
         except orjson.JSONDecodeError as error:
@@ -121,7 +131,7 @@ class LabelSetFiles:
     def delete(self, name: str) -> None:
         """Raises StorageFailed."""
         try:
-            for suffix in ("json", "npy"):  # vectors without their set are nothing, a set without vectors is encoded
+            for suffix in ("npy", "json"):  # a set without vectors is encoded, vectors without their set are a loss
                 (self._folder / f"{name}.{suffix}").unlink(missing_ok=True)
             if self._folder.is_dir():
                 sync_folder(self._folder)

@@ -124,10 +124,15 @@ class Services:
         losses = self.collections.losses() if self.collections is not None else ()
         if not losses:
             return None
-        what = [f"{each.collection}: {each.reached - each.found} changes" for each in losses[:_MAX_LOSSES]]
+        what = [
+            f"{each.collection}: {'not known' if each.kind == 'uncertain' else f'{each.reached - each.found} changes'}"
+            for each in losses[:_MAX_LOSSES]
+        ]
         more = ", ..." if len(losses) > _MAX_LOSSES else ""
         which = "" if self.settings.api_keys else f" ({', '.join(what)}{more})"
-        return f"acknowledged changes of {len(losses)} collections were lost before this start{which}; see /collections"
+        verb = "may have been" if all(each.kind == "uncertain" for each in losses) else "were"
+        said = f"acknowledged changes of {len(losses)} collections {verb} lost before this start"
+        return f"{said}{which}; see /collections"
 
     async def _start(self, on_ready: Callable[[], None], on_fatal: Callable[[str], None]) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -30,7 +31,9 @@ class FolderLock:
             self._held.append(os.open(folder, os.O_RDONLY | os.O_CLOEXEC))
             is_free = _lock(self._held[0])
             if is_free:
-                self._held.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
+                self._held.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644))
+                if not stat.S_ISREG(os.fstat(self._held[1]).st_mode):
+                    raise OSError(errno.EINVAL, f"{LOCK_NAME} in it is no plain file, move it away")
                 is_free = _lock(self._held[1])
         except OSError as error:
             self._close()
@@ -69,7 +72,7 @@ def holder(folder: Path) -> str | None:
     """Address of the process that holds the folder, "" if it wrote none; None if nobody holds it."""
     for path in (folder, folder / LOCK_NAME):
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # of a pipe it would wait
         except OSError:
             continue
         try:
@@ -107,6 +110,8 @@ def _lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
 
 def _content(path: Path) -> tuple[str | None, int | None]:
     try:
+        if not path.is_file():
+            return None, None
         with path.open("rb") as stream:
             found = json.loads(stream.read(_MAX_BYTES))
         return found["address"], found["pid"]

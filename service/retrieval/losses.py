@@ -11,7 +11,9 @@ from service.retrieval.records import Loss, LossKind
 from service.retrieval.tables import Counters, Tables
 from service.retrieval.witness import Seen, State
 
+LOSSES = "losses"
 _CAUSE = "the write-ahead log was cut, damaged or removed, or older files were put in place"
+_UNCERTAIN_CAUSE = "collections.witness or the write-ahead log was cut, damaged or removed"
 
 
 def seen_of(tables: Tables, counters: Counters, *, state: State = "live") -> Seen:
@@ -31,7 +33,7 @@ def loss_of(seen: Seen, now: Counters | None) -> Loss | None:
 
 
 def uncertain(name: str, now: Counters) -> Loss:
-    """The log was damaged while it was being moved into the database, and no sequence is behind."""
+    """No sequence is behind, but the log was damaged while it was being moved, or the witness does not say enough."""
     return _loss(Seen("", name, now.sequence, now.rows), "uncertain", found=now.sequence, items=now.rows)
 
 
@@ -39,6 +41,7 @@ def sentence(loss: Loss) -> str:
     """One line for people, with what to do about it."""
     name, changes = loss.collection, loss.reached - loss.found
     before = "" if loss.items_before is None else f" with {loss.items_before} items"
+    cause = _CAUSE
     match loss.kind:
         case "collection":
             what = f"collection {name} is gone{before} after {changes} acknowledged changes"
@@ -47,13 +50,14 @@ def sentence(loss: Loss) -> str:
                 f"collection {name} is here again, with {loss.items_after} items, though its deletion was acknowledged"
             )
         case "uncertain":
-            what = f"collection {name} may have lost acknowledged changes; the rows that it has are sound"
+            what = f"collection {name} may have lost acknowledged changes, which are not known; the rows that it has are sound"
+            cause = _UNCERTAIN_CAUSE
         case _:
             what = (
                 f"collection {name} lost {changes} acknowledged changes: it is at change {loss.found} with"
                 f" {loss.items_after} items, and had reached {loss.reached}{before}"
             )
-    return f"{what} ({_CAUSE}). Restore a snapshot or store the items again, then acknowledge the loss"
+    return f"{what} ({cause}). Restore a snapshot or store the items again, then acknowledge the loss"
 
 
 def create_losses(db: apsw.Connection) -> bool:

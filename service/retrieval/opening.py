@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from service.retrieval import aliases, witness
 from service.retrieval.database import run
 from service.retrieval.errors import StoreCorrupt
 from service.retrieval.log import Log
-from service.retrieval.losses import create_losses, loss_of, read_losses, uncertain
+from service.retrieval.losses import LOSSES, create_losses, loss_of, read_losses, seen_of, uncertain
 from service.retrieval.records import Loss
 from service.retrieval.tables import (
     NOTHING,
@@ -24,7 +25,7 @@ from service.retrieval.tables import (
     read_counters,
     read_list,
 )
-from service.retrieval.witness import Testimony
+from service.retrieval.witness import Seen, Testimony
 
 log = logging.getLogger("clipworks.retrieval")
 DATABASE = "collections.sqlite3"
@@ -40,6 +41,20 @@ class Folder:
     losses: Mapping[str, Loss]
     known_losses: Mapping[str, Loss]
     warnings: tuple[str, ...]
+
+
+def refuse_special_files(folder: Path) -> None:
+    """A pipe, a device or a folder in the place of a file would hold up a read of it without end, or fail somewhere.
+
+    Raises:
+        StoreCorrupt: it names the file.
+    """
+    names = [DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", witness.NAME, witness.NOTE]
+    for path in [*(folder / name for name in names), *sorted((folder / INDEXES).iterdir())]:
+        if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+            raise StoreCorrupt(
+                f"{path.relative_to(folder)} is no plain file, and one was expected: move it away, put the file back"
+            )
 
 
 def refuse_lost_database(folder: Path, known: Testimony | None) -> None:
@@ -60,6 +75,19 @@ def refuse_lost_database(folder: Path, known: Testimony | None) -> None:
             f"{path.name} is {'empty' if path.exists() else 'missing'}, but {', '.join(beside[:5])} beside it say that"
             " there were collections: put it back, or use another folder"
         )
+
+
+def first_seen(source: Log, testimony: Testimony) -> list[Seen]:
+    """What a new witness says before the folder is read.
+
+    In a folder of before there was a witness that is that nothing is known of its collections. In any other one it is
+    nothing: that a collection has no record is then said also after a kill.
+    """
+    with source.read() as db:
+        there = {name for (name,) in run(db, "SELECT name FROM sqlite_schema")}
+        listed = read_list(db) if "collections" in there and LOSSES not in there else []
+    unknown = [seen_of(each, NOTHING, state="changing") for each in listed if each.epoch not in testimony.seen]
+    return [*testimony.seen.values(), *unknown]
 
 
 def read_folder(source: Log, testimony: Testimony, *, is_new: bool, is_damaged: bool) -> Folder:
@@ -85,7 +113,15 @@ def read_folder(source: Log, testimony: Testimony, *, is_new: bool, is_damaged: 
     with source.read() as db:
         counters = {each.epoch: read_counters(db, each.number) or NOTHING for each in tables}
     names = {each.epoch: each.name for each in tables}
-    losses: dict[str, Loss] = {}
+    problem = testimony.problem
+    if is_new and had_witness:
+        problem = f"{witness.NAME} is missing: changes that were lost would have gone unnoticed"
+    said = {loss.collection for loss in known_losses.values()}
+    losses: dict[str, Loss] = {
+        each.epoch: uncertain(each.name, counters[each.epoch])
+        for each in tables
+        if had_witness and (problem or each.epoch not in testimony.seen) and each.name not in said
+    }
     for epoch, seen in testimony.seen.items():
         loss = loss_of(replace(seen, name=names.get(epoch, seen.name)), counters.get(epoch))
         if loss is not None and epoch not in known_losses:
@@ -94,9 +130,6 @@ def read_folder(source: Log, testimony: Testimony, *, is_new: bool, is_damaged: 
         _require_integrity(source)
     if is_damaged and not losses:
         losses = {each.epoch: uncertain(each.name, counters[each.epoch]) for each in tables}
-    problem = testimony.problem
-    if is_new and had_witness and tables:  # without a collection nothing was ever acknowledged
-        problem = f"{witness.NAME} is missing: changes that were lost would have gone unnoticed"
     return Folder(tables, named, losses, known_losses, (problem,) if problem else ())
 
 

@@ -43,7 +43,14 @@ from service.retrieval.losses import (
     seen_of,
     sentence,
 )
-from service.retrieval.opening import DATABASE, INDEXES, read_folder, refuse_lost_database
+from service.retrieval.opening import (
+    DATABASE,
+    INDEXES,
+    first_seen,
+    read_folder,
+    refuse_lost_database,
+    refuse_special_files,
+)
 from service.retrieval.records import NAME_PATTERN, CollectionInfo, CollectionSpec, Loss, RetrievalSettings
 from service.retrieval.rows import Prepared, Rows
 from service.retrieval.tables import (
@@ -94,6 +101,7 @@ class CollectionStore:
         )
         self._warnings: tuple[str, ...] = ()
         self._losses: dict[str, Loss] = {}
+        refuse_special_files(folder)
         path = folder / DATABASE
         known = witness.load(folder)
         refuse_lost_database(folder, known)
@@ -177,10 +185,13 @@ class CollectionStore:
                     )
                 return there, False
             self._require_place()
-            tables = self._log.write(
-                lambda db: insert_collection(db, name, spec, epoch=uuid.uuid4().hex, ready=True),
-                publish=lambda made: self._log.note(seen_of(made, NOTHING)),
-            )
+
+            def work(db: apsw.Connection) -> Tables:
+                made = insert_collection(db, name, spec, epoch=uuid.uuid4().hex, ready=True)
+                self._log.note_first(seen_of(made, NOTHING, state="changing"))
+                return made
+
+            tables = self._log.write(work, publish=lambda made: self._log.note(seen_of(made, NOTHING)))
             return self._admit(tables, self._build(tables)), True
 
     def get(self, name: str) -> Collection:
@@ -298,7 +309,7 @@ class CollectionStore:
             now = Counters(found.searcher.state().sequence, 0, 0)
 
             def work(db: apsw.Connection) -> None:
-                self._log.note_first(seen_of(found.tables, now, state="dropping"))
+                self._log.note_first(seen_of(found.tables, now, state="changing"))
                 drop_collection(db, number)
 
             with found.being_dropped():
@@ -330,9 +341,14 @@ class CollectionStore:
                 self._fill(tables, rows)
                 live = self._build(tables)
                 named = replace(tables, name=name)
+
+                def show(db: apsw.Connection) -> None:
+                    mark_ready(db, tables.number, name)
+                    self._log.note_first(seen_of(named, NOTHING, state="changing"))
+
                 with self._open_for_change():
                     self._log.write(
-                        lambda db: mark_ready(db, tables.number, name),
+                        show,
                         publish=lambda _: self._log.note(seen_of(named, live.counters)),
                     )
                     return self._admit(named, live)
@@ -434,8 +450,8 @@ class CollectionStore:
         # A claim on the log holds until something is written: so it is renewed first, or what it shows is stored first.
         # And the first thing written is that there is a witness, so it must be there before.
         is_damaged = not self._log.recovered.reaches(testimony.position)
-        if known is None or (testimony.position.frames and not is_damaged):
-            self._attach(list(testimony.seen.values()))
+        if known is None or not (is_damaged or testimony.problem):
+            self._attach(first_seen(self._log, testimony) if known is None else list(testimony.seen.values()))
 
         found = read_folder(self._log, testimony, is_new=known is None, is_damaged=is_damaged)
         self._losses, self._warnings = dict(found.known_losses), found.warnings
@@ -514,6 +530,8 @@ class CollectionStore:
         renewed = replace(tables, epoch=uuid.uuid4().hex)
 
         def work(db: apsw.Connection) -> None:
+            for each in (tables, renewed):
+                self._log.note_first(seen_of(each, NOTHING, state="changing"))
             renew_epoch(db, tables.number, renewed.epoch)
             if loss is not None:
                 insert_loss(db, tables.epoch, loss)

@@ -89,3 +89,18 @@ def test_the_command_line_says_it_of_a_folder(damaged: Path, tmp_path: Path) -> 
     for name in ("kept", "young"):
         assert CliRunner().invoke(app, ["collections", "acknowledge-loss", name, *place]).exit_code == 0
     assert CliRunner().invoke(app, ["collections", "doctor", *place]).exit_code == 0
+
+
+def test_a_missing_witness_is_said_until_it_is_acknowledged(
+    make_client: Callable[..., TestClient], damaged: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(damaged, tmp_path / "data")
+    (folder / "collections.witness").unlink()
+    client = make_client(data=folder, admin_keys=(ADMIN,))
+    detail = client.get("/readyz").json()["detail"]
+    assert "1 collections may have been lost before this start (kept: not known)" in detail
+    assert client.get("/collections/kept").json()["losses"][0]["kind"] == "uncertain"
+    report = client.post("/collections/kept/doctor", json={}, headers=BEARER).json()
+    assert (report["healthy"], "collections.witness" in report["problems"][0]) == (False, True)
+    assert client.post("/collections/kept/acknowledge-loss", headers=BEARER).json() == {"acknowledged": 1}
+    assert client.get("/readyz").json() == {"status": "ok", "detail": None}

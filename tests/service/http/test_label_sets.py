@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import random
 import time
 from collections.abc import Callable
@@ -203,6 +204,28 @@ def test_bad_files_stop_nothing_and_are_named(
     assert ask(client, "deep").json()["data"] == ask(client, "old").json()["data"]  # type: ignore[attr-defined]
     assert client.delete("/label-sets/empty").status_code == 204
     assert not (folder / "empty.json").exists()
+
+
+def test_vectors_without_their_set_are_a_lost_set(
+    tmp_path: Path, make_client: Callable[..., TestClient], ask: Callable[..., object]
+) -> None:
+    """It is said until it is put again or deleted; a pipe in the place of a file is not waited for."""
+    folder = tmp_path / "label-sets"
+    folder.mkdir()
+    for name in ("lost", "lost-too"):
+        (folder / f"{name}.npy").write_bytes(b"x" * 100)
+    os.mkfifo(folder / "pipe.json")
+    client = make_client(data=tmp_path)
+    listed = {each["name"]: each["failed"] for each in client.get("/label-sets").json()["data"]}
+    assert "lost.json is missing, and lost.npy beside it says that there was a set" in listed["lost"]
+    assert "pipe.json is no plain file" in listed["pipe"]
+    assert refused(ask(client, "lost"))[:2] == (409, "label_set_failed")
+    assert client.put("/label-sets/lost", json=REQUEST).status_code == 202
+    assert finished(client, "lost")["ready"]
+    for name in ("lost-too", "pipe"):
+        assert client.delete(f"/label-sets/{name}").status_code == 204
+    client.__exit__(None, None, None)
+    assert [each["name"] for each in make_client(data=tmp_path).get("/label-sets").json()["data"]] == ["lost"]
 
 
 def test_damaged_vectors_are_made_again_from_the_request(

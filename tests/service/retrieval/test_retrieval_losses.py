@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from service.retrieval import CollectionStore, Item, RetrievalSettings
-from service.retrieval.errors import CollectionNotFound
+from service.retrieval.errors import CollectionNotFound, RetrievalError, StoreCorrupt
 from service.retrieval.witness import LogPosition, Seen, Witness, load
 
 SETTINGS = RetrievalSettings(checkpoint_s=3600, train_min_rows=8, threads=1, readers=2)
@@ -100,13 +102,92 @@ def test_a_loss_follows_a_collection_that_gets_another_name(killed: Path, spec: 
         assert (again.acknowledge_loss("kept"), again.acknowledge_loss(long)) == (0, 1)
 
 
-def test_a_lost_witness_is_said_once_and_no_loss(killed: Path) -> None:
-    (killed / "collections.witness").unlink()
+WITNESS_DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
+    "missing": lambda data: None,
+    "empty": lambda data: b"",
+    "cut to its header": lambda data: data[:512],
+    "cut to the log's record": lambda data: data[: 512 + 256],
+    "slots zeroed": lambda data: data[:512].ljust(len(data), b"\0"),
+    "records zeroed": lambda data: data[: 512 + 256].ljust(len(data), b"\0"),
+    "the log's record zeroed": lambda data: data[:512] + bytes(256) + data[768:],
+}
+
+
+@pytest.mark.parametrize("damage", WITNESS_DAMAGES)
+def test_a_witness_that_says_too_little_is_said_until_acknowledged(killed: Path, damage: str) -> None:
+    """Also without the log, whose loss it cannot tell any more: each collection may have lost changes."""
+    witness = killed / "collections.witness"
+    left = WITNESS_DAMAGES[damage](witness.read_bytes())
+    witness.unlink()
+    if left is not None:
+        witness.write_bytes(left)
+    (killed / "collections.sqlite3-wal").unlink()
     with CollectionStore.open(killed, settings=SETTINGS) as store:
-        assert ["collections.witness is missing" in text for text in store.warnings] == [True]
-        assert (store.losses(), store.get("kept").describe().count) == ((), 30)
+        said = {loss.collection for loss in store.losses()}
+        assert said >= {"kept", "untouched"}
+        assert not store.get("untouched").doctor().healthy
+        assert "collections.witness" in store.get("untouched").describe().warnings[0]
     with CollectionStore.open(killed, settings=SETTINGS) as again:
-        assert again.warnings == ()
+        assert {loss.collection for loss in again.losses()} == said
+        for name in said:
+            assert again.acknowledge_loss(name) == 1
+        assert again.get("untouched").doctor().healthy
+    with CollectionStore.open(killed, settings=SETTINGS) as last:
+        assert (last.losses(), last.warnings) == ((), ())
+
+
+@pytest.mark.parametrize("damage", ["cut to its header", "slots zeroed"])
+def test_a_damaged_witness_without_a_database_is_no_new_store(killed: Path, damage: str) -> None:
+    witness = killed / "collections.witness"
+    witness.write_bytes(WITNESS_DAMAGES[damage](witness.read_bytes()) or b"")
+    for path in killed.glob("collections.sqlite3*"):
+        path.unlink()
+    shutil.rmtree(killed / "indexes")
+    with pytest.raises(StoreCorrupt, match=r"collections.sqlite3 is missing, but collections.witness beside it"):
+        CollectionStore.open(killed, settings=SETTINGS)
+
+
+def test_a_kill_at_any_commit_of_a_creation_or_a_drop_raises_no_alarm(tmp_path: Path, spec: Any) -> None:
+    """The folder is copied after the commit and before the witness is told, and by the side of every note of it."""
+    folder = tmp_path / "data"
+    copies: list[Path] = []
+
+    def copy() -> None:
+        copies.append(Path(shutil.copytree(folder, tmp_path / f"copy{len(copies)}")))
+
+    with CollectionStore.open(folder, settings=SETTINGS) as store:
+        store.create("there", spec())[0].upsert([item("one", 1)])
+        snapshot = tmp_path / "there.snapshot"
+        store.get("there").snapshot(snapshot)
+        log, testify = store._log, store._log._testify
+
+        def copy_and_testify() -> None:
+            copy()
+            testify()
+            copy()
+
+        log._testify = copy_and_testify  # pyright: ignore[reportAttributeAccessIssue]
+        store.create("made", spec())[0].upsert([item("one", 1)])
+        store.restore(snapshot, name="restored")
+        store.drop("made")
+        log._testify = testify  # pyright: ignore[reportAttributeAccessIssue]
+    assert len(copies) >= 10
+    for each in copies:
+        with CollectionStore.open(each, settings=SETTINGS) as store:
+            assert (store.warnings, store.losses()) == ((), ())
+
+
+@pytest.mark.parametrize(
+    "name", ["LOCK", "collections.witness", "collections.sqlite3-wal", "indexes/x", "progress.json"]
+)
+def test_a_pipe_in_the_place_of_a_file_is_refused_by_name(killed: Path, name: str) -> None:
+    (killed / name).unlink(missing_ok=True)
+    os.mkfifo(killed / name)
+    assert CollectionStore.holder(killed) is None
+    with pytest.raises(RetrievalError, match=f"{name}.* is no plain file"):
+        CollectionStore.open(killed, settings=SETTINGS)
+    (killed / name).unlink()
+    assert CollectionStore.open(killed, settings=SETTINGS).close() is None  # nobody holds it still
 
 
 def test_drops_and_creations_without_end_do_not_grow_the_witness(tmp_path: Path, spec: Any) -> None:
