@@ -147,7 +147,7 @@ class CollectionLoss(Wire):
     collection: str
     kind: LossKind = Field(
         description="changes: the latest; collection: all of it; deletion: a deleted one came back; uncertain: the "
-        "log was damaged while it was being moved, which changes that took is not known"
+        "log was damaged while it was being moved, or the witness was missing or damaged; what that took is not known"
     )
     reached: int = Field(description="sequence that was acknowledged")
     found: int = Field(description="sequence that was found; `reached` - `found` changes are lost")

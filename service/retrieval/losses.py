@@ -50,7 +50,7 @@ def sentence(loss: Loss) -> str:
                 f"collection {name} is here again, with {loss.items_after} items, though its deletion was acknowledged"
             )
         case "uncertain":
-            what = f"collection {name} may have lost acknowledged changes, which are not known; the rows that it has are sound"
+            what = f"collection {name} may have lost acknowledged changes; the rows that it has are sound"
             cause = _UNCERTAIN_CAUSE
         case _:
             what = (

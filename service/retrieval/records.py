@@ -157,7 +157,8 @@ class Loss:
     """Acknowledged changes of a collection that were not there at a start.
 
     kind: `changes` (the latest ones), `collection` (all of it), `deletion` (a deleted one came back) or `uncertain`
-        (the log was damaged while it was being moved; which changes that took is not known).
+        (the log was damaged while it was being moved, or the witness was missing or damaged; what that took is not
+        known).
     reached, found: the sequence that was acknowledged, and the one that was found; their difference is what is lost.
     items_before, items_after: items at these sequences; None: not known. noticed_at: seconds since 1970.
     """
