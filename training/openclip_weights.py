@@ -130,8 +130,9 @@ def check_weights_file(path: Path) -> None:
         torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError, ...: the file decides
         raise ExportRefused(
-            f"{path.name} is no checkpoint that torch can read, or holds more than tensors ({type(error).__name__}): "
-            "that is not loaded, as it could run code; save its state_dict as .safetensors where it comes from"
+            f"{path.name} is no checkpoint that torch can read, or holds more than tensors ({type(error).__name__}, "
+            "weights_only=True): that is not loaded, as it could run code; save its state_dict as .safetensors where "
+            "it comes from"
         ) from error
 
 

@@ -72,8 +72,8 @@ class CollectionSpec(_Closed):
         """
         if space != self.space:
             raise SpaceMismatch(
-                f"{of} is of space {space[:12]}, the vectors of this collection are of {self.model} and of space "
-                f"{self.space[:12]}; to change the model encode it again: clipworks collections upgrade"
+                f"{of} is of space {space}, the vectors of this collection are of {self.model} and of space "
+                f"{self.space}; to change the model encode it again: clipworks collections upgrade"
             )
 
     def require_fingerprint(self, modality: str, fingerprint: str, *, of: str) -> None:

@@ -182,8 +182,8 @@ def test_only_the_model_it_was_made_for(tiny_store: Path, make_client: Callable[
     client = make_client(store=tiny_store, model="tiny@1", extra_models=loaded)
     assert client.put("/collections/c", json={"model": "tiny@1"}).status_code == 201
     message = error(client.put("/collections/c", json={"model": "foreign"}), 409, "space_mismatch", None)
-    assert OTHER[:12] in message
-    assert tiny.space[:12] in message
+    assert OTHER in message
+    assert tiny.space in message
     error(client.put("/collections/c", json={"model": "retrained"}), 409, "space_mismatch", None)
     error(client.put("/collections/c", json={"model": "tiny@2"}), 409, "conflict", None)
 
