@@ -1,4 +1,4 @@
-"""What a server answers when more is asked than it can do: open-loop load at multiples of its capacity.
+"""Open-loop load at multiples of a server's capacity: goodput, latency and recovery.
 
     python benchmarks/overload.py                                                   the embedded model
     python benchmarks/overload.py --store DIR --model NAME --kinds image,text

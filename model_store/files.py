@@ -29,7 +29,7 @@ def whole_file(path: Path, *, by_many: bool = False) -> Generator[BinaryIO]:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -48,12 +48,12 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for each in (folder, *missing):
         with suppress(PermissionError):  # a folder above that may not be read holds names that are not ours
-            sync_folder(each.parent)
+            sync(each.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make durable what a file holds, or which names are in a folder. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

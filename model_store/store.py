@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from model_store.artifact import Artifact, files_below
 from model_store.derivation import check_parts
 from model_store.errors import ArtifactExists, ArtifactInUse, ArtifactNotFound, IntegrityError, ManifestError
+from model_store.files import sync
 from model_store.identity import sha256_file
 from model_store.manifest import NAME_PATTERN, FileEntry, Manifest
 from model_store.seal import MANIFEST_FILE, SEAL_FILE, read_manifest, write_manifest
@@ -96,16 +97,16 @@ class Store:
         staged.verify()
         check_parts(staged)
         for path in files_below(folder):
-            _sync(path)
+            sync(path)
         for path in write_manifest(folder, manifest):
-            _sync(path)
-        _sync(folder)
+            sync(path)
+        sync(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.rename(folder, target)
         except OSError as error:
             raise ArtifactExists(f"cannot publish {manifest.name}@{manifest.version}: {error.strerror}") from error
-        _sync(target.parent)
+        sync(target.parent)
         return self._load(target, writable=True)
 
     def remove(self, name: str, version: int) -> None:
@@ -188,11 +189,3 @@ def file_entries(folder: Path) -> tuple[FileEntry, ...]:
         for p in files_below(folder)
         if p.name not in (MANIFEST_FILE, SEAL_FILE)
     )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Who of several waiting callers may use one of a few slots next: turns go round, and nobody has them all."""
+"""Turns on a few slots, shared fairly: they go round the waiting callers, and nobody has them all."""
 
 from __future__ import annotations
 

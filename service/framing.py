@@ -1,4 +1,4 @@
-"""Where a request begins and ends on a connection: its head, and the two ways in which a body is framed.
+"""HTTP/1.1 framing: readers of one request's head, and of a body by Content-Length or in chunks.
 
 httptools (llhttp) parses heads. It does not frame bodies here: it skips the body of a request that offers an upgrade,
 counts neither trailers nor chunk extensions, and cannot be stopped at the end of a message. These readers take
@@ -23,7 +23,7 @@ _MAX_TRAILER_BYTES = 8 * 1024
 # Each chunk costs the event loop a microsecond or two, however small it is.
 _FREE_CHUNKS = 16_384
 _LEAST_MEAN_CHUNK_BYTES = 64
-_MAX_KNOWN, _MAX_KNOWN_BYTES = 256, 1024
+_MAX_KNOWN, _MAX_KNOWN_BYTES = 256, 1024  # of heads that are kept: a quarter of a megabyte, whatever clients send
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
 

@@ -1,4 +1,4 @@
-"""Who may come in: API keys, admin keys, and web pages of other origins. Every path is closed unless named here."""
+"""API keys, admin keys and CORS for web pages of other origins. Every path is closed unless named here."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from service.json_body import check_json, parse_json
 from service.limits import IngressLimits
 from service.multipart import Part, boundary_of, read_parts
 from service.options import Options, read_query, typed_options
+from service.threads import in_thread
 from service.timing import Deadline
 
 Place = Literal["append", "fill"]
@@ -126,7 +127,7 @@ async def off_loop(
     if size_bytes <= _INLINE_BYTES:
         return work()
     async with _turn(request, size_bytes, limits, deadline):
-        return await _in_thread(work)
+        return await in_thread(work)
 
 
 async def _parse(
@@ -145,10 +146,10 @@ async def _parse(
         check()
         return work()
     async with _turn(request, size_bytes, limits, deadline):
-        parsed_bytes = await _in_thread(check)
+        parsed_bytes = await in_thread(check)
         if size_bytes > FREE_BYTES:
             context_of(request.scope).body.hold_values(parsed_bytes)
-        return await _in_thread(work)
+        return await in_thread(work)
 
 
 @asynccontextmanager
@@ -162,16 +163,6 @@ async def _turn(request: Request, size_bytes: int, limits: IngressLimits, deadli
         except TimeoutError:
             raise DeadlineExceeded("the request's deadline passed before its body was parsed") from None
         yield
-
-
-async def _in_thread(work: Callable[[], _T]) -> _T:
-    """As asyncio.to_thread, but not over before the thread is: the turn must not go to another meanwhile."""
-    running = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        raise
 
 
 def validate(value: Any, model: type[Body], limits: IngressLimits) -> Body:

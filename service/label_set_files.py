@@ -18,7 +18,7 @@ import orjson
 from pydantic import ValidationError
 
 from clipworks.schemas import LABEL_SET_PATTERN, LabelSetRequest
-from model_store.files import make_folder, sync_folder, whole_file
+from model_store.files import make_folder, sync, whole_file
 from service.retrieval.errors import RetrievalError, StorageFailed, StorageFull
 
 log = logging.getLogger("clipworks.label_sets")
@@ -134,7 +134,7 @@ class LabelSetFiles:
             for suffix in ("npy", "json"):  # a set without vectors is encoded, vectors without their set are a loss
                 (self._folder / f"{name}.{suffix}").unlink(missing_ok=True)
             if self._folder.is_dir():
-                sync_folder(self._folder)
+                sync(self._folder)
         except OSError as error:
             raise _failure(error, name) from error
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +22,7 @@ from service.registry import Registry
 from service.retrieval.errors import RetrievalError
 from service.running import RunningModel
 from service.scoring import ClassMatrix
+from service.threads import in_thread
 from service.zero_shot import encode_classes, resolve_templates
 
 log = logging.getLogger("clipworks.label_sets")
@@ -172,7 +172,7 @@ class LabelSets:
             found = self._find(name)
             if self._files:
                 files = self._files
-                await _in_thread(lambda: files.delete(name))
+                await in_thread(lambda: files.delete(name))
             if found.task:
                 found.task.cancel()
             del self._sets[name]
@@ -291,7 +291,7 @@ class LabelSets:
         """Raises StorageFull, StorageFailed."""
         files, stored = self._files, label_set.stored
         if files and stored:
-            await _in_thread(lambda: files.write(label_set.name, stored))
+            await in_thread(lambda: files.write(label_set.name, stored))
 
     async def _save_vectors(self, label_set: _LabelSet, vectors: np.ndarray) -> None:
         """A set whose vectors cannot be written is encoded again after the next start."""
@@ -299,7 +299,7 @@ class LabelSets:
         if files is None or stored is None:
             return
         try:
-            await _in_thread(lambda: files.write_vectors(label_set.name, stored, vectors))
+            await in_thread(lambda: files.write_vectors(label_set.name, stored, vectors))
         except RetrievalError as error:
             log.warning("label set %s will be encoded again after a restart: %s", label_set.name, error)
 
@@ -349,16 +349,6 @@ class LabelSets:
         """The artifact of a model, loaded or not. Raises ArtifactError."""
         loaded = next((model for model in self._registry.running() if model.reference == reference), None)
         return loaded.artifact if loaded else self._registry.store.open(reference)
-
-
-async def _in_thread(work: Callable[[], _T]) -> _T:
-    """The result of blocking work; whoever is cancelled meanwhile still waits for its end, so that none overlaps."""
-    running = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        raise
 
 
 def _head_info(model: RunningModel, head: HeadSpec) -> LabelSetInfo:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from model_store.files import write_whole
+from model_store.files import sync, write_whole
 from model_store.identity import spec_digest
 from model_store.manifest import ImageSpec, Presence, TextSpec
 from model_store.modality.text import Tokenizer
@@ -112,7 +112,7 @@ def save_checkpoint(
     parts[TOKENIZER_FILE].write_bytes(tokenizer)
     parts[INFO_FILE].write_text(json.dumps(info, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for part in parts.values():
-        _sync(part)
+        sync(part)
     with signals_held():
         for name, part in parts.items():
             os.replace(part, folder / name)
@@ -251,11 +251,6 @@ def git_sha(folder: Path) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{sha}+changes" if dirty.strip() else sha
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _checked(path: Path, sha256: str) -> bytes:

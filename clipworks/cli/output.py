@@ -1,4 +1,4 @@
-"""What commands print: tables for people, tab-separated lines for pipes, JSON when asked."""
+"""Output of commands: tables for people, tab-separated lines for pipes, JSON when asked."""
 
 from __future__ import annotations
 
