@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    StringConstraints,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
 
 MODEL_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}(@[1-9][0-9]{0,8})?$"
 MAX_WHOLE = 1_000_000
@@ -31,6 +42,45 @@ class Wire(BaseModel):
         return cast(Any, value)
 
 
+class ByContent:
+    """Annotates a union of bodies that differ in one field: the field that is there says which of them is validated.
+
+    Without it pydantic tries every member on every value, and each of them looks at all that the value holds.
+
+    members: name of the field -> the body that has it.  string: the union holds `str` too.
+    """
+
+    NO_FORM = "no_form"
+
+    def __init__(self, members: Mapping[str, type[Wire]], *, string: bool = False) -> None:
+        self._members = members
+        self._string = string
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        choices: dict[Any, CoreSchema] = {"str": core_schema.str_schema()} if self._string else {}
+        for member in self._members.values():
+            choices[member.__name__] = handler.generate_schema(member)
+        return core_schema.tagged_union_schema(
+            choices,
+            discriminator=self._member_of,
+            custom_error_type=self.NO_FORM,
+            custom_error_message=f"should have one of {', '.join(self._members)}",
+        )
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        described = handler(schema)
+        described["anyOf"] = described.pop("oneOf")
+        return described
+
+    def _member_of(self, value: Any) -> str | None:
+        if isinstance(value, str):
+            return "str" if self._string else None
+        if isinstance(value, dict):
+            found = [name for name in self._members if name in value]
+            return self._members[found[0]].__name__ if len(found) == 1 else None
+        return type(value).__name__ if isinstance(value, Wire) else None
+
+
 class TextInput(Wire):
     text: str
 
@@ -43,8 +93,11 @@ class ImageUrlInput(Wire):
     image_url: str = Field(description="http(s) address; refused unless its host is allow-listed", max_length=2048)
 
 
-Input = str | TextInput | ImageInput | ImageUrlInput
-ImageOnly = ImageInput | ImageUrlInput
+IMAGE_FIELDS: Mapping[str, type[Wire]] = {"image": ImageInput, "image_url": ImageUrlInput}
+INPUT_FIELDS: Mapping[str, type[Wire]] = {"text": TextInput, **IMAGE_FIELDS}
+
+Input = Annotated[str | TextInput | ImageInput | ImageUrlInput, ByContent(INPUT_FIELDS, string=True)]
+ImageOnly = Annotated[ImageInput | ImageUrlInput, ByContent(IMAGE_FIELDS)]
 
 
 class EncoderFingerprint(Wire):

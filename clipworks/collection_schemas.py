@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from clipworks._wire import (
+    INPUT_FIELDS,
     MAX_WHOLE,
+    ByContent,
     EncoderFingerprint,
     EncodingFormat,
     ImageInput,
@@ -292,7 +294,17 @@ class CollectionVectorItem(_AnyItem):
     vector: VectorField
 
 
-CollectionItem = CollectionTextItem | CollectionImageItem | CollectionImageUrlItem | CollectionVectorItem
+CollectionItem = Annotated[
+    CollectionTextItem | CollectionImageItem | CollectionImageUrlItem | CollectionVectorItem,
+    ByContent(
+        {
+            "text": CollectionTextItem,
+            "image": CollectionImageItem,
+            "image_url": CollectionImageUrlItem,
+            "vector": CollectionVectorItem,
+        }
+    ),
+]
 
 
 class UpsertRequest(Wire):
@@ -399,7 +411,18 @@ class WeightedVector(_Weighted, VectorQuery):
     pass
 
 
-Part = WeightedText | WeightedImage | WeightedImageUrl | WeightedId | WeightedVector
+Part = Annotated[
+    WeightedText | WeightedImage | WeightedImageUrl | WeightedId | WeightedVector,
+    ByContent(
+        {
+            "text": WeightedText,
+            "image": WeightedImage,
+            "image_url": WeightedImageUrl,
+            "id": WeightedId,
+            "vector": WeightedVector,
+        }
+    ),
+]
 
 
 class CombineQuery(Wire):
@@ -408,7 +431,10 @@ class CombineQuery(Wire):
     combine: list[Part] = Field(min_length=1, max_length=64, fail_fast=True)
 
 
-Query = str | TextInput | ImageInput | ImageUrlInput | IdQuery | VectorQuery | CombineQuery
+Query = Annotated[
+    str | TextInput | ImageInput | ImageUrlInput | IdQuery | VectorQuery | CombineQuery,
+    ByContent({**INPUT_FIELDS, "id": IdQuery, "vector": VectorQuery, "combine": CombineQuery}, string=True),
+]
 
 
 class SearchRequest(Wire):

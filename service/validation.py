@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from clipworks import schemas
+from clipworks._wire import ByContent
 
 _FORMS: Mapping[str, str] = MappingProxyType(
     {
@@ -59,7 +60,8 @@ def first_problem(errors: Sequence[Any]) -> FieldProblem:
     best = [group[0] for group in candidates if len(group[0].path) == deepest and group[0].kind != "missing"]
     if len(best) == 1 or len(by_branch) == 1:
         chosen = best[0] if best else candidates[0][0]
-        return FieldProblem(_written(chosen.path), _sentence(chosen))
+        if chosen.kind != ByContent.NO_FORM:
+            return FieldProblem(_written(chosen.path), _sentence(chosen))
     form = _FORMS.get(str(field[0])) if field else None
     return FieldProblem(
         _written(field), f"{_written(field) or 'the body'}: {form or 'none of the accepted forms fits'}"

@@ -20,12 +20,15 @@ class FolderLock:
     """Locks on the folder itself and on a file in it; the kernel frees both when the process ends, however it ends.
 
     The file says who holds the folder, and keeps out versions that lock nothing else. Whoever deletes it frees nothing.
+
+    was_used: the file was there before, so the folder belonged to a process once.
     """
 
     def __init__(self, folder: Path, address: str | None) -> None:
         """Raises FolderInUse, with what the holder wrote."""
         path = folder / LOCK_NAME
         self._held: list[int] = []
+        self.was_used = path.exists()
         try:
             # The folder first: where there is a lock file, its folder is held, or was left behind (see remove_stale).
             self._held.append(os.open(folder, os.O_RDONLY | os.O_CLOEXEC))

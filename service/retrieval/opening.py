@@ -77,6 +77,16 @@ def refuse_lost_database(folder: Path, known: Testimony | None) -> None:
         )
 
 
+def unexplained_start(folder: Path) -> tuple[str, ...]:
+    """A warning about a folder that was used before and has no database, where nothing else says that there was one."""
+    if (folder / DATABASE).exists():
+        return ()
+    return (
+        f"the data folder was used before, and has no {DATABASE}: it starts empty. If you did not empty it, stop the"
+        f" server and put all {Path(DATABASE).stem}.* files back",
+    )
+
+
 def first_seen(source: Log, testimony: Testimony) -> list[Seen]:
     """What a new witness says before the folder is read.
 

@@ -50,6 +50,7 @@ from service.retrieval.opening import (
     read_folder,
     refuse_lost_database,
     refuse_special_files,
+    unexplained_start,
 )
 from service.retrieval.records import NAME_PATTERN, CollectionInfo, CollectionSpec, Loss, RetrievalSettings
 from service.retrieval.rows import Prepared, Rows
@@ -99,7 +100,7 @@ class CollectionStore:
             collections=lambda: list(self._collections.values()),
             sync_witness=self._keep_witness,
         )
-        self._warnings: tuple[str, ...] = ()
+        self._warnings: tuple[str, ...] = unexplained_start(folder) if owner.was_used else ()
         self._losses: dict[str, Loss] = {}
         refuse_special_files(folder)
         path = folder / DATABASE
@@ -454,7 +455,7 @@ class CollectionStore:
             self._attach(first_seen(self._log, testimony) if known is None else list(testimony.seen.values()))
 
         found = read_folder(self._log, testimony, is_new=known is None, is_damaged=is_damaged)
-        self._losses, self._warnings = dict(found.known_losses), found.warnings
+        self._losses, self._warnings = dict(found.known_losses), (*self._warnings, *found.warnings)
         losses = dict(found.losses)
         for tables in found.tables:
             self._load_one(tables, losses.pop(tables.epoch, None))

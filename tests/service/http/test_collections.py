@@ -265,7 +265,7 @@ def test_the_first_bad_item_decides_whoever_finds_it(photos: TestClient, png: by
     [
         ({}, "items"),
         ({"items": []}, "items"),
-        ({"items": [{"text": "a"}]}, "items[0]"),
+        ({"items": [{"text": "a"}]}, "items[0].id"),
         ({"items": [GOOD, {"id": 1, "text": "a"}]}, "items[1].id"),
         ({"items": [{"id": "a", "text": "a", "image": ""}]}, "items[0]"),
         ({"items": [{"id": "a", "vector": ["1"]}]}, "items[0].vector[0]"),

@@ -147,6 +147,17 @@ def test_a_damaged_witness_without_a_database_is_no_new_store(killed: Path, dama
         CollectionStore.open(killed, settings=SETTINGS)
 
 
+def test_a_used_folder_without_any_file_of_the_database_says_that_it_starts_empty(killed: Path) -> None:
+    for path in [*killed.glob("collections.*"), *(killed / "indexes").iterdir()]:
+        path.unlink()
+    with CollectionStore.open(killed) as store:
+        assert store.list() == []
+        (warning,) = store.warnings
+        assert "was used before, and has no collections.sqlite3" in warning
+    with CollectionStore.open(killed) as store:
+        assert store.warnings == ()
+
+
 def test_a_kill_at_any_commit_of_a_creation_or_a_drop_raises_no_alarm(tmp_path: Path, spec: Any) -> None:
     """The folder is copied after the commit and before the witness is told, and by the side of every note of it."""
     folder = tmp_path / "data"
