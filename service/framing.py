@@ -75,6 +75,7 @@ class Head:
         if self.complete != closed:
             raise BadRequest(400, "this is no HTTP/1.1 request: the end of its headers is not clear")
         if self.complete:
+            self._check_host()
             self._check_query()
         return end
 
@@ -125,6 +126,12 @@ class Head:
     def on_headers_complete(self) -> None:
         self.complete = True
         self._keep_alive = self._parser.should_keep_alive()  # known in this call only
+
+    def _check_host(self) -> None:
+        """RFC 9112, section 3.2: one Host, which only HTTP/1.0 may leave out. A proxy and a server may choose another."""
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (not hosts and self.get_http_version() != "1.0"):
+            raise BadRequest(400, f"a request has one Host header, this one has {hosts or 'none'}")
 
     def _check_query(self) -> None:
         """The application parses a query before it knows who asks, a microsecond for each field."""

@@ -155,11 +155,13 @@ async def _parse(
 @asynccontextmanager
 async def _turn(request: Request, size_bytes: int, limits: IngressLimits, deadline: Deadline) -> AsyncGenerator[None]:
     """A turn on the parsing threads, for which nobody waits past the deadline or when the client has gone."""
-    turn = limits.parsing.turn(size_bytes, caller=context_of(request.scope).caller)
+    context = context_of(request.scope)
+    turn = limits.parsing.turn(size_bytes, caller=context.caller)
     async with AsyncExitStack() as held:
         try:
-            async with asyncio.timeout(deadline.remaining_s()):
-                await while_connected(request, held.enter_async_context(turn))
+            with context.body.idle():
+                async with asyncio.timeout(deadline.remaining_s()):
+                    await while_connected(request, held.enter_async_context(turn))
         except TimeoutError:
             raise DeadlineExceeded("the request's deadline passed before its body was parsed") from None
         yield

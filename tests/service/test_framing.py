@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from service.framing import MAX_HEAD_BYTES, MAX_QUERY_FIELDS, BadRequest, ChunkedBody, Head, KnownHeads, LengthBody
 
 HEAD = b"POST /a?b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-NEXT = b"GET /next HTTP/1.1\r\n\r\n"
+NEXT = b"GET /next HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
@@ -163,9 +163,9 @@ def test_a_head_that_came_before_is_known_and_no_other_is() -> None:
 def test_few_heads_are_kept_and_none_that_is_long() -> None:
     known = KnownHeads()
     for i in range(2000):
-        known.add(b"GET /%d HTTP/1.1\r\n\r\n" % i, Head())
-    assert 0 < sum(known.find(b"GET /%d HTTP/1.1\r\n\r\n" % i, 0) is not None for i in range(2000)) <= 256
-    long = b"GET /" + b"y" * 1024 + b" HTTP/1.1\r\n\r\n"
+        known.add(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % i, Head())
+    assert 0 < sum(known.find(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % i, 0) is not None for i in range(2000)) <= 256
+    long = b"GET /" + b"y" * 1024 + b" HTTP/1.1\r\nHost: x\r\n\r\n"
     known.add(long, Head())
     assert known.find(long, 0) is None
 
@@ -178,16 +178,16 @@ def test_few_heads_are_kept_and_none_that_is_long() -> None:
         (b"GET / HTTP/2.0\r\n\r\n", 400),
         (b"PRI * HTTP/2.0\r\n\r\n", 400),
         (b"GET / HTTP/1.1\n\n", 400),
-        (b"GET / HTTP/1.1\r\nX: " + b"y" * MAX_HEAD_BYTES, 431),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * MAX_HEAD_BYTES, 431),
         (b"GET /" + b"y" * MAX_HEAD_BYTES, 431),
-        (b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 257 + b"\r\n", 431),
-        (b"POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
-        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n", 400),
-        (b"POST / HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\n", 400),
-        (b"POST / HTTP/1.1\r\nContent-Length: -3\r\n\r\n", 400),
-        (b"POST / HTTP/1.1\r\nContent-Length: 36893488147419103232\r\n\r\n", 400),
-        (b"POST / HTTP/1.1\r\nTransfer-Encoding: identity\r\n\r\n", 400),
-        (b"POST / HTTP/1.1\r\nTransfer-Encoding: xchunked\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 257 + b"\r\n", 431),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -3\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 36893488147419103232\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: identity\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked\r\n\r\n", 400),
     ],
 )
 def test_heads_that_are_refused(wire: bytes, status: int) -> None:
@@ -196,7 +196,7 @@ def test_heads_that_are_refused(wire: bytes, status: int) -> None:
 
 @pytest.mark.parametrize("coding", [b"gzip, chunked", b"chunked ,", b"gzip,chunked"])
 def test_other_codings_are_refused(coding: bytes) -> None:
-    wire = b"POST / HTTP/1.1\r\nTransfer-Encoding: " + coding + b"\r\n\r\n"
+    wire = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: " + coding + b"\r\n\r\n"
     with pytest.raises(BadRequest):
         body_of(wire)
     with pytest.raises(BadRequest):
@@ -219,14 +219,17 @@ def test_no_bytes_raise_anything_else(data: bytes) -> None:
 @pytest.mark.parametrize("separator", [b"&", b";"])
 def test_a_query_of_too_many_fields_is_refused_before_anybody_parses_it(separator: bytes) -> None:
     query = separator.join([b"a=1"] * MAX_QUERY_FIELDS)
-    Head().feed(b"GET /livez?%s HTTP/1.1\r\n\r\n" % query, 0)
-    assert refusal(Head(), b"GET /livez?%s%sa HTTP/1.1\r\n\r\n" % (query, separator)) == (400, "invalid_query")
+    Head().feed(b"GET /livez?%s HTTP/1.1\r\nHost: x\r\n\r\n" % query, 0)
+    assert refusal(Head(), b"GET /livez?%s%sa HTTP/1.1\r\nHost: x\r\n\r\n" % (query, separator)) == (
+        400,
+        "invalid_query",
+    )
 
 
 @pytest.mark.parametrize(("length", "expected"), [(b"0" * 18 + b"7", 7), (b"9" * 18, 10**18 - 1)])
 def test_a_content_length_of_as_many_digits_as_are_taken(length: bytes, expected: int) -> None:
     head = Head()
-    head.feed(b"POST / HTTP/1.1\r\nContent-Length: %s\r\n\r\n" % length, 0)
+    head.feed(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %s\r\n\r\n" % length, 0)
     body = head.body(10_000)
     assert body is not None
     assert body.expected_bytes == expected
@@ -235,7 +238,7 @@ def test_a_content_length_of_as_many_digits_as_are_taken(length: bytes, expected
 @pytest.mark.parametrize("digits", [20, 4300, 4301, 60_000])
 def test_a_content_length_of_too_many_digits_is_refused(digits: int) -> None:
     head = Head()
-    head.feed(b"POST / HTTP/1.1\r\nContent-Length: %s7\r\n\r\n" % (b"0" * (digits - 1)), 0)
+    head.feed(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %s7\r\n\r\n" % (b"0" * (digits - 1)), 0)
     with pytest.raises(BadRequest) as refused:
         head.body(10_000)
     assert (refused.value.problem.status, refused.value.problem.code) == (400, "invalid_http")

@@ -73,6 +73,23 @@ def test_a_body_that_is_too_slow_gives_way(small) -> None:
     wait_held(small, 0, 0)
 
 
+def test_who_holds_the_most_makes_room_for_another_caller(small) -> None:
+    """By its newest body; one caller alone holds as much as there is, and is refused more."""
+    declared = HEAD + b"Content-Length: %d\r\n\r\n" % (2 * MIB) + b"x" * (2 * MIB - 1)
+    older, newer = (send(small, declared) for _ in range(2))
+    wait_held(small, 3.8 * MIB, 4 * MIB)
+    with httpx2.Client(transport=httpx2.HTTPTransport(local_address="127.0.0.2")) as another:
+        jpeg = {"Content-Type": "image/jpeg"}
+        assert httpx2.post(small.address + "/embed", content=b"x" * MIB, headers=jpeg).status_code == 429
+        assert another.post(small.address + "/embed", content=b"x" * MIB, headers=jpeg).status_code == 422
+    assert newer.recv(65536).startswith(b"HTTP/1.1 429 ")
+    older.sendall(b"x")
+    assert older.recv(65536).startswith(b"HTTP/1.1 422 ")
+    for each in (older, newer):
+        each.close()
+    wait_held(small, 0, 0)
+
+
 def test_nobody_without_a_key_holds_any_of_it(serve: Callable[..., object]) -> None:
     server = serve(api_keys="some-key-123", max_body_bytes=2 * MIB, max_bodies_bytes=2 * MIB)
     server.wait_for("ready")
