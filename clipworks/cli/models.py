@@ -184,8 +184,14 @@ def remove(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Also when collections or label sets need it.")] = False,
     store: StoreFolder = None,
-    data: connect.DataFolder = None,
-    api_key: connect.ApiKey = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(envvar="CLIPWORKS_DATA", help="Folder of the collections that may need it.", show_default=False),
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="CLIPWORKS_API_KEY", help="Key of a server that has --data open.", show_default=False),
+    ] = None,
 ) -> None:
     """Delete one version from the store, unless a collection or label set of the data folder is bound to it."""
     model, _, version = name.partition("@")
