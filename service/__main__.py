@@ -20,10 +20,11 @@ import uvicorn
 
 from service.allocator import return_large_buffers
 from service.app import create_app
-from service.connections import Connections
-from service.descriptors import room_for_connections
-from service.listening import CannotListen, listen
-from service.protocol import WireLimits, bounded_protocol
+from service.connection.connections import Connections
+from service.connection.descriptors import room_for_connections
+from service.connection.listening import CannotListen, listen
+from service.connection.protocol import WireLimits, bounded_protocol
+from service.connection.shedding import LoadShedder
 from service.services import Services
 from service.settings import (
     PREFIX,
@@ -35,7 +36,6 @@ from service.settings import (
     setting_fields,
     unknown_variables,
 )
-from service.shedding import LoadShedder
 from service.telemetry import Telemetry, configure_logging
 
 log = logging.getLogger("clipworks.server")

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from service.body import BodyMemory
+from service.connection.shedding import LoadShedder, Shedding
 from service.envelope import Envelope
 from service.errors import install_handlers
 from service.gate import Gate
@@ -30,7 +31,6 @@ from service.routes import (
 )
 from service.services import Services, build_services
 from service.settings import Settings
-from service.shedding import LoadShedder, Shedding
 from service.telemetry import Telemetry
 
 _DESCRIPTION = (

@@ -251,7 +251,7 @@ async def _on_clipworks_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, ClipworksError):
         raise error
     if isinstance(error, Overloaded):
-        request.scope[OVERLOADED] = error  # for service.shedding
+        request.scope[OVERLOADED] = error  # for service.connection.shedding
     if isinstance(error, BodyRefused):
         return problem_of(error).response({**error.headers, "Connection": "close"}, linger=True)
     return problem_of(error).response(_headers_of(error))

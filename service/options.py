@@ -9,8 +9,8 @@ from urllib.parse import parse_qsl
 
 from starlette.requests import Request
 
+from service.connection.framing import MAX_QUERY_FIELDS
 from service.errors import Refusal
-from service.framing import MAX_QUERY_FIELDS
 from service.json_body import check_json, parse_json
 from service.limits import IngressLimits
 

@@ -6,7 +6,7 @@ import sys
 
 CODE = """
 import logging, resource, sys
-from service.descriptors import room_for_connections
+from service.connection.descriptors import room_for_connections
 logging.basicConfig(format="%(message)s", stream=sys.stdout)
 resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
 print(room_for_connections(1024), resource.getrlimit(resource.RLIMIT_NOFILE)[0])

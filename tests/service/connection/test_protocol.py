@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from service.connections import Connections
-from service.protocol import WireLimits, bounded_protocol
-from service.shedding import LOOKED_AT, LoadShedder
+from service.connection.connections import Connections
+from service.connection.protocol import WireLimits, bounded_protocol
+from service.connection.shedding import LOOKED_AT, LoadShedder
 
 SHED = b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
 LENGTH = SHED + b"Content-Length: 10\r\n\r\n"

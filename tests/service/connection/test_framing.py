@@ -7,7 +7,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from service.framing import MAX_HEAD_BYTES, MAX_QUERY_FIELDS, BadRequest, ChunkedBody, Head, KnownHeads, LengthBody
+from service.connection.framing import (
+    MAX_HEAD_BYTES,
+    MAX_QUERY_FIELDS,
+    BadRequest,
+    ChunkedBody,
+    Head,
+    KnownHeads,
+    LengthBody,
+)
 
 HEAD = b"POST /a?b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 NEXT = b"GET /next HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
+from service.connection.shedding import LOOKED_AT, LoadShedder, Pulse, Refusals, Shedding
 from service.errors import OVERLOADED
 from service.faults import Overloaded
-from service.shedding import LOOKED_AT, LoadShedder, Pulse, Refusals, Shedding
 
 
 class Clock:

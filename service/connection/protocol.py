@@ -1,6 +1,6 @@
 """uvicorn's HTTP/1.1 protocol with deadlines and bounds for everything that a client sends or leaves unread.
 
-uvicorn has none of them. Differences: heads and bodies are framed by service.framing; a request is looked at when the
+uvicorn has none of them. Differences: heads and bodies are framed by service.connection.framing; a request is looked at when the
 one before it is answered; an offer to upgrade is ignored. What is refused here never reaches the application, but has
 the same error shape.
 """
@@ -22,11 +22,11 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from service.connections import Connections
+from service.connection.connections import Connections
+from service.connection.framing import BadRequest, ChunkedBody, Head, KnownHeads, LengthBody
+from service.connection.shedding import LOOKED_AT, Asked, LoadShedder, Shed, overloaded_on_wire
 from service.context import CLOSED_WITH
 from service.errors import Problem
-from service.framing import BadRequest, ChunkedBody, Head, KnownHeads, LengthBody
-from service.shedding import LOOKED_AT, Asked, LoadShedder, Shed, overloaded_on_wire
 
 if sys.platform == "linux":
     import fcntl
@@ -191,7 +191,7 @@ class _Protocol(HttpToolsProtocol):
 
         super()._start_asgi_task(cycle, closing if cycle.waiting_for_100_continue else app)
 
-    # What service.connections calls
+    # What service.connection.connections calls
 
     def unsent_bytes(self) -> int:
         return self.transport.get_write_buffer_size()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from service.connections import SPARE_CONNECTIONS
+from service.connection.connections import SPARE_CONNECTIONS
 
 log = logging.getLogger("clipworks.server")
 # Models, collections, snapshots, child processes and the standard streams need descriptors too.
