@@ -9,12 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from service.body import BodyMemory
 from service.connection.shedding import LoadShedder, Shedding
-from service.envelope import Envelope
-from service.errors import install_handlers
-from service.gate import Gate
-from service.openapi import install_openapi
+from service.http.body import BodyMemory
+from service.http.envelope import Envelope
+from service.http.errors import install_handlers
+from service.http.gate import Gate
+from service.http.openapi import install_openapi
 from service.routes import (
     aliases,
     classify,

@@ -1,4 +1,4 @@
-"""Errors of a running server (not of inputs or artifacts); service/errors.py maps all of them to HTTP.
+"""Errors of a running server (not of inputs or artifacts); service/http/errors.py maps all of them to HTTP.
 
 ClipworksError
 |-- ServiceFault

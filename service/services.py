@@ -20,8 +20,8 @@ from model_store.store import Store
 from service.decode_pool import DecodePool
 from service.engine import EngineSettings
 from service.faults import CollectionsOff
+from service.http.limits import IngressLimits, ListLimit, ParsingTurns
 from service.label_sets import LabelSets
-from service.limits import IngressLimits, ListLimit, ParsingTurns
 from service.prompts import Limits
 from service.registry import Registry
 from service.settings import BadSettings, Settings, available_cores

@@ -12,7 +12,7 @@ from typing import Literal
 
 import httptools
 
-from service.errors import Problem
+from service.http.errors import Problem
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_QUERY_FIELDS = 1000

@@ -25,8 +25,8 @@ from uvicorn.server import ServerState
 from service.connection.connections import Connections
 from service.connection.framing import BadRequest, ChunkedBody, Head, KnownHeads, LengthBody
 from service.connection.shedding import LOOKED_AT, Asked, LoadShedder, Shed, overloaded_on_wire
-from service.context import CLOSED_WITH
-from service.errors import Problem
+from service.http.context import CLOSED_WITH
+from service.http.errors import Problem
 
 if sys.platform == "linux":
     import fcntl

@@ -14,9 +14,9 @@ from typing import NamedTuple
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.context import request_id
-from service.errors import OVERLOADED, Problem
 from service.faults import Overloaded
+from service.http.context import request_id
+from service.http.errors import OVERLOADED, Problem
 
 log = logging.getLogger("clipworks.http")
 LOOKED_AT = "clipworks.looked_at"  # in the ASGI scope of a request about which the protocol asked the load shedder

@@ -9,10 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from clipworks.schemas import COLLECTION_PATTERN, AliasInfo, AliasList, AliasRequest
-from service.errors import Refusal
-from service.ingress import read_json
-from service.openapi import answers, json_body
-from service.respond import model_response
+from service.http.errors import Refusal
+from service.http.ingress import read_json
+from service.http.openapi import answers, json_body
+from service.http.respond import model_response
 from service.routes.common import deadline_for
 from service.services import services_of
 

@@ -11,10 +11,10 @@ from starlette.responses import Response
 from clipworks.schemas import ClassifyRequest, ClassifyResponse
 from model_store.errors import ClipworksError
 from service import pipeline
-from service.errors import Refusal
 from service.faults import TooManyItems
-from service.openapi import answers, bodies
-from service.options import Options
+from service.http.errors import Refusal
+from service.http.openapi import answers, bodies
+from service.http.options import Options
 from service.routes.common import classes_of
 from service.routes.direct import DirectRoute
 from service.routes.labelled import Asked, answer, label_vectors, read_asked

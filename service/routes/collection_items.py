@@ -22,15 +22,15 @@ from clipworks.schemas import (
 )
 from model_store.errors import InputError
 from service.collection_plans import GivenVector, NewRow
-from service.context import context_of, while_connected
-from service.errors import Refusal, located
-from service.ingress import Received, off_loop, query_options, read_json, read_request
-from service.inputs import encoded_bytes, item_of
-from service.limits import IngressLimits
-from service.openapi import answers, bodies, json_body, query_parameters
-from service.options import Options
+from service.http.context import context_of, while_connected
+from service.http.errors import Refusal, located
+from service.http.ingress import Received, off_loop, query_options, read_json, read_request
+from service.http.inputs import encoded_bytes, item_of
+from service.http.limits import IngressLimits
+from service.http.openapi import answers, bodies, json_body, query_parameters
+from service.http.options import Options
+from service.http.respond import encoded, entries, json_response, model_headers, model_response
 from service.pipeline import ImageItem
-from service.respond import encoded, entries, json_response, model_headers, model_response
 from service.routes.collection_sources import (
     check_page,
     check_source,

@@ -12,14 +12,14 @@ from starlette.responses import Response
 
 from clipworks.schemas import CombineQuery, IdQuery, Part, SearchRequest, SearchResponse, VectorQuery
 from service.collection_plans import GivenVector, QueryPlan, Source, StoredId
-from service.context import context_of, while_connected
-from service.ingress import Received, off_loop, read_request
-from service.inputs import encoded_bytes, item_of
-from service.limits import IngressLimits
-from service.openapi import answers, bodies
-from service.options import Options
+from service.http.context import context_of, while_connected
+from service.http.ingress import Received, off_loop, read_request
+from service.http.inputs import encoded_bytes, item_of
+from service.http.limits import IngressLimits
+from service.http.openapi import answers, bodies
+from service.http.options import Options
+from service.http.respond import encoded, entries, json_response, model_headers
 from service.pipeline import ImageItem
-from service.respond import encoded, entries, json_response, model_headers
 from service.routes.collection_sources import (
     check_page,
     check_source,

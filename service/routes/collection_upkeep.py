@@ -21,12 +21,12 @@ from clipworks.schemas import (
     SnapshotList,
     SnapshotResponse,
 )
-from service.context import while_connected
-from service.errors import Refusal
-from service.gate import require_admin
-from service.ingress import read_json
-from service.openapi import answers, json_body
-from service.respond import model_response
+from service.http.context import while_connected
+from service.http.errors import Refusal
+from service.http.gate import require_admin
+from service.http.ingress import read_json
+from service.http.openapi import answers, json_body
+from service.http.respond import model_response
 from service.routes.collections import Name, shown
 from service.routes.common import deadline_for
 from service.services import services_of

@@ -17,9 +17,9 @@ from clipworks.schemas import (
     CollectionRequest,
     EncoderFingerprint,
 )
-from service.ingress import read_json
-from service.openapi import answers, json_body
-from service.respond import model_response
+from service.http.ingress import read_json
+from service.http.openapi import answers, json_body
+from service.http.respond import model_response
 from service.routes.common import deadline_for, model_for
 from service.services import services_of
 

@@ -10,10 +10,10 @@ from starlette.requests import Request
 from clipworks.schemas import Labelled, OnError, Templates
 from model_store.errors import ArtifactNotFound, InputError
 from model_store.towers import Head
-from service.context import context_of, deadline_of
-from service.errors import Refusal, located
 from service.faults import Conflict, LabelSetFailed, NoDirection, TooManyItems, UnknownName
-from service.inputs import param_of
+from service.http.context import context_of, deadline_of
+from service.http.errors import Refusal, located
+from service.http.inputs import param_of
 from service.pipeline import FailedItem, ImageItem, Item
 from service.running import RunningModel
 from service.scoring import ClassMatrix

@@ -11,13 +11,13 @@ from starlette.responses import Response
 from clipworks.schemas import EmbedRequest, EmbedResponse
 from model_store.errors import InputError
 from service import pipeline
-from service.context import context_of, while_connected
-from service.errors import Refusal, located
-from service.ingress import read_request
-from service.inputs import items_of, param_of
-from service.openapi import answers, bodies
-from service.options import Options
-from service.respond import encoded, entries, json_response, model_headers, npy_response, wants_npy
+from service.http.context import context_of, while_connected
+from service.http.errors import Refusal, located
+from service.http.ingress import read_request
+from service.http.inputs import items_of, param_of
+from service.http.openapi import answers, bodies
+from service.http.options import Options
+from service.http.respond import encoded, entries, json_response, model_headers, npy_response, wants_npy
 from service.routes.common import check_count, check_towers, deadline_for, model_for, until_first_failure
 from service.routes.direct import DirectRoute
 from service.services import services_of

@@ -9,10 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from clipworks.schemas import LABEL_SET_PATTERN, LabelSetDetail, LabelSetInfo, LabelSetList, LabelSetRequest
-from service.given_labels import distinct_labels
-from service.ingress import read_json
-from service.openapi import answers, json_body
-from service.respond import model_response
+from service.http.given_labels import distinct_labels
+from service.http.ingress import read_json
+from service.http.openapi import answers, json_body
+from service.http.respond import model_response
 from service.routes.common import check_text_tower, deadline_for, model_for
 from service.services import services_of
 

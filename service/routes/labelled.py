@@ -13,15 +13,15 @@ from clipworks.schemas import ClassifyRequest, LocalizeRequest
 from model_store.errors import ClipworksError, InputError
 from model_store.manifest import Presence
 from model_store.presence import LabelVectors
-from service.context import Context, context_of, while_connected
-from service.errors import located
 from service.faults import NoDirection
-from service.given_labels import distinct_labels
-from service.ingress import read_request
-from service.inputs import items_of, param_of
-from service.options import Options
+from service.http.context import Context, context_of, while_connected
+from service.http.errors import located
+from service.http.given_labels import distinct_labels
+from service.http.ingress import read_request
+from service.http.inputs import items_of, param_of
+from service.http.options import Options
+from service.http.respond import entries, json_response, model_headers
 from service.pipeline import FailedItem, ImageItem
-from service.respond import entries, json_response, model_headers
 from service.routes.common import check_count, check_towers, deadline_for, model_of, until_first_failure
 from service.running import RunningModel
 from service.scoring import ClassMatrix

@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from clipworks.schemas import MODEL_PATTERN, ModelDetail, ModelList
-from service.gate import require_admin
-from service.openapi import answers
-from service.respond import model_response
+from service.http.gate import require_admin
+from service.http.openapi import answers
+from service.http.respond import model_response
 from service.services import services_of
 
 router = APIRouter(prefix="/models")

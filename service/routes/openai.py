@@ -22,13 +22,13 @@ from clipworks.schemas import (
 )
 from model_store.errors import InputError
 from service import pipeline
-from service.base64_text import is_data_uri
-from service.context import context_of, while_connected
-from service.errors import Refusal, located
-from service.ingress import Received, read_json
-from service.inputs import items_of, param_of
-from service.openapi import answers, json_body
-from service.respond import encoded, entries, json_response, model_headers, model_response
+from service.http.base64_text import is_data_uri
+from service.http.context import context_of, while_connected
+from service.http.errors import Refusal, located
+from service.http.ingress import Received, read_json
+from service.http.inputs import items_of, param_of
+from service.http.openapi import answers, json_body
+from service.http.respond import encoded, entries, json_response, model_headers, model_response
 from service.routes.common import check_count, check_towers, deadline_for, model_for, until_first_failure
 from service.routes.direct import DirectRoute
 from service.running import RunningModel

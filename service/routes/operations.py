@@ -12,9 +12,9 @@ from starlette.responses import HTMLResponse, Response
 
 from clipworks.schemas import Health
 from model_store.errors import ClipworksError
-from service.errors import Problem
-from service.openapi import answers
-from service.respond import JSON, model_response
+from service.http.errors import Problem
+from service.http.openapi import answers
+from service.http.respond import JSON, model_response
 from service.services import services_of
 from service.telemetry import METRICS_MEDIA_TYPE
 from service.timing import Deadline

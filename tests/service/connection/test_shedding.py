@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from service.connection.shedding import LOOKED_AT, LoadShedder, Pulse, Refusals, Shedding
-from service.errors import OVERLOADED
 from service.faults import Overloaded
+from service.http.errors import OVERLOADED
 
 
 class Clock:

@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 
 from model_store.manifest import Manifest
 from model_store.store import Store, file_entries
-from service.errors import problem_of
+from service.http.errors import problem_of
 from service.retrieval import errors as retrieval
 
 DIM = 32

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from service.errors import problem_of
+from service.http.errors import problem_of
 from service.retrieval.backends.errors import BackendUnavailable, NotSupported
 from service.settings import BadSettings, Settings
 

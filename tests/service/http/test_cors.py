@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from service.origins import parse_origin
+from service.http.origins import parse_origin
 from service.settings import BadSettings, read_settings
 
 APPS = ("app://obsidian.md", "tauri://localhost", "capacitor://localhost", "chrome-extension://abcdefgh", "null")

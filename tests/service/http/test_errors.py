@@ -12,9 +12,9 @@ from clipworks._exchange import item_error
 from model_store import errors as store_errors
 from model_store.errors import ClipworksError
 from service import faults
-from service.errors import STATUS, LingeringResponse, Problem, Refusal, problem_of, status_of
+from service.http.errors import STATUS, LingeringResponse, Problem, Refusal, problem_of, status_of
+from service.http.validation import first_problem
 from service.retrieval.errors import RetrievalError, ScanNeeded
-from service.validation import first_problem
 
 STATUSES = {
     store_errors.InvalidImage: 422,
@@ -56,7 +56,7 @@ def test_every_class_of_the_tree_was_given_its_status() -> None:
     unthought = {ClipworksError, faults.ServiceFault, RetrievalError}
     for kind in every_class(ClipworksError) - every_class(Refusal) - {ScanNeeded} - unthought:
         nearest = next(each for each in kind.__mro__ if each in STATUS)
-        assert nearest not in unthought, f"{kind.__module__}.{kind.__name__} is not in service.errors.STATUS"
+        assert nearest not in unthought, f"{kind.__module__}.{kind.__name__} is not in service.http.errors.STATUS"
 
 
 def test_clients_raise_the_class_of_the_status_for_every_code() -> None:

@@ -272,7 +272,7 @@ def test_a_set_that_cannot_be_stored_is_said_and_the_old_one_stays(
 def test_no_room_and_no_descriptors_are_507() -> None:
     import errno
 
-    from service.errors import status_of
+    from service.http.errors import status_of
     from service.label_set_files import _failure
 
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE):

@@ -28,8 +28,8 @@ from clipworks.schemas import (
     UpsertRequest,
     V1EmbeddingsRequest,
 )
-from service.gate import OPEN_PATHS
-from service.options import Options
+from service.http.gate import OPEN_PATHS
+from service.http.options import Options
 
 _REF = "#/components/schemas/{model}"
 _REQUESTS = (

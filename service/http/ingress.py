@@ -15,14 +15,14 @@ from typing import Any, Generic, Literal, NoReturn, TypeVar, cast
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from service.body import FREE_BYTES, read_body
-from service.context import context_of, while_connected
-from service.errors import BodyRefused, Refusal, refuse_validation
 from service.faults import DeadlineExceeded
-from service.json_body import check_json, parse_json
-from service.limits import IngressLimits
-from service.multipart import Part, boundary_of, read_parts
-from service.options import Options, read_query, typed_options
+from service.http.body import FREE_BYTES, read_body
+from service.http.context import context_of, while_connected
+from service.http.errors import BodyRefused, Refusal, refuse_validation
+from service.http.json_body import check_json, parse_json
+from service.http.limits import IngressLimits
+from service.http.multipart import Part, boundary_of, read_parts
+from service.http.options import Options, read_query, typed_options
 from service.threads import in_thread
 from service.timing import Deadline
 

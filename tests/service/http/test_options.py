@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import Refusal
 from service.faults import TooManyItems
-from service.limits import IngressLimits, ListLimit
-from service.multipart import boundary_of, read_parts
-from service.options import Options, typed_options
+from service.http.errors import Refusal
+from service.http.limits import IngressLimits, ListLimit
+from service.http.multipart import boundary_of, read_parts
+from service.http.options import Options, typed_options
 
 OPTIONS: Options = {"labels": "list", "templates": "templates", "id": "texts", "top_k": "whole", "model": "text"}
 LIMITS = IngressLimits(

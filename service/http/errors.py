@@ -44,6 +44,7 @@ from service.faults import (
     TooManyItems,
     UnknownName,
 )
+from service.http.validation import first_problem
 from service.retrieval.backends.errors import BackendUnavailable
 from service.retrieval.errors import (
     AliasNotFound,
@@ -60,7 +61,6 @@ from service.retrieval.errors import (
     StoreCorrupt,
     TooManyCollections,
 )
-from service.validation import first_problem
 
 
 class UrlFetchDisabled(ClipworksError):
@@ -274,7 +274,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def _on_request_validation(request: Request, error: Exception) -> Response:
-    """A path parameter of a wrong form; bodies and queries are validated in service.ingress."""
+    """A path parameter of a wrong form; bodies and queries are validated in service.http.ingress."""
     if not isinstance(error, RequestValidationError):
         raise error
     found = first_problem([_without_place(part) for part in error.errors()])

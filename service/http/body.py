@@ -14,8 +14,8 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from service.connection.framing import MAX_LENGTH_DIGITS
-from service.context import ClientGone, context_of
-from service.errors import BodyRefused, Refusal
+from service.http.context import ClientGone, context_of
+from service.http.errors import BodyRefused, Refusal
 
 # So much of each body is not counted: a short request is never refused because of long ones.
 FREE_BYTES = 64 * 1024

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from service.errors import Refusal
 from service.faults import TooManyItems
+from service.http.errors import Refusal
 
 # Charsets that a part may declare for its text; some libraries still write Latin-1 unless they are told otherwise.
 _CHARSETS = {

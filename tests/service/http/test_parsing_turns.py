@@ -8,11 +8,11 @@ import pytest
 from starlette.requests import Request
 
 from clipworks.schemas import EmbedRequest
-from service.body import BodyMemory
-from service.context import ClientGone, Context, put_context
 from service.faults import DeadlineExceeded, Overloaded
-from service.ingress import Received, off_loop, read_request
-from service.limits import IngressLimits, ParsingTurns
+from service.http.body import BodyMemory
+from service.http.context import ClientGone, Context, put_context
+from service.http.ingress import Received, off_loop, read_request
+from service.http.limits import IngressLimits, ParsingTurns
 from service.timing import Deadline
 
 SMALL, LARGE = 100_000, 30_000_000

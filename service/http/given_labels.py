@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clipworks.schemas import Label, LabelPrompts
-from service.errors import Refusal
+from service.http.errors import Refusal
 
 
 def distinct_labels(labels: Sequence[Label]) -> list[Label]:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, TypeVar
 from starlette.requests import Request
 from starlette.types import Receive, Scope
 
-from service.errors import Refusal
+from service.http.errors import Refusal
 from service.timing import Deadline, Timings
 
 if TYPE_CHECKING:
-    from service.body import BodyShare
+    from service.http.body import BodyShare
 
 _SCOPE_KEY = "clipworks"
 # Where the protocol leaves the status of its own answer, when it ended a request while its body was still coming.

@@ -10,10 +10,10 @@ from starlette.requests import Request
 
 from clipworks.schemas import CombineQuery, ImageInput, ImageUrlInput, TextInput
 from model_store.errors import ClipworksError, ImageTooLarge, InvalidImage, InvalidText
-from service.base64_text import NotBase64, decode_base64, is_data_uri
-from service.errors import UrlFetchDisabled
-from service.ingress import Received, off_loop
-from service.limits import IngressLimits
+from service.http.base64_text import NotBase64, decode_base64, is_data_uri
+from service.http.errors import UrlFetchDisabled
+from service.http.ingress import Received, off_loop
+from service.http.limits import IngressLimits
 from service.pipeline import FailedItem, ImageItem, Item, TextItem
 from service.timing import Deadline
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pydantic_core
 
-from service.body import FREE_BYTES
-from service.errors import Refusal
 from service.faults import TooManyItems
+from service.http.body import FREE_BYTES
+from service.http.errors import Refusal
 
 _BOM = b"\xef\xbb\xbf"
 _CHUNK_BYTES = 2**18

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import json_body
-from service.errors import Refusal
 from service.faults import TooManyItems
-from service.json_body import JsonCounts, check_json, count_values, parse_json
+from service.http import json_body
+from service.http.errors import Refusal
+from service.http.json_body import JsonCounts, check_json, count_values, parse_json
 from service.settings import Settings
 
 NO_LIMIT = 2**60

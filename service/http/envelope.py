@@ -10,9 +10,9 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.body import BodyMemory
-from service.context import CLOSED_WITH, ClientGone, Context, put_context, request_id
-from service.errors import Problem, internal_problem
+from service.http.body import BodyMemory
+from service.http.context import CLOSED_WITH, ClientGone, Context, put_context, request_id
+from service.http.errors import Problem, internal_problem
 from service.telemetry import Telemetry
 
 log = logging.getLogger("clipworks.http")

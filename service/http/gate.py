@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.context import context_of
-from service.errors import Refusal, problem_of
-from service.origins import parse_origin
+from service.http.context import context_of
+from service.http.errors import Refusal, problem_of
+from service.http.origins import parse_origin
 
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/docs", "/openapi.json", "/ui"})
 _OPEN_FOLDER = "/ui/"
