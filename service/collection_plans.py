@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model_store.errors import InputError
-from service.pipeline import Item
+from service.tasks.pipeline import Item
 
 
 class FieldRefused(InputError):

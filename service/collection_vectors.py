@@ -9,16 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from model_store.errors import ClipworksError
-from service import pipeline
 from service.collection_plans import GivenVector, NewRow, QueryPlan, Source, StoredId
 from service.decode_pool import DecodePool
 from service.faults import Conflict
-from service.pipeline import FailedItem
-from service.pipeline import Item as Input
 from service.retrieval import CollectionSpec, Item
 from service.retrieval.errors import ItemNotFound
 from service.retrieval.items import Door, check_id
 from service.running import RunningModel
+from service.tasks import pipeline
+from service.tasks.pipeline import FailedItem
+from service.tasks.pipeline import Item as Input
 from service.timing import Deadline, Timings
 from service.vectors import Vector, combine, given_vector
 

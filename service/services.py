@@ -21,12 +21,12 @@ from service.decode_pool import DecodePool
 from service.engine import EngineSettings
 from service.faults import CollectionsOff
 from service.http.limits import IngressLimits, ListLimit, ParsingTurns
-from service.label_sets import LabelSets
-from service.prompts import Limits
 from service.registry import Registry
 from service.settings import BadSettings, Settings, available_cores
+from service.tasks.label_sets import LabelSets
+from service.tasks.prompts import Limits
+from service.tasks.zero_shot import ClassCache, ZeroShot
 from service.telemetry import Telemetry
-from service.zero_shot import ClassCache, ZeroShot
 
 if TYPE_CHECKING:
     from service.collection_backends import BackendSource

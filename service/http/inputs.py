@@ -14,7 +14,7 @@ from service.http.base64_text import NotBase64, decode_base64, is_data_uri
 from service.http.errors import UrlFetchDisabled
 from service.http.ingress import Received, off_loop
 from service.http.limits import IngressLimits
-from service.pipeline import FailedItem, ImageItem, Item, TextItem
+from service.tasks.pipeline import FailedItem, ImageItem, Item, TextItem
 from service.timing import Deadline
 
 # How base64 of a JPEG, PNG, GIF, WebP or BMP begins: no text of people begins so and goes on without a space.

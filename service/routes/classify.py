@@ -10,7 +10,6 @@ from starlette.responses import Response
 
 from clipworks.schemas import ClassifyRequest, ClassifyResponse
 from model_store.errors import ClipworksError
-from service import pipeline
 from service.faults import TooManyItems
 from service.http.errors import Refusal
 from service.http.openapi import answers, bodies
@@ -18,7 +17,8 @@ from service.http.options import Options
 from service.routes.common import classes_of
 from service.routes.direct import DirectRoute
 from service.routes.labelled import Asked, answer, label_vectors, read_asked
-from service.scoring import ClassMatrix, Scored, presence_for
+from service.tasks import pipeline
+from service.tasks.scoring import ClassMatrix, Scored, presence_for
 
 OPTIONS: Options = {
     "model": "text",

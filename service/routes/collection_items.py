@@ -30,7 +30,6 @@ from service.http.limits import IngressLimits
 from service.http.openapi import answers, bodies, json_body, query_parameters
 from service.http.options import Options
 from service.http.respond import encoded, entries, json_response, model_headers, model_response
-from service.pipeline import ImageItem
 from service.routes.collection_sources import (
     check_page,
     check_source,
@@ -43,6 +42,7 @@ from service.routes.collections import Name
 from service.routes.common import caller_of, check_count, deadline_for
 from service.running import RunningModel
 from service.services import services_of
+from service.tasks.pipeline import ImageItem
 from service.timing import Deadline
 
 if TYPE_CHECKING:

@@ -19,7 +19,6 @@ from service.http.limits import IngressLimits
 from service.http.openapi import answers, bodies
 from service.http.options import Options
 from service.http.respond import encoded, entries, json_response, model_headers
-from service.pipeline import ImageItem
 from service.routes.collection_sources import (
     check_page,
     check_source,
@@ -31,6 +30,7 @@ from service.routes.collection_sources import (
 from service.routes.collections import Name
 from service.routes.common import caller_of, check_count, deadline_for
 from service.services import services_of
+from service.tasks.pipeline import ImageItem
 
 if TYPE_CHECKING:
     from service.retrieval import Hit, SearchResult

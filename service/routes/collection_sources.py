@@ -10,10 +10,10 @@ from model_store.errors import SpaceMismatch
 from service.collection_plans import Source
 from service.faults import TooManyItems
 from service.http.errors import Refusal, located
-from service.pipeline import ImageItem, TextItem
 from service.routes.common import model_for
 from service.running import RunningModel
 from service.services import Services
+from service.tasks.pipeline import ImageItem, TextItem
 from service.timing import Deadline
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from service.faults import Conflict, LabelSetFailed, NoDirection, TooManyItems, 
 from service.http.context import context_of, deadline_of
 from service.http.errors import Refusal, located
 from service.http.inputs import param_of
-from service.pipeline import FailedItem, ImageItem, Item
 from service.running import RunningModel
-from service.scoring import ClassMatrix
 from service.services import Services, services_of
+from service.tasks.pipeline import FailedItem, ImageItem, Item
+from service.tasks.scoring import ClassMatrix
 from service.timing import Deadline, Timings
 
 _I = TypeVar("_I", bound=Item)

@@ -10,7 +10,6 @@ from starlette.responses import Response
 
 from clipworks.schemas import EmbedRequest, EmbedResponse
 from model_store.errors import InputError
-from service import pipeline
 from service.http.context import context_of, while_connected
 from service.http.errors import Refusal, located
 from service.http.ingress import read_request
@@ -21,6 +20,7 @@ from service.http.respond import encoded, entries, json_response, model_headers,
 from service.routes.common import check_count, check_towers, deadline_for, model_for, until_first_failure
 from service.routes.direct import DirectRoute
 from service.services import services_of
+from service.tasks import pipeline
 
 OPTIONS: Options = {
     "model": "text",

@@ -21,11 +21,11 @@ from service.http.ingress import read_request
 from service.http.inputs import items_of, param_of
 from service.http.options import Options
 from service.http.respond import entries, json_response, model_headers
-from service.pipeline import FailedItem, ImageItem
 from service.routes.common import check_count, check_towers, deadline_for, model_of, until_first_failure
 from service.running import RunningModel
-from service.scoring import ClassMatrix
 from service.services import Services, services_of
+from service.tasks.pipeline import FailedItem, ImageItem
+from service.tasks.scoring import ClassMatrix
 from service.timing import Deadline
 
 _B = TypeVar("_B", ClassifyRequest, LocalizeRequest)

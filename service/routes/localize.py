@@ -14,18 +14,18 @@ from clipworks.schemas import LocalizeRequest, LocalizeResponse
 from model_store.errors import ClipworksError
 from model_store.manifest import Presence
 from model_store.presence import presence_of
-from service import pipeline
 from service.faults import TooManyItems
 from service.http.errors import Refusal
 from service.http.openapi import answers, bodies
 from service.http.options import Options
-from service.localize import Heatmap, LabelAt, Located, Wanted
 from service.routes.common import classes_of
 from service.routes.direct import DirectRoute
 from service.routes.labelled import Asked, answer, label_vectors, read_asked
 from service.running import RunningModel
-from service.scoring import ClassMatrix
 from service.services import Services
+from service.tasks import pipeline
+from service.tasks.localize import Heatmap, LabelAt, Located, Wanted
+from service.tasks.scoring import ClassMatrix
 
 OPTIONS: Options = {
     "model": "text",

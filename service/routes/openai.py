@@ -21,7 +21,6 @@ from clipworks.schemas import (
     V1ModelList,
 )
 from model_store.errors import InputError
-from service import pipeline
 from service.http.base64_text import is_data_uri
 from service.http.context import context_of, while_connected
 from service.http.errors import Refusal, located
@@ -33,6 +32,7 @@ from service.routes.common import check_count, check_towers, deadline_for, model
 from service.routes.direct import DirectRoute
 from service.running import RunningModel
 from service.services import services_of
+from service.tasks import pipeline
 
 router = APIRouter(prefix="/v1", route_class=DirectRoute)
 Id = Annotated[str, Path(description="name, or name@version; slashes are part of it")]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from model_store.errors import InvalidImage
 from service.admission import Admission, ServiceRate, Ticket
 from service.faults import DeadlineExceeded, Overloaded
-from service.label_places import LabelTicket
-from service.pipeline import gather_outcomes
+from service.tasks.label_places import LabelTicket
+from service.tasks.pipeline import gather_outcomes
 from service.timing import Deadline, Timings
 
 

@@ -16,9 +16,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from clipworks.schemas import LabelSetRequest
-from service.label_set_files import Damaged, LabelSetFiles, StoredSet
-from service.prompts import Prompts
 from service.retrieval.errors import StorageFailed
+from service.tasks.label_set_files import Damaged, LabelSetFiles, StoredSet
+from service.tasks.prompts import Prompts
 
 LABELS = ["cat", "dog", "été"]
 REQUEST = {"labels": LABELS, "templates": ["a {}", "the {}"]}
@@ -273,7 +273,7 @@ def test_no_room_and_no_descriptors_are_507() -> None:
     import errno
 
     from service.http.errors import status_of
-    from service.label_set_files import _failure
+    from service.tasks.label_set_files import _failure
 
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE):
         assert status_of(_failure(OSError(number, "no room"), "pets.json")) == 507

@@ -22,9 +22,9 @@ from service.decode_pool import DecodePool
 from service.decode_queue import HUGE_PX
 from service.dense import unpacked
 from service.faults import DeadlineExceeded, NoDirection, Overloaded
-from service.localize import Located, Picture, Wanted, locate
 from service.running import RunningModel
-from service.scoring import ClassMatrix, Scored, rank, rank_logits, rank_scores
+from service.tasks.localize import Located, Picture, Wanted, locate
+from service.tasks.scoring import ClassMatrix, Scored, rank, rank_logits, rank_scores
 from service.timing import Deadline, Timings
 
 Vector = NDArray[np.float32]

@@ -20,11 +20,11 @@ from model_store.presence import LabelVectors
 from model_store.templates import named_templates
 from service.admission import Ticket
 from service.faults import DeadlineExceeded, NoDirection
-from service.label_places import CHUNK_TEXTS, admit_labels
-from service.pipeline import encode_texts
-from service.prompts import Limits, Prompts
 from service.running import RunningModel
-from service.scoring import ClassMatrix, unit_rows
+from service.tasks.label_places import CHUNK_TEXTS, admit_labels
+from service.tasks.pipeline import encode_texts
+from service.tasks.prompts import Limits, Prompts
+from service.tasks.scoring import ClassMatrix, unit_rows
 from service.timing import Deadline, Timings
 
 _PART_LABELS = 1024  # of the double-precision sums that are in memory at one time

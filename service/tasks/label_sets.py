@@ -16,14 +16,14 @@ from model_store.manifest import HeadSpec
 from model_store.store import Artifact
 from model_store.towers import Head
 from service.faults import Conflict, LabelSetFailed, NotReady, TooManyItems, UnknownName
-from service.label_set_files import Damaged, LabelSetFiles, StoredSet
-from service.prompts import Limits, Prompts
 from service.registry import Registry
 from service.retrieval.errors import RetrievalError
 from service.running import RunningModel
-from service.scoring import ClassMatrix
+from service.tasks.label_set_files import Damaged, LabelSetFiles, StoredSet
+from service.tasks.prompts import Limits, Prompts
+from service.tasks.scoring import ClassMatrix
+from service.tasks.zero_shot import encode_classes, resolve_templates
 from service.threads import in_thread
-from service.zero_shot import encode_classes, resolve_templates
 
 log = logging.getLogger("clipworks.label_sets")
 _RETRY_S = 1.0

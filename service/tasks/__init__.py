@@ -1,0 +1,1 @@
+"""One typed async function for each task, and what it computes with. Nothing here knows HTTP."""
