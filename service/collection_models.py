@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Iterable
 
 from model_store.errors import ArtifactNotFound, SpaceMismatch
+from service.engine.registry import Registry
+from service.engine.running import RunningModel
 from service.faults import Conflict, DeadlineExceeded, NotLoaded
-from service.registry import Registry
 from service.retrieval import CollectionSpec
-from service.running import RunningModel
 from service.timing import Deadline
 
 _LOAD_AGAIN_S = 0.1

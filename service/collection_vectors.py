@@ -11,11 +11,11 @@ import numpy as np
 from model_store.errors import ClipworksError
 from service.collection_plans import GivenVector, NewRow, QueryPlan, Source, StoredId
 from service.decode_pool import DecodePool
+from service.engine.running import RunningModel
 from service.faults import Conflict
 from service.retrieval import CollectionSpec, Item
 from service.retrieval.errors import ItemNotFound
 from service.retrieval.items import Door, check_id
-from service.running import RunningModel
 from service.tasks import pipeline
 from service.tasks.pipeline import FailedItem
 from service.tasks.pipeline import Item as Input

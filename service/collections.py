@@ -18,8 +18,9 @@ from service.collection_models import PinnedModels, require_equal_model
 from service.collection_plans import FieldRefused, NewRow, QueryPlan, StoredId
 from service.collection_vectors import Encoder, query_vectors, row_vectors
 from service.decode_pool import DecodePool
+from service.engine.registry import Registry
+from service.engine.running import RunningModel
 from service.faults import CollectionsOff, NotReady
-from service.registry import Registry
 from service.retrieval import (
     CollectionInfo,
     CollectionSpec,
@@ -45,7 +46,6 @@ from service.retrieval.errors import (
 from service.retrieval.filter_limits import is_small
 from service.retrieval.filters import compile_filter
 from service.retrieval.stopping import Stop
-from service.running import RunningModel
 from service.store_threads import StoreThreads
 from service.timing import Deadline, Timings
 

@@ -18,10 +18,10 @@ from model_store.modality.image import DecodeLimits
 from model_store.session import Device
 from model_store.store import Store
 from service.decode_pool import DecodePool
-from service.engine import EngineSettings
+from service.engine.opening import EngineSettings
+from service.engine.registry import Registry
 from service.faults import CollectionsOff
 from service.http.limits import IngressLimits, ListLimit, ParsingTurns
-from service.registry import Registry
 from service.settings import BadSettings, Settings, available_cores
 from service.tasks.label_sets import LabelSets
 from service.tasks.prompts import Limits

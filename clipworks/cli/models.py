@@ -277,9 +277,9 @@ def _verified(artifact: Artifact, goldens: bool) -> list[dict[str, str]]:
 
 def _open(artifact: Artifact, precision: Precision) -> None:
     """Open it as the server does: in a child process first, then against its golden cases."""
-    from service.dense import open_dense
-    from service.engine import EngineSettings
-    from service.running import open_model
+    from service.engine.dense import open_dense
+    from service.engine.opening import EngineSettings
+    from service.engine.running import open_model
     from service.settings import available_cores
 
     settings = EngineSettings(

@@ -18,8 +18,8 @@ from starlette.responses import Response
 
 from clipworks.schemas import EncodingFormat, OnError
 from model_store.errors import ClipworksError
+from service.engine.running import RunningModel
 from service.http.errors import located, problem_of
-from service.running import RunningModel
 from service.telemetry import Telemetry
 
 NPY = "application/x-npy"

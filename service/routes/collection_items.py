@@ -22,6 +22,7 @@ from clipworks.schemas import (
 )
 from model_store.errors import InputError
 from service.collection_plans import GivenVector, NewRow
+from service.engine.running import RunningModel
 from service.http.context import context_of, while_connected
 from service.http.errors import Refusal, located
 from service.http.ingress import Received, off_loop, query_options, read_json, read_request
@@ -40,7 +41,6 @@ from service.routes.collection_sources import (
 )
 from service.routes.collections import Name
 from service.routes.common import caller_of, check_count, deadline_for
-from service.running import RunningModel
 from service.services import services_of
 from service.tasks.pipeline import ImageItem
 from service.timing import Deadline

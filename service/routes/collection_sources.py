@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from clipworks.schemas import CollectionVectorItem, IdQuery, ImageInput, ImageUrlInput, TextInput, VectorQuery
 from model_store.errors import SpaceMismatch
 from service.collection_plans import Source
+from service.engine.running import RunningModel
 from service.faults import TooManyItems
 from service.http.errors import Refusal, located
 from service.routes.common import model_for
-from service.running import RunningModel
 from service.services import Services
 from service.tasks.pipeline import ImageItem, TextItem
 from service.timing import Deadline

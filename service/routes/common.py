@@ -10,11 +10,11 @@ from starlette.requests import Request
 from clipworks.schemas import Labelled, OnError, Templates
 from model_store.errors import ArtifactNotFound, InputError
 from model_store.towers import Head
+from service.engine.running import RunningModel
 from service.faults import Conflict, LabelSetFailed, NoDirection, TooManyItems, UnknownName
 from service.http.context import context_of, deadline_of
 from service.http.errors import Refusal, located
 from service.http.inputs import param_of
-from service.running import RunningModel
 from service.services import Services, services_of
 from service.tasks.pipeline import FailedItem, ImageItem, Item
 from service.tasks.scoring import ClassMatrix

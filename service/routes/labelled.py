@@ -13,6 +13,7 @@ from clipworks.schemas import ClassifyRequest, LocalizeRequest
 from model_store.errors import ClipworksError, InputError
 from model_store.manifest import Presence
 from model_store.presence import LabelVectors
+from service.engine.running import RunningModel
 from service.faults import NoDirection
 from service.http.context import Context, context_of, while_connected
 from service.http.errors import located
@@ -22,7 +23,6 @@ from service.http.inputs import items_of, param_of
 from service.http.options import Options
 from service.http.respond import entries, json_response, model_headers
 from service.routes.common import check_count, check_towers, deadline_for, model_of, until_first_failure
-from service.running import RunningModel
 from service.services import Services, services_of
 from service.tasks.pipeline import FailedItem, ImageItem
 from service.tasks.scoring import ClassMatrix

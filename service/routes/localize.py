@@ -14,6 +14,7 @@ from clipworks.schemas import LocalizeRequest, LocalizeResponse
 from model_store.errors import ClipworksError
 from model_store.manifest import Presence
 from model_store.presence import presence_of
+from service.engine.running import RunningModel
 from service.faults import TooManyItems
 from service.http.errors import Refusal
 from service.http.openapi import answers, bodies
@@ -21,7 +22,6 @@ from service.http.options import Options
 from service.routes.common import classes_of
 from service.routes.direct import DirectRoute
 from service.routes.labelled import Asked, answer, label_vectors, read_asked
-from service.running import RunningModel
 from service.services import Services
 from service.tasks import pipeline
 from service.tasks.localize import Heatmap, LabelAt, Located, Wanted

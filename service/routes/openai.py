@@ -21,6 +21,7 @@ from clipworks.schemas import (
     V1ModelList,
 )
 from model_store.errors import InputError
+from service.engine.running import RunningModel
 from service.http.base64_text import is_data_uri
 from service.http.context import context_of, while_connected
 from service.http.errors import Refusal, located
@@ -30,7 +31,6 @@ from service.http.openapi import answers, json_body
 from service.http.respond import encoded, entries, json_response, model_headers, model_response
 from service.routes.common import check_count, check_towers, deadline_for, model_for, until_first_failure
 from service.routes.direct import DirectRoute
-from service.running import RunningModel
 from service.services import services_of
 from service.tasks import pipeline
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from service.admission import Admission, Ticket
-from service.batcher import Batcher
+from service.engine.admission import Admission, Ticket
+from service.engine.batcher import Batcher
 from service.timing import Deadline
 
 # As many texts as are encoded at one time, and as a request may bring before it is known how fast they are done.

@@ -15,10 +15,10 @@ from model_store.errors import ArtifactNotFound, ClipworksError
 from model_store.manifest import HeadSpec
 from model_store.store import Artifact
 from model_store.towers import Head
+from service.engine.registry import Registry
+from service.engine.running import RunningModel
 from service.faults import Conflict, LabelSetFailed, NotReady, TooManyItems, UnknownName
-from service.registry import Registry
 from service.retrieval.errors import RetrievalError
-from service.running import RunningModel
 from service.tasks.label_set_files import Damaged, LabelSetFiles, StoredSet
 from service.tasks.prompts import Limits, Prompts
 from service.tasks.scoring import ClassMatrix

@@ -16,13 +16,13 @@ from model_store.manifest import Presence, Role
 from model_store.modality.text import is_quick
 from model_store.presence import LabelVectors, presence_scores, score_maps
 from model_store.towers import Activation, Head
-from service.admission import Ticket
-from service.batcher import Batcher
 from service.decode_pool import DecodePool
 from service.decode_queue import HUGE_PX
-from service.dense import unpacked
+from service.engine.admission import Ticket
+from service.engine.batcher import Batcher
+from service.engine.dense import unpacked
+from service.engine.running import RunningModel
 from service.faults import DeadlineExceeded, NoDirection, Overloaded
-from service.running import RunningModel
 from service.tasks.localize import Located, Picture, Wanted, locate
 from service.tasks.scoring import ClassMatrix, Scored, rank, rank_logits, rank_scores
 from service.timing import Deadline, Timings

@@ -18,9 +18,9 @@ from model_store.errors import ArtifactNotFound
 from model_store.manifest import Manifest, Presence
 from model_store.presence import LabelVectors
 from model_store.templates import named_templates
-from service.admission import Ticket
+from service.engine.admission import Ticket
+from service.engine.running import RunningModel
 from service.faults import DeadlineExceeded, NoDirection
-from service.running import RunningModel
 from service.tasks.label_places import CHUNK_TEXTS, admit_labels
 from service.tasks.pipeline import encode_texts
 from service.tasks.prompts import Limits, Prompts

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from service.batcher import Batcher
+from service.engine.batcher import Batcher
 from service.faults import Overloaded
 from service.timing import Deadline
 

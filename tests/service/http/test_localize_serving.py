@@ -23,10 +23,10 @@ from starlette.testclient import TestClient
 from clipworks import schemas
 from model_store.seal import write_manifest
 from model_store.store import Store, file_entries
-from service.dense import DenseSession
-from service.engine import EngineSettings
+from service.engine.dense import DenseSession
+from service.engine.opening import EngineSettings
+from service.engine.running import RunningModel, open_model
 from service.faults import DeadlineExceeded, NotReady
-from service.running import RunningModel, open_model
 from service.telemetry import Telemetry
 from service.timing import Deadline, Timings
 

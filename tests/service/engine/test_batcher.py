@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from model_store.errors import GraphError
-from service.batcher import Batcher
+from service.engine.batcher import Batcher
+from service.engine.stacking import EqualPictures
 from service.faults import DeadlineExceeded, NotReady, RunFailed
-from service.stacking import EqualPictures
 from service.timing import Deadline, Timings
 
 Rows = np.ndarray

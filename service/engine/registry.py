@@ -15,9 +15,9 @@ from model_store.manifest import ENCODERS, Precision, Role
 from model_store.presence import presence_of
 from model_store.session import runtime_versions
 from model_store.store import Artifact, Store
-from service.engine import EngineSettings, choose_precision, opened_in_time
+from service.engine.opening import EngineSettings, choose_precision, opened_in_time
+from service.engine.running import OpenedModel, RunningModel, open_model
 from service.faults import Conflict, Draining, NotLoaded, NotReady
-from service.running import OpenedModel, RunningModel, open_model
 from service.telemetry import Telemetry
 
 log = logging.getLogger("clipworks.registry")

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.errors import GraphError
-from service.admission import Admission, Ticket
+from service.engine.admission import Admission, Ticket
+from service.engine.stacking import EqualShapes, Stacking
 from service.faults import DeadlineExceeded, NotReady, RunFailed
-from service.stacking import EqualShapes, Stacking
 from service.timing import Deadline, Timings
 
 Rows = NDArray[Any]

@@ -19,10 +19,10 @@ from model_store.probe import ProbeLog
 from model_store.proving import Proof
 from model_store.regions import load_scipy
 from model_store.towers import DenseTower, DenseVectors, open_dense_tower
-from service.batcher import Batcher, BatchObserver
-from service.engine import EngineSettings, Owned, choose_precision, opened_in_time, probe_graphs
+from service.engine.batcher import Batcher, BatchObserver
+from service.engine.opening import EngineSettings, Owned, choose_precision, opened_in_time, probe_graphs
+from service.engine.stacking import EqualPictures
 from service.faults import DeadlineExceeded, NotReady
-from service.stacking import EqualPictures
 from service.timing import Deadline
 
 ROLE: Role = "dense_encoder"

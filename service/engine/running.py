@@ -18,10 +18,10 @@ from model_store.probe import ProbeLog
 from model_store.proving import Proof
 from model_store.store import Artifact
 from model_store.towers import Head, Tower, open_head, open_tower
-from service.batcher import Batcher, BatchObserver
-from service.dense import DenseSession
-from service.engine import EngineSettings, Owned, choose_precision, probe_graphs
-from service.stacking import EqualShapes, PaddedTokens, Stacking
+from service.engine.batcher import Batcher, BatchObserver
+from service.engine.dense import DenseSession
+from service.engine.opening import EngineSettings, Owned, choose_precision, probe_graphs
+from service.engine.stacking import EqualShapes, PaddedTokens, Stacking
 from service.timing import Deadline
 
 # Where padding changes a bit, a text is padded to a length that depends on itself alone, never on its company.

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from model_store.store import Store
-from service import registry as registry_module
-from service.engine import EngineSettings
-from service.registry import Registry
-from service.running import OpenedModel, open_model
+from service.engine import registry as registry_module
+from service.engine.opening import EngineSettings
+from service.engine.registry import Registry
+from service.engine.running import OpenedModel, open_model
 from service.telemetry import Telemetry
 
 

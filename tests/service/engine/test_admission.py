@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_store.errors import InvalidImage
-from service.admission import Admission, ServiceRate, Ticket
+from service.engine.admission import Admission, ServiceRate, Ticket
 from service.faults import DeadlineExceeded, Overloaded
 from service.tasks.label_places import LabelTicket
 from service.tasks.pipeline import gather_outcomes

@@ -1,0 +1,1 @@
+"""Models that run: opened, proven, batched, supervised, replaced."""
