@@ -18,13 +18,13 @@ from types import FrameType
 
 import uvicorn
 
-from service.allocator import return_large_buffers
 from service.app import create_app
 from service.connection.connections import Connections
 from service.connection.descriptors import room_for_connections
 from service.connection.listening import CannotListen, listen
 from service.connection.protocol import WireLimits, bounded_protocol
 from service.connection.shedding import LoadShedder
+from service.decoding.allocator import return_large_buffers
 from service.services import Services
 from service.settings import (
     PREFIX,

@@ -10,7 +10,7 @@ import numpy as np
 
 from model_store.errors import ClipworksError
 from service.collection_plans import GivenVector, NewRow, QueryPlan, Source, StoredId
-from service.decode_pool import DecodePool
+from service.decoding.pool import DecodePool
 from service.engine.running import RunningModel
 from service.faults import Conflict
 from service.retrieval import CollectionSpec, Item

@@ -17,7 +17,7 @@ from service.collection_backends import BackendSource
 from service.collection_models import PinnedModels, require_equal_model
 from service.collection_plans import FieldRefused, NewRow, QueryPlan, StoredId
 from service.collection_vectors import Encoder, query_vectors, row_vectors
-from service.decode_pool import DecodePool
+from service.decoding.pool import DecodePool
 from service.engine.registry import Registry
 from service.engine.running import RunningModel
 from service.faults import CollectionsOff, NotReady

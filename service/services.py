@@ -17,7 +17,7 @@ from model_store.errors import ClipworksError
 from model_store.modality.image import DecodeLimits
 from model_store.session import Device
 from model_store.store import Store
-from service.decode_pool import DecodePool
+from service.decoding.pool import DecodePool
 from service.engine.opening import EngineSettings
 from service.engine.registry import Registry
 from service.faults import CollectionsOff

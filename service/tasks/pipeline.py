@@ -16,8 +16,8 @@ from model_store.manifest import Presence, Role
 from model_store.modality.text import is_quick
 from model_store.presence import LabelVectors, presence_scores, score_maps
 from model_store.towers import Activation, Head
-from service.decode_pool import DecodePool
-from service.decode_queue import HUGE_PX
+from service.decoding.pool import DecodePool
+from service.decoding.queue import HUGE_PX
 from service.engine.admission import Ticket
 from service.engine.batcher import Batcher
 from service.engine.dense import unpacked

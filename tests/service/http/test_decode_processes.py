@@ -18,7 +18,7 @@ from PIL import Image
 from model_store.errors import InvalidImage
 from model_store.manifest import ImageSpec
 from model_store.modality.image import DecodeLimits
-from service.decode_pool import DecodePool
+from service.decoding.pool import DecodePool
 from service.faults import NotReady
 from service.timing import Deadline, Timings
 
@@ -42,7 +42,7 @@ def embed(address: str, images: list[bytes], *, timeout_ms: int = 60_000, **fiel
 
 def decoders(server) -> list[psutil.Process]:  # type: ignore[no-untyped-def]
     children = psutil.Process(server.process.pid).children(recursive=True)
-    return [each for each in children if "service.decode_child" in each.cmdline()]
+    return [each for each in children if "service.decoding.child" in each.cmdline()]
 
 
 def wait_until(true: Callable[[], object], *, timeout_s: float = 30) -> None:
@@ -208,7 +208,7 @@ def test_an_answer_that_makes_no_sense_costs_its_image_alone(monkeypatch: pytest
         pool = DecodePool(workers=1, limits=DecodeLimits(), timeout_s=20, memory_bytes=2**30, max_request_pixels=10**9)
         await pool.begin()
         with monkeypatch.context() as patch:
-            patch.setattr("service.decode_worker.json.loads", lambda line: 5)
+            patch.setattr("service.decoding.worker.json.loads", lambda line: 5)
             with pytest.raises(InvalidImage, match="broke down"):
                 await pool.prepare(jpeg, spec, Deadline(), Timings())
         assert (await pool.prepare(jpeg, spec, Deadline(), Timings())).shape == (32, 32, 3)

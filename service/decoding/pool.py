@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from model_store.errors import ImageTooLarge, InputError, InvalidImage
 from model_store.manifest import DenseSpec, ImageSpec
 from model_store.modality.image import DECODE_BYTES_PER_PIXEL, DecodeLimits, declared_pixels
-from service.decode_queue import FairQueue
-from service.decode_worker import ABANDONED_S, DecodeWorker, Framed, WorkerDied, WorkerLate
+from service.decoding.queue import FairQueue
+from service.decoding.worker import ABANDONED_S, DecodeWorker, Framed, WorkerDied, WorkerLate
 from service.faults import DeadlineExceeded, NotReady, TooManyItems
 from service.timing import Deadline, Timings
 

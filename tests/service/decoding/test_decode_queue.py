@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import decode_queue
-from service.decode_queue import HUGE_PX, SMALL_PX, FairQueue
+from service.decoding import queue as decode_queue
+from service.decoding.queue import HUGE_PX, SMALL_PX, FairQueue
 
 ROOM = 10**9
 MP = 10**6

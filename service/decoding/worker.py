@@ -83,7 +83,7 @@ class _Answers(asyncio.Protocol):
 
 
 class DecodeWorker:
-    """One process of service.decode_child. Encoded bytes and pixels pass through a file in memory that both hold."""
+    """One process of service.decoding.child. Encoded bytes and pixels pass through a file in memory that both hold."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class DecodeWorker:
             with theirs:
                 arguments = [str(os.getpid()), str(theirs.fileno()), str(memory), json.dumps(asdict(limits))]
                 process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "service.decode_child", *arguments],
+                    [sys.executable, "-P", "-m", "service.decoding.child", *arguments],
                     pass_fds=(theirs.fileno(), memory),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
@@ -151,7 +151,7 @@ class DecodeWorker:
     ) -> Framed:
         """Decode and frame one image.
 
-        frame: what service.decode_child._framed takes. abandoned: done when nobody waits for the answer any more.
+        frame: what service.decoding.child._framed takes. abandoned: done when nobody waits for the answer any more.
 
         Raises:
             InputError: the image is refused.

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from model_store.errors import InputError, InvalidImage
 from model_store.modality.image import DECODE_BYTES_PER_PIXEL, DecodeLimits, decode, prepare, prepare_dense
-from service.allocator import return_large_buffers
+from service.decoding.allocator import return_large_buffers
 
 _PR_SET_PDEATHSIG = 1
 _OOM_SCORE = "500"  # memory that runs out is taken from this process, not from the server

@@ -1,0 +1,1 @@
+"""Images decoded and prepared in processes that can be killed."""
