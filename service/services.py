@@ -29,8 +29,8 @@ from service.tasks.zero_shot import ClassCache, ZeroShot
 from service.telemetry import Telemetry
 
 if TYPE_CHECKING:
-    from service.collection_backends import BackendSource
-    from service.collections import Collections
+    from service.collections.backends import BackendSource
+    from service.collections.facade import Collections
     from service.retrieval import RetrievalSettings
 
 log = logging.getLogger("clipworks.server")
@@ -263,7 +263,7 @@ def _decode_pool(settings: Settings, *, workers: int) -> DecodePool:
 def _collections(settings: Settings, registry: Registry, pool: DecodePool) -> Collections | None:
     """None where the store's libraries are missing: everything else is served without them."""
     try:
-        from service.collections import Collections
+        from service.collections.facade import Collections
         from service.retrieval import RetrievalSettings
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in _STORE_LIBRARIES:
@@ -283,7 +283,7 @@ def _collections(settings: Settings, registry: Registry, pool: DecodePool) -> Co
 
 def backend_of(settings: Settings, store: RetrievalSettings) -> BackendSource:
     """How the collections are opened, once the server runs. Raises BadSettings."""
-    from service.collection_backends import BadBackend, embedded, milvus
+    from service.collections.backends import BadBackend, embedded, milvus
 
     if settings.collections_backend == "embedded":
         return embedded(settings.data, store)

@@ -67,7 +67,7 @@ def doctor(
             warnings = [f"collection {info.name}: {text}" for info in found for text in info.warnings]
             gone = {loss.collection for loss in place.client.losses()} - {info.name for info in found}
         else:
-            from service.collection_upkeep import shown_report
+            from service.collections.upkeep import shown_report
 
             for each in [name] if name else [info.name for info in place.list()]:
                 reports[each] = shown_report(place.get(each).doctor(queries=queries, recall_at=recall_at))
@@ -238,7 +238,7 @@ def _place(
 
 def _open(folder: Path, *, may_be_new: bool) -> Backend:
     """The backend that the settings name."""
-    from service.collection_backends import embedded
+    from service.collections.backends import embedded
     from service.retrieval import RetrievalSettings
     from service.retrieval.errors import FolderInUse
     from service.services import backend_of

@@ -21,7 +21,7 @@ from clipworks.schemas import (
     UpsertResponse,
 )
 from model_store.errors import InputError
-from service.collection_plans import GivenVector, NewRow
+from service.collections.plans import GivenVector, NewRow
 from service.engine.running import RunningModel
 from service.http.context import context_of, while_connected
 from service.http.errors import Refusal, located

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from clipworks.schemas import CombineQuery, IdQuery, Part, SearchRequest, SearchResponse, VectorQuery
-from service.collection_plans import GivenVector, QueryPlan, Source, StoredId
+from service.collections.plans import GivenVector, QueryPlan, Source, StoredId
 from service.http.context import context_of, while_connected
 from service.http.ingress import Received, off_loop, read_request
 from service.http.inputs import encoded_bytes, item_of

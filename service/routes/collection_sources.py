@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipworks.schemas import CollectionVectorItem, IdQuery, ImageInput, ImageUrlInput, TextInput, VectorQuery
 from model_store.errors import SpaceMismatch
-from service.collection_plans import Source
+from service.collections.plans import Source
 from service.engine.running import RunningModel
 from service.faults import TooManyItems
 from service.http.errors import Refusal, located

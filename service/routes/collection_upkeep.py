@@ -32,7 +32,7 @@ from service.routes.common import deadline_for
 from service.services import services_of
 
 if TYPE_CHECKING:
-    from service.collection_upkeep import Upkeep
+    from service.collections.upkeep import Upkeep
 
 router = APIRouter(dependencies=[Depends(require_admin)])
 Snapshot = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9._-]{0,119}\.snapshot$", description="name of the snapshot")]
@@ -178,6 +178,6 @@ def _upkeep(request: Request) -> Upkeep:
     """Imported late, because it needs the store's libraries and a server runs without them. Raises CollectionsOff."""
     services = services_of(request)
     collections = services.require_collections()
-    from service.collection_upkeep import Upkeep
+    from service.collections.upkeep import Upkeep
 
     return Upkeep(collections, services.settings.data)

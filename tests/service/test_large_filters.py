@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from service.collection_plans import FieldRefused
-from service.collections import _check_filter
+from service.collections.facade import _check_filter
+from service.collections.plans import FieldRefused
 
 
 def leaves_the_loop(filter: Any) -> bool:

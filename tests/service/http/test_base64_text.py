@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_store.errors import ImageTooLarge, InvalidImage
+from service.collections.vectors import InvalidVector, given_vector
 from service.http.base64_text import NotBase64, decode_base64, is_data_uri
 from service.http.inputs import decode_image_field
 from service.http.limits import IngressLimits
-from service.vectors import InvalidVector, given_vector
 
 LIMITS = IngressLimits(max_body_bytes=4096, max_image_bytes=300, max_items=4, body_timeout_s=5)
 HEADS = ("", "data:image/png;base64,", "DATA:;BASE64,", "data:image/jpeg;charset=utf-8;base64,", " data:a/b; base64 ,")

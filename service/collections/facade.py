@@ -13,10 +13,11 @@ import numpy as np
 from pydantic import ValidationError
 
 from model_store.errors import ClipworksError
-from service.collection_backends import BackendSource
-from service.collection_models import PinnedModels, require_equal_model
-from service.collection_plans import FieldRefused, NewRow, QueryPlan, StoredId
-from service.collection_vectors import Encoder, query_vectors, row_vectors
+from service.collections.backends import BackendSource
+from service.collections.encoding import Encoder, query_vectors, row_vectors
+from service.collections.models import PinnedModels, require_equal_model
+from service.collections.plans import FieldRefused, NewRow, QueryPlan, StoredId
+from service.collections.threads import StoreThreads
 from service.decoding.pool import DecodePool
 from service.engine.registry import Registry
 from service.engine.running import RunningModel
@@ -46,7 +47,6 @@ from service.retrieval.errors import (
 from service.retrieval.filter_limits import is_small
 from service.retrieval.filters import compile_filter
 from service.retrieval.stopping import Stop
-from service.store_threads import StoreThreads
 from service.timing import Deadline, Timings
 
 _T = TypeVar("_T")

@@ -8,9 +8,9 @@ from typing import Any, overload
 import numpy as np
 import pytest
 
-from service.collection_plans import GivenVector
-from service.collection_vectors import _known_parts
-from service.vectors import InvalidVector, given_vector
+from service.collections.encoding import _known_parts
+from service.collections.plans import GivenVector
+from service.collections.vectors import InvalidVector, given_vector
 
 
 class Unread(Sequence[float]):

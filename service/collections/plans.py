@@ -1,4 +1,4 @@
-"""What a request asks of a collection, as plain data between routes and service.collections."""
+"""What a request asks of a collection, as plain data between routes and service.collections.facade."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from clipworks.schemas import DoctorResponse
-from service.collections import Collections
+from service.collections.facade import Collections
 from service.faults import Conflict, UnknownName
 from service.retrieval import CollectionInfo, CompactReport, DoctorReport, SnapshotInfo
 from service.retrieval.backends.protocol import Backend

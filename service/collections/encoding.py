@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from model_store.errors import ClipworksError
-from service.collection_plans import GivenVector, NewRow, QueryPlan, Source, StoredId
+from service.collections.plans import GivenVector, NewRow, QueryPlan, Source, StoredId
+from service.collections.vectors import Vector, combine, given_vector
 from service.decoding.pool import DecodePool
 from service.engine.running import RunningModel
 from service.faults import Conflict
@@ -20,7 +21,6 @@ from service.tasks import pipeline
 from service.tasks.pipeline import FailedItem
 from service.tasks.pipeline import Item as Input
 from service.timing import Deadline, Timings
-from service.vectors import Vector, combine, given_vector
 
 # Reading more of given vectors takes long enough to leave the event loop.
 _INLINE_NUMBERS = 2**14

@@ -1,0 +1,1 @@
+"""What lies between a request and the store of its collection: models, vectors, threads, upkeep."""
