@@ -41,7 +41,7 @@ def _served(reference: str, url: str, api_key: str | None) -> list[str]:
 
 
 def _stored(reference: str, folder: Path) -> list[str]:
-    from service.retrieval.bindings import bound_models
+    from service.retrieval.truth.bindings import bound_models
     from service.tasks.label_set_files import Damaged, LabelSetFiles
 
     users = [f"collection {name}" for name, model in sorted(bound_models(folder).items()) if model == reference]

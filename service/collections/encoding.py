@@ -16,7 +16,7 @@ from service.engine.running import RunningModel
 from service.faults import Conflict
 from service.retrieval import CollectionSpec, Item
 from service.retrieval.errors import ItemNotFound
-from service.retrieval.items import Door, check_id
+from service.retrieval.truth.items import Door, check_id
 from service.tasks import pipeline
 from service.tasks.pipeline import FailedItem
 from service.tasks.pipeline import Item as Input

@@ -44,9 +44,9 @@ from service.retrieval.errors import (
     RetrievalError,
     ScanNeeded,
 )
-from service.retrieval.filter_limits import is_small
-from service.retrieval.filters import compile_filter
 from service.retrieval.stopping import Stop
+from service.retrieval.truth.filter_limits import is_small
+from service.retrieval.truth.filters import compile_filter
 from service.timing import Deadline, Timings
 
 _T = TypeVar("_T")

@@ -12,8 +12,8 @@ from service.collections.facade import Collections
 from service.faults import Conflict, UnknownName
 from service.retrieval import CollectionInfo, CompactReport, DoctorReport, SnapshotInfo
 from service.retrieval.backends.protocol import Backend
-from service.retrieval.database import translated
 from service.retrieval.stopping import Stop
+from service.retrieval.truth.database import translated
 
 FOLDER = "snapshots"
 SNAPSHOT_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,119}\.snapshot$"

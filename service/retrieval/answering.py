@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from service.retrieval.mapped import MappedVectors
 from service.retrieval.ranking import Ranked, rank_near, rank_rows, rounding_bound
 from service.retrieval.records import Hit, SearchResult, Vector
-from service.retrieval.rows import Rows
 from service.retrieval.slots import Slot
+from service.retrieval.truth.rows import Rows
 
 log = logging.getLogger("clipworks.retrieval")
 _NO_RIDS = np.zeros(0, np.int64)

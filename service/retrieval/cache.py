@@ -21,7 +21,7 @@ from service.retrieval.mapped import MappedVectors
 from service.retrieval.records import IndexSpec, RetrievalSettings
 from service.retrieval.searching import Frozen
 from service.retrieval.slots import Slots
-from service.retrieval.tables import Counters, Tables
+from service.retrieval.truth.tables import Counters, Tables
 
 log = logging.getLogger("clipworks.retrieval")
 _MAGIC = b"CLIPWORKS-INDEX 2\n"

@@ -14,9 +14,7 @@ from typing import Any, Literal
 import apsw
 import numpy as np
 
-from service.retrieval import archive
 from service.retrieval.answering import Wanted
-from service.retrieval.database import each
 from service.retrieval.doctor import examine
 from service.retrieval.errors import (
     CollectionNotFound,
@@ -25,11 +23,7 @@ from service.retrieval.errors import (
     ItemNotFound,
     StorageFailed,
 )
-from service.retrieval.filters import compile_filter
-from service.retrieval.items import Door, check_id
 from service.retrieval.live import LiveIndex, build, catch_up, wanted_kind
-from service.retrieval.log import Log
-from service.retrieval.losses import seen_of, sentence
 from service.retrieval.queries import check_queries, cursor_of, id_of_cursor
 from service.retrieval.records import (
     CollectionInfo,
@@ -46,10 +40,16 @@ from service.retrieval.records import (
     SnapshotInfo,
     Vector,
 )
-from service.retrieval.rows import Change, Prepared, Rows
 from service.retrieval.searching import Query, Searcher
 from service.retrieval.stopping import NEVER, Stop
-from service.retrieval.tables import Tables
+from service.retrieval.truth import archive
+from service.retrieval.truth.database import each
+from service.retrieval.truth.filters import compile_filter
+from service.retrieval.truth.items import Door, check_id
+from service.retrieval.truth.log import Log
+from service.retrieval.truth.losses import seen_of, sentence
+from service.retrieval.truth.rows import Change, Prepared, Rows
+from service.retrieval.truth.tables import Tables
 
 log = logging.getLogger("clipworks.retrieval")
 _LEAST_DEAD = 256

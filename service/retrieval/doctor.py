@@ -7,13 +7,13 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from service.retrieval.database import each
-from service.retrieval.log import Log
 from service.retrieval.ranking import exact_scores
 from service.retrieval.records import DoctorReport, SearchResult, Vector
-from service.retrieval.rows import Rows, row_checksum, vector_checksum
 from service.retrieval.searching import Searcher
 from service.retrieval.stopping import NEVER, Stop
+from service.retrieval.truth.database import each
+from service.retrieval.truth.log import Log
+from service.retrieval.truth.rows import Rows, row_checksum, vector_checksum
 
 _BLOCK = 4096
 

@@ -8,9 +8,9 @@ from datetime import date, datetime
 from typing import Any, cast
 
 from service.retrieval.errors import InvalidFilter
-from service.retrieval.filter_limits import kind_of
 from service.retrieval.paths import MISSING, value_at
 from service.retrieval.records import FieldType
+from service.retrieval.truth.filter_limits import kind_of
 
 DATE_FORM = "2024-05-31 or 2024-05-31T17:08:00"
 # Without fractions and zones, so that the order of texts is the order of time.

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from service.retrieval.errors import StoreCorrupt
 from service.retrieval.index import VectorIndex, sample_size
-from service.retrieval.log import Log
 from service.retrieval.mapped import MappedVectors
 from service.retrieval.records import BuiltKind, IndexSpec, RetrievalSettings, Vector
-from service.retrieval.rows import Change, Rows
 from service.retrieval.slots import Slots
-from service.retrieval.tables import Counters
+from service.retrieval.truth.log import Log
+from service.retrieval.truth.rows import Change, Rows
+from service.retrieval.truth.tables import Counters
 
 notes = logging.getLogger("clipworks.retrieval")
 _BLOCK_ROWS = 8192

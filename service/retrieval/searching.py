@@ -11,21 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.retrieval.answering import Candidates, RowVanished, Wanted, answer, rescore
-from service.retrieval.database import each, run
 from service.retrieval.errors import ScanNeeded, StorageFailed
-from service.retrieval.filters import Condition
 from service.retrieval.index import VectorIndex
 from service.retrieval.live import LiveIndex
-from service.retrieval.log import Log
 from service.retrieval.mapped import MappedVectors
 from service.retrieval.masks import Looked, Mask, MaskCache, extended
 from service.retrieval.ranking import Ranked, rank_flat, rough_candidates
 from service.retrieval.records import BuiltKind, IndexSpec, RetrievalSettings, SearchResult, Vector
-from service.retrieval.rows import Change, Rows
 from service.retrieval.rwlock import ReadWriteLock
 from service.retrieval.slots import Bits, count_bits, slots_in
 from service.retrieval.stopping import NEVER, Stop
-from service.retrieval.tables import Counters
+from service.retrieval.truth.database import each, run
+from service.retrieval.truth.filters import Condition
+from service.retrieval.truth.log import Log
+from service.retrieval.truth.rows import Change, Rows
+from service.retrieval.truth.tables import Counters
 
 # Below this many allowed rows comparing with each of them is exact, and no slower than any index.
 EXACT_ROWS = 10_000

@@ -19,9 +19,8 @@ from typing import Any, cast
 import apsw
 
 from model_store.files import make_folder
-from service.retrieval import aliases, archive, cache, lock, witness
+from service.retrieval import cache
 from service.retrieval.collection import Collection
-from service.retrieval.database import CHECKSUMS, ensure_checksums
 from service.retrieval.errors import (
     AliasNotFound,
     CollectionConflict,
@@ -34,8 +33,11 @@ from service.retrieval.errors import (
     TooManyCollections,
 )
 from service.retrieval.live import LiveIndex, build, catch_up, wanted_kind
-from service.retrieval.log import Log
-from service.retrieval.losses import (
+from service.retrieval.records import NAME_PATTERN, CollectionInfo, CollectionSpec, Loss, RetrievalSettings
+from service.retrieval.truth import aliases, archive, lock, witness
+from service.retrieval.truth.database import CHECKSUMS, ensure_checksums
+from service.retrieval.truth.log import Log
+from service.retrieval.truth.losses import (
     delete_losses,
     insert_loss,
     loss_of,
@@ -43,7 +45,7 @@ from service.retrieval.losses import (
     seen_of,
     sentence,
 )
-from service.retrieval.opening import (
+from service.retrieval.truth.opening import (
     DATABASE,
     INDEXES,
     first_seen,
@@ -52,9 +54,8 @@ from service.retrieval.opening import (
     refuse_special_files,
     unexplained_start,
 )
-from service.retrieval.records import NAME_PATTERN, CollectionInfo, CollectionSpec, Loss, RetrievalSettings
-from service.retrieval.rows import Prepared, Rows
-from service.retrieval.tables import (
+from service.retrieval.truth.rows import Prepared, Rows
+from service.retrieval.truth.tables import (
     NOTHING,
     Counters,
     Tables,

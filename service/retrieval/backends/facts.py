@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from service.retrieval.errors import InvalidFilter, InvalidItem
-from service.retrieval.filter_limits import MAX_STRING_BYTES
-from service.retrieval.filters import after_prefix, compile_filter
 from service.retrieval.paths import MAX_PATH_CHARS, MISSING, Keys, parse_path, value_at
 from service.retrieval.records import FieldType
+from service.retrieval.truth.filter_limits import MAX_STRING_BYTES
+from service.retrieval.truth.filters import after_prefix, compile_filter
 
 MAX_FACTS = 4096  # Milvus' largest array
 FACT_CHARS = 20

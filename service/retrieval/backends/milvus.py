@@ -12,7 +12,6 @@ import time
 from collections.abc import Generator
 from pathlib import Path
 
-from service.retrieval import archive
 from service.retrieval.backends.errors import NotSupported
 from service.retrieval.backends.milvus_collection import MilvusCollection
 from service.retrieval.backends.milvus_connection import MilvusConnection
@@ -27,7 +26,8 @@ from service.retrieval.backends.milvus_rows import (
 )
 from service.retrieval.errors import CollectionConflict, CollectionNotFound, InvalidCollection, StoreCorrupt
 from service.retrieval.records import NAME_PATTERN, CollectionInfo, CollectionSpec, Loss, RetrievalSettings
-from service.retrieval.rows import Prepared
+from service.retrieval.truth import archive
+from service.retrieval.truth.rows import Prepared
 
 _RESTORE_ROWS = 1000
 _NO_ALIASES = "the milvus backend has no aliases: a Milvus collection cannot be renamed and aliased in one step"

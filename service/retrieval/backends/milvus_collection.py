@@ -23,7 +23,6 @@ from service.retrieval.backends.milvus_rows import (
 )
 from service.retrieval.backends.milvus_search import Asked, search
 from service.retrieval.errors import InvalidItem, InvalidQuery, ItemNotFound
-from service.retrieval.items import Door, check_id
 from service.retrieval.queries import check_queries, cursor_of, id_of_cursor
 from service.retrieval.records import (
     CollectionInfo,
@@ -39,8 +38,9 @@ from service.retrieval.records import (
     SnapshotInfo,
     Vector,
 )
-from service.retrieval.rows import Prepared
 from service.retrieval.stopping import NEVER, Stop
+from service.retrieval.truth.items import Door, check_id
+from service.retrieval.truth.rows import Prepared
 
 _WRITE_BYTES = 8 * 2**20  # of one request; Milvus takes 64 MiB
 _KEYS = 500  # named in one expression

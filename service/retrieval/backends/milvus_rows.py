@@ -19,9 +19,9 @@ from service.retrieval.backends.facts import (
     ordered_fields,
 )
 from service.retrieval.errors import InvalidCollection, StoreCorrupt
-from service.retrieval.items import MAX_ID_BYTES
 from service.retrieval.records import BuiltKind, CollectionSpec, Record, Vector
-from service.retrieval.rows import Prepared
+from service.retrieval.truth.items import MAX_ID_BYTES
+from service.retrieval.truth.rows import Prepared
 
 if TYPE_CHECKING:
     from pymilvus import CollectionSchema

@@ -34,7 +34,7 @@ import apsw
 import numpy as np
 
 from service.retrieval import Collection, CollectionSpec, CollectionStore, IndexSpec, Item, RetrievalSettings
-from service.retrieval.database import CHECKSUMS, ensure_checksums
+from service.retrieval.truth.database import CHECKSUMS, ensure_checksums
 
 DIM = 4
 THREADS = 3

@@ -35,7 +35,7 @@ import apsw
 import numpy as np
 
 from service.retrieval import Collection, CollectionSpec, CollectionStore, IndexSpec, Item, RetrievalSettings
-from service.retrieval.database import ensure_checksums
+from service.retrieval.truth.database import ensure_checksums
 
 DIM = 4
 THREADS = 3

@@ -13,7 +13,6 @@ import pytest
 
 from model_store.errors import SpaceMismatch
 from service.retrieval import CollectionSpec, CollectionStore, IndexSpec, Item, RetrievalSettings
-from service.retrieval.database import CHECKSUMS
 from service.retrieval.errors import (
     CollectionConflict,
     CollectionNotFound,
@@ -25,6 +24,7 @@ from service.retrieval.errors import (
     StoreClosed,
     StoreCorrupt,
 )
+from service.retrieval.truth.database import CHECKSUMS
 
 SETTINGS = RetrievalSettings(threads=1, checkpoint_s=3600)
 

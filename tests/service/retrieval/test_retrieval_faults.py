@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from service.retrieval import CollectionSpec, CollectionStore, IndexSpec, Item, RetrievalSettings
-from service.retrieval.database import CHECKSUMS, ensure_checksums
 from service.retrieval.errors import FolderInUse, StorageFailed, StorageFull, StoreCorrupt
+from service.retrieval.truth.database import CHECKSUMS, ensure_checksums
 
 QUIET = RetrievalSettings(checkpoint_s=3600, train_min_rows=8, threads=1)
 ROOT = Path(__file__).parents[3]

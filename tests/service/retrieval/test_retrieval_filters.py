@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from service.retrieval.errors import InvalidFilter
 from service.retrieval.field_types import DeclaredFields
-from service.retrieval.filter_limits import MAX_BYTES, MAX_CONDITIONS, MAX_DEPTH, MAX_VALUES
-from service.retrieval.filters import compile_filter
-from service.retrieval.tables import extract
+from service.retrieval.truth.filter_limits import MAX_BYTES, MAX_CONDITIONS, MAX_DEPTH, MAX_VALUES
+from service.retrieval.truth.filters import compile_filter
+from service.retrieval.truth.tables import extract
 
 MISSING = object()
 

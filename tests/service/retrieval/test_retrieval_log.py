@@ -11,9 +11,9 @@ from typing import Any
 import apsw
 import pytest
 
-from service.retrieval.database import CHECKSUMS, ensure_checksums, run
 from service.retrieval.errors import StoreClosed
-from service.retrieval.log import Log
+from service.retrieval.truth.database import CHECKSUMS, ensure_checksums, run
+from service.retrieval.truth.log import Log
 
 
 class CountingFile(apsw.VFSFile):

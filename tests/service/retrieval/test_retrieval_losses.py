@@ -14,7 +14,7 @@ import pytest
 
 from service.retrieval import CollectionStore, Item, RetrievalSettings
 from service.retrieval.errors import CollectionNotFound, RetrievalError, StoreCorrupt
-from service.retrieval.witness import LogPosition, Seen, Witness, load
+from service.retrieval.truth.witness import LogPosition, Seen, Witness, load
 
 SETTINGS = RetrievalSettings(checkpoint_s=3600, train_min_rows=8, threads=1, readers=2)
 OLD = Path(__file__).parents[2] / "fixtures" / "collections-format-1.tar.xz"

@@ -12,7 +12,7 @@ import orjson
 from service.retrieval.errors import InvalidItem
 from service.retrieval.field_types import DeclaredFields
 from service.retrieval.records import CollectionSpec, Item
-from service.retrieval.rows import Prepared
+from service.retrieval.truth.rows import Prepared
 
 MAX_ID_BYTES = 512
 MAX_METADATA_DEPTH = 32

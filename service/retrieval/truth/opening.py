@@ -10,13 +10,13 @@ from pathlib import Path
 
 import apsw
 
-from service.retrieval import aliases, witness
-from service.retrieval.database import run
 from service.retrieval.errors import StoreCorrupt
-from service.retrieval.log import Log
-from service.retrieval.losses import LOSSES, create_losses, loss_of, read_losses, seen_of, uncertain
 from service.retrieval.records import Loss
-from service.retrieval.tables import (
+from service.retrieval.truth import aliases, witness
+from service.retrieval.truth.database import run
+from service.retrieval.truth.log import Log
+from service.retrieval.truth.losses import LOSSES, create_losses, loss_of, read_losses, seen_of, uncertain
+from service.retrieval.truth.tables import (
     NOTHING,
     Tables,
     create_list,
@@ -25,7 +25,7 @@ from service.retrieval.tables import (
     read_counters,
     read_list,
 )
-from service.retrieval.witness import Seen, Testimony
+from service.retrieval.truth.witness import Seen, Testimony
 
 log = logging.getLogger("clipworks.retrieval")
 DATABASE = "collections.sqlite3"

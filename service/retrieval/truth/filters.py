@@ -23,10 +23,10 @@ from typing import Any, cast
 
 from service.retrieval.errors import InvalidFilter
 from service.retrieval.field_types import check_wanted
-from service.retrieval.filter_limits import check_size, kind_of
 from service.retrieval.paths import parse_path, readings, sql_path
 from service.retrieval.records import FieldType
-from service.retrieval.tables import extract
+from service.retrieval.truth.filter_limits import check_size, kind_of
+from service.retrieval.truth.tables import extract
 
 RANGES: Mapping[str, str] = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 _OPERATORS = ("$eq", "$ne", "$in", *RANGES, "$prefix", "$exists")

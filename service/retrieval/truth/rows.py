@@ -12,10 +12,10 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from service.retrieval.database import each, run, run_many
 from service.retrieval.errors import CollectionNotFound, StoreCorrupt
 from service.retrieval.records import Record, Vector
-from service.retrieval.tables import Counters, read_counters, write_counters
+from service.retrieval.truth.database import each, run, run_many
+from service.retrieval.truth.tables import Counters, read_counters, write_counters
 
 _VARIABLES = 500
 

@@ -6,10 +6,10 @@ import time
 
 import apsw
 
-from service.retrieval.database import run
 from service.retrieval.records import Loss, LossKind
-from service.retrieval.tables import Counters, Tables
-from service.retrieval.witness import Seen, State
+from service.retrieval.truth.database import run
+from service.retrieval.truth.tables import Counters, Tables
+from service.retrieval.truth.witness import Seen, State
 
 LOSSES = "losses"
 _CAUSE = "the write-ahead log was cut, damaged or removed, or older files were put in place"

@@ -20,12 +20,12 @@ import numpy as np
 import orjson
 
 from model_store.files import whole_file
-from service.retrieval.database import translate
 from service.retrieval.errors import InvalidCollection, InvalidItem, StoreCorrupt
-from service.retrieval.items import MAX_ID_BYTES, Door
 from service.retrieval.records import CollectionSpec, Item, Record, SnapshotInfo
-from service.retrieval.rows import Prepared
-from service.retrieval.tables import Counters
+from service.retrieval.truth.database import translate
+from service.retrieval.truth.items import MAX_ID_BYTES, Door
+from service.retrieval.truth.rows import Prepared
+from service.retrieval.truth.tables import Counters
 
 _MAGIC = b"CLIPWORKS-SNAPSHOT 1\n"
 _DIGEST_BYTES = 32

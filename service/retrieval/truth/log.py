@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 
 import apsw
 
-from service.retrieval.database import is_system_error, open_reader, open_writer, run, translate, translated
 from service.retrieval.errors import RetrievalError, StorageFailed, StoreClosed
 from service.retrieval.stopping import NEVER, Stop
-from service.retrieval.witness import LogPosition, Seen, Witness
+from service.retrieval.truth.database import is_system_error, open_reader, open_writer, run, translate, translated
+from service.retrieval.truth.witness import LogPosition, Seen, Witness
 
 log = logging.getLogger("clipworks.retrieval")
 _CHECKPOINT_PAGES = 2000

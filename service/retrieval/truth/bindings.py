@@ -6,9 +6,9 @@ from pathlib import Path
 
 import apsw
 
-from service.retrieval.database import CHECKSUMS, ensure_checksums, translated
 from service.retrieval.store import DATABASE
-from service.retrieval.tables import read_list
+from service.retrieval.truth.database import CHECKSUMS, ensure_checksums, translated
+from service.retrieval.truth.tables import read_list
 
 
 def bound_models(folder: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import apsw
 
-from service.retrieval.database import run
+from service.retrieval.truth.database import run
 
 
 def create_table(db: apsw.Connection) -> None:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import apsw
 
-from service.retrieval.database import run
 from service.retrieval.errors import StoreCorrupt
 from service.retrieval.paths import readings, sql_path
 from service.retrieval.records import CollectionSpec
+from service.retrieval.truth.database import run
 
 FORMAT = 1
 
