@@ -32,7 +32,7 @@ from benchmarks.figures import RESULTS, circumstances, ratio_of_runs, spread, wr
 from benchmarks.retrieval_data import clustered, perturbed, true_neighbours
 from benchmarks.retrieval_tables import show
 from service.retrieval import Collection, CollectionSpec, CollectionStore, IndexSpec, Item, RetrievalSettings
-from service.retrieval.index import VectorIndex
+from service.retrieval.index.faiss_index import VectorIndex
 from service.retrieval.truth.database import CHECKSUMS, ensure_checksums
 
 TOP_K = 10

@@ -14,10 +14,10 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from service.retrieval.mapped import MappedVectors
-from service.retrieval.ranking import Ranked, rank_near, rank_rows, rounding_bound
+from service.retrieval.index.mapped import MappedVectors
+from service.retrieval.index.ranking import Ranked, rank_near, rank_rows, rounding_bound
+from service.retrieval.index.slots import Slot
 from service.retrieval.records import Hit, SearchResult, Vector
-from service.retrieval.slots import Slot
 from service.retrieval.truth.rows import Rows
 
 log = logging.getLogger("clipworks.retrieval")

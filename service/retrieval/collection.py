@@ -23,7 +23,7 @@ from service.retrieval.errors import (
     ItemNotFound,
     StorageFailed,
 )
-from service.retrieval.live import LiveIndex, build, catch_up, wanted_kind
+from service.retrieval.index.live import LiveIndex, build, catch_up, wanted_kind
 from service.retrieval.queries import check_queries, cursor_of, id_of_cursor
 from service.retrieval.records import (
     CollectionInfo,

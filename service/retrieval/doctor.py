@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from service.retrieval.ranking import exact_scores
+from service.retrieval.index.ranking import exact_scores
 from service.retrieval.records import DoctorReport, SearchResult, Vector
 from service.retrieval.searching import Searcher
 from service.retrieval.stopping import NEVER, Stop

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from service.retrieval.answering import Candidates, RowVanished, Wanted, answer, rescore
 from service.retrieval.errors import ScanNeeded, StorageFailed
-from service.retrieval.index import VectorIndex
-from service.retrieval.live import LiveIndex
-from service.retrieval.mapped import MappedVectors
-from service.retrieval.masks import Looked, Mask, MaskCache, extended
-from service.retrieval.ranking import Ranked, rank_flat, rough_candidates
+from service.retrieval.index.faiss_index import VectorIndex
+from service.retrieval.index.live import LiveIndex
+from service.retrieval.index.mapped import MappedVectors
+from service.retrieval.index.masks import Looked, Mask, MaskCache, extended
+from service.retrieval.index.ranking import Ranked, rank_flat, rough_candidates
+from service.retrieval.index.rwlock import ReadWriteLock
+from service.retrieval.index.slots import Bits, count_bits, slots_in
 from service.retrieval.records import BuiltKind, IndexSpec, RetrievalSettings, SearchResult, Vector
-from service.retrieval.rwlock import ReadWriteLock
-from service.retrieval.slots import Bits, count_bits, slots_in
 from service.retrieval.stopping import NEVER, Stop
 from service.retrieval.truth.database import each, run
 from service.retrieval.truth.filters import Condition

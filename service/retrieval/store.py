@@ -19,7 +19,6 @@ from typing import Any, cast
 import apsw
 
 from model_store.files import make_folder
-from service.retrieval import cache
 from service.retrieval.collection import Collection
 from service.retrieval.errors import (
     AliasNotFound,
@@ -32,7 +31,8 @@ from service.retrieval.errors import (
     StoreCorrupt,
     TooManyCollections,
 )
-from service.retrieval.live import LiveIndex, build, catch_up, wanted_kind
+from service.retrieval.index import cache
+from service.retrieval.index.live import LiveIndex, build, catch_up, wanted_kind
 from service.retrieval.records import NAME_PATTERN, CollectionInfo, CollectionSpec, Loss, RetrievalSettings
 from service.retrieval.truth import aliases, archive, lock, witness
 from service.retrieval.truth.database import CHECKSUMS, ensure_checksums

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from service.retrieval import cache
 from service.retrieval.collection import Collection
 from service.retrieval.errors import RetrievalError, StoreClosed
-from service.retrieval.live import LiveIndex
+from service.retrieval.index import cache
+from service.retrieval.index.live import LiveIndex
 from service.retrieval.records import RetrievalSettings
 
 log = logging.getLogger("clipworks.retrieval")

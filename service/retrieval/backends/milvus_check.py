@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from service.retrieval.backends.milvus_rows import id_of, is_sound, vector_of
-from service.retrieval.ranking import exact_scores
+from service.retrieval.index.ranking import exact_scores
 from service.retrieval.records import DoctorReport, SearchResult, Vector
 
 Block = list[dict[str, Any]]

@@ -10,7 +10,7 @@ import numpy as np
 
 from service.retrieval.backends.milvus_connection import MilvusConnection
 from service.retrieval.backends.milvus_rows import built_kind, decode, search_params, vector_of
-from service.retrieval.ranking import exact_scores, rounding_bound
+from service.retrieval.index.ranking import exact_scores, rounding_bound
 from service.retrieval.records import CollectionSpec, Hit, SearchResult, Vector
 from service.retrieval.stopping import NEVER, Stop
 

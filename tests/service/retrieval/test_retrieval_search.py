@@ -14,7 +14,7 @@ import pytest
 
 from service.retrieval import CollectionStore, Item, RetrievalSettings
 from service.retrieval.errors import InvalidItem, StoreClosed
-from service.retrieval.index import VectorIndex
+from service.retrieval.index.faiss_index import VectorIndex
 
 SETTINGS = RetrievalSettings(threads=1, checkpoint_s=3600)
 

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.retrieval.errors import StoreClosed
-from service.retrieval.matrix import LEAST_QUERIES, scan_blocks
+from service.retrieval.index.matrix import LEAST_QUERIES, scan_blocks
+from service.retrieval.index.slots import Bits, Slot
 from service.retrieval.records import BuiltKind, Vector
-from service.retrieval.slots import Bits, Slot
 
 Codes = NDArray[np.uint8]
 SQ8_SAMPLE = 65_536

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from service.retrieval.index.slots import Bits, Slot
 from service.retrieval.records import Vector
-from service.retrieval.slots import Bits, Slot
 
 # Fewer queries are better compared by FAISS, which needs no block of rows decoded.
 LEAST_QUERIES = 10

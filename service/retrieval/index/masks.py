@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from service.retrieval.slots import Bits, Slots, set_bits
+from service.retrieval.index.slots import Bits, Slots, set_bits
 
 # A digest, a mask's object and its place in the dictionary.
 _ENTRY_BYTES = 512

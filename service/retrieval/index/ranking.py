@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from service.retrieval.index import VectorIndex
+from service.retrieval.index.faiss_index import VectorIndex
+from service.retrieval.index.slots import Bits, Slot, Slots, count_bits
 from service.retrieval.records import Vector
-from service.retrieval.slots import Bits, Slot, Slots, count_bits
 
 _SPARE = 8
 _GROWTH = 4

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from service.retrieval.index.slots import Slot
 from service.retrieval.records import Vector
-from service.retrieval.slots import Slot
 
 Sums = NDArray[np.uint64]
 _LEAST_ROWS = 1024

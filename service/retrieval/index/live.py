@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.retrieval.errors import StoreCorrupt
-from service.retrieval.index import VectorIndex, sample_size
-from service.retrieval.mapped import MappedVectors
+from service.retrieval.index.faiss_index import VectorIndex, sample_size
+from service.retrieval.index.mapped import MappedVectors
+from service.retrieval.index.slots import Slots
 from service.retrieval.records import BuiltKind, IndexSpec, RetrievalSettings, Vector
-from service.retrieval.slots import Slots
 from service.retrieval.truth.log import Log
 from service.retrieval.truth.rows import Change, Rows
 from service.retrieval.truth.tables import Counters
