@@ -13,10 +13,9 @@ from typing import Literal
 import httptools
 
 from service.http.errors import Problem
+from service.http.limits import MAX_LENGTH_DIGITS, MAX_QUERY_FIELDS
 
 MAX_HEAD_BYTES = 64 * 1024
-MAX_QUERY_FIELDS = 1000
-MAX_LENGTH_DIGITS = 19  # of a Content-Length; llhttp allows any number of leading zeros, Python 4,300 digits in all
 _MAX_HEADERS = 256
 _MAX_CHUNK_LINE_BYTES = 256
 _MAX_TRAILER_BYTES = 8 * 1024
@@ -128,7 +127,7 @@ class Head:
         self._keep_alive = self._parser.should_keep_alive()  # known in this call only
 
     def _check_host(self) -> None:
-        """RFC 9112, section 3.2: one Host, which only HTTP/1.0 may leave out. A proxy and a server may choose another."""
+        """RFC 9112, section 3.2: one Host, which only HTTP/1.0 may leave out."""
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts > 1 or (not hosts and self.get_http_version() != "1.0"):
             raise BadRequest(400, f"a request has one Host header, this one has {hosts or 'none'}")

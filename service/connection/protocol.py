@@ -1,8 +1,8 @@
 """uvicorn's HTTP/1.1 protocol with deadlines and bounds for everything that a client sends or leaves unread.
 
-uvicorn has none of them. Differences: heads and bodies are framed by service.connection.framing; a request is looked at when the
-one before it is answered; an offer to upgrade is ignored. What is refused here never reaches the application, but has
-the same error shape.
+uvicorn has none of them. Differences: heads and bodies are framed by service.connection.framing; a request is looked at
+when the one before it is answered; an offer to upgrade is ignored. What is refused here never reaches the application,
+but has the same error shape.
 """
 
 from __future__ import annotations

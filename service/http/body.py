@@ -13,9 +13,9 @@ from typing import Protocol
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from service.connection.framing import MAX_LENGTH_DIGITS
 from service.http.context import ClientGone, context_of
 from service.http.errors import BodyRefused, Refusal
+from service.http.limits import MAX_LENGTH_DIGITS
 
 # So much of each body is not counted: a short request is never refused because of long ones.
 FREE_BYTES = 64 * 1024

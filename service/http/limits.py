@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from service.fair_turns import FairTurns
 from service.faults import TooManyItems
 
+MAX_QUERY_FIELDS = 1000
+MAX_LENGTH_DIGITS = 19  # of a Content-Length; llhttp allows any number of leading zeros, Python 4,300 digits in all
 _LARGE_BYTES = 2**20
 _MAX_WAITING = 256
 _MAX_WAITING_EACH = 64  # of one caller

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from service.retrieval.answering import Candidates, RowVanished, Wanted, answer, rescore
 from service.retrieval.errors import ScanNeeded, StorageFailed
 from service.retrieval.index.faiss_index import VectorIndex
-from service.retrieval.index.live import LiveIndex
-from service.retrieval.index.mapped import MappedVectors
+from service.retrieval.index.live import Frozen, LiveIndex
 from service.retrieval.index.masks import Looked, Mask, MaskCache, extended
 from service.retrieval.index.ranking import Ranked, rank_flat, rough_candidates
 from service.retrieval.index.rwlock import ReadWriteLock
@@ -72,18 +71,6 @@ class State:
     broken: bool
     damaged: bool
     vectors_file: str | None
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """An index as bytes: rids by slot, dead slots included, what FAISS writes of itself, and the vectors beside it."""
-
-    kind: BuiltKind
-    counters: Counters
-    trained_rows: int
-    rids: NDArray[np.int64]
-    index: NDArray[np.uint8]
-    mapped: MappedVectors | None
 
 
 class Searcher:

@@ -35,7 +35,7 @@ from service.retrieval.index import cache
 from service.retrieval.index.live import LiveIndex, build, catch_up, wanted_kind
 from service.retrieval.records import NAME_PATTERN, CollectionInfo, CollectionSpec, Loss, RetrievalSettings
 from service.retrieval.truth import aliases, archive, lock, witness
-from service.retrieval.truth.database import CHECKSUMS, ensure_checksums
+from service.retrieval.truth.database import CHECKSUMS, DATABASE, ensure_checksums
 from service.retrieval.truth.log import Log
 from service.retrieval.truth.losses import (
     delete_losses,
@@ -46,7 +46,6 @@ from service.retrieval.truth.losses import (
     sentence,
 )
 from service.retrieval.truth.opening import (
-    DATABASE,
     INDEXES,
     first_seen,
     read_folder,

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 
 from model_store.files import whole_file
 from service.retrieval.index.faiss_index import VectorIndex
-from service.retrieval.index.live import LiveIndex
+from service.retrieval.index.live import Frozen, LiveIndex
 from service.retrieval.index.mapped import MappedVectors
 from service.retrieval.index.slots import Slots
 from service.retrieval.records import IndexSpec, RetrievalSettings
-from service.retrieval.searching import Frozen
 from service.retrieval.truth.tables import Counters, Tables
 
 log = logging.getLogger("clipworks.retrieval")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,18 @@ from service.retrieval.truth.tables import Counters
 notes = logging.getLogger("clipworks.retrieval")
 _BLOCK_ROWS = 8192
 MAPPED_END = ".vectors"
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """An index as bytes: rids by slot, dead slots included, what FAISS writes of itself, and the vectors beside it."""
+
+    kind: BuiltKind
+    counters: Counters
+    trained_rows: int
+    rids: NDArray[np.int64]
+    index: NDArray[np.uint8]
+    mapped: MappedVectors | None
 
 
 class LiveIndex:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import apsw
 
-from service.retrieval.store import DATABASE
-from service.retrieval.truth.database import CHECKSUMS, ensure_checksums, translated
+from service.retrieval.truth.database import CHECKSUMS, DATABASE, ensure_checksums, translated
 from service.retrieval.truth.tables import read_list
 
 

@@ -26,6 +26,7 @@ log = logging.getLogger("clipworks.retrieval")
 # A page holds seven 512-wide vectors with 12 % to spare; at SQLite's 4 KiB one vector fills a page and half is lost.
 PAGE_BYTES = 16_384
 # SQLite's page checksums: 8 bytes of each page, checked at every read from disk, so a flipped bit is an error.
+DATABASE = "collections.sqlite3"  # in its data folder
 CHECKSUMS = "cksmvfs"
 _CHECKSUM_BYTES = 8
 _DAMAGE = frozenset({apsw.SQLITE_IOERR_DATA, apsw.SQLITE_IOERR_CORRUPTFS})

@@ -13,7 +13,7 @@ import apsw
 from service.retrieval.errors import StoreCorrupt
 from service.retrieval.records import Loss
 from service.retrieval.truth import aliases, witness
-from service.retrieval.truth.database import run
+from service.retrieval.truth.database import DATABASE, run
 from service.retrieval.truth.log import Log
 from service.retrieval.truth.losses import LOSSES, create_losses, loss_of, read_losses, seen_of, uncertain
 from service.retrieval.truth.tables import (
@@ -28,7 +28,6 @@ from service.retrieval.truth.tables import (
 from service.retrieval.truth.witness import Seen, Testimony
 
 log = logging.getLogger("clipworks.retrieval")
-DATABASE = "collections.sqlite3"
 INDEXES = "indexes"
 
 

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from service.connection.framing import (
     MAX_HEAD_BYTES,
-    MAX_QUERY_FIELDS,
     BadRequest,
     ChunkedBody,
     Head,
     KnownHeads,
     LengthBody,
 )
+from service.http.limits import MAX_QUERY_FIELDS
 
 HEAD = b"POST /a?b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 NEXT = b"GET /next HTTP/1.1\r\nHost: x\r\n\r\n"
