@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.errors import InputError
+from service.base64_text import NotBase64, decode_base64
 from service.faults import NoDirection
-from service.http.base64_text import NotBase64, decode_base64
 
 Vector = NDArray[np.float32]
 # What is left of vectors that should cancel out: float32 rounding, and the last bits of batches of other sizes.

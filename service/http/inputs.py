@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from clipworks.schemas import CombineQuery, ImageInput, ImageUrlInput, TextInput
 from model_store.errors import ClipworksError, ImageTooLarge, InvalidImage, InvalidText
-from service.http.base64_text import NotBase64, decode_base64, is_data_uri
+from service.base64_text import NotBase64, decode_base64, is_data_uri
 from service.http.errors import UrlFetchDisabled
 from service.http.ingress import Received, off_loop
 from service.http.limits import IngressLimits

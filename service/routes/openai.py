@@ -21,8 +21,8 @@ from clipworks.schemas import (
     V1ModelList,
 )
 from model_store.errors import InputError
+from service.base64_text import is_data_uri
 from service.engine.running import RunningModel
-from service.http.base64_text import is_data_uri
 from service.http.context import context_of, while_connected
 from service.http.errors import Refusal, located
 from service.http.ingress import Received, read_json

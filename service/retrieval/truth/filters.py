@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from service.retrieval.errors import InvalidFilter
-from service.retrieval.field_types import check_wanted
 from service.retrieval.paths import parse_path, readings, sql_path
 from service.retrieval.records import FieldType
+from service.retrieval.truth.field_types import check_wanted
 from service.retrieval.truth.filter_limits import check_size, kind_of
 from service.retrieval.truth.tables import extract
 

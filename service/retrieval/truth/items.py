@@ -10,8 +10,8 @@ import numpy as np
 import orjson
 
 from service.retrieval.errors import InvalidItem
-from service.retrieval.field_types import DeclaredFields
 from service.retrieval.records import CollectionSpec, Item
+from service.retrieval.truth.field_types import DeclaredFields
 from service.retrieval.truth.rows import Prepared
 
 MAX_ID_BYTES = 512

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from service.retrieval.errors import InvalidFilter
-from service.retrieval.field_types import DeclaredFields
+from service.retrieval.truth.field_types import DeclaredFields
 from service.retrieval.truth.filter_limits import MAX_BYTES, MAX_CONDITIONS, MAX_DEPTH, MAX_VALUES
 from service.retrieval.truth.filters import compile_filter
 from service.retrieval.truth.tables import extract

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_store.errors import ImageTooLarge, InvalidImage
+from service.base64_text import NotBase64, decode_base64, is_data_uri
 from service.collections.vectors import InvalidVector, given_vector
-from service.http.base64_text import NotBase64, decode_base64, is_data_uri
 from service.http.inputs import decode_image_field
 from service.http.limits import IngressLimits
 
