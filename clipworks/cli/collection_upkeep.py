@@ -67,10 +67,10 @@ def doctor(
             warnings = [f"collection {info.name}: {text}" for info in found for text in info.warnings]
             gone = {loss.collection for loss in place.client.losses()} - {info.name for info in found}
         else:
-            from service.collections.upkeep import shown_report
+            from service.http.shown import doctor_response
 
             for each in [name] if name else [info.name for info in place.list()]:
-                reports[each] = shown_report(place.get(each).doctor(queries=queries, recall_at=recall_at))
+                reports[each] = doctor_response(place.get(each).doctor(queries=queries, recall_at=recall_at))
             warnings = list(getattr(place, "warnings", ()))
             gone = {loss.collection for loss in place.losses()} - {info.name for info in place.list()}
     if as_json:

@@ -7,7 +7,6 @@ import secrets
 import time
 from pathlib import Path
 
-from clipworks.schemas import DoctorResponse
 from service.collections.facade import Collections
 from service.faults import Conflict, UnknownName
 from service.retrieval import CollectionInfo, CompactReport, DoctorReport, SnapshotInfo
@@ -17,7 +16,6 @@ from service.retrieval.truth.database import translated
 
 FOLDER = "snapshots"
 SNAPSHOT_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,119}\.snapshot$"
-_MAX_NAMES = 1000
 _NAME = re.compile(SNAPSHOT_PATTERN[1:-1])
 
 
@@ -31,9 +29,9 @@ class Upkeep:
         self._collections = collections
         self._folder = None if folder is None else folder / FOLDER
 
-    async def doctor(self, name: str, *, queries: int, recall_at: int) -> DoctorResponse:
+    async def doctor(self, name: str, *, queries: int, recall_at: int) -> DoctorReport:
         return await self._collections.look_after(
-            lambda store, stop: shown_report(store.get(name).doctor(queries=queries, recall_at=recall_at, stop=stop))
+            lambda store, stop: store.get(name).doctor(queries=queries, recall_at=recall_at, stop=stop)
         )
 
     async def compact(self, name: str) -> CompactReport:
@@ -102,22 +100,6 @@ class Upkeep:
         if self._folder is None:
             raise Conflict("snapshots lie in the data folder, and this server keeps its collections in memory")
         return self._folder
-
-
-def shown_report(report: DoctorReport) -> DoctorResponse:
-    """What the wire and the command line show of the store's own report."""
-    return DoctorResponse(
-        healthy=report.healthy,
-        rows=report.rows,
-        indexed=report.indexed,
-        bad_count=len(report.bad_rows),
-        bad_rows=list(report.bad_rows[:_MAX_NAMES]),
-        differing_slots=report.differing_slots,
-        recall=report.recall,
-        recall_at=report.recall_at,
-        sampled=report.sampled,
-        problems=list(report.problems),
-    )
 
 
 def _is_file(path: Path) -> bool:

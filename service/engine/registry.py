@@ -7,15 +7,11 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from clipworks.schemas import EncoderFingerprint, HeadInfo, ModelDetail, ModelSummary, Providers
 from model_store.errors import ArtifactError, ArtifactNotFound
-from model_store.manifest import ENCODERS, Precision, Role
-from model_store.presence import presence_of
 from model_store.session import runtime_versions
 from model_store.store import Artifact, Store
-from service.engine.opening import EngineSettings, choose_precision, opened_in_time
+from service.engine.opening import EngineSettings, opened_in_time
 from service.engine.running import OpenedModel, RunningModel, open_model
 from service.faults import Conflict, Draining, NotLoaded, NotReady
 from service.telemetry import Telemetry
@@ -171,71 +167,9 @@ class Registry:
     def running(self) -> list[RunningModel]:
         return list(self._running.values())
 
-    def summaries(self) -> list[ModelSummary]:
-        """Every artifact of the store, loaded or not."""
-        return [self._summary(artifact) for artifact in self.store.list()]
-
-    def detail(self, name: str) -> ModelDetail:
-        """One artifact's facts.
-
-        Raises:
-            ArtifactNotFound: no such model.
-        """
-        artifact = self.store.open(name)
-        manifest = artifact.manifest
-        image, text = artifact.image_spec, artifact.text_spec
-        return ModelDetail(
-            **self._summary(artifact).model_dump(),
-            image_spec=image.model_dump(mode="json") if image else None,
-            text_spec=text.model_dump(mode="json") if text else None,
-            dense_spec=artifact.dense_spec.model_dump(mode="json") if artifact.dense_spec else None,
-            presence=_presence_of(artifact),
-            templates=list(manifest.templates),
-            activation=manifest.activation,
-            logit_scale=manifest.logit_scale,
-            logit_bias=manifest.logit_bias,
-            dimensions=list(manifest.dimensions),
-            metrics=manifest.metrics,
-            provenance=manifest.provenance.model_dump(mode="json"),
-            skipped=[skipped.model_dump(mode="json") for skipped in manifest.skipped],
-            space_proofs=[proof.model_dump(mode="json") for proof in manifest.space_proofs],
-        )
-
-    def _summary(self, artifact: Artifact) -> ModelSummary:
-        manifest, running = artifact.manifest, self._running.get(artifact.reference)
-        device, wanted = self.settings.device, self.settings.precision
-        roles = artifact.roles()
-        precision: dict[Role, Precision] = {
-            role: choose_precision(artifact, role, wanted, device)
-            for role in roles
-            if role in (*ENCODERS, "dense_encoder")
-        }
-        specs = [found[1] for role, p in precision.items() if (found := artifact.graph_spec(role, p))]
-        graphs = [tower.encoder for tower in running.opened.towers.values()] if running else []
-        return ModelSummary(
-            name=manifest.name,
-            version=manifest.version,
-            fingerprint=EncoderFingerprint(image=manifest.fingerprint.image, text=manifest.fingerprint.text),
-            build=running.build if running else artifact.build(wanted or "fp32"),
-            space=manifest.space,
-            kind=manifest.kind,
-            dim=manifest.dim,
-            roles=list(roles),
-            precision={role: str(p) for role, p in precision.items()},
-            batch_invariant=all(spec.batch_invariant for spec in specs),
-            providers=Providers(
-                requested=list(graphs[0].providers_requested) if graphs else [],
-                active=list(graphs[0].providers_active) if graphs else [],
-            ),
-            loaded=running is not None,
-            sealed=artifact.sealed,
-            sessions=running.sessions if running else [],
-            base=artifact.base.reference if artifact.base else None,
-            heads=[
-                HeadInfo(name=head.name, labels=len(head.labels), activation=head.activation)
-                for head in artifact.heads().values()
-            ],
-        )
+    def instance_of(self, artifact: Artifact) -> RunningModel | None:
+        """The model that runs this artifact, if one does."""
+        return self._running.get(artifact.reference)
 
     async def _install(self, opened: OpenedModel) -> RunningModel:
         model = RunningModel(opened, self.settings, self.telemetry)
@@ -287,8 +221,3 @@ class Registry:
             )
         finally:
             self._restarting = None
-
-
-def _presence_of(artifact: Artifact) -> dict[str, Any] | None:
-    """What /localize decides by, the training-free default included; None where there is nothing to localise with."""
-    return presence_of(artifact).model_dump(mode="json") if artifact.dense_spec else None

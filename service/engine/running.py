@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clipworks.schemas import EncoderFingerprint
 from model_store.errors import ArtifactError, GoldenError
 from model_store.graph import example_feeds, require_device
 from model_store.manifest import ADAPTERS, ENCODERS, DenseSpec, ImageSpec, Manifest, Precision, Role, TextSpec
@@ -108,9 +107,7 @@ class RunningModel:
         self.reference = opened.artifact.reference
         self.space = self.manifest.space
         self.dim = self.manifest.dim
-        self.fingerprint = EncoderFingerprint(
-            image=self.manifest.fingerprint.image, text=self.manifest.fingerprint.text
-        )
+        self.fingerprint = self.manifest.fingerprint
         self.precision: dict[str, Precision] = {
             role: tower.encoder.spec.precision for role, tower in opened.towers.items()
         }

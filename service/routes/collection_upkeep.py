@@ -27,7 +27,8 @@ from service.http.gate import require_admin
 from service.http.ingress import read_json
 from service.http.openapi import answers, json_body
 from service.http.respond import model_response
-from service.routes.collections import Name, shown
+from service.http.shown import collection_info, doctor_response
+from service.routes.collections import Name
 from service.routes.common import deadline_for
 from service.services import services_of
 
@@ -52,7 +53,7 @@ async def doctor(request: Request, name: Name) -> Response:
     upkeep = _upkeep(request)
     body = await read_json(request, DoctorRequest, services_of(request).limits, deadline=deadline_for(request))
     work = upkeep.doctor(name, queries=body.queries, recall_at=body.recall_at)
-    return model_response(await while_connected(request, work))
+    return model_response(doctor_response(await while_connected(request, work)))
 
 
 @router.post(
@@ -109,7 +110,7 @@ async def snapshot(request: Request, name: Name) -> Response:
 async def restore(request: Request, name: Name) -> Response:
     upkeep = _upkeep(request)
     body = await read_json(request, RestoreRequest, services_of(request).limits, deadline=deadline_for(request))
-    return model_response(shown(await upkeep.restore(name, body.snapshot)), status=201)
+    return model_response(collection_info(await upkeep.restore(name, body.snapshot)), status=201)
 
 
 @router.get(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from fastapi import APIRouter, Path
 from starlette.requests import Request
@@ -10,22 +10,16 @@ from starlette.responses import Response
 
 from clipworks.schemas import (
     COLLECTION_PATTERN,
-    CollectionIndex,
     CollectionInfo,
     CollectionList,
-    CollectionLoss,
     CollectionRequest,
-    EncoderFingerprint,
 )
 from service.http.ingress import read_json
 from service.http.openapi import answers, json_body
 from service.http.respond import model_response
+from service.http.shown import collection_info, collection_loss
 from service.routes.common import deadline_for, model_for
 from service.services import services_of
-
-if TYPE_CHECKING:
-    from service.retrieval import CollectionInfo as StoredInfo
-    from service.retrieval import Loss
 
 router = APIRouter(prefix="/collections")
 Name = Annotated[str, Path(pattern=COLLECTION_PATTERN, description="name of the collection")]
@@ -35,8 +29,8 @@ Name = Annotated[str, Path(pattern=COLLECTION_PATTERN, description="name of the 
 async def list_collections(request: Request) -> Response:
     collections = services_of(request).require_collections()
     found = await collections.list(deadline=deadline_for(request))
-    losses = [shown_loss(each) for each in collections.losses()]
-    return model_response(CollectionList(data=[shown(each) for each in found], losses=losses))
+    losses = [collection_loss(each) for each in collections.losses()]
+    return model_response(CollectionList(data=[collection_info(each) for each in found], losses=losses))
 
 
 @router.put(
@@ -62,13 +56,13 @@ async def put_collection(request: Request, name: Name) -> Response:
         schema=dict(body.metadata_schema),
         deadline=deadline,
     )
-    return model_response(shown(info), status=201 if is_new else 200)
+    return model_response(collection_info(info), status=201 if is_new else 200)
 
 
 @router.get("/{name}", summary="Show a collection", responses=answers(CollectionInfo, 404, 422, 429, 500, 503, 504))
 async def get_collection(request: Request, name: Name) -> Response:
     collections = services_of(request).require_collections()
-    return model_response(shown(await collections.describe(name, deadline=deadline_for(request))))
+    return model_response(collection_info(await collections.describe(name, deadline=deadline_for(request))))
 
 
 @router.delete(
@@ -80,42 +74,3 @@ async def get_collection(request: Request, name: Name) -> Response:
 async def delete_collection(request: Request, name: Name) -> Response:
     await services_of(request).require_collections().drop(name, deadline=deadline_for(request))
     return Response(status_code=204)
-
-
-def shown(info: StoredInfo) -> CollectionInfo:
-    """What the wire shows of the store's own description."""
-    spec = info.spec
-    return CollectionInfo(
-        name=info.name,
-        backend=info.backend,
-        model=spec.model,
-        space=spec.space,
-        fingerprint=EncoderFingerprint(image=spec.fingerprints.get("image"), text=spec.fingerprints.get("text")),
-        dim=spec.dim,
-        metadata_schema=spec.metadata_schema,
-        index=CollectionIndex.model_validate(spec.index.model_dump()),
-        kind=info.kind,
-        exact=info.exact,
-        count=info.count,
-        dead=info.dead,
-        sequence=info.sequence,
-        index_bytes=info.index_bytes,
-        disk_bytes=info.disk_bytes,
-        durability=info.durability,
-        rebuilding=info.rebuilding,
-        warnings=list(info.warnings),
-        aliases=list(info.aliases),
-        losses=[shown_loss(each) for each in info.losses],
-    )
-
-
-def shown_loss(loss: Loss) -> CollectionLoss:
-    return CollectionLoss(
-        collection=loss.collection,
-        kind=loss.kind,
-        reached=loss.reached,
-        found=loss.found,
-        items_before=loss.items_before,
-        items_after=loss.items_after,
-        noticed_at=loss.noticed_at,
-    )

@@ -13,6 +13,7 @@ from clipworks.schemas import MODEL_PATTERN, ModelDetail, ModelList
 from service.http.gate import require_admin
 from service.http.openapi import answers
 from service.http.respond import model_response
+from service.http.shown import model_detail, model_summary
 from service.services import services_of
 
 router = APIRouter(prefix="/models")
@@ -23,13 +24,17 @@ Admin = Depends(require_admin)
 @router.get("", summary="List models", responses=answers(ModelList))
 async def list_models(request: Request) -> Response:
     registry = services_of(request).registry
-    return model_response(ModelList(data=await asyncio.to_thread(registry.summaries)))
+
+    def read() -> ModelList:
+        return ModelList(data=[model_summary(registry, artifact) for artifact in registry.store.list()])
+
+    return model_response(await asyncio.to_thread(read))
 
 
 @router.get("/{name}", summary="Show a model", responses=answers(ModelDetail, 404, 422, 500))
 async def get_model(request: Request, name: Name) -> Response:
     registry = services_of(request).registry
-    return model_response(await asyncio.to_thread(registry.detail, name))
+    return model_response(await asyncio.to_thread(model_detail, registry, name))
 
 
 @router.post(
@@ -42,7 +47,7 @@ async def get_model(request: Request, name: Name) -> Response:
 async def load_model(request: Request, name: Name) -> Response:
     registry = services_of(request).registry
     model = await registry.load(name)
-    return model_response(await asyncio.to_thread(registry.detail, model.reference))
+    return model_response(await asyncio.to_thread(model_detail, registry, model.reference))
 
 
 @router.post(
