@@ -13,39 +13,12 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from clipworks.schemas import (
-    AliasRequest,
-    ClassifyRequest,
-    CollectionRequest,
-    DeleteItemsRequest,
-    DoctorRequest,
-    EmbedRequest,
-    ErrorResponse,
-    LabelSetRequest,
-    LocalizeRequest,
-    RestoreRequest,
-    SearchRequest,
-    UpsertRequest,
-    V1EmbeddingsRequest,
-)
+from clipworks import schemas
+from clipworks.schemas import ErrorResponse
 from service.http.gate import OPEN_PATHS
 from service.http.options import Options
 
 _REF = "#/components/schemas/{model}"
-_REQUESTS = (
-    ClassifyRequest,
-    AliasRequest,
-    CollectionRequest,
-    DeleteItemsRequest,
-    DoctorRequest,
-    EmbedRequest,
-    LabelSetRequest,
-    LocalizeRequest,
-    RestoreRequest,
-    SearchRequest,
-    UpsertRequest,
-    V1EmbeddingsRequest,
-)
 _IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp")
 _MEANING: Mapping[int, str] = MappingProxyType(
     {
@@ -91,7 +64,7 @@ def bodies(
     model: type[BaseModel], options: Options, *, files: str = "images are appended to its inputs"
 ) -> dict[str, Any]:
     """The `openapi_extra` of a route that takes JSON, multipart and raw images, with `options` in the query."""
-    schemas = _option_schemas(model, options)
+    described = _option_schemas(model, options)
     binary = {"type": "string", "format": "binary"}
     form = {
         "type": "object",
@@ -101,7 +74,7 @@ def bodies(
                 "type": "string",
                 "description": f"JSON of {model.__name__}; {files}",
             },
-            **schemas,
+            **described,
         },
         "additionalProperties": False,
     }
@@ -110,7 +83,7 @@ def bodies(
         "multipart/form-data": {"schema": form},
         **{media_type: {"schema": binary} for media_type in _IMAGE_TYPES},
     }
-    return {"requestBody": {"required": True, "content": content}, "parameters": _parameters(schemas, options)}
+    return {"requestBody": {"required": True, "content": content}, "parameters": _parameters(described, options)}
 
 
 def query_parameters(model: type[BaseModel], options: Options) -> dict[str, Any]:
@@ -132,7 +105,7 @@ def install_openapi(app: FastAPI) -> None:
 
 def _document(app: FastAPI) -> dict[str, Any]:
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    _, definitions = models_json_schema([(model, "validation") for model in _REQUESTS], ref_template=_REF)
+    _, definitions = models_json_schema([(model, "validation") for model in _request_models(app)], ref_template=_REF)
     components = document.setdefault("components", {})
     components.setdefault("schemas", {}).update(definitions["$defs"])
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -149,7 +122,19 @@ def _document(app: FastAPI) -> dict[str, Any]:
     return document
 
 
-def _parameters(schemas: Mapping[str, Any], options: Options) -> list[dict[str, Any]]:
+def _request_models(app: FastAPI) -> list[type[BaseModel]]:
+    """The bodies that routes take as JSON; FastAPI does not know them, because service.http.ingress reads them."""
+    found: dict[str, type[BaseModel]] = {}
+    for route in app.routes:
+        extra: dict[str, Any] = getattr(route, "openapi_extra", None) or {}
+        content = extra.get("requestBody", {}).get("content", {})
+        if reference := content.get("application/json", {}).get("schema", {}).get("$ref"):
+            name = str(reference).rpartition("/")[2]
+            found[name] = getattr(schemas, name)
+    return list(found.values())
+
+
+def _parameters(described: Mapping[str, Any], options: Options) -> list[dict[str, Any]]:
     """Lists are one parameter with commas, except texts, which may hold commas and come several times."""
     return [
         {
@@ -160,7 +145,7 @@ def _parameters(schemas: Mapping[str, Any], options: Options) -> list[dict[str, 
             "style": "form",
             "explode": options[name] == "texts",
         }
-        for name, schema in schemas.items()
+        for name, schema in described.items()
     ]
 
 
