@@ -31,7 +31,14 @@ import numpy as np
 from benchmarks.figures import RESULTS, circumstances, ratio_of_runs, spread, write_record
 from benchmarks.retrieval_data import clustered, perturbed, true_neighbours
 from benchmarks.retrieval_tables import show
-from service.retrieval import Collection, CollectionSpec, CollectionStore, IndexSpec, Item, RetrievalSettings
+from service.retrieval import (
+    CollectionSpec,
+    CollectionStore,
+    EmbeddedCollection,
+    IndexSpec,
+    RetrievalSettings,
+    StoreItem,
+)
 from service.retrieval.index.faiss_index import VectorIndex
 from service.retrieval.truth.database import CHECKSUMS, ensure_checksums
 
@@ -55,13 +62,13 @@ def spec_of(kind: Any, dim: int) -> CollectionSpec:
     )
 
 
-def fill(collection: Collection, vectors: np.ndarray, *, prefix: str = "r") -> dict[str, float]:
+def fill(collection: EmbeddedCollection, vectors: np.ndarray, *, prefix: str = "r") -> dict[str, float]:
     """Rows a second of upserts in thousands: validated, written, synced, indexed."""
     started, cpu = time.perf_counter(), time.process_time()
     for start in range(0, len(vectors), UPSERT_ROWS):
         collection.upsert(
             [
-                Item(f"{prefix}{start + n}", row, {"percent": (start + n) % 100, "plain": (start + n) % 100})
+                StoreItem(f"{prefix}{start + n}", row, {"percent": (start + n) % 100, "plain": (start + n) % 100})
                 for n, row in enumerate(vectors[start : start + UPSERT_ROWS])
             ]
         )
@@ -127,7 +134,7 @@ def raw_searches(index: VectorIndex, vectors: np.ndarray) -> dict[str, Callable[
     return found
 
 
-def searches(collection: Collection, raw: dict[str, Any], queries: np.ndarray) -> Work:
+def searches(collection: EmbeddedCollection, raw: dict[str, Any], queries: np.ndarray) -> Work:
     """What is measured, by name, and how many queries each call answers."""
     turn = iter(range(10**12))
     batches = [queries[start : start + BATCH] for start in range(0, len(queries) - BATCH + 1, BATCH)]
@@ -177,7 +184,7 @@ def compare(work: Work, *, repeats: int, least_s: float) -> dict[str, Any]:
     }
 
 
-def first_filtered(collection: Collection, queries: np.ndarray) -> dict[str, float]:
+def first_filtered(collection: EmbeddedCollection, queries: np.ndarray) -> dict[str, float]:
     """Milliseconds of a search with a filter that was not asked before: median of several values."""
     took: dict[str, float] = {}
     for field in ("percent", "plain"):
@@ -194,7 +201,9 @@ def recall(found: Iterator[set[int]], truth: np.ndarray) -> float:
     return float(np.mean([len(one & set(row.tolist())) / len(row) for one, row in zip(found, truth, strict=True)]))
 
 
-def probing(index: VectorIndex, collection: Collection, queries: np.ndarray, truth: np.ndarray) -> list[dict[str, Any]]:
+def probing(
+    index: VectorIndex, collection: EmbeddedCollection, queries: np.ndarray, truth: np.ndarray
+) -> list[dict[str, Any]]:
     """What looking into fewer or more lists costs and finds, rescoring included."""
     rows = []
     for share in SHARES:

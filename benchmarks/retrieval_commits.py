@@ -28,7 +28,7 @@ def measure(seconds: float) -> dict[str, float]:
     """Commits of one item of 512 numbers each; requests that wait together share a commit, as they do in a server."""
     import numpy as np
 
-    from service.retrieval import CollectionSpec, CollectionStore, Item
+    from service.retrieval import CollectionSpec, CollectionStore, StoreItem
 
     vectors = np.random.default_rng(0).standard_normal((256, 512)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -36,7 +36,7 @@ def measure(seconds: float) -> dict[str, float]:
     for writers in WRITERS:
         with tempfile.TemporaryDirectory() as folder, CollectionStore.open(Path(folder)) as store:
             spec = CollectionSpec(model="m@1", space="s", fingerprints={}, dim=512)
-            write = _writer(store.create("commits", spec)[0].upsert, Item, vectors, time.perf_counter() + seconds)
+            write = _writer(store.create("commits", spec)[0].upsert, StoreItem, vectors, time.perf_counter() + seconds)
             started = time.perf_counter()
             with ThreadPoolExecutor(writers) as pool:
                 rates[str(writers)] = sum(pool.map(write, range(writers))) / (time.perf_counter() - started)

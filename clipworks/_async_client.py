@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 import httpx2
 
 from clipworks import errors
-from clipworks._calls import Labels, Plan, label_fields
+from clipworks._calls import CallPlan, Labels, label_fields
 from clipworks._collections_async import AsyncCollection
 from clipworks._exchange import Answer, Broken, Call, Pause, Request, Send, Steps
 from clipworks._progress import Progress, progress_bar
@@ -342,7 +342,7 @@ class AsyncClient:
         """See `Client.health`."""
         return await self._drive(self._setup.queries.health())
 
-    async def _run(self, plan: Plan[T], progress: Progress) -> T:
+    async def _run(self, plan: CallPlan[T], progress: Progress) -> T:
         """All chunks, at most `concurrency` at a time; the first error cancels the others."""
         waiting = iter(plan.chunks)
 

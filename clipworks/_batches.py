@@ -36,7 +36,7 @@ class Loadable(Protocol):
 
 
 @dataclass(frozen=True)
-class Part(Generic[R]):
+class BatchPart(Generic[R]):
     """One parsed answer: who gave it (None: a collection, which is bound to one model), and for each position of the
     request an answer or an error."""
 
@@ -58,7 +58,7 @@ class _Filled:
 class Batch(Generic[R]):
     """One call with many inputs. Its chunks may run at the same time, in threads or as tasks.
 
-    read: body of a 2xx answer -> Part; keep: (index, answer) -> stored, ValueError if it makes no sense;
+    read: body of a 2xx answer -> BatchPart; keep: (index, answer) -> stored, ValueError if it makes no sense;
     done: told how many inputs are finished, for a progress bar.
     pack: (path, fields, loaded inputs) -> request; weigh: bytes of a loaded input; is_late: it stands behind the
     others of its request.
@@ -70,7 +70,7 @@ class Batch(Generic[R]):
     max_bytes: int
     policy: RetryPolicy
     chance: random.Random
-    read: Callable[[bytes], Part[R]]
+    read: Callable[[bytes], BatchPart[R]]
     keep: Callable[[int, Any], None]
     bodies: list[R] = field(default_factory=list[R])
     failed: dict[int, errors.ClientError] = field(default_factory=dict[int, errors.ClientError])
@@ -160,7 +160,7 @@ class Batch(Generic[R]):
             raise errors.BadAnswer(f"{self.path}: unexpected answer: {error}") from error
         self._identify(part)
 
-    def _identify(self, part: Part[R]) -> None:
+    def _identify(self, part: BatchPart[R]) -> None:
         with self.lock:
             self.bodies.append(part.body)
             if self.identity is None:

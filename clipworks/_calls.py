@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from clipworks import errors
-from clipworks._batches import Batch, Loadable, Part
-from clipworks._inputs import Source, chunks, sources
+from clipworks._batches import Batch, BatchPart, Loadable
+from clipworks._inputs import InputSource, chunks, sources
 from clipworks._located import located
 from clipworks.results import ClassifyResult, EmbedResult, LocalizeResult, Located, ModelIdentity, Rows
 from clipworks.retry import RetryPolicy
@@ -48,7 +48,7 @@ class BatchLimits:
 
 
 @dataclass(kw_only=True)
-class Plan(Generic[T]):
+class CallPlan(Generic[T]):
     """Everything a client needs for one call: chunks to run with `batch.steps`, then `finish`."""
 
     label: str
@@ -75,7 +75,7 @@ class Calls:
         normalize: bool,
         dimensions: int | None,
         on_error: OnError,
-    ) -> Plan[EmbedResult]:
+    ) -> CallPlan[EmbedResult]:
         items = _not_empty(sources(texts, images))
         rows = Rows(len(items))
         fields = _given(model=model, dimensions=dimensions)
@@ -112,7 +112,7 @@ class Calls:
         top_k: int | None,
         threshold: float | None,
         on_error: OnError,
-    ) -> Plan[ClassifyResult]:
+    ) -> CallPlan[ClassifyResult]:
         items = _not_empty(sources((), images))
         found: list[list[Prediction]] = [[] for _ in items]
         fields = _given(model=model, label_set=label_set, activation=activation, top_k=top_k, threshold=threshold)
@@ -139,7 +139,7 @@ class Calls:
         heatmap_labels: Sequence[str] | None,
         short_px: int | None,
         on_error: OnError,
-    ) -> Plan[LocalizeResult]:
+    ) -> CallPlan[LocalizeResult]:
         items = _not_empty(sources((), images))
         found: list[Located | None] = [None for _ in items]
         for name, several in (("include", include), ("heatmap_labels", heatmap_labels)):
@@ -163,7 +163,7 @@ class Calls:
         path: str,
         fields: dict[str, Any],
         on_error: OnError,
-        read: Callable[[bytes], Part[Any]],
+        read: Callable[[bytes], BatchPart[Any]],
         keep: Callable[[int, Any], None],
     ) -> Batch[Any]:
         return Batch[Any](
@@ -177,9 +177,11 @@ class Calls:
             keep=keep,
         )
 
-    def _plan(self, label: str, items: Sequence[Source], batch: Batch[Any], finish: Callable[[], T]) -> Plan[T]:
+    def _plan(
+        self, label: str, items: Sequence[InputSource], batch: Batch[Any], finish: Callable[[], T]
+    ) -> CallPlan[T]:
         parts = chunks(items, self.limits.items)
-        return Plan(label=label, total=len(items), batch=batch, chunks=parts, finish=finish)
+        return CallPlan(label=label, total=len(items), batch=batch, chunks=parts, finish=finish)
 
 
 def label_fields(labels: Labels | None, templates: str | Sequence[str] | None) -> dict[str, Any]:
@@ -218,28 +220,28 @@ def _given(**values: object) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _not_empty(items: list[Source]) -> list[Source]:
+def _not_empty(items: list[InputSource]) -> list[InputSource]:
     if not items:
         raise ValueError("expected at least one input, got none")
     return items
 
 
-def _read_embeddings(body: bytes) -> Part[EmbedResponse]:
+def _read_embeddings(body: bytes) -> BatchPart[EmbedResponse]:
     answer = EmbedResponse.model_validate_json(body, extra="ignore")
     identity = ModelIdentity(model=answer.model, fingerprint=answer.fingerprint, space=answer.space, dim=answer.dim)
     entries = [(e.index, e.error if isinstance(e, ItemError) else e.embedding) for e in answer.data]
-    return Part(answer, identity, entries)
+    return BatchPart(answer, identity, entries)
 
 
-def _read_predictions(body: bytes) -> Part[ClassifyResponse]:
+def _read_predictions(body: bytes) -> BatchPart[ClassifyResponse]:
     answer = ClassifyResponse.model_validate_json(body, extra="ignore")
     identity = ModelIdentity(model=answer.model, fingerprint=answer.fingerprint)
     entries = [(e.index, e.error if isinstance(e, ItemError) else e.predictions) for e in answer.data]
-    return Part(answer, identity, entries)
+    return BatchPart(answer, identity, entries)
 
 
-def _read_locations(body: bytes) -> Part[LocalizeResponse]:
+def _read_locations(body: bytes) -> BatchPart[LocalizeResponse]:
     answer = LocalizeResponse.model_validate_json(body, extra="ignore")
     identity = ModelIdentity(model=answer.model, fingerprint=answer.fingerprint)
     entries = [(e.index, e.error if isinstance(e, ItemError) else located(e)) for e in answer.data]
-    return Part(answer, identity, entries)
+    return BatchPart(answer, identity, entries)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from clipworks import errors
-from clipworks._batches import Batch, Part
-from clipworks._calls import BatchLimits, Plan
+from clipworks._batches import Batch, BatchPart
+from clipworks._calls import BatchLimits, CallPlan
 from clipworks._collections_inputs import (
     Item,
     is_late_query,
@@ -134,7 +134,7 @@ class CollectionCalls:
 
     def upsert(
         self, name: str, items: Iterable[Item | Mapping[str, Any]], *, model: str | None, space: str | None
-    ) -> Plan[UpsertResult]:
+    ) -> CallPlan[UpsertResult]:
         sources = item_sources(items)
         stored: set[int] = set()
         fields = _given(model=model, space=space) | {"on_error": "item"}
@@ -157,7 +157,7 @@ class CollectionCalls:
 
         only_vectors = all(each.item.vector is not None for each in sources)
         size = max(self.limits.items, _VECTORS_PER_REQUEST) if only_vectors else self.limits.items
-        return Plan(label="upsert", total=len(sources), batch=batch, chunks=chunks(sources, size), finish=finish)
+        return CallPlan(label="upsert", total=len(sources), batch=batch, chunks=chunks(sources, size), finish=finish)
 
     def search(
         self,
@@ -172,7 +172,7 @@ class CollectionCalls:
         model: str | None,
         space: str | None,
         on_error: OnError,
-    ) -> Plan[SearchResult]:
+    ) -> CallPlan[SearchResult]:
         sources = query_sources(queries)
         nothing = Hits(exact=True, hits=[])
         found = [nothing for _ in sources]
@@ -201,7 +201,7 @@ class CollectionCalls:
             return SearchResult(results=found, errors=dict(sorted(batch.failed.items())), warnings=said)
 
         parts = chunks(sources, self.limits.items)
-        return Plan(label="search", total=len(sources), batch=batch, chunks=parts, finish=finish)
+        return CallPlan(label="search", total=len(sources), batch=batch, chunks=parts, finish=finish)
 
     def get(self, name: str, id: str, *, vector: bool) -> Steps[Stored]:
         shown = "?include=metadata&include=vector&encoding_format=base64" if vector else ""
@@ -272,14 +272,14 @@ def _id_of_path(image: object, index: int) -> str:
     return os.fsdecode(image).replace(os.sep, "/")  # pyright: ignore[reportUnknownArgumentType]
 
 
-def _read_upserted(body: bytes) -> Part[UpsertResponse]:
+def _read_upserted(body: bytes) -> BatchPart[UpsertResponse]:
     answer = UpsertResponse.model_validate_json(body, extra="ignore")
-    return Part(answer, None, [(e.index, e.error if isinstance(e, ItemError) else e.id) for e in answer.data])
+    return BatchPart(answer, None, [(e.index, e.error if isinstance(e, ItemError) else e.id) for e in answer.data])
 
 
-def _read_found(body: bytes) -> Part[SearchResponse]:
+def _read_found(body: bytes) -> BatchPart[SearchResponse]:
     answer = SearchResponse.model_validate_json(body, extra="ignore")
-    return Part(answer, None, [(e.index, e.error if isinstance(e, ItemError) else e) for e in answer.results])
+    return BatchPart(answer, None, [(e.index, e.error if isinstance(e, ItemError) else e) for e in answer.results])
 
 
 def _hits(result: QueryResult) -> Hits:

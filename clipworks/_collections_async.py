@@ -18,7 +18,7 @@ from clipworks.schemas import (
 )
 
 if TYPE_CHECKING:
-    from clipworks._calls import Plan
+    from clipworks._calls import CallPlan
     from clipworks._collections_inputs import Item, QueryLike
     from clipworks._exchange import Steps
     from clipworks._inputs import ImageSource
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Drive(Protocol):
+class AsyncDrive(Protocol):
     """Carries out steps to their end."""
 
     async def __call__(self, steps: Steps[T]) -> T: ...
 
 
-class Run(Protocol):
+class AsyncRun(Protocol):
     """Carries out a plan, several requests at a time."""
 
-    async def __call__(self, plan: Plan[T], progress: Progress) -> T: ...
+    async def __call__(self, plan: CallPlan[T], progress: Progress) -> T: ...
 
 
 class AsyncCollection:
@@ -44,7 +44,7 @@ class AsyncCollection:
     Raises, every method: ClientError; NotFound when there is no such collection.
     """
 
-    def __init__(self, name: str, calls: CollectionCalls, *, drive: Drive, run: Run) -> None:
+    def __init__(self, name: str, calls: CollectionCalls, *, drive: AsyncDrive, run: AsyncRun) -> None:
         self.name = name
         self._calls = calls
         self._drive = drive

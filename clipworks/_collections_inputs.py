@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipworks._bodies import post
 from clipworks._exchange import Request
-from clipworks._inputs import ImageAddress, ImageBytes, Source, Text
+from clipworks._inputs import ImageAddress, ImageBytes, InputSource, Text
 from clipworks._json import json_bytes
 from clipworks._pictures import axes_of
 from clipworks.errors import UnreadableInput
@@ -218,7 +218,7 @@ def _check_query(query: Any, where: str, *, in_combine: bool = False) -> None:
 def _content(given: Mapping[str, Any], index: int) -> tuple[dict[str, Any], bytes | None]:
     """The JSON of a text or an address, or the bytes of a picture."""
     is_text = given.get("text") is not None
-    loaded = Source(index, given["text"] if is_text else given["image"], is_text).load()
+    loaded = InputSource(index, given["text"] if is_text else given["image"], is_text).load()
     match loaded:
         case Text():
             return {"text": loaded.text}, None

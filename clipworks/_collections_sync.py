@@ -18,7 +18,7 @@ from clipworks.schemas import (
 )
 
 if TYPE_CHECKING:
-    from clipworks._calls import Plan
+    from clipworks._calls import CallPlan
     from clipworks._collections_inputs import Item, QueryLike
     from clipworks._exchange import Steps
     from clipworks._inputs import ImageSource
@@ -35,7 +35,7 @@ class Drive(Protocol):
 class Run(Protocol):
     """Carries out a plan, several requests at a time."""
 
-    def __call__(self, plan: Plan[T], progress: Progress) -> T: ...
+    def __call__(self, plan: CallPlan[T], progress: Progress) -> T: ...
 
 
 class Collection:

@@ -39,7 +39,7 @@ Loaded = Text | ImageBytes | ImageAddress
 
 
 @dataclass(frozen=True)
-class Source:
+class InputSource:
     """One input as the caller gave it, at its place in the caller's order."""
 
     index: int
@@ -98,7 +98,7 @@ class Source:
         return data
 
 
-def sources(texts: Iterable[str], images: Iterable[ImageSource]) -> list[Source]:
+def sources(texts: Iterable[str], images: Iterable[ImageSource]) -> list[InputSource]:
     """All inputs in one order: texts first, then images.
 
     Raises:
@@ -106,8 +106,8 @@ def sources(texts: Iterable[str], images: Iterable[ImageSource]) -> list[Source]
     """
     if isinstance(texts, str):
         raise TypeError("texts: expected several strings, got one; write texts=[text]")
-    found = [Source(index, text, True) for index, text in enumerate(texts)]
-    found += [Source(len(found) + index, image, False) for index, image in enumerate(several_images(images))]
+    found = [InputSource(index, text, True) for index, text in enumerate(texts)]
+    found += [InputSource(len(found) + index, image, False) for index, image in enumerate(several_images(images))]
     return found
 
 

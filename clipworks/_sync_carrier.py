@@ -10,7 +10,7 @@ from typing import TypeVar
 import httpx2
 
 from clipworks import errors
-from clipworks._calls import Plan
+from clipworks._calls import CallPlan
 from clipworks._exchange import Answer, Broken, Call, Pause, Request, Send, Steps
 from clipworks._progress import Progress, progress_bar
 from clipworks._setup import Setup, lower_case
@@ -28,7 +28,7 @@ class Carrier:
     def __init__(self, setup: Setup, http: httpx2.Client) -> None:
         self._setup, self._http = setup, http
 
-    def run(self, plan: Plan[T], progress: Progress) -> T:
+    def run(self, plan: CallPlan[T], progress: Progress) -> T:
         """All chunks, at most `concurrency` at a time; after the first error nothing more is sent."""
         stop = threading.Event()
         with progress_bar(plan.label, plan.total, shown=progress) as advance:

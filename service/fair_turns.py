@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Hashable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from service.faults import Overloaded
+from service.faults import ServiceOverloaded
 
 
 @dataclass(eq=False)
@@ -42,15 +42,15 @@ class FairTurns:
         """Wait for a turn, and have it as long as the block.
 
         Raises:
-            Overloaded: as many calls wait as may, in all or with one of these keys.
+            ServiceOverloaded: as many calls wait as may, in all or with one of these keys.
         """
         if self._is_full():
-            raise Overloaded(
+            raise ServiceOverloaded(
                 f"{self._max_waiting_in_all} calls wait already",
                 still_s=lambda ahead: 1.0 if self._is_full(ahead) else None,
             )
         if any(self._queued[key] >= self._max_waiting for key in keys):
-            raise Overloaded(f"{self._max_waiting} calls of this caller or collection wait already")
+            raise ServiceOverloaded(f"{self._max_waiting} calls of this caller or collection wait already")
         before = max((self._last_round.get(key, 0) for key in keys), default=0)
         waiting = _Waiting(keys, max(self._round, before) + 1, asyncio.get_running_loop().create_future())
         self._last_round.update(dict.fromkeys(keys, waiting.round))

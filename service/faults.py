@@ -2,16 +2,16 @@
 
 ClipworksError
 |-- ServiceFault
-    |-- Overloaded          the queue cannot take these items now; try again
-    |-- DeadlineExceeded    the request's deadline passed before its work was done
-    |-- NotReady            no model answers yet, or no longer
+    |-- ServiceOverloaded   the queue cannot take these items now; try again
+    |-- DeadlinePassed      the request's deadline passed before its work was done
+    |-- ServiceNotReady     no model answers yet, or no longer
     |-- Draining            the server is stopping
     |-- NotLoaded           the model exists, but is not loaded
     |-- RunFailed           the model failed on this item
     |-- NoDirection         the item's vector is zero (a text without a word that the model knows)
     |-- TooManyItems        more items or texts than one request may bring
     |-- UnknownName         no label set or collection of this name
-    |-- Conflict            the name is taken by something else
+    |-- StateConflict       the name is taken by something else
     |-- LabelSetFailed      the label set has no vectors and will get none by itself
     |-- CollectionsOff      this server has no collections, or they cannot be opened
 """
@@ -27,7 +27,7 @@ class ServiceFault(ClipworksError):
     code = "service_fault"
 
 
-class Overloaded(ServiceFault):
+class ServiceOverloaded(ServiceFault):
     """`still_s` says how long a request of one item would have to wait by then, or None if it would be let in.
 
     It is given the number of such requests that are on their way and will be let in before it.
@@ -43,11 +43,11 @@ class Overloaded(ServiceFault):
         self.still_s = still_s
 
 
-class DeadlineExceeded(ServiceFault):
+class DeadlinePassed(ServiceFault):
     code = "deadline_exceeded"
 
 
-class NotReady(ServiceFault):
+class ServiceNotReady(ServiceFault):
     code = "not_ready"
 
 
@@ -75,7 +75,7 @@ class UnknownName(ServiceFault):
     code = "not_found"
 
 
-class Conflict(ServiceFault):
+class StateConflict(ServiceFault):
     code = "conflict"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from service.faults import DeadlineExceeded
+from service.faults import DeadlinePassed
 
 
 class Timings:
@@ -43,6 +43,6 @@ class Deadline:
         return None if self.at is None else max(self.at - time.monotonic(), 0.0)
 
     def check(self) -> None:
-        """Raise DeadlineExceeded if it has passed."""
+        """Raise DeadlinePassed if it has passed."""
         if self.expired:
-            raise DeadlineExceeded("the request's deadline passed before its work was done")
+            raise DeadlinePassed("the request's deadline passed before its work was done")

@@ -57,7 +57,7 @@ class Sources:
 
 
 @dataclass
-class Report:
+class CopyReport:
     """What became of the items, in all passes; `failures`: why, by id."""
 
     encoded: int = 0
@@ -70,7 +70,14 @@ class Copying:
     """`sequence`: the change of the old collection that the new one holds; -1 before the first pass."""
 
     def __init__(
-        self, old: AsyncCollection, new: AsyncCollection, sources: Sources, report: Report, *, workers: int, batch: int
+        self,
+        old: AsyncCollection,
+        new: AsyncCollection,
+        sources: Sources,
+        report: CopyReport,
+        *,
+        workers: int,
+        batch: int,
     ) -> None:
         self.old = old
         self.sequence = -1

@@ -27,7 +27,7 @@ from model_store.files import whole_file, write_whole
 _ROWS = 1000
 
 
-class Manifest(BaseModel):
+class CopyManifest(BaseModel):
     """What must be known about a parquet file of vectors before anyone may use them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,7 +69,7 @@ def export_collection(
         if each.exists():
             raise UsageError(f"{each} exists; an export never replaces a file")
 
-    async def run() -> Manifest:
+    async def run() -> CopyManifest:
         async with connect.collections_client(
             url=url, api_key=api_key, model=None, store=store, data=data, timeout_s=timeout_s
         ) as client:
@@ -132,7 +132,7 @@ def import_collection(
         raise typer.Exit(FAILED_ITEMS)
 
 
-def read_manifest(file: Path) -> Manifest:
+def read_manifest(file: Path) -> CopyManifest:
     """The manifest beside an exported file, which must be the file that it describes.
 
     Raises:
@@ -142,7 +142,7 @@ def read_manifest(file: Path) -> Manifest:
     if not file.is_file():
         raise UsageError(f"{file}: no such file")
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        manifest = CopyManifest.model_validate_json(path.read_bytes())
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}: vectors without it have no known space") from error
     except ValidationError as error:
@@ -188,8 +188,8 @@ def _batch_of(items: list[Stored], schema: Any) -> Any:
     return pa.record_batch(columns, schema=schema)
 
 
-def _manifest(file: Path, before: CollectionInfo, after: CollectionInfo, count: int) -> Manifest:
-    return Manifest(
+def _manifest(file: Path, before: CollectionInfo, after: CollectionInfo, count: int) -> CopyManifest:
+    return CopyManifest(
         collection=before.name,
         model=before.model,
         space=before.space,
@@ -206,11 +206,11 @@ def _manifest(file: Path, before: CollectionInfo, after: CollectionInfo, count: 
     )
 
 
-def _write_manifest(file: Path, manifest: Manifest) -> None:
+def _write_manifest(file: Path, manifest: CopyManifest) -> None:
     write_whole(manifest_path(file), (manifest.model_dump_json(indent=2) + "\n").encode())
 
 
-async def _matching(client: AsyncClient, name: str, manifest: Manifest, model: str) -> AsyncCollection:
+async def _matching(client: AsyncClient, name: str, manifest: CopyManifest, model: str) -> AsyncCollection:
     """The collection to fill; what made its vectors must be what made the file's.
 
     Raises:
@@ -229,7 +229,7 @@ async def _matching(client: AsyncClient, name: str, manifest: Manifest, model: s
     return target
 
 
-def _require_equal(manifest: Manifest, space: str, fingerprint: EncoderFingerprint, who: str) -> None:
+def _require_equal(manifest: CopyManifest, space: str, fingerprint: EncoderFingerprint, who: str) -> None:
     if space != manifest.space:
         raise RefusedError(f"the file's vectors are of space {manifest.space}, {who} is of space {space}")
     if fingerprint != manifest.fingerprint:
@@ -242,7 +242,7 @@ def _shown(fingerprint: EncoderFingerprint) -> str:
     return f"image encoder {fingerprint.image} and text encoder {fingerprint.text}"
 
 
-async def _fill(target: AsyncCollection, file: Path, manifest: Manifest) -> tuple[int, list[tuple[str, str]]]:
+async def _fill(target: AsyncCollection, file: Path, manifest: CopyManifest) -> tuple[int, list[tuple[str, str]]]:
     pa, pq = arrow(), parquet()
 
     stored, failures = 0, list[tuple[str, str]]()

@@ -13,7 +13,7 @@ import typer
 
 from clipworks._progress import progress_bar
 from clipworks.cli import connect, output
-from clipworks.cli.collection_copying import Copying, Report, Sources
+from clipworks.cli.collection_copying import Copying, CopyReport, Sources
 from clipworks.cli.failures import FAILED_ITEMS, UsageError
 from clipworks.client import AsyncClient, AsyncCollection
 from clipworks.errors import ClientError, Conflict
@@ -57,7 +57,7 @@ def upgrade(
     if _VERSION.search(name):
         raise UsageError(f"{name} is one version: give the name that searches use, {_VERSION.sub('', name)}")
     sources = Sources(source, text_field)
-    report = Report()
+    report = CopyReport()
     shown = sys.stderr.isatty() and not as_json
 
     async def run(client: AsyncClient) -> tuple[CollectionInfo, str, str | None]:
@@ -193,7 +193,9 @@ async def _switch(client: AsyncClient, name: str, copying: Copying, old: AsyncCo
     raise UsageError(f"{name} changes all the time: stop writing to it and run the command again")
 
 
-def _print(report: Report, name: str, new: CollectionInfo, old_name: str, kept: str | None, *, as_json: bool) -> None:
+def _print(
+    report: CopyReport, name: str, new: CollectionInfo, old_name: str, kept: str | None, *, as_json: bool
+) -> None:
     if as_json:
         output.print_json(
             {

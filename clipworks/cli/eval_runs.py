@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvalPlan:
     """The suite of probes, if any, then other tasks: places in drawn scenes, sets of real data.
 
     suite_name: as it was asked for, None if only data was.
@@ -53,7 +53,7 @@ def looking(short_px: int | None, templates: Sequence[str] | None) -> Looking:
 
 def plan(
     encoder: Encoder, *, suite_name: str | None, data: Sequence[str], seed: int, pairs: PairChoice, looking: Looking
-) -> Plan:
+) -> EvalPlan:
     """Raises UsageError: no such suite, data that cannot be used, or options that change nothing."""
     from evaluation.dense.scene_set import chosen_pairs
     from evaluation.dense.task import SUITE, Localisation
@@ -71,7 +71,7 @@ def plan(
         raise UsageError(str(error)) from error
     if str(looking) and not any(isinstance(task, Localisation) for task in tasks):
         raise UsageError(f"{looking}: for --suite {SUITE} and data that says where; nothing of it is asked")
-    return Plan(chosen, tasks, seed, name)
+    return EvalPlan(chosen, tasks, seed, name)
 
 
 def _tasks(
@@ -85,7 +85,7 @@ def _tasks(
     return tuple(replace(each, looking=looking) if isinstance(each, Localisation) else each for each in found)
 
 
-def confirm(encoder: Encoder, asked: Plan, *, yes: bool) -> None:
+def confirm(encoder: Encoder, asked: EvalPlan, *, yes: bool) -> None:
     """Say what a suite of full size costs, and ask whoever sits at a terminal."""
     from evaluation.suites import cost
 
@@ -106,7 +106,7 @@ def _duration(seconds: float) -> str:
 
 
 @contextmanager
-def kept_results(encoder: Encoder, asked: Plan, *, folder: Path | None) -> Generator[Path]:
+def kept_results(encoder: Encoder, asked: EvalPlan, *, folder: Path | None) -> Generator[Path]:
     """A folder for results as they come. The default one is of this question alone and lives until the run is whole:
     what has been judged to the end is judged anew the next time.
 
@@ -134,7 +134,7 @@ def kept_results(encoder: Encoder, asked: Plan, *, folder: Path | None) -> Gener
         shutil.rmtree(where, ignore_errors=True)
 
 
-def _say_what_is_left(encoder: Encoder, asked: Plan, where: Path) -> None:
+def _say_what_is_left(encoder: Encoder, asked: EvalPlan, where: Path) -> None:
     found = _waiting(encoder, asked, where)
     if found:
         output.say(f"{found} of {_total(asked)} results are kept in {where}; the same command goes on from there")
@@ -142,18 +142,18 @@ def _say_what_is_left(encoder: Encoder, asked: Plan, where: Path) -> None:
         where.rmdir()
 
 
-def _total(asked: Plan) -> int:
+def _total(asked: EvalPlan) -> int:
     return (len(asked.suite.probes) if asked.suite else 0) + len(asked.tasks)
 
 
-def _waiting(encoder: Encoder, asked: Plan, where: Path) -> int:
+def _waiting(encoder: Encoder, asked: EvalPlan, where: Path) -> int:
     from evaluation.suites import answered
 
     probes = len(answered(encoder, asked.suite, where)) if asked.suite else 0
     return probes + sum(_stored(encoder, task, where) is not None for task in asked.tasks)
 
 
-def _cache_folder(encoder: Encoder, asked: Plan) -> Path:
+def _cache_folder(encoder: Encoder, asked: EvalPlan) -> Path:
     """One for each encoder and question, so that two runs never mix."""
     from evaluation.suites import picture_px
 
@@ -163,7 +163,7 @@ def _cache_folder(encoder: Encoder, asked: Plan) -> Path:
     return Path(root) / "clipworks" / "eval" / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
-def run(encoder: Encoder, asked: Plan, *, folder: Path) -> Run:
+def run(encoder: Encoder, asked: EvalPlan, *, folder: Path) -> Run:
     """Raises:
     UsageError: data that cannot be used.
     RefusedError: the encoder answers NaN, or the wrong number of vectors.

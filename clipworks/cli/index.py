@@ -17,9 +17,9 @@ import typer
 from clipworks._progress import progress_bar
 from clipworks.cli import connect, output, picture_files
 from clipworks.cli.failures import FAILED_ITEMS, UsageError
-from clipworks.cli.index_entries import Entry, Listing
+from clipworks.cli.index_entries import PictureEntry, SourceListing
 from clipworks.cli.index_prune import gone, refuse_absent_drives
-from clipworks.cli.index_report import Report, print_report
+from clipworks.cli.index_report import IndexReport, print_report
 from clipworks.cli.index_run import Contents, Known, Work, index_entries, read_known
 from clipworks.cli.index_sources import Columns, check_sources, list_sources
 from clipworks.cli.photo_facts import Kind, kinds_in, photo_facts
@@ -113,7 +113,7 @@ def index(
     check_sources(sources, columns, prune=prune)
     with output.waiting("looking for pictures", shown=asked.shown):
         listing = list_sources(sources, columns, selection, prefix=prefix, may_be_empty=prune)
-    report = Report(skipped=listing.skipped, failures=list(listing.problems))
+    report = IndexReport(skipped=listing.skipped, failures=list(listing.problems))
 
     async def run() -> None:
         async with connect.collections_client(
@@ -146,7 +146,7 @@ def index(
 
 
 async def _run(
-    client: AsyncClient, name: str, listing: Listing, asked: _Asked, report: Report, *, model: str | None
+    client: AsyncClient, name: str, listing: SourceListing, asked: _Asked, report: IndexReport, *, model: str | None
 ) -> None:
     """Everything is checked before a collection is made, so that a mistake leaves none behind."""
     there = await _there(client, name, asked, model)
@@ -173,16 +173,16 @@ async def _run(
 
 async def _store(
     target: AsyncCollection,
-    listing: Listing,
+    listing: SourceListing,
     known: Mapping[str, Known],
     kinds: Sequence[Kind],
     declared: Mapping[str, str],
     asked: _Asked,
-    report: Report,
+    report: IndexReport,
     *,
     model: str | None,
 ) -> None:
-    def describe(entry: Entry, data: bytes) -> Mapping[str, Any]:
+    def describe(entry: PictureEntry, data: bytes) -> Mapping[str, Any]:
         return photo_facts(data, entry.place, kinds) if kinds else {}
 
     went = gone(listing, known, prefix=asked.prefix)

@@ -19,7 +19,7 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Entry:
+class PictureEntry:
     """One picture; `load` reads it and what is known about it.
 
     load: takes the fields that the collection declares, whose csv cells get their type. It raises OSError,
@@ -34,7 +34,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Problem:
+class EntryProblem:
     """Something of a source that cannot be indexed."""
 
     name: str
@@ -42,15 +42,15 @@ class Problem:
 
 
 @dataclass
-class Listing:
+class SourceListing:
     """All pictures of some sources, and everything else that is in them.
 
     sources: those whose items may be pruned. complete: everything could be looked at, so what is not listed is gone.
     present: (source, path below it) of what was left out and exists all the same. columns: names in tables.
     """
 
-    entries: list[Entry] = field(default_factory=list[Entry])
-    problems: list[Problem] = field(default_factory=list[Problem])
+    entries: list[PictureEntry] = field(default_factory=list[PictureEntry])
+    problems: list[EntryProblem] = field(default_factory=list[EntryProblem])
     skipped: Skipped = field(default_factory=Skipped)
     sources: set[str] = field(default_factory=set[str])
     present: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])

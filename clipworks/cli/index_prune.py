@@ -8,13 +8,13 @@ from pathlib import Path
 
 from clipworks.cli.failures import UsageError
 from clipworks.cli.file_names import name_of
-from clipworks.cli.index_entries import Listing
+from clipworks.cli.index_entries import SourceListing
 from clipworks.cli.index_run import Known
 
 _MOUNTS = Path("/etc/fstab")
 
 
-def gone(listing: Listing, known: Mapping[str, Known], *, prefix: str) -> list[str]:
+def gone(listing: SourceListing, known: Mapping[str, Known], *, prefix: str) -> list[str]:
     """Ids of items that came from these sources and are not there any more; what was left out is there."""
     there = {entry.id for entry in listing.entries}
     return [
@@ -24,7 +24,7 @@ def gone(listing: Listing, known: Mapping[str, Known], *, prefix: str) -> list[s
     ]
 
 
-def refuse_absent_drives(listing: Listing, known: Mapping[str, Known], *, mounts: Path = _MOUNTS) -> None:
+def refuse_absent_drives(listing: SourceListing, known: Mapping[str, Known], *, mounts: Path = _MOUNTS) -> None:
     """A folder in which a drive should be mounted looks as if somebody had emptied it.
 
     Raises:
@@ -49,7 +49,7 @@ def refuse_absent_drives(listing: Listing, known: Mapping[str, Known], *, mounts
         )
 
 
-def _is_present(listing: Listing, source: str, id: str, prefix: str) -> bool:
+def _is_present(listing: SourceListing, source: str, id: str, prefix: str) -> bool:
     """The file itself, or a folder that it is in, was seen and left out."""
     steps = id.removeprefix(prefix).split("/")
     return any((source, "/".join(steps[:depth])) in listing.present for depth in range(1, len(steps) + 1))

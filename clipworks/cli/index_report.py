@@ -9,7 +9,7 @@ from typing import Any
 
 from clipworks.cli import output
 from clipworks.cli.file_names import text_of
-from clipworks.cli.index_entries import Problem
+from clipworks.cli.index_entries import EntryProblem
 from clipworks.cli.picture_files import EXPLAINED, Skipped
 
 _SHOWN_FAILURES = 50
@@ -17,7 +17,7 @@ _SHOWN_DUPLICATES = 20
 
 
 @dataclass
-class Report:
+class IndexReport:
     """Filled while a run goes on. began: when the model was ready (time.monotonic). copies: ids that were not stored
     because another one has the same content. hashes: sha256 of what was read, by id, in the order of reading."""
 
@@ -25,7 +25,7 @@ class Report:
     stored: int = 0
     unchanged: int = 0
     pruned: int = 0
-    failures: list[Problem] = field(default_factory=list[Problem])
+    failures: list[EntryProblem] = field(default_factory=list[EntryProblem])
     skipped: Skipped = field(default_factory=Skipped)
     copies: list[str] = field(default_factory=list[str])
     hashes: dict[str, str] = field(default_factory=dict[str, str])
@@ -36,14 +36,14 @@ class Report:
         return self.stored + self.unchanged + len(self.failures) + len(self.copies)
 
     def add_read(
-        self, hashes: Mapping[str, str], *, unchanged: int, failures: Sequence[Problem], copies: Sequence[str]
+        self, hashes: Mapping[str, str], *, unchanged: int, failures: Sequence[EntryProblem], copies: Sequence[str]
     ) -> None:
         self.hashes |= hashes
         self.unchanged += unchanged
         self.failures += failures
         self.copies += copies
 
-    def add_stored(self, count: int, *, failures: Sequence[Problem]) -> None:
+    def add_stored(self, count: int, *, failures: Sequence[EntryProblem]) -> None:
         self.stored += count
         self.failures += failures
 
@@ -79,7 +79,7 @@ class Report:
         }
 
 
-def print_report(report: Report, collection: str, seconds: float) -> None:
+def print_report(report: IndexReport, collection: str, seconds: float) -> None:
     """A line of counts, then a line for each kind of what was left out, then tables of duplicates and failures."""
     rate = f" ({report.stored / seconds:.1f}/s)" if report.stored else ""
     output.say(f"{collection}: {report.counts()} in {seconds:.1f} s{rate}")
@@ -95,7 +95,7 @@ def print_report(report: Report, collection: str, seconds: float) -> None:
         _say_rest(len(rows) - len(shown_rows))
 
 
-def _print_duplicates(report: Report) -> None:
+def _print_duplicates(report: IndexReport) -> None:
     what = "left out" if report.copies else "stored all the same; --skip-duplicates leaves them out"
     count = len(report.duplicates)
     output.say(f"{count} exact duplicate{'' if count == 1 else 's'}, {what}")

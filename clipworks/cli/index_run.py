@@ -13,8 +13,8 @@ from itertools import islice
 from typing import Any
 
 from clipworks.cli.file_names import name_of
-from clipworks.cli.index_entries import Entry, Problem
-from clipworks.cli.index_report import Report
+from clipworks.cli.index_entries import EntryProblem, PictureEntry
+from clipworks.cli.index_report import IndexReport
 from clipworks.client import AsyncCollection, Item
 from clipworks.errors import DeadlineExceeded, TimedOut, UnreadableInput
 from clipworks.results import Stored
@@ -23,7 +23,7 @@ _BYTES_IN_HAND = 8 * 2**20
 # What may change without the item being another one.
 _FLEETING = frozenset({"mtime"})
 
-Describe = Callable[[Entry, bytes], Mapping[str, Any]]
+Describe = Callable[[PictureEntry, bytes], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,14 @@ class Work:
 
     collection: AsyncCollection
     known: Mapping[str, Known]
-    report: Report
+    report: IndexReport
     contents: Contents
     describe: Describe
     schema: Mapping[str, str]
     model: str | None
     skip_duplicates: bool
     advance: Callable[[int], None]
-    later: list[Entry] | None = field(default_factory=list[Entry])
+    later: list[PictureEntry] | None = field(default_factory=list[PictureEntry])
 
 
 async def read_known(items: AsyncIterator[Stored]) -> dict[str, Known]:
@@ -87,7 +87,7 @@ async def read_known(items: AsyncIterator[Stored]) -> dict[str, Known]:
     return known
 
 
-async def index_entries(work: Work, entries: Sequence[Entry], *, workers: int, batch: int) -> None:
+async def index_entries(work: Work, entries: Sequence[PictureEntry], *, workers: int, batch: int) -> None:
     """Store what is new or changed; the report is filled as it goes, so that it is right whenever this ends.
 
     Raises:
@@ -116,7 +116,7 @@ def digest_of(metadata: Mapping[str, Any]) -> bytes:
     return hashlib.blake2b(json.dumps(lasting, sort_keys=True).encode("ascii"), digest_size=16).digest()
 
 
-async def _store_chunk(work: Work, chunk: Iterator[Entry]) -> None:
+async def _store_chunk(work: Work, chunk: Iterator[PictureEntry]) -> None:
     while True:
         read = await asyncio.to_thread(_read, chunk, work)
         if read.count == 0:
@@ -132,15 +132,15 @@ async def _store_chunk(work: Work, chunk: Iterator[Entry]) -> None:
 @dataclass
 class _Read:
     items: list[Item] = field(default_factory=list[Item])
-    failures: list[Problem] = field(default_factory=list[Problem])
+    failures: list[EntryProblem] = field(default_factory=list[EntryProblem])
     hashes: dict[str, str] = field(default_factory=dict[str, str])
     copies: list[str] = field(default_factory=list[str])
-    later: list[Entry] = field(default_factory=list[Entry])
+    later: list[PictureEntry] = field(default_factory=list[PictureEntry])
     unchanged: int = 0
     count: int = 0
 
 
-def _read(chunk: Iterator[Entry], work: Work) -> _Read:
+def _read(chunk: Iterator[PictureEntry], work: Work) -> _Read:
     """The next pictures of a chunk, as many as fit into a request; blocking."""
     read, size = _Read(), 0
     for entry in chunk:
@@ -148,7 +148,7 @@ def _read(chunk: Iterator[Entry], work: Work) -> _Read:
         there = work.known.get(entry.id)
         if there and there.source not in (None, entry.source) and os.path.exists(name_of(there.source or "")):
             taken = f"the collection has an item of this id from {there.source}; use --prefix, or another collection"
-            read.failures.append(Problem(entry.id, taken))
+            read.failures.append(EntryProblem(entry.id, taken))
             continue
         try:
             loaded = entry.load(work.schema)
@@ -159,7 +159,7 @@ def _read(chunk: Iterator[Entry], work: Work) -> _Read:
             digest = digest_of(metadata)
         except (OSError, UnreadableInput, TypeError, ValueError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            read.failures.append(Problem(entry.id, reason))
+            read.failures.append(EntryProblem(entry.id, reason))
             continue
         holder = work.contents.holder(sha256, entry.id, before=there.sha256 if there else None)
         if holder != entry.id and work.skip_duplicates and there is None:
@@ -192,6 +192,6 @@ async def _upsert(work: Work, items: list[Item]) -> None:
             await _upsert(work, half)
         return
     work.report.add_stored(
-        result.upserted, failures=[Problem(items[index].id, str(error)) for index, error in result.errors.items()]
+        result.upserted, failures=[EntryProblem(items[index].id, str(error)) for index, error in result.errors.items()]
     )
     work.advance(len(items))

@@ -11,7 +11,7 @@ from typing import Any
 
 from clipworks.cli.failures import UsageError
 from clipworks.cli.file_names import name_of, text_of
-from clipworks.cli.index_entries import RESERVED, Entry, Listing, Loaded, Problem
+from clipworks.cli.index_entries import RESERVED, EntryProblem, Loaded, PictureEntry, SourceListing
 from clipworks.cli.index_tables import Cell, read_csv, read_parquet, typed_cells
 from clipworks.cli.index_tar import entries_of_tar, read_member
 from clipworks.cli.picture_files import (
@@ -80,13 +80,13 @@ def check_sources(sources: Iterable[str], columns: Columns, *, prune: bool) -> N
 
 def list_sources(
     sources: Iterable[str], columns: Columns, selection: Selection, *, prefix: str = "", may_be_empty: bool = False
-) -> Listing:
+) -> SourceListing:
     """Every picture once, in order; a second one of the same id is a problem.
 
     Raises:
         UsageError: a source that is not there, is none of the kinds, or holds no picture (unless it may be empty).
     """
-    listing = Listing()
+    listing = SourceListing()
     seen: set[str] = set()
     for given in sources:
         path = Path(given)
@@ -94,12 +94,12 @@ def list_sources(
         found = False
         for each in _entries(path, source, columns, selection, listing):
             found = True
-            if isinstance(each, Problem):
+            if isinstance(each, EntryProblem):
                 listing.problems.append(each)
                 continue
-            entry = Entry(prefix + each.id, each.source, each.load, each.place)
+            entry = PictureEntry(prefix + each.id, each.source, each.load, each.place)
             if entry.id in seen:
-                listing.problems.append(Problem(entry.id, "this id was given to an earlier picture already"))
+                listing.problems.append(EntryProblem(entry.id, "this id was given to an earlier picture already"))
                 continue
             seen.add(entry.id)
             listing.entries.append(entry)
@@ -132,8 +132,8 @@ def read_picture(metadata: Mapping[str, Any]) -> bytes:
 
 
 def _entries(
-    path: Path, source: str, columns: Columns, selection: Selection, listing: Listing
-) -> Iterator[Entry | Problem]:
+    path: Path, source: str, columns: Columns, selection: Selection, listing: SourceListing
+) -> Iterator[PictureEntry | EntryProblem]:
     if path.is_dir():
         listing.sources.add(source)
         return _folder(path, source, selection, listing)
@@ -148,30 +148,32 @@ def _entries(
             return _single(path)
 
 
-def _single(path: Path) -> Iterator[Entry]:
+def _single(path: Path) -> Iterator[PictureEntry]:
     """As if its folder were read, of which only this file is wanted: the same id, the same source."""
     folder = text_of(path.parent.resolve())
     name = text_of(path.name)
-    yield Entry(name, folder, _file_loader(path, folder), place=name)
+    yield PictureEntry(name, folder, _file_loader(path, folder), place=name)
 
 
-def _folder(folder: Path, source: str, selection: Selection, listing: Listing) -> Iterator[Entry | Problem]:
+def _folder(
+    folder: Path, source: str, selection: Selection, listing: SourceListing
+) -> Iterator[PictureEntry | EntryProblem]:
     """Ids are paths below the folder, with slashes."""
     for found in search_folder(folder, selection):
         below = text_of(found.below)
         match found:
             case PictureFile():
-                yield Entry(below, source, _file_loader(found.path, source), place=below)
+                yield PictureEntry(below, source, _file_loader(found.path, source), place=below)
             case LeftOut():
                 listing.leave_out(source, LeftOut(below, found.reason), shown=text_of(folder / found.below))
             case Unreadable():
                 listing.complete = False
-                yield Problem(text_of(folder / found.below), found.why)
+                yield EntryProblem(text_of(folder / found.below), found.why)
 
 
-def _tar(path: Path, source: str, selection: Selection, listing: Listing) -> Iterator[Entry]:
+def _tar(path: Path, source: str, selection: Selection, listing: SourceListing) -> Iterator[PictureEntry]:
     for each in entries_of_tar(path, source, selection):
-        if isinstance(each, Entry):
+        if isinstance(each, PictureEntry):
             yield each
         else:
             below = text_of(f"{path.name}/{each.below}")
@@ -188,7 +190,9 @@ def _file_loader(path: Path, source: str, cells: Cells | None = None) -> Load:
     return load
 
 
-def _table(path: Path, source: str, columns: Columns, listing: Listing, *, is_csv: bool) -> Iterator[Entry | Problem]:
+def _table(
+    path: Path, source: str, columns: Columns, listing: SourceListing, *, is_csv: bool
+) -> Iterator[PictureEntry | EntryProblem]:
     """One picture a row: its path (below --root, or beside the table) or its bytes; other columns are metadata."""
     root = columns.root or path.parent
     image: str | None = None
@@ -198,24 +202,24 @@ def _table(path: Path, source: str, columns: Columns, listing: Listing, *, is_cs
             listing.columns |= row.cells.keys() - {image}
         name = f"{path.name}, row {row.row + 1}"
         if row.problem:
-            yield Problem(name, row.problem)
+            yield EntryProblem(name, row.problem)
             continue
         cell = row.cells.get(image)
         others = {key: value for key, value in row.cells.items() if key != image and value not in (None, "")}
         cells = Cells({key: value for key, value in others.items() if not isinstance(value, (bytes, Cell))}, is_csv)
         id = str(others.get(columns.id, "")) if columns.id else ""
         if columns.id and not id:
-            yield Problem(name, f"no value in the id column {columns.id!r}")
+            yield EntryProblem(name, f"no value in the id column {columns.id!r}")
         elif isinstance(cell, Cell):
-            yield Entry(id or f"{path.name}#{row.row}", source, _cell_loader(path, source, row.row, cell, cells))
+            yield PictureEntry(id or f"{path.name}#{row.row}", source, _cell_loader(path, source, row.row, cell, cells))
         elif not isinstance(cell, str) or not cell:
-            yield Problem(name, f"no picture in the column {image!r}")
+            yield EntryProblem(name, f"no picture in the column {image!r}")
         elif _ADDRESS.match(cell):
-            yield Problem(name, "an address, not a file; fetch it first")
+            yield EntryProblem(name, "an address, not a file; fetch it first")
         else:
             file = root / cell
             place = PurePosixPath(cell).as_posix()
-            yield Entry(id or place, source, _file_loader(file, source, cells), place=place)
+            yield PictureEntry(id or place, source, _file_loader(file, source, cells), place=place)
 
 
 def _image_column(path: Path, names: list[str], columns: Columns) -> str:

@@ -11,14 +11,14 @@ from typing import Any
 
 from clipworks.cli.failures import UsageError
 from clipworks.cli.file_names import name_of, text_of
-from clipworks.cli.index_entries import Entry, Loaded
+from clipworks.cli.index_entries import Loaded, PictureEntry
 from clipworks.cli.picture_files import MAX_FILE_BYTES, LeftOut, Reason, Selection, reason_by_name
 from clipworks.errors import UnreadableInput
 
 _BESIDE = ("txt", "json")
 
 
-def entries_of_tar(path: Path, source: str, selection: Selection) -> Iterator[Entry | LeftOut]:
+def entries_of_tar(path: Path, source: str, selection: Selection) -> Iterator[PictureEntry | LeftOut]:
     """Raises UsageError: not a whole, uncompressed tar file."""
     try:
         with tarfile.open(path, "r:") as tar:
@@ -46,7 +46,7 @@ def entries_of_tar(path: Path, source: str, selection: Selection) -> Iterator[En
     for member in pictures:
         beside = sidecars.get(_key(member.name)[0], {})
         load = _member_loader(path, source, member, beside)
-        yield Entry(text_of(f"{path.name}/{member.name}"), source, load, place=text_of(member.name))
+        yield PictureEntry(text_of(f"{path.name}/{member.name}"), source, load, place=text_of(member.name))
 
 
 def read_member(path: str, name: str) -> bytes:

@@ -37,7 +37,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
-class Header:
+class ImageHeader:
     """width, height: pixels as stored; 0 where unknown. exif: the block as the file has it."""
 
     width: int = 0
@@ -66,7 +66,7 @@ def photo_facts(data: bytes, place: str, kinds: Sequence[Kind]) -> dict[str, Any
     return {name: value for name, value in found.items() if value is not None}
 
 
-def header_of(data: bytes) -> Header:
+def header_of(data: bytes) -> ImageHeader:
     """Size and EXIF block of a file, from its structure alone; empty where it is none. Raises nothing."""
     try:
         if data.startswith(b"\xff\xd8"):
@@ -76,7 +76,7 @@ def header_of(data: bytes) -> Header:
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             return _of_webp(data)
     except (struct.error, IndexError):
-        return Header()  # it ends where it should go on
+        return ImageHeader()  # it ends where it should go on
     return _of_others(data)
 
 
@@ -89,7 +89,7 @@ def _place_facts(place: str) -> dict[str, Any]:
     return {"folder": folders, "name": path.name}
 
 
-def _picture_facts(header: Header, exif: Exif) -> dict[str, Any]:
+def _picture_facts(header: ImageHeader, exif: Exif) -> dict[str, Any]:
     width, height = header.width, header.height
     if exif.orientation >= 5:  # lies on its side
         width, height = height, width
@@ -97,7 +97,7 @@ def _picture_facts(header: Header, exif: Exif) -> dict[str, Any]:
     return found | ({"width": width, "height": height} if width and height else {})
 
 
-def _of_jpeg(data: bytes) -> Header:
+def _of_jpeg(data: bytes) -> ImageHeader:
     exif, at = b"", 2
     for _ in range(_MAX_PARTS):
         while data[at] == 0xFF and data[at + 1] == 0xFF:
@@ -110,20 +110,20 @@ def _of_jpeg(data: bytes) -> Header:
             exif = data[at + 10 : at + 2 + length]
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack_from(">HH", data, at + 5)
-            return Header(width, height, exif)
+            return ImageHeader(width, height, exif)
         elif marker in (0xD9, 0xDA):
             break
         at += 2 + length
-    return Header(exif=exif)
+    return ImageHeader(exif=exif)
 
 
-def _of_png(data: bytes) -> Header:
+def _of_png(data: bytes) -> ImageHeader:
     width, height = struct.unpack_from(">LL", data, 16)
     exif = next((data[start:end] for name, start, end in _chunks(data, 8, ">L4s", 4) if name == b"eXIf"), b"")
-    return Header(width, height, exif)
+    return ImageHeader(width, height, exif)
 
 
-def _of_webp(data: bytes) -> Header:
+def _of_webp(data: bytes) -> ImageHeader:
     """Sizes: RFC 9649, sections 2.5 to 2.7."""
     width = height = 0
     exif = b""
@@ -140,7 +140,7 @@ def _of_webp(data: bytes) -> Header:
             width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
         elif name == b"VP8 ":
             width, height = (each & 0x3FFF for each in struct.unpack_from("<HH", part, 6))
-    return Header(width, height, exif)
+    return ImageHeader(width, height, exif)
 
 
 def _chunks(data: bytes, at: int, form: str, tail: int) -> Iterator[tuple[bytes, int, int]]:
@@ -154,7 +154,7 @@ def _chunks(data: bytes, at: int, form: str, tail: int) -> Iterator[tuple[bytes,
         at += 8 + length + tail + (0 if tail else length % 2)
 
 
-def _of_others(data: bytes) -> Header:
+def _of_others(data: bytes) -> ImageHeader:
     """GIF, BMP, AVIF and HEIF by Pillow, where it is installed; it opens them without decoding."""
     try:
         from PIL import Image
@@ -167,6 +167,6 @@ def _of_others(data: bytes) -> Header:
             pass
         with Image.open(io.BytesIO(data), formats=("GIF", "BMP", "AVIF", "HEIF")) as image:
             exif = image.info.get("exif")
-            return Header(*image.size, exif if isinstance(exif, bytes) else b"")
+            return ImageHeader(*image.size, exif if isinstance(exif, bytes) else b"")
     except Exception:  # Pillow's plugins raise many things, and metadata are no reason to lose the picture
-        return Header()
+        return ImageHeader()

@@ -16,7 +16,7 @@ from clipworks.cli.collection_items import brief
 from clipworks.cli.failures import UsageError
 from clipworks.cli.index import Collection, check_name
 from clipworks.cli.index_entries import RESERVED
-from clipworks.cli.search_query import Part, combined, parse_filter, parts_of
+from clipworks.cli.search_query import QueryPart, combined, parse_filter, parts_of
 from clipworks.results import Hits
 
 
@@ -105,7 +105,7 @@ def _why_nothing(offset: int, *, filtered: bool, min_score: float | None) -> str
     return f"nothing found: {' or '.join(reasons) or 'the collection has no other items'}"
 
 
-def _title(parts: list[Part]) -> str:
+def _title(parts: list[QueryPart]) -> str:
     return " ".join(
         f"{'-' if part.weight < 0 else '+' if place else ''} {part.shown}".strip() for place, part in enumerate(parts)
     )

@@ -24,7 +24,7 @@ _ONE_WORD = re.compile(r"\S+")
 
 
 @dataclass(frozen=True)
-class Part:
+class QueryPart:
     """query: as `Collection.search` takes it. shown: how people know it."""
 
     query: dict[str, Any]
@@ -34,7 +34,7 @@ class Part:
 
 def parts_of(
     text: str | None, images: Sequence[Path], like: Sequence[str], without: Sequence[str], weights: Sequence[float]
-) -> list[Part]:
+) -> list[QueryPart]:
     """What is searched for, in the order text, images, stored items, what to keep away from.
 
     Raises:
@@ -43,7 +43,7 @@ def parts_of(
     """
     towards = [] if text is None else [_words_or_picture(text, "the text")]
     towards += [_picture(path) for path in images]
-    towards += [Part({"id": check_id(id)}, id) for id in like]
+    towards += [QueryPart({"id": check_id(id)}, id) for id in like]
     if not towards:
         raise UsageError("nothing to look for: give a text, --image FILE or --like ID")
     away = [_words_or_picture(each, "--not") for each in without]
@@ -58,12 +58,12 @@ def parts_of(
     scales = list(weights) or [1.0] * len(towards) + [_AWAY] * len(away)
     signs = [1.0] * len(towards) + [-1.0] * len(away)
     return [
-        Part(part.query, part.shown, sign * scale)
+        QueryPart(part.query, part.shown, sign * scale)
         for part, sign, scale in zip((*towards, *away), signs, scales, strict=True)
     ]
 
 
-def combined(parts: Sequence[Part]) -> dict[str, Any]:
+def combined(parts: Sequence[QueryPart]) -> dict[str, Any]:
     if len(parts) == 1:
         return parts[0].query
     return {"combine": [part.query if part.weight == 1 else part.query | {"weight": part.weight} for part in parts]}
@@ -82,24 +82,24 @@ def check_id(id: str, *, option: str = "--like") -> str:
     return id
 
 
-def _words_or_picture(given: str, where: str) -> Part:
+def _words_or_picture(given: str, where: str) -> QueryPart:
     """A file's name stands for the picture: nobody looks for the words."""
     if not given.strip():
         raise UsageError(f"{where} is empty")
     if not _ONE_WORD.fullmatch(given) and not os.path.isfile(given):
-        return Part({"text": given}, given)
+        return QueryPart({"text": given}, given)
     if os.path.splitext(given)[1].lower() not in picture_suffixes():
-        return Part({"text": given}, given)
+        return QueryPart({"text": given}, given)
     if not os.path.isfile(given):
         raise UsageError(f"{text_of(given)}: no such file; a stored item is named with --like")
     output.say(f"{text_of(given)} is a file: looking for pictures like it")
     return _picture(Path(given))
 
 
-def _picture(path: Path) -> Part:
+def _picture(path: Path) -> QueryPart:
     if not path.is_file():
         raise UsageError(f"--image {text_of(path)}: {'this is no file' if path.exists() else 'no such file'}")
-    return Part({"image": path}, text_of(path.name))
+    return QueryPart({"image": path}, text_of(path.name))
 
 
 def parse_filter(text: str) -> dict[str, Any]:

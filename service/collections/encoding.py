@@ -13,13 +13,12 @@ from service.collections.plans import GivenVector, NewRow, QueryPlan, Source, St
 from service.collections.vectors import Vector, combine, given_vector
 from service.decoding.pool import DecodePool
 from service.engine.running import RunningModel
-from service.faults import Conflict
-from service.retrieval import CollectionSpec, Item
+from service.faults import StateConflict
+from service.retrieval import CollectionSpec, StoreItem
 from service.retrieval.errors import ItemNotFound
 from service.retrieval.truth.items import Door, check_id
 from service.tasks import pipeline
-from service.tasks.pipeline import FailedItem
-from service.tasks.pipeline import Item as Input
+from service.tasks.pipeline import FailedItem, Input
 from service.timing import Deadline, Timings
 
 # Reading more of given vectors takes long enough to leave the event loop.
@@ -37,7 +36,7 @@ class QueryVectors:
 
 
 @dataclass(frozen=True)
-class Encoder:
+class ItemEncoder:
     """One model under one deadline; `model` None: the request brought nothing to encode."""
 
     model: RunningModel | None
@@ -62,7 +61,7 @@ class Encoder:
 
 
 async def row_vectors(
-    rows: Sequence[NewRow], spec: CollectionSpec, encoder: Encoder, *, all_or_nothing: bool, max_metadata_bytes: int
+    rows: Sequence[NewRow], spec: CollectionSpec, encoder: ItemEncoder, *, all_or_nothing: bool, max_metadata_bytes: int
 ) -> list[Found]:
     """The vector of each row, or why it cannot be stored; with all_or_nothing up to the first failure only.
 
@@ -78,7 +77,7 @@ async def row_vectors(
 
 
 async def query_vectors(
-    plans: Sequence[QueryPlan], spec: CollectionSpec, encoder: Encoder, *, lookup: Lookup
+    plans: Sequence[QueryPlan], spec: CollectionSpec, encoder: ItemEncoder, *, lookup: Lookup
 ) -> QueryVectors:
     """The vector of each query; `lookup` gives the stored vectors of ids."""
     parts = [part for plan in plans for part in plan.parts]
@@ -122,7 +121,7 @@ def _check_rows(rows: Sequence[NewRow], spec: CollectionSpec, max_metadata_bytes
     for index, (row, each) in enumerate(zip(rows, found, strict=True)):
         if not isinstance(each, ClipworksError):
             try:
-                door.prepare(Item(row.id, some_unit, row.metadata))
+                door.prepare(StoreItem(row.id, some_unit, row.metadata))
             except ClipworksError as error:
                 found[index] = error
     return found
@@ -168,4 +167,4 @@ def _first_failure(found: Sequence[Found | None]) -> int:
 
 
 def _nothing_to_encode_with() -> ClipworksError:
-    return Conflict("there is a text or an image, and no model to encode it with")
+    return StateConflict("there is a text or an image, and no model to encode it with")

@@ -14,25 +14,25 @@ from pydantic import ValidationError
 
 from model_store.errors import ClipworksError
 from service.collections.backends import BackendSource
-from service.collections.encoding import Encoder, query_vectors, row_vectors
+from service.collections.encoding import ItemEncoder, query_vectors, row_vectors
 from service.collections.models import PinnedModels, require_equal_model
 from service.collections.plans import FieldRefused, NewRow, QueryPlan, StoredId
 from service.collections.threads import StoreThreads
 from service.decoding.pool import DecodePool
 from service.engine.registry import Registry
 from service.engine.running import RunningModel
-from service.faults import CollectionsOff, NotReady
+from service.faults import CollectionsOff, ServiceNotReady
 from service.retrieval import (
-    CollectionInfo,
+    CollectionDescription,
     CollectionSpec,
     CollectionStore,
     IndexSpec,
-    Item,
     Loss,
     Page,
     Record,
     RetrievalSettings,
-    SearchResult,
+    SearchOutcome,
+    StoreItem,
 )
 from service.retrieval.backends.protocol import Backend, BackendCollection
 from service.retrieval.errors import (
@@ -60,7 +60,7 @@ class Searched:
     failed_part: which part of a combination is to blame. unknown_fields: of the filter, that no item has.
     """
 
-    outcomes: list[SearchResult | ClipworksError]
+    outcomes: list[SearchOutcome | ClipworksError]
     failed_part: dict[int, int]
     unknown_fields: Sequence[str] = ()
 
@@ -105,7 +105,7 @@ class Collections:
         return self._store is not None
 
     def losses(self) -> Sequence[Loss]:
-        """Acknowledged changes that were not there when the store was opened; from memory. Raises NotReady."""
+        """Acknowledged changes that were not there when the store was opened; from memory. Raises ServiceNotReady."""
         return self._opened().losses()
 
     def announce(self, address: str) -> None:
@@ -129,7 +129,7 @@ class Collections:
     # Collections
 
     async def get(self, name: str, *, deadline: Deadline) -> BackendCollection:
-        """Raises NotReady (the backend is being opened), CollectionNotFound."""
+        """Raises ServiceNotReady (the backend is being opened), CollectionNotFound."""
         store = self._opened()
         if isinstance(store, CollectionStore):
             return store.get(name)  # looks into a dictionary: a thread would cost more
@@ -137,7 +137,7 @@ class Collections:
 
     async def create(
         self, name: str, model: RunningModel, *, index: dict[str, Any], schema: dict[str, Any], deadline: Deadline
-    ) -> tuple[CollectionInfo, bool]:
+    ) -> tuple[CollectionDescription, bool]:
         """A collection for the vectors of `model`, and whether it is new.
 
         Raises:
@@ -158,7 +158,7 @@ class Collections:
         except ValidationError as error:
             raise _refused(error) from None
 
-        def call(_: Stop) -> tuple[CollectionInfo, bool]:
+        def call(_: Stop) -> tuple[CollectionDescription, bool]:
             with suppress(CollectionNotFound):
                 require_equal_model(name, store.get(name).spec, spec)
             made, is_new = store.create(name, spec)
@@ -166,7 +166,7 @@ class Collections:
 
         return await self._threads.run("slow", call, deadline=deadline)
 
-    async def list(self, *, deadline: Deadline) -> list[CollectionInfo]:
+    async def list(self, *, deadline: Deadline) -> list[CollectionDescription]:
         store = self._opened()
         return await self._threads.run("slow", lambda _: _named(store, store.list()), deadline=deadline)
 
@@ -175,7 +175,7 @@ class Collections:
         found = await self.list(deadline=deadline)
         return len(found), sum(each.count for each in found)
 
-    async def describe(self, name: str, *, deadline: Deadline) -> CollectionInfo:
+    async def describe(self, name: str, *, deadline: Deadline) -> CollectionDescription:
         store = self._opened()
         [info] = await self._threads.run(
             "read", lambda _: _named(store, [store.get(name).describe()]), deadline=deadline
@@ -238,9 +238,9 @@ class Collections:
 
         Raises:
             SpaceMismatch: `model` does not make rows of this collection.
-            StorageFull, Overloaded, DeadlineExceeded
+            StorageFull, ServiceOverloaded, DeadlinePassed
         """
-        encoder = Encoder(model, self._pool, deadline, timings)
+        encoder = ItemEncoder(model, self._pool, deadline, timings)
         found = await row_vectors(
             rows,
             collection.spec,
@@ -252,7 +252,7 @@ class Collections:
             each if isinstance(each, ClipworksError) else row.id for row, each in zip(rows, found, strict=False)
         ]
         good = [
-            (index, Item(rows[index].id, each, rows[index].metadata))
+            (index, StoreItem(rows[index].id, each, rows[index].metadata))
             for index, each in enumerate(found)
             if not isinstance(each, ClipworksError)
         ]
@@ -360,10 +360,10 @@ class Collections:
 
         Raises:
             FieldRefused: the filter.
-            Overloaded, DeadlineExceeded
+            ServiceOverloaded, DeadlinePassed
         """
         await _check_filter(collection, filter)
-        encoder = Encoder(model, self._pool, deadline, timings)
+        encoder = ItemEncoder(model, self._pool, deadline, timings)
 
         async def lookup(ids: Sequence[str]) -> list[Any]:
             return await self._threads.run(
@@ -372,8 +372,8 @@ class Collections:
 
         found = await query_vectors(plans, collection.spec, encoder, lookup=lookup)
         good = [index for index, each in enumerate(found.vectors) if not isinstance(each, ClipworksError)]
-        outcomes: list[SearchResult | ClipworksError] = [
-            each if isinstance(each, ClipworksError) else SearchResult(exact=True, hits=[]) for each in found.vectors
+        outcomes: list[SearchOutcome | ClipworksError] = [
+            each if isinstance(each, ClipworksError) else SearchOutcome(exact=True, hits=[]) for each in found.vectors
         ]
         if not good or (all_or_nothing and len(good) < len(plans)):
             return Searched(outcomes, dict(found.failed_part))
@@ -399,15 +399,15 @@ class Collections:
     async def _search(
         self,
         collection: BackendCollection,
-        search: Callable[..., list[SearchResult]],
+        search: Callable[..., list[SearchOutcome]],
         filter: dict[str, Any] | None,
         caller: str,
         deadline: Deadline,
         timings: Timings,
-    ) -> tuple[list[SearchResult], Sequence[str]]:
+    ) -> tuple[list[SearchOutcome], Sequence[str]]:
         """A search that never keeps a reader for long: what its filter has to look at first is another lane's work."""
 
-        def run(stop: Stop, *, may_scan: bool = False) -> tuple[list[SearchResult], Sequence[str]]:
+        def run(stop: Stop, *, may_scan: bool = False) -> tuple[list[SearchOutcome], Sequence[str]]:
             found = search(may_scan=may_scan, stop=stop)
             return found, () if not filter else collection.unknown_fields(filter)
 
@@ -430,11 +430,11 @@ class Collections:
 
     def _opened(self) -> Backend:
         if self._store is None:
-            raise NotReady("the collections are being opened")
+            raise ServiceNotReady("the collections are being opened")
         return self._store
 
 
-def _named(store: Backend, infos: Sequence[CollectionInfo]) -> list[CollectionInfo]:
+def _named(store: Backend, infos: Sequence[CollectionDescription]) -> list[CollectionDescription]:
     """Descriptions with the aliases of each collection, which it does not know itself."""
     aliases = store.aliases()
     return [

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from model_store.errors import ArtifactNotFound, SpaceMismatch
 from service.engine.registry import Registry
 from service.engine.running import RunningModel
-from service.faults import Conflict, DeadlineExceeded, NotLoaded
+from service.faults import DeadlinePassed, NotLoaded, StateConflict
 from service.retrieval import CollectionSpec
 from service.timing import Deadline
 
@@ -51,16 +51,16 @@ class PinnedModels:
         """The very version that the collection is bound to; it stays loaded.
 
         Raises:
-            Conflict: the store has it no longer.
+            StateConflict: the store has it no longer.
             ArtifactError: it cannot be served.
-            DeadlineExceeded: loading goes on, a later request will find it.
+            DeadlinePassed: loading goes on, a later request will find it.
         """
         try:
             return self._registry.resolve(spec.model)
         except NotLoaded:
             pass
         except ArtifactNotFound:
-            raise Conflict(
+            raise StateConflict(
                 f"the collection is bound to {spec.model}, which is not in the store any more; "
                 "it can still be searched by vector and by id, or by a model of its space"
             ) from None
@@ -73,7 +73,7 @@ class PinnedModels:
             async with asyncio.timeout(deadline.remaining_s()):
                 return await asyncio.shield(task)
         except TimeoutError:
-            raise DeadlineExceeded(f"{spec.model} is being loaded, which took longer than the request has") from None
+            raise DeadlinePassed(f"{spec.model} is being loaded, which took longer than the request has") from None
 
     def stop(self) -> None:
         for task in self._loading.values():
@@ -83,7 +83,7 @@ class PinnedModels:
         while True:
             try:
                 return await self._registry.load(reference)
-            except Conflict:  # another model is being loaded
+            except StateConflict:  # another model is being loaded
                 await asyncio.sleep(_LOAD_AGAIN_S)
 
     def _ended(self, reference: str, task: asyncio.Task[RunningModel]) -> None:
@@ -102,10 +102,10 @@ def require_equal_model(name: str, there: CollectionSpec, wanted: CollectionSpec
     """A collection that exists must be bound to the model of the request.
 
     Raises:
-        SpaceMismatch, Conflict: it is not; names both.
+        SpaceMismatch, StateConflict: it is not; names both.
     """
     there.require_space(wanted.space, of=f"model {wanted.model}")
     for modality in sorted(there.fingerprints.keys() | wanted.fingerprints.keys()):
         there.require_fingerprint(modality, str(wanted.fingerprints.get(modality)), of=f"model {wanted.model}")
     if there.model != wanted.model:
-        raise Conflict(f"collection {name} is bound to {there.model}, the request is for {wanted.model}")
+        raise StateConflict(f"collection {name} is bound to {there.model}, the request is for {wanted.model}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model_store.errors import InputError
-from service.tasks.pipeline import Item
+from service.tasks.pipeline import Input
 
 
 class FieldRefused(InputError):
@@ -38,11 +38,11 @@ class NewRow:
     """An item to store, by what its vector comes from."""
 
     id: str
-    source: Item | GivenVector
+    source: Input | GivenVector
     metadata: dict[str, Any]
 
 
-Source = Item | GivenVector | StoredId
+Source = Input | GivenVector | StoredId
 
 
 @dataclass(frozen=True)

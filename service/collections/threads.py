@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Literal, TypeVar
 
 from service.fair_turns import FairTurns
-from service.faults import DeadlineExceeded, Overloaded
+from service.faults import DeadlinePassed, ServiceOverloaded
 from service.retrieval.errors import Interrupted
 from service.retrieval.stopping import Stop
 from service.timing import Deadline, Timings
@@ -60,10 +60,10 @@ class StoreThreads:
         told so by the stop that it is given: a read or a scan ends at once; a write is whole or not at all.
 
         Raises:
-            DeadlineExceeded, Overloaded, and whatever `call` raises.
+            DeadlinePassed, ServiceOverloaded, and whatever `call` raises.
         """
         if self._calls[lane] >= _MAX_CALLS:
-            raise Overloaded(f"{self._calls[lane]} calls of the collection store wait already")
+            raise ServiceOverloaded(f"{self._calls[lane]} calls of the collection store wait already")
         started = time.perf_counter()
         stop = Stop(deadline.at)
 
@@ -75,7 +75,7 @@ class StoreThreads:
             async with asyncio.timeout(deadline.remaining_s()):
                 return await asyncio.wrap_future(self._submit(lane, begin, stop))
         except (TimeoutError, Interrupted):
-            raise DeadlineExceeded(_PASSED) from None
+            raise DeadlinePassed(_PASSED) from None
         finally:
             stop.cancel()
             if timings is not None:
@@ -99,7 +99,7 @@ class StoreThreads:
             async with asyncio.timeout(deadline.remaining_s()), self._turns.turn(shares):
                 return await self.run("scan", call, deadline=deadline)
         except TimeoutError:
-            raise DeadlineExceeded(_PASSED) from None
+            raise DeadlinePassed(_PASSED) from None
         finally:
             if timings is not None:
                 timings.add(stage, time.perf_counter() - started)

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 from service.collections.facade import Collections
-from service.faults import Conflict, UnknownName
-from service.retrieval import CollectionInfo, CompactReport, DoctorReport, SnapshotInfo
+from service.faults import StateConflict, UnknownName
+from service.retrieval import CollectionDescription, CompactReport, DoctorReport, SnapshotInfo
 from service.retrieval.backends.protocol import Backend
 from service.retrieval.stopping import Stop
 from service.retrieval.truth.database import translated
@@ -19,7 +19,7 @@ SNAPSHOT_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,119}\.snapshot$"
 _NAME = re.compile(SNAPSHOT_PATTERN[1:-1])
 
 
-class Upkeep:
+class CollectionUpkeep:
     """Long calls, one at a time, without a deadline; searches and writes go on meanwhile.
 
     folder: the server's data folder; None when it keeps nothing on disk, and then there are no snapshots.
@@ -45,7 +45,7 @@ class Upkeep:
         """Write a snapshot under a name that the server chooses; a path from outside never reaches the disk.
 
         Raises:
-            Conflict: the collections are in memory.
+            StateConflict: the collections are in memory.
             CollectionNotFound, NotSupported, StorageFull
         """
         folder = self._required()
@@ -63,7 +63,7 @@ class Upkeep:
 
         return await self._collections.look_after(write)
 
-    async def restore(self, name: str, snapshot: str) -> CollectionInfo:
+    async def restore(self, name: str, snapshot: str) -> CollectionDescription:
         """A new collection from a snapshot that lies on the server.
 
         Raises:
@@ -98,7 +98,7 @@ class Upkeep:
 
     def _required(self) -> Path:
         if self._folder is None:
-            raise Conflict("snapshots lie in the data folder, and this server keeps its collections in memory")
+            raise StateConflict("snapshots lie in the data folder, and this server keeps its collections in memory")
         return self._folder
 
 

@@ -35,7 +35,7 @@ class BadRequest(Exception):
         self.problem = Problem(status, message, code)
 
 
-class Head:
+class RequestHead:
     """Request line and headers of one request, fed as they arrive."""
 
     def __init__(self) -> None:
@@ -155,15 +155,15 @@ class KnownHeads:
     """Heads that came before. Clients send the same bytes again and again, and the same bytes are the same head."""
 
     def __init__(self) -> None:
-        self._heads: dict[bytes, Head] = {}
+        self._heads: dict[bytes, RequestHead] = {}
 
-    def find(self, data: bytes, at: int) -> tuple[Head, int] | None:
+    def find(self, data: bytes, at: int) -> tuple[RequestHead, int] | None:
         """The head that begins at `at`, and the position behind it."""
         end = data.find(b"\r\n\r\n", at, at + _MAX_KNOWN_BYTES) + 4
         head = self._heads.get(data[at:end]) if end > 3 else None
         return (head, end) if head else None
 
-    def add(self, raw: bytes, head: Head) -> None:
+    def add(self, raw: bytes, head: RequestHead) -> None:
         """`head` is complete, and these are all of its bytes."""
         if len(raw) <= _MAX_KNOWN_BYTES:
             if len(self._heads) >= _MAX_KNOWN:

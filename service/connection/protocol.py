@@ -23,7 +23,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from service.connection.connections import Connections
-from service.connection.framing import BadRequest, ChunkedBody, Head, KnownHeads, LengthBody
+from service.connection.framing import BadRequest, ChunkedBody, KnownHeads, LengthBody, RequestHead
 from service.connection.shedding import LOOKED_AT, Asked, LoadShedder, Shed, overloaded_on_wire
 from service.http.context import CLOSED_WITH
 from service.http.errors import Problem
@@ -110,7 +110,7 @@ class _Protocol(HttpToolsProtocol):
         self.address = ""
         self._receiving: asyncio.TimerHandle | None = None
         self._sending: asyncio.TimerHandle | None = None
-        self._head: Head | None = None
+        self._head: RequestHead | None = None
         self._body: LengthBody | ChunkedBody | None = None
         self._body_since = 0.0
         self._held = b""
@@ -250,7 +250,7 @@ class _Protocol(HttpToolsProtocol):
                 raise BadRequest(400, "this is no HTTP/1.1 request: only blank lines")
             if blank:
                 return at + blank
-            head = self._head = Head()
+            head = self._head = RequestHead()
             self.room.move(self, "head")
             end = head.feed(data, at)
             if head.complete:
@@ -262,7 +262,7 @@ class _Protocol(HttpToolsProtocol):
             self._begin(head, len(data) - end)
         return end
 
-    def _begin(self, head: Head, more_bytes: int) -> None:
+    def _begin(self, head: RequestHead, more_bytes: int) -> None:
         """Hand a request whose head is complete to uvicorn, in the way in which its own parser would.
 
         more_bytes: have come behind it already.
@@ -286,7 +286,7 @@ class _Protocol(HttpToolsProtocol):
         elif isinstance(body, ChunkedBody) or body.expected_bytes > more_bytes:
             self._expect(self.limits.body_timeout_s + _BODY_GRACE_S)
 
-    def _begin_cycle(self, head: Head) -> None:
+    def _begin_cycle(self, head: RequestHead) -> None:
         self.on_message_begin()
         self.parser = head  # type: ignore[assignment]
         self.url = head.url
@@ -389,7 +389,7 @@ class _Protocol(HttpToolsProtocol):
 
     # Refusing
 
-    def _asked(self, head: Head) -> Asked | None:
+    def _asked(self, head: RequestHead) -> Asked | None:
         """What the load shedder is asked about a request; None: it is asked in the application.
 
         That is where an answer can be more than a fixed one (to a page of another origin, with an escaped address, on a
@@ -404,7 +404,7 @@ class _Protocol(HttpToolsProtocol):
             return None
         return self.root_path + path.decode("ascii"), query, head.headers
 
-    def _answer_overloaded(self, head: Head, shed: Shed) -> None:
+    def _answer_overloaded(self, head: RequestHead, shed: Shed) -> None:
         """Refuse a request by its head: no task is made for it, its body is dropped and the connection goes on."""
         self._shed = True
         self.shedder.count(shed)

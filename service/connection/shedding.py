@@ -14,7 +14,7 @@ from typing import NamedTuple
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.faults import Overloaded
+from service.faults import ServiceOverloaded
 from service.http.context import request_id
 from service.http.errors import OVERLOADED, Problem
 
@@ -210,7 +210,7 @@ class Shedding:
             await answer(scope, receive, send)
             return
         await self.app(scope, receive, send)
-        refusal: Overloaded | None = scope.get(OVERLOADED)
+        refusal: ServiceOverloaded | None = scope.get(OVERLOADED)
         if refusal is not None and refusal.still_s is not None:
             route = getattr(scope.get("route"), "path", "unmatched")
             self._shedder.learn(*asked, route=route, still_s=refusal.still_s)

@@ -19,7 +19,7 @@ from model_store.manifest import DenseSpec, ImageSpec
 from model_store.modality.image import DECODE_BYTES_PER_PIXEL, DecodeLimits, declared_pixels
 from service.decoding.queue import FairQueue
 from service.decoding.worker import ABANDONED_S, DecodeWorker, Framed, WorkerDied, WorkerLate
-from service.faults import DeadlineExceeded, NotReady, TooManyItems
+from service.faults import DeadlinePassed, ServiceNotReady, TooManyItems
 from service.timing import Deadline, Timings
 
 log = logging.getLogger("clipworks.decode")
@@ -75,12 +75,12 @@ class DecodePool:
         """Start the first process, so that the first image need not wait for it.
 
         Raises:
-            NotReady: it does not start.
+            ServiceNotReady: it does not start.
         """
         self._add_slot()
         await self._first.wait()
         if self._fault:
-            raise NotReady(self._fault)
+            raise ServiceNotReady(self._fault)
 
     def fault(self) -> str | None:
         """Why no image can be decoded now, or None; it is tried again each second."""
@@ -111,7 +111,7 @@ class DecodePool:
 
         Raises:
             InputError: the image is refused (see `model_store.modality.image.decode`), or takes too long.
-            DeadlineExceeded: the deadline passed before it was done.
+            DeadlinePassed: the deadline passed before it was done.
         """
         frame = {"dense": False, "spec": spec.model_dump(mode="json", include=_IMAGE_FIELDS)}
         return (await self._decoded(data, frame, deadline, timings)).pixels
@@ -129,7 +129,7 @@ class DecodePool:
         Nothing can stop it, so it looks at the deadline itself.
 
         Raises:
-            DeadlineExceeded: it was still waiting for a thread when the deadline passed.
+            DeadlinePassed: it was still waiting for a thread when the deadline passed.
         """
 
         def timed() -> tuple[T, float, float]:
@@ -151,12 +151,12 @@ class DecodePool:
         await asyncio.gather(*self._slots, return_exceptions=True)
         self._slots.clear()
         for job in self._queue.empty():
-            _fail(job, NotReady("the server is stopping"))
+            _fail(job, ServiceNotReady("the server is stopping"))
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _decoded(self, data: bytes, frame: Mapping[str, Any], deadline: Deadline, timings: Timings) -> Framed:
         if self._closed or self._fault:
-            raise NotReady(self._fault or "the server is stopping")
+            raise ServiceNotReady(self._fault or "the server is stopping")
         pixels = declared_pixels(data, self.limits)
         job = _Job(data, frame, deadline, asyncio.get_running_loop().create_future())
         self._queue.put(timings, pixels, job)
@@ -244,7 +244,7 @@ class DecodePool:
             await worker.stop()
             _fail(job, InvalidImage("the decoder broke down over this image"))
         except asyncio.CancelledError:
-            _fail(job, NotReady("the server is stopping"))
+            _fail(job, ServiceNotReady("the server is stopping"))
             raise
         else:
             if not job.answer.done():
@@ -252,7 +252,7 @@ class DecodePool:
 
     def _late(self, limit_s: float) -> Exception:
         if limit_s < self.timeout_s:
-            return DeadlineExceeded("the request's deadline passed while this image was decoded")
+            return DeadlinePassed("the request's deadline passed while this image was decoded")
         return ImageTooLarge(
             f"this image took more than {self.timeout_s:g} s to decode, the limit (CLIPWORKS_DECODE_TIMEOUT_S)"
         )

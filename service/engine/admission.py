@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from model_store.errors import ClipworksError
-from service.faults import DeadlineExceeded, NotReady, Overloaded
+from service.faults import DeadlinePassed, ServiceNotReady, ServiceOverloaded
 from service.timing import Deadline, Timings
 
 # What was measured counts for less the longer ago it was; busy seconds after which it has a weight of 1/e.
@@ -122,7 +122,7 @@ class Admission:
         """Places for all items of a request; `are_slow`: one of them takes much longer than most do.
 
         Raises:
-            Overloaded: it would wait too long; says when to come again.
+            ServiceOverloaded: it would wait too long; says when to come again.
         """
         is_long = are_slow or items > self._short
         if items and self._admitted:
@@ -159,7 +159,7 @@ class Admission:
         else:
             why = None
         if why:
-            raise Overloaded(
+            raise ServiceOverloaded(
                 f"{self._admitted} items are in work for {self.name}, {why}",
                 retry_after_s=max(wait_s, _LEAST_RETRY_S),
                 still_s=self.still_s,
@@ -188,7 +188,7 @@ class Admission:
         """Wait until an item may begin.
 
         Raises:
-            Overloaded: it has waited too long, and no other item of its request has begun.
+            ServiceOverloaded: it has waited too long, and no other item of its request has begun.
         """
         is_long = ticket.is_long
         line = self._lines[is_long]
@@ -259,9 +259,9 @@ class Admission:
         ahead_s = (self._working[False] + 1) / rate if rate else 0.0
         return self._clock() - ticket.since + ahead_s > self._max_wait_s
 
-    def _too_late(self, ticket: Ticket) -> Overloaded:
+    def _too_late(self, ticket: Ticket) -> ServiceOverloaded:
         waited_s = self._clock() - ticket.since
-        return Overloaded(
+        return ServiceOverloaded(
             f"{self._admitted} items are in work for {self.name}, and it has become slower: "
             f"this request has waited {waited_s:.1f} s, the limit is {self._max_wait_s:g} s (CLIPWORKS_MAX_WAIT_S)",
             retry_after_s=max(self.expected_wait_s(), _LEAST_RETRY_S),
@@ -299,7 +299,7 @@ class Ticket:
         self._left = 0
 
     def turn(self, deadline: Deadline, timings: Timings) -> Turn:
-        """`async with` it around the work of one item. Raises DeadlineExceeded: its turn came too late."""
+        """`async with` it around the work of one item. Raises DeadlinePassed: its turn came too late."""
         return Turn(self, deadline, timings)
 
     def now(self) -> float:
@@ -336,6 +336,6 @@ class Turn:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        is_own_fault = isinstance(error, ClipworksError) and not isinstance(error, (DeadlineExceeded, NotReady))
+        is_own_fault = isinstance(error, ClipworksError) and not isinstance(error, (DeadlinePassed, ServiceNotReady))
         broken_s = max(self._ticket.now() - self._began, 1e-9) if is_own_fault else 0.0
         self._ticket.end(was_done=error is None or is_own_fault, broken_s=broken_s)

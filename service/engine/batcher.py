@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from model_store.errors import GraphError
 from service.engine.admission import Admission, Ticket
 from service.engine.stacking import EqualShapes, Stacking
-from service.faults import DeadlineExceeded, NotReady, RunFailed
+from service.faults import DeadlinePassed, RunFailed, ServiceNotReady
 from service.timing import Deadline, Timings
 
 Rows = NDArray[Any]
@@ -85,23 +85,23 @@ class Batcher:
         """Places for all items of a request; a context manager that gives them back. See Admission.admit.
 
         Raises:
-            Overloaded: it would wait too long.
-            NotReady: the worker is broken.
+            ServiceOverloaded: it would wait too long.
+            ServiceNotReady: the worker is broken.
         """
         if self.broken:
-            raise NotReady(f"{self.name} is being restarted: {self.broken}")
+            raise ServiceNotReady(f"{self.name} is being restarted: {self.broken}")
         return self.admission.admit(items, deadline, are_slow=are_slow)
 
     async def submit(self, array: Rows, deadline: Deadline, timings: Timings, *, background: bool = False) -> Rows:
         """The row for `array`. A caller that stops waiting (cancelled) is skipped if its turn has not come.
 
         Raises:
-            DeadlineExceeded: the deadline passed in the queue.
+            DeadlinePassed: the deadline passed in the queue.
             RunFailed: the graph failed on this item, or gave a value that is not finite.
-            NotReady: the worker broke down.
+            ServiceNotReady: the worker broke down.
         """
         if self.broken:
-            raise NotReady(f"{self.name} is being restarted: {self.broken}")
+            raise ServiceNotReady(f"{self.name} is being restarted: {self.broken}")
         pending = _Pending(array, deadline, timings, asyncio.get_running_loop().create_future())
         (self._background if background else self._queue).append(pending)
         self._report_queue()
@@ -118,7 +118,7 @@ class Batcher:
         self.broken = self.broken or reason
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        self._fail(self._current, NotReady(f"{self.name} is not running: {self.broken}"))
+        self._fail(self._current, ServiceNotReady(f"{self.name} is not running: {self.broken}"))
         self._fail_waiting()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
@@ -206,7 +206,7 @@ class Batcher:
             self._run_started = None
 
     def _fail_waiting(self) -> None:
-        error = NotReady(f"{self.name} is not running: {self.broken}")
+        error = ServiceNotReady(f"{self.name} is not running: {self.broken}")
         self._fail([*self._queue, *self._background], error)
         self._queue.clear()
         self._background.clear()
@@ -221,5 +221,5 @@ class Batcher:
 def _is_over(pending: _Pending) -> bool:
     """Nobody waits for it any more; one whose deadline has passed is told so here."""
     if not pending.future.done() and pending.deadline.expired:
-        pending.future.set_exception(DeadlineExceeded("the deadline passed while the item was queued"))
+        pending.future.set_exception(DeadlinePassed("the deadline passed while the item was queued"))
     return pending.future.done()

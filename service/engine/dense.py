@@ -22,7 +22,7 @@ from model_store.towers import DenseTower, DenseVectors, open_dense_tower
 from service.engine.batcher import Batcher, BatchObserver
 from service.engine.opening import EngineSettings, Owned, choose_precision, opened_in_time, probe_graphs
 from service.engine.stacking import EqualPictures
-from service.faults import DeadlineExceeded, NotReady
+from service.faults import DeadlinePassed, ServiceNotReady
 from service.timing import Deadline
 
 ROLE: Role = "dense_encoder"
@@ -48,11 +48,11 @@ class DenseSession:
 
         Raises:
             ArtifactError: it cannot be served (integrity, a crash in the probe, provider, goldens).
-            NotReady: the model was unloaded.
-            DeadlineExceeded: opening goes on, a later request will find it.
+            ServiceNotReady: the model was unloaded.
+            DeadlinePassed: opening goes on, a later request will find it.
         """
         if self._closed:
-            raise NotReady(f"{self._artifact.reference}/{ROLE} is not running: {self._closed}")
+            raise ServiceNotReady(f"{self._artifact.reference}/{ROLE} is not running: {self._closed}")
         if self.opened is not None:
             return self.opened
         if self._opening is None or (self._opening.done() and time.monotonic() > self._failed_at + _TRY_AGAIN_S):
@@ -62,13 +62,13 @@ class DenseSession:
             async with asyncio.timeout(deadline.remaining_s()):
                 return await asyncio.shield(self._opening)
         except TimeoutError as error:
-            raise DeadlineExceeded("the deadline passed while the dense encoder was being opened") from error
+            raise DeadlinePassed("the deadline passed while the dense encoder was being opened") from error
 
     async def close(self, reason: str) -> None:
         """Stop it and fail whatever waits; what is still being opened is dropped."""
         self._closed = reason
         if self._opening is not None and not self._opening.done():
-            _fail(self._opening, NotReady(f"{self._artifact.reference}/{ROLE} is not running: {reason}"))
+            _fail(self._opening, ServiceNotReady(f"{self._artifact.reference}/{ROLE} is not running: {reason}"))
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -13,7 +13,7 @@ from model_store.session import runtime_versions
 from model_store.store import Artifact, Store
 from service.engine.opening import EngineSettings, opened_in_time
 from service.engine.running import OpenedModel, RunningModel, open_model
-from service.faults import Conflict, Draining, NotLoaded, NotReady
+from service.faults import Draining, NotLoaded, ServiceNotReady, StateConflict
 from service.telemetry import Telemetry
 
 log = logging.getLogger("clipworks.registry")
@@ -100,18 +100,18 @@ class Registry:
         Raises:
             ArtifactNotFound: no such model in the store.
             NotLoaded: it exists but is not loaded.
-            NotReady: the server is still starting.
+            ServiceNotReady: the server is still starting.
         """
         if name is None:
             if self._default is None or self._default not in self._running:
-                raise NotReady(f"no default model is loaded ({self._state})")
+                raise ServiceNotReady(f"no default model is loaded ({self._state})")
             return self._running[self._default]
         candidates = [m for m in self._running.values() if name in (m.name, m.reference)]
         if candidates:
             return max(candidates, key=lambda model: model.version)
         artifact = self.store.open(name)
         if self._state == "starting":
-            raise NotReady(f"model {artifact.reference} is not loaded yet")
+            raise ServiceNotReady(f"model {artifact.reference} is not loaded yet")
         raise NotLoaded(f"model {artifact.reference} is not loaded: POST /models/{artifact.reference}/load (admin)")
 
     async def until_loaded(self, reference: str) -> RunningModel:
@@ -125,11 +125,11 @@ class Registry:
 
         Raises:
             ArtifactError: it cannot be served; whatever runs goes on.
-            Conflict: another load or unload is under way.
+            StateConflict: another load or unload is under way.
             Draining: the server stops, and gave it up.
         """
         if self._changing.locked() and self._state == "ok":
-            raise Conflict("another model is being loaded or unloaded")
+            raise StateConflict("another model is being loaded or unloaded")
         async with self._changing:
             artifact = await asyncio.to_thread(self.store.open, name)
             if artifact.reference in self._running and not self._running[artifact.reference].fault():
@@ -147,16 +147,16 @@ class Registry:
 
         Raises:
             ArtifactNotFound: it is not running.
-            Conflict: it is the default, or another change is under way.
+            StateConflict: it is the default, or another change is under way.
         """
         if self._changing.locked():
-            raise Conflict("another model is being loaded or unloaded")
+            raise StateConflict("another model is being loaded or unloaded")
         async with self._changing:
             model = next((m for m in self._running.values() if name in (m.reference, m.name)), None)
             if model is None:
                 raise ArtifactNotFound(f"model {name} is not loaded")
             if model.reference == self._default:
-                raise Conflict(f"{model.reference} is the default model and stays loaded")
+                raise StateConflict(f"{model.reference} is the default model and stays loaded")
             del self._running[model.reference]
             self.telemetry.model_loaded(model.reference, False)
             await model.close()

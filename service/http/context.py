@@ -30,7 +30,7 @@ class ClientGone(Exception):
     """The client closed its connection; there is nobody to answer."""
 
 
-class Context:
+class RequestContext:
     """Identity, clock, rights and memory of a request; `caller` is who asks, to share what is scarce."""
 
     def __init__(self, request_id: str, body: BodyShare, *, caller: str = "") -> None:
@@ -50,11 +50,11 @@ def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
     return f"{random.getrandbits(64):016x}"  # nobody is let in by it, so the system need not be asked for each
 
 
-def put_context(scope: Scope, context: Context) -> None:
+def put_context(scope: Scope, context: RequestContext) -> None:
     scope[_SCOPE_KEY] = context
 
 
-def context_of(scope: Scope) -> Context:
+def context_of(scope: Scope) -> RequestContext:
     return scope[_SCOPE_KEY]
 
 

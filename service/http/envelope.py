@@ -11,7 +11,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.body import BodyMemory
-from service.http.context import CLOSED_WITH, ClientGone, Context, put_context, request_id
+from service.http.context import CLOSED_WITH, ClientGone, RequestContext, put_context, request_id
 from service.http.errors import Problem, internal_problem
 from service.telemetry import Telemetry
 
@@ -35,7 +35,9 @@ class Envelope:
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}
         address = scope.get("client")
-        context = Context(request_id(scope["headers"]), self._bodies.share(), caller=address[0] if address else "")
+        context = RequestContext(
+            request_id(scope["headers"]), self._bodies.share(), caller=address[0] if address else ""
+        )
         put_context(scope, context)
         status = 0
 
@@ -65,7 +67,7 @@ class Envelope:
             self._telemetry.in_flight.dec()
             self._record(scope, context, status)
 
-    def _record(self, scope: Scope, context: Context, status: int) -> None:
+    def _record(self, scope: Scope, context: RequestContext, status: int) -> None:
         seconds = time.perf_counter() - context.started
         # A method that a path does not take is the client's invention, as is a path that is not there.
         route = "unmatched" if status == 405 else getattr(scope.get("route"), "path", "unmatched")
@@ -83,7 +85,7 @@ class Envelope:
             log.info("request", extra={"fields": fields})
 
 
-def _add_headers(message: MutableMapping[str, Any], context: Context) -> None:
+def _add_headers(message: MutableMapping[str, Any], context: RequestContext) -> None:
     total = f"total;dur={1000 * (time.perf_counter() - context.started):.2f}"
     stages = context.timings.header()
     message["headers"] = [

@@ -31,16 +31,16 @@ from model_store.errors import (
 )
 from service.faults import (
     CollectionsOff,
-    Conflict,
-    DeadlineExceeded,
+    DeadlinePassed,
     Draining,
     LabelSetFailed,
     NoDirection,
     NotLoaded,
-    NotReady,
-    Overloaded,
     RunFailed,
     ServiceFault,
+    ServiceNotReady,
+    ServiceOverloaded,
+    StateConflict,
     TooManyItems,
     UnknownName,
 )
@@ -130,13 +130,13 @@ STATUS: Mapping[type[ClipworksError], int] = MappingProxyType(
         RunFailed: 500,
         NoDirection: 422,
         NotLoaded: 409,
-        Overloaded: 429,
-        DeadlineExceeded: 504,
-        NotReady: 503,
+        ServiceOverloaded: 429,
+        DeadlinePassed: 504,
+        ServiceNotReady: 503,
         Draining: 503,
         TooManyItems: 413,
         UnknownName: 404,
-        Conflict: 409,
+        StateConflict: 409,
         LabelSetFailed: 409,
         CollectionsOff: 503,
         RetrievalError: 500,
@@ -156,7 +156,7 @@ STATUS: Mapping[type[ClipworksError], int] = MappingProxyType(
     }
 )
 # Whoever comes again a second later may be answered.
-_TRY_AGAIN = (NotReady, Draining, StoreClosed, BackendUnavailable, StorageFailed)
+_TRY_AGAIN = (ServiceNotReady, Draining, StoreClosed, BackendUnavailable, StorageFailed)
 _TYPES: Mapping[int, str] = MappingProxyType(
     {
         401: "authentication_error",
@@ -170,7 +170,9 @@ _TYPES: Mapping[int, str] = MappingProxyType(
     }
 )
 _JSON = "application/json"
-OVERLOADED = "clipworks.overloaded"  # where the ASGI scope of a request holds the Overloaded that it was refused with
+OVERLOADED = (
+    "clipworks.overloaded"  # where the ASGI scope of a request holds the ServiceOverloaded that it was refused with
+)
 # What a client reads of a 500. The error's own words name files and libraries: they are for the log.
 _SHOWN: Mapping[str, str] = MappingProxyType(
     {
@@ -250,7 +252,7 @@ def install_handlers(app: FastAPI) -> None:
 async def _on_clipworks_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, ClipworksError):
         raise error
-    if isinstance(error, Overloaded):
+    if isinstance(error, ServiceOverloaded):
         request.scope[OVERLOADED] = error  # for service.connection.shedding
     if isinstance(error, BodyRefused):
         return problem_of(error).response({**error.headers, "Connection": "close"}, linger=True)
@@ -297,7 +299,7 @@ def _allowed_methods(request: Request) -> list[str]:
 def _headers_of(error: ClipworksError) -> dict[str, str] | None:
     if isinstance(error, Refusal):
         return error.headers
-    if isinstance(error, Overloaded):
+    if isinstance(error, ServiceOverloaded):
         return {"Retry-After": str(math.ceil(error.retry_after_s))}
     if isinstance(error, _TRY_AGAIN) and status_of(error) == 503:
         return {"Retry-After": "1"}

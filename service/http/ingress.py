@@ -15,13 +15,13 @@ from typing import Any, Generic, Literal, NoReturn, TypeVar, cast
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from service.faults import DeadlineExceeded
+from service.faults import DeadlinePassed
 from service.http.body import FREE_BYTES, read_body
 from service.http.context import context_of, while_connected
 from service.http.errors import BodyRefused, Refusal, refuse_validation
 from service.http.json_body import check_json, parse_json
 from service.http.limits import IngressLimits
-from service.http.multipart import Part, boundary_of, read_parts
+from service.http.multipart import FormPart, boundary_of, read_parts
 from service.http.options import Options, read_query, typed_options
 from service.threads import in_thread
 from service.timing import Deadline
@@ -65,7 +65,7 @@ async def read_request(
     Raises:
         Refusal: 400, 408, 413, 415 or 422; see docs/http.md.
         ClientGone: the client closed the connection.
-        DeadlineExceeded, Overloaded: many large bodies wait to be parsed.
+        DeadlinePassed, ServiceOverloaded: many large bodies wait to be parsed.
     """
     media_type, parameters = content_type_of(request)
     if media_type != "application/json" and media_type != "multipart/form-data" and not media_type.startswith("image/"):
@@ -73,7 +73,7 @@ async def read_request(
     raw = await read_body(request, limits)
     query = read_query(request, options, limits)
 
-    parts: Sequence[Part] = ()
+    parts: Sequence[FormPart] = ()
     texts: Sequence[bytes] = ()
     if media_type == "application/json":
         texts = (raw,)
@@ -121,8 +121,8 @@ async def off_loop(
     """The result of `work` on this many bytes of a request; in a thread when there are many.
 
     Raises:
-        Overloaded: too many bodies wait for one.
-        DeadlineExceeded, ClientGone: while it waited.
+        ServiceOverloaded: too many bodies wait for one.
+        DeadlinePassed, ClientGone: while it waited.
     """
     if size_bytes <= _INLINE_BYTES:
         return work()
@@ -163,7 +163,7 @@ async def _turn(request: Request, size_bytes: int, limits: IngressLimits, deadli
                 async with asyncio.timeout(deadline.remaining_s()):
                     await while_connected(request, held.enter_async_context(turn))
         except TimeoutError:
-            raise DeadlineExceeded("the request's deadline passed before its body was parsed") from None
+            raise DeadlinePassed("the request's deadline passed before its body was parsed") from None
         yield
 
 
@@ -249,7 +249,7 @@ def _is_quick_form(raw: bytes) -> bool:
 
 
 def _from_parts(
-    parts: Sequence[Part], options: Options, limits: IngressLimits
+    parts: Sequence[FormPart], options: Options, limits: IngressLimits
 ) -> tuple[dict[str, Any], tuple[bytes, ...]]:
     request: dict[str, Any] | None = None
     texts: dict[str, list[str]] = {}

@@ -14,7 +14,7 @@ from service.base64_text import NotBase64, decode_base64, is_data_uri
 from service.http.errors import UrlFetchDisabled
 from service.http.ingress import Received, off_loop
 from service.http.limits import IngressLimits
-from service.tasks.pipeline import FailedItem, ImageItem, Item, TextItem
+from service.tasks.pipeline import FailedItem, ImageItem, Input, TextItem
 from service.timing import Deadline
 
 # How base64 of a JPEG, PNG, GIF, WebP or BMP begins: no text of people begins so and goes on without a space.
@@ -23,11 +23,11 @@ _PICTURE_IN_BASE64 = re.compile(r"(/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-3])[A-Za-z
 
 async def items_of(
     request: Request, received: Received[Any], inputs: Sequence[Any], limits: IngressLimits, deadline: Deadline
-) -> list[Item]:
+) -> list[Input]:
     """Inputs and files, in order. Raises as `off_loop`."""
     files = received.files
 
-    def read() -> list[Item]:
+    def read() -> list[Input]:
         return [
             ImageItem(files[index]) if index in files else item_of(each, limits) for index, each in enumerate(inputs)
         ]
@@ -41,7 +41,7 @@ def encoded_bytes(inputs: Sequence[Any]) -> int:
     return sum(len(each.image) for each in (*inputs, *combined) if isinstance(each, ImageInput))
 
 
-def item_of(each: Any, limits: IngressLimits) -> Item:
+def item_of(each: Any, limits: IngressLimits) -> Input:
     """One input of a body as a pipeline item."""
     try:
         match each:

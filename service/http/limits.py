@@ -37,7 +37,7 @@ class ParsingTurns:
         )
 
     def turn(self, size_bytes: int, *, caller: str) -> AbstractAsyncContextManager[None]:
-        """Wait for one, and have it as long as the block. Raises Overloaded: too many wait already."""
+        """Wait for one, and have it as long as the block. Raises ServiceOverloaded: too many wait already."""
         return (self._large if size_bytes > _LARGE_BYTES else self._small).turn([caller])
 
 

@@ -23,7 +23,7 @@ _IDENTITY = frozenset({b"7bit", b"8bit", b"binary"})
 
 
 @dataclass
-class Part:
+class FormPart:
     """One part; `name` is that of its Content-Disposition, `charset` that of its Content-Type."""
 
     name: str = ""
@@ -60,7 +60,7 @@ def boundary_of(parameters: str) -> bytes:
     return boundary
 
 
-def read_parts(raw: bytes, boundary: bytes, *, max_parts: int) -> list[Part]:
+def read_parts(raw: bytes, boundary: bytes, *, max_parts: int) -> list[FormPart]:
     """Split a whole body.
 
     Raises:
@@ -95,7 +95,7 @@ class _Collector:
     """Callbacks of the parser."""
 
     def __init__(self, max_parts: int) -> None:
-        self.parts: list[Part] = []
+        self.parts: list[FormPart] = []
         self.ended = False
         self._max_parts = max_parts
         self._header_name = b""
@@ -104,7 +104,7 @@ class _Collector:
     def begin(self) -> None:
         if len(self.parts) >= self._max_parts:
             raise TooManyItems(f"the multipart body has more than {self._max_parts} parts")
-        self.parts.append(Part())
+        self.parts.append(FormPart())
 
     def header_name(self, data: bytes, start: int, end: int) -> None:
         self._header_name += data[start:end]

@@ -22,7 +22,7 @@ from service.engine.opening import choose_precision
 if TYPE_CHECKING:
     from model_store.artifact import Artifact
     from service.engine.registry import Registry
-    from service.retrieval import CollectionInfo as StoredInfo
+    from service.retrieval import CollectionDescription as StoredInfo
     from service.retrieval import DoctorReport, Loss
 
 _MAX_BAD_ROWS = 1000

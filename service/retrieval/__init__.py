@@ -10,41 +10,41 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from service.retrieval.collection import Collection
+    from service.retrieval.collection import EmbeddedCollection
     from service.retrieval.records import (
-        CollectionInfo,
+        CollectionDescription,
         CollectionSpec,
         CompactReport,
         DoctorReport,
-        Hit,
         IndexSpec,
-        Item,
         ItemOutcome,
         Loss,
         Page,
         Record,
         RetrievalSettings,
-        SearchResult,
+        SearchOutcome,
         SnapshotInfo,
+        StoredHit,
+        StoreItem,
     )
     from service.retrieval.store import CollectionStore
 
 __all__ = [
-    "Collection",
-    "CollectionInfo",
+    "EmbeddedCollection",
+    "CollectionDescription",
     "CollectionSpec",
     "CollectionStore",
     "CompactReport",
     "DoctorReport",
-    "Hit",
+    "StoredHit",
     "IndexSpec",
-    "Item",
+    "StoreItem",
     "ItemOutcome",
     "Loss",
     "Page",
     "Record",
     "RetrievalSettings",
-    "SearchResult",
+    "SearchOutcome",
     "SnapshotInfo",
 ]
 
@@ -52,5 +52,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    modules = {"Collection": "collection", "CollectionStore": "store"}
+    modules = {"EmbeddedCollection": "collection", "CollectionStore": "store"}
     return getattr(importlib.import_module(f"{__name__}.{modules.get(name, 'records')}"), name)

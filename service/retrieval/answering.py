@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from service.retrieval.index.mapped import MappedVectors
 from service.retrieval.index.ranking import Ranked, rank_near, rank_rows, rounding_bound
 from service.retrieval.index.slots import Slot
-from service.retrieval.records import Hit, SearchResult, Vector
-from service.retrieval.truth.rows import Rows
+from service.retrieval.records import SearchOutcome, StoredHit, Vector
+from service.retrieval.truth.rows import RowTable
 
 log = logging.getLogger("clipworks.retrieval")
 _NO_RIDS = np.zeros(0, np.int64)
@@ -29,7 +29,7 @@ class RowVanished(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class AnswerShape:
     """What a caller wants to see of the ranked rows. hits: offset + top_k."""
 
     hits: int
@@ -55,7 +55,7 @@ class Candidates:
 
 def rescore(
     db: apsw.Connection,
-    rows: Rows,
+    rows: RowTable,
     queries: Vector,
     wanted: Sequence[int],
     found: Candidates,
@@ -84,7 +84,7 @@ def rescore(
 
 
 def _vectors(
-    db: apsw.Connection, rows: Rows, rids: NDArray[np.int64], found: Candidates, damaged: Callable[[], None]
+    db: apsw.Connection, rows: RowTable, rids: NDArray[np.int64], found: Candidates, damaged: Callable[[], None]
 ) -> Vector:
     if found.mapped is None:
         return _from_truth(db, rows, rids)
@@ -96,7 +96,7 @@ def _vectors(
     return vectors
 
 
-def _from_truth(db: apsw.Connection, rows: Rows, rids: NDArray[np.int64]) -> Vector:
+def _from_truth(db: apsw.Connection, rows: RowTable, rids: NDArray[np.int64]) -> Vector:
     every, place = np.unique(rids, return_inverse=True)
     held, vectors = rows.vectors_of(db, every)
     if len(held) != len(every):
@@ -106,13 +106,13 @@ def _from_truth(db: apsw.Connection, rows: Rows, rids: NDArray[np.int64]) -> Vec
 
 def answer(
     db: apsw.Connection,
-    rows: Rows,
+    rows: RowTable,
     ranked: Sequence[Ranked],
     excluded: Sequence[frozenset[str]],
-    wanted: Wanted,
+    wanted: AnswerShape,
     *,
     exact: bool,
-) -> list[SearchResult]:
+) -> list[SearchOutcome]:
     """Hits of each query, best first, equal scores by id. Raises RowVanished."""
     every = ranked[0].rids if len(ranked) == 1 else np.unique(_joined([one.rids for one in ranked]))
     text_of: dict[int, str] = {}
@@ -141,10 +141,10 @@ def answer(
             held, vectors = rows.vectors_of(db, shown)
             vector_of = dict(zip(held.tolist(), vectors, strict=True))
     return [
-        SearchResult(
+        SearchOutcome(
             exact,
             [
-                Hit(id, -score, orjson.loads(text_of[rid]) if text_of else {}, vector_of.get(rid))
+                StoredHit(id, -score, orjson.loads(text_of[rid]) if text_of else {}, vector_of.get(rid))
                 for score, id, rid in scored
             ],
         )

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import apsw
 import numpy as np
 
-from service.retrieval.answering import Wanted
+from service.retrieval.answering import AnswerShape
 from service.retrieval.doctor import examine
 from service.retrieval.errors import (
     CollectionNotFound,
@@ -26,21 +26,21 @@ from service.retrieval.errors import (
 from service.retrieval.index.live import LiveIndex, build, catch_up, wanted_kind
 from service.retrieval.queries import check_queries, cursor_of, id_of_cursor
 from service.retrieval.records import (
-    CollectionInfo,
+    CollectionDescription,
     CollectionSpec,
     CompactReport,
     DoctorReport,
-    Item,
     ItemOutcome,
     Loss,
     Page,
     Record,
     RetrievalSettings,
-    SearchResult,
+    SearchOutcome,
     SnapshotInfo,
+    StoreItem,
     Vector,
 )
-from service.retrieval.searching import Query, Searcher
+from service.retrieval.searching import IndexQuery, Searcher
 from service.retrieval.stopping import NEVER, Stop
 from service.retrieval.truth import archive
 from service.retrieval.truth.database import each
@@ -48,7 +48,7 @@ from service.retrieval.truth.filters import compile_filter
 from service.retrieval.truth.items import Door, check_id
 from service.retrieval.truth.log import Log
 from service.retrieval.truth.losses import seen_of, sentence
-from service.retrieval.truth.rows import Change, Prepared, Rows
+from service.retrieval.truth.rows import Change, Prepared, RowTable
 from service.retrieval.truth.tables import Tables
 
 log = logging.getLogger("clipworks.retrieval")
@@ -56,7 +56,7 @@ _LEAST_DEAD = 256
 _GROWN = 4
 
 
-class Collection:
+class EmbeddedCollection:
     """Rows of one space. All methods may be called from any number of threads at once.
 
     When a method that writes returns, its change is on disk and every later search sees it.
@@ -97,14 +97,14 @@ class Collection:
         self._folder = folder
         self._wake = wake
         self._stop = stop
-        self._rows = Rows(tables.number, dim=self.spec.dim)
+        self._rows = RowTable(tables.number, dim=self.spec.dim)
         self._door = Door(self.spec, max_metadata_bytes=settings.max_metadata_bytes)
         self._gate = threading.Lock()
         self._rebuilding = threading.Lock()
         self._searcher = Searcher(log, self._rows, self.spec.index, settings, gate=self._gate, live=live)
         self._going = self._dropped = False
 
-    def upsert(self, items: Sequence[Item], *, all_or_nothing: bool = False) -> list[ItemOutcome]:
+    def upsert(self, items: Sequence[StoreItem], *, all_or_nothing: bool = False) -> list[ItemOutcome]:
         """Add or replace rows by id, in one transaction; of equal ids the last one stays.
 
         all_or_nothing: a bad item raises, and nothing is written; else it only gets its own error in its outcome.
@@ -223,7 +223,7 @@ class Collection:
         exclude_ids: Sequence[Sequence[str]] | None = None,
         may_scan: bool = True,
         stop: Stop = NEVER,
-    ) -> list[SearchResult]:
+    ) -> list[SearchOutcome]:
         """The best rows for each query.
 
         vectors: float32 [Q, D], finite and not zero; scores are inner products, so cosines for unit queries.
@@ -249,9 +249,9 @@ class Collection:
         if max((len(ids) for ids in excluded), default=0) > self._settings.max_results:
             raise InvalidQuery(f"more than {self._settings.max_results} ids to exclude")
         condition = None if filter is None else compile_filter(filter, self.spec.metadata_schema)
-        shown = Wanted(offset + top_k, offset, min_score, with_metadata, with_vectors)
+        shown = AnswerShape(offset + top_k, offset, min_score, with_metadata, with_vectors)
         with self._there():
-            return self._searcher.search(Query(queries, condition, excluded, shown, may_scan, stop))
+            return self._searcher.search(IndexQuery(queries, condition, excluded, shown, may_scan, stop))
 
     def scan(self, filter: dict[str, Any], *, stop: Stop = NEVER) -> None:
         """Look at all rows for a filter and remember what was found, so that a search by it need not. May take long.
@@ -267,12 +267,12 @@ class Collection:
         """Undeclared fields of a filter, of the first eight, that no row has: after a search by it, and free then."""
         return self._searcher.unknown_fields(compile_filter(filter, self.spec.metadata_schema))
 
-    def describe(self) -> CollectionInfo:
+    def describe(self) -> CollectionDescription:
         """Counts, kinds and sizes now."""
         self._check_open()
         state = self._searcher.state()
         losses = self._losses(self.name)
-        return CollectionInfo(
+        return CollectionDescription(
             name=self.name,
             spec=self.spec,
             count=state.live,

@@ -8,21 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.retrieval.index.ranking import exact_scores
-from service.retrieval.records import DoctorReport, SearchResult, Vector
+from service.retrieval.records import DoctorReport, SearchOutcome, Vector
 from service.retrieval.searching import Searcher
 from service.retrieval.stopping import NEVER, Stop
 from service.retrieval.truth.database import each
 from service.retrieval.truth.log import Log
-from service.retrieval.truth.rows import Rows, row_checksum, vector_checksum
+from service.retrieval.truth.rows import RowTable, row_checksum, vector_checksum
 
 _BLOCK = 4096
 
 
 def examine(
     log: Log,
-    rows: Rows,
+    rows: RowTable,
     searcher: Searcher,
-    search: Callable[..., list[SearchResult]],
+    search: Callable[..., list[SearchOutcome]],
     *,
     queries: int,
     recall_at: int,
@@ -81,7 +81,7 @@ def examine(
     )
 
 
-def _block(log: Log, rows: Rows, after: int, stop: Stop) -> tuple[NDArray[np.int64], Vector, list[str], int | None]:
+def _block(log: Log, rows: RowTable, after: int, stop: Stop) -> tuple[NDArray[np.int64], Vector, list[str], int | None]:
     """The next rows: numbers and vectors of the sound ones, names of the damaged ones, the last number looked at."""
     number = rows.number
     sound: list[int] = []
@@ -112,7 +112,7 @@ def _block(log: Log, rows: Rows, after: int, stop: Stop) -> tuple[NDArray[np.int
 
 
 def _recall(
-    log: Log, rows: Rows, search: Callable[..., list[SearchResult]], queries: Vector, recall_at: int, stop: Stop
+    log: Log, rows: RowTable, search: Callable[..., list[SearchOutcome]], queries: Vector, recall_at: int, stop: Stop
 ) -> float:
     """Share of the scores of the true best rows that the search reaches, by one pass of brute force over the truth.
 

@@ -90,7 +90,7 @@ class CollectionSpec(_Closed):
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class StoreItem:
     """One row to store.
 
     id: 1-512 bytes of UTF-8 without control characters.
@@ -135,7 +135,7 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
-class Hit:
+class StoredHit:
     """`score`: inner product of the query and the stored vector, summed in float64, rounded to float32."""
 
     id: str
@@ -145,11 +145,11 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
-class SearchResult:
+class SearchOutcome:
     """Best first, equal scores by id. `exact`: no better row exists; False where the index is approximate."""
 
     exact: bool
-    hits: list[Hit]
+    hits: list[StoredHit]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,7 @@ class Loss:
 
 
 @dataclass(frozen=True, slots=True)
-class CollectionInfo:
+class CollectionDescription:
     """What `describe` tells. Bytes: memory of the index, and of the whole store's files on disk; None: not known.
 
     exact: whether searches without a filter are exact. kind: what is built now; the wanted kind is in `spec.index`.

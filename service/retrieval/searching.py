@@ -10,20 +10,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from service.retrieval.answering import Candidates, RowVanished, Wanted, answer, rescore
+from service.retrieval.answering import AnswerShape, Candidates, RowVanished, answer, rescore
 from service.retrieval.errors import ScanNeeded, StorageFailed
 from service.retrieval.index.faiss_index import VectorIndex
 from service.retrieval.index.live import Frozen, LiveIndex
-from service.retrieval.index.masks import Looked, Mask, MaskCache, extended
+from service.retrieval.index.masks import Looked, MaskCache, SlotMask, extended
 from service.retrieval.index.ranking import Ranked, rank_flat, rough_candidates
 from service.retrieval.index.rwlock import ReadWriteLock
 from service.retrieval.index.slots import Bits, count_bits, slots_in
-from service.retrieval.records import BuiltKind, IndexSpec, RetrievalSettings, SearchResult, Vector
+from service.retrieval.records import BuiltKind, IndexSpec, RetrievalSettings, SearchOutcome, Vector
 from service.retrieval.stopping import NEVER, Stop
 from service.retrieval.truth.database import each, run
 from service.retrieval.truth.filters import Condition
 from service.retrieval.truth.log import Log
-from service.retrieval.truth.rows import Change, Rows
+from service.retrieval.truth.rows import Change, RowTable
 from service.retrieval.truth.tables import Counters
 
 # Below this many allowed rows comparing with each of them is exact, and no slower than any index.
@@ -44,7 +44,7 @@ _LEAST_COSINE = 0.95
 
 
 @dataclass(frozen=True)
-class Query:
+class IndexQuery:
     """A validated batch. excluded: ids that each query must not return.
 
     may_scan: False refuses a filter that has to look at many rows first.
@@ -53,7 +53,7 @@ class Query:
     vectors: Vector
     condition: Condition | None
     excluded: Sequence[frozenset[str]]
-    shown: Wanted
+    shown: AnswerShape
     may_scan: bool = True
     stop: Stop = NEVER
 
@@ -90,7 +90,7 @@ class Searcher:
     def __init__(
         self,
         log: Log,
-        rows: Rows,
+        rows: RowTable,
         spec: IndexSpec,
         settings: RetrievalSettings,
         *,
@@ -203,19 +203,19 @@ class Searcher:
                 live.mapped,
             )
 
-    def search(self, query: Query) -> list[SearchResult]:
+    def search(self, query: IndexQuery) -> list[SearchOutcome]:
         count = self._live.slots.count  # of some moment, which is enough to choose the size of a step
         rows = self._spec.oversample * (query.shown.hits + max(map(len, query.excluded), default=0))
         step = max(1, min(_WORK // max(1, count), _CANDIDATES // rows))
         if step >= len(query.vectors):
             return self._search_some(query, slice(None))
-        found: list[SearchResult] = []
+        found: list[SearchOutcome] = []
         for start in range(0, len(query.vectors), step):
             query.stop.check()
             found += self._search_some(query, slice(start, start + step))
         return found
 
-    def _search_some(self, query: Query, part: slice) -> list[SearchResult]:
+    def _search_some(self, query: IndexQuery, part: slice) -> list[SearchOutcome]:
         for _ in range(_ATTEMPTS):
             try:
                 return self._attempt(query, part, gated=False)
@@ -231,7 +231,7 @@ class Searcher:
                     "the index holds rows that the database does not have; it is being rebuilt"
                 ) from None
 
-    def _attempt(self, query: Query, part: slice, *, gated: bool) -> list[SearchResult]:
+    def _attempt(self, query: IndexQuery, part: slice, *, gated: bool) -> list[SearchOutcome]:
         vectors, excluded = query.vectors[part], query.excluded[part]
         wanted = [query.shown.hits + len(ids) for ids in excluded]
         allowed = self._enter(query, gated=gated)
@@ -274,7 +274,7 @@ class Searcher:
         mask = self._masks.peek(condition.key) if condition.undeclared else None
         return mask.unknown if mask and self._live.slots.live else ()
 
-    def _enter(self, query: Query, *, gated: bool) -> Bits | None:
+    def _enter(self, query: IndexQuery, *, gated: bool) -> Bits | None:
         """Take the lock for reading, with the live slots that the filter leaves; None without a filter.
 
         Raises:
@@ -295,21 +295,21 @@ class Searcher:
                 mask = self._remember(condition, mask, self._extend(condition, mask, query.stop))
             return self._enter_with(mask)
 
-    def _remembered(self, condition: Condition) -> tuple[Mask | None, int]:
+    def _remembered(self, condition: Condition) -> tuple[SlotMask | None, int]:
         """What is known of a filter, and how many rows came since. The caller holds the gate."""
         mask = self._masks.get(condition.key)
         with self._lock.read():
             last_rid = self._live.counters.last_rid
         return mask, last_rid - (mask.last_rid if mask else 0)
 
-    def _remember(self, condition: Condition, mask: Mask | None, looked: Looked) -> Mask:
+    def _remember(self, condition: Condition, mask: SlotMask | None, looked: Looked) -> SlotMask:
         """Extend a mask by what was found since. The caller holds the gate."""
         with self._lock.read():
             fresh = extended(mask, self._live.slots, looked, generation=self._masks.generation)
         self._masks.put(condition.key, fresh)
         return fresh
 
-    def _enter_with(self, mask: Mask) -> Bits:
+    def _enter_with(self, mask: SlotMask) -> Bits:
         """With the gate held: no row can come or go before the lock is taken."""
         self._lock.acquire_read()
         self._refuse_broken()
@@ -323,7 +323,7 @@ class Searcher:
             self._lock.release_read()
             raise StorageFailed("the index is being rebuilt after a failure; try again soon")
 
-    def _extend(self, condition: Condition, mask: Mask | None, stop: Stop) -> Looked:
+    def _extend(self, condition: Condition, mask: SlotMask | None, stop: Stop) -> Looked:
         if mask:
             return self._look(condition, stop, after=mask.last_rid, missed=mask.unknown)
         return self._look(condition, stop, missed=tuple(condition.undeclared)[:_LOOKED_FOR])

@@ -19,7 +19,7 @@ from typing import Any, cast
 import apsw
 
 from model_store.files import make_folder
-from service.retrieval.collection import Collection
+from service.retrieval.collection import EmbeddedCollection
 from service.retrieval.errors import (
     AliasNotFound,
     CollectionConflict,
@@ -33,7 +33,7 @@ from service.retrieval.errors import (
 )
 from service.retrieval.index import cache
 from service.retrieval.index.live import LiveIndex, build, catch_up, wanted_kind
-from service.retrieval.records import NAME_PATTERN, CollectionInfo, CollectionSpec, Loss, RetrievalSettings
+from service.retrieval.records import NAME_PATTERN, CollectionDescription, CollectionSpec, Loss, RetrievalSettings
 from service.retrieval.truth import aliases, archive, lock, witness
 from service.retrieval.truth.database import CHECKSUMS, DATABASE, ensure_checksums
 from service.retrieval.truth.log import Log
@@ -53,7 +53,7 @@ from service.retrieval.truth.opening import (
     refuse_special_files,
     unexplained_start,
 )
-from service.retrieval.truth.rows import Prepared, Rows
+from service.retrieval.truth.rows import Prepared, RowTable
 from service.retrieval.truth.tables import (
     NOTHING,
     Counters,
@@ -64,7 +64,7 @@ from service.retrieval.truth.tables import (
     read_counters,
     renew_epoch,
 )
-from service.retrieval.upkeep import Upkeep
+from service.retrieval.upkeep import StoreUpkeep
 
 log = logging.getLogger("clipworks.retrieval")
 _TEMPORARY = "clipworks-collections-"
@@ -89,12 +89,12 @@ class CollectionStore:
         self._settings = settings
         self._temporary = temporary
         self._changing = threading.Lock()
-        self._collections: dict[str, Collection] = {}
-        self._aliases: dict[str, Collection] = {}
-        self._by_name: dict[str, Collection] = {}
+        self._collections: dict[str, EmbeddedCollection] = {}
+        self._aliases: dict[str, EmbeddedCollection] = {}
+        self._by_name: dict[str, EmbeddedCollection] = {}
         self._coming: set[str] = set()
         self._closed = False
-        self._upkeep = Upkeep(
+        self._upkeep = StoreUpkeep(
             indexes=folder / INDEXES,
             settings=settings,
             collections=lambda: list(self._collections.values()),
@@ -166,7 +166,7 @@ class CollectionStore:
         """Write the owner's address into the lock file, once it is known."""
         self._owner.announce(address)
 
-    def create(self, name: str, spec: CollectionSpec) -> tuple[Collection, bool]:
+    def create(self, name: str, spec: CollectionSpec) -> tuple[EmbeddedCollection, bool]:
         """The collection of that name, and whether it is new; an equal specification gives the one that is there.
 
         Raises:
@@ -195,7 +195,7 @@ class CollectionStore:
             tables = self._log.write(work, publish=lambda made: self._log.note(seen_of(made, NOTHING)))
             return self._admit(tables, self._build(tables)), True
 
-    def get(self, name: str) -> Collection:
+    def get(self, name: str) -> EmbeddedCollection:
         """By name or alias. Raises CollectionNotFound."""
         found = self._by_name.get(name)
         if self._closed:
@@ -204,11 +204,11 @@ class CollectionStore:
             raise CollectionNotFound(f"there is no collection {name[:80]!r}")
         return found
 
-    def list(self) -> list[CollectionInfo]:
+    def list(self) -> list[CollectionDescription]:
         """All collections by name."""
         if self._closed:
             raise StoreClosed("the store is closed")
-        found: list[CollectionInfo] = []
+        found: list[CollectionDescription] = []
         for _, collection in sorted(self._collections.copy().items()):
             with suppress(CollectionNotFound):  # dropped since the copy was made
                 found.append(collection.describe())
@@ -325,8 +325,8 @@ class CollectionStore:
             with suppress(OSError):  # the next start removes it
                 cache.path_of(self._folder / INDEXES, found.tables).unlink(missing_ok=True)
 
-    def restore(self, path: Path, *, name: str) -> Collection:
-        """A new collection from a file that `Collection.snapshot` wrote; all of it or nothing.
+    def restore(self, path: Path, *, name: str) -> EmbeddedCollection:
+        """A new collection from a file that `EmbeddedCollection.snapshot` wrote; all of it or nothing.
 
         Raises:
             StoreCorrupt: the file is not complete or not what was written.
@@ -474,13 +474,13 @@ class CollectionStore:
         witness.remove_note(self._folder)
         log.info("%d collections opened in %.2f s", len(found.tables), time.monotonic() - started)
 
-    def _attach(self, seen: Sequence[witness.Seen]) -> None:
+    def _attach(self, seen: Sequence[witness.AcknowledgedState]) -> None:
         try:
             self._log.attach(self._folder, seen)
         except RetrievalError as error:
             log.warning("%s cannot be written, so a loss would go unnoticed: %s", witness.NAME, error)
 
-    def _seen(self) -> list[witness.Seen]:
+    def _seen(self) -> list[witness.AcknowledgedState]:
         return [seen_of(each.tables, each.searcher.counters()) for each in self._collections.copy().values()]
 
     def _keep_witness(self) -> None:
@@ -557,8 +557,8 @@ class CollectionStore:
         folder = self._folder / INDEXES
         return build(self._log, _rows(tables), tables.spec.index, self._settings, folder=folder, now=None)
 
-    def _admit(self, tables: Tables, live: LiveIndex, *, warnings: tuple[str, ...] = ()) -> Collection:
-        made = Collection(
+    def _admit(self, tables: Tables, live: LiveIndex, *, warnings: tuple[str, ...] = ()) -> EmbeddedCollection:
+        made = EmbeddedCollection(
             tables,
             log=self._log,
             settings=self._settings,
@@ -584,8 +584,8 @@ def _check_name(name: str) -> None:
         raise InvalidCollection(f"a collection's name must match {NAME_PATTERN.pattern}, got {name[:80]!r}")
 
 
-def _rows(tables: Tables) -> Rows:
-    return Rows(tables.number, dim=tables.spec.dim)
+def _rows(tables: Tables) -> RowTable:
+    return RowTable(tables.number, dim=tables.spec.dim)
 
 
 def _difference(one: CollectionSpec, other: CollectionSpec) -> str:

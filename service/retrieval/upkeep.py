@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from service.retrieval.collection import Collection
+from service.retrieval.collection import EmbeddedCollection
 from service.retrieval.errors import RetrievalError, StoreClosed
 from service.retrieval.index import cache
 from service.retrieval.index.live import LiveIndex
@@ -18,7 +18,7 @@ log = logging.getLogger("clipworks.retrieval")
 _SAVE_SHARE = 0.1
 
 
-class Upkeep:
+class StoreUpkeep:
     """One thread, and what it has saved so far; `wake` it when an index may be due.
 
     collections: those of the store at that moment. indexes: the folder that index snapshots lie in.
@@ -30,7 +30,7 @@ class Upkeep:
         *,
         indexes: Path,
         settings: RetrievalSettings,
-        collections: Callable[[], Sequence[Collection]],
+        collections: Callable[[], Sequence[EmbeddedCollection]],
         sync_witness: Callable[[], None],
     ) -> None:
         self._indexes, self._settings, self._collections = indexes, settings, collections

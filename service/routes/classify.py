@@ -16,7 +16,7 @@ from service.http.openapi import answers, bodies
 from service.http.options import Options
 from service.routes.common import classes_of
 from service.routes.direct import DirectRoute
-from service.routes.labelled import Asked, answer, label_vectors, read_asked
+from service.routes.labelled import LabelledRequest, answer, label_vectors, read_asked
 from service.tasks import pipeline
 from service.tasks.scoring import ClassMatrix, Scored, presence_for
 
@@ -45,7 +45,7 @@ async def classify(request: Request) -> Response:
     return await answer(request, asked, _score(asked), _shown)
 
 
-async def _score(asked: Asked[ClassifyRequest]) -> list[list[Scored] | ClipworksError]:
+async def _score(asked: LabelledRequest[ClassifyRequest]) -> list[list[Scored] | ClipworksError]:
     services, model, body = asked.services, asked.model, asked.body
     if body.labels is not None:
         _check_classes(asked, len(body.labels))  # before any of them is encoded
@@ -84,14 +84,14 @@ async def _score(asked: Asked[ClassifyRequest]) -> list[list[Scored] | Clipworks
     )
 
 
-def _check_classes(asked: Asked[ClassifyRequest], labels: int) -> None:
+def _check_classes(asked: LabelledRequest[ClassifyRequest], labels: int) -> None:
     """Raises Refusal (422), TooManyItems (413) for a number of labels that no answer is for."""
     if labels == 1:
         _refuse_softmax_of_one(asked)
     _check_amount(asked, labels)
 
 
-def _check_amount(asked: Asked[ClassifyRequest], labels: int) -> None:
+def _check_amount(asked: LabelledRequest[ClassifyRequest], labels: int) -> None:
     """Raises TooManyItems (413): more predictions than an answer holds, counted before anything is decoded."""
     images, limit = len(asked.images), asked.services.settings.max_predictions
     shown = min(labels, asked.body.top_k or labels)
@@ -102,7 +102,7 @@ def _check_amount(asked: Asked[ClassifyRequest], labels: int) -> None:
         )
 
 
-def _refuse_softmax_of_one(asked: Asked[ClassifyRequest]) -> None:
+def _refuse_softmax_of_one(asked: LabelledRequest[ClassifyRequest]) -> None:
     """Raises Refusal (422): the score of the only label would be 1 whatever the picture shows."""
     if (asked.body.activation or asked.model.manifest.activation) == "softmax":
         message = (

@@ -33,7 +33,7 @@ from service.services import services_of
 from service.tasks.pipeline import ImageItem
 
 if TYPE_CHECKING:
-    from service.retrieval import Hit, SearchResult
+    from service.retrieval import SearchOutcome, StoredHit
 
 OPTIONS: Options = {
     "model": "text",
@@ -110,7 +110,7 @@ async def search(request: Request, name: Name) -> Response:
         ),
     )
 
-    def show(result: SearchResult) -> dict[str, Any]:
+    def show(result: SearchOutcome) -> dict[str, Any]:
         return {"exact": result.exact, "hits": [_shown(hit, body) for hit in result.hits]}
 
     results = entries(
@@ -164,7 +164,7 @@ def _param(body: SearchRequest, index: int, place: int | None) -> str:
     return source_param(part, f"queries[{index}].combine[{place}]")
 
 
-def _shown(hit: Hit, body: SearchRequest) -> dict[str, Any]:
+def _shown(hit: StoredHit, body: SearchRequest) -> dict[str, Any]:
     shown: dict[str, Any] = {"id": hit.id, "score": hit.score}
     if "metadata" in body.include:
         shown["metadata"] = hit.metadata

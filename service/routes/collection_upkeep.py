@@ -33,7 +33,7 @@ from service.routes.common import deadline_for
 from service.services import services_of
 
 if TYPE_CHECKING:
-    from service.collections.upkeep import Upkeep
+    from service.collections.upkeep import CollectionUpkeep
 
 router = APIRouter(dependencies=[Depends(require_admin)])
 Snapshot = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9._-]{0,119}\.snapshot$", description="name of the snapshot")]
@@ -175,10 +175,10 @@ def _range_refusal(message: Message) -> Refusal:
     )
 
 
-def _upkeep(request: Request) -> Upkeep:
+def _upkeep(request: Request) -> CollectionUpkeep:
     """Imported late, because it needs the store's libraries and a server runs without them. Raises CollectionsOff."""
     services = services_of(request)
     collections = services.require_collections()
-    from service.collections.upkeep import Upkeep
+    from service.collections.upkeep import CollectionUpkeep
 
-    return Upkeep(collections, services.settings.data)
+    return CollectionUpkeep(collections, services.settings.data)

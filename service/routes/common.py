@@ -11,16 +11,16 @@ from clipworks.schemas import Labelled, OnError, Templates
 from model_store.errors import ArtifactNotFound, InputError
 from model_store.towers import Head
 from service.engine.running import RunningModel
-from service.faults import Conflict, LabelSetFailed, NoDirection, TooManyItems, UnknownName
+from service.faults import LabelSetFailed, NoDirection, StateConflict, TooManyItems, UnknownName
 from service.http.context import context_of, deadline_of
 from service.http.errors import Refusal, located
 from service.http.inputs import param_of
 from service.services import Services, services_of
-from service.tasks.pipeline import FailedItem, ImageItem, Item
+from service.tasks.pipeline import FailedItem, ImageItem, Input
 from service.tasks.scoring import ClassMatrix
 from service.timing import Deadline, Timings
 
-_I = TypeVar("_I", bound=Item)
+_I = TypeVar("_I", bound=Input)
 
 
 def deadline_for(request: Request) -> Deadline:
@@ -38,7 +38,7 @@ def model_for(services: Services, name: str | None) -> RunningModel:
 
     Raises:
         Refusal: 404, no such model.
-        NotReady: it is not loaded, or the server is starting.
+        ServiceNotReady: it is not loaded, or the server is starting.
     """
     try:
         return services.registry.resolve(name)
@@ -52,7 +52,7 @@ def model_of(services: Services, name: str | None, label_set: str | None) -> Run
         return model_for(services, name)
     try:
         return model_for(services, services.label_sets.model_of(label_set))
-    except (UnknownName, Conflict, LabelSetFailed) as error:
+    except (UnknownName, StateConflict, LabelSetFailed) as error:
         raise located(error, "label_set") from None
 
 
@@ -96,7 +96,7 @@ def check_count(services: Services, count: int) -> None:
         raise TooManyItems(f"the request has {count} inputs, the limit is {limit} (CLIPWORKS_MAX_ITEMS)")
 
 
-def check_towers(model: RunningModel, items: Sequence[Item], inputs: Sequence[Any], *, name: str = "inputs") -> None:
+def check_towers(model: RunningModel, items: Sequence[Input], inputs: Sequence[Any], *, name: str = "inputs") -> None:
     """Raises Refusal (422) for a text when the model takes images only, and the other way round."""
     for index, item in enumerate(items):
         if isinstance(item, FailedItem):

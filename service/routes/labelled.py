@@ -15,7 +15,7 @@ from model_store.manifest import Presence
 from model_store.presence import LabelVectors
 from service.engine.running import RunningModel
 from service.faults import NoDirection
-from service.http.context import Context, context_of, while_connected
+from service.http.context import RequestContext, context_of, while_connected
 from service.http.errors import located
 from service.http.given_labels import distinct_labels
 from service.http.ingress import read_request
@@ -33,18 +33,18 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Asked(Generic[_B]):
+class LabelledRequest(Generic[_B]):
     """A request whose body, model and inputs are in order. images: those that can change the answer."""
 
     services: Services
-    context: Context
+    context: RequestContext
     deadline: Deadline
     body: _B
     model: RunningModel
     images: Sequence[ImageItem | FailedItem]
 
 
-async def read_asked(request: Request, body_type: type[_B], options: Options) -> Asked[_B]:
+async def read_asked(request: Request, body_type: type[_B], options: Options) -> LabelledRequest[_B]:
     """Raises Refusal, or an error of ingress, for whatever is wrong before any image is decoded."""
     services = services_of(request)
     deadline = deadline_for(request)
@@ -57,7 +57,7 @@ async def read_asked(request: Request, body_type: type[_B], options: Options) ->
     items = await items_of(request, received, body.inputs, services.limits, deadline)
     check_towers(model, items, body.inputs)
     images = [item for item in items if isinstance(item, (ImageItem, FailedItem))]
-    return Asked(
+    return LabelledRequest(
         services=services,
         context=context_of(request.scope),
         deadline=deadline,
@@ -67,7 +67,7 @@ async def read_asked(request: Request, body_type: type[_B], options: Options) ->
     )
 
 
-async def label_vectors(asked: Asked[_B], classes: ClassMatrix, presence: Presence) -> LabelVectors:
+async def label_vectors(asked: LabelledRequest[_B], classes: ClassMatrix, presence: Presence) -> LabelVectors:
     """The vectors that `presence` compares positions with; labels of a stored set are under the limits of such sets.
 
     Raises:
@@ -90,7 +90,7 @@ async def label_vectors(asked: Asked[_B], classes: ClassMatrix, presence: Presen
 
 async def answer(
     request: Request,
-    asked: Asked[_B],
+    asked: LabelledRequest[_B],
     work: Coroutine[Any, Any, Sequence[_T | ClipworksError]],
     show: Callable[[_T], Mapping[str, Any]],
     more: Mapping[str, Any] | None = None,

@@ -21,7 +21,7 @@ from service.http.openapi import answers, bodies
 from service.http.options import Options
 from service.routes.common import classes_of
 from service.routes.direct import DirectRoute
-from service.routes.labelled import Asked, answer, label_vectors, read_asked
+from service.routes.labelled import LabelledRequest, answer, label_vectors, read_asked
 from service.services import Services
 from service.tasks import pipeline
 from service.tasks.localize import Heatmap, LabelAt, Located, Wanted
@@ -71,7 +71,9 @@ def _check_dense(model: RunningModel, body: LocalizeRequest) -> None:
         raise Refusal(422, "unsupported_input", f"short_px: {message}", param="short_px")
 
 
-async def _find(asked: Asked[LocalizeRequest], presence: Presence, threshold: float) -> list[Located | ClipworksError]:
+async def _find(
+    asked: LabelledRequest[LocalizeRequest], presence: Presence, threshold: float
+) -> list[Located | ClipworksError]:
     services, model, body = asked.services, asked.model, asked.body
     if body.labels is not None:
         _check_amount(services, body, [each if isinstance(each, str) else each.name for each in body.labels])

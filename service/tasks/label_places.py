@@ -33,8 +33,8 @@ def admit_labels(batcher: Batcher, texts: int, deadline: Deadline, *, max_places
     """Places for the texts of a request's labels, at most `max_places`; a context manager that gives them back.
 
     Raises:
-        Overloaded: they would wait too long.
-        NotReady: the worker is broken.
+        ServiceOverloaded: they would wait too long.
+        ServiceNotReady: the worker is broken.
     """
     is_measured = batcher.admission.rate().per_s is not None
     places = min(texts, max_places if is_measured else min(max_places, CHUNK_TEXTS))

@@ -17,7 +17,7 @@ from model_store.store import Artifact
 from model_store.towers import Head
 from service.engine.registry import Registry
 from service.engine.running import RunningModel
-from service.faults import Conflict, LabelSetFailed, NotReady, TooManyItems, UnknownName
+from service.faults import LabelSetFailed, ServiceNotReady, StateConflict, TooManyItems, UnknownName
 from service.retrieval.errors import RetrievalError
 from service.tasks.label_set_files import Damaged, LabelSetFiles, StoredSet
 from service.tasks.prompts import Limits, Prompts
@@ -110,10 +110,10 @@ class LabelSets:
         """Store a set and begin to encode it behind interactive texts; the same content again changes nothing.
 
         Raises:
-            Conflict: a class head has this name.
+            StateConflict: a class head has this name.
             TooManyItems: too many texts or characters, or too many sets.
             InvalidText: a text is too long.
-            ArtifactNotFound, NotReady: the model.
+            ArtifactNotFound, ServiceNotReady: the model.
             StorageFull, StorageFailed: it was not stored; what had this name is as it was.
         """
         self._refuse_head(name)
@@ -142,7 +142,7 @@ class LabelSets:
 
         Raises:
             UnknownName: neither.
-            Conflict: several models have such a head.
+            StateConflict: several models have such a head.
         """
         if name not in self._sets and (owner := self._head_owner(name)):
             head = owner.heads[name].spec
@@ -163,7 +163,7 @@ class LabelSets:
 
         Raises:
             UnknownName: no such set.
-            Conflict: it is a class head.
+            StateConflict: it is a class head.
             StorageFailed: its files are still there.
         """
         if name not in self._sets:
@@ -182,25 +182,27 @@ class LabelSets:
 
         Raises:
             UnknownName: no such set.
-            Conflict: it belongs to another model, or to another encoder of the same name.
-            NotReady: it is still being encoded.
+            StateConflict: it belongs to another model, or to another encoder of the same name.
+            ServiceNotReady: it is still being encoded.
             LabelSetFailed: that failed, or its file is damaged.
         """
         if name in model.heads:
             return model.heads[name]
         if name not in self._sets and (owner := self._head_owner(name)):
-            raise Conflict(
+            raise StateConflict(
                 f"label set {name} is a class head of {owner.reference}, the request is for {model.reference}"
             )
         found = self._find_sound(name)
         fingerprint = found.stored.fingerprint if found.stored else None
         if (found.model, fingerprint) != (model.reference, model.fingerprint.text):
-            raise Conflict(
+            raise StateConflict(
                 f"label set {name} belongs to {found.model} (text encoder {str(fingerprint)[:12]}), "
                 f"the request is for {model.reference} (text encoder {str(model.fingerprint.text)[:12]})"
             )
         if found.vectors is None:
-            raise NotReady(f"label set {name} is not ready: {found.encoded} of {found.prompts.texts} texts are encoded")
+            raise ServiceNotReady(
+                f"label set {name} is not ready: {found.encoded} of {found.prompts.texts} texts are encoded"
+            )
         return ClassMatrix(found.prompts.names, found.vectors)
 
     def model_of(self, name: str) -> str:
@@ -208,7 +210,7 @@ class LabelSets:
 
         Raises:
             UnknownName: no such set.
-            Conflict: several models have such a head.
+            StateConflict: several models have such a head.
             LabelSetFailed: it has no vectors, and will get none.
         """
         if name not in self._sets and (owner := self._head_owner(name)):
@@ -219,7 +221,7 @@ class LabelSets:
         """The loaded model whose head this is: the default model before others, of one name the highest version.
 
         Raises:
-            Conflict: models of several names have such a head, and none of them is the default.
+            StateConflict: models of several names have such a head, and none of them is the default.
         """
         owners = [model for model in self._registry.running() if name in model.heads]
         if not owners:
@@ -228,13 +230,15 @@ class LabelSets:
             return default
         if len({model.name for model in owners}) > 1:
             known = ", ".join(sorted(model.reference for model in owners))
-            raise Conflict(f"label set {name} is a class head of {known}: name the model")
+            raise StateConflict(f"label set {name} is a class head of {known}: name the model")
         return max(owners, key=lambda model: model.version)
 
     def _refuse_head(self, name: str) -> None:
         owners = sorted(model.reference for model in self._registry.running() if name in model.heads)
         if owners:
-            raise Conflict(f"label set {name} is a class head of {', '.join(owners)}: it cannot be replaced or deleted")
+            raise StateConflict(
+                f"label set {name} is a class head of {', '.join(owners)}: it cannot be replaced or deleted"
+            )
 
     def _find(self, name: str) -> _LabelSet:
         if name not in self._sets:
@@ -275,15 +279,15 @@ class LabelSets:
         """Unit class vectors. A model that is restarted or not loaded is waited for.
 
         Raises:
-            Conflict: the model that was loaded has another text encoder.
+            StateConflict: the model that was loaded has another text encoder.
         """
         while True:
             model = await self._registry.until_loaded(label_set.model)
             if label_set.stored and model.fingerprint.text != label_set.stored.fingerprint:
-                raise Conflict(f"the text encoder of {model.reference} is another one now")
+                raise StateConflict(f"the text encoder of {model.reference} is another one now")
             try:
                 return await encode_classes(model, part)
-            except NotReady as error:
+            except ServiceNotReady as error:
                 log.info("label sets wait for %s: %s", model.reference, error)
                 await asyncio.sleep(_RETRY_S)
 

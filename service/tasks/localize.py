@@ -101,7 +101,7 @@ def locate(
     One matrix product for all labels; regions are looked for in the maps of present ones only.
 
     Raises:
-        DeadlineExceeded: it passed on the way.
+        DeadlinePassed: it passed on the way.
     """
     maps = score_maps(positions, labels, presence)
     scores = presence_scores(maps, pooled, labels, presence)

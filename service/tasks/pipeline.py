@@ -22,7 +22,7 @@ from service.engine.admission import Ticket
 from service.engine.batcher import Batcher
 from service.engine.dense import unpacked
 from service.engine.running import RunningModel
-from service.faults import DeadlineExceeded, NoDirection, Overloaded
+from service.faults import DeadlinePassed, NoDirection, ServiceOverloaded
 from service.tasks.localize import Located, Picture, Wanted, locate
 from service.tasks.scoring import ClassMatrix, Scored, rank, rank_logits, rank_scores
 from service.timing import Deadline, Timings
@@ -50,7 +50,7 @@ class FailedItem:
     error: ClipworksError
 
 
-Item = TextItem | ImageItem | FailedItem
+Input = TextItem | ImageItem | FailedItem
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class EmbedResult:
 
 async def embed(
     model: RunningModel,
-    items: Sequence[Item],
+    items: Sequence[Input],
     *,
     pool: DecodePool,
     normalize: bool,
@@ -79,7 +79,7 @@ async def embed(
 
     Raises:
         InputError: `dimensions` is not a size of this model.
-        Overloaded, NotReady, DeadlineExceeded: for the request as a whole.
+        ServiceOverloaded, ServiceNotReady, DeadlinePassed: for the request as a whole.
     """
     if dimensions is not None and dimensions != model.dim and dimensions not in model.manifest.dimensions:
         sizes = sorted({model.dim, *model.manifest.dimensions})
@@ -87,7 +87,7 @@ async def embed(
     tokens = 0
     turn = asyncio.Lock()
 
-    async def one(item: Item) -> Vector:
+    async def one(item: Input) -> Vector:
         nonlocal tokens
         if isinstance(item, FailedItem):
             raise item.error
@@ -212,7 +212,7 @@ async def localize(
 
     Raises:
         ArtifactError: the dense encoder cannot be opened.
-        Overloaded, NotReady, DeadlineExceeded: for the request as a whole.
+        ServiceOverloaded, ServiceNotReady, DeadlinePassed: for the request as a whole.
     """
 
     async def one(item: ImageItem | FailedItem) -> Located:
@@ -327,11 +327,11 @@ def finish(vector: Vector, *, normalize: bool = True, dimensions: int | None = N
 async def gather_outcomes(work: Sequence[Awaitable[_T]], deadline: Deadline) -> list[_T | ClipworksError]:
     """Await all; an item's own error takes its place, anything else fails the request.
 
-    An item that is not done at the deadline is cancelled and gets DeadlineExceeded; those that are done keep theirs.
+    An item that is not done at the deadline is cancelled and gets DeadlinePassed; those that are done keep theirs.
 
     Raises:
-        DeadlineExceeded: the deadline passed, and no item was done.
-        Overloaded: no item's turn came in time.
+        DeadlinePassed: the deadline passed, and no item was done.
+        ServiceOverloaded: no item's turn came in time.
     """
     if len(work) == 1:
         return [await _only_outcome(work[0], deadline)]
@@ -343,7 +343,7 @@ async def gather_outcomes(work: Sequence[Awaitable[_T]], deadline: Deadline) -> 
     finally:
         for task in tasks:
             task.cancel()
-    late = DeadlineExceeded("the request's deadline passed before this was done")
+    late = DeadlinePassed("the request's deadline passed before this was done")
     outcomes: list[_T | ClipworksError] = []
     for result, in_time in zip(await gathered, done, strict=True):
         if not in_time:
@@ -352,9 +352,13 @@ async def gather_outcomes(work: Sequence[Awaitable[_T]], deadline: Deadline) -> 
             raise result
         else:
             outcomes.append(result)
-    if outcomes and all(isinstance(each, DeadlineExceeded) for each in outcomes):
-        raise DeadlineExceeded("the request's deadline passed before its work was done")
-    if outcomes and isinstance(outcomes[0], Overloaded) and all(isinstance(each, Overloaded) for each in outcomes):
+    if outcomes and all(isinstance(each, DeadlinePassed) for each in outcomes):
+        raise DeadlinePassed("the request's deadline passed before its work was done")
+    if (
+        outcomes
+        and isinstance(outcomes[0], ServiceOverloaded)
+        and all(isinstance(each, ServiceOverloaded) for each in outcomes)
+    ):
         raise outcomes[0]
     return outcomes
 
@@ -368,8 +372,8 @@ async def _only_outcome(work: Awaitable[_T], deadline: Deadline) -> _T | Clipwor
     except TimeoutError:
         if not limit.expired():
             raise
-        raise DeadlineExceeded("the request's deadline passed before its work was done") from None
-    except (DeadlineExceeded, Overloaded):
+        raise DeadlinePassed("the request's deadline passed before its work was done") from None
+    except (DeadlinePassed, ServiceOverloaded):
         raise
     except ClipworksError as error:
         return error
@@ -382,7 +386,7 @@ class _Places(NamedTuple):
     are_slow: bool = False
 
 
-def _places_of_images(items: Sequence[Item], pool: DecodePool) -> _Places:
+def _places_of_images(items: Sequence[Input], pool: DecodePool) -> _Places:
     """Raises TooManyItems: more pixels together than one request may bring."""
     images = [item.data for item in items if isinstance(item, ImageItem)]
     return _Places(len(images), are_slow=pool.check_request(images) > HUGE_PX)
@@ -408,7 +412,7 @@ def _admitted(model: RunningModel, places: Mapping[Role, _Places], deadline: Dea
 
     Raises:
         ArtifactNotFound: the model has no such encoder.
-        Overloaded, NotReady.
+        ServiceOverloaded, ServiceNotReady.
     """
     with ExitStack() as stack:
         tickets: dict[Role, Ticket] = {}

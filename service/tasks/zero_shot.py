@@ -20,7 +20,7 @@ from model_store.presence import LabelVectors
 from model_store.templates import named_templates
 from service.engine.admission import Ticket
 from service.engine.running import RunningModel
-from service.faults import DeadlineExceeded, NoDirection
+from service.faults import DeadlinePassed, NoDirection
 from service.tasks.label_places import CHUNK_TEXTS, admit_labels
 from service.tasks.pipeline import encode_texts
 from service.tasks.prompts import Limits, Prompts
@@ -104,8 +104,8 @@ class ZeroShot:
 
         Raises:
             TooManyItems: labels x templates is over the limit of texts, or of their characters.
-            Overloaded: there is no room for so many texts now; said before any of them is encoded.
-            InvalidText, NoDirection, DeadlineExceeded: while encoding.
+            ServiceOverloaded: there is no room for so many texts now; said before any of them is encoded.
+            InvalidText, NoDirection, DeadlinePassed: while encoding.
         """
         prompts = Prompts.of(labels, resolve_templates(model.manifest, templates))
         if len(prompts.labels) > _AT_ONCE:
@@ -157,8 +157,8 @@ class ZeroShot:
         """Unit vectors, remembered or encoded; only a computation that succeeded is remembered.
 
         Raises:
-            Overloaded: there is no room for it; whoever comes while it is under way needs none.
-            DeadlineExceeded: the computation goes on only if other requests wait for it.
+            ServiceOverloaded: there is no room for it; whoever comes while it is under way needs none.
+            DeadlinePassed: the computation goes on only if other requests wait for it.
         """
         key = (model.build, prompts.digest, encode is encode_known)
         if (known := self.cache.get(key)) is not None:
@@ -173,7 +173,7 @@ class ZeroShot:
             async with asyncio.timeout(deadline.remaining_s()):
                 vectors = await asyncio.shield(shared.task)
         except TimeoutError as error:
-            raise DeadlineExceeded("the deadline passed while the labels were being encoded") from error
+            raise DeadlinePassed("the deadline passed while the labels were being encoded") from error
         finally:
             shared.waiting -= 1
             if not shared.waiting and not shared.task.done():
@@ -183,7 +183,11 @@ class ZeroShot:
         return vectors
 
     def _begin(self, model: RunningModel, prompts: Prompts, encode: _Encode, deadline: Deadline) -> _Shared:
-        """A computation with its places, which it holds to its end. Raises ArtifactNotFound, Overloaded, NotReady."""
+        """A computation with its places, which it holds to its end.
+
+        Raises:
+            ArtifactNotFound, ServiceOverloaded, ServiceNotReady
+        """
         if "text_encoder" not in model.batchers:
             raise ArtifactNotFound(f"{model.reference} has no text_encoder")
         places = ExitStack()

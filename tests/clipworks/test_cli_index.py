@@ -14,7 +14,7 @@ from PIL import Image
 
 from clipworks import Client
 from clipworks.cli.failures import UsageError
-from clipworks.cli.index_entries import Listing
+from clipworks.cli.index_entries import SourceListing
 from clipworks.cli.index_prune import refuse_absent_drives
 from clipworks.cli.index_run import Known
 
@@ -74,7 +74,7 @@ def test_prune_refuses_what_looks_like_a_missing_drive(told: Any, server_url: st
     drive.mkdir()
     fstab = tmp_path / "fstab"
     known = {"a.png": Known(b"", None, str(drive), 0.0)}
-    listing = Listing(sources={str(drive)})
+    listing = SourceListing(sources={str(drive)})
     refuse_absent_drives(listing, known, mounts=fstab)
     fstab.write_text(f"# drives\n/dev/sdx1 {drive.parent} ext4 defaults 0 2\n")
     with pytest.raises(UsageError, match="not mounted"):

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from clipworks import Client
 from clipworks.cli import app
-from clipworks.cli.collection_copying import Copying, Report, Sources
+from clipworks.cli.collection_copying import Copying, CopyReport, Sources
 from clipworks.cli.collection_upgrade import require_model_of
 from clipworks.cli.failures import UsageError
 from clipworks.client import AsyncClient
@@ -215,7 +215,7 @@ def test_after_the_switch_late_items_are_added_and_nothing_else_changes(server: 
             old, new = await client.create_collection("late-old"), await client.create_collection("late-new")
             await old.upsert([{"id": id, "text": id, "metadata": {"t": id}} for id in ("a", "b")])
             sources = Sources(folder=None, text_field="t")
-            copying = Copying(old, new, sources, Report(), workers=1, batch=8)
+            copying = Copying(old, new, sources, CopyReport(), workers=1, batch=8)
             await copying.run(lambda _: None)
             await new.upsert([{"id": id, "text": "new", "metadata": {"t": "new"}} for id in ("a", "c")])
             await new.delete(["b"])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from service.fair_turns import FairTurns
-from service.faults import Overloaded
+from service.faults import ServiceOverloaded
 
 
 class Calls:
@@ -57,7 +57,7 @@ def test_one_caller_or_collection_never_has_all_turns() -> None:
         assert calls.running == ["a1", "b2"]
         await calls.start("a3", ["caller a", "hats"])
         await calls.start("a4", ["caller a", "hats"])
-        assert isinstance(calls.error("a4"), Overloaded)
+        assert isinstance(calls.error("a4"), ServiceOverloaded)
         await calls.end("a2", cancel=True)  # it waited, and leaves nothing behind
         await calls.end("b2")
         assert calls.running == ["a1"]

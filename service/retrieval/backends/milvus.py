@@ -25,7 +25,7 @@ from service.retrieval.backends.milvus_rows import (
     name_there,
 )
 from service.retrieval.errors import CollectionConflict, CollectionNotFound, InvalidCollection, StoreCorrupt
-from service.retrieval.records import NAME_PATTERN, CollectionInfo, CollectionSpec, Loss, RetrievalSettings
+from service.retrieval.records import NAME_PATTERN, CollectionDescription, CollectionSpec, Loss, RetrievalSettings
 from service.retrieval.truth import archive
 from service.retrieval.truth.rows import Prepared
 
@@ -90,9 +90,9 @@ class MilvusBackend:
             raise CollectionNotFound(f"there is no collection {name[:80]!r}")
         return self._collection(name, spec)
 
-    def list(self) -> list[CollectionInfo]:
+    def list(self) -> list[CollectionDescription]:
         names = sorted(name for each in self._connection.names() if (name := name_here(each)) is not None)
-        found: list[CollectionInfo] = []
+        found: list[CollectionDescription] = []
         for name in names:
             spec = self._find(name)
             if spec is not None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from service.retrieval.backends.milvus_rows import id_of, is_sound, vector_of
 from service.retrieval.index.ranking import exact_scores
-from service.retrieval.records import DoctorReport, SearchResult, Vector
+from service.retrieval.records import DoctorReport, SearchOutcome, Vector
 
 Block = list[dict[str, Any]]
 
@@ -18,7 +18,7 @@ def examine(
     blocks: Callable[[], Iterable[Block]],
     *,
     count: Callable[[], int],
-    search: Callable[..., list[SearchResult]],
+    search: Callable[..., list[SearchOutcome]],
     exact: bool,
     queries: int,
     recall_at: int,
@@ -58,7 +58,7 @@ def examine(
     )
 
 
-def _recall(queries: Vector, found: list[SearchResult], blocks: Iterable[Block], recall_at: int) -> float:
+def _recall(queries: Vector, found: list[SearchOutcome], blocks: Iterable[Block], recall_at: int) -> float:
     """Mean share of the true best scores that the searches reach."""
     best = np.full((len(queries), recall_at), -np.inf, np.float32)
     for block in blocks:

@@ -21,21 +21,21 @@ from service.retrieval.backends.milvus_rows import (
     vector_of,
     weight_of,
 )
-from service.retrieval.backends.milvus_search import Asked, search
+from service.retrieval.backends.milvus_search import MilvusQuery, search
 from service.retrieval.errors import InvalidItem, InvalidQuery, ItemNotFound
 from service.retrieval.queries import check_queries, cursor_of, id_of_cursor
 from service.retrieval.records import (
-    CollectionInfo,
+    CollectionDescription,
     CollectionSpec,
     CompactReport,
     DoctorReport,
-    Item,
     ItemOutcome,
     Page,
     Record,
     RetrievalSettings,
-    SearchResult,
+    SearchOutcome,
     SnapshotInfo,
+    StoreItem,
     Vector,
 )
 from service.retrieval.stopping import NEVER, Stop
@@ -52,7 +52,7 @@ class Ticks(Protocol):
 
 
 class MilvusCollection:
-    """See `service.retrieval.Collection`. Cheap to make: it holds nothing but names."""
+    """See `service.retrieval.EmbeddedCollection`. Cheap to make: it holds nothing but names."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class MilvusCollection:
         limit = min(settings.max_metadata_bytes, MAX_DOCUMENT_BYTES)
         self._door = Door(spec, max_metadata_bytes=limit)
 
-    def upsert(self, items: Sequence[Item], *, all_or_nothing: bool = False) -> list[ItemOutcome]:
+    def upsert(self, items: Sequence[StoreItem], *, all_or_nothing: bool = False) -> list[ItemOutcome]:
         good: dict[str, dict[str, Any]] = {}
         bad: dict[int, InvalidItem] = {}
         sequence = self._clock.tick(self.name)
@@ -174,7 +174,7 @@ class MilvusCollection:
         exclude_ids: Sequence[Sequence[str]] | None = None,
         may_scan: bool = True,
         stop: Stop = NEVER,
-    ) -> list[SearchResult]:
+    ) -> list[SearchOutcome]:
         queries = check_queries(vectors, self.spec.dim)
         if top_k < 1 or offset < 0 or offset + top_k > self._settings.max_results:
             raise InvalidQuery(
@@ -182,7 +182,7 @@ class MilvusCollection:
                 f" got top_k {top_k} and offset {offset}"
             )
         excluded = [frozenset(ids) for ids in ([()] * len(queries) if exclude_ids is None else exclude_ids)]
-        asked = Asked(
+        asked = MilvusQuery(
             expression="" if not filter else expression_of(filter, self.spec.metadata_schema),
             top_k=top_k,
             offset=offset,
@@ -206,9 +206,9 @@ class MilvusCollection:
             last = rows[-1]["key"]
             yield [decode(row, with_vector=True) for row in rows]
 
-    def describe(self) -> CollectionInfo:
+    def describe(self) -> CollectionDescription:
         kind = built_kind(self.spec)
-        return CollectionInfo(
+        return CollectionDescription(
             name=self.name,
             spec=self.spec,
             count=self.count(),

@@ -11,7 +11,7 @@ import numpy as np
 from service.retrieval.backends.milvus_connection import MilvusConnection
 from service.retrieval.backends.milvus_rows import built_kind, decode, search_params, vector_of
 from service.retrieval.index.ranking import exact_scores, rounding_bound
-from service.retrieval.records import CollectionSpec, Hit, SearchResult, Vector
+from service.retrieval.records import CollectionSpec, SearchOutcome, StoredHit, Vector
 from service.retrieval.stopping import NEVER, Stop
 
 MAX_ROWS = 16_384  # Milvus' largest limit
@@ -21,7 +21,7 @@ _FLOATS = 1 << 22  # of the vectors that come back with one answer
 
 
 @dataclass(frozen=True)
-class Asked:
+class MilvusQuery:
     """What all queries of a request share. `expression`: empty for no filter."""
 
     expression: str
@@ -38,9 +38,9 @@ def search(
     spec: CollectionSpec,
     queries: Vector,
     excluded: Sequence[frozenset[str]],
-    asked: Asked,
+    asked: MilvusQuery,
     stop: Stop = NEVER,
-) -> list[SearchResult]:
+) -> list[SearchOutcome]:
     """The best rows for each of unit queries [Q, D].
 
     Milvus' float32 scores only choose candidates. Of an exact index more of them are fetched until no row that is not
@@ -48,7 +48,7 @@ def search(
     """
     is_exact = built_kind(spec) == "flat"
     bounds = rounding_bound(queries)
-    results: dict[int, SearchResult] = {}
+    results: dict[int, SearchOutcome] = {}
     wanted = [asked.offset + asked.top_k + len(ids) for ids in excluded]
     limit = max(wanted) * (1 if is_exact else spec.index.oversample) + _SPARE
     open_places = list(range(len(queries)))
@@ -106,14 +106,14 @@ def _is_complete(
     return wanted <= len(ranked) and ranked[wanted - 1].score > worst + 2 * bound
 
 
-def _result(ranked: Sequence[_Row], excluded: frozenset[str], asked: Asked, *, exact: bool) -> SearchResult:
-    hits: list[Hit] = []
+def _result(ranked: Sequence[_Row], excluded: frozenset[str], asked: MilvusQuery, *, exact: bool) -> SearchOutcome:
+    hits: list[StoredHit] = []
     for each in ranked:
         if asked.min_score is not None and each.score < asked.min_score:
             break
         record = decode(each.row, with_vector=asked.with_vectors)
         if record.id not in excluded:
-            hits.append(Hit(record.id, each.score, record.metadata, record.vector))
+            hits.append(StoredHit(record.id, each.score, record.metadata, record.vector))
         if len(hits) == asked.offset + asked.top_k:
             break
-    return SearchResult(exact=exact, hits=hits[asked.offset :])
+    return SearchOutcome(exact=exact, hits=hits[asked.offset :])

@@ -17,7 +17,7 @@ from service.retrieval.index.mapped import MappedVectors
 from service.retrieval.index.slots import Slots
 from service.retrieval.records import BuiltKind, IndexSpec, RetrievalSettings, Vector
 from service.retrieval.truth.log import Log
-from service.retrieval.truth.rows import Change, Rows
+from service.retrieval.truth.rows import Change, RowTable
 from service.retrieval.truth.tables import Counters
 
 notes = logging.getLogger("clipworks.retrieval")
@@ -99,7 +99,7 @@ def wanted_kind(spec: IndexSpec, rows: int, settings: RetrievalSettings, *, now:
 
 def build(
     log: Log,
-    rows: Rows,
+    rows: RowTable,
     spec: IndexSpec,
     settings: RetrievalSettings,
     *,
@@ -139,7 +139,7 @@ def build(
     return live
 
 
-def _new_mapped(folder: Path, rows: Rows) -> MappedVectors | None:
+def _new_mapped(folder: Path, rows: RowTable) -> MappedVectors | None:
     path = folder / f"{rows.number}-{uuid.uuid4().hex[:12]}{MAPPED_END}"
     try:
         return MappedVectors(path, rows.dim)
@@ -148,7 +148,7 @@ def _new_mapped(folder: Path, rows: Rows) -> MappedVectors | None:
         return None
 
 
-def catch_up(log: Log, rows: Rows, live: LiveIndex, *, alive: NDArray[np.int64] | None = None) -> None:
+def catch_up(log: Log, rows: RowTable, live: LiveIndex, *, alive: NDArray[np.int64] | None = None) -> None:
     """Append the rows that a fresh index lacks, and mark those that are gone, until both are of one moment.
 
     Searches must not see `live` yet. Short transactions, so that the write-ahead log is not pinned meanwhile.

@@ -15,7 +15,7 @@ _ENTRY_BYTES = 512
 
 
 @dataclass(frozen=True)
-class Mask:
+class SlotMask:
     """Slots whose rows match a filter, for all rows up to `last_rid`; dead ones may be among them.
 
     Rows never change, so a bit once known stays right, and only rows with larger numbers are missing.
@@ -40,7 +40,7 @@ class MaskCache:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._masks: OrderedDict[bytes, Mask] = OrderedDict()
+        self._masks: OrderedDict[bytes, SlotMask] = OrderedDict()
         self._bytes = 0
         self.generation = 0
 
@@ -48,17 +48,17 @@ class MaskCache:
     def nbytes(self) -> int:
         return self._bytes
 
-    def get(self, key: bytes) -> Mask | None:
+    def get(self, key: bytes) -> SlotMask | None:
         found = self._masks.get(key)
         if found:
             self._masks.move_to_end(key)
         return found
 
-    def peek(self, key: bytes) -> Mask | None:
+    def peek(self, key: bytes) -> SlotMask | None:
         """The same without counting as a use; needs no gate."""
         return self._masks.get(key)
 
-    def put(self, key: bytes, mask: Mask) -> None:
+    def put(self, key: bytes, mask: SlotMask) -> None:
         before = self._masks.pop(key, None)
         self._bytes += mask.nbytes - (before.nbytes if before else 0)
         self._masks[key] = mask
@@ -81,10 +81,10 @@ class Looked:
     unknown: tuple[str, ...]
 
 
-def extended(mask: Mask | None, slots: Slots, looked: Looked, *, generation: int) -> Mask:
+def extended(mask: SlotMask | None, slots: Slots, looked: Looked, *, generation: int) -> SlotMask:
     """A new mask with more matching rows: the old one may be in use by a search."""
     bits = np.zeros((slots.count + 7) // 8, np.uint8)
     if mask:
         bits[: len(mask.bits)] = mask.bits
     set_bits(bits, slots.slots_of(looked.rids))
-    return Mask(bits, looked.last_rid, generation, looked.unknown)
+    return SlotMask(bits, looked.last_rid, generation, looked.unknown)

@@ -21,7 +21,7 @@ import orjson
 
 from model_store.files import whole_file
 from service.retrieval.errors import InvalidCollection, InvalidItem, StoreCorrupt
-from service.retrieval.records import CollectionSpec, Item, Record, SnapshotInfo
+from service.retrieval.records import CollectionSpec, Record, SnapshotInfo, StoreItem
 from service.retrieval.truth.database import translate
 from service.retrieval.truth.items import MAX_ID_BYTES, Door
 from service.retrieval.truth.rows import Prepared
@@ -35,7 +35,7 @@ _MAX_METADATA = 1 << 28
 
 
 @dataclass(frozen=True)
-class Header:
+class ArchiveHeader:
     spec: CollectionSpec
     count: int
     sequence: int
@@ -75,7 +75,7 @@ def write(path: Path, spec: CollectionSpec, counters: Counters, records: Iterabl
 
 
 @contextmanager
-def opened(path: Path) -> Generator[tuple[Header, Generator[Prepared]]]:
+def opened(path: Path) -> Generator[tuple[ArchiveHeader, Generator[Prepared]]]:
     """Verify the whole file, then give its header and its rows.
 
     Raises:
@@ -115,10 +115,10 @@ def _verify(stream: BinaryIO, path: Path) -> None:
         raise StoreCorrupt(f"{path.name} is not what was written: its sha256 differs")
 
 
-def _header(stream: BinaryIO, path: Path) -> Header:
+def _header(stream: BinaryIO, path: Path) -> ArchiveHeader:
     try:
         found = json.loads(stream.readline(_MAX_HEADER))
-        header = Header(CollectionSpec.model_validate(found["spec"]), found["count"], found["sequence"])
+        header = ArchiveHeader(CollectionSpec.model_validate(found["spec"]), found["count"], found["sequence"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreCorrupt(f"{path.name} has a header that cannot be read: {type(error).__name__}") from None
     for name, value in (("count", header.count), ("sequence", header.sequence)):
@@ -127,7 +127,7 @@ def _header(stream: BinaryIO, path: Path) -> Header:
     return header
 
 
-def _rows(stream: BinaryIO, header: Header, size: int) -> Generator[Prepared]:
+def _rows(stream: BinaryIO, header: ArchiveHeader, size: int) -> Generator[Prepared]:
     """size: of the file. Raises StoreCorrupt: sums that agree do not make a file from elsewhere well-formed."""
     door = Door(header.spec, max_metadata_bytes=_MAX_METADATA)
     for place in range(header.count):
@@ -143,7 +143,7 @@ def _rows(stream: BinaryIO, header: Header, size: int) -> Generator[Prepared]:
             raise StoreCorrupt(f"row {place} is cut short")
         try:
             values = np.frombuffer(vector, "<f4").astype(np.float32)
-            yield door.prepare(Item(id.decode(), values, json.loads(metadata)))
+            yield door.prepare(StoreItem(id.decode(), values, json.loads(metadata)))
         except (ValueError, RecursionError, InvalidItem) as error:
             raise StoreCorrupt(f"row {place} cannot be read: {error}") from None
     if stream.tell() != size - _DIGEST_BYTES:

@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 
 from service.retrieval.errors import InvalidItem
-from service.retrieval.records import CollectionSpec, Item
+from service.retrieval.records import CollectionSpec, StoreItem
 from service.retrieval.truth.field_types import DeclaredFields
 from service.retrieval.truth.rows import Prepared
 
@@ -28,7 +28,7 @@ class Door:
         self._declared = DeclaredFields(spec.metadata_schema)
         self._max_metadata_bytes = max_metadata_bytes
 
-    def prepare(self, item: Item) -> Prepared:
+    def prepare(self, item: StoreItem) -> Prepared:
         """The item as it will lie in the file. Raises InvalidItem."""
         check_id(item.id)
         return Prepared(item.id, self._vector(item.vector), self._metadata(item.metadata))

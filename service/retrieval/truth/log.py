@@ -19,7 +19,7 @@ import apsw
 from service.retrieval.errors import RetrievalError, StorageFailed, StoreClosed
 from service.retrieval.stopping import NEVER, Stop
 from service.retrieval.truth.database import is_system_error, open_reader, open_writer, run, translate, translated
-from service.retrieval.truth.witness import LogPosition, Seen, Witness
+from service.retrieval.truth.witness import AcknowledgedState, LogPosition, Witness
 
 log = logging.getLogger("clipworks.retrieval")
 _CHECKPOINT_PAGES = 2000
@@ -80,7 +80,7 @@ class Log:
         self._frames = 0  # in the log, as long as not all of them are in the database
         self._wal: int | None = None
         self._witness: Witness | None = None
-        self._seen: dict[str, Seen] = {}
+        self._seen: dict[str, AcknowledgedState] = {}
         self._idle: queue.LifoQueue[apsw.Connection | None] = queue.LifoQueue()
         with translated(path):
             self._writer = self._connect()
@@ -188,7 +188,7 @@ class Log:
         """Give unused pages of the file back to the disk; the number of bytes by which it shrank."""
         return self._submit(_Control(self._free_pages)).result()
 
-    def attach(self, folder: Path, seen: Sequence[Seen]) -> None:
+    def attach(self, folder: Path, seen: Sequence[AcknowledgedState]) -> None:
         """Write a new witness and tell it of commits from now on; without one the log is not emptied.
 
         Raises:
@@ -203,11 +203,11 @@ class Log:
 
         self._submit(_Control(swap)).result()
 
-    def note(self, seen: Seen) -> None:
+    def note(self, seen: AcknowledgedState) -> None:
         """To be called while a job publishes: what the witness shall know once it is acknowledged."""
         self._seen[seen.epoch] = seen
 
-    def note_first(self, seen: Seen) -> None:
+    def note_first(self, seen: AcknowledgedState) -> None:
         """To be called inside a job: what the witness shall know, durably, before the commit. Raises OSError."""
         if self._witness is not None:
             self._witness.note(seen)

@@ -9,19 +9,19 @@ import apsw
 from service.retrieval.records import Loss, LossKind
 from service.retrieval.truth.database import run
 from service.retrieval.truth.tables import Counters, Tables
-from service.retrieval.truth.witness import Seen, State
+from service.retrieval.truth.witness import AcknowledgedState, State
 
 LOSSES = "losses"
 _CAUSE = "the write-ahead log was cut, damaged or removed, or older files were put in place"
 _UNCERTAIN_CAUSE = "collections.witness or the write-ahead log was cut, damaged or removed"
 
 
-def seen_of(tables: Tables, counters: Counters, *, state: State = "live") -> Seen:
+def seen_of(tables: Tables, counters: Counters, *, state: State = "live") -> AcknowledgedState:
     """What the witness shall know of a collection."""
-    return Seen(tables.epoch, tables.name, counters.sequence, counters.rows, state)
+    return AcknowledgedState(tables.epoch, tables.name, counters.sequence, counters.rows, state)
 
 
-def loss_of(seen: Seen, now: Counters | None) -> Loss | None:
+def loss_of(seen: AcknowledgedState, now: Counters | None) -> Loss | None:
     """What the witness knows and the database does not; None where they agree. now: None if it is not there."""
     if now is None:
         return _loss(seen, "collection", found=0, items=0) if seen.state == "live" else None
@@ -34,7 +34,7 @@ def loss_of(seen: Seen, now: Counters | None) -> Loss | None:
 
 def uncertain(name: str, now: Counters) -> Loss:
     """No sequence is behind, but the log was damaged while it was being moved, or the witness does not say enough."""
-    return _loss(Seen("", name, now.sequence, now.rows), "uncertain", found=now.sequence, items=now.rows)
+    return _loss(AcknowledgedState("", name, now.sequence, now.rows), "uncertain", found=now.sequence, items=now.rows)
 
 
 def sentence(loss: Loss) -> str:
@@ -107,5 +107,5 @@ def delete_losses(db: apsw.Connection, name: str) -> None:
     run(db, "DELETE FROM losses WHERE collection = ?", (name,))
 
 
-def _loss(seen: Seen, kind: LossKind, *, found: int, items: int) -> Loss:
+def _loss(seen: AcknowledgedState, kind: LossKind, *, found: int, items: int) -> Loss:
     return Loss(seen.name, kind, seen.sequence, found, seen.items, items, int(time.time()))

@@ -25,7 +25,7 @@ from service.retrieval.truth.tables import (
     read_counters,
     read_list,
 )
-from service.retrieval.truth.witness import Seen, Testimony
+from service.retrieval.truth.witness import AcknowledgedState, Testimony
 
 log = logging.getLogger("clipworks.retrieval")
 INDEXES = "indexes"
@@ -86,7 +86,7 @@ def unexplained_start(folder: Path) -> tuple[str, ...]:
     )
 
 
-def first_seen(source: Log, testimony: Testimony) -> list[Seen]:
+def first_seen(source: Log, testimony: Testimony) -> list[AcknowledgedState]:
     """What a new witness says before the folder is read.
 
     In a folder of before there was a witness that is that nothing is known of its collections. In any other one it is

@@ -43,7 +43,7 @@ class Change:
     replaced: frozenset[str] = frozenset()
 
 
-class Rows:
+class RowTable:
     """Statements on the three tables of collection `number`; the caller brings the connection."""
 
     def __init__(self, number: int, *, dim: int) -> None:

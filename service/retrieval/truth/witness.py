@@ -48,7 +48,7 @@ _CHECKSUM_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class AcknowledgedState:
     """What was acknowledged of one collection: its sequence, its number of items, and whether it is there.
 
     items: None where only a note of an older release is left.
@@ -86,7 +86,7 @@ class _Claim:
 class Testimony:
     """`seen` by epoch; `position`: of a log that was needed; `problem`: why it may say too little, in words."""
 
-    seen: Mapping[str, Seen]
+    seen: Mapping[str, AcknowledgedState]
     position: LogPosition = LogPosition()
     problem: str | None = None
 
@@ -97,7 +97,7 @@ class Witness:
     A write that fails is logged, once: the change is on disk all the same, only its loss would go unnoticed.
     """
 
-    def __init__(self, folder: Path, seen: Sequence[Seen], *, position: LogPosition) -> None:
+    def __init__(self, folder: Path, seen: Sequence[AcknowledgedState], *, position: LogPosition) -> None:
         """position: of the log, which must be synced. Raises OSError."""
         path = folder / NAME
         with whole_file(path) as stream:
@@ -111,10 +111,10 @@ class Witness:
         self._synced_records = len(seen)
         self._dropped = [each.epoch for each in seen if each.state == "dropped"]
         self._free: list[int] = []
-        self._owed: dict[str, Seen] = {}
+        self._owed: dict[str, AcknowledgedState] = {}
         self._using = threading.Lock()
 
-    def note(self, seen: Seen) -> None:
+    def note(self, seen: AcknowledgedState) -> None:
         """A change was committed, and is about to be acknowledged."""
         place = self._places.get(seen.epoch)
         is_new = place is None
@@ -187,7 +187,7 @@ def load(folder: Path) -> Testimony | None:
         return None
     except OSError as error:
         return Testimony({}, problem=f"{NAME} cannot be read: {error.strerror}")
-    seen: dict[str, Seen] = {}
+    seen: dict[str, AcknowledgedState] = {}
     claim: _Claim | None = None
     unread: list[int] = []
     rest = (len(data) - len(_HEADER)) % _RECORD_BYTES
@@ -199,7 +199,7 @@ def load(folder: Path) -> Testimony | None:
         good = [each for each in found if each is not None]
         if good:
             newest = max(good, key=lambda each: each[0])[1]
-            if isinstance(newest, Seen):
+            if isinstance(newest, AcknowledgedState):
                 seen[newest.epoch] = newest
             else:
                 claim = newest
@@ -213,7 +213,7 @@ def load(folder: Path) -> Testimony | None:
     return Testimony(seen, position, f"{NAME} is damaged or cut: changes that were lost may have gone unnoticed")
 
 
-def load_note(folder: Path) -> dict[str, Seen]:
+def load_note(folder: Path) -> dict[str, AcknowledgedState]:
     """What folders have that were last used before there was a witness: sequences by epoch, noted now and then."""
     try:
         line, checksum, end = (folder / NOTE).read_text().split("\n")
@@ -222,7 +222,7 @@ def load_note(folder: Path) -> dict[str, Seen]:
         noted: dict[str, int] = {str(epoch): int(sequence) for epoch, sequence in json.loads(line).items()}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}
-    return {epoch: Seen(epoch, "(of unknown name)", sequence, None) for epoch, sequence in noted.items()}
+    return {epoch: AcknowledgedState(epoch, "(of unknown name)", sequence, None) for epoch, sequence in noted.items()}
 
 
 def remove_note(folder: Path) -> None:
@@ -231,7 +231,7 @@ def remove_note(folder: Path) -> None:
         (folder / NOTE).unlink(missing_ok=True)
 
 
-def _packed(seen: Seen, turn: int) -> bytes:
+def _packed(seen: AcknowledgedState, turn: int) -> bytes:
     state = 1 + _STATES.index(seen.state)
     epoch = bytes.fromhex(seen.epoch)
     return _summed(_SLOT.pack(0, state, turn, seen.sequence, seen.items or 0, epoch, seen.name.encode()))
@@ -246,7 +246,7 @@ def _summed(slot: bytes) -> bytes:
     return zlib.crc32(slot[_CHECKSUM_BYTES:]).to_bytes(_CHECKSUM_BYTES, "little") + slot[_CHECKSUM_BYTES:]
 
 
-def _unpacked(slot: bytes) -> tuple[int, Seen | _Claim] | None:
+def _unpacked(slot: bytes) -> tuple[int, AcknowledgedState | _Claim] | None:
     """(turn, what was seen); None for a slot that was never written, or not to its end."""
     if len(slot) != _SLOT.size or _summed(slot) != slot:
         return None
@@ -257,4 +257,4 @@ def _unpacked(slot: bytes) -> tuple[int, Seen | _Claim] | None:
     if state > len(_STATES):
         return None
     text = name.rstrip(b"\0").decode(errors="replace")
-    return turn, Seen(epoch.hex(), text, sequence, items, _STATES[state - 1])
+    return turn, AcknowledgedState(epoch.hex(), text, sequence, items, _STATES[state - 1])

@@ -11,9 +11,9 @@ from service.connection.framing import (
     MAX_HEAD_BYTES,
     BadRequest,
     ChunkedBody,
-    Head,
     KnownHeads,
     LengthBody,
+    RequestHead,
 )
 from service.http.limits import MAX_QUERY_FIELDS
 
@@ -147,7 +147,7 @@ def test_a_flood_of_tiny_chunks_is_refused_and_a_stream_of_small_ones_is_not() -
 
 @given(cuts=st.lists(st.integers(0, 200), max_size=8))
 def test_a_head_ends_at_its_blank_line(cuts: list[int]) -> None:
-    head, rest = Head(), b""
+    head, rest = RequestHead(), b""
     for part in pieces(HEAD + b"5\r\nhello", cuts):
         at = 0 if head.complete else head.feed(part, 0)
         rest += part[at:]
@@ -157,7 +157,7 @@ def test_a_head_ends_at_its_blank_line(cuts: list[int]) -> None:
 
 
 def test_a_head_that_came_before_is_known_and_no_other_is() -> None:
-    known, head = KnownHeads(), Head()
+    known, head = KnownHeads(), RequestHead()
     assert known.find(HEAD, 0) is None
     head.feed(HEAD, 0)
     known.add(HEAD, head)
@@ -171,10 +171,10 @@ def test_a_head_that_came_before_is_known_and_no_other_is() -> None:
 def test_few_heads_are_kept_and_none_that_is_long() -> None:
     known = KnownHeads()
     for i in range(2000):
-        known.add(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % i, Head())
+        known.add(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % i, RequestHead())
     assert 0 < sum(known.find(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % i, 0) is not None for i in range(2000)) <= 256
     long = b"GET /" + b"y" * 1024 + b" HTTP/1.1\r\nHost: x\r\n\r\n"
-    known.add(long, Head())
+    known.add(long, RequestHead())
     assert known.find(long, 0) is None
 
 
@@ -199,7 +199,7 @@ def test_few_heads_are_kept_and_none_that_is_long() -> None:
     ],
 )
 def test_heads_that_are_refused(wire: bytes, status: int) -> None:
-    assert refusal(Head(), wire)[0] == status
+    assert refusal(RequestHead(), wire)[0] == status
 
 
 @pytest.mark.parametrize("coding", [b"gzip, chunked", b"chunked ,", b"gzip,chunked"])
@@ -212,14 +212,14 @@ def test_other_codings_are_refused(coding: bytes) -> None:
 
 
 def body_of(wire: bytes) -> object:
-    head = Head()
+    head = RequestHead()
     head.feed(wire, 0)
     return head.body(10)
 
 
 @given(data=st.binary(max_size=300))
 def test_no_bytes_raise_anything_else(data: bytes) -> None:
-    for reader in (ChunkedBody(100), Head()):
+    for reader in (ChunkedBody(100), RequestHead()):
         with contextlib.suppress(BadRequest):
             reader.feed(data, 0)
 
@@ -227,8 +227,8 @@ def test_no_bytes_raise_anything_else(data: bytes) -> None:
 @pytest.mark.parametrize("separator", [b"&", b";"])
 def test_a_query_of_too_many_fields_is_refused_before_anybody_parses_it(separator: bytes) -> None:
     query = separator.join([b"a=1"] * MAX_QUERY_FIELDS)
-    Head().feed(b"GET /livez?%s HTTP/1.1\r\nHost: x\r\n\r\n" % query, 0)
-    assert refusal(Head(), b"GET /livez?%s%sa HTTP/1.1\r\nHost: x\r\n\r\n" % (query, separator)) == (
+    RequestHead().feed(b"GET /livez?%s HTTP/1.1\r\nHost: x\r\n\r\n" % query, 0)
+    assert refusal(RequestHead(), b"GET /livez?%s%sa HTTP/1.1\r\nHost: x\r\n\r\n" % (query, separator)) == (
         400,
         "invalid_query",
     )
@@ -236,7 +236,7 @@ def test_a_query_of_too_many_fields_is_refused_before_anybody_parses_it(separato
 
 @pytest.mark.parametrize(("length", "expected"), [(b"0" * 18 + b"7", 7), (b"9" * 18, 10**18 - 1)])
 def test_a_content_length_of_as_many_digits_as_are_taken(length: bytes, expected: int) -> None:
-    head = Head()
+    head = RequestHead()
     head.feed(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %s\r\n\r\n" % length, 0)
     body = head.body(10_000)
     assert body is not None
@@ -245,7 +245,7 @@ def test_a_content_length_of_as_many_digits_as_are_taken(length: bytes, expected
 
 @pytest.mark.parametrize("digits", [20, 4300, 4301, 60_000])
 def test_a_content_length_of_too_many_digits_is_refused(digits: int) -> None:
-    head = Head()
+    head = RequestHead()
     head.feed(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %s7\r\n\r\n" % (b"0" * (digits - 1)), 0)
     with pytest.raises(BadRequest) as refused:
         head.body(10_000)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from service.connection.shedding import LOOKED_AT, LoadShedder, Pulse, Refusals, Shedding
-from service.faults import Overloaded
+from service.faults import ServiceOverloaded
 from service.http.errors import OVERLOADED
 
 
@@ -27,7 +27,7 @@ class App:
 
     async def __call__(self, scope, receive, send) -> None:  # type: ignore[no-untyped-def]
         self.seen += 1
-        scope[OVERLOADED] = Overloaded("full", still_s=self._still_s)
+        scope[OVERLOADED] = ServiceOverloaded("full", still_s=self._still_s)
 
 
 def scope(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from model_store.errors import InvalidImage
 from service.engine.admission import Admission, ServiceRate, Ticket
-from service.faults import DeadlineExceeded, Overloaded
+from service.faults import DeadlinePassed, ServiceOverloaded
 from service.tasks.label_places import LabelTicket
 from service.tasks.pipeline import gather_outcomes
 from service.timing import Deadline, Timings
@@ -70,7 +70,7 @@ def test_a_request_is_refused_when_it_would_wait_too_long_and_told_when_to_come_
         await serve(door, clock, items=50, each_s=0.5)  # two items a second
         tickets = [door.admit(1, Deadline()) for _ in range(4)]  # 1.5 s of wait for the last, and 2 s would be too long
         assert door.still_s() is not None  # as .85 of the rate is counted on
-        with pytest.raises(Overloaded, match=r"wait would be 2\.4 s.*CLIPWORKS_MAX_WAIT_S") as refused:
+        with pytest.raises(ServiceOverloaded, match=r"wait would be 2\.4 s.*CLIPWORKS_MAX_WAIT_S") as refused:
             door.admit(1, Deadline())
         assert refused.value.retry_after_s == pytest.approx(2 / 0.85)
         tickets[0].__exit__(None, None, None)
@@ -91,7 +91,7 @@ def test_an_idle_server_takes_any_request_and_a_busy_one_what_the_deadline_allow
             pass
         with door.admit(1, Deadline()):
             door.admit(50, Deadline.after(30)).__exit__(None, None, None)
-            with pytest.raises(Overloaded, match=r"would take 35\.3 s, its deadline leaves 30\.0 s"):
+            with pytest.raises(ServiceOverloaded, match=r"would take 35\.3 s, its deadline leaves 30\.0 s"):
                 door.admit(60, Deadline.after(30))
 
     within_loop(test)
@@ -104,10 +104,10 @@ def test_before_anything_was_measured_only_a_few_are_let_in_and_the_cap_always_h
             with contextlib.ExitStack() as places:
                 for _ in range(4 // items):
                     places.enter_context(door.admit(items, Deadline()))
-                with pytest.raises(Overloaded, match="not known yet"):
+                with pytest.raises(ServiceOverloaded, match="not known yet"):
                     door.admit(items, Deadline())
         await serve(door, clock, items=50, each_s=0.01)
-        with door.admit(6, Deadline()), pytest.raises(Overloaded, match="CLIPWORKS_MAX_QUEUE_ITEMS"):
+        with door.admit(6, Deadline()), pytest.raises(ServiceOverloaded, match="CLIPWORKS_MAX_QUEUE_ITEMS"):
             door.admit(1, Deadline())
         with door.admit(200, Deadline()):  # nothing else was in work
             pass
@@ -118,7 +118,7 @@ def test_before_anything_was_measured_only_a_few_are_let_in_and_the_cap_always_h
 def test_refused_and_abandoned_items_give_their_places_back() -> None:
     async def test(clock: Clock) -> None:
         door = admission(clock)
-        for error in (InvalidImage("broken"), DeadlineExceeded("late")):
+        for error in (InvalidImage("broken"), DeadlinePassed("late")):
             with door.admit(1, Deadline()) as ticket, pytest.raises(type(error)):
                 async with ticket.turn(Deadline(), Timings()):
                     raise error
@@ -180,7 +180,7 @@ def test_slow_items_say_nothing_about_how_long_others_wait() -> None:
         assert door.rate().per_s == pytest.approx(50)
         assert door.rate(is_long=True).per_s == pytest.approx(0.25, rel=0.1)
         with door.admit(1, Deadline(), are_slow=True):
-            with pytest.raises(Overloaded, match="wait would be"):
+            with pytest.raises(ServiceOverloaded, match="wait would be"):
                 door.admit(1, Deadline(), are_slow=True)
             assert door.still_s() is None
             for _ in range(50):
@@ -204,7 +204,7 @@ def test_who_has_waited_too_long_is_refused_if_those_behind_can_still_be_answere
         assert items.began == ["0", "1", "new"]
         for late in ("2", "3"):
             error = items.tasks[late].exception()
-            assert isinstance(error, Overloaded)
+            assert isinstance(error, ServiceOverloaded)
             assert error.retry_after_s >= 1
         await items.end("new")
         assert door.waiting == 0
@@ -242,7 +242,7 @@ def test_a_request_is_late_as_a_whole() -> None:
         await items.start(door.admit(1, Deadline()), "new")
         await items.end("0")
         assert items.began == ["0", "new"]
-        assert all(isinstance(items.tasks[each].exception(), Overloaded) for each in ("a0", "a1"))
+        assert all(isinstance(items.tasks[each].exception(), ServiceOverloaded) for each in ("a0", "a1"))
 
     within_loop(test)
 
@@ -258,7 +258,7 @@ def test_places_of_label_texts_are_handed_on_also_by_texts_that_fail() -> None:
                     async with labels.turn(Deadline(), Timings()):
                         clock.now += 0.01
                         raise InvalidImage("of this item alone")
-                with pytest.raises(Overloaded):
+                with pytest.raises(ServiceOverloaded):
                     door.admit(1, Deadline())  # both places are taken as long as there are more
         door.admit(1, Deadline())
         assert door.expected_wait_s() == pytest.approx(0.01, rel=0.5)
@@ -271,9 +271,9 @@ def test_a_request_of_which_no_item_had_its_turn_is_overloaded_as_a_whole() -> N
         raise error
 
     async def test(clock: Clock) -> None:
-        late = Overloaded("late")
-        with pytest.raises(Overloaded):
-            await gather_outcomes([item(late), item(Overloaded("late too"))], Deadline())
+        late = ServiceOverloaded("late")
+        with pytest.raises(ServiceOverloaded):
+            await gather_outcomes([item(late), item(ServiceOverloaded("late too"))], Deadline())
         broken = InvalidImage("broken")
         assert await gather_outcomes([item(broken), item(late)], Deadline()) == [broken, late]
 
@@ -299,9 +299,9 @@ def test_one_item_ends_as_it_would_among_others(others: int) -> None:
         assert await outcomes(7) == [7]
         assert await outcomes(broken) == [broken]
         for result, seconds, expected in (
-            (7, 5.0, DeadlineExceeded),
-            (DeadlineExceeded("late"), 0.0, DeadlineExceeded),
-            (Overloaded("full"), 0.0, Overloaded),
+            (7, 5.0, DeadlinePassed),
+            (DeadlinePassed("late"), 0.0, DeadlinePassed),
+            (ServiceOverloaded("full"), 0.0, ServiceOverloaded),
             (ZeroDivisionError(), 0.0, ZeroDivisionError),
             (TimeoutError("of its own"), 0.0, TimeoutError),
         ):
@@ -335,7 +335,7 @@ def test_who_gave_up_waiting_is_passed_over_and_leaves_no_place_taken() -> None:
         items.tasks["1"].cancel()
         await items.end("0")
         assert items.began == ["0", "3"]  # 1 is gone, and the deadline of 2 has passed
-        assert isinstance(items.tasks["2"].exception(), DeadlineExceeded)
+        assert isinstance(items.tasks["2"].exception(), DeadlinePassed)
         await items.end("3")
         for ticket in tickets:
             ticket.__exit__(None, None, None)

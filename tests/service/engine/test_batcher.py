@@ -12,7 +12,7 @@ import pytest
 from model_store.errors import GraphError
 from service.engine.batcher import Batcher
 from service.engine.stacking import EqualPictures
-from service.faults import DeadlineExceeded, NotReady, RunFailed
+from service.faults import DeadlinePassed, RunFailed, ServiceNotReady
 from service.timing import Deadline, Timings
 
 Rows = np.ndarray
@@ -147,7 +147,7 @@ def test_cancelled_and_expired_items_never_reach_the_model() -> None:
         gone.cancel()
         gate.open.set()
         await asyncio.gather(first, kept)
-        with pytest.raises(DeadlineExceeded):
+        with pytest.raises(DeadlinePassed):
             await stale
 
     within_loop(test, gate)
@@ -190,7 +190,7 @@ def test_halves_of_a_failed_run_leave_out_who_is_gone_or_too_late() -> None:
         await asyncio.sleep(0.3)
         open_again.set()
         assert [float((await rows[i])[0]) for i in (0, 3)] == [0, 6]
-        with pytest.raises(DeadlineExceeded):
+        with pytest.raises(DeadlinePassed):
             await rows[2]
 
     within_loop(test, refuse_company)
@@ -218,9 +218,9 @@ def test_a_foreign_error_breaks_the_worker_loudly() -> None:
         with pytest.raises(RunFailed, match="ZeroDivisionError"):
             await submit(batcher, 1)
         assert batcher.broken
-        with pytest.raises(NotReady):
+        with pytest.raises(ServiceNotReady):
             await submit(batcher, 2)
-        with pytest.raises(NotReady):
+        with pytest.raises(ServiceNotReady):
             batcher.admit(1, Deadline())
 
     within_loop(test, broken)
@@ -235,7 +235,7 @@ def test_closing_answers_everybody_and_the_heartbeat_goes_on() -> None:
         await asyncio.sleep(0.02)
         await batcher.close("hung")
         for pending in (running, waiting):
-            with pytest.raises(NotReady, match="hung"):
+            with pytest.raises(ServiceNotReady, match="hung"):
                 await pending
         assert batcher.running_s() > 0.01
         gate.open.set()

@@ -19,7 +19,7 @@ from model_store.errors import InvalidImage
 from model_store.manifest import ImageSpec
 from model_store.modality.image import DecodeLimits
 from service.decoding.pool import DecodePool
-from service.faults import NotReady
+from service.faults import ServiceNotReady
 from service.timing import Deadline, Timings
 
 SLOW_SIDE_PX = 4000
@@ -213,7 +213,7 @@ def test_an_answer_that_makes_no_sense_costs_its_image_alone(monkeypatch: pytest
                 await pool.prepare(jpeg, spec, Deadline(), Timings())
         assert (await pool.prepare(jpeg, spec, Deadline(), Timings())).shape == (32, 32, 3)
         await pool.close()
-        with pytest.raises(NotReady, match="stopping"):
+        with pytest.raises(ServiceNotReady, match="stopping"):
             await pool.prepare(jpeg, spec, Deadline(), Timings())
 
     asyncio.run(run())

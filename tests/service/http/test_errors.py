@@ -25,16 +25,16 @@ STATUSES = {
     store_errors.IntegrityError: 500,
     store_errors.GoldenError: 500,
     store_errors.SpaceMismatch: 409,
-    faults.Overloaded: 429,
-    faults.DeadlineExceeded: 504,
-    faults.NotReady: 503,
+    faults.ServiceOverloaded: 429,
+    faults.DeadlinePassed: 504,
+    faults.ServiceNotReady: 503,
     faults.Draining: 503,
     faults.RunFailed: 500,
     faults.NoDirection: 422,
     faults.NotLoaded: 409,
     faults.TooManyItems: 413,
     faults.UnknownName: 404,
-    faults.Conflict: 409,
+    faults.StateConflict: 409,
 }
 
 
@@ -172,7 +172,7 @@ def test_overload_says_when_to_come_back(client: TestClient, make_app: Callable[
     app = make_app()
 
     async def full() -> None:
-        raise faults.Overloaded("no room", retry_after_s=2.2)
+        raise faults.ServiceOverloaded("no room", retry_after_s=2.2)
 
     app.add_api_route("/full", full)
     with TestClient(app) as client:

@@ -13,7 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.engine.batcher import Batcher
-from service.faults import Overloaded
+from service.faults import ServiceOverloaded
 from service.timing import Deadline
 
 MAX_ITEMS = 160  # of which one request's labels take 40
@@ -63,7 +63,7 @@ def held(client: TestClient, items: int, *, unless: Future[Any] | None = None) -
         try:
             ticket = on_loop(client, lambda: batcher.admit(items, Deadline()))
             break
-        except Overloaded:
+        except ServiceOverloaded:
             assert time.monotonic() < end
             assert unless is None or not unless.done()
             time.sleep(0.002)

@@ -26,7 +26,7 @@ from model_store.store import Store, file_entries
 from service.engine.dense import DenseSession
 from service.engine.opening import EngineSettings
 from service.engine.running import RunningModel, open_model
-from service.faults import DeadlineExceeded, NotReady
+from service.faults import DeadlinePassed, ServiceNotReady
 from service.telemetry import Telemetry
 from service.timing import Deadline, Timings
 
@@ -226,17 +226,17 @@ def test_a_closed_session_answers_nobody(store: Path, settings: EngineSettings) 
         assert await session.batcher(Deadline()) is batcher
         await session.close("a test ended it")
         assert batcher.broken == "a test ended it"
-        with pytest.raises(NotReady, match="a test ended it"):
+        with pytest.raises(ServiceNotReady, match="a test ended it"):
             await session.batcher(Deadline())
         opening = DenseSession(artifact, settings, Telemetry())
         waiting = asyncio.create_task(opening.batcher(Deadline()))
         await asyncio.sleep(0)
         await opening.close("a test ended it")
-        with pytest.raises(NotReady, match="a test ended it"):
+        with pytest.raises(ServiceNotReady, match="a test ended it"):
             await waiting
         assert opening.opened is None
         late = DenseSession(artifact, settings, Telemetry())
-        with pytest.raises(DeadlineExceeded):
+        with pytest.raises(DeadlinePassed):
             await late.batcher(Deadline.after(0))
         assert await late.batcher(Deadline())  # opening went on
         await late.close("the test is over")

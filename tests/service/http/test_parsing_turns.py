@@ -8,9 +8,9 @@ import pytest
 from starlette.requests import Request
 
 from clipworks.schemas import EmbedRequest
-from service.faults import DeadlineExceeded, Overloaded
+from service.faults import DeadlinePassed, ServiceOverloaded
 from service.http.body import BodyMemory
-from service.http.context import ClientGone, Context, put_context
+from service.http.context import ClientGone, RequestContext, put_context
 from service.http.ingress import Received, off_loop, read_request
 from service.http.limits import IngressLimits, ParsingTurns
 from service.timing import Deadline
@@ -61,7 +61,7 @@ def test_who_comes_when_too_many_wait_is_refused_until_there_is_room() -> None:
         waiting = await bodies.begin("first", 1)  # has its turn
         for caller in "abcd":
             waiting += await bodies.begin(caller, 64)
-        with pytest.raises(Overloaded) as refused:
+        with pytest.raises(ServiceOverloaded) as refused:
             await bodies.parse("e")
         still_s = refused.value.still_s
         assert still_s is not None
@@ -81,7 +81,7 @@ def test_a_caller_with_many_bodies_leaves_places_and_turns_to_others() -> None:
     async def run() -> list[str]:
         bodies = Bodies()
         tasks = await bodies.begin("many", 65)
-        with pytest.raises(Overloaded) as refused:
+        with pytest.raises(ServiceOverloaded) as refused:
             await bodies.parse("many")
         assert refused.value.still_s is None  # it says nothing of what others would find
         tasks += await bodies.begin("b", 2) + await bodies.begin("c", 1)
@@ -109,7 +109,7 @@ def request_of(media_type: str, body: bytes, leaves: asyncio.Event) -> Request:
 
     scope = {"type": "http", "method": "POST", "path": "/embed", "query_string": b""}
     scope["headers"] = [(b"content-type", media_type.encode()), (b"content-length", str(len(body)).encode())]
-    put_context(scope, Context("id", BodyMemory(2**23).share(), caller="a"))
+    put_context(scope, RequestContext("id", BodyMemory(2**23).share(), caller="a"))
     return Request(scope, receive)  # type: ignore[arg-type]
 
 
@@ -166,7 +166,7 @@ def test_a_body_leaves_the_line_with_its_deadline_or_its_client(how: str) -> Non
             await asyncio.sleep(0.01)
             if how == "gone":
                 leaves.set()
-            with pytest.raises(DeadlineExceeded if how == "deadline" else ClientGone):
+            with pytest.raises(DeadlinePassed if how == "deadline" else ClientGone):
                 await asyncio.wait_for(task, 10)
         async with LIMITS.parsing.turn(SMALL, caller="b"):  # nothing of it is left
             pass

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.retrieval import Collection, CollectionSpec, IndexSpec, Item
+from service.retrieval import CollectionSpec, EmbeddedCollection, IndexSpec, StoreItem
 
 
 def unit(rows: int, dim: int, seed: int) -> np.ndarray:
@@ -40,10 +40,10 @@ def vectors() -> Callable[..., np.ndarray]:
 def fill() -> Callable[..., np.ndarray]:
     """Rows r0, r1, ... with metadata n, group; their vectors."""
 
-    def put(collection: Collection, rows: int, *, seed: int = 0, first: int = 0) -> np.ndarray:
+    def put(collection: EmbeddedCollection, rows: int, *, seed: int = 0, first: int = 0) -> np.ndarray:
         values = unit(rows, collection.spec.dim, seed)
         collection.upsert(
-            [Item(f"r{first + n}", values[n], {"n": first + n, "group": (first + n) % 10}) for n in range(rows)]
+            [StoreItem(f"r{first + n}", values[n], {"n": first + n, "group": (first + n) % 10}) for n in range(rows)]
         )
         return values
 
@@ -51,10 +51,10 @@ def fill() -> Callable[..., np.ndarray]:
 
 
 @pytest.fixture
-def contents() -> Callable[[Collection], dict[str, tuple[bytes, str]]]:
+def contents() -> Callable[[EmbeddedCollection], dict[str, tuple[bytes, str]]]:
     """All that a collection holds, comparable."""
 
-    def read(collection: Collection) -> dict[str, tuple[bytes, str]]:
+    def read(collection: EmbeddedCollection) -> dict[str, tuple[bytes, str]]:
         return {
             record.id: (record.vector.tobytes(), repr(sorted(record.metadata.items())))
             for batch in collection.export_rows()

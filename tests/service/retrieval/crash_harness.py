@@ -33,7 +33,14 @@ from typing import Any
 import apsw
 import numpy as np
 
-from service.retrieval import Collection, CollectionSpec, CollectionStore, IndexSpec, Item, RetrievalSettings
+from service.retrieval import (
+    CollectionSpec,
+    CollectionStore,
+    EmbeddedCollection,
+    IndexSpec,
+    RetrievalSettings,
+    StoreItem,
+)
 from service.retrieval.truth.database import CHECKSUMS, ensure_checksums
 
 DIM = 4
@@ -58,8 +65,8 @@ def vector(seed: int) -> np.ndarray:
     return (values / np.linalg.norm(values)).astype(np.float32)
 
 
-def item(id: str, seed: int) -> Item:
-    return Item(id, vector(seed), {"owner": id[0], "seed": seed, "group": seed % 5})
+def item(id: str, seed: int) -> StoreItem:
+    return StoreItem(id, vector(seed), {"owner": id[0], "seed": seed, "group": seed % 5})
 
 
 class Bomb:
@@ -162,7 +169,7 @@ def child(folder: Path, seed: int, bomb: Bomb, wire: Wire) -> None:
         wire.say("failed", f"{type(error).__name__}: {error}")
 
 
-def report(name: str, collection: Collection, wire: Wire) -> None:
+def report(name: str, collection: EmbeddedCollection, wire: Wire) -> None:
     """Every row with a sum of its vector, and whether search and truth agree."""
     records = [record for batch in collection.export_rows() for record in batch]
     rows = {record.id: [record.metadata["seed"], zlib.crc32(record.vector.tobytes())] for record in records}
@@ -179,7 +186,7 @@ def report(name: str, collection: Collection, wire: Wire) -> None:
     wire.say("rows", name, rows, problems)
 
 
-def work(collections: dict[str, Collection], owner: str, seed: int, wire: Wire) -> None:
+def work(collections: dict[str, EmbeddedCollection], owner: str, seed: int, wire: Wire) -> None:
     """Random requests on this thread's own ids, each announced before and confirmed after."""
     chance = random.Random(seed)
     try:

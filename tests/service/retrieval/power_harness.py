@@ -34,7 +34,14 @@ from typing import Any
 import apsw
 import numpy as np
 
-from service.retrieval import Collection, CollectionSpec, CollectionStore, IndexSpec, Item, RetrievalSettings
+from service.retrieval import (
+    CollectionSpec,
+    CollectionStore,
+    EmbeddedCollection,
+    IndexSpec,
+    RetrievalSettings,
+    StoreItem,
+)
 from service.retrieval.truth.database import ensure_checksums
 
 DIM = 4
@@ -261,7 +268,7 @@ def live(root: Path, recorder: Recorder, *, seed: int, requests: int) -> None:
     """Open a new folder, work with three threads, close, open again, go on, and stop in the middle of it."""
     for turn in range(3):
         store = CollectionStore.open(root / FOLDER, settings=SETTINGS)
-        collections: dict[str, Collection] = {}
+        collections: dict[str, EmbeddedCollection] = {}
         for name, index in COLLECTIONS.items():
             spec = CollectionSpec(model="m@1", space="s", fingerprints={}, dim=DIM, index=index)
             collections[name] = store.create(name, spec)[0]
@@ -279,7 +286,7 @@ def live(root: Path, recorder: Recorder, *, seed: int, requests: int) -> None:
         store.close()
 
 
-def work(collections: dict[str, Collection], owner: str, seed: int, recorder: Recorder, requests: int) -> None:
+def work(collections: dict[str, EmbeddedCollection], owner: str, seed: int, recorder: Recorder, requests: int) -> None:
     chance = random.Random(seed)
     for _ in range(requests):
         name = chance.choice(list(COLLECTIONS))
@@ -289,7 +296,7 @@ def work(collections: dict[str, Collection], owner: str, seed: int, recorder: Re
             change: dict[str, Any] = {"put": {id: chance.randrange(10**9) for id in ids}}
             recorder.say("begin", owner, (name, change))
             collections[name].upsert(
-                [Item(id, vector(n), {"owner": owner, "seed": n}) for id, n in change["put"].items()]
+                [StoreItem(id, vector(n), {"owner": owner, "seed": n}) for id, n in change["put"].items()]
             )
         elif dice < 0.93:
             recorder.say("begin", owner, (name, {"delete": ids}))
@@ -427,7 +434,7 @@ def is_repaired(problem: str) -> bool:
     return any(known in problem for known in REBUILT)
 
 
-def compare(name: str, collection: Collection, disk: Disk) -> list[str]:
+def compare(name: str, collection: EmbeddedCollection, disk: Disk) -> list[str]:
     records = [record for batch in collection.export_rows() for record in batch]
     found: list[str] = []
     for owner in "abc"[:THREADS]:

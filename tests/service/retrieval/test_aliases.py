@@ -12,7 +12,7 @@ import apsw
 import numpy as np
 import pytest
 
-from service.retrieval import CollectionSpec, CollectionStore, Item, RetrievalSettings
+from service.retrieval import CollectionSpec, CollectionStore, RetrievalSettings, StoreItem
 from service.retrieval.errors import AliasNotFound, CollectionConflict, CollectionNotFound, InvalidCollection
 
 SETTINGS = RetrievalSettings(threads=1, checkpoint_s=3600)
@@ -26,8 +26,8 @@ def opened(folder: Path) -> CollectionStore:
 def test_a_name_becomes_an_alias_and_moves_on(tmp_path: Path, spec: Callable[..., CollectionSpec]) -> None:
     with opened(tmp_path) as store:
         old, new = store.create("photos", spec())[0], store.create("photos@2", spec())[0]
-        old.upsert([Item("old", WAY[0], {})])
-        new.upsert([Item("new", WAY[0], {})])
+        old.upsert([StoreItem("old", WAY[0], {})])
+        new.upsert([StoreItem("new", WAY[0], {})])
         with pytest.raises(CollectionConflict, match="keep_as"):
             store.set_alias("photos", "photos@2")
         assert store.set_alias("photos", "photos@2", keep_as="photos@1") is True
@@ -74,7 +74,7 @@ def test_what_would_leave_a_name_in_doubt_is_refused(tmp_path: Path, spec: Calla
         with pytest.raises(CollectionConflict, match="another"):
             store.create("x", spec(dim=4))
         assert store.create("x", spec())[0] is first
-        first.upsert([Item("one", WAY[0], {})])
+        first.upsert([StoreItem("one", WAY[0], {})])
         with pytest.raises(CollectionConflict, match="is at change 1, not at 0"):
             store.set_alias("x", "b", if_sequence=0)
         with pytest.raises(CollectionConflict, match="means no collection"):
@@ -89,7 +89,7 @@ def test_searches_never_notice_a_switch(tmp_path: Path, spec: Callable[..., Coll
     """Each answer is one collection's whole, never an error, and after a switch never the old one's."""
     with opened(tmp_path) as store:
         store.create("photos", spec())
-        store.get("photos").upsert([Item(f"v1-{n}", WAY[n], {}) for n in range(8)])
+        store.get("photos").upsert([StoreItem(f"v1-{n}", WAY[n], {}) for n in range(8)])
         wrong: list[object] = []
         answers, done, least = 0, threading.Event(), 1
 
@@ -112,7 +112,7 @@ def test_searches_never_notice_a_switch(tmp_path: Path, spec: Callable[..., Coll
             thread.start()
         for version in range(2, 8):
             made = store.create(f"photos@{version}", spec())[0]
-            made.upsert([Item(f"v{version}-{n}", WAY[n], {}) for n in range(8)])
+            made.upsert([StoreItem(f"v{version}-{n}", WAY[n], {}) for n in range(8)])
             store.set_alias("photos", made.name, keep_as="photos@1" if version == 2 else None)
             least = version
         done.set()
@@ -126,7 +126,7 @@ def test_a_kill_leaves_the_name_before_or_after(tmp_path: Path, spec: Callable[.
     """Of a process that switches to and fro until it is killed: the name always means one of the two."""
     with opened(tmp_path) as store:
         for name in ("a", "b"):
-            store.create(name, spec())[0].upsert([Item(name, WAY[0], {})])
+            store.create(name, spec())[0].upsert([StoreItem(name, WAY[0], {})])
         store.set_alias("x", "a")
     script = (
         "import sys; from pathlib import Path; from service.retrieval import CollectionStore\n"
@@ -166,7 +166,7 @@ def test_declared_fields_with_dots_of_a_file_of_before(tmp_path: Path, spec: Cal
     """Their index saw the nested field only; it is replaced at open, and flat keys are found."""
     with opened(tmp_path) as store:
         store.create("c", spec(schema={"a.b": "number"}))
-        store.get("c").upsert([Item("flat", WAY[0], {"a.b": 1}), Item("nested", WAY[1], {"a": {"b": 1}})])
+        store.get("c").upsert([StoreItem("flat", WAY[0], {"a.b": 1}), StoreItem("nested", WAY[1], {"a": {"b": 1}})])
     db = apsw.Connection(str(tmp_path / "collections.sqlite3"), vfs="cksmvfs")
     db.execute("DROP INDEX dotted_1_0")
     db.execute("""CREATE INDEX field_1_0 ON metadata_1 (json_extract(document, '$."a"."b"'))""")

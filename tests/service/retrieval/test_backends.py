@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from service.retrieval import CollectionSpec, CollectionStore, IndexSpec, Item, RetrievalSettings
+from service.retrieval import CollectionSpec, CollectionStore, IndexSpec, RetrievalSettings, StoreItem
 from service.retrieval.backends.errors import NotSupported
 from service.retrieval.backends.milvus import MilvusBackend
 from service.retrieval.backends.protocol import Backend, BackendCollection
@@ -114,7 +114,7 @@ def test_a_random_life_equals_a_dictionary(collection: BackendCollection) -> Non
             rows = [
                 (chance.choice(IDS), chance.choice(WAYS), some_metadata(chance)) for _ in range(chance.randint(1, 5))
             ]
-            outcomes = collection.upsert([Item(id, unit(way), data) for id, way, data in rows])
+            outcomes = collection.upsert([StoreItem(id, unit(way), data) for id, way, data in rows])
             for (id, way, data), outcome in zip(rows, outcomes, strict=True):
                 assert (outcome.error, outcome.created) == (None, id not in model)
                 model[id] = (unit(way), data)
@@ -292,7 +292,7 @@ def test_a_filter_means_the_same_in_both(
     both = [backend.create("filters", spec_of())[0] for backend in (embedded, milvus)]
     for collection in both:
         collection.delete(filter={})
-        outcomes = collection.upsert([Item(f"r{place:02}", QUERY[0], row) for place, row in enumerate(rows)])
+        outcomes = collection.upsert([StoreItem(f"r{place:02}", QUERY[0], row) for place, row in enumerate(rows)])
         assert [outcome.error for outcome in outcomes] == [None] * len(rows)
     for filter in wanted:
         answers = [answer(collection, filter) for collection in both]
@@ -320,9 +320,9 @@ def test_what_milvus_cannot_say_is_refused_with_the_place(milvus: MilvusBackend)
         assert refused.value.path == place
         with pytest.raises(InvalidFilter):
             collection.delete(filter=filter)
-    good = Item("good", QUERY[0], {})
-    bad = Item("bad", QUERY[0], {"n": 2**53 + 1})
-    many = Item("many", QUERY[0], {"free": list(range(5000))})
+    good = StoreItem("good", QUERY[0], {})
+    bad = StoreItem("bad", QUERY[0], {"n": 2**53 + 1})
+    many = StoreItem("many", QUERY[0], {"free": list(range(5000))})
     outcomes = collection.upsert([good, bad, many])
     assert outcomes[0].error is None
     assert "2^53" in str(outcomes[1].error)
@@ -373,7 +373,7 @@ def test_more_ties_than_milvus_gives_at_once(milvus: MilvusBackend) -> None:
     """300 equal vectors: the answer is by id all the same, from whatever candidates come first."""
     collection = milvus.create("ties", spec_of())[0]
     order = random.Random(1).sample(range(300), 300)
-    collection.upsert([Item(f"{n:03}", QUERY[0], {}) for n in order])
+    collection.upsert([StoreItem(f"{n:03}", QUERY[0], {}) for n in order])
     found = collection.search(QUERY, top_k=3, offset=2)[0]
     assert ([hit.id for hit in found.hits], found.exact) == (["002", "003", "004"], True)
 
@@ -382,7 +382,7 @@ def test_an_approximate_index_says_so_and_finds_most(milvus: MilvusBackend) -> N
     collection = milvus.create("ivf", spec_of("auto", dim=16))[0]
     values = np.random.default_rng(0).standard_normal((3000, 16)).astype(np.float32)
     values /= np.linalg.norm(values, axis=1, keepdims=True)
-    collection.upsert([Item(f"r{n}", row, {}) for n, row in enumerate(values)])
+    collection.upsert([StoreItem(f"r{n}", row, {}) for n, row in enumerate(values)])
     info = collection.describe()
     assert (info.kind, info.exact, info.count, info.backend, info.durability) == (
         "ivf_sq8", False, 3000, "milvus", "process",
@@ -398,7 +398,7 @@ def test_a_snapshot_of_the_embedded_store_is_restored_into_milvus(
     embedded: CollectionStore, milvus: MilvusBackend, tmp_path: Path
 ) -> None:
     source = embedded.create("moved", spec_of())[0]
-    source.upsert([Item(id, unit(WAYS[place % len(WAYS)]), {"n": place}) for place, id in enumerate(IDS)])
+    source.upsert([StoreItem(id, unit(WAYS[place % len(WAYS)]), {"n": place}) for place, id in enumerate(IDS)])
     source.snapshot(tmp_path / "moved.snapshot")
     milvus.restore(tmp_path / "moved.snapshot", name="moved")
     with pytest.raises(CollectionConflict):

@@ -26,7 +26,7 @@ WRITER = """
 import json, sys, threading
 from pathlib import Path
 import numpy as np
-from service.retrieval import CollectionSpec, CollectionStore, IndexSpec, Item, RetrievalSettings
+from service.retrieval import CollectionSpec, CollectionStore, IndexSpec, StoreItem, RetrievalSettings
 settings = RetrievalSettings(checkpoint_s=3600, train_min_rows=8, threads=1, readers=2)
 rng = np.random.default_rng(3)
 def unit():
@@ -40,7 +40,7 @@ folder = Path(sys.argv[1])
 with CollectionStore.open(folder, settings=settings) as store:
     for kind in ("flat", "sq8"):
         made, _ = store.create(kind, spec(kind))
-        made.upsert([Item(f"old{n}", unit(), {"n": n}) for n in range(40)])
+        made.upsert([StoreItem(f"old{n}", unit(), {"n": n}) for n in range(40)])
         made.compact()
 store = CollectionStore.open(folder, settings=settings)
 say = threading.Lock()
@@ -50,7 +50,7 @@ def work(kind):
         if n % 5 == 4:
             collection.delete([f"old{n // 5}"])
         else:
-            collection.upsert([Item(f"new{n % 30}", unit(), {"n": 1000 + n})])
+            collection.upsert([StoreItem(f"new{n % 30}", unit(), {"n": 1000 + n})])
         with say:
             print(json.dumps([kind, n, collection.describe().sequence]), flush=True)
 for kind in ("flat", "sq8"):

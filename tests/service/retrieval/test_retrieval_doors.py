@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from model_store.errors import SpaceMismatch
-from service.retrieval import CollectionSpec, CollectionStore, IndexSpec, Item, RetrievalSettings
+from service.retrieval import CollectionSpec, CollectionStore, IndexSpec, RetrievalSettings, StoreItem
 from service.retrieval.errors import (
     CollectionConflict,
     CollectionNotFound,
@@ -35,9 +35,9 @@ def store(tmp_path: Path) -> Iterator[CollectionStore]:
         yield opened
 
 
-def good(**change: Any) -> Item:
+def good(**change: Any) -> StoreItem:
     given = {"id": "a", "vector": np.eye(8, dtype=np.float32)[0], "metadata": {}, **change}
-    return Item(**given)
+    return StoreItem(**given)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def good(**change: Any) -> Item:
         (good(metadata={"n": "three"}), "'n' must be of type number"),
     ],
 )
-def test_bad_items_are_refused_alone_or_all(store: CollectionStore, spec: Any, item: Item, reason: str) -> None:
+def test_bad_items_are_refused_alone_or_all(store: CollectionStore, spec: Any, item: StoreItem, reason: str) -> None:
     collection, _ = store.create("photos", spec(schema={"n": "number"}))
     outcomes = collection.upsert([good(id="before"), item, good(id="after")])
     assert [outcome.error is None for outcome in outcomes] == [True, False, True]

@@ -16,7 +16,7 @@ import apsw
 import numpy as np
 import pytest
 
-from service.retrieval import CollectionSpec, CollectionStore, IndexSpec, Item, RetrievalSettings
+from service.retrieval import CollectionSpec, CollectionStore, IndexSpec, RetrievalSettings, StoreItem
 from service.retrieval.errors import FolderInUse, StorageFailed, StorageFull, StoreCorrupt
 from service.retrieval.truth.database import CHECKSUMS, ensure_checksums
 
@@ -127,7 +127,7 @@ def test_failing_at_the_nth_write(
 def fill_one(collection: Any, id: str, seed: int) -> None:
     values = np.random.default_rng(seed).standard_normal(8)
     metadata = {"long": "x" * 5000}
-    collection.upsert([Item(id, (values / np.linalg.norm(values)).astype(np.float32), metadata)])
+    collection.upsert([StoreItem(id, (values / np.linalg.norm(values)).astype(np.float32), metadata)])
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
                     metadata_schema={"n": "number"},
                 ),
             )
-            made.upsert([Item(f"r{n}", vectors[n], {"n": n, "word": f"w{n % 7}"}) for n in range(300)])
+            made.upsert([StoreItem(f"r{n}", vectors[n], {"n": n, "word": f"w{n % 7}"}) for n in range(300)])
             made.compact()
         made.snapshot(folder / "sq8.snapshot")
         answers = {kind: ask(store.get(kind)) for kind in ("flat", "sq8")}

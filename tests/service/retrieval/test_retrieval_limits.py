@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.retrieval import CollectionStore, Item, RetrievalSettings
+from service.retrieval import CollectionStore, RetrievalSettings, StoreItem
 from service.retrieval.errors import FolderInUse, Interrupted, StoreClosed, StoreCorrupt, TooManyCollections
 
 ROOT = Path(__file__).parents[3]
@@ -80,9 +80,9 @@ def test_the_number_of_collections_has_a_limit(tmp_path: Path, spec: Any) -> Non
 # ---------------------------------------------------------------- snapshots with a right checksum
 
 
-def item(id: str, seed: int) -> Item:
+def item(id: str, seed: int) -> StoreItem:
     values = np.random.default_rng(seed).standard_normal(8)
-    return Item(id, (values / np.linalg.norm(values)).astype(np.float32), {"seed": seed})
+    return StoreItem(id, (values / np.linalg.norm(values)).astype(np.float32), {"seed": seed})
 
 
 def forged(path: Path, *, header: str | None = None, metadata: str = "{}", rows: int = 2, **changes: Any) -> Path:
@@ -168,7 +168,7 @@ from service.retrieval import *
 store = CollectionStore.open(Path(sys.argv[1]))
 spec = CollectionSpec(model="m@1", space="s", fingerprints={}, dim=8)
 made, _ = store.create("photos", spec)
-made.upsert([Item("r", np.eye(8, dtype=np.float32)[0], {})])
+made.upsert([StoreItem("r", np.eye(8, dtype=np.float32)[0], {})])
 import threading
 held = threading.Event()
 def hold():

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.retrieval import CollectionStore, Item, RetrievalSettings
+from service.retrieval import CollectionStore, RetrievalSettings, StoreItem
 from service.retrieval.errors import CollectionNotFound, RetrievalError, StoreCorrupt
-from service.retrieval.truth.witness import LogPosition, Seen, Witness, load
+from service.retrieval.truth.witness import AcknowledgedState, LogPosition, Witness, load
 
 SETTINGS = RetrievalSettings(checkpoint_s=3600, train_min_rows=8, threads=1, readers=2)
 OLD = Path(__file__).parents[2] / "fixtures" / "collections-format-1.tar.xz"
 
 
-def item(id: str, seed: int) -> Item:
+def item(id: str, seed: int) -> StoreItem:
     values = np.random.default_rng(seed).standard_normal(8)
-    return Item(id, (values / np.linalg.norm(values)).astype(np.float32), {"seed": seed})
+    return StoreItem(id, (values / np.linalg.norm(values)).astype(np.float32), {"seed": seed})
 
 
 @pytest.fixture
@@ -213,14 +213,14 @@ def test_drops_and_creations_without_end_do_not_grow_the_witness(tmp_path: Path,
 
 def test_the_witness_keeps_its_last_whole_word(tmp_path: Path) -> None:
     """A slot that was written in part leaves the one before it; records of dropped collections are used again."""
-    one, two = Seen("a" * 32, "one", 4, 2), Seen("b" * 32, "two", 0, 0)
+    one, two = AcknowledgedState("a" * 32, "one", 4, 2), AcknowledgedState("b" * 32, "two", 0, 0)
     witness = Witness(tmp_path, [one], position=LogPosition(7, 9))
     witness.note(two)
-    witness.note(Seen("a" * 32, "one", 5, 3))
+    witness.note(AcknowledgedState("a" * 32, "one", 5, 3))
     found = load(tmp_path)
     assert found is not None
     assert (found.position, found.problem) == (LogPosition(7, 9), None)
-    assert found.seen == {"a" * 32: Seen("a" * 32, "one", 5, 3), "b" * 32: two}
+    assert found.seen == {"a" * 32: AcknowledgedState("a" * 32, "one", 5, 3), "b" * 32: two}
     data = bytearray((tmp_path / "collections.witness").read_bytes())
     second_slot = 512 + 256 + 128
     data[second_slot + 40 : second_slot + 128] = bytes(88)
@@ -228,9 +228,9 @@ def test_the_witness_keeps_its_last_whole_word(tmp_path: Path) -> None:
     torn = load(tmp_path)
     assert torn is not None
     assert torn.seen["a" * 32] == one
-    witness.note(Seen("b" * 32, "two", 0, 0, "dropped"))
+    witness.note(AcknowledgedState("b" * 32, "two", 0, 0, "dropped"))
     witness.settle()
-    witness.note(Seen("c" * 32, "three", 1, 1))
+    witness.note(AcknowledgedState("c" * 32, "three", 1, 1))
     after = load(tmp_path)
     assert after is not None
     assert (after.position, set(after.seen)) == (LogPosition(), {"a" * 32, "c" * 32})

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from service.retrieval import CollectionSpec, CollectionStore, IndexSpec, Item, RetrievalSettings
+from service.retrieval import CollectionSpec, CollectionStore, IndexSpec, RetrievalSettings, StoreItem
 
 DIM = 3
 SETTINGS = RetrievalSettings(train_min_rows=3, threads=1, checkpoint_s=3600)
@@ -72,7 +72,7 @@ class StoreMachine(RuleBasedStateMachine):
     )
     def upsert(self, name: str, rows: list[Any]) -> None:
         model = self.model[name]
-        outcomes = self.store.get(name).upsert([Item(id, unit(way), data) for id, way, data in rows])
+        outcomes = self.store.get(name).upsert([StoreItem(id, unit(way), data) for id, way, data in rows])
         for (id, way, data), outcome in zip(rows, outcomes, strict=True):
             assert (outcome.error, outcome.created) == (None, id not in model)
             model[id] = (unit(way), data)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from service.retrieval.errors import CollectionConflict, CollectionNotFound
-from service.retrieval.records import CollectionSpec, Item
+from service.retrieval.records import CollectionSpec, StoreItem
 from service.retrieval.store import CollectionStore
 
 DIM = 8
@@ -20,10 +20,10 @@ SPEC = CollectionSpec(
 )
 
 
-def items(count: int) -> list[Item]:
+def items(count: int) -> list[StoreItem]:
     vectors = np.random.default_rng(0).standard_normal((count, DIM)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return [Item(id=f"{n:06}", vector=vector, metadata={"n": n}) for n, vector in enumerate(vectors)]
+    return [StoreItem(id=f"{n:06}", vector=vector, metadata={"n": n}) for n, vector in enumerate(vectors)]
 
 
 def until(stop: threading.Event, work: Callable[[], None], errors: list[Exception]) -> threading.Thread:

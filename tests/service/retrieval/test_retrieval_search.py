@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.retrieval import CollectionStore, Item, RetrievalSettings
+from service.retrieval import CollectionStore, RetrievalSettings, StoreItem
 from service.retrieval.errors import InvalidItem, StoreClosed
 from service.retrieval.index.faiss_index import VectorIndex
 
@@ -58,7 +58,9 @@ def test_a_thousand_equal_vectors_come_by_id(store: CollectionStore, spec: Any, 
     collection, _ = store.create("photos", spec(dim=16))
     one, others = vectors(1, 16, 0)[0], vectors(200, 16, 1)
     ids = [f"same{n:04}" for n in np.random.default_rng(2).permutation(1000)]
-    collection.upsert([Item(id, one, {}) for id in ids] + [Item(f"other{n}", row, {}) for n, row in enumerate(others)])
+    collection.upsert(
+        [StoreItem(id, one, {}) for id in ids] + [StoreItem(f"other{n}", row, {}) for n, row in enumerate(others)]
+    )
     pages = [collection.search(one[None], top_k=100, offset=start)[0].hits for start in range(0, 1000, 100)]
     assert [hit.id for hits in pages for hit in hits] == sorted(ids)
     assert [hit.id for hit in collection.search(one[None], top_k=3, min_score=0.999)[0].hits] == sorted(ids)[:3]
@@ -128,7 +130,7 @@ def test_recall_of_approximate_kinds(store: CollectionStore, spec: Any, kind: st
     """Scores of approximate answers are exact all the same, and the answer admits what it is."""
     collection, _ = store.create("photos", spec(dim=64, kind=kind))
     values = clustered(6000, 64, 0)
-    collection.upsert([Item(f"r{n}", row, {}) for n, row in enumerate(values)])
+    collection.upsert([StoreItem(f"r{n}", row, {}) for n, row in enumerate(values)])
     collection.compact()
     rows = {f"r{n}": row for n, row in enumerate(values)}
     queries = clustered(50, 64, 0)
@@ -152,7 +154,7 @@ def test_a_batch_finds_what_its_queries_find_alone(store: CollectionStore, spec:
     """Batches go through a matrix product of blocks, single queries through FAISS; also with dead slots, filters."""
     collection, _ = store.create("photos", spec(dim=64, kind=kind))
     values = clustered(21_000, 64, 0)
-    collection.upsert([Item(f"r{n}", row, {"odd": n % 2}) for n, row in enumerate(values)])
+    collection.upsert([StoreItem(f"r{n}", row, {"odd": n % 2}) for n, row in enumerate(values)])
     collection.compact()
     collection.delete([f"r{n}" for n in range(0, 21_000, 7)])
     queries = clustered(20, 64, 1)
@@ -170,7 +172,7 @@ def test_closing_ends_a_training(tmp_path: Path, spec: Any) -> None:
     values = clustered(12_000, 64, 0)
     store = CollectionStore.open(tmp_path, settings=RetrievalSettings(threads=1))
     collection, _ = store.create("photos", spec(dim=64, kind="ivf_sq8"))
-    collection.upsert([Item(f"r{n}", row, {}) for n, row in enumerate(values)])
+    collection.upsert([StoreItem(f"r{n}", row, {}) for n, row in enumerate(values)])
     with ThreadPoolExecutor(1) as pool:
         rebuilt = pool.submit(collection.compact)
         store.close()
@@ -220,7 +222,7 @@ def test_searching_while_writing_and_rebuilding(store: CollectionStore, spec: An
     collection, _ = store.create("photos", spec(dim=8, kind=kind))
     values = vectors(400, 8, 0)
     fixed = values[0]
-    collection.upsert([Item(f"old{n}", row, {"keep": n % 2 == 0}) for n, row in enumerate(values)])
+    collection.upsert([StoreItem(f"old{n}", row, {"keep": n % 2 == 0}) for n, row in enumerate(values)])
     problems: list[str] = []
     stop = threading.Event()
     updates = 0
@@ -239,12 +241,12 @@ def test_searching_while_writing_and_rebuilding(store: CollectionStore, spec: An
         nonlocal updates
         while not stop.is_set():
             updates += 1
-            collection.upsert([Item("steady", fixed, {"keep": True, "turn": updates})])
+            collection.upsert([StoreItem("steady", fixed, {"keep": True, "turn": updates})])
 
     def add_and_delete() -> None:
         fresh = vectors(60, 8, 5)
         for n, row in enumerate(fresh):
-            collection.upsert([Item(f"new{n}", row, {"keep": True})])
+            collection.upsert([StoreItem(f"new{n}", row, {"keep": True})])
             best = collection.search(row[None], top_k=1, filter={"keep": True} if n % 2 else None)[0].hits
             if best[0].id != f"new{n}":
                 problems.append(f"acknowledged new{n} is not found: {best}")
@@ -263,7 +265,7 @@ def test_searching_while_writing_and_rebuilding(store: CollectionStore, spec: An
         while not stop.is_set():
             collection.compact()
 
-    collection.upsert([Item("steady", fixed, {"keep": True})])
+    collection.upsert([StoreItem("steady", fixed, {"keep": True})])
     helpers = [threading.Thread(target=guarded(work)) for work in (update, look, look, rebuild)]
     for thread in helpers:
         thread.start()
@@ -283,9 +285,9 @@ def test_many_writers_share_commits(store: CollectionStore, spec: Any, vectors: 
 
     def write(owner: int) -> None:
         for n in range(10):
-            assert collection.upsert([Item(f"{owner}-{n}", values[8 * n + owner], {})])[0].error is None
+            assert collection.upsert([StoreItem(f"{owner}-{n}", values[8 * n + owner], {})])[0].error is None
             with pytest.raises(InvalidItem):
-                collection.upsert([Item("", values[0], {})], all_or_nothing=True)
+                collection.upsert([StoreItem("", values[0], {})], all_or_nothing=True)
 
     threads = [threading.Thread(target=write, args=(owner,)) for owner in range(8)]
     for thread in threads:
