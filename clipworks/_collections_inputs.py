@@ -1,4 +1,4 @@
-"""What callers store and ask for (items, queries) -> entries of a request; files are read when it is filled."""
+"""Items and queries as callers give them -> entries of a request; files are read when it is filled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What callers give (texts, paths, bytes, pictures) -> what is sent; files are read one request at a time."""
+"""Texts, paths, bytes and pictures as callers give them -> request inputs; files are read one request at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What both clients are made of: addresses, keys, limits, and how a transport's failure is told."""
+"""Addresses, keys and limits of a client, and the errors of its transport; shared by the blocking and the async one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the blocking client carries out steps: in the caller's thread, several requests in a pool of threads."""
+"""Carries out the steps of a call for the blocking client: in the caller's thread, or several requests in a pool."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all bodies of the wire share: their base, inputs, errors. Import them from clipworks.schemas."""
+"""Parts that all bodies of the wire share: their base, inputs, errors. Import them from clipworks.schemas."""
 
 from __future__ import annotations
 

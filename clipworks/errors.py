@@ -1,4 +1,4 @@
-"""What the client raises, as one tree; the classes follow the server's stable `code`s, not its messages.
+"""Exceptions of the client, as one tree; the classes follow the server's stable `code`s, not its messages.
 
     ClientError                     base
     |-- UnreadableInput             a file or object given to the client is no readable image; nothing was sent

@@ -1,4 +1,4 @@
-"""What calls give back: answers, beside them the inputs that have none (`on_error="item"`), stored items and hits."""
+"""Results of calls: answers, inputs that failed beside them (`on_error="item"`), stored items and hits."""
 
 from __future__ import annotations
 

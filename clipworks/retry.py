@@ -1,4 +1,4 @@
-"""When to ask again: which answers are worth a retry, and how long to wait before it."""
+"""Retry rules: which answers are worth another try, and how long to wait before it."""
 
 from __future__ import annotations
 

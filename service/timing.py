@@ -1,4 +1,4 @@
-"""Where one request's time goes, and when it must be over."""
+"""Deadline and timings of one request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `clipworks eval` judges: an artifact in this process, a clipworks server, or an OpenAI-compatible endpoint."""
+"""Encoders that `clipworks eval` judges: an artifact in this process, a server, or an OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How `clipworks eval` runs: what it will cost, how far it is, and where results wait for a run that was stopped."""
+"""Runs of `clipworks eval`: their expected cost, their progress, and results kept for a run that was stopped."""
 
 from __future__ import annotations
 

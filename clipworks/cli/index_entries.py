@@ -1,4 +1,4 @@
-"""What sources of pictures consist of: entries to load, problems, and what was left out."""
+"""Entries of a source of pictures: pictures to load, problems, and files that were left out."""
 
 from __future__ import annotations
 

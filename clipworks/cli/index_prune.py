@@ -1,4 +1,4 @@
-"""What `index --prune` removes: items whose files went, and never because a drive is not there."""
+"""`index --prune`: find and remove items whose files are gone, unless a whole drive or folder is missing."""
 
 from __future__ import annotations
 

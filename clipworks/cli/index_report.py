@@ -1,4 +1,4 @@
-"""What became of the pictures of one run of `clipworks index`, and how it is told."""
+"""The report of one run of `clipworks index`: counts of every outcome, and their reasons."""
 
 from __future__ import annotations
 

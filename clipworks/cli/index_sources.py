@@ -1,4 +1,4 @@
-"""Where pictures to index come from: folders, single files, webdataset tar files, csv and parquet tables."""
+"""Sources of pictures to index: folders, single files, webdataset tar files, csv and parquet tables."""
 
 from __future__ import annotations
 

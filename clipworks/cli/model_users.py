@@ -1,4 +1,4 @@
-"""Who would miss a model: the collections and label sets that are bound to one version of it."""
+"""Collections and label sets that are bound to one version of a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a photograph is filtered by: its folder and name, when, with what and where it was taken, its size in pixels."""
+"""Metadata of a photograph to filter by: folder, name, date, camera, place and size in pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people write to search for -> the query and the filter of a request."""
+"""Arguments of `clipworks search` -> the query and the filter of a request."""
 
 from __future__ import annotations
 

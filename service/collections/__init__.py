@@ -1,1 +1,1 @@
-"""What lies between a request and the store of its collection: models, vectors, threads, upkeep."""
+"""Collections of a server, between its routes and the store: models, vectors, threads, upkeep."""

@@ -1,4 +1,4 @@
-"""Which backend keeps the collections of a server, and how it is opened."""
+"""Opens the backend that keeps a server's collections: the embedded store or Milvus."""
 
 from __future__ import annotations
 

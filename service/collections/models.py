@@ -1,4 +1,4 @@
-"""Which model may add rows to a collection or query it; the one it is bound to is loaded when it is needed."""
+"""Models of collections: which one may add rows or query, loaded when it is needed."""
 
 from __future__ import annotations
 

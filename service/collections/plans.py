@@ -1,4 +1,4 @@
-"""What a request asks of a collection, as plain data between routes and service.collections.facade."""
+"""Plain data that routes hand to service.collections.facade: rows to store and queries to answer."""
 
 from __future__ import annotations
 

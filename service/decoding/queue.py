@@ -1,4 +1,4 @@
-"""Decoding that waits: fair between requests by the pixels it costs, and never more memory at one time than allowed."""
+"""Queue of images to decode: fair between requests by the pixels they cost, within a limit of memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the graphs of a model are opened: settings, precision, a child process first, golden cases after."""
+"""Opens the graphs of a model: settings, precision, a trial in a child process, golden cases."""
 
 from __future__ import annotations
 

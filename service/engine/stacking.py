@@ -1,4 +1,4 @@
-"""Which waiting rows may share a run, and how they become one array."""
+"""Stacks waiting rows into one array: rows of equal shape, and texts padded to one length where that is exact."""
 
 from __future__ import annotations
 

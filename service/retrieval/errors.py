@@ -1,4 +1,4 @@
-"""What the store refuses or fails at, as part of the project's one error tree.
+"""Exceptions of the store, as part of the project's one error tree.
 
 ClipworksError
 |-- InputError

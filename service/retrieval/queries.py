@@ -1,4 +1,4 @@
-"""What a caller hands in and gets back beside vectors and filters: queries that can be answered, places in a list."""
+"""Query vectors as callers give them, checked; and the cursors of pages of items."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes into the store and comes out of it, as plain frozen data. No HTTP, no model, no FAISS."""
+"""Plain frozen data that goes into the store and comes out of it. No HTTP, no model, no FAISS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a store does beside requests: rebuild indexes that fell behind, save them, sync the witness."""
+"""Background work of a store: rebuild indexes that fell behind, save them, sync the witness."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the routes of items and of search share: where vectors come from, and which model may make them."""
+"""Shared by the routes of items and of search: where vectors come from, and which model may make them."""
 
 from __future__ import annotations
 

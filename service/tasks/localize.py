@@ -1,4 +1,4 @@
-"""What is where in one picture: calibrated scores of all labels, then regions and maps of those that ask for them."""
+"""Localisation in one picture: calibrated scores of all labels, then regions and maps of those that ask for them."""
 
 from __future__ import annotations
 

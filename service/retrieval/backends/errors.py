@@ -1,4 +1,4 @@
-"""What only a backend outside this process can refuse or fail at."""
+"""Errors that only a backend outside this process can raise."""
 
 from __future__ import annotations
 

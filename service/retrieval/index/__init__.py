@@ -1,1 +1,1 @@
-"""What is searched: FAISS indexes in memory, their slots, masks and snapshots."""
+"""FAISS indexes in memory: their slots, masks, ranking and snapshots."""

@@ -1,4 +1,4 @@
-"""What is searched: an index, its slots, and how far into the truth they reach."""
+"""The index that is searched now: its slots, and the sequence number up to which it holds the database's rows."""
 
 from __future__ import annotations
 

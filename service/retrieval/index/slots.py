@@ -1,4 +1,4 @@
-"""Which row lies in which slot of an index, and which slots are alive."""
+"""Slots of an index: the row in each, and whether it is still alive."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is stored: the SQLite database of a data folder, its log, its witness, filters over it."""
+"""The SQLite database of a data folder: its log, its witness, its rows and filters over them."""

@@ -1,4 +1,4 @@
-"""Which model each collection of a folder is bound to, read from the file without opening the store."""
+"""Reads the model that each collection of a folder is bound to, without opening the store."""
 
 from __future__ import annotations
 

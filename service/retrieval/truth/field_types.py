@@ -1,4 +1,4 @@
-"""What a metadata_schema promises of a field: its type in every item, and in every filter."""
+"""Types of declared metadata fields (metadata_schema), checked in every item and every filter."""
 
 from __future__ import annotations
 

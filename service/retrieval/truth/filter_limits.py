@@ -1,4 +1,4 @@
-"""How large a filter may be, counted from the outside in before anything is built of it.
+"""Limits of a filter's size, counted from the outside in before anything is built of it.
 
 SQLite takes 32,766 values and expressions 1,000 deep in one statement; these limits keep a filter well below both.
 """

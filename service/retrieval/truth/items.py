@@ -1,4 +1,4 @@
-"""What may enter a collection: ids, vectors and metadata, checked one by one."""
+"""Checks of items before they are stored: ids, vectors and metadata, one by one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a data folder holds when it is opened, compared with what its witness saw."""
+"""Opens a data folder and compares its database with its witness, to find lost changes."""
 
 from __future__ import annotations
 
