@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import onnxruntime as ort
 from starlette.requests import Request
 
-from clipworks.schemas import Health
+from clipworks.schemas import BackendName, Health
 from model_store.errors import ClipworksError
 from model_store.modality.image import DecodeLimits
 from model_store.session import Device
@@ -283,18 +283,19 @@ def _collections(settings: Settings, registry: Registry, pool: DecodePool) -> Co
 
 def backend_of(settings: Settings, store: RetrievalSettings) -> BackendSource:
     """How the collections are opened, once the server runs. Raises BadSettings."""
-    from service.collections.backends import BadBackend, embedded, milvus
+    from service.collections import backends
 
-    if settings.collections_backend == "embedded":
-        return embedded(settings.data, store)
+    def milvus() -> BackendSource:
+        token = settings.milvus_token.get_secret_value() if settings.milvus_token else None
+        return backends.milvus(settings.milvus_uri, token=token, database=settings.milvus_database, settings=store)
+
+    sources: Mapping[BackendName, Callable[[], BackendSource]] = {
+        "embedded": lambda: backends.embedded(settings.data, store),
+        "milvus": milvus,
+    }
     try:
-        return milvus(
-            settings.milvus_uri,
-            token=settings.milvus_token.get_secret_value() if settings.milvus_token else None,
-            database=settings.milvus_database,
-            settings=store,
-        )
-    except BadBackend as error:
+        return sources[settings.collections_backend]()
+    except backends.BadBackend as error:
         raise BadSettings(str(error)) from None
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from clipworks.schemas import MODEL_PATTERN
+from clipworks.schemas import MODEL_PATTERN, BackendName
 from model_store.modality.formats import ALL_FORMATS, DEFAULT_FORMATS, HEIC_EXTRA, missing_decoder
 from service.http.origins import parse_origin
 
@@ -194,7 +194,7 @@ class Settings(BaseSettings):
     hang_s: float = Field(30, gt=0, description="a model run that lasts longer is given up, and its session replaced")
     exit_after_s: float = Field(30, ge=0, description="a hung run ends the process this much later; 0: never")
     # collections
-    collections_backend: Literal["embedded", "milvus"] = Field(
+    collections_backend: BackendName = Field(
         "embedded", description="where collections live: in the data folder, or in a Milvus (extra `milvus`)"
     )
     milvus_uri: str | None = Field(
