@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from clipworks import schemas
-from clipworks._wire import ByContent
+from clipworks.wire.common import ByContent
 
 _FORMS: Mapping[str, str] = MappingProxyType(
     {

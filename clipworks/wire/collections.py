@@ -1,4 +1,4 @@
-"""The wire of /collections. Import these from clipworks.schemas."""
+"""Bodies of /collections and /aliases. Import them from clipworks.schemas."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
-from clipworks._wire import (
+from clipworks.wire.common import (
     INPUT_FIELDS,
     MAX_WHOLE,
     ByContent,
@@ -20,68 +20,6 @@ from clipworks._wire import (
     TextInput,
     Wire,
 )
-
-__all__ = [
-    "AcknowledgeLossResponse",
-    "AliasInfo",
-    "AliasList",
-    "AliasRequest",
-    "CollectionLoss",
-    "BackendName",
-    "BuiltKind",
-    "COLLECTION_PATTERN",
-    "CollectionImageItem",
-    "CollectionImageUrlItem",
-    "CollectionIndex",
-    "CollectionInfo",
-    "CollectionItem",
-    "CollectionList",
-    "CollectionName",
-    "CollectionRequest",
-    "CollectionTextItem",
-    "CollectionVectorItem",
-    "CombineQuery",
-    "Durability",
-    "CompactResponse",
-    "DeleteItemsRequest",
-    "DeleteItemsResponse",
-    "DoctorRequest",
-    "DoctorResponse",
-    "ItemQuery",
-    "PageQuery",
-    "FieldType",
-    "Filter",
-    "IdQuery",
-    "Include",
-    "IndexKind",
-    "ItemId",
-    "ItemPage",
-    "MAX_ID_BYTES",
-    "Metadata",
-    "Part",
-    "Query",
-    "QueryResult",
-    "RestoreRequest",
-    "SearchHit",
-    "SearchRequest",
-    "SearchResponse",
-    "SnapshotEntry",
-    "SnapshotList",
-    "SnapshotResponse",
-    "StoredItem",
-    "UpsertRequest",
-    "UpsertResponse",
-    "UpsertedItem",
-    "VECTOR_FORMAT",
-    "VectorField",
-    "VectorQuery",
-    "VectorText",
-    "WeightedId",
-    "WeightedImage",
-    "WeightedImageUrl",
-    "WeightedText",
-    "WeightedVector",
-]
 
 COLLECTION_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}(@[1-9][0-9]{0,8})?$"
 MAX_ID_BYTES = 512

@@ -1,4 +1,4 @@
-"""Parts that all bodies of the wire share: their base, inputs, errors. Import them from clipworks.schemas."""
+"""Bases, inputs and errors that all bodies share. Import them from clipworks.schemas."""
 
 from __future__ import annotations
 

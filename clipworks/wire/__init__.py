@@ -1,0 +1,1 @@
+"""The wire: bodies of requests and answers, one module for each resource. Import them from clipworks.schemas."""

@@ -1,0 +1,45 @@
+"""Bodies of /embed. Import them from clipworks.schemas."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from clipworks.wire.common import (
+    MAX_WHOLE,
+    EncoderFingerprint,
+    EncodingFormat,
+    Input,
+    ItemError,
+    ModelName,
+    OnError,
+    Wire,
+)
+
+
+class EmbedRequest(Wire):
+    model: ModelName | None = None
+    inputs: list[Input] = Field(min_length=1, fail_fast=True)
+    normalize: bool = True
+    encoding_format: EncodingFormat = "float"
+    dimensions: int | None = Field(default=None, ge=1, le=MAX_WHOLE)
+    on_error: OnError = "fail"
+
+
+class Embedding(Wire):
+    index: int
+    embedding: list[float] | str
+
+
+class Usage(Wire):
+    texts: int
+    images: int
+    tokens: int
+
+
+class EmbedResponse(Wire):
+    model: str
+    fingerprint: EncoderFingerprint
+    space: str
+    dim: int
+    data: list[Embedding | ItemError]
+    usage: Usage
