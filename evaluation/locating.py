@@ -1,6 +1,7 @@
-"""Which labels are in a picture, how sure, and where: asked in this process exactly as `POST /localize` answers it.
+"""Localisation in this process by a dense encoder: scores, maps and boxes of labels as `POST /localize` answers them.
 
-The preparation of pictures, the maps, the scores and the regions are those of model_store; nothing is computed here.
+Pictures are prepared, and label vectors, maps, scores and regions computed, by model_store. Only the grouping is done
+here: each text is encoded once, and regions are looked for in a few maps at a time.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evaluation.metrics import normalize
+from model_store.label_vectors import LabelVectors, compared_texts, filled, label_means
 from model_store.manifest import DenseSpec, Presence
 from model_store.modality.image import OWN_FILES, decode, prepare_dense
-from model_store.presence import LabelVectors, presence_scores, score_maps
+from model_store.presence import presence_scores, score_maps
 from model_store.regions import FINENESS, Region, regions_of
 
 Vectors = NDArray[np.float32]
@@ -154,11 +156,12 @@ def label_vectors(encode: EncodeTexts, labels: Sequence[Label], presence: Presen
     """Unit vectors of labels, of their denials and of the texts that name none, as far as `presence` compares with
     them; a text without a known word has a zero vector."""
     positive = _means(encode, [label.prompts or filled(presence.positive_templates, label.name) for label in labels])
-    if presence.negative_templates:
-        denials = [filled(presence.negative_templates, label.name) for label in labels]
-        return LabelVectors(positive=positive, negative=_means(encode, denials))
-    neutral = encode(presence.neutral_texts) if presence.neutral_texts else None
-    return LabelVectors(positive=positive, neutral=neutral)
+    denials, neutral = compared_texts(presence)
+    return LabelVectors(
+        positive=positive,
+        negative=_means(encode, [filled(denials, label.name) for label in labels]) if denials else None,
+        neutral=encode(neutral) if neutral else None,
+    )
 
 
 def boxes_of(maps: Maps, scores: NDArray[np.float64], *, width: int, height: int) -> tuple[NDArray[np.float64], ...]:
@@ -172,12 +175,8 @@ def boxes_of(maps: Maps, scores: NDArray[np.float64], *, width: int, height: int
     return tuple(np.array(rows, dtype=np.float64).reshape(-1, 5) for rows in edges)
 
 
-def filled(templates: Sequence[str], name: str) -> tuple[str, ...]:
-    return tuple(template.replace("{}", name) for template in templates)
-
-
 def _means(encode: EncodeTexts, prompts: Sequence[Sequence[str]]) -> Vectors:
-    """The normalised mean of each group's unit vectors, float32 [groups, D] (CLIP, Radford et al. 2021, 3.1.4)."""
+    """Label vectors [groups, D] from complete texts, each encoded once; the mean is taken in float64."""
     flat = list(dict.fromkeys(text for group in prompts for text in group))
     rows = dict(zip(flat, normalize(encode(flat)).astype(np.float64), strict=True))
-    return normalize(np.stack([np.mean([rows[text] for text in group], axis=0) for group in prompts]))
+    return label_means(np.stack([rows[text] for text in group]) for group in prompts)

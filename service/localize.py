@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from model_store.label_vectors import LabelVectors
 from model_store.manifest import Presence
-from model_store.presence import LabelVectors, presence_scores, score_maps
+from model_store.presence import presence_scores, score_maps
 from model_store.regions import FINENESS, Region, encode_rle, regions_of, stretch
 from service.timing import Deadline
 

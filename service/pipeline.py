@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.errors import ArtifactNotFound, ClipworksError, InputError
+from model_store.label_vectors import LabelVectors
 from model_store.manifest import Presence, Role
 from model_store.modality.text import is_quick
-from model_store.presence import LabelVectors, presence_scores, score_maps
+from model_store.presence import presence_scores, score_maps
 from model_store.towers import Activation, Head
 from service.admission import Ticket
 from service.batcher import Batcher

@@ -26,9 +26,10 @@ from evaluation.platt import fit_platt
 from evaluation.probes.ranking import average_precision
 from evaluation.zero_shot import class_matrix
 from model_store.artifact import Artifact
+from model_store.label_vectors import LabelVectors, compared_texts
 from model_store.manifest import Manifest, Presence
 from model_store.modality.image import prepare_dense
-from model_store.presence import LabelVectors, aggregate_scores, default_presence, score_maps
+from model_store.presence import aggregate_scores, default_presence, score_maps
 from model_store.regions import find_regions, overlap, refine
 from model_store.seal import MANIFEST_FILE, write_manifest
 from model_store.session import SessionSettings
@@ -77,11 +78,11 @@ class Texts:
         self._encode = encode
 
     def of(self, rule: Presence) -> LabelVectors:
-        negative = rule.negative_templates
+        denials, neutral = compared_texts(rule)
         return LabelVectors(
             positive=class_matrix(self._encode, KINDS, rule.positive_templates),
-            negative=class_matrix(self._encode, KINDS, negative) if negative else None,
-            neutral=normalized(self._encode(rule.neutral_texts)) if rule.neutral_texts else None,
+            negative=class_matrix(self._encode, KINDS, denials) if denials else None,
+            neutral=normalized(self._encode(neutral)) if neutral else None,
         )
 
 

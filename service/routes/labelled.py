@@ -11,8 +11,8 @@ from starlette.responses import Response
 
 from clipworks.schemas import ClassifyRequest, LocalizeRequest
 from model_store.errors import ClipworksError, InputError
+from model_store.label_vectors import LabelVectors
 from model_store.manifest import Presence
-from model_store.presence import LabelVectors
 from service.context import Context, context_of, while_connected
 from service.errors import located
 from service.faults import NoDirection
