@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
-
 from model_store.errors import ArtifactNotFound, IntegrityError
 from model_store.identity import build_of
 from model_store.manifest import (
@@ -71,9 +68,8 @@ class Artifact:
         """Every role this artifact can play, inherited ones included, in the order of their first graph."""
         above: tuple[Role, ...] = self.base.roles() if self.base else ()
         own: tuple[Role, ...] = tuple(g.role for g in self.manifest.graphs)
-        arrays: tuple[Role, ...] = tuple(a.role for a in self.manifest.arrays)
         inherited: tuple[Role, ...] = tuple(role for role in above if self._inherits(role))
-        found: tuple[Role, ...] = own + arrays + inherited
+        found: tuple[Role, ...] = own + inherited
         return tuple(dict.fromkeys(found))
 
     def owner(self, role: Role) -> Artifact | None:
@@ -168,15 +164,6 @@ class Artifact:
         """The verified bytes of a listed file."""
         with self.open_verified(relative) as stream:
             return stream.read()
-
-    def array(self, role: Role) -> NDArray[np.float32]:
-        """The float32 array that plays `role` (closed-form methods)."""
-        owner = self.owner(role)
-        for spec in owner.manifest.arrays if owner else ():
-            if owner and spec.role == role:
-                with owner.open_verified(spec.file) as stream:
-                    return np.load(stream, allow_pickle=False).astype(np.float32)
-        raise ArtifactNotFound(f"{self.reference} has no array for role {role}")
 
     def tokenizer(self) -> Tokenizer:
         """The tokeniser of the text tower, inherited if this artifact has none of its own."""

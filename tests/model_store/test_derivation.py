@@ -324,13 +324,13 @@ HEAD_CASES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a graph without a name": (lambda m: m["graphs"][0].update(head=None), "names its head"),
     "not measured": (lambda m: m["graphs"][0].update(chain={}), "not measured behind the fp32 encoder"),
     "another precision": (lambda m: m["graphs"][0].update(precision="int8"), "built in fp32 only"),
-    "labels of a graph": (lambda m: m["graphs"][0].update(labels=["a"]), "labels belong to heads"),
+    "labels of a graph": (lambda m: m["graphs"][0].update(labels=["a"]), "Extra inputs"),
     "two inputs": (lambda m: m["graphs"][0]["inputs"].append(m["graphs"][0]["inputs"][0]), "has one input"),
     "other vectors": (lambda m: m["graphs"][0]["inputs"][0].update(shape=["batch", 8]), "takes 8 numbers"),
     "a fixed batch": (lambda m: m["graphs"][0]["inputs"][0].update(shape=[1, 32]), "free batch axis"),
     "an array nobody runs": (
         lambda m: m.update(arrays=[{"role": "class_head", "file": "head.onnx", "shape": [3]}]),
-        "would never be run",
+        "Extra inputs",
     ),
     "its own base": (lambda m: m["base"].update(name="head"), "cannot be its own base"),
 }

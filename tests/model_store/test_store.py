@@ -25,6 +25,9 @@ TINY_FILES = sorted(
 )
 
 
+BUILD = "986bcdaf9fc6ab0919264b46bc33f06b7a451654c697ccf34a3fc6b9ad912674"  # as first published
+
+
 def edit_manifest(artifact: Artifact, **changes: object) -> None:
     path = artifact.folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -35,6 +38,39 @@ def test_open_by_name_and_by_version(store: Store, tiny: Artifact) -> None:
     assert store.open("tiny@1").manifest == tiny.manifest
     assert [a.reference for a in store.list()] == ["tiny@1"]
     tiny.verify()
+
+
+def test_a_manifest_with_the_keys_of_the_first_artifacts_is_read(store: Store, tiny: Artifact) -> None:
+    """They held `arrays: []` and `labels: null`, whatever the model; the files and the seal stay as they were."""
+    stored = (tiny.folder / "manifest.json").read_bytes()
+    old = json.loads(stored)
+    assert old["arrays"] == []
+    assert {graph["labels"] for graph in old["graphs"]} == {None}
+    found = store.open("tiny@1")
+    written = found.manifest.model_dump()
+    assert "arrays" not in written
+    assert not [graph for graph in written["graphs"] if "labels" in graph]
+    assert found.build("fp32") == BUILD
+    assert (tiny.folder / "manifest.json").read_bytes() == stored
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"arrays": [{"role": "reranker", "file": "a.npy", "shape": [3], "labels": None}]},
+        {"graphs": [{"labels": ["cat"]}]},
+        {"images": []},
+    ],
+    ids=["an array", "labels of a graph", "an unknown key"],
+)
+def test_a_manifest_that_says_more_than_is_understood_is_refused(
+    store: Store, tiny: Artifact, change: dict[str, list[dict[str, object]]]
+) -> None:
+    manifest = json.loads((tiny.folder / "manifest.json").read_bytes())
+    changed = {key: [{**manifest[key][0], **value[0]}] if key == "graphs" else value for key, value in change.items()}
+    edit_manifest(tiny, **changed)
+    with pytest.raises(ManifestError, match="Extra inputs"):
+        store.open("tiny@1")
 
 
 @pytest.mark.parametrize(
