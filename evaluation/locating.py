@@ -18,14 +18,13 @@ from model_store.label_vectors import LabelVectors, compared_texts, filled, labe
 from model_store.manifest import DenseSpec, Presence
 from model_store.modality.image import OWN_FILES, decode, prepare_dense
 from model_store.presence import presence_scores, score_maps
-from model_store.regions import FINENESS, Region, regions_of
+from model_store.regions import Region, maps_at_once, regions_of
 
 Vectors = NDArray[np.float32]
 Shown = NDArray[np.uint8] | bytes
 Maps = NDArray[np.float32]
 EncodeTexts = Callable[[Sequence[str]], Vectors]
 EncodeDense = Callable[[NDArray[np.uint8]], tuple[Vectors, Vectors]]
-_CELLS_AT_ONCE = 1_000_000  # of refined maps: some 10 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +165,7 @@ def label_vectors(encode: EncodeTexts, labels: Sequence[Label], presence: Presen
 
 def boxes_of(maps: Maps, scores: NDArray[np.float64], *, width: int, height: int) -> tuple[NDArray[np.float64], ...]:
     """Boxes of every label, a few maps at a time."""
-    step = max(1, _CELLS_AT_ONCE // (maps[0].size * FINENESS**2))
+    step = maps_at_once(maps)
     found: list[list[Region]] = []
     for start in range(0, len(maps), step):
         part = slice(start, start + step)

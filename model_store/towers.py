@@ -110,7 +110,7 @@ def adapt_positions(adapter: Graph, positions: Vectors) -> Vectors:
     return rows.reshape(*positions.shape[:-1], rows.shape[-1])
 
 
-def normalized(vectors: Vectors) -> Vectors:
+def normalized(vectors: NDArray[np.floating]) -> Vectors:
     """Unit rows [..., D]; a zero row stays zero."""
     return (vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), _TINY)).astype(np.float32)
 

@@ -1,26 +1,24 @@
-"""What is where in one picture: calibrated scores of all labels, then regions and maps of those that ask for them."""
+"""Localisation in one picture: calibrated scores of all labels, and regions and heatmaps of those that ask for them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from clipworks.schemas import HeatmapFormat
 from model_store.label_vectors import LabelVectors
 from model_store.manifest import Presence
 from model_store.presence import presence_scores, score_maps
-from model_store.regions import FINENESS, Region, encode_rle, regions_of, stretch
+from model_store.regions import Region, encode_rle, maps_at_once, regions_of, stretch
 from service.timing import Deadline
 
 Map = NDArray[np.float32]
-HeatmapFormat = Literal["array", "png"]
 MAX_HEATMAP_PX = 1024
-_CELLS_AT_ONCE = 1_000_000  # of refined maps: some 10 MB
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ def _boxes(
     """Boxes of present labels by their index, a few maps at a time."""
     found: dict[int, list[Box]] = {}
     present = np.flatnonzero(scores >= wanted.threshold) if wanted.boxes or wanted.masks else np.array([], dtype=int)
-    step = max(1, _CELLS_AT_ONCE // (maps[0].size * FINENESS**2))
+    step = maps_at_once(maps)
     for start in range(0, len(present), step):
         deadline.check()
         chosen = present[start : start + step]

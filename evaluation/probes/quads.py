@@ -12,11 +12,10 @@ from evaluation.probes.questions import TIE, Reads
 from evaluation.probes.readers import Reader, Said, said
 from evaluation.probes.rows import F64, Row, mean_row
 from evaluation.scenes.contrasts import swap_attribute, swap_roles
-from evaluation.scenes.meaning import Listing, Relation, RelationName
+from evaluation.scenes.meaning import OPPOSITES, Listing, Relation
 
 CHANCE = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}
 _DRAWS = 600
-_OPPOSITE: tuple[tuple[RelationName, RelationName], ...] = (("left of", "right of"), ("above", "below"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +91,7 @@ def build(pool: Pool) -> Quads:
             pictures = (Picture(scene), Picture(group.swapped[name]))
             quads.append(Quad(pictures, (said(first), said(swap_attribute(first, "colour"))), "colours", cluster))
         for scenes in (group.plain, group.swapped):
-            for name, opposite in _OPPOSITE:
+            for name, opposite in OPPOSITES:
                 a, b = (named(thing) for thing in scenes[name].things)
                 relation = Relation(a, name, b)
                 pictures = (Picture(scenes[name]), Picture(scenes[opposite]))

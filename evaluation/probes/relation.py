@@ -13,10 +13,9 @@ from evaluation.probes.questions import Question, Quiz, question
 from evaluation.probes.readers import said
 from evaluation.probes.rows import F64, Row, mean_row
 from evaluation.scenes.contrasts import four_ways, invert, swap_roles
-from evaluation.scenes.meaning import INVERSE, Relation, RelationName, What
+from evaluation.scenes.meaning import INVERSE, OPPOSITES, Relation, RelationName, What
 
 FOUR = "four relations"
-_PAIRS: tuple[tuple[RelationName, RelationName], ...] = (("left of", "right of"), ("above", "below"))
 
 
 def build(pool: Pool) -> Quiz:
@@ -49,7 +48,7 @@ def _pairs_and_sets(questions: Sequence[Question], outcomes: F64) -> list[Row]:
         meaning = asked.options[asked.answer].meaning
         if asked.row == FOUR and isinstance(meaning, Relation):
             found[asked.cluster, meaning.subject, meaning.target][meaning.name] = outcome
-    pairs = [(key[0], np.prod([group[name] for name in pair])) for key, group in found.items() for pair in _PAIRS]
+    pairs = [(key[0], np.prod([group[name] for name in pair])) for key, group in found.items() for pair in OPPOSITES]
     sets = [(key[0], np.prod(list(group.values()))) for key, group in found.items()]
     return [
         mean_row(name, [float(value) for _, value in kept], [cluster for cluster, _ in kept], chance=chance)

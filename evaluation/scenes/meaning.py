@@ -40,6 +40,7 @@ INVERSE: dict[RelationName, RelationName] = {
     "smaller than": "bigger than",
 }
 SPATIAL: tuple[RelationName, ...] = ("left of", "right of", "above", "below")
+OPPOSITES: tuple[tuple[RelationName, RelationName], ...] = (("left of", "right of"), ("above", "below"))
 _DIRECTION_OF_PLACE: dict[Where, Direction] = {"left": "left", "right": "right", "top": "above", "bottom": "below"}
 _DIRECTION_OF_RELATION: dict[RelationName, Direction] = {
     "left of": "left",
