@@ -31,8 +31,9 @@ from model_store.manifest import Manifest, Presence
 from model_store.modality.image import prepare_dense
 from model_store.presence import aggregate_scores, default_presence, score_maps
 from model_store.regions import find_regions, overlap, refine
-from model_store.seal import MANIFEST_FILE, write_manifest
+from model_store.seal import MANIFEST_FILE
 from model_store.session import SessionSettings
+from model_store.store import copy_to_change, replace
 from model_store.towers import DenseTower, normalized, open_dense_tower, open_tower
 from training.collages import Collage, Layout, Split, collages, read_products, singles
 
@@ -248,9 +249,14 @@ def _places(seen: Sequence[Seen], rule: Presence, vectors: LabelVectors) -> dict
 
 
 def write_presence(artifact: Artifact, presence: Presence) -> None:
-    """Replace the presence of the artifact's manifest; nothing else changes, so fingerprints and build stay."""
+    """Replace the presence of the artifact's manifest; nothing else changes, so fingerprints and build stay.
+
+    Raises:
+        IntegrityError: the folder's files are not those of the manifest; nothing was changed.
+    """
     changed = Manifest.model_validate(artifact.manifest.model_dump() | {"presence": presence.model_dump()})
-    write_manifest(artifact.folder, changed)
+    with copy_to_change(artifact) as staged:
+        replace(artifact, staged, changed)
 
 
 def open_folder(folder: Path) -> Artifact:

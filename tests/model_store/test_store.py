@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from model_store.errors import ArtifactError, ArtifactExists, ArtifactNotFound, IntegrityError, ManifestError
 from model_store.identity import fingerprint, space_of
 from model_store.manifest import Fingerprint, Manifest
-from model_store.store import Artifact, Store, file_entries
+from model_store.store import Artifact, Store, copy_to_change, file_entries, replace
 
 TINY_STORE = Path(__file__).parents[1] / "fixtures" / "tiny_store"
 TINY_FILES = sorted(
@@ -242,3 +242,22 @@ def test_fingerprint_follows_weights_names_spec_and_recipe(tiny: Artifact) -> No
 
 def test_errors_have_one_tree() -> None:
     assert issubclass(IntegrityError, ArtifactError)
+
+
+def test_a_changed_copy_takes_the_place_of_an_artifact(store: Store, tiny: Artifact) -> None:
+    templates = tiny.manifest.model_copy(update={"templates": ("a drawing of {}",)})
+    with copy_to_change(tiny) as staged:
+        replace(tiny, staged, templates)
+    found = store.open("tiny@1")
+    assert (found.manifest.templates, found.sealed) == (("a drawing of {}",), True)
+    found.verify()
+    assert [each.name for each in tiny.folder.parent.iterdir()] == ["1"]
+
+
+def test_a_copy_that_is_not_its_manifest_changes_nothing(store: Store, tiny: Artifact) -> None:
+    with copy_to_change(tiny) as staged:
+        (staged / "image_encoder.fp32.onnx").write_bytes(b"other")
+        with pytest.raises(IntegrityError):
+            replace(tiny, staged, tiny.manifest)
+    store.open("tiny@1").verify()
+    assert [each.name for each in tiny.folder.parent.iterdir()] == ["1"]
