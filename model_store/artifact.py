@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from model_store.errors import ArtifactNotFound, IntegrityError
+from model_store.errors import IntegrityError, RoleNotFound
 from model_store.identity import build_of
 from model_store.manifest import (
     ADAPTERS,
@@ -96,13 +96,13 @@ class Artifact:
         """(owner, spec) of a class head.
 
         Raises:
-            ArtifactNotFound: no head of this name; the message lists those there are.
+            RoleNotFound: no head of this name; the message lists those there are.
         """
         if found := self.manifest.graph("class_head", "fp32", name):
             return self, found
         if self.base and name in self.heads():
             return self.base.head_graph(name)
-        raise ArtifactNotFound(f"{self.reference} has no class head {name!r}, it has {sorted(self.heads())}")
+        raise RoleNotFound(f"{self.reference} has no class head {name!r}, it has {sorted(self.heads())}")
 
     def served_precision(self, role: Role, wanted: Precision) -> Precision:
         """`wanted` for an encoder when it was built and everything behind it was measured with it, else fp32."""
@@ -171,7 +171,7 @@ class Artifact:
             return Tokenizer(self.manifest.text, self.read(self.manifest.text.tokenizer_file))
         if self.base is not None:
             return self.base.tokenizer()
-        raise ArtifactNotFound(f"{self.reference} has no text encoder")
+        raise RoleNotFound(f"{self.reference} has no text encoder")
 
     def build(self, precision: Precision) -> str:
         """Identity of the files that serving this precision loads, inherited ones included."""

@@ -17,7 +17,7 @@ from starlette.requests import Request
 
 from service.body import FREE_BYTES, read_body
 from service.context import context_of, while_connected
-from service.errors import BodyRefused, Refusal, refuse_validation
+from service.errors import BodyRefused, Refusal, validation_refusal
 from service.faults import DeadlineExceeded
 from service.json_body import check_json, parse_json
 from service.limits import IngressLimits
@@ -181,7 +181,7 @@ def validate(value: Any, model: type[Body], limits: IngressLimits) -> Body:
     try:
         return model.model_validate(value, strict=True)
     except ValidationError as error:
-        raise refuse_validation(error) from None
+        raise validation_refusal(error) from None
 
 
 def content_type_of(request: Request) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.errors import ArtifactNotFound, ClipworksError, InputError
+from model_store.errors import ClipworksError, InputError, RoleNotFound
 from model_store.label_vectors import LabelVectors
 from model_store.manifest import Presence, Role
 from model_store.modality.text import is_quick
@@ -248,7 +248,7 @@ async def _look(
     """A whole picture through the dense encoder: (picture, positions [rows, columns, D], pooled vector [D])."""
     spec = model.dense_spec
     if spec is None:
-        raise ArtifactNotFound(f"{model.reference} has no dense_encoder")
+        raise RoleNotFound(f"{model.reference} has no dense_encoder")
     framed = await pool.prepare_dense(item.data, spec, short_px, deadline, timings)
     picture = Picture(framed.pixels, *framed.size)
     return picture, *unpacked(await batcher.submit(picture.pixels, deadline, timings))
@@ -259,7 +259,7 @@ async def encode_image(
 ) -> Vector:
     """Un-normalised vector of one encoded image; places must have been reserved."""
     if model.image_spec is None:
-        raise ArtifactNotFound(f"{model.reference} has no image encoder")
+        raise RoleNotFound(f"{model.reference} has no image encoder")
     array = await pool.prepare(data, model.image_spec, deadline, timings)
     return await _submit(model, "image_encoder", array, deadline, timings)
 
@@ -399,7 +399,7 @@ async def _submit(
     background: bool = False,
 ) -> Vector:
     if role not in model.batchers:
-        raise ArtifactNotFound(f"{model.reference} has no {role}")
+        raise RoleNotFound(f"{model.reference} has no {role}")
     return await model.batchers[role].submit(array, deadline, timings, background=background)
 
 
@@ -408,7 +408,7 @@ def _admitted(model: RunningModel, places: Mapping[Role, _Places], deadline: Dea
     """Hold places for a whole request, all or none.
 
     Raises:
-        ArtifactNotFound: the model has no such encoder.
+        RoleNotFound: the model has no such encoder.
         Overloaded, NotReady.
     """
     with ExitStack() as stack:
@@ -416,7 +416,7 @@ def _admitted(model: RunningModel, places: Mapping[Role, _Places], deadline: Dea
         for role, (count, are_slow) in places.items():
             if count:
                 if role not in model.batchers:
-                    raise ArtifactNotFound(f"{model.reference} has no {role}")
+                    raise RoleNotFound(f"{model.reference} has no {role}")
                 admitted = model.batchers[role].admit(count, deadline, are_slow=are_slow)
                 tickets[role] = stack.enter_context(admitted)
         yield tickets

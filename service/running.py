@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipworks.schemas import EncoderFingerprint
-from model_store.errors import ArtifactError, GoldenError
+from model_store.errors import ArtifactError, RoleNotFound
 from model_store.graph import example_feeds, require_device
 from model_store.manifest import ADAPTERS, ENCODERS, DenseSpec, ImageSpec, Manifest, Precision, Role, TextSpec
 from model_store.modality.text import Tokenizer
@@ -177,9 +177,10 @@ class RunningModel:
 
         Raises:
             InvalidText: see Tokenizer.encode.
+            RoleNotFound: the model has no text encoder.
         """
         if self.tokenizer is None:
-            raise GoldenError(f"{self.reference} has no text encoder")
+            raise RoleNotFound(f"{self.reference} has no text encoder")
         ids = self.tokenizer.encode(text)
         if self._pads_in_company:
             return np.array(ids, dtype=np.int64)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from clipworks.schemas import Label, Templates
-from model_store.errors import ArtifactNotFound
+from model_store.errors import RoleNotFound
 from model_store.label_vectors import LabelVectors, compared_texts, label_means_of_sums
 from model_store.manifest import Manifest, Presence
 from model_store.templates import named_templates
@@ -184,9 +184,9 @@ class ZeroShot:
         return vectors
 
     def _begin(self, model: RunningModel, prompts: Prompts, encode: _Encode, deadline: Deadline) -> _Shared:
-        """A computation with its places, which it holds to its end. Raises ArtifactNotFound, Overloaded, NotReady."""
+        """A computation with its places, which it holds to its end. Raises RoleNotFound, Overloaded, NotReady."""
         if "text_encoder" not in model.batchers:
-            raise ArtifactNotFound(f"{model.reference} has no text_encoder")
+            raise RoleNotFound(f"{model.reference} has no text_encoder")
         places = ExitStack()
         ticket = places.enter_context(
             admit_labels(model.batchers["text_encoder"], prompts.texts, deadline, max_places=self._max_places)
