@@ -1,4 +1,4 @@
-"""How the servers of a comparison are started: clipworks at a precision, and infinity_emb in its own environment."""
+"""Starting the servers of a comparison: clipworks at a precision, and infinity_emb in its own environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does a place cost? /localize with boxes beside /embed of the same picture, over HTTP, in turn.
+"""The cost of a place: /localize with boxes beside /embed of the same picture, over HTTP, in turn.
 
     python benchmarks/localize.py                                              # the embedded model
     python benchmarks/localize.py --store .runs/bench-store --model vit-b-32-random --short-px 224 --short-px 448

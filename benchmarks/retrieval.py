@@ -1,4 +1,4 @@
-"""What durability, filters and exact answers cost: search through the store beside raw FAISS, in one interleaved run.
+"""The cost of durability, filters and exact answers: search through the store beside raw FAISS, in one interleaved run.
 
     OPENBLAS_NUM_THREADS=1 python benchmarks/retrieval.py --rows 100000
     OPENBLAS_NUM_THREADS=1 python benchmarks/retrieval.py --vectors embeddings.npy --noise 0.02 --rows 100000

@@ -1,4 +1,4 @@
-"""What each stage of a request costs by itself, on one thread, and what that leaves for the engine at best.
+"""The cost of each stage of a request by itself, on one thread, and what that leaves for the engine at best.
 
     python benchmarks/stages.py --store .runs/bench-store --model vit-b-32-random --precision fp32
 

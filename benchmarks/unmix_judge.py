@@ -1,4 +1,4 @@
-"""What the study of Unmix asks on held-out scenes: which labels are there, where, and how alike texts are.
+"""Judging of Unmix heads on held-out scenes: which labels are there, where, and how alike texts are.
 
 Everything goes through model_store.presence, the formulas that are served.
 """

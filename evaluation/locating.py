@@ -83,7 +83,7 @@ class Found:
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class EncodedPicture:
     """Un-normalised vectors of one picture: positions [rows, columns, D], pooled [D]; and its size in pixels."""
 
     positions: Vectors
@@ -130,7 +130,7 @@ class Locator:
             )
         return found
 
-    def look(self, shown: Shown, *, short_px: int | None = None) -> Seen:
+    def look(self, shown: Shown, *, short_px: int | None = None) -> EncodedPicture:
         """One run of the encoder.
 
         Raises:
@@ -141,7 +141,7 @@ class Locator:
             raise ValueError(f"this model looks at every picture as {size} px, a short side of {short_px} is no choice")
         image = decode(shown, OWN_FILES) if isinstance(shown, bytes) else Image.fromarray(shown)
         positions, pooled = self.run(prepare_dense(image, self.spec, short_px=short_px)[None])
-        return Seen(positions[0], pooled[0], image.width, image.height)
+        return EncodedPicture(positions[0], pooled[0], image.width, image.height)
 
     def _vectors_of(self, labels: tuple[Label, ...]) -> LabelVectors:
         if not labels:

@@ -1,4 +1,4 @@
-"""One opened artifact: what it provides, what it inherits, and its files read through their digests."""
+"""An opened artifact: the roles it provides and inherits, and its files read through their digests."""
 
 from __future__ import annotations
 

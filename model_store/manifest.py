@@ -30,7 +30,11 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 TowerName = Literal["image", "text"]
 ENCODERS: tuple[Role, ...] = ("image_encoder", "text_encoder")
 ADAPTERS: tuple[Role, ...] = ("image_adapter", "text_adapter")
-FOLLOWERS: tuple[Role, ...] = (*ADAPTERS, "dense_adapter", "class_head")  # graphs that take an encoder's vectors
+ADAPTERS_AND_HEADS: tuple[Role, ...] = (
+    *ADAPTERS,
+    "dense_adapter",
+    "class_head",
+)  # graphs that take an encoder's vectors
 # What a role is fitted on: an artifact that brings one of these itself does not inherit the role from its base.
 # One more rule stands in Artifact: an own image_adapter without an own dense_adapter hides the base's dense roles.
 FITTED_ON: Mapping[Role, tuple[Role, ...]] = MappingProxyType(
@@ -165,7 +169,7 @@ class Fidelity(Closed):
 class GraphSpec(Closed):
     """One ONNX file that plays `role` at `precision`.
 
-    `batch_invariant`: a row's answer does not depend on its company (max abs difference of a row alone and in
+    `batch_invariant`: a row's answer does not depend on its batch mates (max abs difference of a row alone and in
     batches was 0 within 1e-6 relative, measured at export). Others are run one row at a time by the server.
     """
 
@@ -176,7 +180,7 @@ class GraphSpec(Closed):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     batch_invariant: bool
-    batch_difference: float = Field(ge=0, description="max abs difference of a unit vector alone and in company")
+    batch_difference: float = Field(ge=0, description="max abs difference of a unit vector alone and in a batch")
     fidelity: Fidelity | None = None
     normalized_input: bool = Field(default=False, description="the host L2-normalises this graph's vector input")
     head: str | None = Field(default=None, pattern=NAME_PATTERN, description="which head of the manifest this graph is")
@@ -194,7 +198,7 @@ class GraphSpec(Closed):
     def _fits_its_role(self) -> GraphSpec:
         if (self.role == "class_head") != (self.head is not None):
             raise ValueError("a class_head graph names its head, another graph has none")
-        if self.role not in FOLLOWERS:
+        if self.role not in ADAPTERS_AND_HEADS:
             if self.chain:
                 raise ValueError(f"{self.role} takes no encoder's vectors, so it has no chain")
             if self.role == "dense_encoder":
@@ -394,7 +398,7 @@ class Manifest(Closed):
         keys = [(g.role, g.precision, g.head) for g in self.graphs]
         if len(set(keys)) != len(keys):
             raise ValueError("two graphs for one (role, precision)")
-        if unmeasured := [g.file for g in self.graphs if g.role in FOLLOWERS and "fp32" not in g.chain]:
+        if unmeasured := [g.file for g in self.graphs if g.role in ADAPTERS_AND_HEADS and "fp32" not in g.chain]:
             raise ValueError(f"not measured behind the fp32 encoder: {unmeasured}")
         if (self.dense is not None) != any(g.role == "dense_encoder" for g in self.graphs):
             raise ValueError("a dense_encoder graph and the spec of its pictures (dense) come together")

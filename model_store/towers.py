@@ -1,4 +1,4 @@
-"""Graphs put together as they are meant to be used: encoder and adapter to vectors, vectors and head to scores.
+"""Towers: encoder and adapter graphs from inputs to vectors, and class heads from vectors to scores.
 
 The server, the evaluation and the golden cases all call these, so that their numbers cannot differ.
 """
@@ -80,7 +80,7 @@ class DenseTower:
 
 
 @dataclass(frozen=True)
-class Head:
+class OpenedHead:
     """A class head on the artifact's image vectors."""
 
     graph: Graph
@@ -155,7 +155,7 @@ def open_dense_tower(artifact: Artifact, precision: Precision, settings: Session
     )
 
 
-def open_head(artifact: Artifact, name: str, settings: SessionSettings) -> Head:
+def open_head(artifact: Artifact, name: str, settings: SessionSettings) -> OpenedHead:
     """A class head, its labels compared with those it was published with.
 
     Raises:
@@ -165,7 +165,7 @@ def open_head(artifact: Artifact, name: str, settings: SessionSettings) -> Head:
     """
     owner, graph = artifact.head_graph(name)
     Goldens(owner).check_declarations()
-    return Head(open_graph(owner, graph, on_cpu(settings)), artifact.heads()[name])
+    return OpenedHead(open_graph(owner, graph, on_cpu(settings)), artifact.heads()[name])
 
 
 def _encoder_spec(artifact: Artifact, role: Role, precision: Precision) -> tuple[Artifact, GraphSpec]:

@@ -16,14 +16,14 @@ from model_store.label_vectors import LabelVectors
 from model_store.manifest import Presence, Role
 from model_store.modality.text import is_quick
 from model_store.presence import presence_scores, score_maps
-from model_store.towers import Activation, Head
+from model_store.towers import Activation, OpenedHead
 from service.admission import Ticket
 from service.batcher import Batcher
 from service.decode_pool import DecodePool
 from service.decode_queue import HUGE_PX
 from service.dense import unpacked
 from service.faults import DeadlineExceeded, NoDirection, Overloaded
-from service.localize import Located, Picture, Wanted, locate
+from service.localize import LocalizeOptions, LocatedLabels, WholePicture, locate
 from service.running import RunningModel
 from service.scoring import ClassMatrix, Scored, rank, rank_logits, rank_scores
 from service.timing import Deadline, Timings
@@ -112,7 +112,7 @@ async def embed(
 async def classify(
     model: RunningModel,
     items: Sequence[ImageItem | FailedItem],
-    classes: ClassMatrix | Head,
+    classes: ClassMatrix | OpenedHead,
     *,
     pool: DecodePool,
     activation: Activation | None,
@@ -203,12 +203,12 @@ async def localize(
     labels: LabelVectors,
     presence: Presence,
     *,
-    wanted: Wanted,
+    wanted: LocalizeOptions,
     short_px: int | None,
     pool: DecodePool,
     deadline: Deadline,
     timings: Timings,
-) -> list[Located | ClipworksError]:
+) -> list[LocatedLabels | ClipworksError]:
     """Find every label in every image: one pass of the dense encoder and one matrix product for each image.
 
     Raises:
@@ -216,7 +216,7 @@ async def localize(
         Overloaded, NotReady, DeadlineExceeded: for the request as a whole.
     """
 
-    async def one(item: ImageItem | FailedItem) -> Located:
+    async def one(item: ImageItem | FailedItem) -> LocatedLabels:
         if isinstance(item, FailedItem):
             raise item.error
         async with ticket.turn(deadline, timings):
@@ -224,7 +224,7 @@ async def localize(
                 model, batcher, item, short_px, pool=pool, deadline=deadline, timings=timings
             )
 
-            def work() -> Located:
+            def work() -> LocatedLabels:
                 return locate(positions, pooled, picture, names, labels, presence, wanted=wanted, deadline=deadline)
 
             return await pool.run(work, "regions", deadline, timings)
@@ -244,13 +244,13 @@ async def _look(
     pool: DecodePool,
     deadline: Deadline,
     timings: Timings,
-) -> tuple[Picture, Vector, Vector]:
+) -> tuple[WholePicture, Vector, Vector]:
     """A whole picture through the dense encoder: (picture, positions [rows, columns, D], pooled vector [D])."""
     spec = model.dense_spec
     if spec is None:
         raise RoleNotFound(f"{model.reference} has no dense_encoder")
     framed = await pool.prepare_dense(item.data, spec, short_px, deadline, timings)
-    picture = Picture(framed.pixels, *framed.size)
+    picture = WholePicture(framed.pixels, *framed.size)
     return picture, *unpacked(await batcher.submit(picture.pixels, deadline, timings))
 
 

@@ -17,7 +17,7 @@ from model_store.modality.text import Tokenizer
 from model_store.probe import ProbeLog
 from model_store.proving import Proof
 from model_store.store import Artifact
-from model_store.towers import Head, Tower, open_head, open_tower
+from model_store.towers import OpenedHead, Tower, open_head, open_tower
 from service.batcher import Batcher, BatchObserver
 from service.dense import DenseSession
 from service.engine import EngineSettings, Owned, choose_precision, probe_graphs
@@ -34,7 +34,7 @@ class OpenedModel:
 
     artifact: Artifact
     towers: dict[Role, Tower]
-    heads: dict[str, Head]
+    heads: dict[str, OpenedHead]
     tokenizer: Tokenizer | None
     seconds: dict[str, float]
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from model_store.label_vectors import label_scores
 from model_store.manifest import Manifest, Presence
-from model_store.towers import Activation, Head
+from model_store.towers import Activation, OpenedHead
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def rank_scores(
 
 def rank_logits(
     logits: NDArray[np.float32],
-    head: Head,
+    head: OpenedHead,
     *,
     activation: Activation | None,
     top_k: int | None,

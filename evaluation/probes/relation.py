@@ -11,7 +11,7 @@ from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import Pool, named
 from evaluation.probes.questions import Question, Quiz, question
 from evaluation.probes.readers import said
-from evaluation.probes.rows import F64, Row, mean_row
+from evaluation.probes.rows import F64, ProbeRow, mean_row
 from evaluation.scenes.contrasts import four_ways, invert, swap_roles
 from evaluation.scenes.meaning import INVERSE, OPPOSITES, Relation, RelationName, What
 
@@ -41,7 +41,7 @@ def build(pool: Pool) -> Quiz:
     return Quiz("relation", tuple(questions), more=_pairs_and_sets)
 
 
-def _pairs_and_sets(questions: Sequence[Question], outcomes: F64) -> list[Row]:
+def _pairs_and_sets(questions: Sequence[Question], outcomes: F64) -> list[ProbeRow]:
     """A pair (set) counts when the same sentence about the same things is right in both (all four) layouts."""
     found: dict[tuple[int, What, What], dict[RelationName, float]] = defaultdict(dict)
     for asked, outcome in zip(questions, outcomes, strict=True):

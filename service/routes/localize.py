@@ -17,7 +17,7 @@ from model_store.presence import presence_of
 from service import pipeline
 from service.errors import Refusal
 from service.faults import TooManyItems
-from service.localize import Heatmap, LabelAt, Located, Wanted
+from service.localize import LabelAt, LabelHeatmap, LocalizeOptions, LocatedLabels
 from service.openapi import answers, bodies
 from service.options import Options
 from service.routes.common import classes_of
@@ -71,7 +71,9 @@ def _check_dense(model: RunningModel, body: LocalizeRequest) -> None:
         raise Refusal(422, "unsupported_input", f"short_px: {message}", param="short_px")
 
 
-async def _find(asked: Asked[LocalizeRequest], presence: Presence, threshold: float) -> list[Located | ClipworksError]:
+async def _find(
+    asked: Asked[LocalizeRequest], presence: Presence, threshold: float
+) -> list[LocatedLabels | ClipworksError]:
     services, model, body = asked.services, asked.model, asked.body
     if body.labels is not None:
         _check_amount(services, body, [each if isinstance(each, str) else each.name for each in body.labels])
@@ -84,7 +86,7 @@ async def _find(asked: Asked[LocalizeRequest], presence: Presence, threshold: fl
         )
         raise Refusal(422, "unsupported_input", message, param="label_set")
     _check_amount(services, body, classes.names)
-    wanted = Wanted(
+    wanted = LocalizeOptions(
         threshold=threshold,
         boxes="boxes" in body.include,
         masks="mask" in body.include,
@@ -133,7 +135,7 @@ def _check_amount(services: Services, body: LocalizeRequest, names: Sequence[str
         )
 
 
-def _shown(located: Located) -> dict[str, Any]:
+def _shown(located: LocatedLabels) -> dict[str, Any]:
     labels = [_label(each, [located.height, located.width]) for each in located.labels]
     return {"width": located.width, "height": located.height, "labels": labels}
 
@@ -151,7 +153,7 @@ def _label(found: LabelAt, size: list[int]) -> dict[str, Any]:
     return entry
 
 
-def _heatmap(heatmap: Heatmap) -> dict[str, Any]:
+def _heatmap(heatmap: LabelHeatmap) -> dict[str, Any]:
     rows, columns = heatmap.values.shape
     if heatmap.png is None:
         return {"rows": rows, "columns": columns, "values": heatmap.values}
