@@ -73,9 +73,9 @@ def runs() -> list[LabRun]:
                 )
                 for seed in SEEDS
             ]
-    for cure in ("control", "negclip", "negclip-focal", "negation", "negation-reader", "labclip"):
+    for tuning in ("control", "negclip", "negclip-focal", "negation", "negation-reader", "labclip"):
         out += [
-            LabRun(name=f"{cure}/seed{seed}", recipe=cure, overrides=(f"seed={seed}",), base="b0") for seed in SEEDS
+            LabRun(name=f"{tuning}/seed{seed}", recipe=tuning, overrides=(f"seed={seed}",), base="b0") for seed in SEEDS
         ]
     return out
 

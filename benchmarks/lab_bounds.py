@@ -1,4 +1,4 @@
-"""What frozen embeddings allow: readers of sentences, and of text vectors, that no training of a text tower gave.
+"""Bounds of frozen embeddings: readers of sentences, and of text vectors, that no training of a text tower gave.
 
 Two questions about a base whose image tower stays: would a text tower that understood every sentence find the right one
 (`sentences_understood`), and does the base's own text embedding still say which colour belongs to which shape
@@ -23,7 +23,7 @@ from evaluation.probes.pool import Pool
 from evaluation.probes.questions import Question
 from evaluation.scenes.captions import name_of
 from evaluation.scenes.config import Pair
-from evaluation.scenes.meaning import And, Listing, Meaning, Not
+from evaluation.scenes.meaning import And, Enumeration, Meaning, Not
 from evaluation.scenes.negation import KINDS, Absence, negation_question
 from evaluation.scenes.scene import Scene
 from training.checkpoint import read_checkpoint
@@ -96,7 +96,7 @@ def text_embedding_read(encoder: TorchEncoder, rows: SceneRows, held_out: Pool) 
     swapped" by the text's alone beside the true picture, by the picture's alone beside the true text, and by both."""
     texts = _captions(rows)
     two = [row for row, scene in enumerate(rows.scenes) if len(scene.things) == 2][:_SCENES]
-    shown = _named([Listing(tuple(name_of(thing) for thing in rows.scenes[row].things)) for row in two], rows.pairs)
+    shown = _named([Enumeration(tuple(name_of(thing) for thing in rows.scenes[row].things)) for row in two], rows.pairs)
     named = _named([meaning for _, meaning in texts], rows.pairs)
     vectors = encoder.encode_texts([text for text, _ in texts])
     seen = encoder.encode_prepared(rows.pixels[two])
@@ -164,7 +164,7 @@ def _named(meanings: Sequence[Meaning | None], pairs: Sequence[Pair]) -> F32:
 
 def _affirmed_and_denied(meaning: Meaning | None) -> tuple[list[Pair], list[Pair]]:
     match meaning:
-        case Listing(whats):
+        case Enumeration(whats):
             return [(what.shape or "", what.colour or "") for what in whats], []
         case Not(part):
             affirmed, denied = _affirmed_and_denied(part)
@@ -177,7 +177,7 @@ def _affirmed_and_denied(meaning: Meaning | None) -> tuple[list[Pair], list[Pair
 
 
 def _captions(rows: SceneRows) -> list[tuple[str, Meaning | None]]:
-    """Texts of training that name two things or more, true ones and their false twins, each once."""
+    """Texts of training that name two things or more, true ones and their hard negatives, each once."""
     found: dict[str, Meaning | None] = {}
     for row in range(len(rows.scenes)):
         if len(found) >= _CAPTIONS:
@@ -190,7 +190,7 @@ def _captions(rows: SceneRows) -> list[tuple[str, Meaning | None]]:
 
 def _names_two(meaning: Meaning | None) -> bool:
     match meaning:
-        case Listing(whats):
+        case Enumeration(whats):
             return len(whats) > 1 and all(what.shape is not None and what.colour is not None for what in whats)
         case _:
             return False

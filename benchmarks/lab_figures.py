@@ -17,7 +17,7 @@ _STYLES = ("o-", "s--", "^-.", "v:", "d-", "x--", "P-.")
 
 
 def draw_curves(curves: Mapping[str, dict[str, Any]], path: Path) -> None:
-    """Cure against what is kept, along alpha."""
+    """Gain of the fine-tune against what is kept, along alpha."""
     figure, axes = pyplot.subplots(
         1, len(curves), figsize=(4.6 * len(curves), 3.4), squeeze=False, layout="constrained"
     )

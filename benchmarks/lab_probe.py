@@ -1,4 +1,4 @@
-"""What an image embedding knows: a linear probe for every (colour, shape) pair, asked the questions of the probes."""
+"""A linear probe of an image embedding for every (colour, shape) pair, asked the questions of the probes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import Pool
 from evaluation.probes.questions import Question
 from evaluation.scenes.config import Pair
-from evaluation.scenes.meaning import And, Listing, Meaning, Not
+from evaluation.scenes.meaning import And, Enumeration, Meaning, Not
 from training.checkpoint import read_checkpoint
 from training.config import SceneData
 from training.data.scenes import draw_scenes, scene_splits
@@ -73,9 +73,9 @@ def _accuracies(
 def _log_likelihood(meaning: Meaning | None, log_p: F64, pairs: Sequence[Pair]) -> float:
     """Of what a caption affirms and denies; log_p [pair, absent | present]."""
     match meaning:
-        case Listing(whats):
+        case Enumeration(whats):
             return float(sum(log_p[pairs.index((what.shape or "", what.colour or "")), 1] for what in whats))
-        case Not(Listing((what,))):
+        case Not(Enumeration((what,))):
             return float(log_p[pairs.index((what.shape or "", what.colour or "")), 0])
         case And(parts):
             return sum(_log_likelihood(part, log_p, pairs) for part in parts)

@@ -50,10 +50,10 @@ NEGATION: dict[str, Cell] = {
     **{f"{words} words": ("negation", f"four options, {words} words") for words in ("train", "recombined", "unseen")},
     "is or is no": ("negation", "is or is no"),
 }
-CURES = {"negclip": "binding/colours swapped", "negation-reader": "negation/four options, recombined words"}
+FINE_TUNES = {"negclip": "binding/colours swapped", "negation-reader": "negation/four options, recombined words"}
 
 
-def curve_of(one: LabRun, *, cure: str, neutral: str = "single", most_lost: float = 0.01) -> dict[str, Any]:
+def curve_of(one: LabRun, *, gained: str, neutral: str = "single", most_lost: float = 0.01) -> dict[str, Any]:
     """WiSE-FT between the run's base and the run: judged on validation, the chosen alpha also on the held-out seed."""
     if one.base is None:
         raise ValueError(f"{one.name} has no base")
@@ -75,12 +75,12 @@ def curve_of(one: LabRun, *, cure: str, neutral: str = "single", most_lost: floa
         state = interpolate(start, end, alpha)
         loaded.model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in state.items()})
         return scenes_report(
-            encoder, pairs=scene_splits(data).validation.pairs, seed=seed, probes=(cure.split("/")[0],)
+            encoder, pairs=scene_splits(data).validation.pairs, seed=seed, probes=(gained.split("/")[0],)
         )
 
     curve = wise_ft_curve(
         {alpha: judged(alpha, JUDGED["validation"]) for alpha in ALPHAS},
-        cure=cure,
+        cure=gained,
         neutral=neutral,
         most_lost=most_lost,
     )
@@ -95,21 +95,21 @@ def main() -> int:
     judged = [one for one in runs() if (one.folder / "test.json").exists()]
     grid = [one for one in judged if one.name.startswith("grid/")]
     bases = [one for one in judged if one.base is None and one not in grid]
-    cures = [one for one in judged if one.base is not None]
-    negated = [one for one in cures if one.name.split("/")[0] in ("negclip", "negation", "negation-reader")]
+    tunes = [one for one in judged if one.base is not None]
+    negated = [one for one in tunes if one.name.split("/")[0] in ("negclip", "negation", "negation-reader")]
     curves = {
-        done[0].name: curve_of(done[0], cure=cell)
-        for cure, cell in CURES.items()
-        if (done := [one for one in cures if one.name.startswith(f"{cure}/")])
+        done[0].name: curve_of(done[0], gained=cell)
+        for tuning, cell in FINE_TUNES.items()
+        if (done := [one for one in tunes if one.name.startswith(f"{tuning}/")])
     }
     probe = probed(every["b0"])
     bound = bounds("b0", like="negation/seed0")
     blocks = {
         "lab-bases": table(groups(bases), RELATION),
         "lab-grid": table(groups(grid), RELATION),
-        "lab-cures-binding": table(groups([every["b0"], *cures]), BINDING),
+        "lab-cures-binding": table(groups([every["b0"], *tunes]), BINDING),
         "lab-cures-negation": table(groups([*bases, *negated]), NEGATION),
-        "lab-composed": table(groups([*bases, *grid, *cures]), BINDING, composed=True),
+        "lab-composed": table(groups([*bases, *grid, *tunes]), BINDING, composed=True),
         "lab-wise-ft": wise_ft_table(curves),
         "lab-probe": _right(probe),
         "lab-bounds": _right(bound),
@@ -118,7 +118,7 @@ def main() -> int:
     draw_curves(curves, PICTURES / "wise-ft.png")
     opposite = "relation/opposite relation"
     draw_learning([*bases, *firsts], PICTURES / "relation.png", opposite, label="opposite relation", chance=0.5)
-    tuned = [group.runs[0] for group in groups(cures)]
+    tuned = [group.runs[0] for group in groups(tunes)]
     draw_learning(tuned, PICTURES / "binding.png", "binding/colours swapped", label="binding", chance=0.5)
     _write_numbers(judged, {"wise_ft": curves, "probe": probe, "bounds": bound})
     for name, text in blocks.items():

@@ -91,7 +91,7 @@ def table(chosen: Sequence[Group], cells: Mapping[str, Cell], *, composed: bool 
 
 
 def wise_ft_table(curves: Mapping[str, dict[str, Any]]) -> str:
-    """The cure and what it costs at alpha 0, at the chosen alpha and at 1, on the held-out seed."""
+    """The gain of a fine-tune and its cost at alpha 0, at the chosen alpha and at 1, on the held-out seed."""
     lines: list[list[str]] = []
     for name, curve in curves.items():
         alpha = float(curve["chosen"]["alpha"])

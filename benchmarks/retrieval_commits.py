@@ -1,4 +1,4 @@
-"""Acknowledged writes a second, with one writer and with sixteen: what a change to the way of a commit costs.
+"""Acknowledged writes a second, with one writer and with sixteen.
 
     python benchmarks/retrieval_commits.py --against ../other-checkout --rounds 5
 

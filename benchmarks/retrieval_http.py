@@ -1,4 +1,4 @@
-"""Bulk upsert of vectors over HTTP, by the client, beside the store's own door: rows a second, and whose time it was.
+"""Bulk upsert of vectors over HTTP, by the client, beside calls of the store itself: rows a second, and whose time.
 
 python benchmarks/retrieval_http.py --rows 10000
 """

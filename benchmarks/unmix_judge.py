@@ -1,4 +1,4 @@
-"""What the study of Unmix asks on held-out scenes: which labels are there, where, and how alike texts are.
+"""Judging of Unmix heads on held-out scenes: which labels are there, where, and how alike texts are.
 
 Everything goes through model_store.presence, the formulas that are served.
 """
@@ -19,8 +19,9 @@ from evaluation.scenes.config import Pair, SceneConfig
 from evaluation.scenes.rendering import Rendered, render
 from evaluation.scenes.scene import Scene
 from evaluation.scenes.splits import split
+from model_store.label_vectors import LabelVectors
 from model_store.manifest import Presence
-from model_store.presence import LabelVectors, aggregate_scores, score_maps
+from model_store.presence import aggregate_scores, score_maps
 from model_store.regions import refine
 from model_store.towers import activated, normalized
 from training.checkpoint import LoadedModel

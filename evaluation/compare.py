@@ -1,4 +1,4 @@
-"""Two runs side by side: row by row the difference, its interval, and whether it is more than luck."""
+"""Comparison of two evaluation runs, row by row: the difference, its confidence interval and its significance."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ComparedRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeftOut:
+class LeftOutRow:
     """A probe, or one row of it, that is not compared."""
 
     probe: str
@@ -56,7 +56,7 @@ class LeftOut:
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     rows: tuple[ComparedRow, ...]
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[LeftOutRow, ...]
     same_model: bool
 
 
@@ -68,17 +68,17 @@ def compare(a: Sequence[ProbeResult], b: Sequence[ProbeResult]) -> Comparison:
     """
     ours, theirs = _by_probe(a, "A"), _by_probe(b, "B")
     found: list[ComparedRow] = []
-    left_out: list[LeftOut] = []
+    left_out: list[LeftOutRow] = []
     for probe in dict.fromkeys((*ours, *theirs)):
         left, right = ours.get(probe), theirs.get(probe)
         if left is None or right is None:
             only, which = (right, "B") if left is None else (left, "A")
             if only is not None:
-                left_out.append(LeftOut(probe=probe_title(only), row=None, reason=f"only in {which}"))
+                left_out.append(LeftOutRow(probe=probe_title(only), row=None, reason=f"only in {which}"))
             continue
         reason = _refusal(left, right)
         if reason is not None:
-            left_out.append(LeftOut(probe=probe_title(left), row=None, reason=reason))
+            left_out.append(LeftOutRow(probe=probe_title(left), row=None, reason=reason))
             continue
         rows, missing = _rows(left, right)
         found += rows
@@ -131,9 +131,9 @@ def _refusal(a: ProbeResult, b: ProbeResult) -> str | None:
     return None
 
 
-def _rows(a: ProbeResult, b: ProbeResult) -> tuple[list[ComparedRow], list[LeftOut]]:
+def _rows(a: ProbeResult, b: ProbeResult) -> tuple[list[ComparedRow], list[LeftOutRow]]:
     rows: list[ComparedRow] = []
-    left_out: list[LeftOut] = []
+    left_out: list[LeftOutRow] = []
     ours, theirs = ({row.name: row for row in result.rows} for result in (a, b))
     certain = a.questions is not None and a.questions == b.questions
     for name in dict.fromkeys((*ours, *theirs)):
@@ -143,7 +143,7 @@ def _rows(a: ProbeResult, b: ProbeResult) -> tuple[list[ComparedRow], list[LeftO
         else:
             made = _compared(probe_title(a), left, right, certain=certain)
         if isinstance(made, str):
-            left_out.append(LeftOut(probe=probe_title(a), row=name, reason=made))
+            left_out.append(LeftOutRow(probe=probe_title(a), row=name, reason=made))
         else:
             rows.append(made)
     return rows, left_out

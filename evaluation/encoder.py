@@ -1,4 +1,4 @@
-"""What evaluation asks of a model: vectors of pictures and of texts in one space, wherever the model runs."""
+"""The Encoder protocol (picture and text vectors of one space), and encoders that run an artifact or ask a server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from model_store.manifest import Precision
 from model_store.modality.image import OWN_FILES, decode, prepare
 from model_store.presence import presence_of
 from model_store.store import Artifact
-from model_store.towers import Head, Tower, open_dense_tower, open_head, open_tower
+from model_store.towers import OpenedHead, Tower, open_dense_tower, open_head, open_tower
 
 Dialect = Literal["jina", "infinity"]
 Item = TypeVar("Item")
@@ -84,7 +84,7 @@ def png(image: NDArray[np.uint8]) -> bytes:
 
 class ArtifactEncoder:
     """The graphs of a published artifact in this process, adapters included, chosen and batched as in the server: what
-    was not built in `precision` runs in fp32, and a graph whose vectors depend on their company runs one by one.
+    was not built in `precision` runs in fp32, and a graph whose vectors depend on their batch mates runs one by one.
 
     Raises:
         ArtifactNotFound: the artifact lacks an image or a text encoder, or neither was built in `precision`.
@@ -105,7 +105,7 @@ class ArtifactEncoder:
         text: Precision = artifact.served_precision("text_encoder", precision)
         self._image = open_tower(artifact, "image_encoder", image, settings)
         self._text = open_tower(artifact, "text_encoder", text, settings)
-        self._heads: dict[str, Head] = {}
+        self._heads: dict[str, OpenedHead] = {}
         found = image, text
         if precision not in found:
             raise ArtifactNotFound(f"{artifact.reference} was not built in {precision}")
@@ -151,7 +151,7 @@ class ArtifactEncoder:
         size = _batch_of(self._image) if opened.graph.spec.batch_invariant else 1
         return opened.scores(_batched(images, logits, size=size))
 
-    def _head(self, name: str) -> Head:
+    def _head(self, name: str) -> OpenedHead:
         if name not in self._heads:
             self._heads[name] = open_head(self._artifact, name, self._settings)
         return self._heads[name]

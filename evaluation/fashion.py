@@ -1,4 +1,4 @@
-"""What is asked of a model of product photographs: its colours, its article types, and its titles."""
+"""Evaluation of a model of product photographs: its colours, its article types and its titles."""
 
 from __future__ import annotations
 

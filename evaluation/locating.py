@@ -1,6 +1,7 @@
-"""Which labels are in a picture, how sure, and where: asked in this process exactly as `POST /localize` answers it.
+"""Localisation in this process by a dense encoder: scores, maps and boxes of labels as `POST /localize` answers them.
 
-The preparation of pictures, the maps, the scores and the regions are those of model_store; nothing is computed here.
+Pictures are prepared, and label vectors, maps, scores and regions computed, by model_store. Only the grouping is done
+here: each text is encoded once, and regions are looked for in a few maps at a time.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evaluation.metrics import normalize
+from model_store.label_vectors import LabelVectors, compared_texts, filled, label_means
 from model_store.manifest import DenseSpec, Presence
 from model_store.modality.image import OWN_FILES, decode, prepare_dense
-from model_store.presence import LabelVectors, presence_scores, score_maps
-from model_store.regions import FINENESS, Region, regions_of
+from model_store.presence import presence_scores, score_maps
+from model_store.regions import Region, maps_at_once, regions_of
 
 Vectors = NDArray[np.float32]
 Shown = NDArray[np.uint8] | bytes
 Maps = NDArray[np.float32]
 EncodeTexts = Callable[[Sequence[str]], Vectors]
 EncodeDense = Callable[[NDArray[np.uint8]], tuple[Vectors, Vectors]]
-_CELLS_AT_ONCE = 1_000_000  # of refined maps: some 10 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class Found:
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class EncodedPicture:
     """Un-normalised vectors of one picture: positions [rows, columns, D], pooled [D]; and its size in pixels."""
 
     positions: Vectors
@@ -129,7 +130,7 @@ class Locator:
             )
         return found
 
-    def look(self, shown: Shown, *, short_px: int | None = None) -> Seen:
+    def look(self, shown: Shown, *, short_px: int | None = None) -> EncodedPicture:
         """One run of the encoder.
 
         Raises:
@@ -140,7 +141,7 @@ class Locator:
             raise ValueError(f"this model looks at every picture as {size} px, a short side of {short_px} is no choice")
         image = decode(shown, OWN_FILES) if isinstance(shown, bytes) else Image.fromarray(shown)
         positions, pooled = self.run(prepare_dense(image, self.spec, short_px=short_px)[None])
-        return Seen(positions[0], pooled[0], image.width, image.height)
+        return EncodedPicture(positions[0], pooled[0], image.width, image.height)
 
     def _vectors_of(self, labels: tuple[Label, ...]) -> LabelVectors:
         if not labels:
@@ -154,16 +155,17 @@ def label_vectors(encode: EncodeTexts, labels: Sequence[Label], presence: Presen
     """Unit vectors of labels, of their denials and of the texts that name none, as far as `presence` compares with
     them; a text without a known word has a zero vector."""
     positive = _means(encode, [label.prompts or filled(presence.positive_templates, label.name) for label in labels])
-    if presence.negative_templates:
-        denials = [filled(presence.negative_templates, label.name) for label in labels]
-        return LabelVectors(positive=positive, negative=_means(encode, denials))
-    neutral = encode(presence.neutral_texts) if presence.neutral_texts else None
-    return LabelVectors(positive=positive, neutral=neutral)
+    denials, neutral = compared_texts(presence)
+    return LabelVectors(
+        positive=positive,
+        negative=_means(encode, [filled(denials, label.name) for label in labels]) if denials else None,
+        neutral=encode(neutral) if neutral else None,
+    )
 
 
 def boxes_of(maps: Maps, scores: NDArray[np.float64], *, width: int, height: int) -> tuple[NDArray[np.float64], ...]:
     """Boxes of every label, a few maps at a time."""
-    step = max(1, _CELLS_AT_ONCE // (maps[0].size * FINENESS**2))
+    step = maps_at_once(maps)
     found: list[list[Region]] = []
     for start in range(0, len(maps), step):
         part = slice(start, start + step)
@@ -172,12 +174,8 @@ def boxes_of(maps: Maps, scores: NDArray[np.float64], *, width: int, height: int
     return tuple(np.array(rows, dtype=np.float64).reshape(-1, 5) for rows in edges)
 
 
-def filled(templates: Sequence[str], name: str) -> tuple[str, ...]:
-    return tuple(template.replace("{}", name) for template in templates)
-
-
 def _means(encode: EncodeTexts, prompts: Sequence[Sequence[str]]) -> Vectors:
-    """The normalised mean of each group's unit vectors, float32 [groups, D] (CLIP, Radford et al. 2021, 3.1.4)."""
+    """Label vectors [groups, D] from complete texts, each encoded once; the mean is taken in float64."""
     flat = list(dict.fromkeys(text for group in prompts for text in group))
     rows = dict(zip(flat, normalize(encode(flat)).astype(np.float64), strict=True))
-    return normalize(np.stack([np.mean([rows[text] for text in group], axis=0) for group in prompts]))
+    return label_means(np.stack([rows[text] for text in group]) for group in prompts)

@@ -1,4 +1,4 @@
-"""What a probe found, as plain data: rows with score, chance, interval and controls; written and read as JSON."""
+"""Results of a probe as plain data: rows with score, chance, interval and controls; written and read as JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from evaluation.dense.overlays import Overlay, overlay_from_json
 from evaluation.probes.examples import Example, example_from_json
 from evaluation.probes.figures import Figures, figures_from_json
-from evaluation.probes.rows import F64, Mean, Row, Unit, interval
+from evaluation.probes.rows import F64, Mean, ProbeRow, Unit, interval
 from model_store.files import write_whole
 
 FORMAT = 2
@@ -98,7 +98,9 @@ class ProbeResult:
     overlays: tuple[Overlay, ...] = ()
 
 
-def result_rows(rows: Sequence[Row], controls: Mapping[Control, Sequence[Row] | None]) -> tuple[ResultRow, ...]:
+def result_rows(
+    rows: Sequence[ProbeRow], controls: Mapping[Control, Sequence[ProbeRow] | None]
+) -> tuple[ResultRow, ...]:
     """Join an encoder's rows with its controls'.
 
     Raises:
@@ -132,7 +134,7 @@ def result_rows(rows: Sequence[Row], controls: Mapping[Control, Sequence[Row] | 
     return tuple(out)
 
 
-def _outcomes(row: Row, draws: F64) -> Outcomes:
+def _outcomes(row: ProbeRow, draws: F64) -> Outcomes:
     ids, inverse, sizes = np.unique(row.clusters, return_inverse=True, return_counts=True)
     groups = Outcomes(clusters=tuple(ids.tolist()), sizes=tuple(sizes.tolist()))
     if isinstance(row.statistic, Mean):

@@ -1,4 +1,4 @@
-"""A whole run in one JSON file: what was judged, how, by which version, and all results as a comparison needs them."""
+"""The JSON file of an evaluation run: what was judged, how, by which version, and all results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KIND, FORMAT = "clipworks evaluation", 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class EvaluationRun:
     """suite: None if only real data was asked about. size_px: the side of drawn pictures. date: ISO 8601, UTC."""
 
     encoder: str
@@ -29,7 +29,7 @@ class Run:
     results: tuple[ProbeResult, ...]
 
 
-def run_to_json(run: Run) -> dict[str, Any]:
+def run_to_json(run: EvaluationRun) -> dict[str, Any]:
     return {
         "kind": KIND,
         "format": FORMAT,
@@ -45,7 +45,7 @@ def run_to_json(run: Run) -> dict[str, Any]:
     }
 
 
-def run_from_json(data: Mapping[str, Any]) -> Run:
+def run_from_json(data: Mapping[str, Any]) -> EvaluationRun:
     """The inverse of `run_to_json`.
 
     Raises:
@@ -57,7 +57,7 @@ def run_from_json(data: Mapping[str, Any]) -> Run:
         raise ValueError(f"an evaluation of format {data.get('format')!r}, this version reads {FORMAT}")
     fields = {name: value for name, value in data.items() if name not in ("kind", "format", "results")}
     try:
-        run = Run(**fields, results=tuple(from_json(result) for result in data["results"]))
+        run = EvaluationRun(**fields, results=tuple(from_json(result) for result in data["results"]))
     except (KeyError, TypeError) as error:
         raise ValueError(f"not the JSON of an evaluation: {type(error).__name__} {error}") from error
     strangers = [result.key.probe for result in run.results if result.key.fingerprint != run.fingerprint]
@@ -66,7 +66,7 @@ def run_from_json(data: Mapping[str, Any]) -> Run:
     return run
 
 
-def write_run(run: Run, path: Path) -> None:
+def write_run(run: EvaluationRun, path: Path) -> None:
     """Whole or not at all.
 
     Raises:
@@ -75,7 +75,7 @@ def write_run(run: Run, path: Path) -> None:
     write_whole(path, (json.dumps(run_to_json(run), indent=1, allow_nan=False) + "\n").encode())
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path) -> EvaluationRun:
     """Raises:
     ValueError: the file's name and what is wrong with it.
     OSError: cannot be read.

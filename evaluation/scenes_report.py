@@ -1,4 +1,4 @@
-"""What a model makes of drawn scenes, as few numbers: naming single things, and the probes that methods aim at."""
+"""A short report on drawn scenes for models in training: single things named, and the probes that methods aim at."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is a difference more than luck? Paired bootstrap over groups, Student's t for few groups, Holm for many rows."""
+"""Significance of a difference: paired bootstrap over groups, Student's t for few groups, Holm for many rows."""
 
 from __future__ import annotations
 

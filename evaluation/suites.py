@@ -1,4 +1,4 @@
-"""Which probes are asked, what that costs, and the run itself: each result is written when it is there, and kept."""
+"""Suites of probes: which are run, what they cost, and the run itself, which keeps each result once it is there."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from evaluation.probes import (
     spurious,
 )
 from evaluation.probes.figures import figures
-from evaluation.probes.localisation import Localisation
+from evaluation.probes.localisation import LocalisationProbe
 from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import FULL, QUICK, Pool, PoolSize
 from evaluation.probes.questions import Probe
 from evaluation.probes.readers import NO_GRID, BagReader, BlindReader, EncoderReader, NotApplicable, TruthReader
-from evaluation.probes.rows import Row
+from evaluation.probes.rows import ProbeRow
 from evaluation.probes.showing import examples
 from evaluation.scenes.config import Pair, all_pairs
 from evaluation.scenes.rendering import LARGEST_PX, SMALLEST_PX
@@ -210,9 +210,9 @@ def _digest(probe: Probe) -> str:
     return found.hexdigest()
 
 
-def _controls(probe: Probe, reader: EncoderReader) -> dict[Control, Sequence[Row] | None]:
+def _controls(probe: Probe, reader: EncoderReader) -> dict[Control, Sequence[ProbeRow] | None]:
     """A localisation has the grid's bound for its truth; only a probe of pictures and texts can be asked blind."""
-    if isinstance(probe, Localisation):
+    if isinstance(probe, LocalisationProbe):
         return {"blind": None, "bag": None, "truth": probe.bound(reader)}
     blind = probe.measure(BlindReader(reader, probe.pictures)) if probe.reads == "both" else None
     return {"blind": blind, "bag": probe.measure(BagReader()), "truth": probe.measure(TruthReader())}

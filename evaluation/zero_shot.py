@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.metrics import Estimate, bootstrap, class_mean_accuracy, majority_share, normalize
+from model_store.label_vectors import filled, label_means
 
 EncodeTexts = Callable[[Sequence[str]], NDArray[np.floating]]
 
@@ -24,16 +25,15 @@ class ZeroShotReport:
 
 
 def class_matrix(encode: EncodeTexts, labels: Sequence[str], templates: Sequence[str]) -> NDArray[np.float32]:
-    """Unit class vectors [C, D]: the normalised mean of a label's normalised prompt vectors (CLIP, 2021, 3.1.4).
+    """Unit class vectors [C, D] (see model_store.label_vectors), the mean taken in float32.
 
     Every template holds one `{}`.
     """
     for template in templates:
         if template.count("{}") != 1:
             raise ValueError(f"template {template!r} must hold exactly one {{}}")
-    prompts = [template.format(label) for label in labels for template in templates]
-    vectors = normalize(encode(prompts)).reshape(len(labels), len(templates), -1)
-    return normalize(vectors.mean(axis=1))
+    prompts = [prompt for label in labels for prompt in filled(templates, label)]
+    return label_means(normalize(encode(prompts)).reshape(len(labels), len(templates), -1))
 
 
 def zero_shot(

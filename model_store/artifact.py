@@ -1,4 +1,4 @@
-"""One opened artifact: what it provides, what it inherits, and its files read through their digests."""
+"""An opened artifact: the roles it provides and inherits, and its files read through their digests."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
-
-from model_store.errors import ArtifactNotFound, IntegrityError
+from model_store.errors import IntegrityError, RoleNotFound
 from model_store.identity import build_of
 from model_store.manifest import (
     ADAPTERS,
@@ -71,9 +68,8 @@ class Artifact:
         """Every role this artifact can play, inherited ones included, in the order of their first graph."""
         above: tuple[Role, ...] = self.base.roles() if self.base else ()
         own: tuple[Role, ...] = tuple(g.role for g in self.manifest.graphs)
-        arrays: tuple[Role, ...] = tuple(a.role for a in self.manifest.arrays)
         inherited: tuple[Role, ...] = tuple(role for role in above if self._inherits(role))
-        found: tuple[Role, ...] = own + arrays + inherited
+        found: tuple[Role, ...] = own + inherited
         return tuple(dict.fromkeys(found))
 
     def owner(self, role: Role) -> Artifact | None:
@@ -100,13 +96,13 @@ class Artifact:
         """(owner, spec) of a class head.
 
         Raises:
-            ArtifactNotFound: no head of this name; the message lists those there are.
+            RoleNotFound: no head of this name; the message lists those there are.
         """
         if found := self.manifest.graph("class_head", "fp32", name):
             return self, found
         if self.base and name in self.heads():
             return self.base.head_graph(name)
-        raise ArtifactNotFound(f"{self.reference} has no class head {name!r}, it has {sorted(self.heads())}")
+        raise RoleNotFound(f"{self.reference} has no class head {name!r}, it has {sorted(self.heads())}")
 
     def served_precision(self, role: Role, wanted: Precision) -> Precision:
         """`wanted` for an encoder when it was built and everything behind it was measured with it, else fp32."""
@@ -169,22 +165,13 @@ class Artifact:
         with self.open_verified(relative) as stream:
             return stream.read()
 
-    def array(self, role: Role) -> NDArray[np.float32]:
-        """The float32 array that plays `role` (closed-form methods)."""
-        owner = self.owner(role)
-        for spec in owner.manifest.arrays if owner else ():
-            if owner and spec.role == role:
-                with owner.open_verified(spec.file) as stream:
-                    return np.load(stream, allow_pickle=False).astype(np.float32)
-        raise ArtifactNotFound(f"{self.reference} has no array for role {role}")
-
     def tokenizer(self) -> Tokenizer:
         """The tokeniser of the text tower, inherited if this artifact has none of its own."""
         if self.manifest.text is not None:
             return Tokenizer(self.manifest.text, self.read(self.manifest.text.tokenizer_file))
         if self.base is not None:
             return self.base.tokenizer()
-        raise ArtifactNotFound(f"{self.reference} has no text encoder")
+        raise RoleNotFound(f"{self.reference} has no text encoder")
 
     def build(self, precision: Precision) -> str:
         """Identity of the files that serving this precision loads, inherited ones included."""

@@ -1,4 +1,4 @@
-"""Do an artifact's parts fit together, and may it call its vectors its base's? Asked whenever one is opened."""
+"""Checks of an opened artifact: its parts fit together, and its space is its base's only where that is proven."""
 
 from __future__ import annotations
 

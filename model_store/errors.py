@@ -8,6 +8,7 @@ ClipworksError                      base; `code` is stable and machine-readable
 |   |-- InvalidText                 not encodable text, or longer than the limit
 |-- ArtifactError                   a model artifact cannot be used
 |   |-- ArtifactNotFound            no such name, or no such version of it
+|   |   |-- RoleNotFound            the artifact has no graph for a role, or none of the name or precision asked for
 |   |-- ArtifactExists              publishing would overwrite a version
 |   |-- ArtifactInUse               other artifacts derive from it
 |   |-- ManifestError               unreadable, or an unknown key or value
@@ -55,6 +56,10 @@ class ArtifactError(ClipworksError):
 
 class ArtifactNotFound(ArtifactError):
     code = "model_not_found"
+
+
+class RoleNotFound(ArtifactNotFound):
+    """Its code is that of an artifact that is not there."""
 
 
 class ArtifactExists(ArtifactError):

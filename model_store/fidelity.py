@@ -1,4 +1,4 @@
-"""How far a set of vectors is from its reference, with and without the mean that all of them share."""
+"""Distance of a set of vectors from its reference, with and without the mean that all of them share."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Writing a file so that after any crash it is whole or not there."""
+"""Files and folders written so that after any crash they are whole or not there."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,6 +37,25 @@ def write_whole(path: Path, data: bytes) -> None:
     """Write a file of which a crash leaves the old content or the new. Raises OSError."""
     with whole_file(path) as stream:
         stream.write(data)
+
+
+def replace_folder(folder: Path, by: Path) -> None:
+    """Put the folder `by` in the place of `folder`, which is on the same file system and is deleted afterwards.
+
+    Two renames: should a crash come between them, the old folder lies whole beside `by`, as `<by>.replaced`.
+
+    Raises:
+        OSError: nothing was changed.
+    """
+    old = by.with_name(f"{by.name}.replaced")
+    os.rename(folder, old)
+    try:
+        os.rename(by, folder)
+    except BaseException:
+        os.rename(old, folder)
+        raise
+    sync(folder.parent)
+    shutil.rmtree(old)
 
 
 def make_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Golden cases: inputs with the arrays, ids and vectors they must give; what an artifact proves itself with."""
+"""Golden cases: inputs with the arrays, ids and vectors that they must give, by which an artifact is proven."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class GoldenCases(Closed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Followers:
+class DerivationGoldens:
     """What a derivation adds to goldens: reference outputs by `output_key`, and what its manifest declares."""
 
     outputs: Mapping[str, NDArray[np.float32]] = field(default_factory=dict[str, NDArray[np.float32]])
@@ -155,14 +155,14 @@ def write_goldens(
     text: tuple[Tokenizer, Encode] | None,
     dense: tuple[DenseSpec, EncodeDense] | None = None,
     tolerances: Mapping[Role, Mapping[Precision, Tolerance]],
-    followers: Followers | None = None,
+    derived: DerivationGoldens | None = None,
 ) -> None:
     """Write `goldens/` into a staged artifact; the encoders are the torch fp32 reference.
 
     An image encoder takes uint8 [N, H, W, 3], a text encoder int64 [N, L]; both return un-normalised float [N, D]. A
     dense encoder gives (positions [1, rows, columns, D], pooled [1, D]) of uint8 [1, H, W, 3].
     """
-    behind = followers or Followers()
+    behind = derived or DerivationGoldens()
     arrays: dict[str, NDArray[Any]] = dict(behind.outputs)
     images: list[ImageCase] = []
     texts: list[TextCase] = []

@@ -1,14 +1,15 @@
 """The manifest: closed data that says what an artifact is and how its inputs are made.
 
 Every model is frozen and refuses unknown keys: a reader that does not understand a field must not
-guess a vector. Nothing here touches a file or a session.
+guess a vector. A role or field enters with its first producer, its golden cases and its consumer, not before. Nothing
+here touches a file or a session.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -23,16 +24,17 @@ Role = Literal[
     "image_adapter",
     "text_adapter",
     "class_head",
-    "conditional_head",
-    "reranker",
 ]
 Precision = Literal["fp32", "fp16", "int8"]
-ROLES: tuple[Role, ...] = get_args(Role)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 TowerName = Literal["image", "text"]
 ENCODERS: tuple[Role, ...] = ("image_encoder", "text_encoder")
 ADAPTERS: tuple[Role, ...] = ("image_adapter", "text_adapter")
-FOLLOWERS: tuple[Role, ...] = (*ADAPTERS, "dense_adapter", "class_head")  # graphs that take an encoder's vectors
+ADAPTERS_AND_HEADS: tuple[Role, ...] = (
+    *ADAPTERS,
+    "dense_adapter",
+    "class_head",
+)  # graphs that take an encoder's vectors
 # What a role is fitted on: an artifact that brings one of these itself does not inherit the role from its base.
 # One more rule stands in Artifact: an own image_adapter without an own dense_adapter hides the base's dense roles.
 FITTED_ON: Mapping[Role, tuple[Role, ...]] = MappingProxyType(
@@ -42,8 +44,6 @@ FITTED_ON: Mapping[Role, tuple[Role, ...]] = MappingProxyType(
         "dense_encoder": ("image_encoder",),
         "dense_adapter": ("image_encoder", "dense_encoder", "image_adapter"),
         "class_head": ("image_encoder", "image_adapter"),
-        "conditional_head": ("image_encoder", "image_adapter", "text_encoder", "text_adapter"),
-        "reranker": ("image_encoder", "text_encoder"),
     }
 )
 
@@ -169,7 +169,7 @@ class Fidelity(Closed):
 class GraphSpec(Closed):
     """One ONNX file that plays `role` at `precision`.
 
-    `batch_invariant`: a row's answer does not depend on its company (max abs difference of a row alone and in
+    `batch_invariant`: a row's answer does not depend on its batch mates (max abs difference of a row alone and in
     batches was 0 within 1e-6 relative, measured at export). Others are run one row at a time by the server.
     """
 
@@ -180,23 +180,25 @@ class GraphSpec(Closed):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     batch_invariant: bool
-    batch_difference: float = Field(ge=0, description="max abs difference of a unit vector alone and in company")
+    batch_difference: float = Field(ge=0, description="max abs difference of a unit vector alone and in a batch")
     fidelity: Fidelity | None = None
     normalized_input: bool = Field(default=False, description="the host L2-normalises this graph's vector input")
-    labels: tuple[str, ...] | None = Field(default=None, description="always null: a head's labels are in its HeadSpec")
     head: str | None = Field(default=None, pattern=NAME_PATTERN, description="which head of the manifest this graph is")
     chain: dict[Precision, Fidelity] = Field(
         default_factory=dict[Precision, Fidelity],
         description="adapters and heads: the whole way by the encoder's precision; others are not served",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_labels(cls, data: object) -> object:
+        return _without_retired(data, "labels", None)
+
     @model_validator(mode="after")
     def _fits_its_role(self) -> GraphSpec:
         if (self.role == "class_head") != (self.head is not None):
             raise ValueError("a class_head graph names its head, another graph has none")
-        if self.labels is not None:
-            raise ValueError("labels belong to heads, not to graphs")
-        if self.role not in FOLLOWERS:
+        if self.role not in ADAPTERS_AND_HEADS:
             if self.chain:
                 raise ValueError(f"{self.role} takes no encoder's vectors, so it has no chain")
             if self.role == "dense_encoder":
@@ -254,21 +256,6 @@ class HeadSpec(Closed):
             raise ValueError("a label occurs twice")
         if self.activation == "softmax" and len(self.labels) < 2:
             raise ValueError("softmax over one label says 1 for everything; use sigmoid")
-        return self
-
-
-class ArraySpec(Closed):
-    """A float32 `.npy` file that plays `role`, for closed-form methods; roles that are run as graphs are refused."""
-
-    role: Role
-    file: RelativePath
-    shape: tuple[int, ...]
-    labels: tuple[str, ...] | None = None
-
-    @model_validator(mode="after")
-    def _is_not_run(self) -> ArraySpec:
-        if self.role in (*ENCODERS, "dense_encoder", *FOLLOWERS):
-            raise ValueError(f"{self.role} is served as a graph, an array of this role would never be run")
         return self
 
 
@@ -382,7 +369,6 @@ class Manifest(Closed):
     text: TextSpec | None
     dense: DenseSpec | None = None
     graphs: tuple[GraphSpec, ...]
-    arrays: tuple[ArraySpec, ...] = ()
     heads: tuple[HeadSpec, ...] = ()
     skipped: tuple[SkippedVariant, ...] = ()
     logit_scale: float = Field(gt=0, description="the factor itself (exp already applied)")
@@ -398,6 +384,11 @@ class Manifest(Closed):
     metrics: dict[str, float] = Field(default_factory=dict)
     provenance: Provenance
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_arrays(cls, data: object) -> object:
+        return _without_retired(data, "arrays", [])
+
     @model_validator(mode="after")
     def _is_consistent(self) -> Manifest:
         if (self.kind == "derivation") != (self.base is not None):
@@ -407,7 +398,7 @@ class Manifest(Closed):
         keys = [(g.role, g.precision, g.head) for g in self.graphs]
         if len(set(keys)) != len(keys):
             raise ValueError("two graphs for one (role, precision)")
-        if unmeasured := [g.file for g in self.graphs if g.role in FOLLOWERS and "fp32" not in g.chain]:
+        if unmeasured := [g.file for g in self.graphs if g.role in ADAPTERS_AND_HEADS and "fp32" not in g.chain]:
             raise ValueError(f"not measured behind the fp32 encoder: {unmeasured}")
         if (self.dense is not None) != any(g.role == "dense_encoder" for g in self.graphs):
             raise ValueError("a dense_encoder graph and the spec of its pictures (dense) come together")
@@ -415,7 +406,7 @@ class Manifest(Closed):
         listed = {f.path for f in self.files}
         if len(listed) != len(self.files):
             raise ValueError("a file is listed twice")
-        needed = {path for g in self.graphs for path in g.files} | {a.file for a in self.arrays} | {self.goldens}
+        needed = {path for g in self.graphs for path in g.files} | {self.goldens}
         if self.text is not None:
             needed.add(self.text.tokenizer_file)
         if missing := sorted(needed - listed):
@@ -443,4 +434,12 @@ class Manifest(Closed):
 
     def owns(self, roles: tuple[Role, ...]) -> bool:
         """Does this artifact itself, not its base, bring one of these roles?"""
-        return any(part.role in roles for part in (*self.graphs, *self.arrays))
+        return any(graph.role in roles for graph in self.graphs)
+
+
+def _without_retired(data: object, key: str, always: object) -> object:
+    """Manifests of the first artifacts hold a key that never had another value than `always`: it says nothing."""
+    if not isinstance(data, dict):
+        return data
+    fields = cast("dict[str, object]", data)
+    return {name: value for name, value in fields.items() if name != key or value != always}

@@ -1,32 +1,22 @@
-"""From position vectors and label vectors to maps, and from maps to "is it there?": pure numpy, one place for all.
+"""Score maps of labels over a picture, and the calibrated probability that a label is in it.
 
-The service, the evaluation and training call the same functions, so that a threshold set in one holds in the others.
+Pure numpy. The service, the evaluation and training call the same functions, so that a threshold set in one holds in
+the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model_store.artifact import Artifact
+from model_store.label_vectors import LabelVectors
 from model_store.manifest import Presence
 from model_store.towers import Vectors, activated, normalized
 
 _TINY = 1e-12
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelVectors:
-    """Unit text vectors, float32: positive [C, D] and, where the presence has such prompts, negative [C, D] (a label's
-    denial) and neutral [N, D] (texts that name no label). A zero row is a text without a known word.
-    """
-
-    positive: Vectors
-    negative: Vectors | None = None
-    neutral: Vectors | None = None
 
 
 def directions(labels: LabelVectors, presence: Presence) -> Vectors:

@@ -1,4 +1,4 @@
-"""Open and run a graph in a child process first: a native crash must cost a refused artifact, not a server."""
+"""Probing of a graph in a child process: a native crash must cost a refused artifact, not a server."""
 
 from __future__ import annotations
 

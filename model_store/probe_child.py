@@ -1,4 +1,4 @@
-"""What `model_store.probe` runs in a child process; imports as little as it can: a server's start waits for it."""
+"""The child process of `model_store.probe`; imports as little as it can, because a server's start waits for it."""
 
 from __future__ import annotations
 

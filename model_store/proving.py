@@ -13,7 +13,7 @@ from model_store.errors import GoldenError
 from model_store.golden import Goldens, output_key
 from model_store.manifest import ADAPTERS, ENCODERS, Role
 from model_store.modality.text import Tokenizer
-from model_store.towers import DenseTower, Head, Tower, Vectors, adapt, adapt_positions
+from model_store.towers import DenseTower, OpenedHead, Tower, Vectors, adapt, adapt_positions
 
 
 class Proof:
@@ -40,7 +40,7 @@ class Proof:
         if tokenizer:
             self._for("text_encoder").check_tokens(tokenizer)
 
-    def check_tower(self, role: Role, tower: Tower, heads: Mapping[str, Head], *, batch_size: int) -> None:
+    def check_tower(self, role: Role, tower: Tower, heads: Mapping[str, OpenedHead], *, batch_size: int) -> None:
         """Run an encoder in batches as it is served, then what comes behind it; heads follow the image encoder.
 
         Raises:

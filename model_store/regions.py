@@ -1,4 +1,4 @@
-"""One label's map over a picture -> where it is: connected regions, their boxes and masks.
+"""Connected regions of a label's score map over a picture, with their boxes and masks.
 
 The map is refined to at most `FINENESS` times its grid, never to the picture, so the cost does not depend on pixels.
 Coordinates are pixels of the picture that the whole map covers; 0 is its left or upper edge.
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 Map = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 FINENESS = 4
+_CELLS_AT_ONCE = 1_000_000  # of refined maps: some 10 MB
 _FLAT = 1e-6  # a map whose height is within this share of its values says nothing about where
 _WITHIN_A_MAP = np.zeros((3, 3, 3), dtype=np.bool_)
 _WITHIN_A_MAP[1] = True  # neighbours: all around in the same map
@@ -33,6 +34,11 @@ class Region:
     y1: float
     score: float
     mask: Mask | None = None
+
+
+def maps_at_once(maps: Map) -> int:
+    """How many of these maps [n, rows, columns] to give to `regions_of` in one call, so that memory stays small."""
+    return max(1, _CELLS_AT_ONCE // (maps[0].size * FINENESS**2))
 
 
 def find_regions(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ from pydantic import ValidationError
 from model_store.artifact import Artifact, files_below
 from model_store.derivation import check_parts
 from model_store.errors import ArtifactExists, ArtifactInUse, ArtifactNotFound, IntegrityError, ManifestError
-from model_store.files import sync
+from model_store.files import replace_folder, sync
 from model_store.identity import sha256_file
 from model_store.manifest import NAME_PATTERN, FileEntry, Manifest
 from model_store.seal import MANIFEST_FILE, SEAL_FILE, read_manifest, write_manifest
@@ -93,14 +95,7 @@ class Store:
         target = self._writable_root() / manifest.name / str(manifest.version)
         if manifest.version in self._versions(manifest.name):
             raise ArtifactExists(f"{manifest.name}@{manifest.version} exists already")
-        staged = Artifact(manifest, folder, self._load_base(manifest, ()), writable=True)
-        staged.verify()
-        check_parts(staged)
-        for path in files_below(folder):
-            sync(path)
-        for path in write_manifest(folder, manifest):
-            sync(path)
-        sync(folder)
+        complete(Artifact(manifest, folder, self._load_base(manifest, ()), writable=True))
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.rename(folder, target)
@@ -180,6 +175,42 @@ class Store:
                 f"{manifest.name}@{manifest.version} derives from another {base.reference}: fingerprints differ"
             )
         return base
+
+
+def complete(staged: Artifact) -> None:
+    """Check an artifact in a staged folder, sync its files, and write its manifest last.
+
+    Raises:
+        IntegrityError: the folder's files are not those of the manifest.
+        ManifestError: its parts do not fit together (see model_store.derivation).
+    """
+    staged.verify()
+    check_parts(staged)
+    for path in files_below(staged.folder):
+        sync(path)
+    for path in write_manifest(staged.folder, staged.manifest):
+        sync(path)
+    sync(staged.folder)
+
+
+@contextmanager
+def copy_to_change(artifact: Artifact) -> Generator[Path]:
+    """A copy of an artifact's folder on the same file system; removed if it does not take its place (`replace`)."""
+    with tempfile.TemporaryDirectory(dir=artifact.folder.parent) as name:
+        staged = Path(name) / artifact.folder.name
+        shutil.copytree(artifact.folder, staged)
+        yield staged
+
+
+def replace(artifact: Artifact, staged: Path, manifest: Manifest) -> Artifact:
+    """Put a changed copy in the artifact's own place, checked as `Store.publish` checks; for repairs of a shipped one.
+
+    Raises:
+        IntegrityError, ManifestError: as `complete`; nothing was changed.
+    """
+    complete(dataclasses.replace(artifact, manifest=manifest, folder=staged))
+    replace_folder(artifact.folder, staged)
+    return dataclasses.replace(artifact, manifest=manifest, sealed=True)
 
 
 def file_entries(folder: Path) -> tuple[FileEntry, ...]:

@@ -1,4 +1,4 @@
-"""Graphs put together as they are meant to be used: encoder and adapter to vectors, vectors and head to scores.
+"""Towers: encoder and adapter graphs from inputs to vectors, and class heads from vectors to scores.
 
 The server, the evaluation and the golden cases all call these, so that their numbers cannot differ.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.artifact import Artifact
-from model_store.errors import ArtifactNotFound
+from model_store.errors import RoleNotFound
 from model_store.golden import Goldens
 from model_store.graph import Graph, open_graph
 from model_store.manifest import ADAPTERS, ENCODERS, GraphSpec, HeadSpec, Precision, Role
@@ -80,7 +80,7 @@ class DenseTower:
 
 
 @dataclass(frozen=True)
-class Head:
+class OpenedHead:
     """A class head on the artifact's image vectors."""
 
     graph: Graph
@@ -110,7 +110,7 @@ def adapt_positions(adapter: Graph, positions: Vectors) -> Vectors:
     return rows.reshape(*positions.shape[:-1], rows.shape[-1])
 
 
-def normalized(vectors: Vectors) -> Vectors:
+def normalized(vectors: NDArray[np.floating]) -> Vectors:
     """Unit rows [..., D]; a zero row stays zero."""
     return (vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), _TINY)).astype(np.float32)
 
@@ -127,7 +127,7 @@ def open_tower(artifact: Artifact, role: Role, precision: Precision, settings: S
     """The encoder `role` at `precision` with its adapter; nothing is compared with golden cases here.
 
     Raises:
-        ArtifactNotFound: not built at this precision, or too far from fp32 with what comes behind it.
+        RoleNotFound: not built at this precision, or too far from fp32 with what comes behind it.
         IntegrityError, GraphError, ProviderError: as `open_graph`.
     """
     found = _encoder_spec(artifact, role, precision)
@@ -142,7 +142,7 @@ def open_dense_tower(artifact: Artifact, precision: Precision, settings: Session
     `settings.prepack` its weights stay in the file that the image encoder reads too.
 
     Raises:
-        ArtifactNotFound: no dense role, not built at this precision, or not measured with what comes behind it;
+        RoleNotFound: no dense role, not built at this precision, or not measured with what comes behind it;
             `artifact.served_precision("dense_encoder", precision)` names one that is.
         IntegrityError, GraphError, ProviderError: as `open_graph`.
     """
@@ -155,27 +155,25 @@ def open_dense_tower(artifact: Artifact, precision: Precision, settings: Session
     )
 
 
-def open_head(artifact: Artifact, name: str, settings: SessionSettings) -> Head:
+def open_head(artifact: Artifact, name: str, settings: SessionSettings) -> OpenedHead:
     """A class head, its labels compared with those it was published with.
 
     Raises:
-        ArtifactNotFound: no such head.
+        RoleNotFound: no such head.
         GoldenError: the manifest's labels were changed.
         IntegrityError, GraphError: as `open_graph`.
     """
     owner, graph = artifact.head_graph(name)
     Goldens(owner).check_declarations()
-    return Head(open_graph(owner, graph, on_cpu(settings)), artifact.heads()[name])
+    return OpenedHead(open_graph(owner, graph, on_cpu(settings)), artifact.heads()[name])
 
 
 def _encoder_spec(artifact: Artifact, role: Role, precision: Precision) -> tuple[Artifact, GraphSpec]:
     found = artifact.graph_spec(role, precision)
     if found is None:
-        raise ArtifactNotFound(f"{artifact.reference} has no {role} in {precision}")
+        raise RoleNotFound(f"{artifact.reference} has no {role} in {precision}")
     if artifact.served_precision(role, precision) != precision:
-        raise ArtifactNotFound(
-            f"{artifact.reference}: what comes behind {role} was not measured with it in {precision}"
-        )
+        raise RoleNotFound(f"{artifact.reference}: what comes behind {role} was not measured with it in {precision}")
     return found
 
 

@@ -183,9 +183,15 @@ def load_model(folder: Path) -> LoadedModel:
     if "text_adapter" in info.graphs:
         raise ValueError(f"{folder} holds adapters of method {info.config.method}, not a model (see load_unmix)")
     try:
-        model.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
-    except RuntimeError as error:
-        raise ValueError(f"{folder}: {error}") from error
+        state = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+        keys = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # it lists every weight of another shape, a line each
+        raise ValueError(f"{folder}: weights of another model: {str(error).splitlines()[1].strip()}") from error
+    if odd := [*keys.missing_keys, *keys.unexpected_keys]:
+        raise ValueError(
+            f"{folder}: weights of another model: {len(keys.missing_keys)} are missing and {len(keys.unexpected_keys)} "
+            f"are not known, among them {odd[0]}"
+        )
     model.eval().requires_grad_(False)
     tokenizer = Tokenizer(info.text_spec, tokenizer_bytes)
     return LoadedModel(info=info, model=model, tokenizer=tokenizer, tokenizer_bytes=tokenizer_bytes)

@@ -28,7 +28,7 @@ from model_store.towers import DenseTower, DenseVectors
 from training.dense_towers import Attention, NoPositions, ResNetDense, TimmDense, VitDense
 from training.graphs import EXTERNAL_DATA_BYTES, MAX_BATCH, PixelNormalize, export_program
 from training.measure import INVARIANCE_TOLERANCE
-from training.towers import AttentionHead, FlatHead, MeanHead, SmallDualEncoder
+from training.towers import AttentionHead, DualEncoder, FlatHead, MeanHead, OpenClipDualEncoder, SmallDualEncoder
 from training.trunks import TOTAL_STRIDE
 
 DenseChoice = Literal["maskclip", "sclip", "naclip", "none"]
@@ -74,6 +74,19 @@ class OwnDenseGraph(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         return self.model.encode_dense_and_pooled(pixels)
+
+
+def dense_of_model(
+    model: DualEncoder, spec: ImageSpec, choice: DenseChoice = DEFAULT_DENSE
+) -> DenseSource | str | None:
+    """The dense role of a model of any kind, or why it has none; None: not asked for (see dense_of_openclip)."""
+    if choice == "none":
+        return None
+    if isinstance(model, OpenClipDualEncoder):
+        return dense_of_openclip(model.clip.get_submodule("visual"), spec, choice)
+    if isinstance(model, SmallDualEncoder):
+        return dense_of_own(model, spec)
+    return "only own trunks and open_clip's towers are known here"
 
 
 def dense_of_openclip(visual: nn.Module, spec: ImageSpec, choice: DenseChoice) -> DenseSource | str | None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from model_store.artifact import Artifact
 from model_store.derivation import TOWERS
 from model_store.errors import ArtifactNotFound, ExportRefused
-from model_store.golden import Followers, Goldens, output_key, write_goldens
+from model_store.golden import DerivationGoldens, Goldens, output_key, write_goldens
 from model_store.identity import adapted_fingerprint, fingerprint, space_of
 from model_store.manifest import (
     ADAPTERS,
@@ -419,7 +419,7 @@ def _write_goldens(source: DerivationSource, inputs: _Inputs, plan: _Plan, stage
         text=(inputs.tokenizer, lambda rows: torch_vectors(text, Rows(padded=rows))) if text else None,
         dense=dense_reference(source.dense, staged.graphs),
         tolerances=tolerances,
-        followers=Followers(
+        derived=DerivationGoldens(
             outputs=outputs,
             head_tolerances={name: built.tolerances for name, built in staged.heads.items()},
             heads=plan.heads,

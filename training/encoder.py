@@ -19,8 +19,7 @@ from model_store.modality.image import OWN_FILES, decode, prepare
 from model_store.modality.text import Tokenizer
 from model_store.presence import default_presence
 from training.checkpoint import LoadedModel, load_model
-from training.dense import DEFAULT_DENSE, DenseChoice, DenseSource, dense_of_openclip, dense_of_own
-from training.towers import OpenClipDualEncoder, SmallDualEncoder
+from training.dense import DEFAULT_DENSE, DenseChoice, DenseSource, dense_of_model
 
 _CHUNK = 128
 
@@ -123,12 +122,7 @@ def open_dense_checkpoint(folder: Path, *, dense: DenseChoice = DEFAULT_DENSE) -
         ValueError: as `open_checkpoint`, or its towers give no vector for a position.
     """
     loaded = load_model(folder)
-    model, spec = loaded.model, loaded.info.image_spec
-    source: DenseSource | str | None = "it is of another kind"
-    if isinstance(model, OpenClipDualEncoder):
-        source = dense_of_openclip(model.clip.get_submodule("visual"), spec, dense)
-    elif isinstance(model, SmallDualEncoder):
-        source = dense_of_own(model, spec)
+    source = dense_of_model(loaded.model, loaded.info.image_spec, dense)
     if not isinstance(source, DenseSource):
         raise ValueError(f"{folder.name} does not say where: {source or 'no dense role was asked for'}")
     return DenseTorchEncoder(loaded, source, name=f"{folder.name} (checkpoint)")

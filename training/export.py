@@ -42,7 +42,7 @@ from model_store.store import Artifact, Store, file_entries
 from training.calibration import Calibration, calibration_for
 from training.checkpoint import LoadedModel, load_model
 from training.config import OpenClipConfig
-from training.dense import DEFAULT_DENSE, DenseChoice, DenseSource, dense_of_openclip, dense_of_own
+from training.dense import DEFAULT_DENSE, DenseChoice, DenseSource, dense_of_model
 from training.dense_build import add_dense, dense_reference, dense_spec_of
 from training.graphs import (
     GRAPH_RECIPE,
@@ -54,7 +54,7 @@ from training.graphs import (
 )
 from training.log import flatten
 from training.measure import Rows, torch_vectors
-from training.towers import OpenClipDualEncoder, SmallDualEncoder
+from training.towers import OpenClipDualEncoder
 from training.variants import MissedFloor, Tower, build_variant, remove_variant
 
 Progress = Callable[[str], None]
@@ -232,7 +232,6 @@ def source_of_checkpoint(
         spec = info.image_spec
         visual = model.clip.get_submodule("visual")
         image: nn.Module = ImageGraph(visual, spec.mean, spec.std)
-        places = dense_of_openclip(visual, spec, dense)
         text = TextGraph(model.clip)
         if text.dynamic_length != info.text_spec.dynamic_length:
             raise ExportRefused(
@@ -243,8 +242,6 @@ def source_of_checkpoint(
         architecture, activation = info.config.model.architecture, "quickgelu" if quick else "gelu"
     else:
         image = EncoderGraph(model, "encode_image")
-        own = model if isinstance(model, SmallDualEncoder) and dense != "none" else None
-        places = dense_of_own(own, info.image_spec) if own else None
         text = EncoderGraph(model, "encode_text", context_length=info.text_spec.context_length)
         image_weights = {k: v for k, v in state.items() if not k.startswith(("text.", "logit_"))}
         text_weights = {k: v for k, v in state.items() if k.startswith("text.")}
@@ -271,7 +268,7 @@ def source_of_checkpoint(
             limits=limits,
             source_sha256=info.weights_sha256,
         ),
-        dense=places,
+        dense=dense_of_model(model, info.image_spec, dense),
         metrics=flatten({**info.metrics, **(report or {})}),
         image_weights=image_weights,
         text_weights=text_weights,

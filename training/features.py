@@ -19,9 +19,8 @@ from training.checkpoint import LoadedModel
 from training.data.batches import shared_ids
 from training.data.protocol import Source
 from training.data.rows import Drawn, Labelled
-from training.dense import DEFAULT_DENSE, DenseSource, dense_of_openclip, dense_of_own
+from training.dense import DenseSource, dense_of_model
 from training.progress import Track, untracked
-from training.towers import OpenClipDualEncoder, SmallDualEncoder
 
 FORMAT = 3
 _CHUNK = 128
@@ -149,11 +148,7 @@ def dense_source(base: LoadedModel) -> DenseSource:
     Raises:
         ValueError: it has no positions.
     """
-    if isinstance(base.model, SmallDualEncoder):
-        return dense_of_own(base.model, base.info.image_spec)
-    found = "only own trunks and open_clip's towers are known here"
-    if isinstance(base.model, OpenClipDualEncoder):
-        found = dense_of_openclip(base.model.clip.get_submodule("visual"), base.info.image_spec, DEFAULT_DENSE)
+    found = dense_of_model(base.model, base.info.image_spec)
     if not isinstance(found, DenseSource):
         raise ValueError(f"base {base.info.config.name} has no vector for a position: {found}")
     return found

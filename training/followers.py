@@ -30,7 +30,7 @@ from model_store.manifest import (
     TensorSpec,
 )
 from model_store.session import SessionSettings
-from model_store.towers import Head, adapt, normalized
+from model_store.towers import OpenedHead, adapt, normalized
 from training.measure import Rows, Run, in_batches, run_in_child, torch_vectors
 from training.variants import COSINE_FLOOR, MissedFloor, Tower, build_variant
 
@@ -193,7 +193,7 @@ def build_head(source: HeadSource, spec: HeadSpec, way: Way, folder: Path) -> Bu
     )
     if logits.shape[1] != len(spec.labels):
         raise ExportRefused(f"head {spec.name} has {len(spec.labels)} labels and gives {logits.shape[1]} logits")
-    head = Head(Graph.open(path, graph), spec)
+    head = OpenedHead(Graph.open(path, graph), spec)
     measured: Measured = {precision: head(vectors) for precision, vectors in way.measured.items()}
     return _finish(graph, Way(goldens=way.goldens, reference=logits, measured=measured))
 

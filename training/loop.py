@@ -23,6 +23,7 @@ from model_store.modality.text import Tokenizer
 from training import distributed, methods
 from training.bases import open_base
 from training.checkpoint import (
+    ARRAY_PREFIX,
     INFO_FILE,
     LoadedModel,
     git_sha,
@@ -369,7 +370,7 @@ def _produced(method: methods.Method) -> dict[str, Any]:
 
 def _shipped(method: methods.Method) -> dict[str, Tensor]:
     """Weights and arrays of the method as they are now."""
-    arrays = {f"array/{name}": torch.from_numpy(array) for name, array in method.artifact().arrays.items()}
+    arrays = {f"{ARRAY_PREFIX}{name}": torch.from_numpy(array) for name, array in method.artifact().arrays.items()}
     return {**method.weights(), **arrays}
 
 

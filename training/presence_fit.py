@@ -26,12 +26,14 @@ from evaluation.platt import fit_platt
 from evaluation.probes.ranking import average_precision
 from evaluation.zero_shot import class_matrix
 from model_store.artifact import Artifact
+from model_store.label_vectors import LabelVectors, compared_texts
 from model_store.manifest import Manifest, Presence
 from model_store.modality.image import prepare_dense
-from model_store.presence import LabelVectors, aggregate_scores, default_presence, score_maps
+from model_store.presence import aggregate_scores, default_presence, score_maps
 from model_store.regions import find_regions, overlap, refine
-from model_store.seal import MANIFEST_FILE, write_manifest
+from model_store.seal import MANIFEST_FILE
 from model_store.session import SessionSettings
+from model_store.store import copy_to_change, replace
 from model_store.towers import DenseTower, normalized, open_dense_tower, open_tower
 from training.collages import Collage, Layout, Split, collages, read_products, singles
 
@@ -48,7 +50,7 @@ _BOX_IOU = 0.5
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class EncodedCollage:
     """A collage through the dense encoder: positions [rows, columns, D], pooled vector [D]."""
 
     collage: Collage
@@ -61,7 +63,7 @@ class Seen:
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class AskedLabels:
     """One entry for each label of each list: its aggregate, whether it is there, and 1 / the length of its list."""
 
     aggregates: F64
@@ -77,11 +79,11 @@ class Texts:
         self._encode = encode
 
     def of(self, rule: Presence) -> LabelVectors:
-        negative = rule.negative_templates
+        denials, neutral = compared_texts(rule)
         return LabelVectors(
             positive=class_matrix(self._encode, KINDS, rule.positive_templates),
-            negative=class_matrix(self._encode, KINDS, negative) if negative else None,
-            neutral=normalized(self._encode(rule.neutral_texts)) if rule.neutral_texts else None,
+            negative=class_matrix(self._encode, KINDS, denials) if denials else None,
+            neutral=normalized(self._encode(neutral)) if neutral else None,
         )
 
 
@@ -96,21 +98,23 @@ def candidates(manifest: Manifest) -> dict[str, Presence]:
     return rules
 
 
-def look(tower: DenseTower, artifact: Artifact, pictures: Iterable[Collage], *, short_px: int | None) -> list[Seen]:
+def look(
+    tower: DenseTower, artifact: Artifact, pictures: Iterable[Collage], *, short_px: int | None
+) -> list[EncodedCollage]:
     """Raises:
     ValueError: the artifact has no dense role.
     """
     spec = artifact.dense_spec
     if spec is None:
         raise ValueError(f"{artifact.reference} has no dense_encoder: there is nothing to calibrate")
-    found: list[Seen] = []
+    found: list[EncodedCollage] = []
     for each in pictures:
         vectors = tower(prepare_dense(each.image, spec, short_px=short_px)[None])
-        found.append(Seen(each, vectors.positions[0], vectors.pooled[0]))
+        found.append(EncodedCollage(each, vectors.positions[0], vectors.pooled[0]))
     return found
 
 
-def ask(seen: Sequence[Seen], rule: Presence, vectors: LabelVectors, *, seed: int) -> Asked:
+def ask(seen: Sequence[EncodedCollage], rule: Presence, vectors: LabelVectors, *, seed: int) -> AskedLabels:
     """Every picture with a list of each size: half of the kinds that are there, and others; the full list has all."""
     rng = np.random.default_rng(seed)
     found: list[tuple[F64, Bools, int]] = []
@@ -126,7 +130,7 @@ def ask(seen: Sequence[Seen], rule: Presence, vectors: LabelVectors, *, seed: in
             found.append((aggregate_scores(maps, each.pooled, labels, rule), truth, len(chosen)))
     sizes = np.concatenate([np.full(size, size) for _, _, size in found])
     aggregates, truth = (np.concatenate([entry[part] for entry in found]) for part in (0, 1))
-    return Asked(aggregates, truth.astype(np.bool_), 1.0 / sizes, sizes)
+    return AskedLabels(aggregates, truth.astype(np.bool_), 1.0 / sizes, sizes)
 
 
 def _some(vectors: LabelVectors, chosen: Sequence[int]) -> LabelVectors:
@@ -173,7 +177,9 @@ def calibration_error(p: F64, truth: Bools, weights: F64) -> float:
     return total / float(weights.sum())
 
 
-def fit(seen: Sequence[Seen], texts: Texts, rules: Mapping[str, Presence], *, seed: int) -> tuple[str, Presence]:
+def fit(
+    seen: Sequence[EncodedCollage], texts: Texts, rules: Mapping[str, Presence], *, seed: int
+) -> tuple[str, Presence]:
     """The calibrated candidate of the smallest log loss, and its name; prints one line for each.
 
     Raises:
@@ -199,7 +205,7 @@ def fit(seen: Sequence[Seen], texts: Texts, rules: Mapping[str, Presence], *, se
     return best[1], Presence.model_validate(best[2].model_dump())
 
 
-def judge(seen: Sequence[Seen], rule: Presence, vectors: LabelVectors, *, seed: int) -> dict[str, float]:
+def judge(seen: Sequence[EncodedCollage], rule: Presence, vectors: LabelVectors, *, seed: int) -> dict[str, float]:
     """Presence over lists of all sizes (mAP: of the full list), and where the maps of what is there point."""
     asked = ask(seen, rule, vectors, seed=seed)
     p = _sigmoid(rule.calibration_slope * asked.aggregates + rule.calibration_offset)
@@ -222,7 +228,7 @@ def judge(seen: Sequence[Seen], rule: Presence, vectors: LabelVectors, *, seed: 
     }
 
 
-def _places(seen: Sequence[Seen], rule: Presence, vectors: LabelVectors) -> dict[str, float]:
+def _places(seen: Sequence[EncodedCollage], rule: Presence, vectors: LabelVectors) -> dict[str, float]:
     """Shares of the kinds that are there: the peak lies in one of its boxes; the best box has IoU .5 with one.
 
     Chance is a point anywhere, and the box of the whole picture.
@@ -247,9 +253,14 @@ def _places(seen: Sequence[Seen], rule: Presence, vectors: LabelVectors) -> dict
 
 
 def write_presence(artifact: Artifact, presence: Presence) -> None:
-    """Replace the presence of the artifact's manifest; nothing else changes, so fingerprints and build stay."""
+    """Replace the presence of the artifact's manifest; nothing else changes, so fingerprints and build stay.
+
+    Raises:
+        IntegrityError: the folder's files are not those of the manifest; nothing was changed.
+    """
     changed = Manifest.model_validate(artifact.manifest.model_dump() | {"presence": presence.model_dump()})
-    write_manifest(artifact.folder, changed)
+    with copy_to_change(artifact) as staged:
+        replace(artifact, staged, changed)
 
 
 def open_folder(folder: Path) -> Artifact:

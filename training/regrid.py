@@ -1,7 +1,7 @@
 """`python -m training.regrid FOLDER [--short-px N]`: a dense role for an artifact whose checkpoint is gone.
 
 The image encoder's graph is read back into torch, which is possible where it is a plain convolutional trunk with a mean
-head (convolutions, ReLU, additions, one mean, one projection). The dense graph then goes through the door of every
+head (convolutions, ReLU, additions, one mean, one projection). The dense graph then passes the checks of every
 export: compared with the encoder, exported, measured, and given golden cases. Weights, fingerprints and the encoder's
 numbers stay what they were; its weights move to the file that both graphs read, so the artifact's build changes.
 """
@@ -10,12 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import sys
-import tempfile
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +27,9 @@ from model_store.errors import ExportRefused
 from model_store.golden import ARRAYS_FILE, CASES_FILE, DENSE_PICTURES, Goldens, dense_tolerance, write_dense_pictures
 from model_store.manifest import DenseSpec, Manifest
 from model_store.proving import Proof
-from model_store.seal import MANIFEST_FILE, write_manifest
+from model_store.seal import MANIFEST_FILE
 from model_store.session import SessionSettings
-from model_store.store import file_entries
+from model_store.store import copy_to_change, file_entries, replace
 from model_store.towers import open_dense_tower, open_tower
 from training.dense import DenseSource, encode_dense, free_sizes
 from training.dense_build import build_dense
@@ -139,7 +135,7 @@ def add_dense_role(artifact: Artifact, *, short_px: int | None = None) -> Manife
     if manifest.dense is not None or found is None or manifest.image is None or found.external_files:
         raise ExportRefused(f"{artifact.reference} has a dense role already, or no fp32 image encoder of its own")
     spec = _resized(free_sizes(manifest.image, stride_px=TOTAL_STRIDE, pooling="mean"), short_px)
-    with _staged(artifact) as staged:
+    with copy_to_change(artifact) as staged:
         trunk = TrunkFromGraph(staged / found.file).eval()
         source = DenseSource(module=trunk, spec=spec)
         built = build_dense(source, _Encoder(trunk), found, Goldens(artifact).arrays["prepared"], staged)
@@ -158,7 +154,7 @@ def change_size(artifact: Artifact, short_px: int) -> Manifest:
     encoder = manifest.graph("image_encoder", "fp32")
     if manifest.dense is None or manifest.dense.sizes != "free" or encoder is None:
         raise ExportRefused(f"{artifact.reference} has no dense role of its own that takes other sizes")
-    with _staged(artifact) as staged:
+    with copy_to_change(artifact) as staged:
         trunk = TrunkFromGraph(staged / encoder.file).eval()
         return _replace(artifact, staged, DenseSource(module=trunk, spec=_resized(manifest.dense, short_px)), {})
 
@@ -173,26 +169,13 @@ def _resized(spec: DenseSpec, short_px: int | None) -> DenseSpec:
         raise ExportRefused(f"short_px {short_px}: {error.errors()[0]['msg']}") from error
 
 
-@contextmanager
-def _staged(artifact: Artifact) -> Generator[Path]:
-    """A copy of the artifact's folder, removed afterwards."""
-    with tempfile.TemporaryDirectory(dir=artifact.folder.parent) as name:
-        staged = Path(name) / artifact.folder.name
-        shutil.copytree(artifact.folder, staged)
-        yield staged
-
-
 def _replace(artifact: Artifact, staged: Path, source: DenseSource, change: dict[str, Any]) -> Manifest:
-    """Give the staged copy goldens and manifest for `source`, prove it, and put its files in the artifact's place."""
+    """Give the staged copy goldens and manifest for `source`, prove it, and put it in the artifact's place."""
     _write_goldens(staged, source)
-    (staged / MANIFEST_FILE).unlink()
     update = {**change, "dense": source.spec, "files": file_entries(staged)}
     changed = Manifest.model_validate(artifact.manifest.model_copy(update=update).model_dump())
-    write_manifest(staged, changed)
     _prove(Artifact(manifest=changed, folder=staged, base=artifact.base, writable=artifact.writable))
-    for path in sorted(staged.rglob("*"), key=lambda each: each.name == MANIFEST_FILE):
-        if path.is_file():
-            os.replace(path, artifact.folder / path.relative_to(staged))
+    replace(artifact, staged, changed)
     return changed
 
 

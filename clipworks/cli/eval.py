@@ -11,7 +11,7 @@ from clipworks.cli import connect, eval_encoders, eval_runs, eval_tables, output
 from clipworks.cli.failures import UsageError
 
 if TYPE_CHECKING:
-    from evaluation.results_file import Run
+    from evaluation.results_file import EvaluationRun
 
 app = typer.Typer(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -153,7 +153,7 @@ def _refuse_unwritable(path: Path | None) -> None:
         raise UsageError(f"{path}: {reason}")
 
 
-def _write(run: Run, *, out: Path | None, html: Path | None) -> None:
+def _write(run: EvaluationRun, *, out: Path | None, html: Path | None) -> None:
     if out is not None:
         from evaluation.results_file import write_run
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from evaluation.encoder import Encoder
     from evaluation.locating import Looking
     from evaluation.probe_results import ProbeResult
-    from evaluation.results_file import Run
+    from evaluation.results_file import EvaluationRun
     from evaluation.standard.asking import Task
     from evaluation.suites import Step, Suite
 
@@ -163,13 +163,13 @@ def _cache_folder(encoder: Encoder, asked: EvalPlan) -> Path:
     return Path(root) / "clipworks" / "eval" / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
-def run(encoder: Encoder, asked: EvalPlan, *, folder: Path) -> Run:
+def run(encoder: Encoder, asked: EvalPlan, *, folder: Path) -> EvaluationRun:
     """Raises:
     UsageError: data that cannot be used.
     RefusedError: the encoder answers NaN, or the wrong number of vectors.
     """
     from evaluation import suites
-    from evaluation.results_file import Run
+    from evaluation.results_file import EvaluationRun
 
     results: list[ProbeResult] = []
     with _progress() as tell:
@@ -178,7 +178,7 @@ def run(encoder: Encoder, asked: EvalPlan, *, folder: Path) -> Run:
                 results += suites.run(encoder, asked.suite, folder=folder, progress=tell)
         for task in asked.tasks:
             results.append(_stored(encoder, task, folder) or _measured(encoder, task, folder, tell))
-    return Run(
+    return EvaluationRun(
         encoder=encoder.name,
         fingerprint=encoder.fingerprint,
         space=encoder.space,

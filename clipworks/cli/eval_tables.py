@@ -17,7 +17,7 @@ from clipworks.cli import output
 if TYPE_CHECKING:
     from evaluation.compare import ComparedRow, Comparison
     from evaluation.probe_results import ProbeResult, ResultRow
-    from evaluation.results_file import Run
+    from evaluation.results_file import EvaluationRun
 
 _LONGEST_ROW = 41  # so that everything fits into 100 columns
 _MARKS: Mapping[str, tuple[str, str]] = MappingProxyType(
@@ -40,11 +40,11 @@ _LEGEND = (
 )
 
 
-def title_of(run: Run) -> str:
+def title_of(run: EvaluationRun) -> str:
     return f"{run.encoder}, {run.suite}" if run.suite else run.encoder
 
 
-def print_run(run: Run) -> None:
+def print_run(run: EvaluationRun) -> None:
     if not output.is_terminal():
         _print_run_plain(run)
         return
@@ -71,7 +71,7 @@ def print_run(run: Run) -> None:
     console.print(f"[dim]{_LEGEND}[/dim]", highlight=False)
 
 
-def _print_run_plain(run: Run) -> None:
+def _print_run_plain(run: EvaluationRun) -> None:
     columns = ("probe", "row", "n", "unit", "score", "low", "high", "chance", "blind", "bag", "truth", "mark")
     rows: list[list[str]] = []
     for result in run.results:
@@ -87,7 +87,7 @@ def _print_run_plain(run: Run) -> None:
             output.say(f"{_title(result)}: {note}")
 
 
-def print_comparison(a: Run, b: Run, found: Comparison) -> None:
+def print_comparison(a: EvaluationRun, b: EvaluationRun, found: Comparison) -> None:
     if output.is_terminal():
         _print_comparison_pretty(a, b, found)
     else:
@@ -103,7 +103,7 @@ def print_comparison(a: Run, b: Run, found: Comparison) -> None:
         output.say("both runs are of one and the same model")
 
 
-def _print_comparison_pretty(a: Run, b: Run, found: Comparison) -> None:
+def _print_comparison_pretty(a: EvaluationRun, b: EvaluationRun, found: Comparison) -> None:
     console = Console()
     for name, run in (("A", a), ("B", b)):
         console.print(f"[bold]{name}[/bold]  {_safe(title_of(run))}, {run.date}", highlight=False)
@@ -137,8 +137,8 @@ def _print_comparison_pretty(a: Run, b: Run, found: Comparison) -> None:
     )
 
 
-def comparison_to_json(a: Run, b: Run, found: Comparison) -> dict[str, Any]:
-    def facts(run: Run) -> dict[str, Any]:
+def comparison_to_json(a: EvaluationRun, b: EvaluationRun, found: Comparison) -> dict[str, Any]:
+    def facts(run: EvaluationRun) -> dict[str, Any]:
         return {
             "encoder": run.encoder,
             "fingerprint": run.fingerprint,

@@ -1,4 +1,4 @@
-"""What is where, judged: scenes, COCO instances and VOC segmentations, by points, areas, boxes and presence.
+"""Localisation judged: scenes, COCO instances and VOC segmentations, by points, areas, boxes and presence.
 
     from evaluation.dense.task import scenes_task, coco_task, voc_task
 

@@ -1,4 +1,4 @@
-"""A presence fitted on labelled pictures: which number says that a label is there, and how likely that is."""
+"""Calibration of a presence on labelled pictures: the score from which a label is present, and its probability."""
 
 from __future__ import annotations
 

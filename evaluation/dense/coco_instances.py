@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from evaluation.dense.truth import Box, Instance, Mask, Sample, Truth
+from evaluation.dense.truth import Box, Instance, Mask, PictureWithTruth, Truth
 from evaluation.scenes.masks import decode_segmentation
 from evaluation.standard.photographs import Photograph, named_file, photograph
 
@@ -71,7 +71,7 @@ class CocoInstances:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def open(self, index: int) -> Sample:
+    def open(self, index: int) -> PictureWithTruth:
         """Decodes the masks of one picture.
 
         Raises:
@@ -80,7 +80,7 @@ class CocoInstances:
         image, shown, annotations = self.rows[index]
         instances = [self._instance(each, image) for each in annotations]
         truth = Truth(width=image.width, height=image.height, instances=tuple(each for each in instances if each))
-        return Sample(image.file_name, shown.shown(), truth)
+        return PictureWithTruth(image.file_name, shown.shown(), truth)
 
     def _instance(self, found: _Annotation, image: _Image) -> Instance | None:
         """None: nothing of it is seen."""

@@ -21,12 +21,12 @@ from evaluation.dense.segments import (
     mean_iou,
     painted,
 )
-from evaluation.dense.truth import LabelledPictures, Sample, Truth
+from evaluation.dense.truth import LabelledPictures, PictureWithTruth, Truth
 from evaluation.encoder import DenseEncoder, own_templates
 from evaluation.locating import Found, Label, Looking
 from evaluation.probes.localisation import centres, pointing
 from evaluation.probes.ranking import average_precision
-from evaluation.probes.rows import F64, Row, mean_row
+from evaluation.probes.rows import F64, ProbeRow, mean_row
 from evaluation.zero_shot import class_matrix
 from model_store.errors import InputError
 from model_store.regions import FINENESS
@@ -38,12 +38,12 @@ Tell = Callable[[int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class JudgedPlaces:
     """Rows of the encoder and, with the same names, of its controls; and the pictures that went best and worst."""
 
-    rows: list[Row]
-    blind: list[Row]
-    bound: list[Row]
+    rows: list[ProbeRow]
+    blind: list[ProbeRow]
+    bound: list[ProbeRow]
     shown: tuple[Showing, ...]
 
 
@@ -106,7 +106,7 @@ def judge(
     looking: Looking | None = None,
     show: int = 4,
     tell: Tell | None = None,
-) -> Judged:
+) -> JudgedPlaces:
     """Open each picture once, look at it once, keep numbers only. show: how many of the best and of the worst are kept.
 
     Raises:
@@ -142,7 +142,7 @@ def judge(
             tell(1)
     if first is not None and before is not None:  # the last answer for the first picture closes the ring
         dealt.add(_resized(before, first), first, len(names), boxed=pictures.boxed)
-    return Judged(
+    return JudgedPlaces(
         rows=_rows(own, luck, whole.scores),
         blind=_rows(_turned(dealt), luck, np.roll(whole.scores, 1, axis=0)),
         bound=_bound_rows(luck, *(bound.value() for bound in bounds)),
@@ -150,7 +150,7 @@ def judge(
     )
 
 
-def _answer(encoder: DenseEncoder, sample: Sample, asked: list[Label], short_px: int | None) -> Found:
+def _answer(encoder: DenseEncoder, sample: PictureWithTruth, asked: list[Label], short_px: int | None) -> Found:
     try:
         (found,) = encoder.locate([sample.shown], asked, short_px=short_px)
     except InputError as error:
@@ -176,7 +176,7 @@ class _WholePictures:
         self._classes = class_matrix(encoder.encode_texts, names, templates).astype(np.float64)
         self._found: list[F64] = []
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: PictureWithTruth) -> None:
         self._found.append(self._classes @ self._encoder.encode_images([sample.shown])[0].astype(np.float64))
 
     @property
@@ -219,14 +219,14 @@ def _turned(dealt: _Answers) -> _Answers:
     )
 
 
-def _rows(answers: _Answers, luck: _Luck, whole: F64) -> list[Row]:
+def _rows(answers: _Answers, luck: _Luck, whole: F64) -> list[ProbeRow]:
     count = len(answers.points)
     pictures = np.arange(count, dtype=np.int64)
     there = np.stack(luck.there)
     share = _mean(there.mean(axis=0)[there.any(axis=0)])
 
-    def row(name: str, statistic: Callable[[NDArray[np.intp]], float], chance: float | None) -> Row:
-        return Row(name=name, chance=_known(chance), clusters=pictures, statistic=statistic)
+    def row(name: str, statistic: Callable[[NDArray[np.intp]], float], chance: float | None) -> ProbeRow:
+        return ProbeRow(name=name, chance=_known(chance), clusters=pictures, statistic=statistic)
 
     true = np.stack([one.true for one in answers.free]).astype(np.float64)
     rows = [
@@ -245,11 +245,11 @@ def _rows(answers: _Answers, luck: _Luck, whole: F64) -> list[Row]:
     return rows
 
 
-def _bound_rows(luck: _Luck, refined: float, cells: float) -> list[Row]:
+def _bound_rows(luck: _Luck, refined: float, cells: float) -> list[ProbeRow]:
     """What the best answers of this grid score, under the names of `_rows`."""
     once = np.zeros(1, dtype=np.int64)
 
-    def row(name: str, value: float) -> Row:
+    def row(name: str, value: float) -> ProbeRow:
         return mean_row(name, [value], once, chance=None)
 
     points = [point for picture in luck.bound_points for point in picture]
@@ -260,7 +260,7 @@ def _bound_rows(luck: _Luck, refined: float, cells: float) -> list[Row]:
     return [*rows, row(MAP, 1.0), row(MAP_PEAK, 1.0), row(MAP_POOLED, 1.0)]
 
 
-def _points_row(points: Sequence[Sequence[float]], luck: _Luck) -> Row:
+def _points_row(points: Sequence[Sequence[float]], luck: _Luck) -> ProbeRow:
     clusters = np.repeat(np.arange(len(points)), [len(each) for each in points])
     chance = _mean([point for picture in luck.chance_points for point in picture])
     return mean_row(POINTING, [point for each in points for point in each], clusters, chance=_known(chance))
@@ -296,7 +296,7 @@ class _Shown:
         self._best: list[tuple[float, int, Showing]] = []
         self._worst: list[tuple[float, int, Showing]] = []
 
-    def offer(self, sample: Sample, found: Found, given: Areas, points: Sequence[float], index: int) -> None:
+    def offer(self, sample: PictureWithTruth, found: Found, given: Areas, points: Sequence[float], index: int) -> None:
         if not sample.truth.visible or not self._most:
             return
         overlaps = tuple(given.of(label) for label in sample.truth.labels)

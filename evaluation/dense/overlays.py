@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from evaluation.dense.truth import Mask, Sample
+from evaluation.dense.truth import Mask, PictureWithTruth
 from evaluation.locating import Found
 from evaluation.probes.localisation import best_cells
 from model_store.modality.image import OWN_FILES, decode
@@ -41,7 +41,7 @@ class Showing:
     """A judged picture, kept to be drawn. overlaps, points: of each label in it (IoU with labels given, None where it
     is wholly under other masks; 1: pointed at it). names: of all labels."""
 
-    sample: Sample
+    sample: PictureWithTruth
     found: Found
     overlaps: tuple[float | None, ...]
     points: tuple[float, ...]
@@ -102,7 +102,7 @@ def draw_showing(shown: Showing) -> Image.Image:
     return whole
 
 
-def _opened(sample: Sample) -> Image.Image:
+def _opened(sample: PictureWithTruth) -> Image.Image:
     shown = sample.shown
     return decode(shown, OWN_FILES) if isinstance(shown, bytes) else Image.fromarray(shown)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Literal, get_args
 
-from evaluation.dense.truth import Instance, Sample, Truth
+from evaluation.dense.truth import Instance, PictureWithTruth, Truth
 from evaluation.scenes.config import Pair, SceneConfig, all_pairs
 from evaluation.scenes.meaning import What
 from evaluation.scenes.phrases import noun
@@ -50,7 +50,7 @@ class SceneSet:
     def __len__(self) -> int:
         return len(self.scenes)
 
-    def open(self, index: int) -> Sample:
+    def open(self, index: int) -> PictureWithTruth:
         scene = self.scenes[index]
         drawn = render(scene, SIZE_PX)
         seen = zip(scene.things, drawn.masks, drawn.outlines, drawn.boxes.tolist(), strict=True)
@@ -60,7 +60,7 @@ class SceneSet:
             if mask.any()
         ]
         truth = Truth(width=SIZE_PX, height=SIZE_PX, instances=tuple(instances))
-        return Sample(f"scene {index}", drawn.image, truth)
+        return PictureWithTruth(f"scene {index}", drawn.image, truth)
 
 
 def draw_scenes(*, seed: int, pairs: tuple[Pair, ...], pictures: int = PICTURES) -> SceneSet:

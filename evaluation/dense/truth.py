@@ -1,4 +1,4 @@
-"""What is true of a labelled picture: which labels, and which pixels are whose."""
+"""Ground truth of a labelled picture: which labels are in it, and which pixels are whose."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Truth:
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class PictureWithTruth:
     """A picture as the encoder gets it, and what is true of it."""
 
     name: str
@@ -91,7 +91,7 @@ class LabelledPictures(Protocol):
     @property
     def notes(self) -> Sequence[str]: ...
     def __len__(self) -> int: ...
-    def open(self, index: int) -> Sample:
+    def open(self, index: int) -> PictureWithTruth:
         """Raises:
         ValueError: the picture or its labels cannot be used; the message names the file.
         """

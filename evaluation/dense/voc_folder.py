@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from evaluation.dense.truth import Instance, Sample, Truth
+from evaluation.dense.truth import Instance, PictureWithTruth, Truth
 from evaluation.standard.photographs import SUFFIXES, Photograph, photograph
 
 VOC_CLASSES = (
@@ -37,7 +37,7 @@ class VocFolder:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def open(self, index: int) -> Sample:
+    def open(self, index: int) -> PictureWithTruth:
         """Raises:
         ValueError: the picture or its PNG cannot be read, or the PNG holds an index that is no class.
         """
@@ -56,7 +56,7 @@ class VocFolder:
         instances = tuple(Instance(label=label, mask=mask, hit=mask, box=whole) for label, mask in masks.items())
         unjudged = indexes == _UNJUDGED
         truth = Truth(width=width, height=height, instances=instances, unjudged=unjudged if unjudged.any() else None)
-        return Sample(name, shown.shown(), truth)
+        return PictureWithTruth(name, shown.shown(), truth)
 
 
 def read_voc_folder(folder: Path, *, part: str | None = None, classes: Path | None = None) -> VocFolder:

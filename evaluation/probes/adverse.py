@@ -12,8 +12,8 @@ from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import Pool
 from evaluation.probes.questions import Question, Quiz, question
 from evaluation.probes.readers import said
-from evaluation.probes.rows import F64, Row
-from evaluation.scenes.meaning import Listing
+from evaluation.probes.rows import F64, ProbeRow
+from evaluation.scenes.meaning import Enumeration
 
 RATIOS = (2, 8)
 SLOTS = ("first", "last")
@@ -41,12 +41,12 @@ def build(pool: Pool) -> Quiz:
                 wrong = list(right)
                 wrong[slot] = gone[order[slot]]
                 row = cell(ratio, SLOTS[order.index(larger)], SLOTS[slot])
-                texts = said(Listing(tuple(right))), said(Listing(tuple(wrong)))
+                texts = said(Enumeration(tuple(right))), said(Enumeration(tuple(wrong)))
                 questions.append(question(Picture(scene), texts[0], [texts[1]], row=row, cluster=cluster))
     return Quiz("adverse", tuple(questions), more=_gap)
 
 
-def _gap(questions: Sequence[Question], outcomes: F64) -> list[Row]:
+def _gap(questions: Sequence[Question], outcomes: F64) -> list[ProbeRow]:
     """Best cell less worst cell. Luck alone makes it positive when cells are small."""
     names = list(dict.fromkeys(asked.row for asked in questions))
     cells = np.array([names.index(asked.row) for asked in questions])
@@ -59,4 +59,4 @@ def _gap(questions: Sequence[Question], outcomes: F64) -> list[Row]:
         return float(max(averages) - min(averages))
 
     clusters = np.array([asked.cluster for asked in questions], dtype=np.int64)
-    return [Row(name="best cell less worst", chance=0.0, clusters=clusters, statistic=gap, better="less")]
+    return [ProbeRow(name="best cell less worst", chance=0.0, clusters=clusters, statistic=gap, better="less")]

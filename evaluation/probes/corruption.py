@@ -10,8 +10,8 @@ from evaluation.probes.pictures import CORRUPTIONS, Corruption, Picture
 from evaluation.probes.pool import Pool
 from evaluation.probes.questions import Question, Quiz, question
 from evaluation.probes.readers import said
-from evaluation.probes.rows import F64, Row, mean_row
-from evaluation.scenes.meaning import Listing
+from evaluation.probes.rows import F64, ProbeRow, mean_row
+from evaluation.scenes.meaning import Enumeration
 
 CLEAN = "clean"
 
@@ -21,7 +21,7 @@ def build(pool: Pool) -> Quiz:
 
     The number of pictures is rounded down to whole rounds over the classes, at least one round.
     """
-    texts = [said(Listing((what,))) for what in pool.classes]
+    texts = [said(Enumeration((what,))) for what in pool.classes]
     rounds = max(1, pool.size.spoilt // len(texts))
     kinds: tuple[Corruption | None, ...] = (None, *CORRUPTIONS)
     questions: list[Question] = []
@@ -37,7 +37,7 @@ def build(pool: Pool) -> Quiz:
     return Quiz("corruption", tuple(questions), more=_mean)
 
 
-def _mean(questions: Sequence[Question], outcomes: F64) -> list[Row]:
+def _mean(questions: Sequence[Question], outcomes: F64) -> list[ProbeRow]:
     at = np.array([asked.row != CLEAN for asked in questions])
     clusters = np.array([asked.cluster for asked in questions])
     return [mean_row("mean of corrupted", outcomes[at], clusters[at], chance=1 / len(questions[0].options))]

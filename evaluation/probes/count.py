@@ -9,8 +9,8 @@ import numpy as np
 from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import MOST, Pool
 from evaluation.probes.questions import TIE, Question, Quiz, Reads, question
-from evaluation.probes.readers import Reader, Said, said
-from evaluation.probes.rows import Row, mean_row
+from evaluation.probes.readers import Reader, Sentence, said
+from evaluation.probes.rows import ProbeRow, mean_row
 from evaluation.scenes.meaning import Count as Number
 from evaluation.scenes.meaning import What
 
@@ -28,10 +28,10 @@ class Counting:
         return self.quiz.pictures
 
     @property
-    def texts(self) -> tuple[Said, ...]:
+    def texts(self) -> tuple[Sentence, ...]:
         return self.quiz.texts
 
-    def measure(self, reader: Reader) -> list[Row]:
+    def measure(self, reader: Reader) -> list[ProbeRow]:
         """The quiz's rows, and the mean distance of the chosen number (of tied numbers: their mean distance)."""
         asked = [each for each in self.quiz.questions if each.row == TEN]
         scores = reader.scores([(each.picture, option) for each in asked for option in each.options])
@@ -64,7 +64,7 @@ def build(pool: Pool) -> Counting:
     return Counting(Quiz("count", tuple(questions)))
 
 
-def _number(text: Said) -> int:
+def _number(text: Sentence) -> int:
     if not isinstance(text.meaning, Number):
         raise ValueError(f"{text.text!r} is no count")
     return text.meaning.number

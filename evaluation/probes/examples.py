@@ -1,4 +1,4 @@
-"""What a model chose in single items, as plain data: enough to show them, few enough to keep beside a result."""
+"""Examples of a model's choices in single items, as plain data that is kept beside a result."""
 
 from __future__ import annotations
 

@@ -12,16 +12,16 @@ from evaluation.metrics import normalize
 from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import Pool
 from evaluation.probes.questions import Reads, credit
-from evaluation.probes.readers import Reader, Said, said
-from evaluation.probes.rows import F64, Row, mean_row
-from evaluation.scenes.meaning import Listing, What
+from evaluation.probes.readers import Reader, Sentence, said
+from evaluation.probes.rows import F64, ProbeRow, mean_row
+from evaluation.scenes.meaning import Enumeration, What
 from evaluation.scenes.scene import SceneError
 
 _FRAME = "a picture of {a}"
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class ShotExample:
     """`label` counts within base or within new."""
 
     picture: Picture
@@ -35,9 +35,9 @@ class FewShot:
 
     base: tuple[What, ...]
     new: tuple[What, ...]
-    shots: tuple[Example, ...]
-    base_tests: tuple[Example, ...]
-    new_tests: tuple[Example, ...]
+    shots: tuple[ShotExample, ...]
+    base_tests: tuple[ShotExample, ...]
+    new_tests: tuple[ShotExample, ...]
     name: str = "few-shot"
     reads: Reads = "both"
 
@@ -46,10 +46,10 @@ class FewShot:
         return tuple(example.picture for example in (*self.shots, *self.base_tests, *self.new_tests))
 
     @property
-    def texts(self) -> tuple[Said, ...]:
-        return tuple(said(Listing((what,)), _FRAME) for what in (*self.base, *self.new))
+    def texts(self) -> tuple[Sentence, ...]:
+        return tuple(said(Enumeration((what,)), _FRAME) for what in (*self.base, *self.new))
 
-    def measure(self, reader: Reader) -> list[Row]:
+    def measure(self, reader: Reader) -> list[ProbeRow]:
         """Zero-shot on both halves; on base also with prototypes, the mean of a class's text and of its shots.
 
         A method that learns prompts brings its own encoder of texts; here nothing is learnt that new classes could
@@ -81,11 +81,13 @@ class FewShot:
         base_marks, new_marks = found[f"base, {per_class} shots"][0], found["new, zero-shot"][0]
         return [*rows, harmonic_row(base_marks, new_marks, clusters, chance=chance)]
 
-    def _vectors(self, reader: Reader, examples: tuple[Example, ...]) -> F64:
+    def _vectors(self, reader: Reader, examples: tuple[ShotExample, ...]) -> F64:
         return reader.image_vectors([example.picture for example in examples])
 
 
-def harmonic_row(base: F64, new: F64, clusters: Sequence[int], *, chance: float, name: str = "harmonic mean") -> Row:
+def harmonic_row(
+    base: F64, new: F64, clusters: Sequence[int], *, chance: float, name: str = "harmonic mean"
+) -> ProbeRow:
     """Of the mean marks on base and on new tests; `clusters` belong to the base tests, then to the new ones."""
     marks = np.concatenate([base, new])
     is_base = np.arange(len(marks)) < len(base)
@@ -97,10 +99,10 @@ def harmonic_row(base: F64, new: F64, clusters: Sequence[int], *, chance: float,
         a, b = float(first.mean()), float(second.mean())
         return 2 * a * b / (a + b) if a + b else 0.0
 
-    return Row(name=name, chance=chance, clusters=np.array(clusters), statistic=harmonic)
+    return ProbeRow(name=name, chance=chance, clusters=np.array(clusters), statistic=harmonic)
 
 
-def _marks(images: F64, classes: F64, tests: tuple[Example, ...], ties_wrong: bool) -> F64:
+def _marks(images: F64, classes: F64, tests: tuple[ShotExample, ...], ties_wrong: bool) -> F64:
     scores = images @ classes.T
     return np.array(
         [credit(row, example.label, ties_wrong=ties_wrong) for row, example in zip(scores, tests, strict=True)]
@@ -121,12 +123,12 @@ def build(pool: Pool) -> FewShot:
     halves: tuple[list[int], list[int]] = ([], [])
     for index in range(len(pool.classes)):
         halves[(index // side + index % side) % 2].append(index)
-    made: list[tuple[list[Example], list[Example]]] = []
+    made: list[tuple[list[ShotExample], list[ShotExample]]] = []
     for half in halves:
         shots, tests = [], []
         for label, index in enumerate(half):
             for at, group in enumerate(pool.class_groups[index]):
-                examples = [Example(Picture(s), label, index * pool.size.class_groups + at) for s in group.scenes]
+                examples = [ShotExample(Picture(s), label, index * pool.size.class_groups + at) for s in group.scenes]
                 (shots if at < kept else tests).extend(examples)
         made.append((shots, tests))
     (shots, base_tests), (_, new_tests) = made

@@ -1,4 +1,4 @@
-"""What plots are drawn from beside the rows: which class was taken for which, which number for which, calibration."""
+"""Data of the plots beside a probe's rows: confusion of classes, numbers taken for others, calibration."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BINS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choices:
+class ChoiceCounts:
     """counts[true][taken]: how often a label's pictures were given each label; the last column counts ties."""
 
     labels: tuple[str, ...]
@@ -59,7 +59,7 @@ class Reliability:
 class Figures:
     """choices: of class names in `few-shot`, of numbers in `count`. reliability: of the class names."""
 
-    choices: Choices | None = None
+    choices: ChoiceCounts | None = None
     reliability: tuple[Reliability, ...] = ()
 
 
@@ -102,7 +102,7 @@ def figures_from_json(data: Mapping[str, Any]) -> Figures:
     found = data["choices"]
     choices = None
     if found is not None:
-        choices = Choices(labels=tuple(found["labels"]), counts=tuple(tuple(line) for line in found["counts"]))
+        choices = ChoiceCounts(labels=tuple(found["labels"]), counts=tuple(tuple(line) for line in found["counts"]))
         sizes = [len(line) for line in choices.counts]
         if sizes != [len(choices.labels) + 1] * len(choices.labels):
             raise ValueError(f"figures: {len(choices.labels)} labels, but counts of sizes {sizes}")
@@ -135,7 +135,7 @@ def _naming(probe: FewShot, reader: Reader) -> Figures:
     return Figures(choices=choices, reliability=calibration(scores, answers, halves))
 
 
-def _numbers(probe: Counting, reader: Reader) -> Choices:
+def _numbers(probe: Counting, reader: Reader) -> ChoiceCounts:
     asked = [each for each in probe.quiz.questions if each.row == TEN]
     scores = reader.scores([(each.picture, option) for each in asked for option in each.options])
     table = np.empty((len(asked), MOST))
@@ -148,12 +148,12 @@ def _numbers(probe: Counting, reader: Reader) -> Choices:
     return _counted([str(number) for number in range(1, MOST + 1)], table, answers)
 
 
-def _counted(labels: Sequence[str], scores: F64, answers: NDArray[np.int64]) -> Choices:
+def _counted(labels: Sequence[str], scores: F64, answers: NDArray[np.int64]) -> ChoiceCounts:
     counts = np.zeros((len(labels), len(labels) + 1), dtype=int)
     for line, answer in zip(scores, answers, strict=True):
         picked = chosen(line)
         counts[answer, picked[0] if len(picked) == 1 else len(labels)] += 1
-    return Choices(labels=tuple(labels), counts=tuple(tuple(int(n) for n in line) for line in counts))
+    return ChoiceCounts(labels=tuple(labels), counts=tuple(tuple(int(n) for n in line) for line in counts))
 
 
 def _reliability(

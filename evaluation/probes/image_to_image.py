@@ -10,8 +10,8 @@ from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import Pool
 from evaluation.probes.questions import TIE, Reads
 from evaluation.probes.ranking import average_precision
-from evaluation.probes.readers import Reader, Said
-from evaluation.probes.rows import Row, mean_row
+from evaluation.probes.readers import Reader, Sentence
+from evaluation.probes.rows import ProbeRow, mean_row
 from evaluation.scenes.scene import SceneError
 
 
@@ -24,9 +24,9 @@ class ImageToImage:
     groups: tuple[int, ...]
     name: str = "image-to-image"
     reads: Reads = "images"
-    texts: tuple[Said, ...] = ()
+    texts: tuple[Sentence, ...] = ()
 
-    def measure(self, reader: Reader) -> list[Row]:
+    def measure(self, reader: Reader) -> list[ProbeRow]:
         """Recall at 1 (a wrong picture of equal score ranks first) and mean average precision over queries."""
         vectors = reader.image_vectors(self.pictures)
         similar = vectors @ vectors.T

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import Pool, named
 from evaluation.probes.questions import TIE, Reads
-from evaluation.probes.readers import EncoderReader, NotApplicable, Reader, Said, said
-from evaluation.probes.rows import Row, mean_row
-from evaluation.scenes.meaning import Listing
+from evaluation.probes.readers import EncoderReader, NotApplicable, Reader, Sentence, said
+from evaluation.probes.rows import ProbeRow, mean_row
+from evaluation.scenes.meaning import Enumeration
 from evaluation.scenes.rendering import render
 
 POINTING, IOU = "pointing game", "mean IoU at half height"
@@ -23,13 +23,13 @@ class Phrase:
     """The one thing of a picture that the text names."""
 
     picture: Picture
-    text: Said
+    text: Sentence
     thing: int
     cluster: int
 
 
 @dataclass(frozen=True)
-class Localisation:
+class LocalisationProbe:
     phrases: tuple[Phrase, ...]
     name: str = "localisation"
     reads: Reads = "dense"
@@ -39,10 +39,10 @@ class Localisation:
         return tuple(dict.fromkeys(phrase.picture for phrase in self.phrases))
 
     @property
-    def texts(self) -> tuple[Said, ...]:
+    def texts(self) -> tuple[Sentence, ...]:
         return tuple(dict.fromkeys(phrase.text for phrase in self.phrases))
 
-    def measure(self, reader: Reader) -> list[Row]:
+    def measure(self, reader: Reader) -> list[ProbeRow]:
         """Each phrase is compared with all phrases of the probe. Pointing game: the best cell's centre lies inside the
         outline, the hole of a ring included. IoU: cells above the middle between the map's lowest and highest value,
         against the visible pixels.
@@ -66,7 +66,7 @@ class Localisation:
             shares.append((float(outline.mean()), float(mask.mean())))
         return self._rows(points, overlaps, shares)
 
-    def bound(self, reader: EncoderReader) -> list[Row]:
+    def bound(self, reader: EncoderReader) -> list[ProbeRow]:
         """The same rows for the best answers that this encoder's grid allows."""
         rows, columns = reader.grid()
         points: list[float] = []
@@ -79,7 +79,7 @@ class Localisation:
             shares.append((float(outline.mean()), float(mask.mean())))
         return self._rows(points, overlaps, shares)
 
-    def _rows(self, points: list[float], overlaps: list[float], shares: list[tuple[float, float]]) -> list[Row]:
+    def _rows(self, points: list[float], overlaps: list[float], shares: list[tuple[float, float]]) -> list[ProbeRow]:
         """shares: of each phrase's outline and of its visible pixels in the picture."""
         clusters = [phrase.cluster for phrase in self.phrases]
         outline_share, mask_share = (float(share) for share in np.mean(shares, axis=0))
@@ -147,12 +147,12 @@ def enlarged_ids(rows: int, columns: int, size_px: int) -> NDArray[np.int64]:
     return down[:, None] * columns + across[None, :]
 
 
-def build(pool: Pool) -> Localisation:
+def build(pool: Pool) -> LocalisationProbe:
     """Both things of every compass scene."""
     phrases = [
-        Phrase(Picture(scene), said(Listing((named(thing),))), index, cluster)
+        Phrase(Picture(scene), said(Enumeration((named(thing),))), index, cluster)
         for cluster, group in enumerate(pool.compass)
         for scene in group.scenes
         for index, thing in enumerate(scene.things)
     ]
-    return Localisation(tuple(phrases))
+    return LocalisationProbe(tuple(phrases))

@@ -10,42 +10,42 @@ import numpy as np
 from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import Pool, named
 from evaluation.probes.questions import TIE, Reads
-from evaluation.probes.readers import Reader, Said, said
-from evaluation.probes.rows import Row, mean_row
-from evaluation.scenes.meaning import Listing, What
+from evaluation.probes.readers import Reader, Sentence, said
+from evaluation.probes.rows import ProbeRow, mean_row
+from evaluation.scenes.meaning import Enumeration, What
 
 _PLACES = ("first", "second", "third")
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
+class MentionQuery:
     """A list of things in one order of mention."""
 
     whats: tuple[What, ...]
     cluster: int
 
     @property
-    def text(self) -> Said:
-        return said(Listing(self.whats))
+    def text(self) -> Sentence:
+        return said(Enumeration(self.whats))
 
 
 @dataclass(frozen=True)
 class MentionBias:
-    queries: tuple[Query, ...]
+    queries: tuple[MentionQuery, ...]
     gallery: tuple[What, ...]
     name: str = "mention-bias"
     reads: Reads = "texts"
     pictures: tuple[Picture, ...] = ()
 
     @property
-    def texts(self) -> tuple[Said, ...]:
+    def texts(self) -> tuple[Sentence, ...]:
         return (*dict.fromkeys(query.text for query in self.queries), *self._gallery_texts())
 
-    def measure(self, reader: Reader) -> list[Row]:
+    def measure(self, reader: Reader) -> list[ProbeRow]:
         """By length of the list: how often a mentioned thing is nearest at all, and the share of each place in the
         list among those."""
         gallery = reader.text_vectors(self._gallery_texts())
-        rows: list[Row] = []
+        rows: list[ProbeRow] = []
         for length in sorted({len(query.whats) for query in self.queries}):
             queries = [query for query in self.queries if len(query.whats) == length]
             similar = reader.text_vectors([query.text for query in queries]) @ gallery.T
@@ -66,18 +66,18 @@ class MentionBias:
             ]
         return rows
 
-    def _gallery_texts(self) -> list[Said]:
-        return [said(Listing((what,))) for what in self.gallery]
+    def _gallery_texts(self) -> list[Sentence]:
+        return [said(Enumeration((what,))) for what in self.gallery]
 
 
 def build(pool: Pool) -> MentionBias:
     """Every order of mention of two things (compass groups) and of three (additions)."""
-    queries: list[Query] = []
+    queries: list[MentionQuery] = []
     for cluster, group in enumerate(pool.compass):
         for scenes in (group.plain, group.swapped):
             whats = [named(thing) for thing in scenes["left of"].things]
-            queries += [Query(order, cluster) for order in permutations(whats)]
+            queries += [MentionQuery(order, cluster) for order in permutations(whats)]
     for cluster, group in enumerate(pool.additions, start=len(pool.compass)):
         a, b, c, d = group.whats
-        queries += [Query(order, cluster) for whats in ((a, b, c), (a, d, c)) for order in permutations(whats)]
+        queries += [MentionQuery(order, cluster) for whats in ((a, b, c), (a, d, c)) for order in permutations(whats)]
     return MentionBias(tuple(queries), tuple(What(shape=shape, colour=colour) for shape, colour in pool.pairs))

@@ -11,8 +11,8 @@ from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import Pool
 from evaluation.probes.questions import Reads
 from evaluation.probes.ranking import average_precision
-from evaluation.probes.readers import Reader, Said, said
-from evaluation.probes.rows import F64, Row, mean_row
+from evaluation.probes.readers import Reader, Sentence, said
+from evaluation.probes.rows import F64, ProbeRow, mean_row
 from evaluation.scenes.meaning import What, is_true
 from evaluation.scenes.negation import has, has_no
 
@@ -31,23 +31,23 @@ class MultiLabel:
         return tuple(picture for picture, _ in self.shown)
 
     @property
-    def texts(self) -> tuple[Said, ...]:
+    def texts(self) -> tuple[Sentence, ...]:
         return (*self._yes(), *self._no())
 
-    def measure(self, reader: Reader) -> list[Row]:
+    def measure(self, reader: Reader) -> list[ProbeRow]:
         """Mean over labels of the average precision over pictures; and how alike the labels' texts are."""
         yes, no = self._table(reader, self._yes()), self._table(reader, self._no())
         truth = np.array([[is_true(has(label), picture.scene) for label in self.labels] for picture in self.pictures])
         clusters = np.array([cluster for _, cluster in self.shown], dtype=np.int64)
         chance = float(truth.mean(axis=0)[truth.any(axis=0)].mean())
 
-        def row(name: str, table: F64) -> Row:
+        def row(name: str, table: F64) -> ProbeRow:
             def statistic(picks: NDArray[np.intp]) -> float:
                 found = [average_precision(table[picks, at], truth[picks, at]) for at in range(len(self.labels))]
                 kept = [value for value in found if not np.isnan(value)]
                 return float(np.mean(kept)) if kept else float("nan")
 
-            return Row(name=name, chance=chance, clusters=clusters, statistic=statistic)
+            return ProbeRow(name=name, chance=chance, clusters=clusters, statistic=statistic)
 
         vectors = reader.text_vectors(self._yes())
         pairs = np.triu_indices(len(self.labels), k=1)
@@ -55,14 +55,14 @@ class MultiLabel:
         cosine = mean_row("cosine between labels' texts", alike, pairs[0], chance=None, unit="cosine", better="less")
         return [row("mAP, there is", yes), row("mAP, there is less there is no", yes - no), cosine]
 
-    def _table(self, reader: Reader, texts: tuple[Said, ...]) -> F64:
+    def _table(self, reader: Reader, texts: tuple[Sentence, ...]) -> F64:
         asked = [(picture, text) for picture in self.pictures for text in texts]
         return reader.scores(asked).reshape(len(self.shown), len(texts))
 
-    def _yes(self) -> tuple[Said, ...]:
+    def _yes(self) -> tuple[Sentence, ...]:
         return tuple(said(has(label), "there is {a}") for label in self.labels)
 
-    def _no(self) -> tuple[Said, ...]:
+    def _no(self) -> tuple[Sentence, ...]:
         return tuple(said(has_no(label), "there is no {no}") for label in self.labels)
 
 

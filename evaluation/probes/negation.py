@@ -9,8 +9,8 @@ from functools import partial
 from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import Pool
 from evaluation.probes.questions import Question, Quiz, question
-from evaluation.probes.readers import Said, said
-from evaluation.probes.rows import F64, Row, mean_row
+from evaluation.probes.readers import Sentence, said
+from evaluation.probes.rows import F64, ProbeRow, mean_row
 from evaluation.scenes.frames import WORDS, Words
 from evaluation.scenes.negation import KINDS, Absence, Kind, has, has_no, negation_question
 
@@ -49,7 +49,7 @@ def _multiple_choice(pool: Pool) -> list[tuple[Question, _Tag]]:
                     made = negation_question(
                         scene, 2 * cluster + colouring, pairs=pool.pairs, kind=kind, how=absence, words=words
                     )
-                    options = tuple(Said(option.text, option.meaning) for option in made.options)
+                    options = tuple(Sentence(option.text, option.meaning) for option in made.options)
                     row = f"four options, {kind}"
                     each = Question(Picture(scene), options, made.answer, row, cluster)
                     out.append((each, _Tag(kind, words, absence, kind != "affirmative")))
@@ -77,8 +77,8 @@ def _present_or_absent(pool: Pool) -> list[tuple[Question, _Tag]]:
     return out
 
 
-def _breakdown(questions: Sequence[Question], outcomes: F64, *, tags: Sequence[_Tag]) -> list[Row]:
-    def row(name: str, at: list[int], chance: float) -> Row:
+def _breakdown(questions: Sequence[Question], outcomes: F64, *, tags: Sequence[_Tag]) -> list[ProbeRow]:
+    def row(name: str, at: list[int], chance: float) -> ProbeRow:
         return mean_row(name, outcomes[at], [questions[index].cluster for index in at], chance=chance)
 
     four = [index for index, tag in enumerate(tags) if tag.kind is not None]

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import Pool, named
 from evaluation.probes.questions import Question, Quiz, question
-from evaluation.probes.readers import Said, said, text_words
+from evaluation.probes.readers import Sentence, said, text_words
 from evaluation.scenes.dice import Dice
-from evaluation.scenes.meaning import Listing
+from evaluation.scenes.meaning import Enumeration
 from evaluation.scenes.scene import SceneError
 
 _FRAME = "a picture of {a}"
@@ -28,9 +28,9 @@ def build(pool: Pool) -> Quiz:
             whats = [named(thing) for thing in scenes["left of"].things]
             if (cluster + turn) % 2:
                 whats.reverse()
-            right = said(Listing(tuple(whats)), _FRAME)
-            reordered = said(Listing(tuple(reversed(whats))), _FRAME)
-            wrong = [Said(text, None) for text in shuffles(right.text, {reordered.text}, Dice("order", right.text))]
+            right = said(Enumeration(tuple(whats)), _FRAME)
+            reordered = said(Enumeration(tuple(reversed(whats))), _FRAME)
+            wrong = [Sentence(text, None) for text in shuffles(right.text, {reordered.text}, Dice("order", right.text))]
             for scene in scenes.values():
                 questions.append(question(Picture(scene), right, wrong, row="four shuffles", cluster=cluster))
     return Quiz("order", tuple(questions))

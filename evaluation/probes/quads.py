@@ -9,14 +9,13 @@ import numpy as np
 from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import Pool, named
 from evaluation.probes.questions import TIE, Reads
-from evaluation.probes.readers import Reader, Said, said
-from evaluation.probes.rows import F64, Row, mean_row
+from evaluation.probes.readers import Reader, Sentence, said
+from evaluation.probes.rows import F64, ProbeRow, mean_row
 from evaluation.scenes.contrasts import swap_attribute, swap_roles
-from evaluation.scenes.meaning import Listing, Relation, RelationName
+from evaluation.scenes.meaning import OPPOSITES, Enumeration, Relation
 
 CHANCE = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}
 _DRAWS = 600
-_OPPOSITE: tuple[tuple[RelationName, RelationName], ...] = (("left of", "right of"), ("above", "below"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +23,7 @@ class Quad:
     """captions[i] is true of pictures[i] and false of the other."""
 
     pictures: tuple[Picture, Picture]
-    captions: tuple[Said, Said]
+    captions: tuple[Sentence, Sentence]
     kind: str
     cluster: int
 
@@ -40,14 +39,14 @@ class Quads:
         return tuple(dict.fromkeys(picture for quad in self.quads for picture in quad.pictures))
 
     @property
-    def texts(self) -> tuple[Said, ...]:
+    def texts(self) -> tuple[Sentence, ...]:
         return tuple(dict.fromkeys(caption for quad in self.quads for caption in quad.captions))
 
-    def measure(self, reader: Reader) -> list[Row]:
+    def measure(self, reader: Reader) -> list[ProbeRow]:
         asked = [(picture, caption) for quad in self.quads for picture in quad.pictures for caption in quad.captions]
         tables = reader.scores(asked).reshape(-1, 2, 2)
         marks = marked(tables, ties_wrong=reader.ties_wrong)
-        rows: list[Row] = []
+        rows: list[ProbeRow] = []
         for kind in dict.fromkeys(quad.kind for quad in self.quads):
             at = [index for index, quad in enumerate(self.quads) if quad.kind == kind]
             clusters = [self.quads[index].cluster for index in at]
@@ -88,11 +87,11 @@ def build(pool: Pool) -> Quads:
     for cluster, group in enumerate(pool.compass):
         for turn, (name, scene) in enumerate(group.plain.items()):
             whats = [named(thing) for thing in scene.things]
-            first = Listing(tuple(reversed(whats)) if turn % 2 else tuple(whats))
+            first = Enumeration(tuple(reversed(whats)) if turn % 2 else tuple(whats))
             pictures = (Picture(scene), Picture(group.swapped[name]))
             quads.append(Quad(pictures, (said(first), said(swap_attribute(first, "colour"))), "colours", cluster))
         for scenes in (group.plain, group.swapped):
-            for name, opposite in _OPPOSITE:
+            for name, opposite in OPPOSITES:
                 a, b = (named(thing) for thing in scenes[name].things)
                 relation = Relation(a, name, b)
                 pictures = (Picture(scenes[name]), Picture(scenes[opposite]))

@@ -10,8 +10,8 @@ from typing import Literal, Protocol
 import numpy as np
 
 from evaluation.probes.pictures import Picture
-from evaluation.probes.readers import Reader, Said
-from evaluation.probes.rows import F64, Row, mean_row
+from evaluation.probes.readers import Reader, Sentence
+from evaluation.probes.rows import F64, ProbeRow, mean_row
 
 Reads = Literal["both", "images", "texts", "dense"]
 TIE = 1e-6  # cosines closer than this differ by float32 rounding only
@@ -30,8 +30,8 @@ class Probe(Protocol):
     @property
     def pictures(self) -> Sequence[Picture]: ...
     @property
-    def texts(self) -> Sequence[Said]: ...
-    def measure(self, reader: Reader) -> list[Row]: ...
+    def texts(self) -> Sequence[Sentence]: ...
+    def measure(self, reader: Reader) -> list[ProbeRow]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,13 @@ class Question:
     """One picture, several texts, of which `answer` is the right one. `cluster` is the group of scenes it came from."""
 
     picture: Picture
-    options: tuple[Said, ...]
+    options: tuple[Sentence, ...]
     answer: int
     row: str
     cluster: int
 
 
-def question(picture: Picture, right: Said, wrong: Sequence[Said], *, row: str, cluster: int) -> Question:
+def question(picture: Picture, right: Sentence, wrong: Sequence[Sentence], *, row: str, cluster: int) -> Question:
     """The right one first; `Quiz` spreads the answers over the slots."""
     return Question(picture, (right, *wrong), 0, row, cluster)
 
@@ -60,7 +60,7 @@ class Quiz:
 
     name: str
     questions: tuple[Question, ...]
-    more: Callable[[Sequence[Question], F64], list[Row]] | None = None
+    more: Callable[[Sequence[Question], F64], list[ProbeRow]] | None = None
     reads: Reads = "both"
 
     def __post_init__(self) -> None:
@@ -74,7 +74,7 @@ class Quiz:
         return tuple(dict.fromkeys(asked.picture for asked in self.questions))
 
     @property
-    def texts(self) -> tuple[Said, ...]:
+    def texts(self) -> tuple[Sentence, ...]:
         return tuple(dict.fromkeys(option for asked in self.questions for option in asked.options))
 
     def outcomes(self, reader: Reader) -> F64:
@@ -87,10 +87,10 @@ class Quiz:
             [credit(part, at, ties_wrong=reader.ties_wrong) for part, at in zip(parts, answers, strict=True)]
         )
 
-    def measure(self, reader: Reader) -> list[Row]:
+    def measure(self, reader: Reader) -> list[ProbeRow]:
         outcomes = self.outcomes(reader)
         names = list(dict.fromkeys(asked.row for asked in self.questions))
-        rows: list[Row] = []
+        rows: list[ProbeRow] = []
         for name in names:
             at = [index for index, asked in enumerate(self.questions) if asked.row == name]
             clusters = [self.questions[index].cluster for index in at]

@@ -1,4 +1,4 @@
-"""Who answers a probe: an encoder, or one of its controls (the truth, a bag of words, an encoder that sees nothing)."""
+"""Readers that answer a probe: an encoder, or one of its controls (the truth, a bag of words, a blind encoder)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from evaluation.metrics import normalize
 from evaluation.probes.pictures import Picture
 from evaluation.probes.rows import F64
 from evaluation.scenes.config import Pair, all_pairs
-from evaluation.scenes.meaning import Listing, Meaning, What, judge
+from evaluation.scenes.meaning import Enumeration, Meaning, What, judge
 from evaluation.scenes.palette import COLOURS, SHAPES, TEXTURES, TONES
 from evaluation.scenes.phrases import noun, say
 from evaluation.scenes.scene import Scene
@@ -29,15 +29,15 @@ _WORD = re.compile(r"[a-z]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Sentence:
     """A text and what it says; None: shuffled words that say nothing and are true of no scene."""
 
     text: str
     meaning: Meaning | None
 
 
-def said(meaning: Meaning, frame: str | None = None) -> Said:
-    return Said(say(meaning, frame), meaning)
+def said(meaning: Meaning, frame: str | None = None) -> Sentence:
+    return Sentence(say(meaning, frame), meaning)
 
 
 class NotApplicable(Exception):
@@ -52,7 +52,7 @@ class Reader(Protocol):
 
     ties_wrong: bool
 
-    def scores(self, asked: Sequence[tuple[Picture, Said]]) -> F64:
+    def scores(self, asked: Sequence[tuple[Picture, Sentence]]) -> F64:
         """float64 [len(asked)], higher fits better; NaN where the truth is open."""
         ...
 
@@ -60,7 +60,7 @@ class Reader(Protocol):
         """Unit rows [P, D]."""
         ...
 
-    def text_vectors(self, texts: Sequence[Said]) -> F64:
+    def text_vectors(self, texts: Sequence[Sentence]) -> F64:
         """Unit rows [T, D]."""
         ...
 
@@ -80,7 +80,7 @@ class EncoderReader:
         self._images: dict[Picture, NDArray[np.float32]] = {}
         self._texts: dict[str, NDArray[np.float32]] = {}
 
-    def scores(self, asked: Sequence[tuple[Picture, Said]]) -> F64:
+    def scores(self, asked: Sequence[tuple[Picture, Sentence]]) -> F64:
         pictures, rows = _indexed(picture for picture, _ in asked)
         texts, columns = _indexed(text.text for _, text in asked)
         images, words = self.image_vectors(pictures), self._text_rows(texts)
@@ -95,10 +95,10 @@ class EncoderReader:
             self._advance(len(part))
         return np.array([self._images[picture] for picture in pictures], dtype=np.float64)
 
-    def text_vectors(self, texts: Sequence[Said]) -> F64:
+    def text_vectors(self, texts: Sequence[Sentence]) -> F64:
         return self._text_rows([text.text for text in texts])
 
-    def maps(self, asked: Sequence[tuple[Picture, Said]], among: Sequence[Said]) -> F64:
+    def maps(self, asked: Sequence[tuple[Picture, Sentence]], among: Sequence[Sentence]) -> F64:
         """The map of each text over its picture, float64 [len(asked), rows, columns], as the server draws it:
         un-normalised projections, less their mean over `among`, the texts that a label is compared with.
 
@@ -157,14 +157,14 @@ class BlindReader:
         self._reader = reader
         self._mean = normalize(reader.image_vectors(pictures).mean(axis=0, keepdims=True)).astype(np.float64)[0]
 
-    def scores(self, asked: Sequence[tuple[Picture, Said]]) -> F64:
+    def scores(self, asked: Sequence[tuple[Picture, Sentence]]) -> F64:
         texts, columns = _indexed(text for _, text in asked)
         return (self._reader.text_vectors(texts) @ self._mean)[columns]
 
     def image_vectors(self, pictures: Sequence[Picture]) -> F64:
         return np.tile(self._mean, (len(pictures), 1))
 
-    def text_vectors(self, texts: Sequence[Said]) -> F64:
+    def text_vectors(self, texts: Sequence[Sentence]) -> F64:
         return self._reader.text_vectors(texts)
 
 
@@ -179,17 +179,17 @@ class TruthReader:
     def __init__(self) -> None:
         self._known: dict[tuple[Meaning, Scene], float] = {}
 
-    def scores(self, asked: Sequence[tuple[Picture, Said]]) -> F64:
+    def scores(self, asked: Sequence[tuple[Picture, Sentence]]) -> F64:
         return np.array([self._score(picture.scene, text.meaning) for picture, text in asked])
 
     def image_vectors(self, pictures: Sequence[Picture]) -> F64:
         named = [{(thing.shape, thing.colour) for thing in picture.scene.things} for picture in pictures]
         return _unit_rows(named, _PAIRS)
 
-    def text_vectors(self, texts: Sequence[Said]) -> F64:
+    def text_vectors(self, texts: Sequence[Sentence]) -> F64:
         named: list[set[tuple[str, str]]] = []
         for text in texts:
-            if not isinstance(text.meaning, Listing):
+            if not isinstance(text.meaning, Enumeration):
                 raise ValueError(f"the truth has vectors for listings only, got {text.text!r}")
             whats = text.meaning.whats
             named.append({pair for pair in _PAIRS if any(_covers(what, pair) for what in whats)})
@@ -214,7 +214,7 @@ class BagReader:
 
     ties_wrong = False
 
-    def scores(self, asked: Sequence[tuple[Picture, Said]]) -> F64:
+    def scores(self, asked: Sequence[tuple[Picture, Sentence]]) -> F64:
         out: list[float] = []
         for picture, text in asked:
             bag = scene_words(picture.scene)
@@ -225,7 +225,7 @@ class BagReader:
         tones = set(TONES)
         return _unit_rows([scene_words(picture.scene) - tones for picture in pictures], list(_VOCABULARY.values()))
 
-    def text_vectors(self, texts: Sequence[Said]) -> F64:
+    def text_vectors(self, texts: Sequence[Sentence]) -> F64:
         return _unit_rows([set(text_words(text.text)) for text in texts], list(_VOCABULARY.values()))
 
 
@@ -260,10 +260,10 @@ def _with_places(encoder: Encoder) -> DenseEncoder:
     return encoder
 
 
-def _label(text: Said) -> Label:
+def _label(text: Sentence) -> Label:
     """The text as it is said; a model with denials wants a name to deny, "red circle" and not "a red circle"."""
     match text.meaning:
-        case Listing((what,)):
+        case Enumeration((what,)):
             return Label(noun(what), (text.text,))
         case _:
             return Label(text.text, (text.text,))

@@ -11,12 +11,11 @@ from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import Pool, named
 from evaluation.probes.questions import Question, Quiz, question
 from evaluation.probes.readers import said
-from evaluation.probes.rows import F64, Row, mean_row
+from evaluation.probes.rows import F64, ProbeRow, mean_row
 from evaluation.scenes.contrasts import four_ways, invert, swap_roles
-from evaluation.scenes.meaning import INVERSE, Relation, RelationName, What
+from evaluation.scenes.meaning import INVERSE, OPPOSITES, Relation, RelationName, What
 
 FOUR = "four relations"
-_PAIRS: tuple[tuple[RelationName, RelationName], ...] = (("left of", "right of"), ("above", "below"))
 
 
 def build(pool: Pool) -> Quiz:
@@ -42,14 +41,14 @@ def build(pool: Pool) -> Quiz:
     return Quiz("relation", tuple(questions), more=_pairs_and_sets)
 
 
-def _pairs_and_sets(questions: Sequence[Question], outcomes: F64) -> list[Row]:
+def _pairs_and_sets(questions: Sequence[Question], outcomes: F64) -> list[ProbeRow]:
     """A pair (set) counts when the same sentence about the same things is right in both (all four) layouts."""
     found: dict[tuple[int, What, What], dict[RelationName, float]] = defaultdict(dict)
     for asked, outcome in zip(questions, outcomes, strict=True):
         meaning = asked.options[asked.answer].meaning
         if asked.row == FOUR and isinstance(meaning, Relation):
             found[asked.cluster, meaning.subject, meaning.target][meaning.name] = outcome
-    pairs = [(key[0], np.prod([group[name] for name in pair])) for key, group in found.items() for pair in _PAIRS]
+    pairs = [(key[0], np.prod([group[name] for name in pair])) for key, group in found.items() for pair in OPPOSITES]
     sets = [(key[0], np.prod(list(group.values()))) for key, group in found.items()]
     return [
         mean_row(name, [float(value) for _, value in kept], [cluster for cluster, _ in kept], chance=chance)

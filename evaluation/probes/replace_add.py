@@ -8,7 +8,7 @@ from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import Pool, named
 from evaluation.probes.questions import Question, Quiz, question
 from evaluation.probes.readers import said
-from evaluation.scenes.meaning import Listing, Relation, RelationName, What
+from evaluation.scenes.meaning import Enumeration, Relation, RelationName, What
 from evaluation.scenes.scene import Scene
 
 _PARTNER: dict[RelationName, RelationName] = {
@@ -80,4 +80,4 @@ def _additions(pool: Pool) -> Iterator[Question]:
 
 
 def _asked(scene: Scene, right: tuple[What, ...], wrong: tuple[What, ...], row: str, cluster: int) -> Question:
-    return question(Picture(scene), said(Listing(right)), [said(Listing(wrong))], row=row, cluster=cluster)
+    return question(Picture(scene), said(Enumeration(right)), [said(Enumeration(wrong))], row=row, cluster=cluster)

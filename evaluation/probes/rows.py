@@ -15,11 +15,11 @@ _DRAWS, _SLOW_DRAWS = 1000, 200
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ProbeRow:
     """`statistic` maps item indexes to a number; NaN where those items settle nothing (no hits, one class missing).
 
-    clusters: int [n], items of one cluster come from one group of scenes and are resampled together, because twins
-    answer alike. better: whether more, less, or nearness to chance is good.
+    clusters: int [n], items of one cluster come from one group of scenes and are resampled together, because they
+    are answered alike. better: whether more, less, or nearness to chance is good.
     """
 
     name: str
@@ -86,8 +86,10 @@ def mean_row(
     chance: float | None,
     unit: Unit = "share",
     better: Literal["more", "less", "at chance"] = "more",
-) -> Row:
+) -> ProbeRow:
     """A row that averages; items without an outcome (NaN) are left out of n."""
     values, groups = np.asarray(outcomes, dtype=np.float64), np.asarray(clusters, dtype=np.int64)
     kept = ~np.isnan(values)
-    return Row(name=name, chance=chance, clusters=groups[kept], statistic=Mean(values[kept]), unit=unit, better=better)
+    return ProbeRow(
+        name=name, chance=chance, clusters=groups[kept], statistic=Mean(values[kept]), unit=unit, better=better
+    )

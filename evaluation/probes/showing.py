@@ -1,4 +1,4 @@
-"""Which items of each probe can be shown, and what is shown of them."""
+"""Selection of the items of each probe that are shown as examples, and their captions."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import numpy as np
 
 from evaluation.probes.count import Counting
 from evaluation.probes.examples import Candidate, Card, Example, choice, choose, chosen, marked, rounded
-from evaluation.probes.few_shot import Example as Labelled
 from evaluation.probes.few_shot import FewShot
+from evaluation.probes.few_shot import ShotExample as Labelled
 from evaluation.probes.image_to_image import ImageToImage
-from evaluation.probes.localisation import POINTING, Localisation, best_cells, pointing, truth
+from evaluation.probes.localisation import POINTING, LocalisationProbe, best_cells, pointing, truth
 from evaluation.probes.mention_bias import MentionBias
 from evaluation.probes.multi_label import MultiLabel
 from evaluation.probes.quads import Quads
 from evaluation.probes.questions import Probe, Quiz
 from evaluation.probes.readers import EncoderReader, Reader, said
-from evaluation.probes.rows import F64, Mean, Row
+from evaluation.probes.rows import F64, Mean, ProbeRow
 from evaluation.probes.size_bias import SizeBias
 from evaluation.probes.spurious import Spurious
-from evaluation.scenes.meaning import Listing, is_true
+from evaluation.scenes.meaning import Enumeration, is_true
 from evaluation.scenes.negation import has
 
 
-def examples(probe: Probe, reader: Reader, rows: Sequence[Row], *, seed: int) -> tuple[Example, ...]:
+def examples(probe: Probe, reader: Reader, rows: Sequence[ProbeRow], *, seed: int) -> tuple[Example, ...]:
     """At most eight items with what the reader chose; rows: what `probe.measure(reader)` gave."""
     match probe:
         case Quiz():
@@ -44,7 +44,7 @@ def examples(probe: Probe, reader: Reader, rows: Sequence[Row], *, seed: int) ->
             found = _of_pictures(probe, reader)
         case FewShot():
             found = _of_classes(probe, reader)
-        case Localisation() if isinstance(reader, EncoderReader):
+        case LocalisationProbe() if isinstance(reader, EncoderReader):
             found = _of_phrases(probe, reader, rows)
         case _:
             found = []
@@ -107,7 +107,7 @@ def _of_sizes(probe: SizeBias, reader: Reader) -> list[Candidate]:
 
 
 def _of_mentions(probe: MentionBias, reader: Reader) -> list[Candidate]:
-    gallery = [said(Listing((what,))) for what in probe.gallery]
+    gallery = [said(Enumeration((what,))) for what in probe.gallery]
     vectors = reader.text_vectors(gallery)
     similar = reader.text_vectors([query.text for query in probe.queries]) @ vectors.T
     options = [Card(text=text.text) for text in gallery]
@@ -167,7 +167,7 @@ def _labelled(row: str, test: Labelled, options: list[Card], line: F64) -> Candi
     return Candidate(row, marked(chosen(line), (test.label,)) == "right", make)
 
 
-def _of_phrases(probe: Localisation, reader: EncoderReader, rows: Sequence[Row]) -> list[Candidate]:
+def _of_phrases(probe: LocalisationProbe, reader: EncoderReader, rows: Sequence[ProbeRow]) -> list[Candidate]:
     """The marks are those of the pointing game; the grid is computed again for the few that are shown."""
     statistic = next(row for row in rows if row.name == POINTING).statistic
     if not isinstance(statistic, Mean):

@@ -9,15 +9,15 @@ import numpy as np
 from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import RATIOS, Pool
 from evaluation.probes.questions import TIE, Reads
-from evaluation.probes.readers import Reader, Said
-from evaluation.probes.rows import F64, Row, mean_row
+from evaluation.probes.readers import Reader, Sentence
+from evaluation.probes.rows import F64, ProbeRow, mean_row
 from evaluation.scenes.meaning import What
 
 Class = tuple[str | None, str | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
+class SizeQuery:
     """A picture of two things; `larger` is the class of the larger one (of the first, where they are equal)."""
 
     picture: Picture
@@ -29,17 +29,17 @@ class Query:
 
 @dataclass(frozen=True)
 class SizeBias:
-    queries: tuple[Query, ...]
+    queries: tuple[SizeQuery, ...]
     gallery: tuple[tuple[Picture, Class], ...]
     name: str = "size-bias"
     reads: Reads = "images"
-    texts: tuple[Said, ...] = ()
+    texts: tuple[Sentence, ...] = ()
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
         return (*dict.fromkeys(query.picture for query in self.queries), *(picture for picture, _ in self.gallery))
 
-    def measure(self, reader: Reader) -> list[Row]:
+    def measure(self, reader: Reader) -> list[ProbeRow]:
         """Rows: how often either thing is found at all, and by ratio the larger one's share of what was found."""
         gallery = reader.image_vectors([picture for picture, _ in self.gallery])
         similar = reader.image_vectors([query.picture for query in self.queries]) @ gallery.T
@@ -68,11 +68,11 @@ class SizeBias:
 
 def build(pool: Pool) -> SizeBias:
     """Every picture of the squares: each thing is the larger one half the time."""
-    queries: list[Query] = []
+    queries: list[SizeQuery] = []
     for cluster, square in enumerate(pool.squares):
         for (ratio, larger, first, second), scene in square.scenes.items():
             kinds = (_class(square.firsts[first]), _class(square.seconds[second]))
-            queries.append(Query(Picture(scene), ratio, kinds[larger], kinds[1 - larger], cluster))
+            queries.append(SizeQuery(Picture(scene), ratio, kinds[larger], kinds[1 - larger], cluster))
     gallery = [
         (Picture(scene), _class(group.what))
         for groups in pool.class_groups

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import Pool
 from evaluation.probes.questions import TIE, Question, Quiz, Reads, question
-from evaluation.probes.readers import Reader, Said, said
-from evaluation.probes.rows import F64, Row, mean_row
-from evaluation.scenes.meaning import Listing, What
+from evaluation.probes.readers import Reader, Sentence, said
+from evaluation.probes.rows import F64, ProbeRow, mean_row
+from evaluation.scenes.meaning import Enumeration, What
 
 _CHANCE_DRAWS = 300
 _TOP_SHARE = 0.25
@@ -36,10 +36,10 @@ class Spurious:
         return self.quiz.pictures
 
     @property
-    def texts(self) -> tuple[Said, ...]:
+    def texts(self) -> tuple[Sentence, ...]:
         return self.quiz.texts
 
-    def measure(self, reader: Reader) -> list[Row]:
+    def measure(self, reader: Reader) -> list[ProbeRow]:
         """Rows: the shape is named (all, worst group of shape and colour), the skew of neutral queries; and, where the
         training's correlation is known, pictures that keep it and pictures that break it."""
         marks = self.quiz.outcomes(reader)
@@ -54,7 +54,7 @@ class Spurious:
                 rows.append(mean_row(name, marks[at], clusters[at], chance=chance))
         return [*rows, self._skew(reader)]
 
-    def _skew(self, reader: Reader) -> Row:
+    def _skew(self, reader: Reader) -> ProbeRow:
         """MaxSkew (Geyik et al., 2019): of the quarter of a shape's pictures that fit "a circle" best, the log ratio
         of the most frequent colour's share to its even share; mean over shapes."""
         pictures = self.pictures
@@ -62,7 +62,7 @@ class Spurious:
         chances: list[float] = []
         random = np.random.default_rng(0)
         for text in self.texts:
-            shape = text.meaning.whats[0].shape if isinstance(text.meaning, Listing) else None
+            shape = text.meaning.whats[0].shape if isinstance(text.meaning, Enumeration) else None
             own = [picture for picture in pictures if picture.scene.things[0].shape == shape]
             colours = np.array([picture.scene.things[0].colour for picture in own])
             scores = reader.scores([(picture, text) for picture in own])
@@ -75,7 +75,7 @@ class Spurious:
         return mean_row("skew of neutral queries", items, clusters, chance=chance, unit="log ratio", better="less")
 
 
-def _worst(marks: F64, groups: list[tuple[str, str]], clusters: NDArray[np.int64]) -> Row:
+def _worst(marks: F64, groups: list[tuple[str, str]], clusters: NDArray[np.int64]) -> ProbeRow:
     names = sorted(set(groups))
     at = np.array([names.index(group) for group in groups])
 
@@ -83,7 +83,7 @@ def _worst(marks: F64, groups: list[tuple[str, str]], clusters: NDArray[np.int64
         values = [marks[picks][at[picks] == index] for index in range(len(names))]
         return float(min(part.mean() for part in values if len(part))) if len(picks) else float("nan")
 
-    return Row(name=f"worst of {len(names)} groups", chance=None, clusters=clusters, statistic=worst)
+    return ProbeRow(name=f"worst of {len(names)} groups", chance=None, clusters=clusters, statistic=worst)
 
 
 def _max_skew(scores: F64, colours: NDArray[np.str_]) -> float:
@@ -100,7 +100,7 @@ def _max_skew(scores: F64, colours: NDArray[np.str_]) -> float:
 
 def build(pool: Pool, *, aligned: Mapping[str, str] | None = None) -> Spurious:
     """All pictures of single things, asked for their shape among the grid's four."""
-    texts = {shape: said(Listing((What(shape=shape),))) for shape in pool.grid[0]}
+    texts = {shape: said(Enumeration((What(shape=shape),))) for shape in pool.grid[0]}
     questions: list[Question] = []
     groups = [group for groups in pool.class_groups for group in groups]
     for cluster, group in enumerate(groups):

@@ -1,4 +1,4 @@
-"""Which plots there are, from what data, and how they become PNG files or SVG inside a page."""
+"""The plots of a report: their data, and their form as PNG files or as SVG inside a page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluation.probe_results import ProbeResult, ResultRow
-from evaluation.probes.figures import Choices, Figures
+from evaluation.probes.figures import ChoiceCounts, Figures
 from evaluation.report import plots
 from evaluation.report.markup import Markup
 from evaluation.report.overlays import sheet
@@ -287,7 +287,7 @@ def _naming(found: Figures | None) -> Figure | None:
     )
 
 
-def _choices_in_words(found: Choices) -> str:
+def _choices_in_words(found: ChoiceCounts) -> str:
     total = sum(map(sum, found.counts))
     right = sum(line[at] for at, line in enumerate(found.counts))
     ties = sum(line[-1] for line in found.counts)
@@ -310,7 +310,7 @@ def _bars(axes: Axes, palette: Palette, *, rows: list[ResultRow], names: list[st
     plots.interval_bars(axes, rows, names, palette)
 
 
-def _matrix(axes: Axes, palette: Palette, *, found: Choices, block: int, numbers: bool) -> None:
+def _matrix(axes: Axes, palette: Palette, *, found: ChoiceCounts, block: int, numbers: bool) -> None:
     plots.choices(axes, found, palette, block=block, numbers=numbers)
 
 

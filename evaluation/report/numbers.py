@@ -1,4 +1,4 @@
-"""How numbers are written: a share in per cent, everything else plain."""
+"""Formatting of numbers: a share in per cent, everything else plain."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from evaluation.probe_results import ProbeResult, ResultRow
-from evaluation.probes.figures import Choices, Reliability
+from evaluation.probes.figures import ChoiceCounts, Reliability
 from evaluation.report.numbers import written
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def interval_bars(axes: Axes, rows: Sequence[ResultRow], names: Sequence[str], p
     axes.set_axisbelow(True)
 
 
-def choices(axes: Axes, found: Choices, palette: Palette, *, block: int = 0, numbers: bool = False) -> None:
+def choices(axes: Axes, found: ChoiceCounts, palette: Palette, *, block: int = 0, numbers: bool = False) -> None:
     """Rows are the truth, columns what was chosen; the fuller a cell, the more often. block: a line after so many."""
     size = len(found.labels)
     for edge in range(block, size, block) if block else ():

@@ -1,4 +1,4 @@
-"""From an interval to a word: what a row says about the model that it is about."""
+"""Verdicts on rows: the word for an interval beside its chance and its controls."""
 
 from __future__ import annotations
 

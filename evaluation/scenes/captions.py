@@ -15,8 +15,8 @@ from evaluation.scenes.meaning import (
     RELATIONS,
     SPATIAL,
     Count,
+    Enumeration,
     Ground,
-    Listing,
     Meaning,
     Place,
     Relation,
@@ -50,7 +50,7 @@ def attributes(scene: Scene, *, frame: int = 0, words: Words = "train") -> list[
         ways = [("colour", "shape"), ("shape",), ("colour",), ("texture", "shape"), ("texture", "colour", "shape")]
         if size_word(thing) is not None:
             ways.append(("size", "colour", "shape"))
-        meanings += [Listing((name_of(thing, *way),)) for way in ways]
+        meanings += [Enumeration((name_of(thing, *way),)) for way in ways]
     return _said(scene, meanings, frame, words)
 
 
@@ -64,7 +64,7 @@ def mention(scene: Scene, order: Sequence[int] | None = None, *, frame: int = 0,
     if len(set(order)) != len(order):
         raise ValueError(f"each thing is mentioned once, got order {list(order)}")
     choices = frames("affirmative", words)
-    return caption(Listing(tuple(name_of(scene.things[index]) for index in order)), choices[frame % len(choices)])
+    return caption(Enumeration(tuple(name_of(scene.things[index]) for index in order)), choices[frame % len(choices)])
 
 
 def mentions(scene: Scene, *, frame: int = 0, words: Words = "train") -> list[Caption]:

@@ -1,4 +1,4 @@
-"""Which scenes may exist: the ranges that are drawn from and the rules by which a scene is thrown away."""
+"""Configuration of scenes: the ranges that are drawn from, and the rules by which a scene is thrown away."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From one meaning to the ones that are easily mistaken for it: the material of hard negatives and of probes.
+"""Contrasts of a meaning, those easily mistaken for it: the material of hard negatives and of probes.
 
 These functions know no scene. Whoever offers a result as wrong asks the oracle first (`false_captions` does).
 """
@@ -15,8 +15,8 @@ from evaluation.scenes.meaning import (
     SPATIAL,
     And,
     Count,
+    Enumeration,
     Ground,
-    Listing,
     Meaning,
     Not,
     Place,
@@ -32,13 +32,13 @@ Named = Literal["shape", "colour", "texture"]
 _FOUR_PLACES = ("left", "right", "top", "bottom")
 
 
-def swap_attribute(listing: Listing, attribute: Named, first: int = 0, second: int = 1) -> Listing:
+def swap_attribute(listing: Enumeration, attribute: Named, first: int = 0, second: int = 1) -> Enumeration:
     """ "a red circle and a blue square" -> "a blue circle and a red square": the same words in another order."""
     whats = list(listing.whats)
     a, b = whats[first], whats[second]
     whats[first] = replace(a, **{attribute: getattr(b, attribute)})
     whats[second] = replace(b, **{attribute: getattr(a, attribute)})
-    return Listing(tuple(whats))
+    return Enumeration(tuple(whats))
 
 
 def swap_roles(relation: Relation) -> Relation:
@@ -48,7 +48,7 @@ def swap_roles(relation: Relation) -> Relation:
 
 def swap_relation_attribute(relation: Relation, attribute: Named) -> Relation:
     """ "a red circle left of a blue square" -> "a blue circle left of a red square"."""
-    swapped = swap_attribute(Listing((relation.subject, relation.target)), attribute)
+    swapped = swap_attribute(Enumeration((relation.subject, relation.target)), attribute)
     return Relation(swapped.whats[0], relation.name, swapped.whats[1])
 
 
@@ -64,22 +64,22 @@ def four_ways(meaning: Relation | Place) -> tuple[Relation | Place, ...]:
     return tuple(Place(meaning.what, where) for where in _FOUR_PLACES)
 
 
-def replace_attribute(listing: Listing, index: int, attribute: Named, value: str) -> Listing:
+def replace_attribute(listing: Enumeration, index: int, attribute: Named, value: str) -> Enumeration:
     """One word of one mention replaced."""
     whats = list(listing.whats)
     whats[index] = replace(whats[index], **{attribute: value})
-    return Listing(tuple(whats))
+    return Enumeration(tuple(whats))
 
 
-def replace_what(listing: Listing, index: int, what: What) -> Listing:
+def replace_what(listing: Enumeration, index: int, what: What) -> Enumeration:
     """One mention replaced by another thing."""
-    return Listing((*listing.whats[:index], what, *listing.whats[index + 1 :]))
+    return Enumeration((*listing.whats[:index], what, *listing.whats[index + 1 :]))
 
 
-def add(listing: Listing, what: What, index: int | None = None) -> Listing:
+def add(listing: Enumeration, what: What, index: int | None = None) -> Enumeration:
     """One more mention, at the end or before `index`."""
     at = len(listing.whats) if index is None else index
-    return Listing((*listing.whats[:at], what, *listing.whats[at:]))
+    return Enumeration((*listing.whats[:at], what, *listing.whats[at:]))
 
 
 def recount(count: Count, numbers: Sequence[int]) -> tuple[Count, ...]:
@@ -89,7 +89,7 @@ def recount(count: Count, numbers: Sequence[int]) -> tuple[Count, ...]:
 def near_misses(meaning: Meaning, pairs: Sequence[Pair]) -> list[Meaning]:
     """Every contrast of this module that stays within `pairs`, without duplicates and without the meaning itself."""
     match meaning:
-        case Listing(whats):
+        case Enumeration(whats):
             found = [*_listing_misses(meaning), *_replaced(whats, pairs)]
         case Relation():
             found = [m for m in (*four_ways(meaning), swap_roles(meaning), invert(meaning)) if isinstance(m, Relation)]
@@ -102,8 +102,8 @@ def near_misses(meaning: Meaning, pairs: Sequence[Pair]) -> list[Meaning]:
             found = [Ground(other) for other in TONES if other != tone]
         case Not(part):
             found = [part]
-        case And((Listing((present,)), Not(Listing((missing,))))):
-            found = [And((Listing((missing,)), Not(Listing((present,))))), Listing((present, missing))]
+        case And((Enumeration((present,)), Not(Enumeration((missing,))))):
+            found = [And((Enumeration((missing,)), Not(Enumeration((present,))))), Enumeration((present, missing))]
         case _:
             found = []
     return [m for m in dict.fromkeys(found) if m != meaning and _named(m) <= set(pairs)]
@@ -114,32 +114,32 @@ def false_captions(scene: Scene, meanings: Iterable[Meaning], frame: str | None 
     return [caption(meaning, frame) for meaning in meanings if is_false(meaning, scene)]
 
 
-def _listing_misses(listing: Listing) -> list[Listing]:
+def _listing_misses(listing: Enumeration) -> list[Enumeration]:
     size = len(listing.whats)
     spots = [(i, j) for i in range(size) for j in range(i + 1, size)]
     return [swap_attribute(listing, name, i, j) for i, j in spots for name in ("colour", "shape", "texture")]
 
 
-def _replaced(whats: tuple[What, ...], pairs: Sequence[Pair]) -> list[Listing]:
-    out: list[Listing] = []
+def _replaced(whats: tuple[What, ...], pairs: Sequence[Pair]) -> list[Enumeration]:
+    out: list[Enumeration] = []
     for index, what in enumerate(whats):
         for shape, colour in pairs:
             same_shape, same_colour = what.shape in (None, shape), what.colour in (None, colour)
             if same_shape != same_colour:  # exactly one word replaced
                 new = replace(what, shape=shape if what.shape else None, colour=colour if what.colour else None)
-                out.append(replace_what(Listing(whats), index, new))
+                out.append(replace_what(Enumeration(whats), index, new))
         if what.texture is not None:
-            out += [replace_what(Listing(whats), index, replace(what, texture=other)) for other in TEXTURES]
+            out += [replace_what(Enumeration(whats), index, replace(what, texture=other)) for other in TEXTURES]
         if what.size is not None:
             other_size = "large" if what.size == "small" else "small"
-            out.append(replace_what(Listing(whats), index, replace(what, size=other_size)))
+            out.append(replace_what(Enumeration(whats), index, replace(what, size=other_size)))
     return out
 
 
 def _named(meaning: Meaning) -> set[Pair]:
     """The (shape, colour) pairs that a caption names."""
     match meaning:
-        case Listing(whats):
+        case Enumeration(whats):
             named = whats
         case Relation(subject, _, target):
             named = (subject, target)

@@ -16,14 +16,14 @@ import numpy as np
 from evaluation.scenes.export_webdataset import png_bytes, read_png
 from evaluation.scenes.masks import decode_segmentation, encode_rle
 from evaluation.scenes.palette import COLOURS, SHAPES
-from evaluation.scenes.records import Record, Stored, record_from_json, record_to_json
+from evaluation.scenes.records import SceneRecord, StoredScene, record_from_json, record_to_json
 from evaluation.scenes.rendering import render
 from evaluation.scenes.scene import SceneError, Thing
 
 Category = Literal["pair", "shape"]
 
 
-def write_coco(records: Iterable[Record], folder: Path, *, size_px: int, category: Category = "pair") -> None:
+def write_coco(records: Iterable[SceneRecord], folder: Path, *, size_px: int, category: Category = "pair") -> None:
     """Write the three parts. Categories are "red circle" (`pair`) or "circle" (`shape`).
 
     Image ids count from 1. A thing that is entirely hidden has no annotation. `bbox` is [x, y, width, height].
@@ -71,14 +71,14 @@ def write_coco(records: Iterable[Record], folder: Path, *, size_px: int, categor
     _write(folder / "captions.json", {"images": plain, "annotations": captions})
 
 
-def read_coco(folder: Path) -> list[Stored]:
+def read_coco(folder: Path) -> list[StoredScene]:
     """What `write_coco` wrote. (For COCO files of others see `training.data.coco`.)"""
     data = json.loads((folder / "instances.json").read_text(encoding="utf-8"))
-    out: dict[int, Stored] = {}
+    out: dict[int, StoredScene] = {}
     for image in data["images"]:
         record = record_from_json(image["record"])
         pixels = read_png((folder / "images" / f"{record.key}.png").read_bytes())
-        out[image["id"]] = Stored(record, pixels, np.full(pixels.shape[:2], -1, dtype=np.int8))
+        out[image["id"]] = StoredScene(record, pixels, np.full(pixels.shape[:2], -1, dtype=np.int8))
     for annotation in data["annotations"]:
         owner = out[annotation["image_id"]].owner
         height, width = owner.shape

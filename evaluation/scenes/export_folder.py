@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from evaluation.scenes.export_webdataset import owner_from_png, png_bytes, read_png
-from evaluation.scenes.records import Record, Stored, record_from_json, record_to_json
+from evaluation.scenes.records import SceneRecord, StoredScene, record_from_json, record_to_json
 from evaluation.scenes.rendering import render
 from evaluation.scenes.scene import Scene, SceneError
 
@@ -27,7 +27,7 @@ def only_thing(scene: Scene) -> str:
 
 
 def write_image_folder(
-    records: Iterable[Record], folder: Path, *, size_px: int, label: Callable[[Scene], str] = only_thing
+    records: Iterable[SceneRecord], folder: Path, *, size_px: int, label: Callable[[Scene], str] = only_thing
 ) -> None:
     """Write `LABEL/KEY.png` with blanks in labels as `_`, and the truth beside them (`scenes.jsonl`, `.owners/`)."""
     (folder / _OWNERS).mkdir(parents=True, exist_ok=True)
@@ -44,13 +44,13 @@ def write_image_folder(
     (folder / _TRUTH).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def read_image_folder(folder: Path) -> list[tuple[str, Stored]]:
+def read_image_folder(folder: Path) -> list[tuple[str, StoredScene]]:
     """(label, what was written) in the order of writing."""
-    out: list[tuple[str, Stored]] = []
+    out: list[tuple[str, StoredScene]] = []
     for line in (folder / _TRUTH).read_text(encoding="utf-8").splitlines():
         data = json.loads(line)
         record = record_from_json(data)
         image = read_png((folder / data["label"] / f"{record.key}.png").read_bytes())
         owner = owner_from_png((folder / _OWNERS / f"{record.key}.png").read_bytes())
-        out.append((data["label"].replace("_", " "), Stored(record, image, owner)))
+        out.append((data["label"].replace("_", " "), StoredScene(record, image, owner)))
     return out

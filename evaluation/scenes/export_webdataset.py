@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from evaluation.scenes.records import Record, Stored, record_from_json, record_to_json
+from evaluation.scenes.records import SceneRecord, StoredScene, record_from_json, record_to_json
 from evaluation.scenes.rendering import render
 from evaluation.scenes.scene import SceneError
 from model_store.files import whole_file
@@ -24,7 +24,9 @@ from model_store.files import whole_file
 _PARTS = ("json", "owner.png", "png", "txt")
 
 
-def write_webdataset(records: Iterable[Record], folder: Path, *, size_px: int, per_shard: int = 1000) -> list[Path]:
+def write_webdataset(
+    records: Iterable[SceneRecord], folder: Path, *, size_px: int, per_shard: int = 1000
+) -> list[Path]:
     """Write `scenes-000000.tar`, `scenes-000001.tar`, ...; a shard appears under its name only when it is complete.
 
     `txt` holds the first caption, `json` the scene and every caption with its meaning, `owner.png` per pixel 0 for the
@@ -56,7 +58,7 @@ def write_webdataset(records: Iterable[Record], folder: Path, *, size_px: int, p
     return shards
 
 
-def read_webdataset(shard: Path) -> Iterator[Stored]:
+def read_webdataset(shard: Path) -> Iterator[StoredScene]:
     """What `write_webdataset` put into one shard, in order.
 
     Raises:
@@ -73,10 +75,10 @@ def read_webdataset(shard: Path) -> Iterator[Stored]:
             if sorted(parts) != list(_PARTS):
                 raise SceneError(f"{shard.name}: {key} has parts {sorted(parts)}, expected {list(_PARTS)}")
             record = record_from_json(json.loads(parts["json"]))
-            yield Stored(record, read_png(parts["png"]), owner_from_png(parts["owner.png"]))
+            yield StoredScene(record, read_png(parts["png"]), owner_from_png(parts["owner.png"]))
 
 
-def _parts(record: Record, size_px: int) -> list[tuple[str, bytes]]:
+def _parts(record: SceneRecord, size_px: int) -> list[tuple[str, bytes]]:
     rendered = render(record.scene, size_px)
     return [
         ("png", png_bytes(rendered.image)),

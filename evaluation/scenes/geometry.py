@@ -1,4 +1,4 @@
-"""Where things are, how big and how far in front, with margins: True, False, or None where people would disagree.
+"""Geometry of scenes (place, size, depth) with margins: True, False, or None where people would disagree.
 
 The margins follow CLEVR's idea that a relation counts only when it is plain to see.
 """

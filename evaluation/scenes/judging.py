@@ -12,7 +12,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.scenes.meaning import And, Count, Listing, Meaning, Not, Place, Relation, What, judge
+from evaluation.scenes.meaning import And, Count, Enumeration, Meaning, Not, Place, Relation, What, judge
 from evaluation.scenes.palette import COLOURS, SHAPES
 from evaluation.scenes.scene import Scene
 
@@ -39,7 +39,7 @@ class Scenes:
     def judge(self, meaning: Meaning) -> Truths:
         """int8 [n]: 1 plainly true, -1 plainly false, 0 where a scene does not settle it (Kleene's logic)."""
         match meaning:
-            case Listing(whats) if all(_plain(what) for what in whats):
+            case Enumeration(whats) if all(_plain(what) for what in whats):
                 present = np.all([self._count(what) > 0 for what in whats], axis=0)
                 return _truths(present) if len(whats) == 1 else self._one_by_one(meaning, present)
             case Count(what, number) if _plain(what):

@@ -1,4 +1,4 @@
-"""What a caption says, as data, and the oracle that judges it: `judge(meaning, scene)`.
+"""Meanings of captions as data, and the oracle that judges them: `judge(meaning, scene)`.
 
 The oracle has three answers. None means that the scene does not settle the matter (an object almost on the diagonal,
 two sizes almost equal, two mentions that may be one object); such a caption is neither right nor wrong and no probe
@@ -40,6 +40,7 @@ INVERSE: dict[RelationName, RelationName] = {
     "smaller than": "bigger than",
 }
 SPATIAL: tuple[RelationName, ...] = ("left of", "right of", "above", "below")
+OPPOSITES: tuple[tuple[RelationName, RelationName], ...] = (("left of", "right of"), ("above", "below"))
 _DIRECTION_OF_PLACE: dict[Where, Direction] = {"left": "left", "right": "right", "top": "above", "bottom": "below"}
 _DIRECTION_OF_RELATION: dict[RelationName, Direction] = {
     "left of": "left",
@@ -61,7 +62,7 @@ class What:
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class Enumeration:
     """There are these things, each another one: "a red circle and a blue square". One entry says "a red circle"."""
 
     whats: tuple[What, ...]
@@ -109,7 +110,7 @@ class And:
     parts: tuple[Meaning, ...]
 
 
-Meaning = Listing | Count | Place | Relation | Ground | Not | And
+Meaning = Enumeration | Count | Place | Relation | Ground | Not | And
 
 
 def is_true(meaning: Meaning, scene: Scene) -> bool:
@@ -126,7 +127,7 @@ def judge(meaning: Meaning, scene: Scene) -> bool | None:
     """True, False, or None where the scene does not settle what the caption says."""
     things = scene.things
     match meaning:
-        case Listing(whats):
+        case Enumeration(whats):
             return _listed(whats, scene)
         case Count(what, number):
             truths = [matches(what, thing) for thing in things]

@@ -1,4 +1,4 @@
-"""Captions for training and for written data sets: drawn at random, true, with a false twin on request."""
+"""Captions for training and for written data sets: drawn at random, true, with a hard negative on request."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from evaluation.scenes.config import Pair, SceneConfig
 from evaluation.scenes.contrasts import near_misses
 from evaluation.scenes.dice import Dice
 from evaluation.scenes.frames import Words, frames
-from evaluation.scenes.meaning import And, Listing, Meaning, Not, Place, is_false, is_true
+from evaluation.scenes.meaning import And, Enumeration, Meaning, Not, Place, is_false, is_true
 from evaluation.scenes.negation import absent, has_but_not, has_no
 from evaluation.scenes.phrases import Caption, caption, family_of, say
-from evaluation.scenes.records import Record
+from evaluation.scenes.records import SceneRecord
 from evaluation.scenes.sampling import sample
 from evaluation.scenes.scene import Scene
 
@@ -35,7 +35,7 @@ _REORDERED = 0.75
 
 
 @dataclass(frozen=True, slots=True)
-class Twins:
+class CaptionPair:
     """A true caption and a false one that is easily mistaken for it."""
 
     right: Caption
@@ -63,16 +63,17 @@ def draw_caption(
     raise ValueError(f"no topic of {sorted(mix)} has a plain truth about scene {scene.seed}")
 
 
-def draw_twins(
+def draw_with_negative(
     scene: Scene, seed: int, *, pairs: Sequence[Pair], mix: Mapping[Topic, float] = DEFAULT_MIX, words: Words = "train"
-) -> Twins | None:
+) -> CaptionPair | None:
     """A drawn caption and a plainly false one nearby, in the same frame where it fits; None if there is none.
 
-    Where a listing has a twin of the very same words ("a red circle and a blue square" with exchanged colours), it is
-    taken three times of four: drawn evenly, the many ways to replace a word would make it a rare sight. Relations keep
-    the even draw: other directions teach direction, and models that saw mostly exchanged things did not learn it.
-    Where the mix denies anything, a caption that denies is wrong as often as right: half of the true ones have a false
-    twin that affirms, and as many affirmations have a twin that denies (as long as the mix has enough of them).
+    Where a listing has a hard negative of the very same words ("a red circle and a blue square" with exchanged
+    colours), it is taken three times of four: drawn evenly, the many ways to replace a word would make it rare.
+    Relations keep the even draw: other directions teach direction, and models that saw mostly exchanged things did not
+    learn it.
+    Where the mix denies anything, a caption that denies is wrong as often as right: half of the true ones have a hard
+    negative that affirms, and as many affirmations one that denies (as long as the mix has enough of them).
     """
     right = draw_caption(scene, seed, pairs=pairs, mix=mix, words=words)
     dice = Dice("twin", scene.seed, seed)
@@ -88,7 +89,7 @@ def draw_twins(
     denying: bool | None = None
     if _denies(right.meaning):
         denying = dice.chance(0.5)
-    elif rate and isinstance(right.meaning, Listing):
+    elif rate and isinstance(right.meaning, Enumeration):
         denying = dice.chance(rate)
         close += [has_no(name) for name in names]
         close += [has_but_not(a, b) for a in names for b in names if a != b]
@@ -97,23 +98,23 @@ def draw_twins(
         return None
     fitting = [meaning for meaning in wrong if denying in (None, _denies(meaning))] or wrong
     reordered = [meaning for meaning in fitting if _words(meaning) == _words(right.meaning)]
-    if not isinstance(right.meaning, Listing):
+    if not isinstance(right.meaning, Enumeration):
         reordered = []
     chosen = dice.pick(reordered if reordered and dice.chance(_REORDERED) else fitting)
     if family_of(chosen) == family_of(right.meaning):
-        return Twins(right, caption(chosen, right.frame))
-    return Twins(right, _framed(chosen, dice, words))
+        return CaptionPair(right, caption(chosen, right.frame))
+    return CaptionPair(right, _framed(chosen, dice, words))
 
 
 def draw_records(
     config: SceneConfig, seeds: Iterable[int], *, captions: int = 5, mix: Mapping[Topic, float] = DEFAULT_MIX
-) -> Iterator[Record]:
+) -> Iterator[SceneRecord]:
     """Records for the writers: one scene per seed with up to `captions` different captions."""
     for seed in seeds:
         scene = sample(seed, config)
         drawn = [draw_caption(scene, number, pairs=config.pairs, mix=mix) for number in range(captions)]
         unique = {one.text: one for one in drawn}
-        yield Record(key=f"{seed:08d}", scene=scene, captions=tuple(unique.values()))
+        yield SceneRecord(key=f"{seed:08d}", scene=scene, captions=tuple(unique.values()))
 
 
 def _meanings(scene: Scene, topic: Topic, dice: Dice, pairs: Sequence[Pair]) -> list[Meaning]:
@@ -128,7 +129,7 @@ def _meanings(scene: Scene, topic: Topic, dice: Dice, pairs: Sequence[Pair]) -> 
         return [meaning] if is_true(meaning, scene) else []
     if topic == "mentions":
         names = list(dict.fromkeys(name_of(thing) for thing in scene.things))  # "two red circles" is for counts
-        meaning = Listing(tuple(dice.shuffled(names)[:_MOST_MENTIONS]))
+        meaning = Enumeration(tuple(dice.shuffled(names)[:_MOST_MENTIONS]))
         return [meaning] if is_true(meaning, scene) else []
     found = {
         "attributes": lambda: attributes(scene),
@@ -147,7 +148,7 @@ def _denies(meaning: Meaning) -> bool:
 
 
 def _denial_rate(mix: Mapping[Topic, float]) -> float:
-    """How often an affirmation gets a twin that denies: as many in all as there are denials with one that affirms."""
+    """How often an affirmation gets a negative that denies: as many in all as denials get one that affirms."""
     denials = mix.get("negatives", 0.0) + mix.get("hybrids", 0.0)
     affirmations = mix.get("attributes", 0.0) + mix.get("mentions", 0.0)
     return min(1.0, denials / 2 / affirmations) if affirmations else 0.0

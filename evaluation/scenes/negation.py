@@ -14,7 +14,7 @@ from evaluation.scenes.captions import name_of
 from evaluation.scenes.config import Pair
 from evaluation.scenes.dice import Dice
 from evaluation.scenes.frames import Words, frames
-from evaluation.scenes.meaning import And, Listing, Meaning, Not, What, is_false, is_true
+from evaluation.scenes.meaning import And, Enumeration, Meaning, Not, What, is_false, is_true
 from evaluation.scenes.phrases import Caption, caption, family_of
 from evaluation.scenes.scene import Scene, SceneError
 
@@ -39,16 +39,16 @@ def absent(scene: Scene, pairs: Iterable[Pair], *, how: Absence = "any") -> list
     return out
 
 
-def has(*whats: What) -> Listing:
-    return Listing(whats)
+def has(*whats: What) -> Enumeration:
+    return Enumeration(whats)
 
 
 def has_no(what: What) -> Not:
-    return Not(Listing((what,)))
+    return Not(Enumeration((what,)))
 
 
 def has_but_not(present: What, missing: What) -> And:
-    return And((Listing((present,)), Not(Listing((missing,)))))
+    return And((Enumeration((present,)), Not(Enumeration((missing,)))))
 
 
 def negatives(scene: Scene, pairs: Iterable[Pair], *, how: Absence = "any", words: Words = "train") -> list[Caption]:
@@ -77,12 +77,12 @@ def exceptions(scene: Scene, *, attribute: Literal["colour", "texture"] = "textu
             if value == "plain":
                 continue  # "not plain" names no property
             exception = What(colour=value) if attribute == "colour" else What(texture=value)
-            meanings.append(Listing((What(shape=thing.shape, but_not=exception),)))
+            meanings.append(Enumeration((What(shape=thing.shape, but_not=exception),)))
     return [caption(m) for m in dict.fromkeys(meanings) if is_true(m, scene)]
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class NegationQuestion:
     """Options of which exactly one is plainly true and the others are plainly false."""
 
     options: tuple[Caption, ...]
@@ -99,7 +99,7 @@ def negation_question(
     how: Absence = "any",
     words: Words = "train",
     frame: int | None = None,
-) -> Question:
+) -> NegationQuestion:
     """Four options, shuffled. With A, B in the scene and N not: right is "A and B", "no N" or "A but no N" by `kind`;
     the wrong ones are the other two kinds with A and N exchanged and one more.
 
@@ -129,7 +129,7 @@ def negation_question(
     if not is_true(options[0], scene) or not all(is_false(option, scene) for option in options[1:]):
         raise SceneError("the scene does not settle every option")
     order = dice.shuffled(range(len(options)))
-    return Question(tuple(_framed(options[i], dice, words, frame) for i in order), order.index(0), kind)
+    return NegationQuestion(tuple(_framed(options[i], dice, words, frame) for i in order), order.index(0), kind)
 
 
 def _framed(meaning: Meaning, dice: Dice, words: Words, frame: int | None) -> Caption:

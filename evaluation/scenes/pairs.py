@@ -97,7 +97,7 @@ def minimal_pair(scene: Scene, factor: Factor, *, config: SceneConfig, seed: int
 
 
 def _unseen(scene: Scene, other: Scene) -> str | None:
-    """Why nobody would see the difference between a scene and its proposed twin, or None."""
+    """Why nobody would see the difference between a scene and its proposed counterpart, or None."""
     found = differences(scene, other)
     if not found:
         return "the change changes nothing"

@@ -1,11 +1,11 @@
-"""From meanings to English: `say(meaning)`. Two meanings that differ in truth never get one text."""
+"""English sentences of meanings: `say(meaning)`. Two meanings that differ in truth never get one text."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from evaluation.scenes.frames import Family, Words, frames
-from evaluation.scenes.meaning import And, Count, Ground, Listing, Meaning, Not, Place, Relation, What
+from evaluation.scenes.meaning import And, Count, Enumeration, Ground, Meaning, Not, Place, Relation, What
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 PLACES = {
@@ -52,13 +52,13 @@ def captions(meaning: Meaning, words: Words = "train") -> list[Caption]:
 def family_of(meaning: Meaning) -> Family | None:
     """Which frames fit; None for a conjunction, which is said part by part."""
     match meaning:
-        case Listing():
+        case Enumeration():
             return "affirmative"
-        case Not(Listing((_,))):
+        case Not(Enumeration((_,))):
             return "negative"
         case Not(Place()):
             return "no_place"
-        case And((Listing(), Not(Listing((_,))))):
+        case And((Enumeration(), Not(Enumeration((_,))))):
             return "hybrid"
         case Place():
             return "place"
@@ -105,13 +105,13 @@ def _family(meaning: Meaning) -> Family:
 
 def _slots(meaning: Meaning) -> dict[str, str]:
     match meaning:
-        case Listing(whats):
+        case Enumeration(whats):
             return {"a": _list(whats)}
-        case Not(Listing((what,))):
+        case Not(Enumeration((what,))):
             return {"no": noun(what), "a_no": with_article(noun(what))}
         case Not(Place(what, where)):
             return {"no": noun(what), "place": PLACES[where]}
-        case And((Listing(whats), Not(Listing((what,))))):
+        case And((Enumeration(whats), Not(Enumeration((what,))))):
             return {"a": _list(whats), "no": noun(what), "a_no": with_article(noun(what))}
         case Place(what, where):
             return {"a": with_article(noun(what)), "place": PLACES[where]}

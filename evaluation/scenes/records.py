@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.scenes.meaning import And, Count, Ground, Listing, Meaning, Not, Place, Relation, What
+from evaluation.scenes.meaning import And, Count, Enumeration, Ground, Meaning, Not, Place, Relation, What
 from evaluation.scenes.phrases import Caption
 from evaluation.scenes.scene import Scene, SceneError, scene_from_json, scene_to_json
 
@@ -17,7 +17,7 @@ _WHAT_KEYS = ("shape", "colour", "texture", "size")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class SceneRecord:
     """One scene of a data set. `key` names its files: digits, letters, `-` and `_`, with at least one digit."""
 
     key: str
@@ -33,20 +33,20 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredScene:
     """What was read back: the record, the picture uint8 [H, W, 3] and its owners int8 [H, W] (-1: background)."""
 
-    record: Record
+    record: SceneRecord
     image: NDArray[np.uint8]
     owner: NDArray[np.int8]
 
 
-def record_to_json(record: Record) -> dict[str, Any]:
+def record_to_json(record: SceneRecord) -> dict[str, Any]:
     captions = [{"text": c.text, "frame": c.frame, "meaning": meaning_to_json(c.meaning)} for c in record.captions]
     return {"key": record.key, "scene": scene_to_json(record.scene), "captions": captions}
 
 
-def record_from_json(data: Mapping[str, Any]) -> Record:
+def record_from_json(data: Mapping[str, Any]) -> SceneRecord:
     """The inverse of `record_to_json`.
 
     Raises:
@@ -54,14 +54,14 @@ def record_from_json(data: Mapping[str, Any]) -> Record:
     """
     try:
         captions = tuple(Caption(c["text"], meaning_from_json(c["meaning"]), c["frame"]) for c in data["captions"])
-        return Record(key=data["key"], scene=scene_from_json(data["scene"]), captions=captions)
+        return SceneRecord(key=data["key"], scene=scene_from_json(data["scene"]), captions=captions)
     except (KeyError, TypeError) as error:
         raise SceneError(f"not a record of a scene: {type(error).__name__} {error}") from error
 
 
 def meaning_to_json(meaning: Meaning) -> dict[str, Any]:
     match meaning:
-        case Listing(whats):
+        case Enumeration(whats):
             return {"says": "listing", "whats": [_what_to_json(what) for what in whats]}
         case Count(what, number):
             return {"says": "count", "what": _what_to_json(what), "number": number}
@@ -90,7 +90,7 @@ def meaning_from_json(data: Mapping[str, Any]) -> Meaning:
     """
     match data["says"]:
         case "listing":
-            return Listing(tuple(_what_from_json(what) for what in data["whats"]))
+            return Enumeration(tuple(_what_from_json(what) for what in data["whats"]))
         case "count":
             return Count(_what_from_json(data["what"]), data["number"])
         case "place":

@@ -1,4 +1,4 @@
-"""From a scene to pixels and the pixel truth: who owns each pixel, boxes, visible areas."""
+"""Rendering of a scene: its pixels and their truth (the owner of each pixel, boxes, visible areas)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a seed to a scene: looks first, then a layout that is drawn again until no rule is broken."""
+"""Sampling of a scene from a seed: looks first, then a layout that is drawn again until no rule is broken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all tasks on real data share: their interface, an encoder that counts what it has encoded, and the result."""
+"""Parts shared by all tasks on real data: their interface, an encoder that counts what it encodes, and the result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from evaluation.encoder import Encoder, Vectors
 from evaluation.metrics import normalize
 from evaluation.probe_results import Control, ProbeResult, RunKey, result_rows
-from evaluation.probes.rows import Row
+from evaluation.probes.rows import ProbeRow
 from evaluation.standard.photographs import Photograph, name_the_broken
 from evaluation.suites import Step, Tell
 
@@ -96,13 +96,13 @@ def run_key(task: Task, encoder: Encoder, *, asked: str, seed: int = 0) -> RunKe
 def joined(
     key: RunKey,
     asking: Asking,
-    rows: Sequence[Row],
+    rows: Sequence[ProbeRow],
     *,
     asked: str,
-    blind: Sequence[Row] | None = None,
+    blind: Sequence[ProbeRow] | None = None,
     notes: Sequence[str] = (),
 ) -> ProbeResult:
-    controls: Mapping[Control, Sequence[Row] | None] = {"blind": blind}
+    controls: Mapping[Control, Sequence[ProbeRow] | None] = {"blind": blind}
     return ProbeResult(
         key=key,
         encoder=asking.encoder.name,

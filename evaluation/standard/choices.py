@@ -11,7 +11,7 @@ from evaluation.encoder import Encoder
 from evaluation.metrics import normalize
 from evaluation.probe_results import ProbeResult, RunKey
 from evaluation.probes.questions import credit
-from evaluation.probes.rows import F64, Row, mean_row
+from evaluation.probes.rows import F64, ProbeRow, mean_row
 from evaluation.standard.asking import Asking, Tell, digest, joined, run_key
 from evaluation.standard.marks import macro_row
 from evaluation.standard.photographs import Photograph, clusters_of
@@ -77,7 +77,7 @@ class Choices:
         ends = [0, *np.cumsum(sizes).tolist()]
         return np.array([credit(scores[low:high], 0, ties_wrong=ties_wrong) for low, high in pairwise(ends)])
 
-    def _rows(self, outcomes: F64) -> list[Row]:
+    def _rows(self, outcomes: F64) -> list[ProbeRow]:
         names, at, counts = np.unique([c.group for c in self.choices], return_inverse=True, return_counts=True)
         clusters = np.array(clusters_of(choice.photograph for choice in self.choices), dtype=np.int64)
         chance = 1 / np.array([len(choice.options) for choice in self.choices])

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from evaluation.encoder import Encoder, Vectors, own_templates
 from evaluation.probe_results import ProbeResult, RunKey
-from evaluation.probes.rows import F64, Row, mean_row
+from evaluation.probes.rows import F64, ProbeRow, mean_row
 from evaluation.standard.asking import Asking, Tell, digest, joined, run_key, unasked
-from evaluation.standard.image_folder import ImageFolder, Labelled, Part, identities, labels_of
+from evaluation.standard.image_folder import ImageFolder, LabelledPhotograph, Part, identities, labels_of
 from evaluation.standard.marks import macro_row, ranks
 from evaluation.standard.photographs import clusters_of
 from evaluation.zero_shot import class_matrix
@@ -42,7 +42,7 @@ def wording(name: Wording, encoder: Encoder) -> tuple[str, ...] | None:
 
 
 @dataclass(frozen=True)
-class ZeroShot:
+class ZeroShotTask:
     """`wordings`: the class names alone, in 1, 7 or 80 sentences, or in those of the artifact."""
 
     name: str
@@ -65,7 +65,7 @@ class ZeroShot:
         texts = {one.format(name) for found in templates.values() for one in found or () for name in names}
         asking = Asking(encoder, self.kind, pictures=len(set(photographs)), texts=len(texts), progress=progress)
         images, truth, clusters = asking.image_vectors(photographs), labels_of(items), clusters_of(photographs)
-        rows: list[Row] = []
+        rows: list[ProbeRow] = []
         notes = [*self.folder.notes, *([f"judged on the {part} pictures only"] if part else [])]
         for name, found in templates.items():
             if found is None:
@@ -81,7 +81,7 @@ class ZeroShot:
         return digest([*identities(self.folder), *self.wordings])
 
 
-def judged(folder: ImageFolder) -> tuple[tuple[Labelled, ...], Part | None]:
+def judged(folder: ImageFolder) -> tuple[tuple[LabelledPhotograph, ...], Part | None]:
     """All pictures of a set without folders for its parts, else those of test/, else those of val/."""
     part: Part | None = next((part for part in ("test", "validation") if part in folder.parts), None)
     return tuple(item for item in folder.items if item.part == part), part
@@ -94,7 +94,7 @@ def class_ranks(images: Vectors, classes: Vectors, truth: NDArray[np.int64]) -> 
 
 def class_rows(
     suffix: str, found: F64, truth: NDArray[np.int64], clusters: Sequence[int], *, classes: int
-) -> list[Row]:
+) -> list[ProbeRow]:
     """top-1, top-5 where there are more than five classes, and top-1 averaged over the classes that occur."""
     hits = (found == 0).astype(np.float64)
     rows = [mean_row(f"top-1{suffix}", hits, clusters, chance=1 / classes)]
@@ -103,12 +103,14 @@ def class_rows(
     return [*rows, macro_row(f"mean over classes{suffix}", hits, truth, clusters, chance=1 / classes)]
 
 
-def majority_row(learnt: NDArray[np.int64], truth: NDArray[np.int64], clusters: Sequence[int], *, classes: int) -> Row:
+def majority_row(
+    learnt: NDArray[np.int64], truth: NDArray[np.int64], clusters: Sequence[int], *, classes: int
+) -> ProbeRow:
     """What always naming the most frequent class of `learnt` scores on `truth`."""
     named = np.bincount(learnt).argmax()
     return mean_row("majority baseline", (truth == named).astype(float), clusters, chance=1 / classes)
 
 
-def _unasked(suffix: str, *, classes: int) -> list[Row]:
+def _unasked(suffix: str, *, classes: int) -> list[ProbeRow]:
     empty = np.zeros(0, dtype=np.int64)
     return class_rows(suffix, np.zeros(0), empty, empty.tolist(), classes=classes)

@@ -1,4 +1,4 @@
-"""COCO's json files: which pictures there are, and the captions of each."""
+"""Readers of COCO's json files: which pictures there are, and the captions of each."""
 
 from __future__ import annotations
 

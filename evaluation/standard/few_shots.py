@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from evaluation.encoder import Encoder, Vectors
 from evaluation.probe_results import ProbeResult, RunKey
 from evaluation.probes.few_shot import harmonic_row
-from evaluation.probes.rows import F64, Row, mean_row
+from evaluation.probes.rows import F64, ProbeRow, mean_row
 from evaluation.standard.asking import Asking, Tell, digest, joined, run_key, unasked
 from evaluation.standard.classify import NO_TEMPLATES, Wording, class_ranks, majority_row, wording
-from evaluation.standard.image_folder import ImageFolder, Labelled, identities, in_hash_order, labels_of
+from evaluation.standard.image_folder import ImageFolder, LabelledPhotograph, identities, in_hash_order, labels_of
 from evaluation.standard.linear import best_strength, fit, require_sklearn
 from evaluation.standard.photographs import clusters_of
 from evaluation.zero_shot import class_matrix
@@ -91,7 +91,7 @@ class FewShots:
         rows.append(majority_row(truth, truth, clusters[: len(base)], classes=self.base))
         return joined(self.key(encoder), asking, rows, asked=self._asked(), notes=notes)
 
-    def _zero_shot(self, base: NDArray[np.bool_], new: NDArray[np.bool_], clusters: list[int]) -> list[Row]:
+    def _zero_shot(self, base: NDArray[np.bool_], new: NDArray[np.bool_], clusters: list[int]) -> list[ProbeRow]:
         classes, marks = len(self.folder.classes), (base.astype(np.float64), new.astype(np.float64))
         return [
             mean_row("base, zero-shot", marks[0], clusters[: len(base)], chance=1 / self.base),
@@ -113,13 +113,13 @@ class FewShots:
             marks += fit(shots, labels, strength=strength).predict(tests) == truth
         return marks / _DRAWS
 
-    def _tests(self) -> tuple[list[Labelled], list[Labelled]]:
+    def _tests(self) -> tuple[list[LabelledPhotograph], list[LabelledPhotograph]]:
         """Of the base classes, and of the new ones."""
         tests = [self._class(label)[1] for label in range(len(self.folder.classes))]
         base, new = tests[: self.base], tests[self.base :]
         return [item for items in base for item in items], [item for items in new for item in items]
 
-    def _class(self, label: int) -> tuple[list[Labelled], list[Labelled]]:
+    def _class(self, label: int) -> tuple[list[LabelledPhotograph], list[LabelledPhotograph]]:
         items = [item for item in self.folder.items if item.label == label]
         if None not in self.folder.parts:
             tested = "test" if "test" in self.folder.parts else "validation"

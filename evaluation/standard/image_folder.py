@@ -25,7 +25,7 @@ _PARTS: Mapping[str, Part] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
+class LabelledPhotograph:
     """`label` indexes the classes. part: from a folder train/, val/, test/; None where the set has no such folders."""
 
     photograph: Photograph
@@ -39,7 +39,7 @@ class ImageFolder:
 
     classes: tuple[str, ...]
     names: tuple[str, ...]
-    items: tuple[Labelled, ...]
+    items: tuple[LabelledPhotograph, ...]
     notes: tuple[str, ...]
 
     @property
@@ -67,7 +67,7 @@ def read_image_folder(root: Path) -> ImageFolder:
     classes = tuple(sorted({name for top in tops.values() for name in _folders(top)}))
     if len(classes) < 2:
         raise ValueError(f"{root}: expected at least two sub-folders, one for each class, got {list(classes)}")
-    items: list[Labelled] = []
+    items: list[LabelledPhotograph] = []
     others = 0
     for part, top in tops.items():
         for label, name in enumerate(classes):
@@ -76,7 +76,7 @@ def read_image_folder(root: Path) -> ImageFolder:
             paths, left_out = pictures_in(top / name)
             others += left_out
             prefix = name if part is None else f"{top.name}/{name}"
-            items += [Labelled(photograph(path, f"{prefix}/{path.name}"), label, part) for path in paths]
+            items += [LabelledPhotograph(photograph(path, f"{prefix}/{path.name}"), label, part) for path in paths]
     empty = sorted(set(range(len(classes))) - {item.label for item in items})
     if empty:
         raise ValueError(f"{root / classes[empty[0]]}: no picture (.jpg, .jpeg, .png, .webp) in this class")
@@ -84,13 +84,13 @@ def read_image_folder(root: Path) -> ImageFolder:
     return ImageFolder(classes, _names(root, classes), tuple(items), notes)
 
 
-def parted(folder: ImageFolder, *, seed: int = 0) -> dict[Part, tuple[Labelled, ...]]:
+def parted(folder: ImageFolder, *, seed: int = 0) -> dict[Part, tuple[LabelledPhotograph, ...]]:
     """train, validation, test: the set's own folders; what it lacks is taken by a hash of the name.
 
     Without folders: 60, 20, 20 %. With train/ and test/ only: a fifth of train/ validates. With train/ and val/ only:
     val/ is the test, and a fifth of train/ validates.
     """
-    out: dict[Part, list[Labelled]] = {"train": [], "validation": [], "test": []}
+    out: dict[Part, list[LabelledPhotograph]] = {"train": [], "validation": [], "test": []}
     has_test, has_validation = "test" in folder.parts, "validation" in folder.parts
     for item in folder.items:
         fifth = _hash(item.photograph.name, seed) % 5
@@ -106,12 +106,12 @@ def parted(folder: ImageFolder, *, seed: int = 0) -> dict[Part, tuple[Labelled, 
     return {part: tuple(items) for part, items in out.items()}
 
 
-def in_hash_order(items: Sequence[Labelled], *, seed: int = 0) -> list[Labelled]:
+def in_hash_order(items: Sequence[LabelledPhotograph], *, seed: int = 0) -> list[LabelledPhotograph]:
     """An order that depends on the names and the seed only."""
     return sorted(items, key=lambda item: (_hash(item.photograph.name, seed), item.photograph.name))
 
 
-def labels_of(items: Sequence[Labelled]) -> NDArray[np.int64]:
+def labels_of(items: Sequence[LabelledPhotograph]) -> NDArray[np.int64]:
     return np.array([item.label for item in items], dtype=np.int64)
 
 

@@ -1,4 +1,4 @@
-"""How answers are marked: ranks in which a tie is wrong, means over classes, and what luck would give."""
+"""Marking of answers: ranks in which a tie is wrong, means over classes, and the score of chance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from evaluation.metrics import first_hit_rank
 from evaluation.probes.questions import TIE
-from evaluation.probes.rows import F64, Row
+from evaluation.probes.rows import F64, ProbeRow
 
 _QUERIES = 512
 
@@ -45,9 +45,11 @@ class MacroMean:
         return float((sums[sizes > 0] / sizes[sizes > 0]).mean())
 
 
-def macro_row(name: str, outcomes: F64, groups: NDArray[np.int64], clusters: Sequence[int], *, chance: float) -> Row:
+def macro_row(
+    name: str, outcomes: F64, groups: NDArray[np.int64], clusters: Sequence[int], *, chance: float
+) -> ProbeRow:
     at = np.asarray(clusters, dtype=np.int64)
-    return Row(name=name, chance=chance, clusters=at, statistic=MacroMean(outcomes, groups))
+    return ProbeRow(name=name, chance=chance, clusters=at, statistic=MacroMean(outcomes, groups))
 
 
 def chance_of_hit(relevant: NDArray[np.integer], candidates: int, cut: int) -> float:

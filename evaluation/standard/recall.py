@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from evaluation.encoder import Encoder
 from evaluation.probe_results import ProbeResult, RunKey
-from evaluation.probes.rows import Row, mean_row
+from evaluation.probes.rows import ProbeRow, mean_row
 from evaluation.retrieval import CUTS, title_ids
 from evaluation.standard.asking import Asking, Tell, digest, joined, run_key
 from evaluation.standard.captioned import Captioned
@@ -59,7 +59,9 @@ class Recall:
         return digest(f"{photograph.identity} {caption}" for photograph, caption in self.captioned.pairs)
 
 
-def _rows(direction: str, found: NDArray[np.float64], relevant: NDArray[np.bool_], clusters: list[int]) -> list[Row]:
+def _rows(
+    direction: str, found: NDArray[np.float64], relevant: NDArray[np.bool_], clusters: list[int]
+) -> list[ProbeRow]:
     hits, candidates = relevant.sum(axis=1), relevant.shape[1]
     return [
         mean_row(

@@ -12,7 +12,7 @@ from evaluation.dense.task import Localisation
 from evaluation.dense.voc_folder import read_voc_folder
 from evaluation.standard.asking import Task
 from evaluation.standard.captioned import read_captioned
-from evaluation.standard.classify import WORDINGS, Wording, ZeroShot
+from evaluation.standard.classify import WORDINGS, Wording, ZeroShotTask
 from evaluation.standard.few_shots import FewShots
 from evaluation.standard.image_folder import read_image_folder
 from evaluation.standard.linear import LinearProbe
@@ -76,7 +76,7 @@ _KINDS: Mapping[str, _Kind] = {
     "folder": _Kind(
         ("templates",),
         "zero-shot classification, a class is a sub-folder; templates=bare|1|7|80|own|all (all)",
-        lambda spec: ZeroShot(spec.text, read_image_folder(Path(spec.path)), spec.wordings(default="all")),
+        lambda spec: ZeroShotTask(spec.text, read_image_folder(Path(spec.path)), spec.wordings(default="all")),
     ),
     "captions": _Kind(
         ("images",),

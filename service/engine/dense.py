@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.artifact import Artifact
-from model_store.errors import ArtifactNotFound
+from model_store.errors import RoleNotFound
 from model_store.graph import require_device
 from model_store.manifest import Role
 from model_store.modality.image import dense_size
@@ -100,13 +100,13 @@ def open_dense(artifact: Artifact, settings: EngineSettings) -> DenseTower:
     """Open the dense encoder and its adapters, and prove them; blocking, takes seconds.
 
     Raises:
-        ArtifactNotFound: the artifact has none.
+        RoleNotFound: the artifact has none.
         ArtifactError: whatever is wrong with it (integrity, a crash in the probe, provider, goldens).
     """
     precision = choose_precision(artifact, ROLE, settings.precision, settings.device)
     found, spec = artifact.graph_spec(ROLE, precision), artifact.dense_spec
     if found is None or spec is None:
-        raise ArtifactNotFound(f"{artifact.reference} has no {ROLE}")
+        raise RoleNotFound(f"{artifact.reference} has no {ROLE}")
     width, height = dense_size(1, 1, spec)
     feeds = {found[1].inputs[0].name: np.zeros((1, height, width, 3), dtype=np.uint8)}
     options, probed = replace(settings.session, prepack=settings.dense_prepack), ProbeLog(settings.probe_log)

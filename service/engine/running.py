@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.errors import ArtifactError, GoldenError
+from model_store.errors import ArtifactError, RoleNotFound
 from model_store.graph import example_feeds, require_device
 from model_store.manifest import ADAPTERS, ENCODERS, DenseSpec, ImageSpec, Manifest, Precision, Role, TextSpec
 from model_store.modality.text import Tokenizer
 from model_store.probe import ProbeLog
 from model_store.proving import Proof
 from model_store.store import Artifact
-from model_store.towers import Head, Tower, open_head, open_tower
+from model_store.towers import OpenedHead, Tower, open_head, open_tower
 from service.engine.batcher import Batcher, BatchObserver
 from service.engine.dense import DenseSession
 from service.engine.opening import EngineSettings, Owned, choose_precision, probe_graphs
@@ -33,7 +33,7 @@ class OpenedModel:
 
     artifact: Artifact
     towers: dict[Role, Tower]
-    heads: dict[str, Head]
+    heads: dict[str, OpenedHead]
     tokenizer: Tokenizer | None
     seconds: dict[str, float]
 
@@ -174,9 +174,10 @@ class RunningModel:
 
         Raises:
             InvalidText: see Tokenizer.encode.
+            RoleNotFound: the model has no text encoder.
         """
         if self.tokenizer is None:
-            raise GoldenError(f"{self.reference} has no text encoder")
+            raise RoleNotFound(f"{self.reference} has no text encoder")
         ids = self.tokenizer.encode(text)
         if self._pads_in_company:
             return np.array(ids, dtype=np.int64)

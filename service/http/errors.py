@@ -232,7 +232,7 @@ def located(error: ClipworksError, param: str) -> Refusal:
     return Refusal(problem.status, problem.code, problem.message, param=problem.param, headers=_headers_of(error))
 
 
-def refuse_validation(error: ValidationError) -> Refusal:
+def validation_refusal(error: ValidationError) -> Refusal:
     """422 for a body that is not what the route takes."""
     found = first_problem(error.errors(include_url=False, include_input=False, include_context=False))
     return Refusal(422, "invalid_field", found.message, param=found.param)

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from service.faults import DeadlinePassed
 from service.http.body import FREE_BYTES, read_body
 from service.http.context import context_of, while_connected
-from service.http.errors import BodyRefused, Refusal, refuse_validation
+from service.http.errors import BodyRefused, Refusal, validation_refusal
 from service.http.json_body import check_json, parse_json
 from service.http.limits import IngressLimits
 from service.http.multipart import FormPart, boundary_of, read_parts
@@ -181,7 +181,7 @@ def validate(value: Any, model: type[Body], limits: IngressLimits) -> Body:
     try:
         return model.model_validate(value, strict=True)
     except ValidationError as error:
-        raise refuse_validation(error) from None
+        raise validation_refusal(error) from None
 
 
 def content_type_of(request: Request) -> tuple[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, assert_never
 
 from starlette.requests import Request
 
@@ -41,7 +41,7 @@ def encoded_bytes(inputs: Sequence[Any]) -> int:
     return sum(len(each.image) for each in (*inputs, *combined) if isinstance(each, ImageInput))
 
 
-def item_of(each: Any, limits: IngressLimits) -> Input:
+def item_of(each: str | TextInput | ImageInput | ImageUrlInput, limits: IngressLimits) -> Input:
     """One input of a body as a pipeline item."""
     try:
         match each:
@@ -51,8 +51,10 @@ def item_of(each: Any, limits: IngressLimits) -> Input:
                 return TextItem(_sentence(each.text))
             case ImageInput():
                 return ImageItem(decode_image_field(each.image, limits))
-            case _:
+            case ImageUrlInput():
                 raise UrlFetchDisabled("image_url is refused: this server fetches nothing; send the bytes as image")
+            case _:
+                assert_never(each)  # a new kind of input needs a case of its own
     except ClipworksError as error:
         return FailedItem(error)
 

@@ -9,9 +9,11 @@ from urllib.parse import parse_qsl
 
 from starlette.requests import Request
 
+from model_store.templates import NAMES as TEMPLATE_NAMES
+from service.connection.framing import MAX_QUERY_FIELDS
 from service.http.errors import Refusal
 from service.http.json_body import check_json, parse_json
-from service.http.limits import MAX_QUERY_FIELDS, IngressLimits
+from service.http.limits import IngressLimits
 
 OptionKind = Literal["text", "flag", "whole", "number", "list", "templates", "texts"]
 Options = Mapping[str, OptionKind]
@@ -19,7 +21,6 @@ Options = Mapping[str, OptionKind]
 _FLAGS = {"true": True, "false": False}
 _WHOLE = re.compile(r"-?[0-9]{1,18}")
 _NUMBER = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,18})?([eE][+-]?[0-9]{1,3})?")
-_TEMPLATE_NAMES = ("none", "simple", "imagenet")
 _LINE_BREAK = re.compile(r"\r\n|\n|\r")
 _BOM = "\ufeff"
 _OF_JSON = ("[", "{")
@@ -54,7 +55,7 @@ def typed_options(texts: Mapping[str, list[str]], options: Options, limits: Ingr
     typed: dict[str, Any] = {}
     for name, values in texts.items():
         kind = options[name]
-        if kind == "list" or (kind == "templates" and values[0].strip() not in _TEMPLATE_NAMES):
+        if kind == "list" or (kind == "templates" and values[0].strip() not in TEMPLATE_NAMES):
             typed[name] = _list(name, values, limits)
         elif kind == "texts":
             typed[name] = values

@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from clipworks.schemas import Labelled, OnError, Templates
 from model_store.errors import ArtifactNotFound, InputError
-from model_store.towers import Head
+from model_store.towers import OpenedHead
 from service.engine.running import RunningModel
 from service.faults import LabelSetFailed, NoDirection, StateConflict, TooManyItems, UnknownName
 from service.http.context import context_of, deadline_of
@@ -63,7 +63,7 @@ async def classes_of(
     templates: Templates | None,
     deadline: Deadline,
     timings: Timings,
-) -> ClassMatrix | Head:
+) -> ClassMatrix | OpenedHead:
     """The classes of a request: its label set, or its labels in `templates`.
 
     Raises:

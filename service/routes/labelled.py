@@ -11,8 +11,8 @@ from starlette.responses import Response
 
 from clipworks.schemas import ClassifyRequest, LocalizeRequest
 from model_store.errors import ClipworksError, InputError
+from model_store.label_vectors import LabelVectors
 from model_store.manifest import Presence
-from model_store.presence import LabelVectors
 from service.engine.running import RunningModel
 from service.faults import NoDirection
 from service.http.context import RequestContext, context_of, while_connected

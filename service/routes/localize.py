@@ -24,7 +24,7 @@ from service.routes.direct import DirectRoute
 from service.routes.labelled import LabelledRequest, answer, label_vectors, read_asked
 from service.services import Services
 from service.tasks import pipeline
-from service.tasks.localize import Heatmap, LabelAt, Located, Wanted
+from service.tasks.localize import LabelAt, LabelHeatmap, LocalizeOptions, LocatedLabels
 from service.tasks.scoring import ClassMatrix
 
 OPTIONS: Options = {
@@ -73,7 +73,7 @@ def _check_dense(model: RunningModel, body: LocalizeRequest) -> None:
 
 async def _find(
     asked: LabelledRequest[LocalizeRequest], presence: Presence, threshold: float
-) -> list[Located | ClipworksError]:
+) -> list[LocatedLabels | ClipworksError]:
     services, model, body = asked.services, asked.model, asked.body
     if body.labels is not None:
         _check_amount(services, body, [each if isinstance(each, str) else each.name for each in body.labels])
@@ -86,7 +86,7 @@ async def _find(
         )
         raise Refusal(422, "unsupported_input", message, param="label_set")
     _check_amount(services, body, classes.names)
-    wanted = Wanted(
+    wanted = LocalizeOptions(
         threshold=threshold,
         boxes="boxes" in body.include,
         masks="mask" in body.include,
@@ -135,7 +135,7 @@ def _check_amount(services: Services, body: LocalizeRequest, names: Sequence[str
         )
 
 
-def _shown(located: Located) -> dict[str, Any]:
+def _shown(located: LocatedLabels) -> dict[str, Any]:
     labels = [_label(each, [located.height, located.width]) for each in located.labels]
     return {"width": located.width, "height": located.height, "labels": labels}
 
@@ -153,7 +153,7 @@ def _label(found: LabelAt, size: list[int]) -> dict[str, Any]:
     return entry
 
 
-def _heatmap(heatmap: Heatmap) -> dict[str, Any]:
+def _heatmap(heatmap: LabelHeatmap) -> dict[str, Any]:
     rows, columns = heatmap.values.shape
     if heatmap.png is None:
         return {"rows": rows, "columns": columns, "values": heatmap.values}

@@ -14,7 +14,7 @@ from clipworks.schemas import LabelSetDetail, LabelSetInfo, LabelSetRequest
 from model_store.errors import ArtifactNotFound, ClipworksError
 from model_store.manifest import HeadSpec
 from model_store.store import Artifact
-from model_store.towers import Head
+from model_store.towers import OpenedHead
 from service.engine.registry import Registry
 from service.engine.running import RunningModel
 from service.faults import LabelSetFailed, ServiceNotReady, StateConflict, TooManyItems, UnknownName
@@ -177,7 +177,7 @@ class LabelSets:
                 found.task.cancel()
             del self._sets[name]
 
-    def classes(self, name: str, model: RunningModel) -> ClassMatrix | Head:
+    def classes(self, name: str, model: RunningModel) -> ClassMatrix | OpenedHead:
         """The class head of `model` with this name, or the encoded classes of a stored set.
 
         Raises:

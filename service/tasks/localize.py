@@ -5,25 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from clipworks.schemas import HeatmapFormat
+from model_store.label_vectors import LabelVectors
 from model_store.manifest import Presence
-from model_store.presence import LabelVectors, presence_scores, score_maps
-from model_store.regions import FINENESS, Region, encode_rle, regions_of, stretch
+from model_store.presence import presence_scores, score_maps
+from model_store.regions import Region, encode_rle, maps_at_once, regions_of, stretch
 from service.timing import Deadline
 
 Map = NDArray[np.float32]
-HeatmapFormat = Literal["array", "png"]
 MAX_HEATMAP_PX = 1024
-_CELLS_AT_ONCE = 1_000_000  # of refined maps: some 10 MB
 
 
 @dataclass(frozen=True)
-class Picture:
+class WholePicture:
     """A whole picture as the dense encoder takes it, uint8 [H, W, 3], and the size of its upright original."""
 
     pixels: NDArray[np.uint8]
@@ -32,7 +31,7 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class LocalizeOptions:
     """What an answer holds beside scores. threshold: score from which a label is present; heatmap_of: None is all."""
 
     threshold: float
@@ -47,7 +46,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Box:
+class LabelBox:
     """Edges in pixels of the upright original; `mask` is COCO's compressed run lengths."""
 
     x0: float
@@ -59,7 +58,7 @@ class Box:
 
 
 @dataclass(frozen=True)
-class Heatmap:
+class LabelHeatmap:
     """A label's map on the grid, or as a grey PNG of `size` (width, height) whose 0 and 255 are the map's extremes."""
 
     values: Map
@@ -72,12 +71,12 @@ class LabelAt:
     label: str
     score: float
     present: bool
-    boxes: list[Box] = field(default_factory=list[Box])
-    heatmap: Heatmap | None = None
+    boxes: list[LabelBox] = field(default_factory=list[LabelBox])
+    heatmap: LabelHeatmap | None = None
 
 
 @dataclass(frozen=True)
-class Located:
+class LocatedLabels:
     """labels: all of them, best first, ties in their own order."""
 
     width: int
@@ -88,14 +87,14 @@ class Located:
 def locate(
     positions: NDArray[np.float32],
     pooled: NDArray[np.float32],
-    picture: Picture,
+    picture: WholePicture,
     names: Sequence[str],
     labels: LabelVectors,
     presence: Presence,
     *,
-    wanted: Wanted,
+    wanted: LocalizeOptions,
     deadline: Deadline,
-) -> Located:
+) -> LocatedLabels:
     """Positions [rows, columns, D] and the pooled vector [D] of one picture -> every label's place.
 
     One matrix product for all labels; regions are looked for in the maps of present ones only.
@@ -114,16 +113,20 @@ def locate(
         heatmap = None if form is None else _heatmap(maps[index], picture, form)
         score = float(scores[index])
         found.append(LabelAt(names[index], score, score >= wanted.threshold, boxes.get(index, []), heatmap))
-    return Located(picture.width, picture.height, found)
+    return LocatedLabels(picture.width, picture.height, found)
 
 
 def _boxes(
-    maps: NDArray[np.float32], scores: NDArray[np.float64], picture: Picture, wanted: Wanted, deadline: Deadline
-) -> dict[int, list[Box]]:
+    maps: NDArray[np.float32],
+    scores: NDArray[np.float64],
+    picture: WholePicture,
+    wanted: LocalizeOptions,
+    deadline: Deadline,
+) -> dict[int, list[LabelBox]]:
     """Boxes of present labels by their index, a few maps at a time."""
-    found: dict[int, list[Box]] = {}
+    found: dict[int, list[LabelBox]] = {}
     present = np.flatnonzero(scores >= wanted.threshold) if wanted.boxes or wanted.masks else np.array([], dtype=int)
-    step = max(1, _CELLS_AT_ONCE // (maps[0].size * FINENESS**2))
+    step = maps_at_once(maps)
     for start in range(0, len(present), step):
         deadline.check()
         chosen = present[start : start + step]
@@ -136,18 +139,18 @@ def _boxes(
     return found
 
 
-def _box(region: Region, picture: Picture) -> Box:
+def _box(region: Region, picture: WholePicture) -> LabelBox:
     mask = None if region.mask is None else encode_rle(region.mask, picture.width, picture.height)
-    return Box(region.x0, region.y0, region.x1, region.y1, region.score, mask)
+    return LabelBox(region.x0, region.y0, region.x1, region.y1, region.score, mask)
 
 
-def _heatmap(heat: Map, picture: Picture, form: HeatmapFormat) -> Heatmap:
+def _heatmap(heat: Map, picture: WholePicture, form: HeatmapFormat) -> LabelHeatmap:
     if form == "array":
-        return Heatmap(heat)
+        return LabelHeatmap(heat)
     share = min(1.0, MAX_HEATMAP_PX / max(picture.width, picture.height))
     width, height = max(1, round(picture.width * share)), max(1, round(picture.height * share))
     low, high = float(heat.min()), float(heat.max())
     levels = (stretch(heat, height, width) - low) * (255 / (high - low) if high > low else 0.0)
     buffer = BytesIO()
     Image.fromarray(np.rint(levels).clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
-    return Heatmap(heat, buffer.getvalue(), (width, height))
+    return LabelHeatmap(heat, buffer.getvalue(), (width, height))

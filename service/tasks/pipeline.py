@@ -11,11 +11,12 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.errors import ArtifactNotFound, ClipworksError, InputError
+from model_store.errors import ClipworksError, InputError, RoleNotFound
+from model_store.label_vectors import LabelVectors
 from model_store.manifest import Presence, Role
 from model_store.modality.text import is_quick
-from model_store.presence import LabelVectors, presence_scores, score_maps
-from model_store.towers import Activation, Head
+from model_store.presence import presence_scores, score_maps
+from model_store.towers import Activation, OpenedHead
 from service.decoding.pool import DecodePool
 from service.decoding.queue import HUGE_PX
 from service.engine.admission import Ticket
@@ -23,7 +24,7 @@ from service.engine.batcher import Batcher
 from service.engine.dense import unpacked
 from service.engine.running import RunningModel
 from service.faults import DeadlinePassed, NoDirection, ServiceOverloaded
-from service.tasks.localize import Located, Picture, Wanted, locate
+from service.tasks.localize import LocalizeOptions, LocatedLabels, WholePicture, locate
 from service.tasks.scoring import ClassMatrix, Scored, rank, rank_logits, rank_scores
 from service.timing import Deadline, Timings
 
@@ -111,7 +112,7 @@ async def embed(
 async def classify(
     model: RunningModel,
     items: Sequence[ImageItem | FailedItem],
-    classes: ClassMatrix | Head,
+    classes: ClassMatrix | OpenedHead,
     *,
     pool: DecodePool,
     activation: Activation | None,
@@ -202,12 +203,12 @@ async def localize(
     labels: LabelVectors,
     presence: Presence,
     *,
-    wanted: Wanted,
+    wanted: LocalizeOptions,
     short_px: int | None,
     pool: DecodePool,
     deadline: Deadline,
     timings: Timings,
-) -> list[Located | ClipworksError]:
+) -> list[LocatedLabels | ClipworksError]:
     """Find every label in every image: one pass of the dense encoder and one matrix product for each image.
 
     Raises:
@@ -215,7 +216,7 @@ async def localize(
         ServiceOverloaded, ServiceNotReady, DeadlinePassed: for the request as a whole.
     """
 
-    async def one(item: ImageItem | FailedItem) -> Located:
+    async def one(item: ImageItem | FailedItem) -> LocatedLabels:
         if isinstance(item, FailedItem):
             raise item.error
         async with ticket.turn(deadline, timings):
@@ -223,7 +224,7 @@ async def localize(
                 model, batcher, item, short_px, pool=pool, deadline=deadline, timings=timings
             )
 
-            def work() -> Located:
+            def work() -> LocatedLabels:
                 return locate(positions, pooled, picture, names, labels, presence, wanted=wanted, deadline=deadline)
 
             return await pool.run(work, "regions", deadline, timings)
@@ -243,13 +244,13 @@ async def _look(
     pool: DecodePool,
     deadline: Deadline,
     timings: Timings,
-) -> tuple[Picture, Vector, Vector]:
+) -> tuple[WholePicture, Vector, Vector]:
     """A whole picture through the dense encoder: (picture, positions [rows, columns, D], pooled vector [D])."""
     spec = model.dense_spec
     if spec is None:
-        raise ArtifactNotFound(f"{model.reference} has no dense_encoder")
+        raise RoleNotFound(f"{model.reference} has no dense_encoder")
     framed = await pool.prepare_dense(item.data, spec, short_px, deadline, timings)
-    picture = Picture(framed.pixels, *framed.size)
+    picture = WholePicture(framed.pixels, *framed.size)
     return picture, *unpacked(await batcher.submit(picture.pixels, deadline, timings))
 
 
@@ -258,7 +259,7 @@ async def encode_image(
 ) -> Vector:
     """Un-normalised vector of one encoded image; places must have been reserved."""
     if model.image_spec is None:
-        raise ArtifactNotFound(f"{model.reference} has no image encoder")
+        raise RoleNotFound(f"{model.reference} has no image encoder")
     array = await pool.prepare(data, model.image_spec, deadline, timings)
     return await _submit(model, "image_encoder", array, deadline, timings)
 
@@ -402,7 +403,7 @@ async def _submit(
     background: bool = False,
 ) -> Vector:
     if role not in model.batchers:
-        raise ArtifactNotFound(f"{model.reference} has no {role}")
+        raise RoleNotFound(f"{model.reference} has no {role}")
     return await model.batchers[role].submit(array, deadline, timings, background=background)
 
 
@@ -411,7 +412,7 @@ def _admitted(model: RunningModel, places: Mapping[Role, _Places], deadline: Dea
     """Hold places for a whole request, all or none.
 
     Raises:
-        ArtifactNotFound: the model has no such encoder.
+        RoleNotFound: the model has no such encoder.
         ServiceOverloaded, ServiceNotReady.
     """
     with ExitStack() as stack:
@@ -419,7 +420,7 @@ def _admitted(model: RunningModel, places: Mapping[Role, _Places], deadline: Dea
         for role, (count, are_slow) in places.items():
             if count:
                 if role not in model.batchers:
-                    raise ArtifactNotFound(f"{model.reference} has no {role}")
+                    raise RoleNotFound(f"{model.reference} has no {role}")
                 admitted = model.batchers[role].admit(count, deadline, are_slow=are_slow)
                 tickets[role] = stack.enter_context(admitted)
         yield tickets

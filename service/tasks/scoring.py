@@ -1,4 +1,4 @@
-"""Class vectors and what an image scores against them: softmax, sigmoid or plain cosine."""
+"""Predictions for an image from its scores against class vectors or by a class head, best first."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from model_store.label_vectors import label_scores
 from model_store.manifest import Manifest, Presence
-from model_store.towers import Activation, Head, activated
+from model_store.towers import Activation, OpenedHead
 
 
 @dataclass(frozen=True)
@@ -39,36 +40,18 @@ def presence_for(manifest: Manifest, activation: Activation | None, *, is_dense:
     return presence if is_dense or presence.aggregation == "pooled" else None
 
 
-def unit_rows(sums: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Sums of each label's unit prompt vectors [C, D] to unit class vectors [C, D].
-
-    The prompt ensemble of Radford et al. 2021 (CLIP), section 3.1.4: mean of unit vectors, normalised again.
-    """
-    return (sums / np.linalg.norm(sums, axis=1, keepdims=True)).astype(np.float32)
-
-
-def activate(similarities: NDArray[np.float64], manifest: Manifest, activation: str | None) -> NDArray[np.float64]:
-    """Scores [C] from cosines [C], with the model's own logit scale and bias."""
-    kind = activation or manifest.activation
-    if kind == "none":
-        return similarities
-    if kind == "sigmoid":
-        return activated(manifest.logit_scale * similarities + manifest.logit_bias, "sigmoid")
-    return activated(manifest.logit_scale * similarities, "softmax")
-
-
 def rank(
     vector: NDArray[np.float32],
     classes: ClassMatrix,
     manifest: Manifest,
     *,
-    activation: str | None,
+    activation: Activation | None,
     top_k: int | None,
     threshold: float | None,
 ) -> list[Scored]:
     """Predictions for one unit image vector [D], best first, ties in label order; softmax is over all labels."""
     similarities = (classes.vectors @ vector).astype(np.float64)
-    scores = activate(similarities, manifest, activation)
+    scores = label_scores(similarities, manifest, activation)
     return rank_scores(scores, similarities, classes, top_k=top_k, threshold=threshold)
 
 
@@ -87,7 +70,7 @@ def rank_scores(
 
 def rank_logits(
     logits: NDArray[np.float32],
-    head: Head,
+    head: OpenedHead,
     *,
     activation: Activation | None,
     top_k: int | None,

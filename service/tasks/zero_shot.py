@@ -1,4 +1,4 @@
-"""Labels x templates -> class matrix: counted, encoded once, and remembered within a bound of bytes."""
+"""Class vectors of labels in templates, encoded once for equal requests and cached within a bound of bytes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from clipworks.schemas import Label, Templates
-from model_store.errors import ArtifactNotFound
+from model_store.errors import RoleNotFound
+from model_store.label_vectors import LabelVectors, compared_texts, label_means_of_sums
 from model_store.manifest import Manifest, Presence
-from model_store.presence import LabelVectors
 from model_store.templates import named_templates
 from service.engine.admission import Ticket
 from service.engine.running import RunningModel
@@ -24,7 +24,7 @@ from service.faults import DeadlinePassed, NoDirection
 from service.tasks.label_places import CHUNK_TEXTS, admit_labels
 from service.tasks.pipeline import encode_texts
 from service.tasks.prompts import Limits, Prompts
-from service.tasks.scoring import ClassMatrix, unit_rows
+from service.tasks.scoring import ClassMatrix
 from service.timing import Deadline, Timings
 
 _PART_LABELS = 1024  # of the double-precision sums that are in memory at one time
@@ -131,18 +131,19 @@ class ZeroShot:
             As `class_matrix`.
         """
         negative = neutral = None
-        if presence.negative_templates:
+        denials, neutral_texts = compared_texts(presence)
+        if denials:
             denied = await self.class_matrix(
                 model,
                 classes.names,
-                list(presence.negative_templates),
+                list(denials),
                 limits=limits,
                 deadline=deadline,
                 timings=timings,
             )
             negative = denied.vectors
-        elif presence.neutral_texts:
-            texts = Prompts.of(presence.neutral_texts, (_BARE,))
+        elif neutral_texts:
+            texts = Prompts.of(neutral_texts, (_BARE,))
             neutral = await self._vectors(model, texts, encode_known, deadline, timings)
         return LabelVectors(positive=classes.vectors, negative=negative, neutral=neutral)
 
@@ -189,7 +190,7 @@ class ZeroShot:
             ArtifactNotFound, ServiceOverloaded, ServiceNotReady
         """
         if "text_encoder" not in model.batchers:
-            raise ArtifactNotFound(f"{model.reference} has no text_encoder")
+            raise RoleNotFound(f"{model.reference} has no text_encoder")
         places = ExitStack()
         ticket = places.enter_context(
             admit_labels(model.batchers["text_encoder"], prompts.texts, deadline, max_places=self._max_places)
@@ -224,7 +225,7 @@ async def encode_classes(model: RunningModel, prompts: Prompts, ticket: Ticket |
         while chunk := list(islice(texts, CHUNK_TEXTS)):
             vectors = await encode_texts(model, chunk, ticket)
             np.add.at(sums, list(islice(owners, len(chunk))), vectors)
-        classes[at * _PART_LABELS :][: len(sums)] = unit_rows(sums)
+        classes[at * _PART_LABELS :][: len(sums)] = label_means_of_sums(sums)
     return classes
 
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from clipworks.cli import app
 from evaluation.probe_results import ProbeResult
-from evaluation.results_file import Run, read_run, write_run
+from evaluation.results_file import EvaluationRun, read_run, write_run
 from evaluation.suites import probe_names
 
 TINY_STORE = Path(__file__).parents[1] / "fixtures" / "tiny_store"
@@ -83,7 +83,7 @@ def test_the_report_is_a_page_of_this_run(shipped: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> EvaluationRun:
     """The tiny model's quick run in this process: what the others must agree with."""
     path = tmp_path_factory.mktemp("tiny") / "run.json"
     with pytest.MonkeyPatch.context() as patch:
@@ -94,7 +94,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.mark.parametrize("dialect", ["clipworks", "jina", "infinity"])
-def test_every_way_to_a_model_gives_the_same_scores(server_url: str, tiny: Run, dialect: str, tmp_path: Path) -> None:
+def test_every_way_to_a_model_gives_the_same_scores(
+    server_url: str, tiny: EvaluationRun, dialect: str, tmp_path: Path
+) -> None:
     url = f"{server_url}{ENDINGS[dialect]}"
     size = str(tiny.size_px)  # /v1 does not tell it
     arguments = ["--url", url, "--dialect", dialect, "--model", "tiny", "--image-px", size, "--suite", "quick"]
@@ -114,7 +116,7 @@ def test_every_way_to_a_model_gives_the_same_scores(server_url: str, tiny: Run, 
     assert {row["verdict"] for row in compared["rows"]} == {"no difference seen"}
 
 
-def _compared(a: Run, b: Path, folder: Path, *options: str) -> Result:
+def _compared(a: EvaluationRun, b: Path, folder: Path, *options: str) -> Result:
     write_run(a, folder / "a.json")
     return run("compare", folder / "a.json", b, *options)
 
@@ -153,7 +155,7 @@ def test_compare_puts_two_models_side_by_side(shipped: Path, tmp_path: Path) -> 
     assert "one and the same model" in run("compare", tmp_path / "tiny.json", tmp_path / "tiny.json").stderr
 
 
-def test_compare_refuses_other_questions(shipped: Path, tiny: Run, tmp_path: Path) -> None:
+def test_compare_refuses_other_questions(shipped: Path, tiny: EvaluationRun, tmp_path: Path) -> None:
     result = _compared(tiny, shipped / "run.json", tmp_path)
     assert result.exit_code == 2
     assert f"other picture sizes: A {tiny.size_px} px, B 64 px; give both runs the same --image-px" in result.stderr
@@ -165,7 +167,7 @@ def test_compare_refuses_other_questions(shipped: Path, tiny: Run, tmp_path: Pat
     assert (early.exit_code, "after it" in early.stderr) == (2, True)
 
 
-def test_ctrl_c_leaves_results_that_the_next_call_uses(tiny: Run, cache: Path) -> None:
+def test_ctrl_c_leaves_results_that_the_next_call_uses(tiny: EvaluationRun, cache: Path) -> None:
     """They wait in a cache until the run is whole, apart from other questions, and are not asked again."""
     arguments = ["--image-px", "160"]  # large pictures, so that there is time to interrupt
     process = subprocess.Popen(
@@ -259,7 +261,7 @@ def test_what_cannot_be_asked_is_told_in_a_sentence(server_url: str, tmp_path: P
         assert (result.exit_code, reason in told) == (code, True), (arguments, told)
 
 
-def test_the_table_is_readable_at_100_columns(shipped: Path, tiny: Run) -> None:
+def test_the_table_is_readable_at_100_columns(shipped: Path, tiny: EvaluationRun) -> None:
     """On a terminal: every row on one line or two, nothing cut off."""
     table = _on_a_terminal(["eval"])
     assert max(len(line) for line in table.splitlines()) <= 100

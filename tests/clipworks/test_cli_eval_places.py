@@ -16,7 +16,7 @@ from evaluation.results_file import read_run
 from evaluation.scenes.captions import Caption
 from evaluation.scenes.export_coco import write_coco
 from evaluation.scenes.meaning import Ground
-from evaluation.scenes.records import Record
+from evaluation.scenes.records import SceneRecord
 from model_store.store import Store
 
 TINY_STORE = Path(__file__).parents[1] / "fixtures" / "tiny_store"
@@ -37,7 +37,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("scenes")
     scenes = draw_scenes(seed=0, pairs=chosen_pairs("held-out"), pictures=5).scenes
     captions = (Caption("x", Ground("light"), "x"),)
-    records = [Record(key=f"s{at}", scene=scene, captions=captions) for at, scene in enumerate(scenes)]
+    records = [SceneRecord(key=f"s{at}", scene=scene, captions=captions) for at, scene in enumerate(scenes)]
     write_coco(records, folder, size_px=96)
     return f"coco-instances:{folder / 'instances.json'}"
 

@@ -19,15 +19,15 @@ from evaluation.compare import ComparedRow, compare, probe_title
 from evaluation.encoder import Shown
 from evaluation.probe_results import ProbeResult, RunKey, result_rows
 from evaluation.probes.pool import PoolSize
-from evaluation.probes.rows import Row, mean_row
-from evaluation.results_file import Run, read_run, run_from_json, run_to_json, write_run
+from evaluation.probes.rows import ProbeRow, mean_row
+from evaluation.results_file import EvaluationRun, read_run, run_from_json, run_to_json, write_run
 from evaluation.significance import Means, holm, of_draws, paired_means, t_p, t_quantile, unpaired
 from evaluation.suites import Suite, run
 
 KEY = RunKey(probe="made", fingerprint="model A", space="s", suite="quick", seed=0, size_px=64)
 
 
-def made(rows: Sequence[Row], *, fingerprint: str = "model A", **changes: Any) -> ProbeResult:
+def made(rows: Sequence[ProbeRow], *, fingerprint: str = "model A", **changes: Any) -> ProbeResult:
     """A result of rows; `changes` are fields of the result, `key` those of its key."""
     key = replace(KEY, fingerprint=fingerprint, **changes.pop("key", {}))
     found = ProbeResult(key=key, encoder="an encoder", pictures=1, texts=1, rows=result_rows(rows, {}), questions="q")
@@ -40,7 +40,7 @@ def share(
     per_group: int = 1,
     better: Literal["more", "less", "at chance"] = "more",
     chance: float = 0.5,
-) -> Row:
+) -> ProbeRow:
     clusters = np.arange(len(outcomes)) // per_group
     return mean_row("share", outcomes, clusters, chance=chance, better=better)
 
@@ -198,9 +198,11 @@ def test_a_bias_is_compared_by_its_distance_to_chance(a: float, b: float, differ
 
 
 def test_rows_that_are_no_means_are_paired_by_their_resamples() -> None:
-    def row(values: NDArray[np.float64]) -> Row:
+    def row(values: NDArray[np.float64]) -> ProbeRow:
         clusters = np.arange(len(values)) // 2
-        return Row(name="median", chance=None, clusters=clusters, statistic=lambda at: float(np.median(values[at])))
+        return ProbeRow(
+            name="median", chance=None, clusters=clusters, statistic=lambda at: float(np.median(values[at]))
+        )
 
     random = np.random.default_rng(2)
     values = random.normal(size=80)
@@ -299,7 +301,7 @@ def test_real_runs_of_two_models_are_paired_row_by_row(tmp_path: Path) -> None:
     chosen = Suite(name="some", probes=("binding", "mention-bias", "adverse", "few-shot", "multi-label"), size=size)
     ours, theirs = (run(SeededEncoder(seed), chosen) for seed in (1, 2))
     for number, results in enumerate((ours, theirs), start=1):
-        facts = Run(
+        facts = EvaluationRun(
             encoder=f"seed {number}",
             fingerprint=f"seed {number}",
             space=f"seed {number}",
@@ -330,7 +332,7 @@ def test_real_runs_of_two_models_are_paired_row_by_row(tmp_path: Path) -> None:
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     good = run_to_json(
-        Run(
+        EvaluationRun(
             encoder="e",
             fingerprint="model A",
             space="s",

@@ -30,7 +30,7 @@ from evaluation.dense.judging import (
 from evaluation.dense.overlays import overlay_of
 from evaluation.dense.scene_set import SceneSet, chosen_pairs, draw_scenes
 from evaluation.dense.task import scenes_task
-from evaluation.dense.truth import Instance, Sample, Truth
+from evaluation.dense.truth import Instance, PictureWithTruth, Truth
 from evaluation.encoder import DenseArtifactEncoder, DenseEncoder, Shown, open_artifact
 from evaluation.locating import Found, Label, Locator, Looking, Vectors
 from evaluation.probe_results import ProbeResult, ResultRow, from_json, to_json
@@ -331,9 +331,9 @@ class Covered:
     def __len__(self) -> int:
         return 4
 
-    def open(self, index: int) -> Sample:
+    def open(self, index: int) -> PictureWithTruth:
         pixels = np.full((SIDE, SIDE, 3), 60 * index, dtype=np.uint8)
-        return Sample(f"picture {index}", pixels, Truth(width=SIDE, height=SIDE, instances=self.instances))
+        return PictureWithTruth(f"picture {index}", pixels, Truth(width=SIDE, height=SIDE, instances=self.instances))
 
 
 class Painting:

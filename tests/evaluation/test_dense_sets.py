@@ -22,7 +22,7 @@ from evaluation.scenes.captions import Caption
 from evaluation.scenes.export_coco import write_coco
 from evaluation.scenes.masks import encode_rle
 from evaluation.scenes.meaning import Ground
-from evaluation.scenes.records import Record
+from evaluation.scenes.records import SceneRecord
 from evaluation.standard.specs import task
 from model_store.modality.image import decode
 from model_store.regions import encode_rle as packed_rle
@@ -93,7 +93,7 @@ def test_drawn_scenes_come_back_from_coco(tmp_path: Path) -> None:
     """What `write_coco` writes is what the scenes themselves say."""
     scenes = draw_scenes(seed=5, pairs=chosen_pairs("all"), pictures=3)
     records = [
-        Record(key=f"s{at}", scene=scene, captions=(Caption("x", Ground("light"), "x"),))
+        SceneRecord(key=f"s{at}", scene=scene, captions=(Caption("x", Ground("light"), "x"),))
         for at, scene in enumerate(scenes.scenes)
     ]
     write_coco(records, tmp_path, size_px=224)

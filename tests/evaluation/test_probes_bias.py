@@ -14,9 +14,9 @@ from evaluation.probes import localisation, mention_bias, multi_label, quads, si
 from evaluation.probes.localisation import IOU, POINTING, best_overlap, enlarged, overlap, pointing
 from evaluation.probes.pictures import CORRUPTIONS, Picture
 from evaluation.probes.pool import Pool, PoolSize
-from evaluation.probes.readers import EncoderReader, Reader, Said, TruthReader
-from evaluation.probes.rows import F64, Row, mean_row
-from evaluation.scenes.meaning import Listing, What
+from evaluation.probes.readers import EncoderReader, Reader, Sentence, TruthReader
+from evaluation.probes.rows import F64, ProbeRow, mean_row
+from evaluation.scenes.meaning import Enumeration, What
 from evaluation.scenes.palette import COLOURS, RGB
 from evaluation.scenes.rendering import render
 from evaluation.scenes.scene import Background, Scene, Thing
@@ -69,7 +69,7 @@ class ColourEncoder:
         return np.array([0.3, *shares], dtype=np.float32)
 
 
-def rows_of(probe: object, reader: Reader) -> dict[str, Row]:
+def rows_of(probe: object, reader: Reader) -> dict[str, ProbeRow]:
     return {row.name: row for row in probe.measure(reader)}  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -86,11 +86,11 @@ class Weighted(TruthReader):
 class FirstOnly(TruthReader):
     """Reads no further than the first thing of a list."""
 
-    def text_vectors(self, texts: Sequence[Said]) -> F64:
-        firsts: list[Said] = []
+    def text_vectors(self, texts: Sequence[Sentence]) -> F64:
+        firsts: list[Sentence] = []
         for text in texts:
-            assert isinstance(text.meaning, Listing)
-            firsts.append(Said(text.text, Listing(text.meaning.whats[:1])))
+            assert isinstance(text.meaning, Enumeration)
+            firsts.append(Sentence(text.text, Enumeration(text.meaning.whats[:1])))
         return super().text_vectors(firsts)
 
 
@@ -138,7 +138,7 @@ def test_skew_of_a_reader_that_likes_one_colour(pool: Pool) -> None:
     liked = pool.grid[1][0]
 
     class Liking(TruthReader):
-        def scores(self, asked: Sequence[tuple[Picture, Said]]) -> F64:
+        def scores(self, asked: Sequence[tuple[Picture, Sentence]]) -> F64:
             return np.array([float(picture.scene.things[0].colour == liked) for picture, _ in asked])
 
     found = rows_of(spurious.build(pool), Liking())
@@ -153,10 +153,10 @@ def test_a_shape_known_in_one_colour_only_has_a_bad_worst_group(pool: Pool) -> N
     class Shortcut(TruthReader):
         """Answers the shape that went with the colour."""
 
-        def scores(self, asked: Sequence[tuple[Picture, Said]]) -> F64:
+        def scores(self, asked: Sequence[tuple[Picture, Sentence]]) -> F64:
             out: list[float] = []
             for picture, text in asked:
-                assert isinstance(text.meaning, Listing)
+                assert isinstance(text.meaning, Enumeration)
                 shape = text.meaning.whats[0].shape or ""
                 out.append(float(aligned[shape] == picture.scene.things[0].colour))
             return np.array(out)
@@ -174,7 +174,7 @@ def ring_scene() -> Scene:
 
 
 def test_the_pointing_game_counts_the_filled_outline() -> None:
-    phrase = localisation.Phrase(Picture(ring_scene()), Said("", Listing((What(shape="ring"),))), 0, 0)
+    phrase = localisation.Phrase(Picture(ring_scene()), Sentence("", Enumeration((What(shape="ring"),))), 0, 0)
     outline, mask = localisation.truth(phrase, 96)
     assert outline[48, 48]
     assert not mask[48, 48]  # the hole shows the background
@@ -223,5 +223,5 @@ def test_items_of_one_group_are_resampled_together() -> None:
     apart = mean_row("", outcomes, np.arange(40), chance=0.5).interval()
     assert together[1] - together[0] > 1.7 * (apart[1] - apart[0])
     assert together[0] < 0.5 < together[1]
-    one = Row(name="", chance=None, clusters=np.arange(40), statistic=lambda picks: float(outcomes[picks].mean()))
+    one = ProbeRow(name="", chance=None, clusters=np.arange(40), statistic=lambda picks: float(outcomes[picks].mean()))
     assert one.interval() == pytest.approx(apart, abs=0.05)  # the slow way agrees with the quick one

@@ -30,7 +30,7 @@ from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import QUICK, Pool
 from evaluation.probes.questions import Probe, Quiz, credit
 from evaluation.probes.ranking import average_precision
-from evaluation.probes.readers import BagReader, Reader, Said, TruthReader
+from evaluation.probes.readers import BagReader, Reader, Sentence, TruthReader
 from evaluation.probes.rows import F64
 from evaluation.scenes.config import SceneConfig, all_pairs
 from evaluation.scenes.dice import Dice
@@ -150,7 +150,7 @@ def test_who_reads_only_the_captions_scores_chance(probes: dict[str, Probe], nam
     """A fixed liking for some texts, the same for every picture."""
 
     class Liking(TruthReader):
-        def scores(self, asked: Sequence[tuple[Picture, Said]]) -> F64:
+        def scores(self, asked: Sequence[tuple[Picture, Sentence]]) -> F64:
             return np.array([np.random.default_rng(list(text.text.encode())).normal() for _, text in asked])
 
     quiz = quiz_of(probes[name])
@@ -188,7 +188,7 @@ def test_a_negated_caption_is_right_in_half_the_items(probes: dict[str, Probe]) 
 
 def test_who_dislikes_the_word_no_gains_nothing(probes: dict[str, Probe]) -> None:
     class Dislike(TruthReader):
-        def scores(self, asked: Sequence[tuple[Picture, Said]]) -> F64:
+        def scores(self, asked: Sequence[tuple[Picture, Sentence]]) -> F64:
             return np.array([0.0 if isinstance(text.meaning, Not | And) else 1.0 for _, text in asked])
 
     found = values(probes["negation"], Dislike())

@@ -18,7 +18,7 @@ from evaluation.probe_results import ProbeResult, from_json, read_result, to_jso
 from evaluation.probes.count import build as build_count
 from evaluation.probes.examples import MOST_EXAMPLES, Candidate, Card, choice, choose, example_from_json
 from evaluation.probes.few_shot import build as build_few_shot
-from evaluation.probes.figures import Choices, best_scale, calibration, figures
+from evaluation.probes.figures import ChoiceCounts, best_scale, calibration, figures
 from evaluation.probes.pool import Pool, PoolSize
 from evaluation.probes.readers import TruthReader
 from evaluation.suites import Suite, probe_names, run
@@ -198,7 +198,7 @@ def test_half_an_example_is_refused(results: dict[str, ProbeResult], damage: str
         example_from_json({})
 
 
-def _diagonal(found: Choices) -> bool:
+def _diagonal(found: ChoiceCounts) -> bool:
     counts = np.array(found.counts)
     return bool((counts[:, :-1] == np.diag(np.diag(counts))).all() and (counts[:, -1] == 0).all())
 

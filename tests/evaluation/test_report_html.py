@@ -19,7 +19,7 @@ from PIL import Image
 
 from evaluation.encoder import Shown
 from evaluation.probe_results import ProbeResult, ResultRow, RunKey
-from evaluation.probes.figures import Choices, Figures
+from evaluation.probes.figures import ChoiceCounts, Figures
 from evaluation.probes.pool import PoolSize
 from evaluation.report import write_figures, write_html
 from evaluation.report.figures import figures_of, svg
@@ -239,7 +239,7 @@ def test_what_comes_from_outside_stays_text(tmp_path: Path, results: list[ProbeR
     assert naming.figures.choices is not None
     evil = [
         replace(negation, rows=(replace(negation.rows[0], name=EVIL), *negation.rows[1:]), notes=(EVIL,)),
-        replace(naming, figures=Figures(choices=Choices(labels=(EVIL,), counts=((1, 0),)))),
+        replace(naming, figures=Figures(choices=ChoiceCounts(labels=(EVIL,), counts=((1, 0),)))),
         replace(named["localisation"], not_applicable=EVIL),
         replace(real, key=replace(real.key, probe=EVIL, suite=EVIL)),
     ]

@@ -19,8 +19,8 @@ from evaluation.scenes.meaning import (
     SPATIAL,
     And,
     Count,
+    Enumeration,
     Ground,
-    Listing,
     Not,
     Place,
     Relation,
@@ -31,7 +31,7 @@ from evaluation.scenes.meaning import (
     place_of,
     spatial_relation,
 )
-from evaluation.scenes.mixing import DEFAULT_MIX, draw_caption, draw_records, draw_twins
+from evaluation.scenes.mixing import DEFAULT_MIX, draw_caption, draw_records, draw_with_negative
 from evaluation.scenes.negation import KINDS, absent, exceptions, has, has_no, hybrids, negation_question, negatives
 from evaluation.scenes.phrases import Caption, caption, captions, noun, say
 from evaluation.scenes.sampling import sample
@@ -107,14 +107,14 @@ def test_one_text_has_one_meaning(several: list[Scene]) -> None:
 
 def test_texts() -> None:
     star = What(shape="star", texture="striped", colour="orange", size="large")
-    assert [one.text for one in captions(Listing((RED_CIRCLE, star)))] == [
+    assert [one.text for one in captions(Enumeration((RED_CIRCLE, star)))] == [
         "a red circle and a large striped orange star",
         "a picture of a red circle and a large striped orange star",
         "there is a red circle and a large striped orange star",
         "a picture with a red circle and a large striped orange star",
         "a red circle and a large striped orange star in the picture",
     ]
-    assert say(Listing((What(colour="orange", shape="cross"),))) == "an orange cross"
+    assert say(Enumeration((What(colour="orange", shape="cross"),))) == "an orange cross"
     assert say(Count(What(shape="cross"), 3)) == "three crosses"
     assert say(Count(RED_CIRCLE, 1), "there {be} {n} {things}") == "there is one red circle"
     assert say(Count(What(colour="red"), 2), "there {be} {n} {things}") == "there are two red shapes"
@@ -128,7 +128,7 @@ def test_texts() -> None:
         "a red circle on the left and a blue square on the right on a dark background"
     )
     not_striped = What(shape="circle", but_not=What(texture="striped"))
-    assert say(Listing((not_striped,))) == "a circle that is not striped"
+    assert say(Enumeration((not_striped,))) == "a circle that is not striped"
     assert noun(What(colour="red", but_not=What(shape="star"))) == "red shape that is not a star"
     assert noun(not_striped, plural=True) == "circles that are not striped"
     with pytest.raises(ValueError, match="no English here"):
@@ -169,7 +169,7 @@ def test_a_training_run_names_no_held_out_pair() -> None:
     held = {f"{colour} {shape}" for shape, colour in parts.heldout.pairs}
     for seed in range(150):
         scene = sample(seed, parts.train)
-        twins = draw_twins(scene, seed, pairs=parts.train.pairs)
+        twins = draw_with_negative(scene, seed, pairs=parts.train.pairs)
         assert twins is not None
         for text in (twins.right.text, twins.wrong.text):
             assert not any(re.search(rf"\b{name}(e?s)?\b", text) for name in held), text
@@ -178,7 +178,7 @@ def test_a_training_run_names_no_held_out_pair() -> None:
 @settings(max_examples=80)
 @given(scenes, st.integers(0, 1000))
 def test_twins_are_a_truth_and_a_falsehood(scene: Scene, seed: int) -> None:
-    twins = draw_twins(scene, seed, pairs=PAIRS)
+    twins = draw_with_negative(scene, seed, pairs=PAIRS)
     assume(twins is not None)
     assert twins is not None
     assert is_true(twins.right.meaning, scene)
@@ -192,7 +192,7 @@ def test_twins_are_a_truth_and_a_falsehood(scene: Scene, seed: int) -> None:
 def test_swaps_use_the_same_words_for_the_opposite(scene: Scene) -> None:
     listing = mention(scene).meaning
     relation = relations(scene)[0].meaning
-    assert isinstance(listing, Listing)
+    assert isinstance(listing, Enumeration)
     assert isinstance(relation, Relation)
     swapped = [contrasts.swap_attribute(listing, "colour"), contrasts.swap_attribute(listing, "shape")]
     for other, base in (
@@ -223,7 +223,7 @@ def test_near_misses_differ_and_are_no_synonyms(scene: Scene, seed: int) -> None
 
 
 def test_swapping_equal_colours_is_no_contrast() -> None:
-    alike = Listing((What(colour="red", shape="circle"), What(colour="red", shape="square")))
+    alike = Enumeration((What(colour="red", shape="circle"), What(colour="red", shape="square")))
     assert contrasts.swap_attribute(alike, "colour") == alike
     shapes_swapped = contrasts.swap_attribute(alike, "shape")  # another text, but the same truth
     scene = Scene(
@@ -240,12 +240,12 @@ def test_swapping_equal_colours_is_no_contrast() -> None:
 
 
 def test_replace_add_and_recount() -> None:
-    listing = Listing((RED_CIRCLE, BLUE_SQUARE))
+    listing = Enumeration((RED_CIRCLE, BLUE_SQUARE))
     star = What(colour="green", shape="star")
-    assert contrasts.replace_what(listing, 1, star) == Listing((RED_CIRCLE, star))
+    assert contrasts.replace_what(listing, 1, star) == Enumeration((RED_CIRCLE, star))
     assert contrasts.replace_attribute(listing, 0, "colour", "pink").whats[0] == What(colour="pink", shape="circle")
-    assert contrasts.add(listing, star) == Listing((RED_CIRCLE, BLUE_SQUARE, star))
-    assert contrasts.add(listing, star, 0) == Listing((star, RED_CIRCLE, BLUE_SQUARE))
+    assert contrasts.add(listing, star) == Enumeration((RED_CIRCLE, BLUE_SQUARE, star))
+    assert contrasts.add(listing, star, 0) == Enumeration((star, RED_CIRCLE, BLUE_SQUARE))
     assert contrasts.recount(Count(RED_CIRCLE, 2), (1, 2, 3)) == (Count(RED_CIRCLE, 1), Count(RED_CIRCLE, 3))
 
 
@@ -286,7 +286,7 @@ def test_negated_captions_are_right_as_often_as_wrong() -> None:
 
 
 def kind_of(one: Caption) -> str:
-    return {Listing: "affirmative", Not: "negative", And: "hybrid"}[type(one.meaning)]
+    return {Enumeration: "affirmative", Not: "negative", And: "hybrid"}[type(one.meaning)]
 
 
 def test_questions_need_two_names_and_something_absent() -> None:

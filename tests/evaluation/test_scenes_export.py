@@ -19,13 +19,13 @@ from evaluation.scenes.export_coco import read_coco, write_coco
 from evaluation.scenes.export_folder import read_image_folder, write_image_folder
 from evaluation.scenes.export_webdataset import read_webdataset, write_webdataset
 from evaluation.scenes.masks import decode_segmentation, encode_rle
-from evaluation.scenes.meaning import Listing, What, is_true
+from evaluation.scenes.meaning import Enumeration, What, is_true
 from evaluation.scenes.mixing import draw_records
 from evaluation.scenes.negation import exceptions
 from evaluation.scenes.phrases import caption
 from evaluation.scenes.records import (
-    Record,
-    Stored,
+    SceneRecord,
+    StoredScene,
     meaning_from_json,
     meaning_to_json,
     record_from_json,
@@ -40,7 +40,7 @@ SINGLES = list(draw_records(SceneConfig(count=(1, 1)), range(5)))
 SIZE_PX = 64
 
 
-def same_truth(stored: list[Stored], records: list[Record]) -> None:
+def same_truth(stored: list[StoredScene], records: list[SceneRecord]) -> None:
     assert [one.record for one in stored] == records
     for one, record in zip(stored, records, strict=True):
         rendered = render(record.scene, SIZE_PX)
@@ -187,8 +187,8 @@ def test_broken_masks_are_refused(segmentation: object, message: str) -> None:
 
 def test_a_record_needs_a_true_caption_only_from_its_maker() -> None:
     """Records do not judge: a data set of false captions is somebody's business."""
-    false = caption(Listing((What(colour="red", shape="circle"), What(colour="blue", shape="circle"))))
-    assert Record(key="1", scene=RECORDS[0].scene, captions=(false,)).captions[0] is false
+    false = caption(Enumeration((What(colour="red", shape="circle"), What(colour="blue", shape="circle"))))
+    assert SceneRecord(key="1", scene=RECORDS[0].scene, captions=(false,)).captions[0] is false
 
 
 def sha256(path: Path) -> str:

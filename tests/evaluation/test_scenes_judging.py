@@ -13,8 +13,8 @@ from evaluation.scenes.meaning import (
     WHERES,
     And,
     Count,
+    Enumeration,
     Ground,
-    Listing,
     Meaning,
     Not,
     Place,
@@ -40,7 +40,7 @@ whats = st.one_of(
     ),
 )
 affirmations = st.one_of(
-    st.builds(Listing, st.lists(whats, min_size=1, max_size=3).map(tuple)),
+    st.builds(Enumeration, st.lists(whats, min_size=1, max_size=3).map(tuple)),
     st.builds(Count, whats, st.integers(1, 4)),
     st.builds(Place, whats, st.sampled_from(WHERES)),
     st.builds(Relation, whats, st.sampled_from(RELATIONS), whats),
@@ -68,4 +68,4 @@ def test_every_answer_occurs() -> None:
 
 
 def test_no_scene_no_answer() -> None:
-    assert Scenes([]).judge(Listing((What(shape=SHAPES[0]),))).shape == (0,)
+    assert Scenes([]).judge(Enumeration((What(shape=SHAPES[0]),))).shape == (0,)

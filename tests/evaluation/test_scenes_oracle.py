@@ -16,8 +16,8 @@ from evaluation.scenes.meaning import (
     WHERES,
     And,
     Count,
+    Enumeration,
     Ground,
-    Listing,
     Not,
     Place,
     Relation,
@@ -47,7 +47,7 @@ whats = st.builds(
     size=st.sampled_from((None, "small", "large")),
 )
 meanings = st.one_of(
-    st.builds(Listing, st.lists(whats, min_size=1, max_size=3).map(tuple)),
+    st.builds(Enumeration, st.lists(whats, min_size=1, max_size=3).map(tuple)),
     st.builds(Count, whats, st.integers(0, 4)),
     st.builds(Place, whats, st.sampled_from(WHERES)),
     st.builds(Relation, whats, st.sampled_from(RELATIONS), whats),
@@ -71,14 +71,14 @@ TWO = scene(thing("circle", "red", 0.2, 0.5, z=0), thing("square", "blue", 0.8, 
 @pytest.mark.parametrize(
     ("meaning", "truth"),
     [
-        (Listing((RED_CIRCLE,)), True),
-        (Listing((RED_CIRCLE, BLUE_SQUARE)), True),
-        (Listing((BLUE_SQUARE, RED_CIRCLE)), True),
-        (Listing((What(colour="blue", shape="circle"), What(colour="red", shape="square"))), False),
-        (Listing((What(shape="circle"), RED_CIRCLE)), None),  # may both be the one circle
-        (Listing((What(), What())), True),
-        (Listing((What(), What(), What())), None),
-        (Listing((What(), RED_CIRCLE)), True),  # the first must leave the circle to the second
+        (Enumeration((RED_CIRCLE,)), True),
+        (Enumeration((RED_CIRCLE, BLUE_SQUARE)), True),
+        (Enumeration((BLUE_SQUARE, RED_CIRCLE)), True),
+        (Enumeration((What(colour="blue", shape="circle"), What(colour="red", shape="square"))), False),
+        (Enumeration((What(shape="circle"), RED_CIRCLE)), None),  # may both be the one circle
+        (Enumeration((What(), What())), True),
+        (Enumeration((What(), What(), What())), None),
+        (Enumeration((What(), RED_CIRCLE)), True),  # the first must leave the circle to the second
         (Count(What(), 2), True),
         (Count(What(shape="circle"), 1), True),
         (Count(What(shape="circle"), 2), False),
@@ -100,12 +100,12 @@ TWO = scene(thing("circle", "red", 0.2, 0.5, z=0), thing("square", "blue", 0.8, 
         (Relation(RED_CIRCLE, "behind", RED_CIRCLE), False),
         (Ground("light"), True),
         (Ground("dark"), False),
-        (Not(Listing((RED_CIRCLE,))), False),
-        (Not(Listing((What(shape="star"),))), True),
-        (And((Listing((RED_CIRCLE,)), Not(Listing((What(shape="star"),))))), True),
-        (And((Listing((RED_CIRCLE,)), Not(Listing((BLUE_SQUARE,))))), False),
-        (Listing((What(shape="circle", but_not=What(texture="striped")),)), True),
-        (Listing((What(shape="circle", but_not=What(colour="red")),)), False),
+        (Not(Enumeration((RED_CIRCLE,))), False),
+        (Not(Enumeration((What(shape="star"),))), True),
+        (And((Enumeration((RED_CIRCLE,)), Not(Enumeration((What(shape="star"),))))), True),
+        (And((Enumeration((RED_CIRCLE,)), Not(Enumeration((BLUE_SQUARE,))))), False),
+        (Enumeration((What(shape="circle", but_not=What(texture="striped")),)), True),
+        (Enumeration((What(shape="circle", but_not=What(colour="red")),)), False),
     ],
 )
 def test_two_things_side_by_side(meaning: object, truth: bool | None) -> None:
@@ -135,7 +135,7 @@ def test_depth_is_judged_where_things_meet() -> None:
 def test_sizes_between_small_and_large_are_open() -> None:
     middling = scene(thing("circle", "red", 0.5, 0.5, size=0.23))
     for word in ("small", "large"):
-        assert judge(Listing((What(shape="circle", size=word),)), middling) is None
+        assert judge(Enumeration((What(shape="circle", size=word),)), middling) is None
         assert judge(Count(What(size=word), 1), middling) is None
         assert judge(Count(What(size=word), 2), middling) is False
     alike = scene(thing("circle", "red", 0.2, 0.5, z=0), thing("square", "blue", 0.8, 0.5, z=1, size=0.22))
@@ -151,11 +151,11 @@ def test_a_listing_is_a_matching(listed: tuple[What, ...], one: Scene) -> None:
         for way in permutations(range(len(one.things)), len(listed))
     )
     if pointed:
-        assert judge(Listing(listed), one) is True
+        assert judge(Enumeration(listed), one) is True
     elif any(all(truth is False for truth in row) for row in table):
-        assert judge(Listing(listed), one) is False
+        assert judge(Enumeration(listed), one) is False
     else:
-        assert judge(Listing(listed), one) is None
+        assert judge(Enumeration(listed), one) is None
 
 
 @given(meanings, scenes)

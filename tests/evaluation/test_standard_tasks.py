@@ -19,7 +19,7 @@ from evaluation.probe_results import ProbeResult, from_json, to_json
 from evaluation.standard.asking import Task
 from evaluation.standard.captioned import Captioned
 from evaluation.standard.choices import Choice, Choices
-from evaluation.standard.classify import ZeroShot
+from evaluation.standard.classify import ZeroShotTask
 from evaluation.standard.few_shots import FewShots
 from evaluation.standard.image_folder import parted, read_image_folder
 from evaluation.standard.linear import STRENGTHS, LinearProbe
@@ -345,7 +345,7 @@ def test_a_class_without_training_pictures_is_refused(tmp_path: Path) -> None:
 def test_a_model_that_sees_nothing_scores_no_more_than_its_controls(photos: Path, tmp_path: Path) -> None:
     """All vectors equal: ties are wrong everywhere, whatever is first; blind shares them."""
     encoder = HazyEncoder(constant=True)
-    for asked in (ZeroShot("x", read_image_folder(photos)), Recall("x", captioned(tmp_path / "a"))):
+    for asked in (ZeroShotTask("x", read_image_folder(photos)), Recall("x", captioned(tmp_path / "a"))):
         result = asked.measure(encoder)
         assert all(row.score == 0 for row in result.rows if row.name != "majority baseline")
     for row in choices(tmp_path / "b").measure(encoder).rows:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from model_store.errors import ArtifactInUse, ArtifactNotFound, GoldenError, IntegrityError, ManifestError
-from model_store.golden import Followers, Goldens, output_key, tolerance_for, write_goldens
+from model_store.golden import DerivationGoldens, Goldens, output_key, tolerance_for, write_goldens
 from model_store.identity import space_of
 from model_store.manifest import ADAPTERS, ENCODERS, Fingerprint, GraphSpec, HeadSpec, Manifest, TensorSpec
 from model_store.proving import Proof
@@ -76,12 +76,12 @@ def publish_head(store: Store, tiny: Artifact, *, seed: int = 0, reference: np.n
     logits = normalized(Goldens(tiny).arrays["image_embeds"]) @ weight.T + bias
     with store.staging() as folder:
         write_linear(folder / "head.onnx", weight, bias, "logits")
-        followers = Followers(
+        derived = DerivationGoldens(
             outputs={"head.colours": (logits if reference is None else reference).astype(np.float32)},
             head_tolerances={"colours": {p: tolerance_for(p, f) for p, f in graph.chain.items()}},
             heads=(spec,),
         )
-        write_goldens(folder, image=None, text=None, tolerances={}, followers=followers)
+        write_goldens(folder, image=None, text=None, tolerances={}, derived=derived)
         return store.publish(folder, derived(tiny, folder, "head", graphs=(graph,), heads=(spec,)))
 
 
@@ -181,7 +181,7 @@ def test_an_adapter_has_a_space_of_its_own_and_keeps_a_zero_vector_zero(store: S
         write_linear(folder / "adapter.onnx", weight, bias, "adapted")
         tolerances = {"image_adapter": {p: tolerance_for(p, f) for p, f in graph.chain.items()}}
         outputs = {output_key("image_adapter"): adapted.astype(np.float32)}
-        write_goldens(folder, image=None, text=None, tolerances=tolerances, followers=Followers(outputs=outputs))  # type: ignore[arg-type]
+        write_goldens(folder, image=None, text=None, tolerances=tolerances, derived=DerivationGoldens(outputs=outputs))  # type: ignore[arg-type]
         manifest = derived(tiny, folder, "adapted", graphs=(graph,), fingerprint=names)
         with pytest.raises(ManifestError, match="image tower is another one"):
             store.publish(folder, manifest)
@@ -324,13 +324,13 @@ HEAD_CASES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a graph without a name": (lambda m: m["graphs"][0].update(head=None), "names its head"),
     "not measured": (lambda m: m["graphs"][0].update(chain={}), "not measured behind the fp32 encoder"),
     "another precision": (lambda m: m["graphs"][0].update(precision="int8"), "built in fp32 only"),
-    "labels of a graph": (lambda m: m["graphs"][0].update(labels=["a"]), "labels belong to heads"),
+    "labels of a graph": (lambda m: m["graphs"][0].update(labels=["a"]), "Extra inputs"),
     "two inputs": (lambda m: m["graphs"][0]["inputs"].append(m["graphs"][0]["inputs"][0]), "has one input"),
     "other vectors": (lambda m: m["graphs"][0]["inputs"][0].update(shape=["batch", 8]), "takes 8 numbers"),
     "a fixed batch": (lambda m: m["graphs"][0]["inputs"][0].update(shape=[1, 32]), "free batch axis"),
     "an array nobody runs": (
         lambda m: m.update(arrays=[{"role": "class_head", "file": "head.onnx", "shape": [3]}]),
-        "would never be run",
+        "Extra inputs",
     ),
     "its own base": (lambda m: m["base"].update(name="head"), "cannot be its own base"),
 }

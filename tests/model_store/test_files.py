@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from model_store.files import whole_file, write_whole
+from model_store.files import replace_folder, whole_file, write_whole
 
 
 @pytest.mark.parametrize("by_many", [False, True])
@@ -55,3 +55,28 @@ def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
 def test_a_full_disk_or_a_missing_folder_is_an_oserror(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         write_whole(tmp_path / "no" / "folder", b"")
+
+
+def two_folders(parent: Path) -> tuple[Path, Path]:
+    for name in ("live", "new"):
+        (parent / name / "sub").mkdir(parents=True)
+        (parent / name / "sub" / "a").write_text(name)
+    return parent / "live", parent / "new"
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
+    live, new = two_folders(tmp_path)
+    (live / "gone").touch()
+    replace_folder(live, new)
+    assert [each.name for each in tmp_path.iterdir()] == ["live"]
+    assert [each.name for each in live.rglob("*")] == ["sub", "a"]
+    assert (live / "sub" / "a").read_text() == "new"
+
+
+def test_a_folder_that_cannot_be_moved_in_changes_nothing(tmp_path: Path) -> None:
+    live, new = two_folders(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        replace_folder(live, tmp_path / "no such")
+    assert (live / "sub" / "a").read_text() == "live"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["live", "new"]
+    assert new.is_dir()

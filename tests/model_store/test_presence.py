@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from model_store.label_vectors import LabelVectors
 from model_store.manifest import Presence
-from model_store.presence import LabelVectors, default_presence, directions, presence_scores, score_maps
+from model_store.presence import default_presence, directions, presence_scores, score_maps
 
 ROWS, COLUMNS, DIM = 3, 4, 8
 

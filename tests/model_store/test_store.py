@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from model_store.errors import ArtifactError, ArtifactExists, ArtifactNotFound, IntegrityError, ManifestError
 from model_store.identity import fingerprint, space_of
 from model_store.manifest import Fingerprint, Manifest
-from model_store.store import Artifact, Store, file_entries
+from model_store.store import Artifact, Store, copy_to_change, file_entries, replace
 
 TINY_STORE = Path(__file__).parents[1] / "fixtures" / "tiny_store"
 TINY_FILES = sorted(
@@ -23,6 +23,9 @@ TINY_FILES = sorted(
     for p in (TINY_STORE / "tiny" / "1").rglob("*")
     if p.is_file() and p.name != "manifest.json"
 )
+
+
+BUILD = "986bcdaf9fc6ab0919264b46bc33f06b7a451654c697ccf34a3fc6b9ad912674"  # as first published
 
 
 def edit_manifest(artifact: Artifact, **changes: object) -> None:
@@ -35,6 +38,39 @@ def test_open_by_name_and_by_version(store: Store, tiny: Artifact) -> None:
     assert store.open("tiny@1").manifest == tiny.manifest
     assert [a.reference for a in store.list()] == ["tiny@1"]
     tiny.verify()
+
+
+def test_a_manifest_with_the_keys_of_the_first_artifacts_is_read(store: Store, tiny: Artifact) -> None:
+    """They held `arrays: []` and `labels: null`, whatever the model; the files and the seal stay as they were."""
+    stored = (tiny.folder / "manifest.json").read_bytes()
+    old = json.loads(stored)
+    assert old["arrays"] == []
+    assert {graph["labels"] for graph in old["graphs"]} == {None}
+    found = store.open("tiny@1")
+    written = found.manifest.model_dump()
+    assert "arrays" not in written
+    assert not [graph for graph in written["graphs"] if "labels" in graph]
+    assert found.build("fp32") == BUILD
+    assert (tiny.folder / "manifest.json").read_bytes() == stored
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"arrays": [{"role": "reranker", "file": "a.npy", "shape": [3], "labels": None}]},
+        {"graphs": [{"labels": ["cat"]}]},
+        {"images": []},
+    ],
+    ids=["an array", "labels of a graph", "an unknown key"],
+)
+def test_a_manifest_that_says_more_than_is_understood_is_refused(
+    store: Store, tiny: Artifact, change: dict[str, list[dict[str, object]]]
+) -> None:
+    manifest = json.loads((tiny.folder / "manifest.json").read_bytes())
+    changed = {key: [{**manifest[key][0], **value[0]}] if key == "graphs" else value for key, value in change.items()}
+    edit_manifest(tiny, **changed)
+    with pytest.raises(ManifestError, match="Extra inputs"):
+        store.open("tiny@1")
 
 
 @pytest.mark.parametrize(
@@ -206,3 +242,22 @@ def test_fingerprint_follows_weights_names_spec_and_recipe(tiny: Artifact) -> No
 
 def test_errors_have_one_tree() -> None:
     assert issubclass(IntegrityError, ArtifactError)
+
+
+def test_a_changed_copy_takes_the_place_of_an_artifact(store: Store, tiny: Artifact) -> None:
+    templates = tiny.manifest.model_copy(update={"templates": ("a drawing of {}",)})
+    with copy_to_change(tiny) as staged:
+        replace(tiny, staged, templates)
+    found = store.open("tiny@1")
+    assert (found.manifest.templates, found.sealed) == (("a drawing of {}",), True)
+    found.verify()
+    assert [each.name for each in tiny.folder.parent.iterdir()] == ["1"]
+
+
+def test_a_copy_that_is_not_its_manifest_changes_nothing(store: Store, tiny: Artifact) -> None:
+    with copy_to_change(tiny) as staged:
+        (staged / "image_encoder.fp32.onnx").write_bytes(b"other")
+        with pytest.raises(IntegrityError):
+            replace(tiny, staged, tiny.manifest)
+    store.open("tiny@1").verify()
+    assert [each.name for each in tiny.folder.parent.iterdir()] == ["1"]

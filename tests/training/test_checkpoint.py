@@ -9,9 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from model_store.identity import spec_digest
-from training.checkpoint import INFO_FILE, load_model, load_state, optimizer_state, restore_optimizer, save_checkpoint
+from model_store.identity import sha256_file, spec_digest
+from training.checkpoint import (
+    INFO_FILE,
+    WEIGHTS_FILE,
+    load_model,
+    load_state,
+    optimizer_state,
+    restore_optimizer,
+    save_checkpoint,
+)
 from training.config import load_config
 from training.data.vocabulary import tokenizer_of
 from training.towers import build_model, image_spec
@@ -95,6 +104,24 @@ def test_another_format_or_spec_is_refused(tmp_path: Path) -> None:
     edit(tmp_path, format=1, image_spec={**info["image_spec"], "interpolation": "bilinear"})
     with pytest.raises(ValueError, match="ImageSpec has digest"):
         load_model(tmp_path)
+
+
+def test_weights_of_another_model_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    write(tmp_path)
+    weights = load_file(tmp_path / WEIGHTS_FILE)
+    names = sorted(weights)
+    wider = {name: torch.zeros(3, *tensor.shape) for name, tensor in weights.items()}
+    for changed, words in (
+        ({name: weights[name] for name in names[:1]}, r"\d\d are missing and 0 are not known"),
+        ({**weights, "model.odd": torch.ones(1)}, "0 are missing and 1 are not known, among them odd"),
+        (wider, "size mismatch for"),
+    ):
+        save_file(changed, tmp_path / WEIGHTS_FILE)
+        edit(tmp_path, weights_sha256=sha256_file(tmp_path / WEIGHTS_FILE))
+        with pytest.raises(ValueError, match=words) as refused:
+            load_model(tmp_path)
+        assert len(str(refused.value)) < 400
+        assert "\n" not in str(refused.value)
 
 
 def test_optimizer_moments_survive_by_name() -> None:

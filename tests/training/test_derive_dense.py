@@ -15,8 +15,9 @@ from torch import nn
 from model_store.errors import ArtifactNotFound, ExportRefused, GoldenError
 from model_store.golden import GOLDEN_TEXTS, Goldens, dense_goldens
 from model_store.identity import sha256_file
+from model_store.label_vectors import LabelVectors
 from model_store.manifest import DenseSpec, Presence
-from model_store.presence import LabelVectors, presence_of, presence_scores, score_maps
+from model_store.presence import presence_of, presence_scores, score_maps
 from model_store.proving import Proof
 from model_store.session import SessionSettings
 from model_store.store import Artifact, Store

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from evaluation.scenes.config import SceneConfig
 from evaluation.scenes.meaning import And, Meaning, Not, is_false, is_true
-from evaluation.scenes.mixing import Topic, draw_twins
+from evaluation.scenes.mixing import Topic, draw_with_negative
 from evaluation.scenes.sampling import sample
 from training import methods
 from training.checkpoint import load_model
@@ -134,7 +134,7 @@ def test_half_of_the_captions_that_deny_are_wrong(mix: dict[Topic, float]) -> No
     found: Counter[tuple[bool, bool]] = Counter()
     for number in range(1500):
         scene = sample(number % 300, config)
-        twins = draw_twins(scene, number, pairs=config.pairs, mix=mix)
+        twins = draw_with_negative(scene, number, pairs=config.pairs, mix=mix)
         assert twins is not None
         assert is_true(twins.right.meaning, scene)
         assert is_false(twins.wrong.meaning, scene)
@@ -150,7 +150,7 @@ def test_a_mix_that_denies_nothing_has_no_denials() -> None:
     config = SceneConfig(count=(2, 2), textures=("plain",))
     mix: dict[Topic, float] = {"attributes": 0.5, "mentions": 0.5}
     for number in range(100):
-        twins = draw_twins(sample(number, config), number, pairs=config.pairs, mix=mix)
+        twins = draw_with_negative(sample(number, config), number, pairs=config.pairs, mix=mix)
         assert twins is None or not denies(twins.wrong.meaning)
 
 

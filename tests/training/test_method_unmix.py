@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from model_store.label_vectors import LabelVectors
 from model_store.manifest import Presence
-from model_store.presence import LabelVectors, aggregate_scores, score_maps
+from model_store.presence import aggregate_scores, score_maps
 from training import methods
 from training.checkpoint import load_model, read_checkpoint
 from training.config import TrainConfig, load_config

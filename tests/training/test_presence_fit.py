@@ -18,7 +18,7 @@ from model_store.store import Store
 from training.collages import collages, edges_of, read_products, singles
 from training.presence_fit import (
     KINDS,
-    Seen,
+    EncodedCollage,
     Texts,
     ask,
     best_threshold,
@@ -114,7 +114,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_list_is_asked_about_what_is_there_and_what_is_not(photographs: Path) -> None:
     rng = np.random.default_rng(5)
-    shown = [Seen(each, rng.normal(size=(2, 3, 8)), rng.normal(size=8)) for each in collages(
+    shown = [EncodedCollage(each, rng.normal(size=(2, 3, 8)), rng.normal(size=8)) for each in collages(
         read_products(photographs, "validation"), "grid", 30, seed=0)]  # fmt: skip
     table = {name: rng.normal(size=8) for name in (*KINDS, "other")}
     texts = Texts(lambda some: np.array([table[text] for text in some], dtype=np.float32))

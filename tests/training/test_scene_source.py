@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from evaluation.scenes.config import all_pairs
 from evaluation.scenes.meaning import is_false, is_true, judge
-from evaluation.scenes.mixing import draw_twins
+from evaluation.scenes.mixing import draw_with_negative
 from evaluation.scenes.palette import COLOURS, SHAPES
 from training.config import SceneData, ScenePart
 from training.data.protocol import StepBatches
@@ -132,7 +132,7 @@ def test_captions_are_true_and_their_twins_plainly_false(rows: SceneRows) -> Non
             scene, mix = rows.scenes[row], rows.parts[rows.part_of[row]].mix
             drawn = rows.draw(row, number, negative=True)
             seed = (rows.seed * 2**20 + number) & (2**62 - 1)
-            twins = draw_twins(scene, seed, pairs=rows.pairs, mix=mix)
+            twins = draw_with_negative(scene, seed, pairs=rows.pairs, mix=mix)
             if twins is None:
                 assert drawn.negative is None
                 continue

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.scenes.meaning import And, Listing, Not, Place, What, is_true
+from evaluation.scenes.meaning import And, Enumeration, Not, Place, What, is_true
 from training import methods
 from training.config import SceneData, ScenePart
 from training.data.meaning_code import MeaningCode, affirmed_and_denied
@@ -52,13 +52,13 @@ def test_a_code_says_what_is_affirmed_and_what_is_denied() -> None:
         (None, "blue"),
     )
     meanings = [
-        Listing((CIRCLE, SQUARE)),
-        Not(Listing((What(shape="circle"),))),
-        And((Listing((SQUARE,)), Not(Listing((CIRCLE,))))),
+        Enumeration((CIRCLE, SQUARE)),
+        Not(Enumeration((What(shape="circle"),))),
+        And((Enumeration((SQUARE,)), Not(Enumeration((CIRCLE,))))),
         Place(CIRCLE, "left"),
-        Listing((What(shape="star", colour="red"),)),
-        Listing((What(shape="circle", colour="red", texture="striped"),)),
-        Not(Listing((CIRCLE, SQUARE))),
+        Enumeration((What(shape="star", colour="red"),)),
+        Enumeration((What(shape="circle", colour="red", texture="striped"),)),
+        Not(Enumeration((CIRCLE, SQUARE))),
         None,
     ]
     codes, known = code.of(meanings)

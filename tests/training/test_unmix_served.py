@@ -19,8 +19,9 @@ from evaluation.scenes.config import SceneConfig
 from evaluation.scenes.rendering import render
 from evaluation.scenes.sampling import sample
 from model_store.errors import ExportRefused
+from model_store.label_vectors import LabelVectors
 from model_store.modality.image import prepare_dense
-from model_store.presence import LabelVectors, presence_of, presence_scores, score_maps
+from model_store.presence import presence_of, presence_scores, score_maps
 from model_store.session import SessionSettings
 from model_store.store import Store
 from model_store.towers import normalized, open_dense_tower, open_tower

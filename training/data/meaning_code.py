@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.scenes.config import Pair
-from evaluation.scenes.meaning import And, Listing, Meaning, Not, What
+from evaluation.scenes.meaning import And, Enumeration, Meaning, Not, What
 
 _KINDS = 3
 
@@ -53,9 +53,9 @@ class MeaningCode:
 def affirmed_and_denied(meaning: Meaning) -> tuple[tuple[What, ...], tuple[What, ...]] | None:
     """The things that a sentence says are there, and those it says are not; None: it says more than that."""
     match meaning:
-        case Listing(whats):
+        case Enumeration(whats):
             return whats, ()
-        case Not(Listing((what,))):
+        case Not(Enumeration((what,))):
             return (), (what,)
         case And(parts):
             found = [affirmed_and_denied(part) for part in parts]

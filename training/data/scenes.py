@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from evaluation.scenes.config import Pair, SceneConfig
 from evaluation.scenes.judging import FALSE, Scenes
-from evaluation.scenes.mixing import draw_caption, draw_twins
+from evaluation.scenes.mixing import draw_caption, draw_with_negative
 from evaluation.scenes.rendering import render
 from evaluation.scenes.sampling import sample
 from evaluation.scenes.scene import Scene
@@ -63,7 +63,7 @@ class SceneRows:
         """The caption that `row` has in the draw `number`; equal arguments give equal captions."""
         scene, part = self.scenes[row], self.parts[self.part_of[row]]
         seed = (self.seed * 2**20 + number) & (2**62 - 1)
-        twins = draw_twins(scene, seed, pairs=self.pairs, mix=part.mix, words=part.words) if negative else None
+        twins = draw_with_negative(scene, seed, pairs=self.pairs, mix=part.mix, words=part.words) if negative else None
         if twins is None:
             alone = draw_caption(scene, seed, pairs=self.pairs, mix=part.mix, words=part.words)
             return Drawn(text=alone.text, meaning=alone.meaning)

@@ -1,4 +1,4 @@
-"""What the containers of image formats say before anything is decoded: the size, and how much there is to work through.
+"""Containers of image formats, read before anything is decoded: the size, and how much there is to work through.
 
 Pure bytes, no decoder. `size_of` reads a header in bounded steps; `check_structure` walks the whole file once and
 refuses what is built to be slow. Both are lenient about damage that a decoder will find by itself.

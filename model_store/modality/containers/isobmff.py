@@ -13,7 +13,7 @@ _PARENTS = {b"meta": 4, b"iprp": 0, b"ipco": 0, b"iinf": 6, b"moov": 0, b"trak":
 _MAX_DEPTH = 4
 
 
-class Box(NamedTuple):
+class FileBox(NamedTuple):
     """start, end: offsets of its content."""
 
     kind: bytes
@@ -39,7 +39,7 @@ def check(data: bytes, max_parts: int, max_scans: int) -> None:
             raise too_many("file", "boxes", max_parts)
 
 
-def boxes(data: bytes) -> Iterator[Box]:
+def boxes(data: bytes) -> Iterator[FileBox]:
     """All boxes on the way to sizes, parents before their children; what reaches over its parent ends with it."""
     open_parents = [(0, len(data))]
     while open_parents:
@@ -53,7 +53,7 @@ def boxes(data: bytes) -> Iterator[Box]:
         if stop < start:
             continue
         open_parents.append((stop, end))
-        yield Box(kind, start, stop)
+        yield FileBox(kind, start, stop)
         if kind in _PARENTS and len(open_parents) <= _MAX_DEPTH:
             open_parents.append((_children_at(data, kind, start), stop))
 
@@ -77,7 +77,7 @@ def _children_at(data: bytes, kind: bytes, start: int) -> int:
     return start + _PARENTS[kind] + 2 * wide_count
 
 
-def _extent(data: bytes, box: Box) -> tuple[int, int] | None:
+def _extent(data: bytes, box: FileBox) -> tuple[int, int] | None:
     if box.kind == b"ispe" and box.end - box.start >= 12:
         return int.from_bytes(data[box.start + 4 : box.start + 8]), int.from_bytes(data[box.start + 8 : box.start + 12])
     if box.kind == b"tkhd" and box.end - box.start >= 84:  # 16.16 fixed point, the last eight bytes

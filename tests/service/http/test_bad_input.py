@@ -120,6 +120,10 @@ def test_a_million_labels_are_refused_fast(client: TestClient) -> None:
     check_refused(send(client, "/classify", nested), 413)
 
 
+# Bytes at the end of a file whose loss is one of pixels: a PNG's last 20 are two checksums and a chunk without content.
+TAILS = {"PNG": 21, "JPEG": 1, "WEBP": 1}
+
+
 def png_of(width: int, height: int) -> bytes:
     """A valid PNG of one colour, as small as it can be."""
 
@@ -143,13 +147,17 @@ def test_image_bombs_are_refused_by_their_header(client: TestClient, width: int,
     assert time.monotonic() - started < 5
 
 
-def test_images_cut_at_every_sixteenth_are_refused(client: TestClient, make_picture: Callable[..., bytes]) -> None:
-    for form, cut_tail in (("PNG", 0), ("JPEG", 0), ("WEBP", 0)):
-        data = make_picture(form, 61, 43)
-        for part in range(16):
-            cut = data[: len(data) * part // 16]
-            error = check_refused(client.post("/embed", content=cut, headers={"Content-Type": "image/png"}), 422)
-            assert error.param == "inputs[0].image", (form, part, cut_tail)
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+def test_images_cut_at_every_sixteenth_and_at_the_tail_are_refused(
+    client: TestClient, make_picture: Callable[..., bytes], form: str
+) -> None:
+    data = make_picture(form, 61, 43)
+    for length in (*(len(data) * part // 16 for part in range(16)), len(data) - TAILS[form], len(data)):
+        answer = client.post("/embed", content=data[:length], headers={"Content-Type": "image/png"})
+        if length == len(data):
+            assert answer.status_code == 200
+        else:
+            assert check_refused(answer, 422).param == "inputs[0].image", length
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,16 @@
 """Every refusal has the one shape, the right status, and says where; nothing of the request is echoed."""
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import walk_packages
 
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+import model_store
+import service
 from clipworks import schemas
 from clipworks._exchange import item_error
 from model_store import errors as store_errors
@@ -36,6 +40,15 @@ STATUSES = {
     faults.UnknownName: 404,
     faults.StateConflict: 409,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _every_module() -> None:
+    """Classes exist once their module was imported: all of the server's are, whatever other tests need."""
+    for package in (model_store, service):
+        for module in walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
 
 
 def every_class(root: type[ClipworksError]) -> set[type[ClipworksError]]:
