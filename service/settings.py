@@ -91,6 +91,9 @@ class Settings(BaseSettings):
         (),
         description="origins or patterns of them whose web pages may call the server; * for all; none: CORS is off",
     )
+    fetch_allow: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="must be empty: this release does not fetch image_url"
+    )
     # limits of one request
     max_body_bytes: int = Field(32 * _MIB, ge=1024, description="bytes of a request body (413)")
     max_items: int = Field(256, ge=1, description="inputs of a request (413)")
@@ -219,7 +222,9 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = Field("text", description="text is key=value, json is one object a line")
     access_log: bool = Field(True, description="log one line for each request")
 
-    @field_validator("extra_models", "api_keys", "admin_keys", "cors_origins", "image_formats", mode="before")
+    @field_validator(
+        "extra_models", "api_keys", "admin_keys", "cors_origins", "fetch_allow", "image_formats", mode="before"
+    )
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -250,6 +255,14 @@ class Settings(BaseSettings):
     def _known_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for each in value:
             parse_origin(each)
+        return value
+
+    @field_validator("fetch_allow")
+    @classmethod
+    def _fetch_is_off(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """The name is part of the contract; a list of hosts must not seem to have an effect."""
+        if value:
+            raise ValueError("this release has no fetcher, image_url is always refused; leave it unset")
         return value
 
     @field_validator("max_bodies_bytes")

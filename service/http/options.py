@@ -10,10 +10,9 @@ from urllib.parse import parse_qsl
 from starlette.requests import Request
 
 from model_store.templates import NAMES as TEMPLATE_NAMES
-from service.connection.framing import MAX_QUERY_FIELDS
 from service.http.errors import Refusal
 from service.http.json_body import check_json, parse_json
-from service.http.limits import IngressLimits
+from service.http.limits import MAX_QUERY_FIELDS, IngressLimits
 
 OptionKind = Literal["text", "flag", "whole", "number", "list", "templates", "texts"]
 Options = Mapping[str, OptionKind]

@@ -55,7 +55,7 @@ Input = TextItem | ImageItem | FailedItem
 
 
 @dataclass(frozen=True)
-class EmbedResult:
+class EmbedOutcome:
     """`outcomes` in the order of the items: a float32 vector [D], or why there is none."""
 
     outcomes: list[Vector | ClipworksError]
@@ -73,7 +73,7 @@ async def embed(
     dimensions: int | None,
     deadline: Deadline,
     timings: Timings,
-) -> EmbedResult:
+) -> EmbedOutcome:
     """Encode texts and images, mixed.
 
     `dimensions` cuts vectors to a prefix the model was trained for, before normalising.
@@ -106,7 +106,7 @@ async def embed(
     texts = sum(isinstance(item, TextItem) for item in items)
     with _admitted(model, {"image_encoder": images, "text_encoder": _Places(texts)}, deadline) as tickets:
         outcomes = await gather_outcomes([one(item) for item in items], deadline)
-    return EmbedResult(outcomes, texts=texts, images=images.items, tokens=tokens)
+    return EmbedOutcome(outcomes, texts=texts, images=images.items, tokens=tokens)
 
 
 async def classify(

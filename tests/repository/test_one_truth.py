@@ -2,8 +2,9 @@
 
 from typing import get_args
 
-from clipworks import collection_schemas, schemas
+from clipworks import schemas
 from clipworks.cli import models
+from clipworks.wire import collections
 from model_store import manifest, templates, towers
 from service.retrieval import records
 
@@ -11,8 +12,8 @@ from service.retrieval import records
 def test_the_wire_and_the_store_know_the_same_kinds() -> None:
     assert get_args(schemas.IndexKind) == get_args(records.IndexKind)
     assert get_args(schemas.FieldType) == get_args(records.FieldType)
-    assert get_args(collection_schemas.BuiltKind) == get_args(records.BuiltKind)
-    assert get_args(collection_schemas.LossKind) == get_args(records.LossKind)
+    assert get_args(schemas.BuiltKind) == get_args(records.BuiltKind)
+    assert get_args(collections.LossKind) == get_args(records.LossKind)
 
 
 def test_the_wire_names_the_templates_that_there_are() -> None:

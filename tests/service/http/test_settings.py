@@ -34,7 +34,7 @@ def test_environment_and_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "value"),
     [
         ("port", "70000"), ("port", "x"), ("model", "../evil"), ("api_keys", "short"), ("device", "tpu"),
-        ("cors_origins", "example.com"), ("image_formats", "TIFF"),
+        ("cors_origins", "example.com"), ("fetch_allow", "example.com"), ("image_formats", "TIFF"),
         ("max_items", "0"), ("max_request_timeout_s", "1"), ("no_such_setting", "1"),
     ],
 )  # fmt: skip
