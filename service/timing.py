@@ -1,8 +1,9 @@
-"""Deadline and timings of one request."""
+"""The budget of one request: its deadline, and where its time went."""
 
 from __future__ import annotations
 
 import time
+from typing import Self
 
 from service.faults import DeadlinePassed
 
@@ -32,7 +33,7 @@ class Deadline:
         self.at = at
 
     @classmethod
-    def after(cls, seconds: float) -> Deadline:
+    def after(cls, seconds: float) -> Self:
         return cls(time.monotonic() + seconds)
 
     @property
@@ -46,3 +47,16 @@ class Deadline:
         """Raise DeadlinePassed if it has passed."""
         if self.expired:
             raise DeadlinePassed("the request's deadline passed before its work was done")
+
+
+class Budget(Deadline):
+    """What a request may still spend, and the record of what it spent; wherever a deadline is taken, a budget is."""
+
+    def __init__(self, at: float | None = None, timings: Timings | None = None) -> None:
+        super().__init__(at)
+        self.timings = timings or Timings()
+
+    @classmethod
+    def of(cls, seconds: float, timings: Timings) -> Budget:
+        """So many seconds from now on."""
+        return cls(time.monotonic() + seconds, timings)

@@ -19,7 +19,7 @@ from service.retrieval.errors import ItemNotFound
 from service.retrieval.truth.items import Door, check_id
 from service.tasks import pipeline
 from service.tasks.pipeline import FailedItem, Input
-from service.timing import Deadline, Timings
+from service.timing import Budget
 
 # Reading more of given vectors takes long enough to leave the event loop.
 _INLINE_NUMBERS = 2**14
@@ -41,8 +41,7 @@ class ItemEncoder:
 
     model: RunningModel | None
     pool: DecodePool
-    deadline: Deadline
-    timings: Timings
+    budget: Budget
 
     async def encode(self, inputs: Sequence[Input]) -> list[Found]:
         """Unit vectors [D] in the order of the inputs, all in one run."""
@@ -54,8 +53,7 @@ class ItemEncoder:
             pool=self.pool,
             normalize=True,
             dimensions=None,
-            deadline=self.deadline,
-            timings=self.timings,
+            budget=self.budget,
         )
         return list(result.outcomes)
 

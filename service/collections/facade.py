@@ -47,7 +47,7 @@ from service.retrieval.errors import (
 from service.retrieval.stopping import Stop
 from service.retrieval.truth.filter_limits import is_small
 from service.retrieval.truth.filters import compile_filter
-from service.timing import Deadline, Timings
+from service.timing import Budget
 
 _T = TypeVar("_T")
 _SCANS = 3
@@ -128,15 +128,15 @@ class Collections:
 
     # Collections
 
-    async def get(self, name: str, *, deadline: Deadline) -> BackendCollection:
+    async def get(self, name: str, *, budget: Budget) -> BackendCollection:
         """Raises ServiceNotReady (the backend is being opened), CollectionNotFound."""
         store = self._opened()
         if isinstance(store, CollectionStore):
             return store.get(name)  # looks into a dictionary: a thread would cost more
-        return await self._threads.run("read", lambda _: store.get(name), deadline=deadline)
+        return await self._threads.run("read", lambda _: store.get(name), budget=budget)
 
     async def create(
-        self, name: str, model: RunningModel, *, index: dict[str, Any], schema: dict[str, Any], deadline: Deadline
+        self, name: str, model: RunningModel, *, index: dict[str, Any], schema: dict[str, Any], budget: Budget
     ) -> tuple[CollectionDescription, bool]:
         """A collection for the vectors of `model`, and whether it is new.
 
@@ -164,31 +164,29 @@ class Collections:
             made, is_new = store.create(name, spec)
             return made.describe(), is_new
 
-        return await self._threads.run("slow", call, deadline=deadline)
+        return await self._threads.run("slow", call, budget=budget)
 
-    async def list(self, *, deadline: Deadline) -> list[CollectionDescription]:
+    async def list(self, *, budget: Budget) -> list[CollectionDescription]:
         store = self._opened()
-        return await self._threads.run("slow", lambda _: _named(store, store.list()), deadline=deadline)
+        return await self._threads.run("slow", lambda _: _named(store, store.list()), budget=budget)
 
-    async def totals(self, deadline: Deadline) -> tuple[int, int]:
+    async def totals(self, budget: Budget) -> tuple[int, int]:
         """(collections, items of all of them)."""
-        found = await self.list(deadline=deadline)
+        found = await self.list(budget=budget)
         return len(found), sum(each.count for each in found)
 
-    async def describe(self, name: str, *, deadline: Deadline) -> CollectionDescription:
+    async def describe(self, name: str, *, budget: Budget) -> CollectionDescription:
         store = self._opened()
-        [info] = await self._threads.run(
-            "read", lambda _: _named(store, [store.get(name).describe()]), deadline=deadline
-        )
+        [info] = await self._threads.run("read", lambda _: _named(store, [store.get(name).describe()]), budget=budget)
         return info
 
-    async def aliases(self, *, deadline: Deadline) -> Mapping[str, str]:
+    async def aliases(self, *, budget: Budget) -> Mapping[str, str]:
         """Name of the collection by alias."""
         store = self._opened()
-        return await self._threads.run("slow", lambda _: store.aliases(), deadline=deadline)
+        return await self._threads.run("slow", lambda _: store.aliases(), budget=budget)
 
     async def set_alias(
-        self, name: str, collection: str, *, keep_as: str | None, if_sequence: int | None, deadline: Deadline
+        self, name: str, collection: str, *, keep_as: str | None, if_sequence: int | None, budget: Budget
     ) -> bool:
         """Let a name mean another collection at once; whether the alias is new.
 
@@ -199,17 +197,17 @@ class Collections:
         return await self._threads.run(
             "slow",
             lambda _: store.set_alias(name, collection, keep_as=keep_as, if_sequence=if_sequence),
-            deadline=deadline,
+            budget=budget,
         )
 
-    async def delete_alias(self, name: str, *, deadline: Deadline) -> None:
+    async def delete_alias(self, name: str, *, budget: Budget) -> None:
         """Raises AliasNotFound."""
         store = self._opened()
-        await self._threads.run("slow", lambda _: store.delete_alias(name), deadline=deadline)
+        await self._threads.run("slow", lambda _: store.delete_alias(name), budget=budget)
 
-    async def drop(self, name: str, *, deadline: Deadline) -> None:
+    async def drop(self, name: str, *, budget: Budget) -> None:
         store = self._opened()
-        await self._threads.run("slow", lambda _: store.drop(name), deadline=deadline)
+        await self._threads.run("slow", lambda _: store.drop(name), budget=budget)
 
     async def look_after(self, call: Callable[[Backend, Stop], _T]) -> _T:
         """Run a long piece of upkeep in a thread: one at a time, in no other call's way, and without a deadline.
@@ -217,7 +215,7 @@ class Collections:
         It is told to stop when its caller goes, or the server ends.
         """
         store = self._opened()
-        return await self._threads.run("upkeep", lambda stop: call(store, stop), deadline=Deadline())
+        return await self._threads.run("upkeep", lambda stop: call(store, stop), budget=Budget())
 
     # Items
 
@@ -228,8 +226,7 @@ class Collections:
         *,
         model: RunningModel | None,
         all_or_nothing: bool,
-        deadline: Deadline,
-        timings: Timings,
+        budget: Budget,
     ) -> list[str | ClipworksError]:
         """Store rows: the id of each that is durable and visible now, or why it is not.
 
@@ -240,7 +237,7 @@ class Collections:
             SpaceMismatch: `model` does not make rows of this collection.
             StorageFull, ServiceOverloaded, DeadlinePassed
         """
-        encoder = ItemEncoder(model, self._pool, deadline, timings)
+        encoder = ItemEncoder(model, self._pool, budget)
         found = await row_vectors(
             rows,
             collection.spec,
@@ -263,8 +260,7 @@ class Collections:
             written = await self._threads.run(
                 "write",
                 lambda _: collection.upsert(items, all_or_nothing=all_or_nothing),
-                deadline=deadline,
-                timings=timings,
+                budget=budget,
                 stage="store",
             )
         except InvalidItem as error:
@@ -282,8 +278,7 @@ class Collections:
         ids: Sequence[str] | None,
         filter: dict[str, Any] | None,
         caller: str,
-        deadline: Deadline,
-        timings: Timings,
+        budget: Budget,
     ) -> int:
         """Remove rows by ids or by filter; how many there were.
 
@@ -297,20 +292,15 @@ class Collections:
 
         with _filter_refused():
             if filter is None:
-                return await self._threads.run("write", remove, deadline=deadline, timings=timings, stage="store")
-            return await self._threads.scan(
-                remove, shares=_shares(collection, caller), deadline=deadline, timings=timings, stage="store"
-            )
+                return await self._threads.run("write", remove, budget=budget, stage="store")
+            return await self._threads.scan(remove, shares=_shares(collection, caller), budget=budget, stage="store")
 
-    async def item(
-        self, collection: BackendCollection, id: str, *, with_vector: bool, deadline: Deadline, timings: Timings
-    ) -> Record:
+    async def item(self, collection: BackendCollection, id: str, *, with_vector: bool, budget: Budget) -> Record:
         """Raises ItemNotFound, InvalidItem."""
         return await self._threads.run(
             "read",
             lambda _: collection.get(id, with_vector=with_vector),
-            deadline=deadline,
-            timings=timings,
+            budget=budget,
             stage="store",
         )
 
@@ -321,16 +311,14 @@ class Collections:
         cursor: str | None,
         limit: int,
         with_vectors: bool,
-        deadline: Deadline,
-        timings: Timings,
+        budget: Budget,
     ) -> Page:
         """Raises FieldRefused: a cursor that is not from here."""
         try:
             return await self._threads.run(
                 "read",
                 lambda stop: collection.items(cursor=cursor, limit=limit, with_vectors=with_vectors, stop=stop),
-                deadline=deadline,
-                timings=timings,
+                budget=budget,
                 stage="store",
             )
         except InvalidQuery as error:
@@ -350,8 +338,7 @@ class Collections:
         with_vectors: bool,
         all_or_nothing: bool,
         caller: str,
-        deadline: Deadline,
-        timings: Timings,
+        budget: Budget,
     ) -> Searched:
         """Answer all queries: one run of the encoders, one search of a matrix.
 
@@ -363,12 +350,10 @@ class Collections:
             ServiceOverloaded, DeadlinePassed
         """
         await _check_filter(collection, filter)
-        encoder = ItemEncoder(model, self._pool, deadline, timings)
+        encoder = ItemEncoder(model, self._pool, budget)
 
         async def lookup(ids: Sequence[str]) -> list[Any]:
-            return await self._threads.run(
-                "read", lambda _: collection.vector_of(ids), deadline=deadline, timings=timings, stage="store"
-            )
+            return await self._threads.run("read", lambda _: collection.vector_of(ids), budget=budget, stage="store")
 
         found = await query_vectors(plans, collection.spec, encoder, lookup=lookup)
         good = [index for index, each in enumerate(found.vectors) if not isinstance(each, ClipworksError)]
@@ -391,7 +376,7 @@ class Collections:
             exclude_ids=excluded,
         )
         with _filter_refused():
-            results, unknown = await self._search(collection, search, filter, caller, deadline, timings)
+            results, unknown = await self._search(collection, search, filter, caller, budget)
         for index, result in zip(good, results, strict=True):
             outcomes[index] = result
         return Searched(outcomes, dict(found.failed_part), unknown)
@@ -402,8 +387,7 @@ class Collections:
         search: Callable[..., list[SearchOutcome]],
         filter: dict[str, Any] | None,
         caller: str,
-        deadline: Deadline,
-        timings: Timings,
+        budget: Budget,
     ) -> tuple[list[SearchOutcome], Sequence[str]]:
         """A search that never keeps a reader for long: what its filter has to look at first is another lane's work."""
 
@@ -414,18 +398,17 @@ class Collections:
         shares = _shares(collection, caller)
         for _ in range(_SCANS):
             try:
-                return await self._threads.run("read", run, deadline=deadline, timings=timings, stage="search")
+                return await self._threads.run("read", run, budget=budget, stage="search")
             except ScanNeeded:
                 await self._threads.scan(
                     lambda stop: collection.scan(filter or {}, stop=stop),
                     shares=shares,
-                    deadline=deadline,
-                    timings=timings,
+                    budget=budget,
                     stage="filter",
                 )
         # Rows come faster than they are looked at.
         return await self._threads.scan(
-            lambda stop: run(stop, may_scan=True), shares=shares, deadline=deadline, timings=timings, stage="search"
+            lambda stop: run(stop, may_scan=True), shares=shares, budget=budget, stage="search"
         )
 
     def _opened(self) -> Backend:

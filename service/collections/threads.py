@@ -13,7 +13,7 @@ from service.fair_turns import FairTurns
 from service.faults import DeadlinePassed, ServiceOverloaded
 from service.retrieval.errors import Interrupted
 from service.retrieval.stopping import Stop
-from service.timing import Deadline, Timings
+from service.timing import Budget
 
 Lane = Literal["read", "scan", "write", "slow", "upkeep"]
 _T = TypeVar("_T")
@@ -50,8 +50,7 @@ class StoreThreads:
         lane: Lane,
         call: Callable[[Stop], _T],
         *,
-        deadline: Deadline,
-        timings: Timings | None = None,
+        budget: Budget,
         stage: str = "",
     ) -> _T:
         """Run `call` in a thread of `lane`; its time, waiting included, counts as `stage`.
@@ -65,29 +64,28 @@ class StoreThreads:
         if self._calls[lane] >= _MAX_CALLS:
             raise ServiceOverloaded(f"{self._calls[lane]} calls of the collection store wait already")
         started = time.perf_counter()
-        stop = Stop(deadline.at)
+        stop = Stop(budget.at)
 
         def begin() -> _T:
             stop.check()
             return call(stop)
 
         try:
-            async with asyncio.timeout(deadline.remaining_s()):
+            async with asyncio.timeout(budget.remaining_s()):
                 return await asyncio.wrap_future(self._submit(lane, begin, stop))
         except (TimeoutError, Interrupted):
             raise DeadlinePassed(_PASSED) from None
         finally:
             stop.cancel()
-            if timings is not None:
-                timings.add(stage, time.perf_counter() - started)
+            if stage:
+                budget.timings.add(stage, time.perf_counter() - started)
 
     async def scan(
         self,
         call: Callable[[Stop], _T],
         *,
         shares: Sequence[Hashable],
-        deadline: Deadline,
-        timings: Timings | None = None,
+        budget: Budget,
         stage: str = "",
     ) -> _T:
         """Run a call that looks at many rows, when it is the turn of all `shares`: its caller and its collection.
@@ -96,13 +94,13 @@ class StoreThreads:
         """
         started = time.perf_counter()
         try:
-            async with asyncio.timeout(deadline.remaining_s()), self._turns.turn(shares):
-                return await self.run("scan", call, deadline=deadline)
+            async with asyncio.timeout(budget.remaining_s()), self._turns.turn(shares):
+                return await self.run("scan", call, budget=budget)
         except TimeoutError:
             raise DeadlinePassed(_PASSED) from None
         finally:
-            if timings is not None:
-                timings.add(stage, time.perf_counter() - started)
+            if stage:
+                budget.timings.add(stage, time.perf_counter() - started)
 
     def close(self) -> None:
         """Calls that wait are dropped; those that run are told to stop, and writes go on to their end."""

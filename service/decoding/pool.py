@@ -20,7 +20,7 @@ from model_store.modality.image import DECODE_BYTES_PER_PIXEL, DecodeLimits, dec
 from service.decoding.queue import FairQueue
 from service.decoding.worker import ABANDONED_S, DecodeWorker, Framed, WorkerDied, WorkerLate
 from service.faults import DeadlinePassed, ServiceNotReady, TooManyItems
-from service.timing import Deadline, Timings
+from service.timing import Budget, Deadline
 
 log = logging.getLogger("clipworks.decode")
 T = TypeVar("T")
@@ -106,7 +106,7 @@ class DecodePool:
             )
         return largest
 
-    async def prepare(self, data: bytes, spec: ImageSpec, deadline: Deadline, timings: Timings) -> NDArray[np.uint8]:
+    async def prepare(self, data: bytes, spec: ImageSpec, budget: Budget) -> NDArray[np.uint8]:
         """Decode and prepare one image to uint8 [H, W, 3].
 
         Raises:
@@ -114,16 +114,14 @@ class DecodePool:
             DeadlinePassed: the deadline passed before it was done.
         """
         frame = {"dense": False, "spec": spec.model_dump(mode="json", include=_IMAGE_FIELDS)}
-        return (await self._decoded(data, frame, deadline, timings)).pixels
+        return (await self._decoded(data, frame, budget)).pixels
 
-    async def prepare_dense(
-        self, data: bytes, spec: DenseSpec, short_px: int | None, deadline: Deadline, timings: Timings
-    ) -> Framed:
+    async def prepare_dense(self, data: bytes, spec: DenseSpec, short_px: int | None, budget: Budget) -> Framed:
         """Decode and prepare a whole picture for the dense encoder. Raises as `prepare`."""
         frame = {"dense": True, "spec": spec.model_dump(mode="json"), "short_px": short_px}
-        return await self._decoded(data, frame, deadline, timings)
+        return await self._decoded(data, frame, budget)
 
-    async def run(self, work: Callable[[], T], stage: str, deadline: Deadline, timings: Timings) -> T:
+    async def run(self, work: Callable[[], T], stage: str, budget: Budget) -> T:
         """Do work that holds a core for a while in a thread of this process; counted as `stage` and `<stage>_wait`.
 
         Nothing can stop it, so it looks at the deadline itself.
@@ -134,13 +132,13 @@ class DecodePool:
 
         def timed() -> tuple[T, float, float]:
             started = time.perf_counter()
-            deadline.check()
+            budget.check()
             return work(), started, time.perf_counter()
 
         entered = time.perf_counter()
         done, started, ended = await asyncio.get_running_loop().run_in_executor(self._threads, timed)
-        timings.add(f"{stage}_wait", started - entered)
-        timings.add(stage, ended - started)
+        budget.timings.add(f"{stage}_wait", started - entered)
+        budget.timings.add(stage, ended - started)
         return done
 
     async def close(self) -> None:
@@ -154,12 +152,12 @@ class DecodePool:
             _fail(job, ServiceNotReady("the server is stopping"))
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _decoded(self, data: bytes, frame: Mapping[str, Any], deadline: Deadline, timings: Timings) -> Framed:
+    async def _decoded(self, data: bytes, frame: Mapping[str, Any], budget: Budget) -> Framed:
         if self._closed or self._fault:
             raise ServiceNotReady(self._fault or "the server is stopping")
         pixels = declared_pixels(data, self.limits)
-        job = _Job(data, frame, deadline, asyncio.get_running_loop().create_future())
-        self._queue.put(timings, pixels, job)
+        job = _Job(data, frame, budget, asyncio.get_running_loop().create_future())
+        self._queue.put(budget.timings, pixels, job)
         self._wake()
         try:
             framed = await job.answer
@@ -167,8 +165,8 @@ class DecodePool:
             job.answer.cancel()
             job.data = b""  # its place in the queue may outlive the request
         started = job.started or job.entered
-        timings.add("decode_wait", started - job.entered)
-        timings.add("decode", time.perf_counter() - started)
+        budget.timings.add("decode_wait", started - job.entered)
+        budget.timings.add("decode", time.perf_counter() - started)
         return framed
 
     def _wake(self) -> None:

@@ -12,7 +12,7 @@ from types import TracebackType
 
 from model_store.errors import ClipworksError
 from service.faults import DeadlinePassed, ServiceNotReady, ServiceOverloaded
-from service.timing import Deadline, Timings
+from service.timing import Budget, Deadline
 
 # What was measured counts for less the longer ago it was; busy seconds after which it has a weight of 1/e.
 _MEMORY_S = 5.0
@@ -298,9 +298,9 @@ class Ticket:
         self._admission.leave(self.is_long, self._left)
         self._left = 0
 
-    def turn(self, deadline: Deadline, timings: Timings) -> Turn:
+    def turn(self, budget: Budget) -> Turn:
         """`async with` it around the work of one item. Raises DeadlinePassed: its turn came too late."""
-        return Turn(self, deadline, timings)
+        return Turn(self, budget)
 
     def now(self) -> float:
         """On the clock of the admission."""
@@ -318,20 +318,19 @@ class Ticket:
 class Turn:
     """One item's time in work; begins when there is room and not after its deadline."""
 
-    def __init__(self, ticket: Ticket, deadline: Deadline, timings: Timings) -> None:
+    def __init__(self, ticket: Ticket, budget: Budget) -> None:
         self._ticket = ticket
-        self._deadline = deadline
-        self._timings = timings
+        self._budget = budget
         self._began = 0.0
 
     async def __aenter__(self) -> None:
         entered = time.perf_counter()
         await self._ticket.begin()
-        self._timings.add("turn", time.perf_counter() - entered)
+        self._budget.timings.add("turn", time.perf_counter() - entered)
         self._began = self._ticket.now()
-        if self._deadline.expired:
+        if self._budget.expired:
             self._ticket.end(was_done=False)
-            self._deadline.check()
+            self._budget.check()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

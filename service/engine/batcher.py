@@ -17,7 +17,7 @@ from model_store.errors import GraphError
 from service.engine.admission import Admission, Ticket
 from service.engine.stacking import EqualShapes, Stacking
 from service.faults import DeadlinePassed, RunFailed, ServiceNotReady
-from service.timing import Deadline, Timings
+from service.timing import Budget, Deadline
 
 Rows = NDArray[Any]
 Run = Callable[[Rows], Rows]
@@ -35,8 +35,7 @@ class BatchObserver(Protocol):
 @dataclass(eq=False)
 class _Pending:
     array: Rows
-    deadline: Deadline
-    timings: Timings
+    budget: Budget
     future: asyncio.Future[Rows]
     entered: float = field(default_factory=time.perf_counter)
 
@@ -92,7 +91,7 @@ class Batcher:
             raise ServiceNotReady(f"{self.name} is being restarted: {self.broken}")
         return self.admission.admit(items, deadline, are_slow=are_slow)
 
-    async def submit(self, array: Rows, deadline: Deadline, timings: Timings, *, background: bool = False) -> Rows:
+    async def submit(self, array: Rows, budget: Budget, *, background: bool = False) -> Rows:
         """The row for `array`. A caller that stops waiting (cancelled) is skipped if its turn has not come.
 
         Raises:
@@ -102,7 +101,7 @@ class Batcher:
         """
         if self.broken:
             raise ServiceNotReady(f"{self.name} is being restarted: {self.broken}")
-        pending = _Pending(array, deadline, timings, asyncio.get_running_loop().create_future())
+        pending = _Pending(array, budget, asyncio.get_running_loop().create_future())
         (self._background if background else self._queue).append(pending)
         self._report_queue()
         self._work.set()
@@ -132,7 +131,7 @@ class Batcher:
             self._current = batch
             started = time.perf_counter()
             for pending in batch:
-                pending.timings.add("queue", started - pending.entered)
+                pending.budget.timings.add("queue", started - pending.entered)
             try:
                 await self._answer(batch)
             except Exception as error:  # not ONNX Runtime's own: the session cannot be trusted any more
@@ -190,7 +189,7 @@ class Batcher:
             raise RuntimeError(f"{self.name} gave {len(rows)} rows for {len(batch)} items")
         seconds = time.perf_counter() - started
         for pending, row in zip(batch, rows, strict=True):
-            pending.timings.add("infer", seconds)
+            pending.budget.timings.add("infer", seconds)
             if pending.future.done():
                 continue
             if np.isfinite(row).all():
@@ -220,6 +219,6 @@ class Batcher:
 
 def _is_over(pending: _Pending) -> bool:
     """Nobody waits for it any more; one whose deadline has passed is told so here."""
-    if not pending.future.done() and pending.deadline.expired:
+    if not pending.future.done() and pending.budget.expired:
         pending.future.set_exception(DeadlinePassed("the deadline passed while the item was queued"))
     return pending.future.done()

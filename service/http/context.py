@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope
 
 from service.http.errors import Refusal
-from service.timing import Deadline, Timings
+from service.timing import Budget, Timings
 
 if TYPE_CHECKING:
     from service.http.body import BodyShare
@@ -58,12 +58,13 @@ def context_of(scope: Scope) -> RequestContext:
     return scope[_SCOPE_KEY]
 
 
-def deadline_of(scope: Scope, *, default_s: float, cap_s: float) -> Deadline:
-    """When the request must be over: its X-Request-Timeout-Ms, at most `cap_s`, else `default_s`.
+def budget_of(scope: Scope, *, default_s: float, cap_s: float) -> Budget:
+    """What the request may spend: its X-Request-Timeout-Ms, at most `cap_s`, else `default_s`; from now on.
 
     Raises:
         Refusal: 422, the header is not a whole number of milliseconds above 0.
     """
+    timings = context_of(scope).timings
     for name, value in scope["headers"]:
         if name == _TIMEOUT_HEADER:
             if not (value.isdigit() and len(value) <= 9 and int(value) > 0):
@@ -73,8 +74,8 @@ def deadline_of(scope: Scope, *, default_s: float, cap_s: float) -> Deadline:
                     "X-Request-Timeout-Ms takes a whole number of milliseconds, 1 to 999999999",
                     param="X-Request-Timeout-Ms",
                 )
-            return Deadline.after(min(int(value) / 1000, cap_s))
-    return Deadline.after(default_s)
+            return Budget.of(min(int(value) / 1000, cap_s), timings)
+    return Budget.of(default_s, timings)
 
 
 async def while_connected(request: Request, work: Awaitable[_T]) -> _T:

@@ -24,7 +24,7 @@ from service.http.limits import IngressLimits
 from service.http.multipart import FormPart, boundary_of, read_parts
 from service.http.options import Options, read_query, typed_options
 from service.threads import in_thread
-from service.timing import Deadline
+from service.timing import Budget
 
 Place = Literal["append", "fill"]
 Body = TypeVar("Body", bound=BaseModel)
@@ -52,7 +52,7 @@ async def read_request(
     model: type[Body],
     limits: IngressLimits,
     *,
-    deadline: Deadline,
+    budget: Budget,
     options: Options,
     inputs: str = "inputs",
     place: Place = "append",
@@ -80,7 +80,7 @@ async def read_request(
     elif media_type == "multipart/form-data":
         boundary, max_parts = boundary_of(parameters), 2 * limits.max_items + len(options) + 1
         work = partial(read_parts, raw, boundary, max_parts=max_parts)
-        parts = work() if _is_quick_form(raw) else await off_loop(request, work, len(raw), limits, deadline)
+        parts = work() if _is_quick_form(raw) else await off_loop(request, work, len(raw), limits, budget)
         texts = [part.data for part in parts if part.name != "image"]
 
     def read() -> Received[Body]:
@@ -100,10 +100,10 @@ async def read_request(
         put = _with_files if place == "append" else _with_files_in_objects
         return put({**fields, **query}, files, model, limits, inputs)
 
-    return await _parse(request, read, texts, limits, deadline)
+    return await _parse(request, read, texts, limits, budget)
 
 
-async def read_json(request: Request, model: type[Body], limits: IngressLimits, *, deadline: Deadline) -> Body:
+async def read_json(request: Request, model: type[Body], limits: IngressLimits, *, budget: Budget) -> Body:
     """Read and validate the body of a route that takes JSON only. Raises as `read_request`."""
     if content_type_of(request)[0] != "application/json":
         refuse_media_type(request, "application/json")
@@ -112,11 +112,11 @@ async def read_json(request: Request, model: type[Body], limits: IngressLimits, 
     def read() -> Body:
         return validate(parse_json(raw), model, limits)
 
-    return await _parse(request, read, (raw,), limits, deadline)
+    return await _parse(request, read, (raw,), limits, budget)
 
 
 async def off_loop(
-    request: Request, work: Callable[[], _T], size_bytes: int, limits: IngressLimits, deadline: Deadline
+    request: Request, work: Callable[[], _T], size_bytes: int, limits: IngressLimits, budget: Budget
 ) -> _T:
     """The result of `work` on this many bytes of a request; in a thread when there are many.
 
@@ -126,12 +126,12 @@ async def off_loop(
     """
     if size_bytes <= _INLINE_BYTES:
         return work()
-    async with _turn(request, size_bytes, limits, deadline):
+    async with _turn(request, size_bytes, limits, budget):
         return await in_thread(work)
 
 
 async def _parse(
-    request: Request, work: Callable[[], _T], texts: Sequence[bytes], limits: IngressLimits, deadline: Deadline
+    request: Request, work: Callable[[], _T], texts: Sequence[bytes], limits: IngressLimits, budget: Budget
 ) -> _T:
     """The result of `work`, which parses these texts; in a thread when they are long or hold many values.
 
@@ -145,7 +145,7 @@ async def _parse(
     if size_bytes <= _INLINE_BYTES and sum(text.count(b",") for text in texts) <= _INLINE_VALUES:
         check()
         return work()
-    async with _turn(request, size_bytes, limits, deadline):
+    async with _turn(request, size_bytes, limits, budget):
         parsed_bytes = await in_thread(check)
         if size_bytes > FREE_BYTES:
             context_of(request.scope).body.hold_values(parsed_bytes)
@@ -153,14 +153,14 @@ async def _parse(
 
 
 @asynccontextmanager
-async def _turn(request: Request, size_bytes: int, limits: IngressLimits, deadline: Deadline) -> AsyncGenerator[None]:
+async def _turn(request: Request, size_bytes: int, limits: IngressLimits, budget: Budget) -> AsyncGenerator[None]:
     """A turn on the parsing threads, for which nobody waits past the deadline or when the client has gone."""
     context = context_of(request.scope)
     turn = limits.parsing.turn(size_bytes, caller=context.caller)
     async with AsyncExitStack() as held:
         try:
             with context.body.idle():
-                async with asyncio.timeout(deadline.remaining_s()):
+                async with asyncio.timeout(budget.remaining_s()):
                     await while_connected(request, held.enter_async_context(turn))
         except TimeoutError:
             raise DeadlinePassed("the request's deadline passed before its body was parsed") from None

@@ -15,14 +15,14 @@ from service.http.errors import UrlFetchDisabled
 from service.http.ingress import Received, off_loop
 from service.http.limits import IngressLimits
 from service.tasks.pipeline import FailedItem, ImageItem, Input, TextItem
-from service.timing import Deadline
+from service.timing import Budget
 
 # How base64 of a JPEG, PNG, GIF, WebP or BMP begins: no text of people begins so and goes on without a space.
 _PICTURE_IN_BASE64 = re.compile(r"(/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-3])[A-Za-z0-9+/=_\r\n-]{60}")
 
 
 async def items_of(
-    request: Request, received: Received[Any], inputs: Sequence[Any], limits: IngressLimits, deadline: Deadline
+    request: Request, received: Received[Any], inputs: Sequence[Any], limits: IngressLimits, budget: Budget
 ) -> list[Input]:
     """Inputs and files, in order. Raises as `off_loop`."""
     files = received.files
@@ -32,7 +32,7 @@ async def items_of(
             ImageItem(files[index]) if index in files else item_of(each, limits) for index, each in enumerate(inputs)
         ]
 
-    return await off_loop(request, read, encoded_bytes(inputs), limits, deadline)
+    return await off_loop(request, read, encoded_bytes(inputs), limits, budget)
 
 
 def encoded_bytes(inputs: Sequence[Any]) -> int:

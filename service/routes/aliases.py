@@ -13,7 +13,7 @@ from service.http.errors import Refusal
 from service.http.ingress import read_json
 from service.http.openapi import answers, json_body
 from service.http.respond import model_response
-from service.routes.common import deadline_for
+from service.routes.common import budget_for
 from service.services import services_of
 
 router = APIRouter(prefix="/aliases")
@@ -22,13 +22,13 @@ Alias = Annotated[str, Path(pattern=COLLECTION_PATTERN, description="name of the
 
 @router.get("", summary="List aliases", responses=answers(AliasList, 422, 429, 500, 503, 504))
 async def list_aliases(request: Request) -> Response:
-    found = await services_of(request).require_collections().aliases(deadline=deadline_for(request))
+    found = await services_of(request).require_collections().aliases(budget=budget_for(request))
     return model_response(AliasList(data=[AliasInfo(name=name, collection=target) for name, target in found.items()]))
 
 
 @router.get("/{name}", summary="Show an alias", responses=answers(AliasInfo, 404, 422, 429, 500, 503, 504))
 async def get_alias(request: Request, name: Alias) -> Response:
-    found = await services_of(request).require_collections().aliases(deadline=deadline_for(request))
+    found = await services_of(request).require_collections().aliases(budget=budget_for(request))
     if name not in found:
         raise Refusal(404, "alias_not_found", f"there is no alias {name!r}")
     return model_response(AliasInfo(name=name, collection=found[name]))
@@ -52,12 +52,12 @@ async def get_alias(request: Request, name: Alias) -> Response:
 async def put_alias(request: Request, name: Alias) -> Response:
     services = services_of(request)
     collections = services.require_collections()
-    deadline = deadline_for(request)
-    body = await read_json(request, AliasRequest, services.limits, deadline=deadline)
+    budget = budget_for(request)
+    body = await read_json(request, AliasRequest, services.limits, budget=budget)
     is_new = await collections.set_alias(
-        name, body.collection, keep_as=body.keep_as, if_sequence=body.if_sequence, deadline=deadline
+        name, body.collection, keep_as=body.keep_as, if_sequence=body.if_sequence, budget=budget
     )
-    target = (await collections.aliases(deadline=deadline)).get(name, body.collection)
+    target = (await collections.aliases(budget=budget)).get(name, body.collection)
     return model_response(AliasInfo(name=name, collection=target), status=201 if is_new else 200)
 
 
@@ -69,5 +69,5 @@ async def put_alias(request: Request, name: Alias) -> Response:
     responses=answers(None, 404, 422, 429, 500, 503, 504, 507, status=204),
 )
 async def delete_alias(request: Request, name: Alias) -> Response:
-    await services_of(request).require_collections().delete_alias(name, deadline=deadline_for(request))
+    await services_of(request).require_collections().delete_alias(name, budget=budget_for(request))
     return Response(status_code=204)

@@ -53,7 +53,7 @@ async def _score(asked: LabelledRequest[ClassifyRequest]) -> list[list[Scored] |
     templates = body.templates
     if templates is None and presence is not None:
         templates = list(presence.positive_templates)  # it was calibrated with them
-    classes = await classes_of(services, model, body, templates, asked.deadline, asked.context.timings)
+    classes = await classes_of(services, model, body, templates, asked.budget)
     if isinstance(classes, ClassMatrix):
         _check_classes(asked, len(classes.names))
     else:
@@ -68,8 +68,7 @@ async def _score(asked: LabelledRequest[ClassifyRequest]) -> list[list[Scored] |
             pool=services.pool,
             top_k=body.top_k,
             threshold=body.threshold,
-            deadline=asked.deadline,
-            timings=asked.context.timings,
+            budget=asked.budget,
         )
     return await pipeline.classify(
         model,
@@ -79,8 +78,7 @@ async def _score(asked: LabelledRequest[ClassifyRequest]) -> list[list[Scored] |
         activation=body.activation,
         top_k=body.top_k,
         threshold=body.threshold,
-        deadline=asked.deadline,
-        timings=asked.context.timings,
+        budget=asked.budget,
     )
 
 

@@ -23,7 +23,7 @@ from clipworks.schemas import (
 from model_store.errors import InputError
 from service.collections.plans import GivenVector, NewRow
 from service.engine.running import RunningModel
-from service.http.context import context_of, while_connected
+from service.http.context import while_connected
 from service.http.errors import Refusal, located
 from service.http.ingress import Received, off_loop, query_options, read_json, read_request
 from service.http.inputs import encoded_bytes, item_of
@@ -40,10 +40,10 @@ from service.routes.collection_sources import (
     to_encode,
 )
 from service.routes.collections import Name
-from service.routes.common import caller_of, check_count, deadline_for
+from service.routes.common import budget_for, caller_of, check_count
 from service.services import services_of
 from service.tasks.pipeline import ImageItem
-from service.timing import Deadline
+from service.timing import Budget
 
 if TYPE_CHECKING:
     from service.retrieval import Record
@@ -68,27 +68,27 @@ _READ_ERRORS = (400, 404, 413, 422, 429, 500, 503, 504)
     openapi_extra=bodies(UpsertRequest, OPTIONS, files="each is put into the next item that has no content"),
 )
 async def upsert_items(request: Request, name: Name) -> Response:
-    services, context = services_of(request), context_of(request.scope)
+    services = services_of(request)
     collections = services.require_collections()
-    deadline = deadline_for(request)
+    budget = budget_for(request)
     received = await read_request(
-        request, UpsertRequest, services.limits, deadline=deadline, options=OPTIONS, inputs="items", place="fill"
+        request, UpsertRequest, services.limits, budget=budget, options=OPTIONS, inputs="items", place="fill"
     )
     body = received.body
-    collection = await collections.get(name, deadline=deadline)
+    collection = await collections.get(name, budget=budget)
     check_space(collection.spec, body.space)
     rows = await off_loop(
         request,
         lambda: [_row(received, index, services.limits) for index in range(len(body.items))],
         encoded_bytes(body.items),
         services.limits,
-        deadline,
+        budget,
     )
     inputs = to_encode([row.source for row in rows])
     check_count(services, len(inputs))
     model = None
     if inputs or body.model:
-        model = await row_model(services, collection.spec, body.model, inputs, deadline)
+        model = await row_model(services, collection.spec, body.model, inputs, budget)
         _check_towers(model, rows, body.items)
     outcomes = await while_connected(
         request,
@@ -97,8 +97,7 @@ async def upsert_items(request: Request, name: Name) -> Response:
             rows,
             model=model,
             all_or_nothing=body.on_error == "fail",
-            deadline=deadline,
-            timings=context.timings,
+            budget=budget,
         ),
     )
 
@@ -120,18 +119,17 @@ async def upsert_items(request: Request, name: Name) -> Response:
     openapi_extra=query_parameters(PageQuery, PAGE_OPTIONS),
 )
 async def list_items(request: Request, name: Name) -> Response:
-    services, context = services_of(request), context_of(request.scope)
+    services = services_of(request)
     collections = services.require_collections()
     query = query_options(request, PAGE_OPTIONS, PageQuery, services.limits)
     check_page(services, query.limit, param="limit", with_vectors="vector" in query.include)
-    deadline = deadline_for(request)
+    budget = budget_for(request)
     page = await collections.page(
-        await collections.get(name, deadline=deadline),
+        await collections.get(name, budget=budget),
         cursor=query.cursor,
         limit=query.limit,
         with_vectors="vector" in query.include,
-        deadline=deadline,
-        timings=context.timings,
+        budget=budget,
     )
     return json_response({"data": [_shown(each, query) for each in page.records], "cursor": page.cursor})
 
@@ -143,17 +141,16 @@ async def list_items(request: Request, name: Name) -> Response:
     openapi_extra=query_parameters(ItemQuery, ITEM_OPTIONS),
 )
 async def get_item(request: Request, name: Name, id: Id) -> Response:
-    services, context = services_of(request), context_of(request.scope)
+    services = services_of(request)
     collections = services.require_collections()
     query = query_options(request, ITEM_OPTIONS, ItemQuery, services.limits)
-    deadline = deadline_for(request)
+    budget = budget_for(request)
     try:
         record = await collections.item(
-            await collections.get(name, deadline=deadline),
+            await collections.get(name, budget=budget),
             id,
             with_vector="vector" in query.include,
-            deadline=deadline,
-            timings=context.timings,
+            budget=budget,
         )
     except InputError as error:
         raise located(error, "id") from None
@@ -167,8 +164,8 @@ async def get_item(request: Request, name: Name, id: Id) -> Response:
     responses=answers(None, 404, 422, 429, 500, 503, 504, 507, status=204),
 )
 async def delete_item(request: Request, name: Name, id: Id) -> Response:
-    deadline = deadline_for(request)
-    if not await _delete(request, name, ids=[id], filter=None, param="id", deadline=deadline):
+    budget = budget_for(request)
+    if not await _delete(request, name, ids=[id], filter=None, param="id", budget=budget):
         raise Refusal(404, "item_not_found", f"collection {name} has no item with this id")
     return Response(status_code=204)
 
@@ -183,9 +180,9 @@ async def delete_item(request: Request, name: Name, id: Id) -> Response:
 async def delete_items(request: Request, name: Name) -> Response:
     services = services_of(request)
     services.require_collections()
-    deadline = deadline_for(request)
-    body = await read_json(request, DeleteItemsRequest, services.limits, deadline=deadline)
-    count = await _delete(request, name, ids=body.ids, filter=body.filter, param="ids", deadline=deadline)
+    budget = budget_for(request)
+    body = await read_json(request, DeleteItemsRequest, services.limits, budget=budget)
+    count = await _delete(request, name, ids=body.ids, filter=body.filter, param="ids", budget=budget)
     return model_response(DeleteItemsResponse(deleted=count))
 
 
@@ -196,18 +193,17 @@ async def _delete(
     ids: list[str] | None,
     filter: dict[str, Any] | None,
     param: str,
-    deadline: Deadline,
+    budget: Budget,
 ) -> int:
     collections = services_of(request).require_collections()
     try:
-        collection = await collections.get(name, deadline=deadline)
+        collection = await collections.get(name, budget=budget)
         work = collections.delete(
             collection,
             ids=ids,
             filter=filter,
             caller=caller_of(request),
-            deadline=deadline,
-            timings=context_of(request.scope).timings,
+            budget=budget,
         )
         return await (work if filter is None else while_connected(request, work))
     except InputError as error:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from clipworks.schemas import CombineQuery, IdQuery, Part, SearchRequest, SearchResponse, VectorQuery
 from service.collections.plans import GivenVector, QueryPlan, Source, StoredId
-from service.http.context import context_of, while_connected
+from service.http.context import while_connected
 from service.http.ingress import Received, off_loop, read_request
 from service.http.inputs import encoded_bytes, item_of
 from service.http.limits import IngressLimits
@@ -28,7 +28,7 @@ from service.routes.collection_sources import (
     to_encode,
 )
 from service.routes.collections import Name
-from service.routes.common import caller_of, check_count, deadline_for
+from service.routes.common import budget_for, caller_of, check_count
 from service.services import services_of
 from service.tasks.pipeline import ImageItem
 
@@ -59,14 +59,14 @@ router = APIRouter(prefix="/collections/{name}")
     openapi_extra=bodies(SearchRequest, OPTIONS, files="images are appended to its queries"),
 )
 async def search(request: Request, name: Name) -> Response:
-    services, context = services_of(request), context_of(request.scope)
+    services = services_of(request)
     collections = services.require_collections()
-    deadline = deadline_for(request)
+    budget = budget_for(request)
     received = await read_request(
-        request, SearchRequest, services.limits, deadline=deadline, options=OPTIONS, inputs="queries"
+        request, SearchRequest, services.limits, budget=budget, options=OPTIONS, inputs="queries"
     )
     body = received.body
-    collection = await collections.get(name, deadline=deadline)
+    collection = await collections.get(name, budget=budget)
     spec = collection.spec
     check_space(spec, body.space)
     check_page(
@@ -82,11 +82,11 @@ async def search(request: Request, name: Name) -> Response:
         lambda: [_plan(received, index, services.limits) for index in range(len(body.queries))],
         encoded_bytes(body.queries),
         services.limits,
-        deadline,
+        budget,
     )
     inputs = to_encode([part for plan in plans for part in plan.parts])
     check_count(services, len(inputs))
-    model = await query_model(services, spec, body.model, deadline) if inputs or body.model else None
+    model = await query_model(services, spec, body.model, budget) if inputs or body.model else None
     if model is not None:
         for index, plan in enumerate(plans):
             for place, part in enumerate(plan.parts):
@@ -105,8 +105,7 @@ async def search(request: Request, name: Name) -> Response:
             with_vectors="vector" in body.include,
             all_or_nothing=body.on_error == "fail",
             caller=caller_of(request),
-            deadline=deadline,
-            timings=context.timings,
+            budget=budget,
         ),
     )
 

@@ -14,7 +14,7 @@ from service.http.errors import Refusal, located
 from service.routes.common import model_for
 from service.services import Services
 from service.tasks.pipeline import ImageItem, TextItem
-from service.timing import Deadline
+from service.timing import Budget
 
 if TYPE_CHECKING:
     from service.retrieval import CollectionSpec
@@ -81,7 +81,7 @@ async def row_model(
     spec: CollectionSpec,
     name: str | None,
     inputs: Sequence[TextItem | ImageItem],
-    deadline: Deadline,
+    budget: Budget,
 ) -> RunningModel:
     """The model that makes these rows: the one that is named, else the collection's own.
 
@@ -91,16 +91,16 @@ async def row_model(
     modalities = sorted({"image" if isinstance(each, ImageItem) else "text" for each in inputs})
     try:
         return await services.require_collections().models.for_rows(
-            spec, _named(services, spec, name), modalities, deadline
+            spec, _named(services, spec, name), modalities, budget
         )
     except SpaceMismatch as error:
         raise located(error, "model") from None
 
 
-async def query_model(services: Services, spec: CollectionSpec, name: str | None, deadline: Deadline) -> RunningModel:
+async def query_model(services: Services, spec: CollectionSpec, name: str | None, budget: Budget) -> RunningModel:
     """The model that encodes queries: the one that is named, if it is of the space, else the collection's own."""
     try:
-        return await services.require_collections().models.for_queries(spec, _named(services, spec, name), deadline)
+        return await services.require_collections().models.for_queries(spec, _named(services, spec, name), budget)
     except SpaceMismatch as error:
         raise located(error, "model") from None
 

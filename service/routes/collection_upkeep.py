@@ -29,7 +29,7 @@ from service.http.openapi import answers, json_body
 from service.http.respond import model_response
 from service.http.shown import collection_info, doctor_response
 from service.routes.collections import Name
-from service.routes.common import deadline_for
+from service.routes.common import budget_for
 from service.services import services_of
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ Snapshot = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9._-]{0,119}\.snapshot$"
 )
 async def doctor(request: Request, name: Name) -> Response:
     upkeep = _upkeep(request)
-    body = await read_json(request, DoctorRequest, services_of(request).limits, deadline=deadline_for(request))
+    body = await read_json(request, DoctorRequest, services_of(request).limits, budget=budget_for(request))
     work = upkeep.doctor(name, queries=body.queries, recall_at=body.recall_at)
     return model_response(doctor_response(await while_connected(request, work)))
 
@@ -109,7 +109,7 @@ async def snapshot(request: Request, name: Name) -> Response:
 )
 async def restore(request: Request, name: Name) -> Response:
     upkeep = _upkeep(request)
-    body = await read_json(request, RestoreRequest, services_of(request).limits, deadline=deadline_for(request))
+    body = await read_json(request, RestoreRequest, services_of(request).limits, budget=budget_for(request))
     return model_response(collection_info(await upkeep.restore(name, body.snapshot)), status=201)
 
 

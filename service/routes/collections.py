@@ -18,7 +18,7 @@ from service.http.ingress import read_json
 from service.http.openapi import answers, json_body
 from service.http.respond import model_response
 from service.http.shown import collection_info, collection_loss
-from service.routes.common import deadline_for, model_for
+from service.routes.common import budget_for, model_for
 from service.services import services_of
 
 router = APIRouter(prefix="/collections")
@@ -28,7 +28,7 @@ Name = Annotated[str, Path(pattern=COLLECTION_PATTERN, description="name of the 
 @router.get("", summary="List collections", responses=answers(CollectionList, 422, 429, 500, 503, 504))
 async def list_collections(request: Request) -> Response:
     collections = services_of(request).require_collections()
-    found = await collections.list(deadline=deadline_for(request))
+    found = await collections.list(budget=budget_for(request))
     losses = [collection_loss(each) for each in collections.losses()]
     return model_response(CollectionList(data=[collection_info(each) for each in found], losses=losses))
 
@@ -47,14 +47,14 @@ async def list_collections(request: Request) -> Response:
 async def put_collection(request: Request, name: Name) -> Response:
     services = services_of(request)
     collections = services.require_collections()
-    deadline = deadline_for(request)
-    body = await read_json(request, CollectionRequest, services.limits, deadline=deadline)
+    budget = budget_for(request)
+    body = await read_json(request, CollectionRequest, services.limits, budget=budget)
     info, is_new = await collections.create(
         name,
         model_for(services, body.model),
         index=body.index.model_dump(),
         schema=dict(body.metadata_schema),
-        deadline=deadline,
+        budget=budget,
     )
     return model_response(collection_info(info), status=201 if is_new else 200)
 
@@ -62,7 +62,7 @@ async def put_collection(request: Request, name: Name) -> Response:
 @router.get("/{name}", summary="Show a collection", responses=answers(CollectionInfo, 404, 422, 429, 500, 503, 504))
 async def get_collection(request: Request, name: Name) -> Response:
     collections = services_of(request).require_collections()
-    return model_response(collection_info(await collections.describe(name, deadline=deadline_for(request))))
+    return model_response(collection_info(await collections.describe(name, budget=budget_for(request))))
 
 
 @router.delete(
@@ -72,5 +72,5 @@ async def get_collection(request: Request, name: Name) -> Response:
     responses=answers(None, 404, 409, 422, 429, 500, 503, 504, 507, status=204),
 )
 async def delete_collection(request: Request, name: Name) -> Response:
-    await services_of(request).require_collections().drop(name, deadline=deadline_for(request))
+    await services_of(request).require_collections().drop(name, budget=budget_for(request))
     return Response(status_code=204)

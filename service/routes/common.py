@@ -1,4 +1,4 @@
-"""Shared by all routes: the request's model, its deadline, and checks before any work is done."""
+"""Shared by all routes: the request's model, its budget, and checks before any work is done."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from model_store.errors import ArtifactNotFound, InputError
 from model_store.towers import OpenedHead
 from service.engine.running import RunningModel
 from service.faults import LabelSetFailed, NoDirection, StateConflict, TooManyItems, UnknownName
-from service.http.context import context_of, deadline_of
+from service.http.context import budget_of, context_of
 from service.http.errors import Refusal, located
 from service.http.inputs import param_of
 from service.services import Services, services_of
 from service.tasks.pipeline import FailedItem, ImageItem, Input
 from service.tasks.scoring import ClassMatrix
-from service.timing import Deadline, Timings
+from service.timing import Budget
 
 _I = TypeVar("_I", bound=Input)
 
 
-def deadline_for(request: Request) -> Deadline:
+def budget_for(request: Request) -> Budget:
     settings = services_of(request).settings
-    return deadline_of(request.scope, default_s=settings.request_timeout_s, cap_s=settings.max_request_timeout_s)
+    return budget_of(request.scope, default_s=settings.request_timeout_s, cap_s=settings.max_request_timeout_s)
 
 
 def caller_of(request: Request) -> str:
@@ -61,8 +61,7 @@ async def classes_of(
     model: RunningModel,
     body: Labelled,
     templates: Templates | None,
-    deadline: Deadline,
-    timings: Timings,
+    budget: Budget,
 ) -> ClassMatrix | OpenedHead:
     """The classes of a request: its label set, or its labels in `templates`.
 
@@ -82,8 +81,7 @@ async def classes_of(
             body.labels or (),
             templates,
             limits=services.zero_shot.limits,
-            deadline=deadline,
-            timings=timings,
+            budget=budget,
         )
     except (InputError, NoDirection) as error:
         raise located(error, "labels") from None

@@ -10,14 +10,14 @@ from starlette.responses import Response
 
 from clipworks.schemas import EmbedRequest, EmbedResponse
 from model_store.errors import InputError
-from service.http.context import context_of, while_connected
+from service.http.context import while_connected
 from service.http.errors import Refusal, located
 from service.http.ingress import read_request
 from service.http.inputs import items_of, param_of
 from service.http.openapi import answers, bodies
 from service.http.options import Options
 from service.http.respond import encoded, entries, json_response, model_headers, npy_response, wants_npy
-from service.routes.common import check_count, check_towers, deadline_for, model_for, until_first_failure
+from service.routes.common import budget_for, check_count, check_towers, model_for, until_first_failure
 from service.routes.direct import DirectRoute
 from service.services import services_of
 from service.tasks import pipeline
@@ -40,16 +40,16 @@ router = APIRouter(route_class=DirectRoute)
     openapi_extra=bodies(EmbedRequest, OPTIONS),
 )
 async def embed(request: Request) -> Response:
-    services, context = services_of(request), context_of(request.scope)
-    deadline = deadline_for(request)
-    received = await read_request(request, EmbedRequest, services.limits, deadline=deadline, options=OPTIONS)
+    services = services_of(request)
+    budget = budget_for(request)
+    received = await read_request(request, EmbedRequest, services.limits, budget=budget, options=OPTIONS)
     body = received.body
     as_npy = wants_npy(request)
     if as_npy and body.on_error == "item":
         raise Refusal(422, "invalid_field", "an array has no place for errors: on_error must be fail", param="on_error")
     check_count(services, len(body.inputs))
     model = model_for(services, body.model)
-    items = await items_of(request, received, body.inputs, services.limits, deadline)
+    items = await items_of(request, received, body.inputs, services.limits, budget)
     check_towers(model, items, body.inputs)
     work = pipeline.embed(
         model,
@@ -57,8 +57,7 @@ async def embed(request: Request) -> Response:
         pool=services.pool,
         normalize=body.normalize,
         dimensions=body.dimensions,
-        deadline=deadline,
-        timings=context.timings,
+        budget=budget,
     )
     try:
         result = await while_connected(request, work)

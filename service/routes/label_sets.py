@@ -13,7 +13,7 @@ from service.http.given_labels import distinct_labels
 from service.http.ingress import read_json
 from service.http.openapi import answers, json_body
 from service.http.respond import model_response
-from service.routes.common import check_text_tower, deadline_for, model_for
+from service.routes.common import budget_for, check_text_tower, model_for
 from service.services import services_of
 
 router = APIRouter(prefix="/label-sets")
@@ -36,8 +36,8 @@ async def list_label_sets(request: Request) -> Response:
 )
 async def put_label_set(request: Request, name: Name) -> Response:
     services = services_of(request)
-    limits, deadline = services.label_set_limits, deadline_for(request)
-    body = await read_json(request, LabelSetRequest, limits, deadline=deadline)
+    limits, budget = services.label_set_limits, budget_for(request)
+    body = await read_json(request, LabelSetRequest, limits, budget=budget)
     model = model_for(services, body.model)
     check_text_tower(model)
     body = body.model_copy(update={"labels": distinct_labels(body.labels)})

@@ -22,11 +22,11 @@ from service.http.ingress import read_request
 from service.http.inputs import items_of, param_of
 from service.http.options import Options
 from service.http.respond import entries, json_response, model_headers
-from service.routes.common import check_count, check_towers, deadline_for, model_of, until_first_failure
+from service.routes.common import budget_for, check_count, check_towers, model_of, until_first_failure
 from service.services import Services, services_of
 from service.tasks.pipeline import FailedItem, ImageItem
 from service.tasks.scoring import ClassMatrix
-from service.timing import Deadline
+from service.timing import Budget
 
 _B = TypeVar("_B", ClassifyRequest, LocalizeRequest)
 _T = TypeVar("_T")
@@ -38,7 +38,7 @@ class LabelledRequest(Generic[_B]):
 
     services: Services
     context: RequestContext
-    deadline: Deadline
+    budget: Budget
     body: _B
     model: RunningModel
     images: Sequence[ImageItem | FailedItem]
@@ -47,20 +47,20 @@ class LabelledRequest(Generic[_B]):
 async def read_asked(request: Request, body_type: type[_B], options: Options) -> LabelledRequest[_B]:
     """Raises Refusal, or an error of ingress, for whatever is wrong before any image is decoded."""
     services = services_of(request)
-    deadline = deadline_for(request)
-    received = await read_request(request, body_type, services.limits, deadline=deadline, options=options)
+    budget = budget_for(request)
+    received = await read_request(request, body_type, services.limits, budget=budget, options=options)
     body = received.body
     if body.labels is not None:
         body = body.model_copy(update={"labels": distinct_labels(body.labels)})
     check_count(services, len(body.inputs))
     model = model_of(services, body.model, body.label_set)
-    items = await items_of(request, received, body.inputs, services.limits, deadline)
+    items = await items_of(request, received, body.inputs, services.limits, budget)
     check_towers(model, items, body.inputs)
     images = [item for item in items if isinstance(item, (ImageItem, FailedItem))]
     return LabelledRequest(
         services=services,
         context=context_of(request.scope),
-        deadline=deadline,
+        budget=budget,
         body=body,
         model=model,
         images=until_first_failure(images, body.on_error),
@@ -81,8 +81,7 @@ async def label_vectors(asked: LabelledRequest[_B], classes: ClassMatrix, presen
             classes,
             presence,
             limits=services.label_sets.limits if is_stored else services.zero_shot.limits,
-            deadline=asked.deadline,
-            timings=asked.context.timings,
+            budget=asked.budget,
         )
     except (InputError, NoDirection) as error:
         raise located(error, "label_set" if is_stored else "labels") from None

@@ -78,7 +78,7 @@ async def _find(
     if body.labels is not None:
         _check_amount(services, body, [each if isinstance(each, str) else each.name for each in body.labels])
     templates = body.templates if body.templates is not None else list(presence.positive_templates)
-    classes = await classes_of(services, model, body, templates, asked.deadline, asked.context.timings)
+    classes = await classes_of(services, model, body, templates, asked.budget)
     if not isinstance(classes, ClassMatrix):
         message = (
             f"label set {body.label_set} is a class head: it judges whole pictures and has no vectors to point with; "
@@ -102,8 +102,7 @@ async def _find(
         wanted=wanted,
         short_px=body.short_px,
         pool=services.pool,
-        deadline=asked.deadline,
-        timings=asked.context.timings,
+        budget=asked.budget,
     )
 
 

@@ -23,13 +23,13 @@ from clipworks.schemas import (
 from model_store.errors import InputError
 from service.base64_text import is_data_uri
 from service.engine.running import RunningModel
-from service.http.context import context_of, while_connected
+from service.http.context import while_connected
 from service.http.errors import Refusal, located
 from service.http.ingress import Received, read_json
 from service.http.inputs import items_of, param_of
 from service.http.openapi import answers, json_body
 from service.http.respond import encoded, entries, json_response, model_headers, model_response
-from service.routes.common import check_count, check_towers, deadline_for, model_for, until_first_failure
+from service.routes.common import budget_for, check_count, check_towers, model_for, until_first_failure
 from service.routes.direct import DirectRoute
 from service.services import services_of
 from service.tasks import pipeline
@@ -51,13 +51,13 @@ AnyInput = str | TextInput | ImageInput | ImageUrlInput
     openapi_extra=json_body(V1EmbeddingsRequest),
 )
 async def create_embeddings(request: Request) -> Response:
-    services, context = services_of(request), context_of(request.scope)
-    deadline = deadline_for(request)
-    body = await read_json(request, V1EmbeddingsRequest, services.limits, deadline=deadline)
+    services = services_of(request)
+    budget = budget_for(request)
+    body = await read_json(request, V1EmbeddingsRequest, services.limits, budget=budget)
     inputs = inputs_of(body)
     check_count(services, sum(not isinstance(each, (str, TextInput)) for each in inputs))
     model = model_for(services, None if body.model == _UNNAMED else body.model)
-    items = await items_of(request, Received(body), inputs, services.limits, deadline)
+    items = await items_of(request, Received(body), inputs, services.limits, budget)
     check_towers(model, items, inputs, name="input")
     work = pipeline.embed(
         model,
@@ -65,8 +65,7 @@ async def create_embeddings(request: Request) -> Response:
         pool=services.pool,
         normalize=True,
         dimensions=body.dimensions or None,
-        deadline=deadline,
-        timings=context.timings,
+        budget=budget,
     )
     try:
         result = await while_connected(request, work)

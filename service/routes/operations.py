@@ -17,7 +17,7 @@ from service.http.openapi import answers
 from service.http.respond import JSON, model_response
 from service.services import services_of
 from service.telemetry import METRICS_MEDIA_TYPE
-from service.timing import Deadline
+from service.timing import Budget, Timings
 
 router = APIRouter()
 _SCRAPE_S = 1.0
@@ -55,7 +55,7 @@ async def metrics(request: Request) -> Response:
     services = services_of(request)
     if services.collections is not None and services.collections.is_open:
         with suppress(ClipworksError):  # full, slow or away just now: the figures of the last scrape stand
-            services.telemetry.collections(*await services.collections.totals(Deadline.after(_SCRAPE_S)))
+            services.telemetry.collections(*await services.collections.totals(Budget.of(_SCRAPE_S, Timings())))
     return Response(services.telemetry.render(), media_type=METRICS_MEDIA_TYPE)
 
 

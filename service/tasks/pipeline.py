@@ -26,7 +26,7 @@ from service.engine.running import RunningModel
 from service.faults import DeadlinePassed, NoDirection, ServiceOverloaded
 from service.tasks.localize import LocalizeOptions, LocatedLabels, WholePicture, locate
 from service.tasks.scoring import ClassMatrix, Scored, rank, rank_logits, rank_scores
-from service.timing import Deadline, Timings
+from service.timing import Budget, Deadline
 
 Vector = NDArray[np.float32]
 _AT_ONCE = 10_000  # labels; more take long enough to leave the event loop
@@ -71,8 +71,7 @@ async def embed(
     pool: DecodePool,
     normalize: bool,
     dimensions: int | None,
-    deadline: Deadline,
-    timings: Timings,
+    budget: Budget,
 ) -> EmbedOutcome:
     """Encode texts and images, mixed.
 
@@ -93,19 +92,19 @@ async def embed(
         if isinstance(item, FailedItem):
             raise item.error
         if isinstance(item, TextItem):
-            async with tickets["text_encoder"].turn(deadline, timings):
+            async with tickets["text_encoder"].turn(budget):
                 row = await token_row(model, item.text, turn)
                 tokens += len(row)
-                vector = await _submit(model, "text_encoder", row, deadline, timings)
+                vector = await _submit(model, "text_encoder", row, budget)
         else:
-            async with tickets["image_encoder"].turn(deadline, timings):
-                vector = await encode_image(model, item.data, pool=pool, deadline=deadline, timings=timings)
+            async with tickets["image_encoder"].turn(budget):
+                vector = await encode_image(model, item.data, pool=pool, budget=budget)
         return finish(vector, normalize=normalize, dimensions=dimensions)
 
     images = _places_of_images(items, pool)
     texts = sum(isinstance(item, TextItem) for item in items)
-    with _admitted(model, {"image_encoder": images, "text_encoder": _Places(texts)}, deadline) as tickets:
-        outcomes = await gather_outcomes([one(item) for item in items], deadline)
+    with _admitted(model, {"image_encoder": images, "text_encoder": _Places(texts)}, budget) as tickets:
+        outcomes = await gather_outcomes([one(item) for item in items], budget)
     return EmbedOutcome(outcomes, texts=texts, images=images.items, tokens=tokens)
 
 
@@ -118,16 +117,15 @@ async def classify(
     activation: Activation | None,
     top_k: int | None,
     threshold: float | None,
-    deadline: Deadline,
-    timings: Timings,
+    budget: Budget,
 ) -> list[list[Scored] | ClipworksError]:
     """Score every image against every class, best first; `activation` None means the model's or the head's own."""
 
     async def one(item: ImageItem | FailedItem) -> list[Scored]:
         if isinstance(item, FailedItem):
             raise item.error
-        async with tickets["image_encoder"].turn(deadline, timings):
-            vector = await encode_image(model, item.data, pool=pool, deadline=deadline, timings=timings)
+        async with tickets["image_encoder"].turn(budget):
+            vector = await encode_image(model, item.data, pool=pool, budget=budget)
         unit = finish(vector)
         if isinstance(classes, ClassMatrix):
             matrix = classes
@@ -135,18 +133,18 @@ async def classify(
             def ranked() -> list[Scored]:
                 return rank(unit, matrix, model.manifest, activation=activation, top_k=top_k, threshold=threshold)
 
-            return ranked() if len(classes.names) <= _AT_ONCE else await pool.run(ranked, "rank", deadline, timings)
-        logits = await model.head_batchers[classes.spec.name].submit(vector, deadline, timings)
+            return ranked() if len(classes.names) <= _AT_ONCE else await pool.run(ranked, "rank", budget)
+        logits = await model.head_batchers[classes.spec.name].submit(vector, budget)
         head = classes
 
         def judged() -> list[Scored]:
             return rank_logits(logits, head, activation=activation, top_k=top_k, threshold=threshold)
 
-        return judged() if len(logits) <= _AT_ONCE else await pool.run(judged, "rank", deadline, timings)
+        return judged() if len(logits) <= _AT_ONCE else await pool.run(judged, "rank", budget)
 
     images = _places_of_images(items, pool)
-    with _admitted(model, {"image_encoder": images}, deadline) as tickets:
-        return await gather_outcomes([one(item) for item in items], deadline)
+    with _admitted(model, {"image_encoder": images}, budget) as tickets:
+        return await gather_outcomes([one(item) for item in items], budget)
 
 
 async def classify_by_presence(
@@ -159,8 +157,7 @@ async def classify_by_presence(
     pool: DecodePool,
     top_k: int | None,
     threshold: float | None,
-    deadline: Deadline,
-    timings: Timings,
+    budget: Budget,
 ) -> list[list[Scored] | ClipworksError]:
     """Score every image by the calibrated presence of each class: the scores of /localize, without the places.
 
@@ -173,27 +170,25 @@ async def classify_by_presence(
         if isinstance(item, FailedItem):
             raise item.error
         if dense is None:
-            async with ticket.turn(deadline, timings):
-                pooled = await encode_image(model, item.data, pool=pool, deadline=deadline, timings=timings)
+            async with ticket.turn(budget):
+                pooled = await encode_image(model, item.data, pool=pool, budget=budget)
             maps = np.zeros((len(classes.names), 1, 1), dtype=np.float32)
         else:
-            async with ticket.turn(deadline, timings):
-                _, positions, pooled = await _look(
-                    model, dense, item, None, pool=pool, deadline=deadline, timings=timings
-                )
-            maps = await pool.run(lambda: score_maps(positions, labels, presence), "regions", deadline, timings)
+            async with ticket.turn(budget):
+                _, positions, pooled = await _look(model, dense, item, None, pool=pool, budget=budget)
+            maps = await pool.run(lambda: score_maps(positions, labels, presence), "regions", budget)
 
         def ranked() -> list[Scored]:
             scores = presence_scores(maps, pooled, labels, presence)
             similarities = (classes.vectors @ finish(pooled)).astype(np.float64)
             return rank_scores(scores, similarities, classes, top_k=top_k, threshold=threshold)
 
-        return ranked() if len(classes.names) <= _AT_ONCE else await pool.run(ranked, "rank", deadline, timings)
+        return ranked() if len(classes.names) <= _AT_ONCE else await pool.run(ranked, "rank", budget)
 
     images = _places_of_images(items, pool)
-    dense = await model.dense.batcher(deadline) if model.dense_spec is not None else None
-    with (dense or model.batchers["image_encoder"]).admit(images.items, deadline, are_slow=images.are_slow) as ticket:
-        return await gather_outcomes([one(item) for item in items], deadline)
+    dense = await model.dense.batcher(budget) if model.dense_spec is not None else None
+    with (dense or model.batchers["image_encoder"]).admit(images.items, budget, are_slow=images.are_slow) as ticket:
+        return await gather_outcomes([one(item) for item in items], budget)
 
 
 async def localize(
@@ -206,8 +201,7 @@ async def localize(
     wanted: LocalizeOptions,
     short_px: int | None,
     pool: DecodePool,
-    deadline: Deadline,
-    timings: Timings,
+    budget: Budget,
 ) -> list[LocatedLabels | ClipworksError]:
     """Find every label in every image: one pass of the dense encoder and one matrix product for each image.
 
@@ -219,20 +213,18 @@ async def localize(
     async def one(item: ImageItem | FailedItem) -> LocatedLabels:
         if isinstance(item, FailedItem):
             raise item.error
-        async with ticket.turn(deadline, timings):
-            picture, positions, pooled = await _look(
-                model, batcher, item, short_px, pool=pool, deadline=deadline, timings=timings
-            )
+        async with ticket.turn(budget):
+            picture, positions, pooled = await _look(model, batcher, item, short_px, pool=pool, budget=budget)
 
             def work() -> LocatedLabels:
-                return locate(positions, pooled, picture, names, labels, presence, wanted=wanted, deadline=deadline)
+                return locate(positions, pooled, picture, names, labels, presence, wanted=wanted, deadline=budget)
 
-            return await pool.run(work, "regions", deadline, timings)
+            return await pool.run(work, "regions", budget)
 
     images = _places_of_images(items, pool)
-    batcher = await model.dense.batcher(deadline)
-    with batcher.admit(images.items, deadline, are_slow=images.are_slow) as ticket:
-        return await gather_outcomes([one(item) for item in items], deadline)
+    batcher = await model.dense.batcher(budget)
+    with batcher.admit(images.items, budget, are_slow=images.are_slow) as ticket:
+        return await gather_outcomes([one(item) for item in items], budget)
 
 
 async def _look(
@@ -242,26 +234,23 @@ async def _look(
     short_px: int | None,
     *,
     pool: DecodePool,
-    deadline: Deadline,
-    timings: Timings,
+    budget: Budget,
 ) -> tuple[WholePicture, Vector, Vector]:
     """A whole picture through the dense encoder: (picture, positions [rows, columns, D], pooled vector [D])."""
     spec = model.dense_spec
     if spec is None:
         raise RoleNotFound(f"{model.reference} has no dense_encoder")
-    framed = await pool.prepare_dense(item.data, spec, short_px, deadline, timings)
+    framed = await pool.prepare_dense(item.data, spec, short_px, budget)
     picture = WholePicture(framed.pixels, *framed.size)
-    return picture, *unpacked(await batcher.submit(picture.pixels, deadline, timings))
+    return picture, *unpacked(await batcher.submit(picture.pixels, budget))
 
 
-async def encode_image(
-    model: RunningModel, data: bytes, *, pool: DecodePool, deadline: Deadline, timings: Timings
-) -> Vector:
+async def encode_image(model: RunningModel, data: bytes, *, pool: DecodePool, budget: Budget) -> Vector:
     """Un-normalised vector of one encoded image; places must have been reserved."""
     if model.image_spec is None:
         raise RoleNotFound(f"{model.reference} has no image encoder")
-    array = await pool.prepare(data, model.image_spec, deadline, timings)
-    return await _submit(model, "image_encoder", array, deadline, timings)
+    array = await pool.prepare(data, model.image_spec, budget)
+    return await _submit(model, "image_encoder", array, budget)
 
 
 async def encode_texts(model: RunningModel, texts: Sequence[str], ticket: Ticket | None) -> NDArray[np.float32]:
@@ -271,19 +260,19 @@ async def encode_texts(model: RunningModel, texts: Sequence[str], ticket: Ticket
     No deadline rules them, since other requests may wait for the same texts.
     """
     turn = asyncio.Lock()
-    deadline, timings = Deadline(), Timings()
+    budget = Budget()
 
     async def encoded(text: str) -> Vector:
         row = await token_row(model, text, turn)
-        return finish(await _submit(model, "text_encoder", row, deadline, timings, background=ticket is None))
+        return finish(await _submit(model, "text_encoder", row, budget, background=ticket is None))
 
     async def one(text: str) -> Vector:
         if ticket is None:
             return await encoded(text)
-        async with ticket.turn(deadline, timings):
+        async with ticket.turn(budget):
             return await encoded(text)
 
-    outcomes = await gather_outcomes([one(text) for text in texts], deadline)
+    outcomes = await gather_outcomes([one(text) for text in texts], budget)
     for text, outcome in zip(texts, outcomes, strict=True):
         if isinstance(outcome, NoDirection):
             raise NoDirection(
@@ -397,14 +386,13 @@ async def _submit(
     model: RunningModel,
     role: Role,
     array: NDArray[np.int64] | NDArray[np.uint8],
-    deadline: Deadline,
-    timings: Timings,
+    budget: Budget,
     *,
     background: bool = False,
 ) -> Vector:
     if role not in model.batchers:
         raise RoleNotFound(f"{model.reference} has no {role}")
-    return await model.batchers[role].submit(array, deadline, timings, background=background)
+    return await model.batchers[role].submit(array, budget, background=background)
 
 
 @contextmanager

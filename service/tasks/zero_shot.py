@@ -25,7 +25,7 @@ from service.tasks.label_places import CHUNK_TEXTS, admit_labels
 from service.tasks.pipeline import encode_texts
 from service.tasks.prompts import Limits, Prompts
 from service.tasks.scoring import ClassMatrix
-from service.timing import Deadline, Timings
+from service.timing import Budget, Deadline
 
 _PART_LABELS = 1024  # of the double-precision sums that are in memory at one time
 _AT_ONCE = 10_000  # labels; more take long enough to count to leave the event loop
@@ -97,8 +97,7 @@ class ZeroShot:
         templates: Templates | None,
         *,
         limits: Limits,
-        deadline: Deadline,
-        timings: Timings,
+        budget: Budget,
     ) -> ClassMatrix:
         """Class vectors of labels; `limits` are those of where the labels come from.
 
@@ -112,7 +111,7 @@ class ZeroShot:
             await asyncio.to_thread(_count, prompts, limits)
         else:
             _count(prompts, limits)
-        vectors = await self._vectors(model, prompts, encode_classes, deadline, timings)
+        vectors = await self._vectors(model, prompts, encode_classes, budget)
         return ClassMatrix(prompts.names, vectors)
 
     async def label_vectors(
@@ -122,8 +121,7 @@ class ZeroShot:
         presence: Presence,
         *,
         limits: Limits,
-        deadline: Deadline,
-        timings: Timings,
+        budget: Budget,
     ) -> LabelVectors:
         """Class vectors with what `presence` compares them with: their denials, and texts that name no label.
 
@@ -138,13 +136,12 @@ class ZeroShot:
                 classes.names,
                 list(denials),
                 limits=limits,
-                deadline=deadline,
-                timings=timings,
+                budget=budget,
             )
             negative = denied.vectors
         elif neutral_texts:
             texts = Prompts.of(neutral_texts, (_BARE,))
-            neutral = await self._vectors(model, texts, encode_known, deadline, timings)
+            neutral = await self._vectors(model, texts, encode_known, budget)
         return LabelVectors(positive=classes.vectors, negative=negative, neutral=neutral)
 
     async def _vectors(
@@ -152,8 +149,7 @@ class ZeroShot:
         model: RunningModel,
         prompts: Prompts,
         encode: _Encode,
-        deadline: Deadline,
-        timings: Timings,
+        budget: Budget,
     ) -> np.ndarray:
         """Unit vectors, remembered or encoded; only a computation that succeeded is remembered.
 
@@ -166,12 +162,12 @@ class ZeroShot:
             return known
         shared = self._running.get(key)
         if shared is None:
-            shared = self._running[key] = self._begin(model, prompts, encode, deadline)
+            shared = self._running[key] = self._begin(model, prompts, encode, budget)
             shared.task.add_done_callback(lambda task: self._keep(key, task))
         shared.waiting += 1
         entered = time.perf_counter()
         try:
-            async with asyncio.timeout(deadline.remaining_s()):
+            async with asyncio.timeout(budget.remaining_s()):
                 vectors = await asyncio.shield(shared.task)
         except TimeoutError as error:
             raise DeadlinePassed("the deadline passed while the labels were being encoded") from error
@@ -180,7 +176,7 @@ class ZeroShot:
             if not shared.waiting and not shared.task.done():
                 self._running.pop(key, None)
                 shared.task.cancel()
-        timings.add("labels", time.perf_counter() - entered)
+        budget.timings.add("labels", time.perf_counter() - entered)
         return vectors
 
     def _begin(self, model: RunningModel, prompts: Prompts, encode: _Encode, deadline: Deadline) -> _Shared:

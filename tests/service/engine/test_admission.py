@@ -13,7 +13,7 @@ from service.engine.admission import Admission, ServiceRate, Ticket
 from service.faults import DeadlinePassed, ServiceOverloaded
 from service.tasks.label_places import LabelTicket
 from service.tasks.pipeline import gather_outcomes
-from service.timing import Deadline, Timings
+from service.timing import Budget
 
 
 class Clock:
@@ -32,8 +32,8 @@ def admission(clock: Clock, **changes: float) -> Admission:
 async def serve(door: Admission, clock: Clock, *, items: int, each_s: float, are_slow: bool = False) -> None:
     """Let items through one after the other, each of which takes so long."""
     for _ in range(items):
-        with door.admit(1, Deadline(), are_slow=are_slow) as ticket:
-            async with ticket.turn(Deadline(), Timings()):
+        with door.admit(1, Budget(), are_slow=are_slow) as ticket:
+            async with ticket.turn(Budget()):
                 clock.now += each_s
 
 
@@ -58,7 +58,7 @@ def test_time_without_work_is_not_held_against_the_rate() -> None:
         await serve(door, clock, items=20, each_s=0.1)
         before = door.rate().per_s
         clock.now += 3600
-        with door.admit(1, Deadline()):
+        with door.admit(1, Budget()):
             assert door.rate().per_s == before == pytest.approx(10)
 
     within_loop(test)
@@ -68,14 +68,14 @@ def test_a_request_is_refused_when_it_would_wait_too_long_and_told_when_to_come_
     async def test(clock: Clock) -> None:
         door = admission(clock)
         await serve(door, clock, items=50, each_s=0.5)  # two items a second
-        tickets = [door.admit(1, Deadline()) for _ in range(4)]  # 1.5 s of wait for the last, and 2 s would be too long
+        tickets = [door.admit(1, Budget()) for _ in range(4)]  # 1.5 s of wait for the last, and 2 s would be too long
         assert door.still_s() is not None  # as .85 of the rate is counted on
         with pytest.raises(ServiceOverloaded, match=r"wait would be 2\.4 s.*CLIPWORKS_MAX_WAIT_S") as refused:
-            door.admit(1, Deadline())
+            door.admit(1, Budget())
         assert refused.value.retry_after_s == pytest.approx(2 / 0.85)
         tickets[0].__exit__(None, None, None)
         assert door.still_s() is None
-        door.admit(1, Deadline())
+        door.admit(1, Budget())
 
     within_loop(test)
 
@@ -87,12 +87,12 @@ def test_an_idle_server_takes_any_request_and_a_busy_one_what_the_deadline_allow
         monkeypatch.setattr("service.timing.time.monotonic", clock)
         door = admission(clock, max_items=1000)
         await serve(door, clock, items=50, each_s=0.5)
-        with door.admit(256, Deadline.after(1)):
+        with door.admit(256, Budget.after(1)):
             pass
-        with door.admit(1, Deadline()):
-            door.admit(50, Deadline.after(30)).__exit__(None, None, None)
+        with door.admit(1, Budget()):
+            door.admit(50, Budget.after(30)).__exit__(None, None, None)
             with pytest.raises(ServiceOverloaded, match=r"would take 35\.3 s, its deadline leaves 30\.0 s"):
-                door.admit(60, Deadline.after(30))
+                door.admit(60, Budget.after(30))
 
     within_loop(test)
 
@@ -103,13 +103,13 @@ def test_before_anything_was_measured_only_a_few_are_let_in_and_the_cap_always_h
         for items in (3, 1):  # of each kind
             with contextlib.ExitStack() as places:
                 for _ in range(4 // items):
-                    places.enter_context(door.admit(items, Deadline()))
+                    places.enter_context(door.admit(items, Budget()))
                 with pytest.raises(ServiceOverloaded, match="not known yet"):
-                    door.admit(items, Deadline())
+                    door.admit(items, Budget())
         await serve(door, clock, items=50, each_s=0.01)
-        with door.admit(6, Deadline()), pytest.raises(ServiceOverloaded, match="CLIPWORKS_MAX_QUEUE_ITEMS"):
-            door.admit(1, Deadline())
-        with door.admit(200, Deadline()):  # nothing else was in work
+        with door.admit(6, Budget()), pytest.raises(ServiceOverloaded, match="CLIPWORKS_MAX_QUEUE_ITEMS"):
+            door.admit(1, Budget())
+        with door.admit(200, Budget()):  # nothing else was in work
             pass
 
     within_loop(test)
@@ -119,8 +119,8 @@ def test_refused_and_abandoned_items_give_their_places_back() -> None:
     async def test(clock: Clock) -> None:
         door = admission(clock)
         for error in (InvalidImage("broken"), DeadlinePassed("late")):
-            with door.admit(1, Deadline()) as ticket, pytest.raises(type(error)):
-                async with ticket.turn(Deadline(), Timings()):
+            with door.admit(1, Budget()) as ticket, pytest.raises(type(error)):
+                async with ticket.turn(Budget()):
                     raise error
         assert door.still_s() is None
         assert door.rate().per_s is None
@@ -136,10 +136,10 @@ class Items:
         self._ends: dict[str, asyncio.Event] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
 
-    async def start(self, ticket: Ticket, *names: str, deadline: Deadline | None = None) -> None:
+    async def start(self, ticket: Ticket, *names: str, deadline: Budget | None = None) -> None:
         for name in names:
             self._ends[name] = asyncio.Event()
-            self.tasks[name] = asyncio.create_task(self._one(ticket, name, deadline or Deadline()))
+            self.tasks[name] = asyncio.create_task(self._one(ticket, name, deadline or Budget()))
         await asyncio.sleep(0)
 
     async def end(self, name: str) -> None:
@@ -147,8 +147,8 @@ class Items:
         for _ in range(4):
             await asyncio.sleep(0)
 
-    async def _one(self, ticket: Ticket, name: str, deadline: Deadline) -> None:
-        async with ticket.turn(deadline, Timings()):
+    async def _one(self, ticket: Ticket, name: str, deadline: Budget) -> None:
+        async with ticket.turn(deadline):
             self.began.append(name)
             await self._ends[name].wait()
 
@@ -157,12 +157,12 @@ def test_a_long_request_and_short_ones_take_turns_and_the_long_one_leaves_room()
     async def test(clock: Clock) -> None:
         door, items = admission(clock, max_items=1000, max_wait_s=100), Items()
         names = [f"long{i}" for i in range(8)]
-        await items.start(door.admit(8, Deadline()), *names)
+        await items.start(door.admit(8, Budget()), *names)
         assert items.began == names[:3]  # of 4 places
         door.rate().worked(1)
         door.rate().finished()
         for i in range(4):
-            await items.start(door.admit(1, Deadline()), f"short{i}")
+            await items.start(door.admit(1, Budget()), f"short{i}")
         assert items.began[3:] == ["short0"]
         await items.end("short0")
         await items.end("long0")
@@ -179,12 +179,12 @@ def test_slow_items_say_nothing_about_how_long_others_wait() -> None:
         await serve(door, clock, items=20, each_s=4.0, are_slow=True)
         assert door.rate().per_s == pytest.approx(50)
         assert door.rate(is_long=True).per_s == pytest.approx(0.25, rel=0.1)
-        with door.admit(1, Deadline(), are_slow=True):
+        with door.admit(1, Budget(), are_slow=True):
             with pytest.raises(ServiceOverloaded, match="wait would be"):
-                door.admit(1, Deadline(), are_slow=True)
+                door.admit(1, Budget(), are_slow=True)
             assert door.still_s() is None
             for _ in range(50):
-                door.admit(1, Deadline())
+                door.admit(1, Budget())
 
     within_loop(test)
 
@@ -194,12 +194,12 @@ def test_who_has_waited_too_long_is_refused_if_those_behind_can_still_be_answere
         door, items = admission(clock, window=1), Items()
         await serve(door, clock, items=50, each_s=0.01)
         for i in range(4):
-            await items.start(door.admit(1, Deadline()), f"{i}")
+            await items.start(door.admit(1, Budget()), f"{i}")
         clock.now += 3  # the machine has become slow
         await items.end("0")
         assert items.began == ["0", "1"]  # there is nobody else
         clock.now += 0.1
-        await items.start(door.admit(1, Deadline()), "new")
+        await items.start(door.admit(1, Budget()), "new")
         await items.end("1")
         assert items.began == ["0", "1", "new"]
         for late in ("2", "3"):
@@ -217,9 +217,9 @@ def test_nobody_is_refused_for_somebody_who_is_gone() -> None:
         door, items = admission(clock, window=1), Items()
         await serve(door, clock, items=50, each_s=0.01)
         for i in range(3):
-            await items.start(door.admit(1, Deadline()), f"{i}")
+            await items.start(door.admit(1, Budget()), f"{i}")
         clock.now += 3
-        await items.start(door.admit(1, Deadline()), "gone")
+        await items.start(door.admit(1, Budget()), "gone")
         items.tasks["gone"].cancel()
         await asyncio.sleep(0)
         await items.end("0")
@@ -233,13 +233,13 @@ def test_a_request_is_late_as_a_whole() -> None:
     async def test(clock: Clock) -> None:
         door, items = admission(clock, window=1), Items()
         await serve(door, clock, items=50, each_s=0.01)
-        await items.start(door.admit(1, Deadline()), "0")
-        ticket = door.admit(2, Deadline())
+        await items.start(door.admit(1, Budget()), "0")
+        ticket = door.admit(2, Budget())
         await items.start(ticket, "a0")
         clock.now += 1
         await items.start(ticket, "a1")  # its second item asks later
         clock.now += 2
-        await items.start(door.admit(1, Deadline()), "new")
+        await items.start(door.admit(1, Budget()), "new")
         await items.end("0")
         assert items.began == ["0", "new"]
         assert all(isinstance(items.tasks[each].exception(), ServiceOverloaded) for each in ("a0", "a1"))
@@ -251,16 +251,16 @@ def test_places_of_label_texts_are_handed_on_also_by_texts_that_fail() -> None:
     async def test(clock: Clock) -> None:
         door = admission(clock, window=4, max_items=2)
         await serve(door, clock, items=50, each_s=0.01)
-        ticket = door.admit(2, Deadline())  # as admit_labels takes them
+        ticket = door.admit(2, Budget())  # as admit_labels takes them
         with LabelTicket(door, 2, more=4, is_long=ticket.is_long) as labels:
             for _ in range(4):
                 with contextlib.suppress(InvalidImage):
-                    async with labels.turn(Deadline(), Timings()):
+                    async with labels.turn(Budget()):
                         clock.now += 0.01
                         raise InvalidImage("of this item alone")
                 with pytest.raises(ServiceOverloaded):
-                    door.admit(1, Deadline())  # both places are taken as long as there are more
-        door.admit(1, Deadline())
+                    door.admit(1, Budget())  # both places are taken as long as there are more
+        door.admit(1, Budget())
         assert door.expected_wait_s() == pytest.approx(0.01, rel=0.5)
 
     within_loop(test)
@@ -273,9 +273,9 @@ def test_a_request_of_which_no_item_had_its_turn_is_overloaded_as_a_whole() -> N
     async def test(clock: Clock) -> None:
         late = ServiceOverloaded("late")
         with pytest.raises(ServiceOverloaded):
-            await gather_outcomes([item(late), item(ServiceOverloaded("late too"))], Deadline())
+            await gather_outcomes([item(late), item(ServiceOverloaded("late too"))], Budget())
         broken = InvalidImage("broken")
-        assert await gather_outcomes([item(broken), item(late)], Deadline()) == [broken, late]
+        assert await gather_outcomes([item(broken), item(late)], Budget()) == [broken, late]
 
     within_loop(test)
 
@@ -290,7 +290,7 @@ def test_one_item_ends_as_it_would_among_others(others: int) -> None:
 
     async def outcomes(result: object, seconds: float = 0.0) -> list[object]:
         company = [item(result, seconds) for _ in range(others)]
-        found = await gather_outcomes([item(result, seconds), *company], Deadline.after(0.1))
+        found = await gather_outcomes([item(result, seconds), *company], Budget.after(0.1))
         assert len(found) == 1 + others
         return found[:1]
 
@@ -315,9 +315,9 @@ def test_a_request_that_has_begun_is_served_whole() -> None:
     async def test(clock: Clock) -> None:
         door, items = admission(clock, window=1), Items()
         await serve(door, clock, items=50, each_s=0.01)
-        await items.start(door.admit(2, Deadline()), "a0", "a1")
+        await items.start(door.admit(2, Budget()), "a0", "a1")
         clock.now += 3
-        await items.start(door.admit(1, Deadline()), "new")
+        await items.start(door.admit(1, Budget()), "new")
         await items.end("a0")
         assert items.began == ["a0", "a1"]
 
@@ -328,9 +328,9 @@ def test_who_gave_up_waiting_is_passed_over_and_leaves_no_place_taken() -> None:
     async def test(clock: Clock) -> None:
         door, items = admission(clock, window=1), Items()
         await serve(door, clock, items=50, each_s=0.01)
-        tickets = [door.admit(1, Deadline()) for _ in range(4)]
+        tickets = [door.admit(1, Budget()) for _ in range(4)]
         for i, ticket in enumerate(tickets):
-            late = Deadline.after(-1) if i == 2 else Deadline()
+            late = Budget.after(-1) if i == 2 else Budget()
             await items.start(ticket, f"{i}", deadline=late)
         items.tasks["1"].cancel()
         await items.end("0")
@@ -341,7 +341,7 @@ def test_who_gave_up_waiting_is_passed_over_and_leaves_no_place_taken() -> None:
             ticket.__exit__(None, None, None)
         assert (door.waiting, door.still_s()) == (0, None)
         assert door.expected_wait_s() == 0
-        await items.start(door.admit(1, Deadline()), "5")
+        await items.start(door.admit(1, Budget()), "5")
         assert items.began[-1] == "5"
         await items.end("5")
 
@@ -355,8 +355,8 @@ def test_broken_items_neither_raise_nor_lower_the_rate() -> None:
         before = door.rate().per_s
         assert before == pytest.approx(5, rel=0.05)
         for _ in range(200):
-            with contextlib.suppress(InvalidImage), door.admit(1, Deadline()) as ticket:
-                async with ticket.turn(Deadline(), Timings()):
+            with contextlib.suppress(InvalidImage), door.admit(1, Budget()) as ticket:
+                async with ticket.turn(Budget()):
                     clock.now += 0.005
                     raise InvalidImage("broken")
         assert door.rate().per_s == pytest.approx(before, rel=0.05)

@@ -13,7 +13,7 @@ from model_store.errors import GraphError
 from service.engine.batcher import Batcher
 from service.engine.stacking import EqualPictures
 from service.faults import DeadlinePassed, RunFailed, ServiceNotReady
-from service.timing import Deadline, Timings
+from service.timing import Budget
 
 Rows = np.ndarray
 
@@ -54,8 +54,8 @@ def within_loop(
 
 
 def submit(batcher: Batcher, value: float, shape: tuple[int, ...] = (3,), **options: Any) -> Awaitable[Rows]:
-    deadline = options.pop("deadline", Deadline())
-    return batcher.submit(np.full(shape, value, np.float32), deadline, Timings(), **options)
+    deadline = options.pop("deadline", Budget())
+    return batcher.submit(np.full(shape, value, np.float32), deadline, **options)
 
 
 class Gate:
@@ -141,7 +141,7 @@ def test_cancelled_and_expired_items_never_reach_the_model() -> None:
     async def test(batcher: Batcher, record: Record) -> None:
         first = await behind(gate, batcher)
         gone = asyncio.ensure_future(submit(batcher, 1))
-        stale = asyncio.ensure_future(submit(batcher, 2, deadline=Deadline.after(0.01)))
+        stale = asyncio.ensure_future(submit(batcher, 2, deadline=Budget.after(0.01)))
         kept = asyncio.ensure_future(submit(batcher, 3))
         await asyncio.sleep(0.05)
         gone.cancel()
@@ -183,7 +183,7 @@ def test_halves_of_a_failed_run_leave_out_who_is_gone_or_too_late() -> None:
         return double(stack)
 
     async def test(batcher: Batcher, record: Record) -> None:
-        deadlines = [Deadline(), Deadline(), Deadline.after(0.2), Deadline()]
+        deadlines = [Budget(), Budget(), Budget.after(0.2), Budget()]
         rows = [asyncio.ensure_future(submit(batcher, i, deadline=each)) for i, each in enumerate(deadlines)]
         await asyncio.to_thread(entered.wait, 10)
         rows[1].cancel()
@@ -221,7 +221,7 @@ def test_a_foreign_error_breaks_the_worker_loudly() -> None:
         with pytest.raises(ServiceNotReady):
             await submit(batcher, 2)
         with pytest.raises(ServiceNotReady):
-            batcher.admit(1, Deadline())
+            batcher.admit(1, Budget())
 
     within_loop(test, broken)
 

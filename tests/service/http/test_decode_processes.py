@@ -20,7 +20,7 @@ from model_store.manifest import ImageSpec
 from model_store.modality.image import DecodeLimits
 from service.decoding.pool import DecodePool
 from service.faults import ServiceNotReady
-from service.timing import Deadline, Timings
+from service.timing import Budget
 
 SLOW_SIDE_PX = 4000
 
@@ -210,11 +210,11 @@ def test_an_answer_that_makes_no_sense_costs_its_image_alone(monkeypatch: pytest
         with monkeypatch.context() as patch:
             patch.setattr("service.decoding.worker.json.loads", lambda line: 5)
             with pytest.raises(InvalidImage, match="broke down"):
-                await pool.prepare(jpeg, spec, Deadline(), Timings())
-        assert (await pool.prepare(jpeg, spec, Deadline(), Timings())).shape == (32, 32, 3)
+                await pool.prepare(jpeg, spec, Budget())
+        assert (await pool.prepare(jpeg, spec, Budget())).shape == (32, 32, 3)
         await pool.close()
         with pytest.raises(ServiceNotReady, match="stopping"):
-            await pool.prepare(jpeg, spec, Deadline(), Timings())
+            await pool.prepare(jpeg, spec, Budget())
 
     asyncio.run(run())
 

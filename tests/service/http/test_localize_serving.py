@@ -28,7 +28,7 @@ from service.engine.opening import EngineSettings
 from service.engine.running import RunningModel, open_model
 from service.faults import DeadlinePassed, ServiceNotReady
 from service.telemetry import Telemetry
-from service.timing import Deadline, Timings
+from service.timing import Budget
 
 TINY_STORE = Path(__file__).parents[2] / "fixtures" / "tiny_store"
 LABELS = ["red", "green", "blue"]
@@ -209,7 +209,7 @@ def test_a_full_queue_is_said_before_any_picture_is_decoded(fresh: Callable[...,
     assert localize(client, inputs).status_code == 200  # a single request always fits
     app: Any = client.app
     batcher = app.state.services.registry.resolve("colours").dense.opened
-    with batcher.admit(1, Deadline()):  # as if a picture of somebody else were in work
+    with batcher.admit(1, Budget()):  # as if a picture of somebody else were in work
         for asked in (inputs, [{"image": "QUJD"}, *inputs]):  # the broken picture is not looked at
             full = localize(client, asked)
             assert (full.status_code, full.json()["error"]["code"]) == (429, "overloaded")
@@ -222,14 +222,14 @@ def test_a_closed_session_answers_nobody(store: Path, settings: EngineSettings) 
 
     async def run() -> None:
         session = DenseSession(artifact, settings, Telemetry())
-        batcher = await session.batcher(Deadline())
-        assert await session.batcher(Deadline()) is batcher
+        batcher = await session.batcher(Budget())
+        assert await session.batcher(Budget()) is batcher
         await session.close("a test ended it")
         assert batcher.broken == "a test ended it"
         with pytest.raises(ServiceNotReady, match="a test ended it"):
-            await session.batcher(Deadline())
+            await session.batcher(Budget())
         opening = DenseSession(artifact, settings, Telemetry())
-        waiting = asyncio.create_task(opening.batcher(Deadline()))
+        waiting = asyncio.create_task(opening.batcher(Budget()))
         await asyncio.sleep(0)
         await opening.close("a test ended it")
         with pytest.raises(ServiceNotReady, match="a test ended it"):
@@ -237,8 +237,8 @@ def test_a_closed_session_answers_nobody(store: Path, settings: EngineSettings) 
         assert opening.opened is None
         late = DenseSession(artifact, settings, Telemetry())
         with pytest.raises(DeadlinePassed):
-            await late.batcher(Deadline.after(0))
-        assert await late.batcher(Deadline())  # opening went on
+            await late.batcher(Budget.after(0))
+        assert await late.batcher(Budget())  # opening went on
         await late.close("the test is over")
 
     asyncio.run(run())
@@ -249,7 +249,7 @@ def test_closing_a_model_closes_its_dense_session(store: Path, settings: EngineS
 
     async def run() -> None:
         model = RunningModel(open_model(artifact, settings), settings, Telemetry())
-        batcher = await model.dense.batcher(Deadline())
+        batcher = await model.dense.batcher(Budget())
         assert model.fault() is None
         await model.close("unloaded")
         assert batcher.broken == "unloaded"
@@ -278,8 +278,8 @@ def test_a_run_of_the_dense_encoder_is_bounded_by_pixels(store: Path, settings: 
     async def run() -> None:
         bounded = replace(settings, max_batch_images=8, max_batch_pixels=3 * 96 * 128, max_queue_items=20)
         session = DenseSession(artifact, bounded, sizes)
-        batcher = await session.batcher(Deadline())
-        await asyncio.gather(*(batcher.submit(each, Deadline(), Timings()) for each in pictures))
+        batcher = await session.batcher(Budget())
+        await asyncio.gather(*(batcher.submit(each, Budget()) for each in pictures))
         await session.close("the test is over")
 
     asyncio.run(run())

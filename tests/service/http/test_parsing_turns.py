@@ -13,7 +13,7 @@ from service.http.body import BodyMemory
 from service.http.context import ClientGone, RequestContext, put_context
 from service.http.ingress import Received, off_loop, read_request
 from service.http.limits import IngressLimits, ParsingTurns
-from service.timing import Deadline
+from service.timing import Budget
 
 SMALL, LARGE = 100_000, 30_000_000
 
@@ -113,9 +113,9 @@ def request_of(media_type: str, body: bytes, leaves: asyncio.Event) -> Request:
     return Request(scope, receive)  # type: ignore[arg-type]
 
 
-async def read(media_type: str, body: bytes, leaves: asyncio.Event, deadline: Deadline | None = None) -> Received[Any]:
+async def read(media_type: str, body: bytes, leaves: asyncio.Event, deadline: Budget | None = None) -> Received[Any]:
     request = request_of(media_type, body, leaves)
-    return await read_request(request, EmbedRequest, LIMITS, deadline=deadline or Deadline(), options={})
+    return await read_request(request, EmbedRequest, LIMITS, budget=deadline or Budget(), options={})
 
 
 def request_form(json: bytes) -> bytes:
@@ -160,7 +160,7 @@ def test_only_what_takes_long_to_parse_waits_for_its_turn(media_type: str, body:
 def test_a_body_leaves_the_line_with_its_deadline_or_its_client(how: str) -> None:
     async def run() -> None:
         leaves = asyncio.Event()
-        body, deadline = b'{"inputs": ["%s"]}' % (b"a" * 100_000), Deadline.after(0.05 if how == "deadline" else 60)
+        body, deadline = b'{"inputs": ["%s"]}' % (b"a" * 100_000), Budget.after(0.05 if how == "deadline" else 60)
         async with LIMITS.parsing.turn(SMALL, caller="a"):
             task = asyncio.create_task(read("application/json", body, leaves, deadline))
             await asyncio.sleep(0.01)
@@ -183,7 +183,7 @@ def test_a_turn_ends_with_its_thread_even_if_its_request_does_not_wait_for_it() 
             async with LIMITS.parsing.turn(SMALL, caller="b"):
                 others.append("ran")
 
-        work = off_loop(request_of("", b"", asyncio.Event()), lambda: ends.wait(10), SMALL, LIMITS, Deadline())
+        work = off_loop(request_of("", b"", asyncio.Event()), lambda: ends.wait(10), SMALL, LIMITS, Budget())
         cancelled = asyncio.create_task(work)
         await asyncio.sleep(0.05)
         cancelled.cancel()
