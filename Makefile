@@ -32,14 +32,15 @@ shell: $(SERVE)/.installed ## a shell in which `clipworks` and `python` are thos
 test: $(DEV)/.installed ## run the tests; ARGS="-m 'not slow'" or ARGS=tests/model_store for a part
 	$(DEV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# Whole packages and one server, not every test again. A test that needs torch carries the marker; all others must do without.
-TORCH_FREE := tests/model_store tests/clipworks tests/service/http/test_http.py tests/service/http/test_server.py
+# The packages that the server installs, and one server: not every test again. What needs torch carries the marker.
+TORCH_FREE := tests/model_store tests/service/http/test_http.py tests/service/http/test_server.py \
+	$(addprefix tests/clipworks/test_,cli.py cli_label_sets.py cli_search.py client.py entry_points.py retries.py)
+BARE = .venv-test-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 
-test-serve: ## run tests with what the server installs and no torch; PYTHON= names another Python
-	@version=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])') && \
-	$(MAKE) --no-print-directory EXTRA=test SERVE=.venv-test-$$version .venv-test-$$version/.installed && \
-	.venv-test-$$version/bin/python -c 'import importlib.util as u; assert u.find_spec("torch") is None, "torch is here"' && \
-	.venv-test-$$version/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not torch" $(TORCH_FREE) $(ARGS)
+test-serve: ## run tests beside what the server installs, without torch; PYTHON=python3.13 for another Python
+	$(MAKE) --no-print-directory EXTRA=test SERVE=$(BARE) $(BARE)/.installed
+	$(BARE)/bin/python -c 'import importlib.util as found; assert not found.find_spec("torch"), "torch is installed"'
+	$(BARE)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not torch" $(TORCH_FREE) $(ARGS)
 
 lint: $(DEV)/.installed ## style, import rules, types, Dockerfile
 	$(DEV)/bin/ruff check .
