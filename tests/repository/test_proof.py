@@ -1,4 +1,4 @@
-"""The page of proofs is written by its script from records in the repository, and the test files that it names exist."""
+"""The page of proofs is written by its script from records in the repository, and the tests that it names exist."""
 
 import importlib.util
 import json
