@@ -5,6 +5,8 @@ PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
 ARGS ?=
+# Test processes. Much of the suite waits for servers, so one more than the two cores that CI has.
+WORKERS ?= 3
 
 DEV := .venv
 EXTRA ?= serve
@@ -15,10 +17,10 @@ export UV_HTTP_TIMEOUT := 180
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve shell test lint format bench pins
+.PHONY: help serve shell test test-serve lint format bench pins proof
 
 help: ## list the targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(SERVE)/.installed ## install the server (no torch) and serve the embedded model; HOST=, PORT=, EXTRA=serve-gpu, ARGS="--help"
 	$(SERVE)/bin/clipworks serve --host $(HOST) --port $(PORT) $(ARGS)
@@ -28,7 +30,17 @@ shell: $(SERVE)/.installed ## a shell in which `clipworks` and `python` are thos
 	@PATH="$(CURDIR)/$(SERVE)/bin:$$PATH" $${SHELL:-/bin/sh}
 
 test: $(DEV)/.installed ## run the tests; ARGS="-m 'not slow'" or ARGS=tests/model_store for a part
-	$(DEV)/bin/python -m pytest $(ARGS)
+	$(DEV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# The packages that the server installs, and one server: not every test again. What needs torch carries the marker.
+TORCH_FREE := tests/model_store tests/service/http/test_http.py tests/service/http/test_server.py \
+	$(addprefix tests/clipworks/test_,cli.py cli_label_sets.py cli_search.py client.py entry_points.py retries.py)
+BARE = .venv-test-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+
+test-serve: ## run tests beside what the server installs, without torch; PYTHON=python3.13 for another Python
+	$(MAKE) --no-print-directory EXTRA=test SERVE=$(BARE) $(BARE)/.installed
+	$(BARE)/bin/python -c 'import importlib.util as found; assert not found.find_spec("torch"), "torch is installed"'
+	$(BARE)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not torch" $(TORCH_FREE) $(ARGS)
 
 lint: $(DEV)/.installed ## style, import rules, types, Dockerfile
 	$(DEV)/bin/ruff check .
@@ -44,6 +56,9 @@ format: $(DEV)/.installed ## sort imports, apply safe fixes, lay out the code
 bench: $(DEV)/.installed ## HTTP load against a server that this starts; ARGS="--help" lists the knobs
 	$(DEV)/bin/python benchmarks/http_load.py $(ARGS)
 
+proof: $(DEV)/.installed ## write docs/proof.md anew; ARGS=build/tests.xml records the run of .ci/run first
+	$(DEV)/bin/python docs/write_proof.py $(ARGS)
+
 pins: $(DEV)/.installed ## write requirements/*.txt anew; ARGS=--upgrade takes newer versions
 	$(call compile,requirements/build.in,build,$(ARGS))
 	$(call compile,pyproject.toml,dev,--extra serve --extra train --extra parquet --extra dev $(ARGS))
@@ -52,6 +67,7 @@ pins: $(DEV)/.installed ## write requirements/*.txt anew; ARGS=--upgrade takes n
 	$(call compile,pyproject.toml,eval,--extra eval -c requirements/dev.txt)
 	$(call compile,pyproject.toml,train,--extra train -c requirements/dev.txt)
 	$(call compile,pyproject.toml,parquet,--extra parquet -c requirements/dev.txt)
+	$(call compile,pyproject.toml,test,--extra serve --extra test -c requirements/dev.txt)
 	$(call compile,pyproject.toml,milvus,--extra milvus -c requirements/dev.txt)
 	$(call compile,pyproject.toml,heic,--extra heic -c requirements/dev.txt)
 

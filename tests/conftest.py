@@ -1,6 +1,7 @@
 """Settings for all tests: nothing is fetched, generated examples repeat, and what needs a GPU skips visibly."""
 
 import ctypes
+import json
 import os
 import subprocess
 import sys
@@ -21,12 +22,24 @@ hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, data
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 
+RECORD = Path(__file__).parents[1] / "docs" / "proof.json"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        longest_first(items)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     missing = what_cuda_lacks() if marked else None
     if missing:
         for item in marked:
             item.add_marker(pytest.mark.skip(reason=missing))
+
+
+def longest_first(items: list[pytest.Item]) -> None:
+    """Sort files by the seconds that they took in the recorded run, so that no long file is left over at the end."""
+    recorded = json.loads(RECORD.read_text(encoding="utf-8"))["files"]
+    seconds = {path: found["seconds"] for path, found in recorded.items()}
+    items.sort(key=lambda item: -seconds.get(item.location[0], 0))  # stable: within a file the order stays
 
 
 def what_cuda_lacks() -> str | None:
