@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.metrics import bootstrap, class_mean_accuracy, majority_share, normalize
-from training import methods
+from training import method as methods
 from training.checkpoint import LoadedModel, load_model
 from training.class_heads import ClassHead, truth_of
 from training.config import TableData

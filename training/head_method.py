@@ -31,7 +31,7 @@ from training.data.protocol import Source
 from training.data.rows import Split
 from training.encoder import encoder_of
 from training.features import Features, picture_vectors
-from training.methods import Context, FitMethod, ModuleUse, Needs, Produced
+from training.method import Context, FitMethod, ModuleUse, Needs, Produced
 
 
 class HeadOptions(BaseModel):

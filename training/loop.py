@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from model_store.identity import spec_digest
 from model_store.manifest import ImageSpec, TextSpec
 from model_store.modality.text import Tokenizer
-from training import distributed, methods
+from training import distributed
+from training import method as methods
 from training.bases import open_base
 from training.checkpoint import (
     INFO_FILE,

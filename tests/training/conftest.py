@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from model_store.modality.text import Tokenizer
-from training import methods
+from training import method as methods
 from training.checkpoint import load_model
 from training.config import load_config
 from training.data.source import open_source

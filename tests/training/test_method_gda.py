@@ -19,7 +19,7 @@ from training.class_heads import (
     truth_of,
     zero_shot_head,
 )
-from training.methods import create
+from training.method import create
 
 pytestmark = pytest.mark.torch
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from training import methods
+from training import method as methods
 from training.checkpoint import load_model
 from training.data.batches import shared_ids
 from training.data.rows import Drawn

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from model_store.manifest import Presence
 from model_store.presence import LabelVectors, aggregate_scores, score_maps
-from training import methods
+from training import method as methods
 from training.checkpoint import load_model, read_checkpoint
 from training.config import TrainConfig, load_config
 from training.data.protocol import Source

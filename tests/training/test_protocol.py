@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from training import methods
+from training import method as methods
+from training import methods as folder_of_methods
 from training.checkpoint import load_model, load_state
 from training.encoder import open_checkpoint
 from training.loop import train
@@ -24,7 +25,7 @@ from torch import nn
 from torch.nn import functional
 
 from training.losses import info_nce, positive_pairs
-from training.methods import Needs, ParamGroup, Produced, StepMethod
+from training.method import Needs, ParamGroup, Produced, StepMethod
 from training.towers import build_model
 
 
@@ -126,13 +127,13 @@ def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str
     """Put a module into a folder on the package's path; nothing of it stays after the test."""
     folder = tmp_path / "more_methods"
     folder.mkdir()
-    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(folder)])
+    monkeypatch.setattr(folder_of_methods, "__path__", [*folder_of_methods.__path__, str(folder)])
 
     def add(name: str, source: str) -> None:
         (folder / f"{name}.py").write_text(source)
         # Set first, so that the import's own entry is taken back with it.
-        monkeypatch.setitem(sys.modules, f"{methods.__name__}.{name}", sys)
-        monkeypatch.delitem(sys.modules, f"{methods.__name__}.{name}")
+        monkeypatch.setitem(sys.modules, f"{folder_of_methods.__name__}.{name}", sys)
+        monkeypatch.delitem(sys.modules, f"{folder_of_methods.__name__}.{name}")
 
     return add
 

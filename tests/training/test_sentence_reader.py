@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from evaluation.scenes.meaning import And, Listing, Not, Place, What, is_true
-from training import methods
+from training import method as methods
 from training.config import SceneData, ScenePart
 from training.data.meaning_code import MeaningCode, affirmed_and_denied
 from training.data.scenes import SceneRows, draw_scenes

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from training.distributed import Gathering
 from training.losses import info_nce, positive_pairs, sigmoid_loss
-from training.methods import Context, ModuleUse, Needs, ParamGroup, Produced, StepMethod
+from training.method import Context, ModuleUse, Needs, ParamGroup, Produced, StepMethod
 from training.towers import DualEncoder, SmallDualEncoder, build_model
 
 MAX_LOG_SCALE = math.log(100)

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from training.losses import info_nce, negclip_loss, positive_pairs, usable_negatives
-from training.methods import Context, ModuleUse, Needs, ParamGroup, Produced, StepMethod
+from training.method import Context, ModuleUse, Needs, ParamGroup, Produced, StepMethod
 from training.methods.base import MAX_LOG_SCALE, unit
 from training.text_fold import Side, check_fold, folded, text_ends
 from training.towers import DualEncoder

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from training.features import picture_vectors
 from training.losses import info_nce, negclip_loss, positive_pairs, usable_negatives
-from training.methods import Context, Produced
+from training.method import Context, Produced
 from training.methods.base import TowerOptions, TwoTowers, unit
 from training.sentence_reader import fit_reader
 

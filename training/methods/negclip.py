@@ -14,7 +14,7 @@ from torch import Tensor
 
 from training.data.rows import caption_ids
 from training.losses import focal_negative_loss, info_nce, negclip_loss, positive_pairs, usable_negatives
-from training.methods import Context, Produced
+from training.method import Context, Produced
 from training.methods.base import TowerOptions, TwoTowers, unit
 from training.neighbours import image_neighbours
 

@@ -19,7 +19,7 @@ from evaluation.probes.ranking import average_precision
 from model_store.manifest import Presence
 from training.checkpoint import LoadedModel
 from training.losses import asymmetric_loss, mutual_feature_information
-from training.methods import Context, ModuleUse, Needs, ParamGroup, Produced, StepMethod
+from training.method import Context, ModuleUse, Needs, ParamGroup, Produced, StepMethod
 from training.presence_calibration import Calibrated, calibrate
 from training.unmix_heads import HEADS, Norm, UnmixedModel, UnmixHeads, aggregated, directions, off_diagonal, unit
 

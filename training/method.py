@@ -1,0 +1,185 @@
+"""The protocol of a training method, and the methods that there are: the files of `training.methods`."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from model_store.manifest import Presence
+from model_store.modality.text import Tokenizer
+from training import methods
+from training.checkpoint import LoadedModel
+from training.config import ModelConfig
+from training.data.protocol import Source
+from training.features import Features
+
+ModuleUse = Literal["export", "train_only", "frozen"]
+Level = Literal["rows", "features", "dense"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a method takes: batch fields, the level they come from, and the label columns it reads.
+
+    rows: pictures and captions. features: a frozen base's vectors of them, worked out once. dense: also its vectors
+    for every position. captions: how many captions of each picture a batch holds, or are cached, for the last two.
+    At the level dense one label may be named: the pictures are then those of `Source.labelled`, dense_px wide and high
+    (None: as wide as those of the exported dense role).
+    """
+
+    fields: tuple[str, ...]
+    level: Level = "rows"
+    labels: tuple[str, ...] = ()
+    captions: int = 1
+    dense_px: int | None = None
+
+    @property
+    def negatives(self) -> bool:
+        return any(name.startswith("negative") for name in self.fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a method may look at before training; `source` is the training split only, but for its judge.
+
+    base: the checkpoint that the recipe starts from, in eval mode and frozen; None without one.
+    features: of the base, for methods of that level.
+    """
+
+    model: ModelConfig
+    tokenizer: Tokenizer
+    source: Source
+    batch_size: int
+    device: str
+    seed: int
+    base: LoadedModel | None = None
+    features: Features | None = None
+
+    def required_base(self, method: str) -> LoadedModel:
+        """Raises:
+        ValueError: the recipe names no base.
+        """
+        if self.base is None:
+            raise ValueError(f"method {method} starts from a checkpoint: set base to its folder")
+        return self.base
+
+    def required_features(self) -> Features:
+        """Raises:
+        ValueError: the method did not ask for this level.
+        """
+        if self.features is None:
+            raise ValueError("this method declares level rows, and so has no cached features")
+        return self.features
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParamGroup:
+    """Parameters by name (as `modules()` names them) with their share of the rate; `maximize` climbs."""
+
+    parameters: dict[str, nn.Parameter]
+    rate_share: float = 1.0
+    weight_decay: float | None = None
+    maximize: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Produced:
+    """What a trained method hands to the exporter: the doors of a module by role, and the default prompts.
+
+    arrays: what is no module, such as a class head's weight [D, C] and bias [C]. labels: the classes of such a head.
+    inherited: roles that the base keeps providing, so that vectors stored with it stay valid.
+    presence: how scores of positions become "is it there?", where the method fitted that.
+    """
+
+    graphs: dict[str, str] = field(default_factory=dict)
+    arrays: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ("{}",)
+    inherited: tuple[str, ...] = ()
+    presence: Presence | None = None
+
+
+class Method(ABC):
+    """A model and how it is fitted; the loop knows no method, only this and its two kinds."""
+
+    needs: Needs
+    neighbours: NDArray[np.int64] | None = None
+    """int64 [N, K] after `setup`: rows that belong in one batch with each row, or None."""
+
+    @abstractmethod
+    def setup(self, context: Context) -> None:
+        """Build modules and make one pass over the data where statistics are needed."""
+
+    @abstractmethod
+    def modules(self) -> dict[str, tuple[nn.Module, ModuleUse]]:
+        """Decides what is saved, put in train mode, averaged and exported."""
+
+    @abstractmethod
+    def artifact(self) -> Produced: ...
+
+    def validated(self) -> dict[str, Any] | None:
+        """Validation numbers of a method that the source's judge does not ask about what it was trained for, nested;
+        None: the judge is right. The averaged weights are in place.
+        """
+        return None
+
+    def weights(self) -> dict[str, Tensor]:
+        """What a checkpoint ships: the state of every module to export, as `<module>.<path>`.
+
+        Called with the averaged weights in place, before `artifact` is asked for what else the checkpoint says.
+        """
+        return {
+            f"{prefix}.{name}": tensor
+            for prefix, (module, use) in self.modules().items()
+            if use == "export"
+            for name, tensor in module.state_dict().items()
+        }
+
+
+class StepMethod(Method):
+    """Fitted by gradient steps."""
+
+    @abstractmethod
+    def param_groups(self) -> list[ParamGroup]:
+        """What the optimizer moves; everything else keeps its value."""
+
+    @abstractmethod
+    def step(self, batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
+        """Named losses of a batch, each a scalar, weighted already; `progress` is the share of steps done, [0, 1)."""
+
+
+class FitMethod(Method):
+    """Fitted in closed form, from cached features."""
+
+    @abstractmethod
+    def fit(self, features: Features) -> None:
+        """Work the result out; `artifact` and `weights` have it afterwards."""
+
+    @abstractmethod
+    def report(self) -> dict[str, Any]:
+        """Numbers on validation, nested; every knob was set there."""
+
+
+def available() -> tuple[str, ...]:
+    """Names of all methods: the modules of `training.methods`."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(methods.__path__)))
+
+
+def create(name: str, options: dict[str, Any]) -> Method:
+    """Call `create(options)` of the module `training.methods.<name>`.
+
+    Raises:
+        ValueError: no such method, or options it does not know.
+    """
+    if name not in available():
+        raise ValueError(f"no method {name!r}; there are: {', '.join(available())}")
+    build: Callable[[dict[str, Any]], Method] = importlib.import_module(f"{methods.__name__}.{name}").create
+    return build(options)
