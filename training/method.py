@@ -169,8 +169,9 @@ class FitMethod(Method):
 
 
 def available() -> tuple[str, ...]:
-    """Names of all methods: the modules of `training.methods`."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(methods.__path__)))
+    """Names of all methods: the files of `training.methods`; folders and names that begin with "_" are helpers."""
+    found = pkgutil.iter_modules(methods.__path__)
+    return tuple(sorted(each.name for each in found if not each.ispkg and not each.name.startswith("_")))
 
 
 def create(name: str, options: dict[str, Any]) -> Method:

@@ -151,6 +151,17 @@ def test_a_file_in_the_folder_is_a_method(added: Callable[[str, str], None]) -> 
         methods.create("taught", {"rate": 1})
 
 
+def test_helpers_beside_methods_are_no_methods(added: Callable[[str, str], None], tmp_path: Path) -> None:
+    before = methods.available()
+    added("_shared", TAUGHT)
+    (tmp_path / "more_methods" / "pieces").mkdir()
+    (tmp_path / "more_methods" / "pieces" / "__init__.py").touch()
+    assert methods.available() == before
+    assert "parts" not in before
+    with pytest.raises(ValueError, match="no method '_shared'"):
+        methods.create("_shared", {})
+
+
 def test_a_frozen_teacher_and_a_projection_for_training_only(
     added: Callable[[str, str], None], train_squares: Callable[..., Path], square_base: Path, squares: Path
 ) -> None:
