@@ -29,8 +29,8 @@ from training.export import (
 )
 from training.followers import AdapterSource, linear_head
 from training.log import flatten
+from training.methods.parts.unmix import is_unmix, load_unmix
 from training.towers import image_spec as spec_of
-from training.unmix_heads import is_unmix, load_unmix
 
 PROOF_SHARE = 0.9
 """A changed text tower keeps its base's space while it finds pictures nine tenths as well as the base's own."""

@@ -14,7 +14,7 @@ from training.config import with_data_folder
 from training.data.protocol import Source
 from training.data.source import open_source
 from training.encoder import open_checkpoint
-from training.head_method import report_head
+from training.methods.parts.few_shot import report_head
 
 
 def report_split(

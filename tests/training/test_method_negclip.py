@@ -20,7 +20,7 @@ from training.data.rows import Drawn
 from training.encoder import open_checkpoint
 from training.loop import train
 from training.losses import focal_negative_loss, info_nce, negclip_loss, positive_pairs, usable_negatives
-from training.neighbours import image_neighbours
+from training.methods.parts.neighbours import image_neighbours
 
 SCALE = torch.tensor(7.0)
 IDS = torch.tensor([0, 1, 1, 2, 0, 3])

@@ -21,10 +21,18 @@ from training.data.protocol import Source
 from training.data.source import open_source
 from training.features import FeatureBatches, cached_features, dense_side_px
 from training.losses import asymmetric_loss, mutual_feature_information
+from training.methods.parts.presence_calibration import calibrate
+from training.methods.parts.unmix import (
+    TextProjector,
+    UnmixHeads,
+    aggregated,
+    directions,
+    load_unmix,
+    off_diagonal,
+    unit,
+)
 from training.methods.unmix import UnmixMethod, UnmixOptions
-from training.presence_calibration import calibrate
 from training.towers import image_spec
-from training.unmix_heads import TextProjector, UnmixHeads, aggregated, directions, load_unmix, off_diagonal, unit
 
 pytestmark = pytest.mark.torch
 RECIPE = """

@@ -20,8 +20,17 @@ from model_store.manifest import Presence
 from training.checkpoint import LoadedModel
 from training.losses import asymmetric_loss, mutual_feature_information
 from training.method import Context, ModuleUse, Needs, ParamGroup, Produced, StepMethod
-from training.presence_calibration import Calibrated, calibrate
-from training.unmix_heads import HEADS, Norm, UnmixedModel, UnmixHeads, aggregated, directions, off_diagonal, unit
+from training.methods.parts.presence_calibration import Calibrated, calibrate
+from training.methods.parts.unmix import (
+    HEADS,
+    Norm,
+    UnmixedModel,
+    UnmixHeads,
+    aggregated,
+    directions,
+    off_diagonal,
+    unit,
+)
 
 _CHUNK = 64
 SOURCES: dict[str, Any] = {

@@ -16,7 +16,12 @@ from torch import nn
 from evaluation.metrics import normalize
 from evaluation.zero_shot import class_matrix
 from training.checkpoint import HEAD_BIAS, HEAD_WEIGHT, LoadedHead, LoadedModel
-from training.class_heads import (
+from training.data.protocol import Source
+from training.data.rows import Split
+from training.encoder import encoder_of
+from training.features import Features, picture_vectors
+from training.method import Context, FitMethod, ModuleUse, Needs, Produced
+from training.methods.parts.linear_heads import (
     F32,
     I64,
     ClassHead,
@@ -27,11 +32,6 @@ from training.class_heads import (
     truth_of,
     zero_shot_head,
 )
-from training.data.protocol import Source
-from training.data.rows import Split
-from training.encoder import encoder_of
-from training.features import Features, picture_vectors
-from training.method import Context, FitMethod, ModuleUse, Needs, Produced
 
 
 class HeadOptions(BaseModel):
