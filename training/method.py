@@ -7,19 +7,24 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model_store.manifest import Presence
+from model_store.manifest import ENCODERS, ROLES, Presence
 from model_store.modality.text import Tokenizer
 from training import methods
 from training.checkpoint import LoadedModel
 from training.config import ModelConfig
 from training.data.protocol import Source
+from training.derive import DerivationSource
+from training.encoder import TorchEncoder
 from training.features import Features
+from training.options import meant
+from training.publication import Publication
+from training.saved import SavedRun
 
 ModuleUse = Literal["export", "train_only", "frozen"]
 Level = Literal["rows", "features", "dense"]
@@ -29,13 +34,14 @@ Level = Literal["rows", "features", "dense"]
 class Needs:
     """What a method takes: batch fields, the level they come from, and the label columns it reads.
 
+    fields: a step is given these of its batch and no others; a method that is fitted in closed form names none.
     rows: pictures and captions. features: a frozen base's vectors of them, worked out once. dense: also its vectors
     for every position. captions: how many captions of each picture a batch holds, or are cached, for the last two.
     At the level dense one label may be named: the pictures are then those of `Source.labelled`, dense_px wide and high
     (None: as wide as those of the exported dense role).
     """
 
-    fields: tuple[str, ...]
+    fields: tuple[str, ...] = ()
     level: Level = "rows"
     labels: tuple[str, ...] = ()
     captions: int = 1
@@ -44,6 +50,17 @@ class Needs:
     @property
     def negatives(self) -> bool:
         return any(name.startswith("negative") for name in self.fields)
+
+    def of(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The declared fields of a batch.
+
+        Raises:
+            ValueError: the data give no such field.
+        """
+        for name in self.fields:
+            if name not in batch:
+                raise ValueError(f"no batch field {name!r}{meant(name, batch)}; there are: {', '.join(sorted(batch))}")
+        return {name: batch[name] for name in self.fields}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +109,13 @@ class ParamGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Produced:
-    """What a trained method hands to the exporter: the doors of a module by role, and the default prompts.
+    """What a trained method hands to the exporter: the functions of its modules by role, and the default prompts.
 
+    graphs: role -> `<module>.<attribute>`: an entry of `Method.modules()` and a function or submodule of it, such as
+    `model.encode_image`. A method that takes steps names image_encoder and text_encoder, with which validation judges
+    it, whether they are published or inherited; unless it has `Method.validated`.
     arrays: what is no module, such as a class head's weight [D, C] and bias [C]. labels: the classes of such a head.
-    inherited: roles that the base keeps providing, so that vectors stored with it stay valid.
+    inherited: roles that the base keeps providing; with any, the method has a `Method.derivation`.
     presence: how scores of positions become "is it there?", where the method fitted that.
     """
 
@@ -120,10 +140,46 @@ class Method(ABC):
 
     @abstractmethod
     def modules(self) -> dict[str, tuple[nn.Module, ModuleUse]]:
-        """Decides what is saved, put in train mode, averaged and exported."""
+        """Every module of the method by name, with what becomes of its weights:
+
+        export: trained, averaged, and written to the checkpoint as `<name>.<path>`. train_only: trained and averaged,
+        kept for resuming, and thrown away at the end. frozen: in eval mode without gradients, written nowhere.
+
+        The use is about weights, not about graphs: a frozen base is listed too, so that `artifact` can name its
+        functions. Submodules share their module's fate, so what is trained must not be a submodule of what is frozen.
+        """
 
     @abstractmethod
-    def artifact(self) -> Produced: ...
+    def artifact(self) -> Produced:
+        """What there is to export; asked before the first step and at every checkpoint."""
+
+    # Asked of a method that `create` has just made of a checkpoint's options: `setup` has not run, and what was trained
+    # comes from the checkpoint. Only checkpoints that inherit roles ask; others hold a model, which needs no method.
+
+    def derivation(self, publication: Publication) -> DerivationSource:
+        """What `publication.run` brings of its own, on top of the artifact that it derives from.
+
+        Raises:
+            ValueError: the checkpoint holds no such thing.
+            ExportRefused: no artifact of the store is its base.
+        """
+        raise ValueError(f"{type(self).__module__} inherits roles of its base and defines no derivation()")
+
+    def encoder(self, run: SavedRun) -> TorchEncoder:
+        """The checkpoint as an encoder, as it will be served; by default the model that it holds.
+
+        Raises:
+            ValueError: it cannot be opened, or encodes nothing.
+        """
+        return run.own_encoder()
+
+    def judge(self, run: SavedRun, source: Source, *, split: Literal["validation", "test"]) -> dict[str, Any]:
+        """Numbers of the checkpoint on one split of its recipe, nested; by default the source judges `encoder`.
+
+        Raises:
+            ValueError: it cannot be opened, or the split cannot judge it.
+        """
+        return source.judge(self.encoder(run), split=split)
 
     def validated(self) -> dict[str, Any] | None:
         """Validation numbers of a method that the source's judge does not ask about what it was trained for, nested;
@@ -181,6 +237,64 @@ def create(name: str, options: dict[str, Any]) -> Method:
         ValueError: no such method, or options it does not know.
     """
     if name not in available():
-        raise ValueError(f"no method {name!r}; there are: {', '.join(available())}")
+        raise ValueError(f"no method {name!r}{meant(name, available())}; there are: {', '.join(available())}")
     build: Callable[[dict[str, Any]], Method] = importlib.import_module(f"{methods.__name__}.{name}").create
     return build(options)
+
+
+def check_produced(name: str, method: Method) -> Produced:
+    """What the method `name` has to export, once roles, paths and uses were found to exist.
+
+    Raises:
+        ValueError: a role or use that there is not, or a path that leads nowhere.
+    """
+    modules, produced = method.modules(), method.artifact()
+    for module, (_, use) in modules.items():
+        if use not in get_args(ModuleUse):
+            raise ValueError(
+                f"method {name}: modules() says {use!r} of {module}, expected one of {', '.join(get_args(ModuleUse))}"
+            )
+    for role in (*produced.graphs, *produced.inherited):
+        if role not in ROLES:
+            raise ValueError(
+                f"method {name}: artifact() names the role {role!r}{meant(role, ROLES)}; there are: {', '.join(ROLES)}"
+            )
+    for role, path in produced.graphs.items():
+        try:
+            door(method, path)
+        except ValueError as error:
+            raise ValueError(f"method {name}: artifact() gives {role} as {path!r}: {error}") from error
+    return produced
+
+
+def door(method: Method, path: str) -> Callable[[Tensor], Tensor]:
+    """The function that `path` names, `<module>.<attribute>`, for example `model.encode_image`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    modules = method.modules()
+    module, _, attribute = path.partition(".")
+    if module not in modules:
+        raise ValueError(f"modules() has no {module!r}{meant(module, modules)}; it has: {', '.join(modules)}")
+    found: Callable[[Tensor], Tensor] | None = getattr(modules[module][0], attribute, None) if attribute else None
+    if not callable(found):
+        near = meant(attribute, dir(modules[module][0]))
+        raise ValueError(f"{module} has no function {attribute!r}{near}")
+    return found
+
+
+def judging_doors(name: str, method: Method) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """The functions that encode pictures and texts while a method is trained.
+
+    Raises:
+        ValueError: `artifact` does not name both encoders.
+    """
+    graphs = method.artifact().graphs
+    for role in ENCODERS:
+        if role not in graphs:
+            raise ValueError(
+                f"method {name}: artifact() names no {role}: validation needs both encoders, trained or inherited "
+                "(or the method defines validated())"
+            )
+    return door(method, graphs["image_encoder"]), door(method, graphs["text_encoder"])

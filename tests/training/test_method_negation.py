@@ -19,9 +19,9 @@ from evaluation.scenes.mixing import Topic, draw_twins
 from evaluation.scenes.sampling import sample
 from training import method as methods
 from training.checkpoint import load_model
-from training.encoder import open_checkpoint
 from training.loop import train
 from training.losses import info_nce, negclip_loss
+from training.opening import open_checkpoint
 
 TrainSquares = Callable[..., Path]
 

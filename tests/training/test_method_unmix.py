@@ -20,7 +20,7 @@ from training.config import TrainConfig, load_config
 from training.data.protocol import Source
 from training.data.source import open_source
 from training.features import FeatureBatches, cached_features, dense_side_px
-from training.losses import asymmetric_loss, mutual_feature_information
+from training.losses import asymmetric_loss, mutual_feature_information, unit
 from training.methods.parts.presence_calibration import calibrate
 from training.methods.parts.unmix import (
     TextProjector,
@@ -29,7 +29,6 @@ from training.methods.parts.unmix import (
     directions,
     load_unmix,
     off_diagonal,
-    unit,
 )
 from training.methods.unmix import UnmixMethod, UnmixOptions
 from training.towers import image_spec
@@ -306,7 +305,7 @@ def test_what_cannot_be_trained_or_opened_is_refused(square_base: Path, train_sq
         unmix(train_squares, square_base, "wide", "method_options.size=32")
     folder = unmix(train_squares, square_base, "sources", "method_options.preset=sources", "optim.steps=2")
     assert load_unmix(folder).heads.image.weight.shape == (256, 16)
-    with pytest.raises(ValueError, match="adapters of method unmix"):
+    with pytest.raises(ValueError, match="method unmix made heads"):
         load_model(folder)
     with pytest.raises(ValueError, match="no checkpoint of heads"):
         load_unmix(square_base)

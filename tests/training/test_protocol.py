@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from training import method as methods
 from training import methods as folder_of_methods
 from training.checkpoint import load_model, load_state
-from training.encoder import open_checkpoint
 from training.loop import train
+from training.opening import open_checkpoint
 
 FIRST_LINES = """
 from __future__ import annotations
@@ -88,7 +88,8 @@ class Dummy(StepMethod):
 ATTACKED = (
     FIRST_LINES
     + """
-from training.methods.base import TowerOptions, TwoTowers, unit
+from training.losses import unit
+from training.methods.base import TowerOptions, TwoTowers
 
 EPSILON = 4 / 255
 

@@ -15,8 +15,8 @@ from training import method as methods
 from training import methods as folder_of_methods
 from training.checkpoint import load_head, load_model, read_checkpoint
 from training.data.source import open_source
-from training.encoder import open_checkpoint
 from training.loop import train
+from training.opening import open_checkpoint
 from training.towers import image_spec
 
 pytestmark = pytest.mark.torch

@@ -14,9 +14,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from training.features import picture_vectors
-from training.losses import info_nce, negclip_loss, positive_pairs, usable_negatives
+from training.losses import info_nce, negclip_loss, positive_pairs, unit, usable_negatives
 from training.method import Context, Produced
-from training.methods.base import TowerOptions, TwoTowers, unit
+from training.methods.base import TowerOptions, TwoTowers
 from training.methods.parts.sentence_reader import fit_reader
 
 _READER_CAPTIONS = 4  # of each picture, and as many false twins
