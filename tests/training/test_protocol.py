@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 
 from training import method as methods
-from training import methods as folder_of_methods
 from training.checkpoint import load_model, load_state
 from training.loop import train
 from training.opening import open_checkpoint
@@ -123,28 +121,12 @@ class Dummy(TwoTowers):
 )
 
 
-@pytest.fixture
-def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """Put a module into a folder on the package's path; nothing of it stays after the test."""
-    folder = tmp_path / "more_methods"
-    folder.mkdir()
-    monkeypatch.setattr(folder_of_methods, "__path__", [*folder_of_methods.__path__, str(folder)])
-
-    def add(name: str, source: str) -> None:
-        (folder / f"{name}.py").write_text(source)
-        # Set first, so that the import's own entry is taken back with it.
-        monkeypatch.setitem(sys.modules, f"{folder_of_methods.__name__}.{name}", sys)
-        monkeypatch.delitem(sys.modules, f"{folder_of_methods.__name__}.{name}")
-
-    return add
-
-
 def logged(folder: Path, name: str) -> list[float]:
     rows = [line.split(",") for line in (folder / "log.csv").read_text().splitlines()[1:]]
     return [float(value) for _, series, number, value in rows if (series, number) == ("train", name)]
 
 
-def test_a_file_in_the_folder_is_a_method(added: Callable[[str, str], None]) -> None:
+def test_a_file_in_the_folder_is_a_method(added: Callable[[str, str], Path]) -> None:
     before = methods.available()
     added("taught", TAUGHT)
     assert set(methods.available()) == {*before, "taught"}
@@ -152,7 +134,7 @@ def test_a_file_in_the_folder_is_a_method(added: Callable[[str, str], None]) -> 
         methods.create("taught", {"rate": 1})
 
 
-def test_helpers_beside_methods_are_no_methods(added: Callable[[str, str], None], tmp_path: Path) -> None:
+def test_helpers_beside_methods_are_no_methods(added: Callable[[str, str], Path], tmp_path: Path) -> None:
     before = methods.available()
     added("_shared", TAUGHT)
     (tmp_path / "more_methods" / "pieces").mkdir()
@@ -164,7 +146,7 @@ def test_helpers_beside_methods_are_no_methods(added: Callable[[str, str], None]
 
 
 def test_a_frozen_teacher_and_a_projection_for_training_only(
-    added: Callable[[str, str], None], train_squares: Callable[..., Path], square_base: Path, squares: Path
+    added: Callable[[str, str], Path], train_squares: Callable[..., Path], square_base: Path, squares: Path
 ) -> None:
     added("taught", TAUGHT)
     steps = ("method=taught", "optim.steps=4", "run.checkpoint_steps=2")
@@ -188,7 +170,7 @@ def test_a_frozen_teacher_and_a_projection_for_training_only(
 
 
 def test_the_teacher_teaches_in_eval_mode_and_stays_as_it_was(
-    added: Callable[[str, str], None],
+    added: Callable[[str, str], Path],
     train_squares: Callable[..., Path],
     square_base: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -214,7 +196,7 @@ def test_the_teacher_teaches_in_eval_mode_and_stays_as_it_was(
 
 
 def test_a_method_resumes_with_its_projection(
-    added: Callable[[str, str], None],
+    added: Callable[[str, str], Path],
     train_squares: Callable[..., Path],
     square_base: Path,
     squares: Path,
@@ -251,7 +233,7 @@ def test_a_method_resumes_with_its_projection(
 
 
 def test_a_method_that_needs_gradients_of_pixels(
-    added: Callable[[str, str], None], train_squares: Callable[..., Path]
+    added: Callable[[str, str], Path], train_squares: Callable[..., Path]
 ) -> None:
     added("attacked", ATTACKED)
     folder = train_squares("method=attacked", "optim.steps=4")
