@@ -10,10 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from model_store.errors import ExportRefused
+from model_store.store import Store
 from training import method as methods
 from training.checkpoint import load_model, load_state
 from training.loop import train
 from training.opening import open_checkpoint
+from training.publish import publish_checkpoint
 
 FIRST_LINES = """
 from __future__ import annotations
@@ -241,3 +244,77 @@ def test_a_method_that_needs_gradients_of_pixels(
     assert all(loss > 0 for loss in logged(folder, "attacked"))
     assert load_model(folder).info.config.method == "attacked"
     assert open_checkpoint(folder).encode_texts(["plain red shirt"]).shape == (1, 16)
+
+
+WRONG = {
+    "role": ('"image_encoder": "model', '"image_encodr": "model', "role 'image_encodr'; is image_encoder meant"),
+    "inherited role": ("})\n", '}, inherited=("text_encodr",))\n', "role 'text_encodr'; is text_encoder meant"),
+    "module": ('"model.encode_image"', '"modle.encode_image"', r"no 'modle'; is model meant\?; it has: model, project"),
+    "function": ("model.encode_text", "model.encode_txt", "model has no function 'encode_txt'; is encode_text meant"),
+    "path": ('"model.encode_image"', '"model"', "image_encoder as 'model': model has no function ''"),
+    "use": (
+        '"train_only"',
+        '"training"',
+        "modules.. says 'training' of projection, expected one of export, train_only",
+    ),
+    "no encoder": (
+        ', "text_encoder": "model.encode_text"',
+        "",
+        "artifact.. names no text_encoder: validation needs both",
+    ),
+    "field": ('"caption_id"))', '"caption_ids"))', "no batch field 'caption_ids'; is caption_id meant"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_declaration_is_refused_before_a_checkpoint_is_written(
+    added: Callable[[str, str], Path], train_squares: Callable[..., Path], square_base: Path, tmp_path: Path, what: str
+) -> None:
+    right, wrong, said = WRONG[what]
+    start, declared = TAUGHT.rsplit("\n    def artifact", 1)  # the last lines hold artifact(), the rest everything else
+    declared = "\n    def artifact" + declared
+    changed = start + declared.replace(right, wrong) if right in declared else start.replace(right, wrong) + declared
+    assert changed != TAUGHT
+    added("taught", changed)
+    with pytest.raises(ValueError, match=said):
+        train_squares("method=taught", "optim.steps=4", "run.checkpoint_steps=1", base=square_base)
+    assert not (tmp_path / "run" / "checkpoint.json").exists()
+
+
+def test_a_step_is_given_what_was_declared_and_no_more(
+    added: Callable[[str, str], Path], train_squares: Callable[..., Path], square_base: Path
+) -> None:
+    added("taught", TAUGHT.replace('("image", "text", "caption_id")', '("image", "text")'))
+    with pytest.raises(KeyError, match="caption_id"):
+        train_squares("method=taught", "optim.steps=1", base=square_base)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "said"),
+    [
+        ("base", {"text_rate_sharee": 1}, "text_rate_sharee: there is no such option; is text_rate_share meant?"),
+        ("unmix", {"hiden": 3}, "hiden: there is no such option; is hidden meant?"),
+        ("labclip", {"whitten": True}, "whitten: there is no such option; is whiten meant?"),
+        ("gda", {"label": "x", "shotz": 1}, "shotz: there is no such option; is shots meant?"),
+        ("negation", {"zzz": 1}, "method_options of negation: 1 refused\n  zzz: there is no such option"),
+        ("negclip", {"loss": "focus", "neighbours": -1}, "2 refused"),
+    ],
+)
+def test_options_are_refused_in_one_way(method: str, options: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=f"method_options of {method}: .* refused") as refused:
+        methods.create(method, options)
+    assert said in str(refused.value)
+
+
+def test_a_misspelt_method_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"no method 'negclop'; is negclip meant\?"):
+        methods.create("negclop", {})
+
+
+def test_a_method_that_inherits_and_cannot_say_how_is_refused_at_publishing(
+    added: Callable[[str, str], Path], train_squares: Callable[..., Path], square_base: Path, tmp_path: Path
+) -> None:
+    added("taught", TAUGHT.replace("})\n", '}, inherited=("image_encoder",))\n'))
+    folder = train_squares("method=taught", "optim.steps=1", base=square_base)
+    with pytest.raises(ExportRefused, match=r"training.methods.taught inherits roles .* defines no derivation"):
+        publish_checkpoint(folder, "taught", Store(tmp_path / "store", builtin=False), precisions=("fp32",))
