@@ -33,8 +33,8 @@ from training.checkpoint import read_checkpoint
 from training.config import SceneData
 from training.data.scenes import scene_splits
 from training.data.source import JUDGED
-from training.encoder import open_checkpoint
 from training.loop import train
+from training.opening import open_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, CONFIGS = ROOT / ".runs" / "lab", ROOT / "training" / "configs" / "lab"

@@ -30,7 +30,8 @@ from training.checkpoint import read_checkpoint
 from training.config import SceneData
 from training.data.scenes import SceneRows, draw_scenes
 from training.data.source import JUDGED
-from training.encoder import TorchEncoder, open_checkpoint
+from training.encoder import TorchEncoder
+from training.opening import open_checkpoint
 
 _SCENES, _STEPS, _BATCH, _RATE = 16_000, 4000, 256, 3e-3
 _CAPTIONS, _RIDGES = 12_000, (1e-4, 1e-6, 1e-8, 1e-10)

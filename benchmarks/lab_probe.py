@@ -21,7 +21,7 @@ from training.checkpoint import read_checkpoint
 from training.config import SceneData
 from training.data.scenes import draw_scenes, scene_splits
 from training.data.source import JUDGED
-from training.encoder import open_checkpoint
+from training.opening import open_checkpoint
 
 _SCENES = 12_000
 F64 = NDArray[np.float64]

@@ -25,7 +25,7 @@ from unmix_judge import Judge, of_heads, training_free
 
 from training.checkpoint import load_model
 from training.loop import train
-from training.unmix_heads import load_unmix
+from training.methods.parts.unmix import load_unmix
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, CONFIGS = ROOT / ".runs" / "lab", ROOT / "training" / "configs" / "lab"

@@ -28,8 +28,8 @@ from training.checkpoint import LoadedModel
 from training.data.scenes import several_scenes
 from training.data.source import JUDGED
 from training.features import dense_source
-from training.presence_calibration import calibrate
-from training.unmix_heads import LoadedUnmix, off_diagonal
+from training.methods.parts.presence_calibration import calibrate
+from training.methods.parts.unmix import LoadedUnmix, off_diagonal
 
 COUNTS = {"validation": 200, "test": 400}
 # The lab's held-out stream was seen while the judge was being written, so these tables are of another, opened once.

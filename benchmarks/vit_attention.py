@@ -24,8 +24,8 @@ from evaluation.locating import Looking
 from evaluation.scenes_report import single_accuracy
 from model_store.store import Store
 from training.data.source import JUDGED
-from training.encoder import open_checkpoint
 from training.loop import train
+from training.opening import open_checkpoint
 from training.publish import publish_checkpoint
 
 ARCHITECTURE = "clipworks-vit-48-6"

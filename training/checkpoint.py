@@ -170,18 +170,14 @@ def load_model(folder: Path) -> LoadedModel:
     Raises:
         ValueError: a file differs from its digest, or the weights do not fit the architecture.
     """
-    info = read_checkpoint(folder)
+    info, weights, prefix = read_checkpoint(folder), load_weights(folder), "model."
     tokenizer_bytes = _checked(folder / TOKENIZER_FILE, info.tokenizer_sha256)
-    _checked(folder / WEIGHTS_FILE, info.weights_sha256)
+    if not any(name.startswith(prefix) for name in weights):
+        made = ", ".join(sorted(weights)[:3])
+        raise ValueError(f"{folder} holds no model of its own: method {info.config.method} made {made}")
     if info.text_spec.end_id is None:
         raise ValueError(f"{folder}: the text spec has no end id")
     model = build_model(info.config.model, vocab_size=info.text_spec.vocab_size, end_id=info.text_spec.end_id)
-    prefix = "model."
-    weights = load_file(folder / WEIGHTS_FILE)
-    if is_head(info):
-        raise ValueError(f"{folder} is a class head of method {info.config.method}, not a model (see load_head)")
-    if "text_adapter" in info.graphs:
-        raise ValueError(f"{folder} holds adapters of method {info.config.method}, not a model (see load_unmix)")
     try:
         state = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
         keys = model.load_state_dict(state, strict=False)
@@ -197,15 +193,23 @@ def load_model(folder: Path) -> LoadedModel:
     return LoadedModel(info=info, model=model, tokenizer=tokenizer, tokenizer_bytes=tokenizer_bytes)
 
 
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """What a method shipped, by name, checked against the digest in `checkpoint.json`.
+
+    Raises:
+        ValueError: the file differs from its digest.
+    """
+    _checked(folder / WEIGHTS_FILE, read_checkpoint(folder).weights_sha256)
+    return load_file(folder / WEIGHTS_FILE)
+
+
 def load_head(folder: Path) -> LoadedHead:
     """Open a checkpoint that a closed-form method left.
 
     Raises:
         ValueError: it is none, or a file differs from its digest or from what `checkpoint.json` says.
     """
-    info = read_checkpoint(folder)
-    _checked(folder / WEIGHTS_FILE, info.weights_sha256)
-    arrays = load_file(folder / WEIGHTS_FILE)
+    info, arrays = read_checkpoint(folder), load_weights(folder)
     found = [arrays.get(f"{ARRAY_PREFIX}{name}") for name in (HEAD_WEIGHT, HEAD_BIAS)]
     if found[0] is None or found[1] is None or info.base_sha256 is None:
         raise ValueError(f"{folder} is no class head: method {info.config.method} made {sorted(arrays)[:3]}")
@@ -213,11 +217,6 @@ def load_head(folder: Path) -> LoadedHead:
     if weight.ndim != 2 or weight.shape[1:] != bias.shape or bias.shape != (len(info.labels),):
         raise ValueError(f"{folder}: weight {weight.shape}, bias {bias.shape} and {len(info.labels)} labels differ")
     return LoadedHead(info=info, weight=weight, bias=bias, labels=info.labels, base_sha256=info.base_sha256)
-
-
-def is_head(info: Checkpoint) -> bool:
-    """Is this the checkpoint of a class head, without a model of its own?"""
-    return bool(info.labels) and not info.graphs
 
 
 def load_state(folder: Path) -> dict[str, Tensor]:

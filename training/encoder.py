@@ -105,21 +105,11 @@ class DenseTorchEncoder(TorchEncoder):
         return self.locator.locate(images, labels, boxes=boxes, short_px=short_px)
 
 
-def open_checkpoint(folder: Path) -> TorchEncoder:
-    """The averaged weights of a checkpoint, as `export` will ship them.
-
-    Raises:
-        ValueError: not a checkpoint, or its files differ from their digests.
-    """
-    loaded = load_model(folder)
-    return encoder_of(loaded, name=f"{folder.name} (checkpoint)")
-
-
 def open_dense_checkpoint(folder: Path, *, dense: DenseChoice = DEFAULT_DENSE) -> DenseTorchEncoder:
     """A checkpoint that says where. dense: what takes the place of a ViT's last attention, as at export.
 
     Raises:
-        ValueError: as `open_checkpoint`, or its towers give no vector for a position.
+        ValueError: not a checkpoint that holds a model, or its towers give no vector for a position.
     """
     loaded = load_model(folder)
     source = dense_of_model(loaded.model, loaded.info.image_spec, dense)

@@ -17,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.metrics import bootstrap, class_mean_accuracy, majority_share, normalize
-from training import methods
+from training import method as methods
 from training.checkpoint import LoadedModel, load_model
-from training.class_heads import ClassHead, truth_of
 from training.config import TableData
 from training.data.rows import Split
 from training.data.source import TableSource, open_source
 from training.features import Features, cached_features, picture_vectors
-from training.head_method import HeadMethod
+from training.methods.parts.few_shot import HeadMethod
+from training.methods.parts.linear_heads import ClassHead, truth_of
 from training.towers import image_spec as spec_of
 
 METHODS = ("gda", "linear_probe")

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from model_store.identity import spec_digest
 from model_store.manifest import ImageSpec, TextSpec
 from model_store.modality.text import Tokenizer
-from training import distributed, methods
+from training import distributed
+from training import method as methods
 from training.bases import open_base
 from training.checkpoint import (
     ARRAY_PREFIX,
@@ -140,7 +141,9 @@ def run(config: TrainConfig, *, resume: bool = False, console: Console | None = 
         if use == "frozen":
             module.requires_grad_(False)
 
-    judged = partial(_judged, method, source, image_spec=image_spec, tokenizer=tokenizer, device=device)
+    if not isinstance(method, methods.FitMethod):
+        methods.check_produced(config.method, method)
+    judged = partial(_judged, config.method, method, source, image_spec=image_spec, tokenizer=tokenizer, device=device)
     if first and not isinstance(method, methods.FitMethod):
         judged(rehearsal=True)
     facts = {
@@ -158,6 +161,7 @@ def run(config: TrainConfig, *, resume: bool = False, console: Console | None = 
         if features is None:
             raise ValueError(f"method {config.method} is fitted in closed form, and must ask for features")
         method.fit(features)
+        methods.check_produced(config.method, method)
         metrics = method.report()
         info = {**facts, "step": 0, "metrics": {"validation": metrics}, **_produced(method)}
         if first:
@@ -224,7 +228,7 @@ def run(config: TrainConfig, *, resume: bool = False, console: Console | None = 
                 group["lr"] = rate_at(step, optim) * group["rate_share"]
             # Dropout's stream of this step, another one in every process.
             torch.manual_seed(config.seed * STREAM + step + distributed.rank() * PROCESS_STREAM)
-            batch = {name: tensor.to(device) for name, tensor in distributed.part_of(batches(step)).items()}
+            batch = {name: tensor.to(device) for name, tensor in distributed.part_of(needs.of(batches(step))).items()}
 
             with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
                 losses = method.step(batch, step / optim.steps)
@@ -295,6 +299,7 @@ def _inputs_of(config: TrainConfig, base: LoadedModel | None) -> tuple[TextSpec,
 
 
 def _judged(
+    name: str,
     method: methods.Method,
     source: Source,
     *,
@@ -309,19 +314,19 @@ def _judged(
     """
     if (own := method.validated()) is not None:
         return own
-    produced = method.artifact()
+    encode_image, encode_text = methods.judging_doors(name, method)
     moved = [module for module, use in method.modules().values() if use != "frozen"]
     for module in moved:
         module.eval()
     try:
         encoder = TorchEncoder(
-            door(method, produced.graphs["image_encoder"]),
-            door(method, produced.graphs["text_encoder"]),
+            encode_image,
+            encode_text,
             image_spec=image_spec,
             tokenizer=tokenizer,
             name="in training",
             fingerprint="in training",
-            templates=produced.templates,
+            templates=method.artifact().templates,
             device=device,
         )
         if rehearsal:
@@ -331,12 +336,6 @@ def _judged(
     finally:
         for module in moved:
             module.train()
-
-
-def door(method: methods.Method, path: str) -> Callable[[Tensor], Tensor]:
-    """The callable that `path` names, `<module>.<function>`, for example `model.encode_image`."""
-    module_name, function = path.split(".", 1)
-    return getattr(method.modules()[module_name][0], function)
 
 
 def _interpolated(

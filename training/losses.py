@@ -9,6 +9,11 @@ from torch.nn import functional
 _NEVER = -1e4  # as a logit: no weight in a softmax, and no NaN where everything is left out
 
 
+def unit(vectors: Tensor) -> Tensor:
+    """Vectors [..., D] divided by their length, in fp32; zeros stay zeros."""
+    return functional.normalize(vectors.float(), dim=-1)
+
+
 def positive_pairs(ids: Tensor) -> Tensor:
     """Which (row, column) pairs of a batch belong together: bool [B, B] from caption ids int64 [B]."""
     return ids[:, None] == ids[None, :]

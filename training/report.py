@@ -8,13 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from training.bases import open_base
-from training.checkpoint import is_head, load_head, load_model, read_checkpoint
+from training.checkpoint import read_checkpoint
 from training.config import with_data_folder
 from training.data.protocol import Source
 from training.data.source import open_source
-from training.encoder import open_checkpoint
-from training.head_method import report_head
+from training.opening import method_of
+from training.saved import SavedRun
 
 
 def report_split(
@@ -22,32 +21,17 @@ def report_split(
 ) -> dict[str, Any]:
     """Judge a checkpoint in fp32 on one split of its own recipe; captions that training saw count as seen titles.
 
-    data_folder: where a table lies here; scenes need none. base: where the base of a class head lies, by default where
-    its recipe says; a head is judged behind it, beside zero-shot.
+    data_folder: where a table lies here; scenes need none. base: where the base of adapters or of a class head lies, by
+    default where its recipe says; they are judged behind it.
 
     Raises:
-        ValueError: a checkpoint that cannot be opened, or a head with another base than its own.
+        ValueError: a checkpoint that cannot be opened, or another base than its own.
     """
-    info = read_checkpoint(folder)
+    run = SavedRun(folder=folder, info=read_checkpoint(folder), base_folder=base)
     source = _source(folder, data_folder)
-    if is_head(info):
-        return _of_head(folder, source, base=base, split=split)
-    return source.judge(open_checkpoint(folder), split=split)
-
-
-def _of_head(
-    folder: Path, source: Source, *, base: Path | None, split: Literal["validation", "test"]
-) -> dict[str, Any]:
-    head = load_head(folder)
-    model = load_model(base) if base is not None else open_base(head.info.config)
-    if model is None:
-        raise ValueError(f"{folder} is a class head and its recipe names no base: pass --base")
-    if model.info.weights_sha256 != head.base_sha256:
-        raise ValueError(
-            f"{folder} was fitted on weights {head.base_sha256[:12]}, the base {base or head.info.config.base} has "
-            f"{model.info.weights_sha256[:12]}"
-        )
-    return report_head(head, model, source, split=split)
+    if not run.info.inherited:
+        return source.judge(run.own_encoder(), split=split)
+    return method_of(run.info).judge(run, source, split=split)
 
 
 def _source(folder: Path, data_folder: Path | None) -> Source:
@@ -60,7 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m training.report", description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--data", type=Path, help="folder of the table; none for scenes")
-    parser.add_argument("--base", type=Path, help="a class head's base, where it is not where its recipe says")
+    parser.add_argument("--base", type=Path, help="base of adapters or a head, where it is not where its recipe says")
     parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

@@ -72,7 +72,8 @@ def export(
     What keeps parts of its base (a class head, a cured text tower) is published as a derivation: only the new part,
     with the base named.
     """
-    from training.publish import Said, publish_checkpoint
+    from training.publication import Said
+    from training.publish import publish_checkpoint
 
     target = models.writable_store(store)
     with output.steps(name) as step:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 from PIL import Image
 
 from model_store.modality.text import Tokenizer
-from training import methods
+from training import method as methods
+from training import methods as folder_of_methods
 from training.checkpoint import load_model
 from training.config import load_config
 from training.data.source import open_source
@@ -120,3 +122,21 @@ def make_context(squares: Path) -> MakeContext:
         )
 
     return call
+
+
+@pytest.fixture
+def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
+    """Put a module into a folder on the package's path; nothing of it stays after the test."""
+    folder = tmp_path / "more_methods"
+    folder.mkdir()
+    monkeypatch.setattr(folder_of_methods, "__path__", [*folder_of_methods.__path__, str(folder)])
+
+    def add(name: str, source: str) -> Path:
+        path = folder / f"{name}.py"
+        path.write_text(source, encoding="utf-8")
+        # Set first, so that the import's own entry is taken back with it.
+        monkeypatch.setitem(sys.modules, f"{folder_of_methods.__name__}.{name}", sys)
+        monkeypatch.delitem(sys.modules, f"{folder_of_methods.__name__}.{name}")
+        return path
+
+    return add

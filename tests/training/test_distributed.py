@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import distributed
 
-from training import methods
+from training import method as methods
 from training.distributed import Gathering, count, part_of, rank
 
 SCRIPT = Path(__file__).with_name("processes.py")

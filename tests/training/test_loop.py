@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
-from training import methods
+from training import method as methods
 from training.checkpoint import load_model
 from training.config import MixedData, TableData, load_config, parse_config
 from training.data.source import TableSource

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from training import methods
+from training import method as methods
 from training.methods.base import BaseMethod
 
 MakeContext = Callable[..., methods.Context]

@@ -9,7 +9,8 @@ import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from evaluation.metrics import normalize
-from training.class_heads import (
+from training.method import create
+from training.methods.parts.linear_heads import (
     ClassHead,
     classes_of,
     gaussian_discriminant,
@@ -19,7 +20,6 @@ from training.class_heads import (
     truth_of,
     zero_shot_head,
 )
-from training.methods import create
 
 pytestmark = pytest.mark.torch
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 from training.checkpoint import load_model, read_checkpoint
 from training.config import TextTowerConfig
 from training.loop import train
-from training.methods import create
+from training.method import create
 from training.methods.labclip import LabclipMethod, TextMap, whitening
 from training.text_fold import check_fold, folded, text_ends
 from training.towers import DualEncoder, OpenClipDualEncoder, PixelInput, SmallDualEncoder, TextTower

@@ -15,9 +15,9 @@ from evaluation.metrics import normalize
 from model_store.towers import activated
 from training import few_shot, report
 from training.checkpoint import load_head, load_model, read_checkpoint
-from training.class_heads import logistic_probe
-from training.encoder import open_checkpoint
 from training.loop import train
+from training.methods.parts.linear_heads import logistic_probe
+from training.opening import open_checkpoint
 from training.report import report_split
 
 pytestmark = pytest.mark.torch

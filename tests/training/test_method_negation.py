@@ -17,11 +17,11 @@ from evaluation.scenes.config import SceneConfig
 from evaluation.scenes.meaning import And, Meaning, Not, is_false, is_true
 from evaluation.scenes.mixing import Topic, draw_with_negative
 from evaluation.scenes.sampling import sample
-from training import methods
+from training import method as methods
 from training.checkpoint import load_model
-from training.encoder import open_checkpoint
 from training.loop import train
 from training.losses import info_nce, negclip_loss
+from training.opening import open_checkpoint
 
 TrainSquares = Callable[..., Path]
 

@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from training import methods
+from training import method as methods
 from training.checkpoint import load_model
 from training.data.batches import shared_ids
 from training.data.rows import Drawn
-from training.encoder import open_checkpoint
 from training.loop import train
 from training.losses import focal_negative_loss, info_nce, negclip_loss, positive_pairs, usable_negatives
-from training.neighbours import image_neighbours
+from training.methods.parts.neighbours import image_neighbours
+from training.opening import open_checkpoint
 
 SCALE = torch.tensor(7.0)
 IDS = torch.tensor([0, 1, 1, 2, 0, 3])

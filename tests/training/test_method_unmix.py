@@ -15,17 +15,26 @@ from torch.nn import functional
 from model_store.label_vectors import LabelVectors
 from model_store.manifest import Presence
 from model_store.presence import aggregate_scores, score_maps
-from training import methods
+from training import method as methods
 from training.checkpoint import load_model, read_checkpoint
 from training.config import TrainConfig, load_config
 from training.data.protocol import Source
 from training.data.source import open_source
 from training.features import FeatureBatches, cached_features, dense_side_px
-from training.losses import asymmetric_loss, mutual_feature_information
+from training.losses import asymmetric_loss, mutual_feature_information, unit
+from training.methods.parts.presence_calibration import calibrate
+from training.methods.parts.unmix import (
+    TextProjector,
+    UnmixHeads,
+    aggregated,
+    directions,
+    load_unmix,
+    off_diagonal,
+)
 from training.methods.unmix import UnmixMethod, UnmixOptions
-from training.presence_calibration import calibrate
+from training.opening import open_checkpoint
+from training.report import report_split
 from training.towers import image_spec
-from training.unmix_heads import TextProjector, UnmixHeads, aggregated, directions, load_unmix, off_diagonal, unit
 
 pytestmark = pytest.mark.torch
 RECIPE = """
@@ -299,7 +308,7 @@ def test_what_cannot_be_trained_or_opened_is_refused(square_base: Path, train_sq
         unmix(train_squares, square_base, "wide", "method_options.size=32")
     folder = unmix(train_squares, square_base, "sources", "method_options.preset=sources", "optim.steps=2")
     assert load_unmix(folder).heads.image.weight.shape == (256, 16)
-    with pytest.raises(ValueError, match="adapters of method unmix"):
+    with pytest.raises(ValueError, match="method unmix made heads"):
         load_model(folder)
     with pytest.raises(ValueError, match="no checkpoint of heads"):
         load_unmix(square_base)
@@ -307,6 +316,23 @@ def test_what_cannot_be_trained_or_opened_is_refused(square_base: Path, train_sq
     object.__setattr__(other.info, "weights_sha256", "0" * 64)
     with pytest.raises(ValueError, match="not the base"):
         load_unmix(folder).behind(other)
+
+
+def test_a_checkpoint_of_heads_is_an_encoder_and_is_judged_behind_its_base(
+    square_base: Path, train_squares: Train
+) -> None:
+    folder = unmix(train_squares, square_base, "judged", "optim.steps=20", "optim.rate=1e-2")
+    encoder, base = open_checkpoint(folder), load_model(square_base)
+    heads = load_unmix(folder).heads
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 16, 16, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        expected = unit(heads.image(base.model.encode_image(torch.from_numpy(pixels)).float())).numpy()
+    np.testing.assert_allclose(encoder.encode_prepared(pixels), expected, atol=1e-5)
+    held_out = report_split(folder, split="test")
+    assert held_out["all"]["t2i_r@1"]["n"] == 12
+    assert held_out != report_split(square_base, split="test")
+    with pytest.raises(ValueError, match="fitted on weights"):
+        report_split(folder, split="test", base=train_squares("seed=4", "optim.steps=1", name="else"))
 
 
 def test_rows_of_different_labels() -> None:

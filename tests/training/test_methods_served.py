@@ -23,8 +23,8 @@ from evaluation.suites import Suite, run
 from model_store.store import Store
 from model_store.towers import Activation
 from training.checkpoint import load_head
-from training.encoder import open_checkpoint
 from training.loop import train
+from training.opening import open_checkpoint
 from training.publish import publish_checkpoint
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from evaluation.standard.tables import table_captions
 from model_store.store import Store
-from training import methods
+from training import method as methods
 from training.checkpoint import load_head, read_checkpoint
 from training.data.classes import read_classes
 from training.interrupts import TrainingStopped

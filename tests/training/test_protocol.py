@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from training import methods
+from model_store.errors import ExportRefused
+from model_store.store import Store
+from training import method as methods
 from training.checkpoint import load_model, load_state
-from training.encoder import open_checkpoint
 from training.loop import train
+from training.opening import open_checkpoint
+from training.publish import publish_checkpoint
 
 FIRST_LINES = """
 from __future__ import annotations
@@ -24,7 +26,7 @@ from torch import nn
 from torch.nn import functional
 
 from training.losses import info_nce, positive_pairs
-from training.methods import Needs, ParamGroup, Produced, StepMethod
+from training.method import Needs, ParamGroup, Produced, StepMethod
 from training.towers import build_model
 
 
@@ -87,7 +89,8 @@ class Dummy(StepMethod):
 ATTACKED = (
     FIRST_LINES
     + """
-from training.methods.base import TowerOptions, TwoTowers, unit
+from training.losses import unit
+from training.methods.base import TowerOptions, TwoTowers
 
 EPSILON = 4 / 255
 
@@ -121,28 +124,12 @@ class Dummy(TwoTowers):
 )
 
 
-@pytest.fixture
-def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """Put a module into a folder on the package's path; nothing of it stays after the test."""
-    folder = tmp_path / "more_methods"
-    folder.mkdir()
-    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(folder)])
-
-    def add(name: str, source: str) -> None:
-        (folder / f"{name}.py").write_text(source)
-        # Set first, so that the import's own entry is taken back with it.
-        monkeypatch.setitem(sys.modules, f"{methods.__name__}.{name}", sys)
-        monkeypatch.delitem(sys.modules, f"{methods.__name__}.{name}")
-
-    return add
-
-
 def logged(folder: Path, name: str) -> list[float]:
     rows = [line.split(",") for line in (folder / "log.csv").read_text().splitlines()[1:]]
     return [float(value) for _, series, number, value in rows if (series, number) == ("train", name)]
 
 
-def test_a_file_in_the_folder_is_a_method(added: Callable[[str, str], None]) -> None:
+def test_a_file_in_the_folder_is_a_method(added: Callable[[str, str], Path]) -> None:
     before = methods.available()
     added("taught", TAUGHT)
     assert set(methods.available()) == {*before, "taught"}
@@ -150,8 +137,19 @@ def test_a_file_in_the_folder_is_a_method(added: Callable[[str, str], None]) -> 
         methods.create("taught", {"rate": 1})
 
 
+def test_helpers_beside_methods_are_no_methods(added: Callable[[str, str], Path], tmp_path: Path) -> None:
+    before = methods.available()
+    added("_shared", TAUGHT)
+    (tmp_path / "more_methods" / "pieces").mkdir()
+    (tmp_path / "more_methods" / "pieces" / "__init__.py").touch()
+    assert methods.available() == before
+    assert "parts" not in before
+    with pytest.raises(ValueError, match="no method '_shared'"):
+        methods.create("_shared", {})
+
+
 def test_a_frozen_teacher_and_a_projection_for_training_only(
-    added: Callable[[str, str], None], train_squares: Callable[..., Path], square_base: Path, squares: Path
+    added: Callable[[str, str], Path], train_squares: Callable[..., Path], square_base: Path, squares: Path
 ) -> None:
     added("taught", TAUGHT)
     steps = ("method=taught", "optim.steps=4", "run.checkpoint_steps=2")
@@ -175,7 +173,7 @@ def test_a_frozen_teacher_and_a_projection_for_training_only(
 
 
 def test_the_teacher_teaches_in_eval_mode_and_stays_as_it_was(
-    added: Callable[[str, str], None],
+    added: Callable[[str, str], Path],
     train_squares: Callable[..., Path],
     square_base: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -201,7 +199,7 @@ def test_the_teacher_teaches_in_eval_mode_and_stays_as_it_was(
 
 
 def test_a_method_resumes_with_its_projection(
-    added: Callable[[str, str], None],
+    added: Callable[[str, str], Path],
     train_squares: Callable[..., Path],
     square_base: Path,
     squares: Path,
@@ -238,7 +236,7 @@ def test_a_method_resumes_with_its_projection(
 
 
 def test_a_method_that_needs_gradients_of_pixels(
-    added: Callable[[str, str], None], train_squares: Callable[..., Path]
+    added: Callable[[str, str], Path], train_squares: Callable[..., Path]
 ) -> None:
     added("attacked", ATTACKED)
     folder = train_squares("method=attacked", "optim.steps=4")
@@ -246,3 +244,77 @@ def test_a_method_that_needs_gradients_of_pixels(
     assert all(loss > 0 for loss in logged(folder, "attacked"))
     assert load_model(folder).info.config.method == "attacked"
     assert open_checkpoint(folder).encode_texts(["plain red shirt"]).shape == (1, 16)
+
+
+WRONG = {
+    "role": ('"image_encoder": "model', '"image_encodr": "model', "role 'image_encodr'; is image_encoder meant"),
+    "inherited role": ("})\n", '}, inherited=("text_encodr",))\n', "role 'text_encodr'; is text_encoder meant"),
+    "module": ('"model.encode_image"', '"modle.encode_image"', r"no 'modle'; is model meant\?; it has: model, project"),
+    "function": ("model.encode_text", "model.encode_txt", "model has no function 'encode_txt'; is encode_text meant"),
+    "path": ('"model.encode_image"', '"model"', "image_encoder as 'model': model has no function ''"),
+    "use": (
+        '"train_only"',
+        '"training"',
+        "modules.. says 'training' of projection, expected one of export, train_only",
+    ),
+    "no encoder": (
+        ', "text_encoder": "model.encode_text"',
+        "",
+        "artifact.. names no text_encoder: validation needs both",
+    ),
+    "field": ('"caption_id"))', '"caption_ids"))', "no batch field 'caption_ids'; is caption_id meant"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_declaration_is_refused_before_a_checkpoint_is_written(
+    added: Callable[[str, str], Path], train_squares: Callable[..., Path], square_base: Path, tmp_path: Path, what: str
+) -> None:
+    right, wrong, said = WRONG[what]
+    start, declared = TAUGHT.rsplit("\n    def artifact", 1)  # the last lines hold artifact(), the rest everything else
+    declared = "\n    def artifact" + declared
+    changed = start + declared.replace(right, wrong) if right in declared else start.replace(right, wrong) + declared
+    assert changed != TAUGHT
+    added("taught", changed)
+    with pytest.raises(ValueError, match=said):
+        train_squares("method=taught", "optim.steps=4", "run.checkpoint_steps=1", base=square_base)
+    assert not (tmp_path / "run" / "checkpoint.json").exists()
+
+
+def test_a_step_is_given_what_was_declared_and_no_more(
+    added: Callable[[str, str], Path], train_squares: Callable[..., Path], square_base: Path
+) -> None:
+    added("taught", TAUGHT.replace('("image", "text", "caption_id")', '("image", "text")'))
+    with pytest.raises(KeyError, match="caption_id"):
+        train_squares("method=taught", "optim.steps=1", base=square_base)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "said"),
+    [
+        ("base", {"text_rate_sharee": 1}, "text_rate_sharee: there is no such option; is text_rate_share meant?"),
+        ("unmix", {"hiden": 3}, "hiden: there is no such option; is hidden meant?"),
+        ("labclip", {"whitten": True}, "whitten: there is no such option; is whiten meant?"),
+        ("gda", {"label": "x", "shotz": 1}, "shotz: there is no such option; is shots meant?"),
+        ("negation", {"zzz": 1}, "method_options of negation: 1 refused\n  zzz: there is no such option"),
+        ("negclip", {"loss": "focus", "neighbours": -1}, "2 refused"),
+    ],
+)
+def test_options_are_refused_in_one_way(method: str, options: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=f"method_options of {method}: .* refused") as refused:
+        methods.create(method, options)
+    assert said in str(refused.value)
+
+
+def test_a_misspelt_method_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"no method 'negclop'; is negclip meant\?"):
+        methods.create("negclop", {})
+
+
+def test_a_method_that_inherits_and_cannot_say_how_is_refused_at_publishing(
+    added: Callable[[str, str], Path], train_squares: Callable[..., Path], square_base: Path, tmp_path: Path
+) -> None:
+    added("taught", TAUGHT.replace("})\n", '}, inherited=("image_encoder",))\n'))
+    folder = train_squares("method=taught", "optim.steps=1", base=square_base)
+    with pytest.raises(ExportRefused, match=r"training.methods.taught inherits roles .* defines no derivation"):
+        publish_checkpoint(folder, "taught", Store(tmp_path / "store", builtin=False), precisions=("fp32",))

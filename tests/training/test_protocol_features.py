@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from training import methods
+from training import method as methods
+from training import methods as folder_of_methods
 from training.checkpoint import load_head, load_model, read_checkpoint
 from training.data.source import open_source
-from training.encoder import open_checkpoint
 from training.loop import train
+from training.opening import open_checkpoint
 from training.towers import image_spec
 
 pytestmark = pytest.mark.torch
@@ -25,7 +26,7 @@ STEPS = '''
 import copy
 import torch
 from torch import nn
-from training.methods import Needs, ParamGroup, Produced, StepMethod
+from training.method import Needs, ParamGroup, Produced, StepMethod
 
 def create(options):
     return Shift()
@@ -58,7 +59,7 @@ class Shift(StepMethod):
 CLOSED = '''
 """The mean vector of each class."""
 import numpy as np
-from training.methods import FitMethod, Needs, Produced
+from training.method import FitMethod, Needs, Produced
 
 def create(options):
     return Means()
@@ -129,7 +130,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def found(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(lab / "more")])
+    monkeypatch.setattr(folder_of_methods, "__path__", [*folder_of_methods.__path__, str(lab / "more")])
 
 
 @pytest.mark.usefixtures("found")

@@ -17,9 +17,9 @@ from model_store.session import SessionSettings
 from model_store.store import Artifact, Store
 from model_store.towers import open_head
 from training.checkpoint import load_head
-from training.encoder import open_checkpoint
 from training.loop import train
-from training.publish import head_name
+from training.methods.parts.few_shot import head_name
+from training.opening import open_checkpoint
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from evaluation.scenes.meaning import And, Enumeration, Not, Place, What, is_true
-from training import methods
+from training import method as methods
 from training.config import SceneData, ScenePart
 from training.data.meaning_code import MeaningCode, affirmed_and_denied
 from training.data.scenes import SceneRows, draw_scenes
 from training.data.source import SceneSource
-from training.sentence_reader import fit_reader
+from training.methods.parts.sentence_reader import fit_reader
 
 CIRCLE, SQUARE = What(shape="circle", colour="red"), What(shape="square", colour="blue")
 DATA = SceneData(

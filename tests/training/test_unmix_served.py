@@ -27,8 +27,8 @@ from model_store.store import Store
 from model_store.towers import normalized, open_dense_tower, open_tower
 from training.checkpoint import load_model
 from training.loop import train
+from training.methods.parts.unmix import load_unmix
 from training.publish import publish_checkpoint
-from training.unmix_heads import load_unmix
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 

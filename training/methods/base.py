@@ -6,19 +6,22 @@ import math
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional
 
+from training.derive import DerivationSource
 from training.distributed import Gathering
-from training.losses import info_nce, positive_pairs, sigmoid_loss
-from training.methods import Context, ModuleUse, Needs, ParamGroup, Produced, StepMethod
+from training.losses import info_nce, positive_pairs, sigmoid_loss, unit
+from training.method import Context, ModuleUse, Needs, ParamGroup, Produced, StepMethod
+from training.methods.parts.text_tower import text_derivation
+from training.options import Options
+from training.publication import Publication
 from training.towers import DualEncoder, SmallDualEncoder, build_model
 
 MAX_LOG_SCALE = math.log(100)
 
 
-class TowerOptions(BaseModel):
+class TowerOptions(Options):
     """What every method that trains two towers asks; `text_rate_share`: rate of the text tower relative to the rest.
 
     excuse_true: texts that are true of a picture, or may be, do not count against it; data with an oracle only.
@@ -26,7 +29,6 @@ class TowerOptions(BaseModel):
     local_loss, gather_with_grad: for several processes, see `training.distributed.Gathering`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     text_rate_share: float = 1.0
     templates: tuple[str, ...] = ("{}",)
     excuse_true: bool = False
@@ -41,16 +43,6 @@ class TowerOptions(BaseModel):
 
     def gathering(self) -> Gathering:
         return Gathering(local_loss=self.local_loss, with_gradient=self.gather_with_grad)
-
-    @classmethod
-    def parse(cls, options: dict[str, Any], *, method: str) -> Self:
-        """Raises:
-        ValueError: an option that `method` does not know, or a wrong value.
-        """
-        try:
-            return cls.model_validate(options)
-        except ValidationError as error:
-            raise ValueError(f"method_options of {method}: {error}") from error
 
 
 class BaseOptions(TowerOptions):
@@ -119,6 +111,9 @@ class TwoTowers(StepMethod):
             graphs["dense_encoder"] = "model.encode_dense"
         return Produced(graphs=graphs, templates=self.options.templates, inherited=inherited)
 
+    def derivation(self, publication: Publication) -> DerivationSource:
+        return text_derivation(publication)
+
 
 class BaseMethod(TwoTowers):
     def __init__(self, options: BaseOptions) -> None:
@@ -149,11 +144,6 @@ class BaseMethod(TwoTowers):
                 return {"sigmoid": sigmoid_loss(image, text, scale, self.model.logit_bias, positives, rows=rows)}
             loss = info_nce(image, text, scale, positives, excused=self.excused(batch), rows=rows)
             return {"info_nce": loss}
-
-
-def unit(vectors: Tensor) -> Tensor:
-    """Along the last axis, in fp32."""
-    return functional.normalize(vectors.float(), dim=-1)
 
 
 def _zero_unseen(embedding: nn.Embedding, context: Context) -> None:

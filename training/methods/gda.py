@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from training.class_heads import F32, I64, ClassHead, gaussian_discriminant, mixed
-from training.head_method import HeadMethod, HeadOptions, best, checked_grid
+from training.methods.parts.few_shot import HeadMethod, HeadOptions, best, checked_grid
+from training.methods.parts.linear_heads import F32, I64, ClassHead, gaussian_discriminant, mixed
 
 MIX = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 100.0)
 

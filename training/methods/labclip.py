@@ -14,19 +14,23 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from torch import Tensor, nn
 
-from training.losses import info_nce, negclip_loss, positive_pairs, usable_negatives
-from training.methods import Context, ModuleUse, Needs, ParamGroup, Produced, StepMethod
-from training.methods.base import MAX_LOG_SCALE, unit
+from training.derive import DerivationSource
+from training.losses import info_nce, negclip_loss, positive_pairs, unit, usable_negatives
+from training.method import Context, ModuleUse, Needs, ParamGroup, Produced, StepMethod
+from training.methods.base import MAX_LOG_SCALE
+from training.methods.parts.text_tower import text_derivation
+from training.options import Options
+from training.publication import Publication
 from training.text_fold import Side, check_fold, folded, text_ends
 from training.towers import DualEncoder
 
 _LEAST_VARIANCE = 1e-8
 
 
-class LabclipOptions(BaseModel):
+class LabclipOptions(Options):
     """captions: how many of each picture are cached (a table has one). hard_negatives: false leaves the false captions
     out (the paper's variant SB). own_negatives_only: a false caption counts against its own picture only.
 
@@ -38,7 +42,6 @@ class LabclipOptions(BaseModel):
     tells the captions of a pair apart may be a ten-thousandth of a text vector's variance: plain steps never get there.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     captions: int = Field(default=4, ge=1)
     hard_negatives: bool = True
     own_negatives_only: bool = False
@@ -48,10 +51,7 @@ class LabclipOptions(BaseModel):
 
 
 def create(options: dict[str, Any]) -> LabclipMethod:
-    try:
-        return LabclipMethod(LabclipOptions.model_validate(options))
-    except ValidationError as error:
-        raise ValueError(f"method_options of labclip: {error}") from error
+    return LabclipMethod(LabclipOptions.parse(options, method="labclip"))
 
 
 class TextMap(nn.Module):
@@ -177,3 +177,6 @@ class LabclipMethod(StepMethod):
             templates=self._templates,
             inherited=("image_encoder",),
         )
+
+    def derivation(self, publication: Publication) -> DerivationSource:
+        return text_derivation(publication)

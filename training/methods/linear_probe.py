@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from training.class_heads import F32, I64, ClassHead, logistic_probe
-from training.head_method import HeadMethod, HeadOptions, best, checked_grid
+from training.methods.parts.few_shot import HeadMethod, HeadOptions, best, checked_grid
+from training.methods.parts.linear_heads import F32, I64, ClassHead, logistic_probe
 
 C_GRID = (0.1, 1.0, 10.0, 100.0, 1000.0)
 

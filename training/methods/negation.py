@@ -14,10 +14,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from training.features import picture_vectors
-from training.losses import info_nce, negclip_loss, positive_pairs, usable_negatives
-from training.methods import Context, Produced
-from training.methods.base import TowerOptions, TwoTowers, unit
-from training.sentence_reader import fit_reader
+from training.losses import info_nce, negclip_loss, positive_pairs, unit, usable_negatives
+from training.method import Context, Produced
+from training.methods.base import TowerOptions, TwoTowers
+from training.methods.parts.sentence_reader import fit_reader
 
 _READER_CAPTIONS = 4  # of each picture, and as many false twins
 
@@ -28,8 +28,8 @@ class NegationOptions(TowerOptions):
     cached_pictures: the frozen image tower sees each picture once, before the first step, instead of in every batch;
     right for pictures that are not augmented, such as drawn scenes.
 
-    reader_weight: above 0, a reader of meanings is fitted to the frozen pictures first (`training.sentence_reader`),
-    and the text tower also learns to say what it says; for cached pictures whose captions' meaning is known.
+    reader_weight: above 0, a reader of meanings is fitted to the frozen pictures first (`fit_reader`), and the text
+    tower also learns to say what it says; for cached pictures whose captions' meaning is known.
     """
 
     false_twin: bool = True

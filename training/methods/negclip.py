@@ -13,10 +13,10 @@ from pydantic import Field
 from torch import Tensor
 
 from training.data.rows import caption_ids
-from training.losses import focal_negative_loss, info_nce, negclip_loss, positive_pairs, usable_negatives
-from training.methods import Context, Produced
-from training.methods.base import TowerOptions, TwoTowers, unit
-from training.neighbours import image_neighbours
+from training.losses import focal_negative_loss, info_nce, negclip_loss, positive_pairs, unit, usable_negatives
+from training.method import Context, Produced
+from training.methods.base import TowerOptions, TwoTowers
+from training.methods.parts.neighbours import image_neighbours
 
 
 class NegclipOptions(TowerOptions):

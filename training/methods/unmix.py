@@ -12,16 +12,31 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from evaluation.probes.ranking import average_precision
 from model_store.manifest import Presence
 from training.checkpoint import LoadedModel
-from training.losses import asymmetric_loss, mutual_feature_information
-from training.methods import Context, ModuleUse, Needs, ParamGroup, Produced, StepMethod
-from training.presence_calibration import Calibrated, calibrate
-from training.unmix_heads import HEADS, Norm, UnmixedModel, UnmixHeads, aggregated, directions, off_diagonal, unit
+from training.derive import DerivationSource
+from training.encoder import TorchEncoder
+from training.followers import AdapterSource
+from training.losses import asymmetric_loss, mutual_feature_information, unit
+from training.method import Context, ModuleUse, Needs, ParamGroup, Produced, StepMethod
+from training.methods.parts.presence_calibration import Calibrated, calibrate
+from training.methods.parts.unmix import (
+    HEADS,
+    Norm,
+    UnmixedModel,
+    UnmixHeads,
+    aggregated,
+    directions,
+    load_unmix,
+    off_diagonal,
+)
+from training.options import Options
+from training.publication import Publication
+from training.saved import SavedRun
 
 _CHUNK = 64
 SOURCES: dict[str, Any] = {
@@ -44,7 +59,7 @@ SOURCES: dict[str, Any] = {
 }
 
 
-class UnmixOptions(BaseModel):
+class UnmixOptions(Options):
     """label: the label column whose values are the classes. dense_px: side of the pictures; none: as the exported
     dense role has it, so that heads are fitted on the grid they are served on.
 
@@ -59,7 +74,6 @@ class UnmixOptions(BaseModel):
     preset: "sources" sets everything that is not given here to the sources' values.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     preset: Literal["sources"] | None = None
     label: str = "pair"
     dense_px: int | None = Field(default=None, ge=16)
@@ -96,10 +110,7 @@ class UnmixOptions(BaseModel):
 
 
 def create(options: dict[str, Any]) -> UnmixMethod:
-    try:
-        return UnmixMethod(UnmixOptions.model_validate(options))
-    except ValidationError as error:
-        raise ValueError(f"method_options of unmix: {error}") from error
+    return UnmixMethod(UnmixOptions.parse(options, method="unmix"))
 
 
 class UnmixMethod(StepMethod):
@@ -197,6 +208,35 @@ class UnmixMethod(StepMethod):
             inherited=("image_encoder", "text_encoder", "dense_encoder"),
             presence=self.rule.model_copy(update=calibration),
         )
+
+    def derivation(self, publication: Publication) -> DerivationSource:
+        """Two adapters and a presence behind the artifact that was made of the very weights they were fitted on.
+
+        Positions and pooled vectors go through the same map and are not normalised before it, so the mean of a
+        picture's positions stays its vector. Both towers changed and nothing is claimed about the base's space: it is
+        one of its own.
+        """
+        unmix, base = load_unmix(publication.run.folder), publication.base(roles=("dense_encoder",))
+        structure = f"adapters/1;{unmix.info.config.method}"
+        pictures = AdapterSource(module=unmix.heads.image, normalized_input=False)
+        return DerivationSource(
+            base=base,
+            structure=structure,
+            provenance=publication.provenance(
+                structure, f"adapters of {unmix.info.config.method} behind {base.reference}"
+            ),
+            image_adapter=pictures,
+            dense_adapter=pictures,
+            text_adapter=AdapterSource(module=unmix.heads.text),
+            templates=unmix.info.templates,
+            presence=unmix.presence,
+            metrics=publication.metrics(),
+        )
+
+    def encoder(self, run: SavedRun) -> TorchEncoder:
+        base = run.base()
+        model = load_unmix(run.folder).behind(base)
+        return run.encoder(model.encode_image, model.encode_text, base=base)
 
     def _rows(self) -> Tensor:
         """Unit rows of the projected prompts, [1 or 2, C, D']."""

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from model_store.manifest import Presence
-from training.checkpoint import WEIGHTS_FILE, Checkpoint, LoadedModel, read_checkpoint
+from training.checkpoint import Checkpoint, LoadedModel, load_weights, read_checkpoint
 from training.features import dense_source
+from training.losses import unit
 
 Norm = Literal["layer", "batch"]
 HEADS = "heads."
@@ -57,11 +57,6 @@ class UnmixHeads(nn.Module):
         self.text = TextProjector(dim, hidden, out, norm=norm, residual=residual)
         self.slope_log = nn.Parameter(torch.zeros(()))
         self.offset = nn.Parameter(torch.zeros(()))
-
-
-def unit(vectors: Tensor) -> Tensor:
-    """Along the last axis, in fp32."""
-    return functional.normalize(vectors.float(), dim=-1)
 
 
 def directions(positive: Tensor, negative: Tensor | None) -> Tensor:
@@ -135,11 +130,6 @@ class LoadedUnmix:
         return UnmixedModel(base, self.heads).eval()
 
 
-def is_unmix(info: Checkpoint) -> bool:
-    """Is this the checkpoint of heads, without towers of its own?"""
-    return "text_adapter" in info.graphs and info.presence is not None
-
-
 def load_unmix(folder: Path) -> LoadedUnmix:
     """Rebuild the heads from their stored shapes.
 
@@ -147,9 +137,9 @@ def load_unmix(folder: Path) -> LoadedUnmix:
         ValueError: the folder holds no such checkpoint.
     """
     info = read_checkpoint(folder)
-    if not is_unmix(info) or info.presence is None:
+    if "text_adapter" not in info.graphs or info.presence is None:
         raise ValueError(f"{folder} is no checkpoint of heads: method {info.config.method} made {sorted(info.graphs)}")
-    weights = load_file(folder / WEIGHTS_FILE)
+    weights = load_weights(folder)
     state = {name.removeprefix(HEADS): tensor for name, tensor in weights.items() if name.startswith(HEADS)}
     return LoadedUnmix(info=info, heads=heads_of(state), presence=info.presence)
 

@@ -5,18 +5,26 @@ Fitted on unit image vectors of a frozen base, so the head is all that is publis
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections import Counter
-from typing import Any, Self
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from torch import nn
 
 from evaluation.metrics import normalize
 from evaluation.zero_shot import class_matrix
-from training.checkpoint import HEAD_BIAS, HEAD_WEIGHT, LoadedHead, LoadedModel
-from training.class_heads import (
+from training.checkpoint import HEAD_BIAS, HEAD_WEIGHT, LoadedHead, LoadedModel, load_head
+from training.data.protocol import Source
+from training.data.rows import Split
+from training.derive import DerivationSource
+from training.encoder import TorchEncoder, encoder_of
+from training.features import Features, picture_vectors
+from training.followers import linear_head
+from training.method import Context, FitMethod, ModuleUse, Needs, Produced
+from training.methods.parts.linear_heads import (
     F32,
     I64,
     ClassHead,
@@ -27,36 +35,23 @@ from training.class_heads import (
     truth_of,
     zero_shot_head,
 )
-from training.data.protocol import Source
-from training.data.rows import Split
-from training.encoder import encoder_of
-from training.features import Features, picture_vectors
-from training.methods import Context, FitMethod, ModuleUse, Needs, Produced
+from training.options import Options
+from training.publication import Publication
+from training.saved import SavedRun
 
 
-class HeadOptions(BaseModel):
+class HeadOptions(Options):
     """label: what is told apart, as `Source.labels` names it. shots: pictures a class, 0: all. shots_seed: which ones.
 
     least: classes with fewer training pictures are left out. templates: prompts of the zero-shot logits, by default
     the base's own.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     label: str
     shots: int = Field(default=16, ge=0)
     shots_seed: int = Field(default=0, ge=0)
     least: int = Field(default=1, ge=1)
     templates: tuple[str, ...] | None = None
-
-    @classmethod
-    def parse(cls, options: dict[str, Any], *, method: str) -> Self:
-        """Raises:
-        ValueError: an option that `method` does not know, or a wrong value.
-        """
-        try:
-            return cls.model_validate(options)
-        except ValidationError as error:
-            raise ValueError(f"method_options of {method}: {error}") from error
 
 
 class HeadMethod(FitMethod):
@@ -68,7 +63,7 @@ class HeadMethod(FitMethod):
 
     def __init__(self, options: HeadOptions) -> None:
         self.options = options
-        self.needs = Needs(fields=("image_embeds",), level="features", labels=(options.label,), captions=0)
+        self.needs = Needs(level="features", labels=(options.label,), captions=0)
 
     @abstractmethod
     def choose(self, shots: F32, truth: I64, validation: F32, expected: I64) -> tuple[ClassHead, dict[str, Any]]:
@@ -123,6 +118,28 @@ class HeadMethod(FitMethod):
             inherited=("image_encoder", "text_encoder"),
         )
 
+    def derivation(self, publication: Publication) -> DerivationSource:
+        """Only the head is new; its base is the artifact that was made of the very weights it was fitted on."""
+        head = load_head(publication.run.folder)
+        method, label = head.info.config.method, self.options.label
+        structure = f"class_head/1;{method}"
+        return DerivationSource(
+            base=publication.base(),
+            structure=structure,
+            provenance=publication.provenance(structure, f"class head of {method} for {label}"),
+            heads={head_name(label): linear_head(head.weight.T, head.bias, head.labels)},
+            metrics=publication.metrics(),
+        )
+
+    def encoder(self, run: SavedRun) -> TorchEncoder:
+        method = run.info.config.method
+        raise ValueError(f"{run.folder} is a class head of method {method}, not a model: it encodes nothing")
+
+    def judge(self, run: SavedRun, source: Source, *, split: Literal["validation", "test"]) -> dict[str, Any]:
+        """The head behind its base, beside zero-shot."""
+        head = load_head(run.folder)
+        return report_head(head, run.base(), source, split=split)
+
 
 def best(tried: dict[float, ClassHead], validation: F32, expected: I64) -> tuple[float, dict[str, float]]:
     """The value that is most often right on validation, the smallest of equals, and every value's accuracy."""
@@ -163,6 +180,11 @@ def report_head(head: LoadedHead, base: LoadedModel, source: Source, *, split: S
         "zero_shot": judge_head(zero_shot, vectors, truth[known]),
         "head": judge_head(fitted, vectors, truth[known]),
     }
+
+
+def head_name(label: str) -> str:
+    """A label column as a head is called: small letters, digits and . _ - only."""
+    return re.sub(r"[^a-z0-9._-]+", "-", label.casefold()).strip("-._")[:64] or "classes"
 
 
 def _scale_of(base: LoadedModel) -> float:

@@ -1,0 +1,1 @@
+"""Helpers that methods share; nothing here is a method."""
