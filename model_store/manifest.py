@@ -25,6 +25,7 @@ Role = Literal[
     "text_adapter",
     "class_head",
 ]
+ROLES: tuple[Role, ...] = get_args(Role)
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 TowerName = Literal["image", "text"]
