@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import httpx2
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
@@ -238,6 +239,13 @@ def test_bench(server_url: str, photos: Path) -> None:
         assert 0 < result["p50_ms"] <= result["p95_ms"] <= result["p99_ms"]
 
 
+def embedded(server_url: str) -> float:
+    """How many requests to /embed the server has answered."""
+    lines = httpx2.get(f"{server_url}/metrics").text.splitlines()
+    counts = [line.split()[-1] for line in lines if line.startswith("clipworks_requests_total{") and '"/embed"' in line]
+    return sum(map(float, counts))
+
+
 def test_ctrl_c_ends_a_running_command(server_url: str) -> None:
     """In the middle of its work, with one line and no traceback."""
     command = [Path(sys.executable).with_name("clipworks"), "bench", "--of", "texts", "--duration-s", "60"]
@@ -248,7 +256,9 @@ def test_ctrl_c_ends_a_running_command(server_url: str) -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     try:
-        time.sleep(3)
+        already, give_up = embedded(server_url), time.monotonic() + 120
+        while embedded(server_url) < already + 3 and process.poll() is None and time.monotonic() < give_up:
+            time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=20)
     finally:
