@@ -18,7 +18,7 @@ from model_store.store import Artifact, Store
 from model_store.towers import Tower, open_tower
 from training.checkpoint import Checkpoint, LoadedModel, load_model
 from training.config import ARTIFACT, StoredModel, TrainConfig
-from training.towers import DualEncoder
+from training.models.towers import DualEncoder
 
 
 class StoredTowers(DualEncoder):

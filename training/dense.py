@@ -25,11 +25,11 @@ from model_store.graph import Graph
 from model_store.manifest import DenseSpec, GraphSpec, ImageSpec, TensorSpec
 from model_store.probe import probe
 from model_store.towers import DenseTower, DenseVectors
-from training.dense_towers import Attention, NoPositions, ResNetDense, TimmDense, VitDense
 from training.graphs import EXTERNAL_DATA_BYTES, MAX_BATCH, PixelNormalize, export_program
 from training.measure import INVARIANCE_TOLERANCE
-from training.towers import AttentionHead, DualEncoder, FlatHead, MeanHead, OpenClipDualEncoder, SmallDualEncoder
-from training.trunks import TOTAL_STRIDE
+from training.models.dense_towers import Attention, NoPositions, ResNetDense, TimmDense, VitDense
+from training.models.towers import AttentionHead, DualEncoder, FlatHead, MeanHead, OpenClipDualEncoder, SmallDualEncoder
+from training.models.trunks import TOTAL_STRIDE
 
 DenseChoice = Literal["maskclip", "sclip", "naclip", "none"]
 DENSE_CHOICES: tuple[DenseChoice, ...] = get_args(DenseChoice)
@@ -54,7 +54,7 @@ class DenseSource:
 
 
 class DenseGraph(nn.Module):
-    """A tower of training.dense_towers behind the pixel normalisation."""
+    """A tower of training.models.dense_towers behind the pixel normalisation."""
 
     def __init__(self, tower: nn.Module, spec: ImageSpec) -> None:
         super().__init__()

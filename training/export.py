@@ -54,7 +54,7 @@ from training.graphs import (
 )
 from training.log import flatten
 from training.measure import Rows, torch_vectors
-from training.towers import OpenClipDualEncoder
+from training.models.towers import OpenClipDualEncoder
 from training.variants import MissedFloor, Tower, build_variant, remove_variant
 
 Progress = Callable[[str], None]

@@ -43,8 +43,8 @@ from training.encoder import TorchEncoder
 from training.features import FeatureBatches, cached_features
 from training.interrupts import TrainingStopped, asked_to_stop
 from training.log import NoLog, RunLog
+from training.models.towers import image_spec as spec_of
 from training.progress import tracked_on
-from training.towers import image_spec as spec_of
 from training.wise_ft import interpolate, wise_ft_curve
 
 STREAM, PROCESS_STREAM = 2**32, 2**24

@@ -33,7 +33,7 @@ from model_store.store import copy_to_change, file_entries, replace
 from model_store.towers import open_dense_tower, open_tower
 from training.dense import DenseSource, encode_dense, free_sizes
 from training.dense_build import build_dense
-from training.trunks import TOTAL_STRIDE
+from training.models.trunks import TOTAL_STRIDE
 
 
 class TrunkFromGraph(nn.Module):

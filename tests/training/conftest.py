@@ -20,7 +20,7 @@ from training.config import load_config
 from training.data.source import open_source
 from training.data.vocabulary import tokenizer_of
 from training.loop import train
-from training.towers import image_spec
+from training.models.towers import image_spec
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "white": (240, 240, 240)}
 RECIPE = """

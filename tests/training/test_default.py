@@ -12,8 +12,8 @@ import torch
 from training.config import SmallConfig, load_config
 from training.data.vocabulary import tokenizer_of
 from training.loop import train
+from training.models.towers import build_model
 from training.report import report_split
-from training.towers import build_model
 
 RECIPE = Path(__file__).parents[2] / "training" / "configs" / "default.toml"
 MAX_ARTIFACT_BYTES = 25_000_000

@@ -33,12 +33,12 @@ from training.dense import (
     write_dense,
 )
 from training.dense_build import build_dense
-from training.dense_towers import NoPositions, ResNetDense, TimmDense, VitDense, attention_weights, split_heads
 from training.export import image_tower
 from training.graphs import EncoderGraph, ImageGraph, image_tensors, write_graph
-from training.positions import resample_grid
-from training.tiny import tiny_config
-from training.towers import SmallDualEncoder, build_model
+from training.models.dense_towers import NoPositions, ResNetDense, TimmDense, VitDense, attention_weights, split_heads
+from training.models.positions import resample_grid
+from training.models.tiny import tiny_config
+from training.models.towers import SmallDualEncoder, build_model
 from training.variants import build_variant
 
 SIDE_PX = 32
@@ -179,7 +179,8 @@ def test_maskclip_is_the_value_of_each_position() -> None:
 def test_identity_attention_is_maskclip(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
     visual, x = tiny_vit(), normal(48, 72)
     monkeypatch.setattr(
-        "training.dense_towers.attention_weights", lambda _kind, _q, _k, rows, columns: torch.eye(1 + rows * columns)
+        "training.models.dense_towers.attention_weights",
+        lambda _kind, _q, _k, rows, columns: torch.eye(1 + rows * columns),
     )
     if attention == "naclip":
         expected, _ = VitDense(visual, "maskclip")(x)

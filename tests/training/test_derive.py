@@ -27,7 +27,7 @@ from training.derive import DerivationSource, export_derivation
 from training.export import provenance
 from training.followers import AdapterSource, HeadSource, linear_head
 from training.graphs import ImageGraph, TextGraph
-from training.tiny import tiny_config
+from training.models.tiny import tiny_config
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 

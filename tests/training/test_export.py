@@ -29,8 +29,8 @@ from training.export import (
 )
 from training.graphs import ImageGraph, TextGraph
 from training.importer import image_spec_of
+from training.models.tiny import MERGES, build_tiny_artifact, merges_prefix, tiny_config, write_tiny_source
 from training.openclip_weights import find_weights, load_model
-from training.tiny import MERGES, build_tiny_artifact, merges_prefix, tiny_config, write_tiny_source
 from training.tokenizer_import import import_tokenizer
 from training.variants import COSINE_FLOOR, FP32_RELATIVE_L2_MAX
 

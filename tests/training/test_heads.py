@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from training.config import ImageTowerConfig, SmallConfig, TextTowerConfig
-from training.towers import AttentionHead, FlatHead, MeanHead, SmallDualEncoder, build_model
+from training.models.towers import AttentionHead, FlatHead, MeanHead, SmallDualEncoder, build_model
 
 CHANNELS, GRID, DIM = 8, 4, 6
 

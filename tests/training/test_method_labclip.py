@@ -20,8 +20,8 @@ from training.config import TextTowerConfig
 from training.loop import train
 from training.method import create
 from training.methods.labclip import LabclipMethod, TextMap, whitening
-from training.text_fold import check_fold, folded, text_ends
-from training.towers import DualEncoder, OpenClipDualEncoder, PixelInput, SmallDualEncoder, TextTower
+from training.models.text_fold import check_fold, folded, text_ends
+from training.models.towers import DualEncoder, OpenClipDualEncoder, PixelInput, SmallDualEncoder, TextTower
 
 pytestmark = pytest.mark.torch
 

@@ -32,9 +32,9 @@ from training.methods.parts.unmix import (
     off_diagonal,
 )
 from training.methods.unmix import UnmixMethod, UnmixOptions
+from training.models.towers import image_spec
 from training.opening import open_checkpoint
 from training.report import report_split
-from training.towers import image_spec
 
 pytestmark = pytest.mark.torch
 RECIPE = """

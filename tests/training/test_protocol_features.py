@@ -16,8 +16,8 @@ from training import methods as folder_of_methods
 from training.checkpoint import load_head, load_model, read_checkpoint
 from training.data.source import open_source
 from training.loop import train
+from training.models.towers import image_spec
 from training.opening import open_checkpoint
-from training.towers import image_spec
 
 pytestmark = pytest.mark.torch
 

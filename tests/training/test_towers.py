@@ -8,10 +8,10 @@ import timm
 import torch
 from torch.nn import functional
 
-import training.trunks  # noqa: F401  (registers the trunks)
+import training.models.trunks  # noqa: F401  (registers the trunks)
 from training.config import ImageTowerConfig, OpenClipConfig, SmallConfig, TextTowerConfig
-from training.towers import OpenClipDualEncoder, SmallDualEncoder, build_model, image_spec
-from training.trunks import TOTAL_STRIDE
+from training.models.towers import OpenClipDualEncoder, SmallDualEncoder, build_model, image_spec
+from training.models.trunks import TOTAL_STRIDE
 
 VOCAB, END = 50, 49
 

@@ -14,9 +14,9 @@ from training.distributed import Gathering
 from training.losses import info_nce, positive_pairs, sigmoid_loss, unit
 from training.method import Context, ModuleUse, Needs, ParamGroup, Produced, StepMethod
 from training.methods.parts.text_tower import text_derivation
+from training.models.towers import DualEncoder, SmallDualEncoder, build_model
 from training.options import Options
 from training.publication import Publication
-from training.towers import DualEncoder, SmallDualEncoder, build_model
 
 MAX_LOG_SCALE = math.log(100)
 

@@ -22,10 +22,10 @@ from training.losses import info_nce, negclip_loss, positive_pairs, unit, usable
 from training.method import Context, ModuleUse, Needs, ParamGroup, Produced, StepMethod
 from training.methods.base import MAX_LOG_SCALE
 from training.methods.parts.text_tower import text_derivation
+from training.models.text_fold import Side, check_fold, folded, text_ends
+from training.models.towers import DualEncoder
 from training.options import Options
 from training.publication import Publication
-from training.text_fold import Side, check_fold, folded, text_ends
-from training.towers import DualEncoder
 
 _LEAST_VARIANCE = 1e-8
 

@@ -38,7 +38,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from training.export import provenance
     from training.followers import AdapterSource, linear_head
     from training.graphs import TextGraph
-    from training.tiny import tiny_config
+    from training.models.tiny import tiny_config
 
     folder = Path(shutil.copytree(TINY_STORE, tmp_path_factory.mktemp("roles") / "store"))
     opened = Store(folder, builtin=False)

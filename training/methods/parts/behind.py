@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from training.losses import unit
-from training.towers import DualEncoder
+from training.models.towers import DualEncoder
 
 Function = Callable[[Tensor], Tensor]
 

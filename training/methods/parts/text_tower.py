@@ -14,8 +14,8 @@ from training.data.source import JUDGED, open_source
 from training.derive import DerivationSource
 from training.encoder import TorchEncoder, encoder_of
 from training.export import fingerprints_of, source_of_checkpoint
+from training.models.towers import image_spec as spec_of
 from training.publication import Publication
-from training.towers import image_spec as spec_of
 
 PROOF_SHARE = 0.9
 """A changed text tower keeps its base's space while it finds pictures nine tenths as well as the base's own."""

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from model_store.manifest import ImageSpec
 from training.config import ModelConfig, OpenClipConfig, SmallConfig, StoredModel, TextTowerConfig
-from training.positions import resample_grid
-from training.trunks import TOTAL_STRIDE  # the import also registers the own trunks with timm
+from training.models.positions import resample_grid
+from training.models.trunks import TOTAL_STRIDE  # the import also registers the own trunks with timm
 
 OPENAI_SCALE = math.log(1 / 0.07)
 

@@ -8,7 +8,7 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from training.towers import DualEncoder, OpenClipDualEncoder, SmallDualEncoder
+from training.models.towers import DualEncoder, OpenClipDualEncoder, SmallDualEncoder
 
 Side = Literal["rows", "columns"]
 

@@ -19,7 +19,7 @@ from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.positions import centre_distances, resample_grid
+from training.models.positions import centre_distances, resample_grid
 
 Attention = Literal["maskclip", "sclip", "naclip"]
 Dense = tuple[Tensor, Tensor]
