@@ -20,9 +20,9 @@ from model_store.modality.image import decode, prepare
 from model_store.modality.text import Tokenizer
 from model_store.store import Artifact, Store
 from training.calibration import CALIBRATION_TEXTS
-from training.dense import DEFAULT_DENSE, DenseChoice, dense_of_openclip
-from training.export import ALL_PRECISIONS, ExportSource, Progress, export_model, provenance
-from training.graphs import ImageGraph, PixelNormalize, TextGraph
+from training.exporting.dense import DEFAULT_DENSE, DenseChoice, dense_of_openclip
+from training.exporting.export import ALL_PRECISIONS, ExportSource, Progress, export_model, provenance
+from training.exporting.graphs import ImageGraph, PixelNormalize, TextGraph
 from training.openclip_weights import Activation, OpenClipModel, Weights, find_weights, load_model
 from training.tokenizer_import import ImportedTokenizer, import_tokenizer
 

@@ -19,8 +19,8 @@ from training import methods
 from training.checkpoint import LoadedModel
 from training.config import ModelConfig
 from training.data.protocol import Source
-from training.derive import DerivationSource
 from training.encoder import TorchEncoder
+from training.exporting.derive import DerivationSource
 from training.features import Features
 from training.options import meant
 from training.publication import Publication

@@ -10,7 +10,7 @@ from model_store.errors import ArtifactNotFound, ExportRefused
 from model_store.manifest import Provenance, Role
 from model_store.store import Artifact, Store
 from training.bases import stored_digest
-from training.export import provenance
+from training.exporting.export import provenance
 from training.log import flatten
 from training.saved import SavedRun
 

@@ -31,8 +31,8 @@ from model_store.seal import MANIFEST_FILE
 from model_store.session import SessionSettings
 from model_store.store import copy_to_change, file_entries, replace
 from model_store.towers import open_dense_tower, open_tower
-from training.dense import DenseSource, encode_dense, free_sizes
-from training.dense_build import build_dense
+from training.exporting.dense import DenseSource, encode_dense, free_sizes
+from training.exporting.dense_build import build_dense
 from training.models.trunks import TOTAL_STRIDE
 
 

@@ -22,7 +22,7 @@ from model_store.graph import Graph
 from model_store.manifest import DenseSpec, GraphSpec, ImageSpec
 from model_store.towers import DenseTower
 from training.config import ImageTowerConfig, SmallConfig, TextTowerConfig
-from training.dense import (
+from training.exporting.dense import (
     DENSE_FILE,
     DenseSource,
     check_module,
@@ -32,14 +32,14 @@ from training.dense import (
     measure_dense,
     write_dense,
 )
-from training.dense_build import build_dense
-from training.export import image_tower
-from training.graphs import EncoderGraph, ImageGraph, image_tensors, write_graph
+from training.exporting.dense_build import build_dense
+from training.exporting.export import image_tower
+from training.exporting.graphs import EncoderGraph, ImageGraph, image_tensors, write_graph
+from training.exporting.variants import build_variant
 from training.models.dense_towers import NoPositions, ResNetDense, TimmDense, VitDense, attention_weights, split_heads
 from training.models.positions import resample_grid
 from training.models.tiny import tiny_config
 from training.models.towers import SmallDualEncoder, build_model
-from training.variants import build_variant
 
 SIDE_PX = 32
 

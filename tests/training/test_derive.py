@@ -23,10 +23,10 @@ from model_store.proving import Proof
 from model_store.session import SessionSettings
 from model_store.store import Artifact, Store
 from model_store.towers import open_head, open_tower
-from training.derive import DerivationSource, export_derivation
-from training.export import provenance
-from training.followers import AdapterSource, HeadSource, linear_head
-from training.graphs import ImageGraph, TextGraph
+from training.exporting.derive import DerivationSource, export_derivation
+from training.exporting.export import provenance
+from training.exporting.followers import AdapterSource, HeadSource, linear_head
+from training.exporting.graphs import ImageGraph, TextGraph
 from training.models.tiny import tiny_config
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
@@ -238,7 +238,9 @@ def test_a_derivation_of_a_derivation_goes_through_the_bases_adapter(
 def test_a_head_too_far_behind_the_int8_encoder_is_served_with_fp32(
     store: Store, source: DerivationSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.followers.HEAD_RELATIVE_L2_MAX", 1e-3)  # the tiny model's int8 measures .024
+    monkeypatch.setattr(
+        "training.exporting.followers.HEAD_RELATIVE_L2_MAX", 1e-3
+    )  # the tiny model's int8 measures .024
     sharp = export_derivation(replace(source, heads={"sharp": colours()}), name="sharp", store=store)
     (skipped,) = sharp.manifest.skipped
     assert (skipped.role, skipped.precision) == ("class_head", "int8")

@@ -21,18 +21,18 @@ from model_store.proving import Proof
 from model_store.session import SessionSettings
 from model_store.store import Artifact, Store
 from model_store.towers import open_dense_tower
-from training.export import (
+from training.exporting.export import (
     ExportSource,
     export_model,
     fingerprints_of,
     provenance,
 )
-from training.graphs import ImageGraph, TextGraph
+from training.exporting.graphs import ImageGraph, TextGraph
+from training.exporting.variants import COSINE_FLOOR, FP32_RELATIVE_L2_MAX
 from training.importer import image_spec_of
 from training.models.tiny import MERGES, build_tiny_artifact, merges_prefix, tiny_config, write_tiny_source
 from training.openclip_weights import find_weights, load_model
 from training.tokenizer_import import import_tokenizer
-from training.variants import COSINE_FLOOR, FP32_RELATIVE_L2_MAX
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 

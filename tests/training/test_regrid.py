@@ -21,7 +21,7 @@ from model_store.store import Store
 from model_store.towers import open_dense_tower, open_tower
 from training import regrid
 from training.checkpoint import load_model
-from training.export import export_checkpoint
+from training.exporting.export import export_checkpoint
 from training.models.towers import SmallDualEncoder
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]

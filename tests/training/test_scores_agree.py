@@ -18,7 +18,7 @@ from evaluation.scenes.sampling import sample
 from evaluation.suites import Suite, run
 from model_store.store import Store
 from training.encoder import open_dense_checkpoint
-from training.export import export_checkpoint
+from training.exporting.export import export_checkpoint
 from training.loop import train
 
 pytestmark = pytest.mark.torch

@@ -9,8 +9,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from training.derive import DerivationSource
 from training.distributed import Gathering
+from training.exporting.derive import DerivationSource
 from training.losses import info_nce, positive_pairs, sigmoid_loss, unit
 from training.method import Context, ModuleUse, Needs, ParamGroup, Produced, StepMethod
 from training.methods.parts.text_tower import text_derivation

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from training.derive import DerivationSource
+from training.exporting.derive import DerivationSource
 from training.losses import info_nce, negclip_loss, positive_pairs, unit, usable_negatives
 from training.method import Context, ModuleUse, Needs, ParamGroup, Produced, StepMethod
 from training.methods.base import MAX_LOG_SCALE

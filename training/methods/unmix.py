@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from evaluation.probes.ranking import average_precision
 from model_store.manifest import Presence
 from training.checkpoint import LoadedModel
-from training.derive import DerivationSource
 from training.encoder import TorchEncoder
-from training.followers import AdapterSource
+from training.exporting.derive import DerivationSource
+from training.exporting.followers import AdapterSource
 from training.losses import asymmetric_loss, mutual_feature_information, unit
 from training.method import Context, ModuleUse, Needs, ParamGroup, Produced, StepMethod
 from training.methods.parts.presence_calibration import Calibrated, calibrate

@@ -19,10 +19,10 @@ from evaluation.zero_shot import class_matrix
 from training.checkpoint import HEAD_BIAS, HEAD_WEIGHT, LoadedHead, LoadedModel, load_head
 from training.data.protocol import Source
 from training.data.rows import Split
-from training.derive import DerivationSource
 from training.encoder import TorchEncoder, encoder_of
+from training.exporting.derive import DerivationSource
+from training.exporting.followers import linear_head
 from training.features import Features, picture_vectors
-from training.followers import linear_head
 from training.method import Context, FitMethod, ModuleUse, Needs, Produced
 from training.methods.parts.linear_heads import (
     F32,

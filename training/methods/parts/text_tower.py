@@ -11,9 +11,9 @@ from training.checkpoint import Checkpoint, LoadedModel, load_model
 from training.config import SceneData, with_data_folder
 from training.data.scenes import scene_splits
 from training.data.source import JUDGED, open_source
-from training.derive import DerivationSource
 from training.encoder import TorchEncoder, encoder_of
-from training.export import fingerprints_of, source_of_checkpoint
+from training.exporting.derive import DerivationSource
+from training.exporting.export import fingerprints_of, source_of_checkpoint
 from training.models.towers import image_spec as spec_of
 from training.publication import Publication
 

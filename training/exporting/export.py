@@ -42,9 +42,9 @@ from model_store.store import Artifact, Store, file_entries
 from training.calibration import Calibration, calibration_for
 from training.checkpoint import LoadedModel, load_model
 from training.config import OpenClipConfig
-from training.dense import DEFAULT_DENSE, DenseChoice, DenseSource, dense_of_model
-from training.dense_build import add_dense, dense_reference, dense_spec_of
-from training.graphs import (
+from training.exporting.dense import DEFAULT_DENSE, DenseChoice, DenseSource, dense_of_model
+from training.exporting.dense_build import add_dense, dense_reference, dense_spec_of
+from training.exporting.graphs import (
     GRAPH_RECIPE,
     EncoderGraph,
     ImageGraph,
@@ -52,10 +52,10 @@ from training.graphs import (
     image_tensors,
     text_tensors,
 )
+from training.exporting.measure import Rows, torch_vectors
+from training.exporting.variants import MissedFloor, Tower, build_variant, remove_variant
 from training.log import flatten
-from training.measure import Rows, torch_vectors
 from training.models.towers import OpenClipDualEncoder
-from training.variants import MissedFloor, Tower, build_variant, remove_variant
 
 Progress = Callable[[str], None]
 ALL_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")

@@ -38,10 +38,10 @@ from model_store.manifest import (
 from model_store.modality.text import Tokenizer
 from model_store.store import Store, file_entries
 from training.calibration import Calibration, calibration_for
-from training.dense import DenseSource
-from training.dense_build import add_dense, dense_reference, dense_spec_of
-from training.derive_dense import build_dense_adapter
-from training.export import (
+from training.exporting.dense import DenseSource
+from training.exporting.dense_build import add_dense, dense_reference, dense_spec_of
+from training.exporting.derive_dense import build_dense_adapter
+from training.exporting.export import (
     ALL_PRECISIONS,
     Progress,
     build_tower,
@@ -52,7 +52,7 @@ from training.export import (
     tolerances_of,
     weight_arrays,
 )
-from training.followers import (
+from training.exporting.followers import (
     AdapterSource,
     Built,
     HeadSource,
@@ -63,7 +63,7 @@ from training.followers import (
     way_of_base,
     way_of_tower,
 )
-from training.measure import Rows, torch_vectors
+from training.exporting.measure import Rows, torch_vectors
 
 
 @dataclass(frozen=True, kw_only=True)

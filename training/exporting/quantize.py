@@ -18,7 +18,7 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from training.smoothing import peak_ratios, smooth_layer_norms
+from training.exporting.smoothing import peak_ratios, smooth_layer_norms
 
 QUANTIZED_OPS = ("MatMul", "Gemm", "Conv")
 _BIG_BYTES = 1_500_000_000

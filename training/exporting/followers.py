@@ -31,8 +31,8 @@ from model_store.manifest import (
 )
 from model_store.session import SessionSettings
 from model_store.towers import OpenedHead, adapt, normalized
-from training.measure import Rows, Run, in_batches, run_in_child, torch_vectors
-from training.variants import COSINE_FLOOR, MissedFloor, Tower, build_variant
+from training.exporting.measure import Rows, Run, in_batches, run_in_child, torch_vectors
+from training.exporting.variants import COSINE_FLOOR, MissedFloor, Tower, build_variant
 
 # Twice the fp32 floor of an encoder and three times under what every load demands: rounding of two graphs adds up.
 CHAIN_FP32_RELATIVE_L2_MAX = 3e-4

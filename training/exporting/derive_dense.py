@@ -13,7 +13,7 @@ from model_store.errors import ExportRefused
 from model_store.golden import Goldens, thinned
 from model_store.graph import open_graph
 from model_store.towers import DenseTower
-from training.followers import AdapterSource, Built, Way, build_adapter
+from training.exporting.followers import AdapterSource, Built, Way, build_adapter
 
 Outputs = dict[str, NDArray[np.float32]]
 

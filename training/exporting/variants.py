@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from model_store.manifest import Fidelity, GraphSpec, Precision, Role, TensorSpec
-from training.graphs import write_graph
-from training.measure import Rows, measure_graph
-from training.quantize import NothingToQuantise, write_fp16, write_int8
+from training.exporting.graphs import write_graph
+from training.exporting.measure import Rows, measure_graph
+from training.exporting.quantize import NothingToQuantise, write_fp16, write_int8
 
 COSINE_FLOOR: dict[Precision, float] = {"fp16": 0.9999, "int8": 0.995}
 FP32_RELATIVE_L2_MAX = 1e-4

@@ -25,8 +25,8 @@ from model_store.graph import Graph
 from model_store.manifest import DenseSpec, GraphSpec, ImageSpec, TensorSpec
 from model_store.probe import probe
 from model_store.towers import DenseTower, DenseVectors
-from training.graphs import EXTERNAL_DATA_BYTES, MAX_BATCH, PixelNormalize, export_program
-from training.measure import INVARIANCE_TOLERANCE
+from training.exporting.graphs import EXTERNAL_DATA_BYTES, MAX_BATCH, PixelNormalize, export_program
+from training.exporting.measure import INVARIANCE_TOLERANCE
 from training.models.dense_towers import Attention, NoPositions, ResNetDense, TimmDense, VitDense
 from training.models.towers import AttentionHead, DualEncoder, FlatHead, MeanHead, OpenClipDualEncoder, SmallDualEncoder
 from training.models.trunks import TOTAL_STRIDE
