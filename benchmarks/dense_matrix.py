@@ -44,8 +44,8 @@ def measure_one(run: str) -> dict[str, Any]:
     import torch
 
     from model_store.store import Store
-    from training.importer import import_model
-    from training.openclip_weights import find_weights, load_model
+    from training.importing.importer import import_model
+    from training.importing.openclip_weights import find_weights, load_model
 
     architecture, _, attention = run.partition(":")
     torch.set_num_threads(1)

@@ -87,7 +87,7 @@ def import_one(architecture: str, *, store: Path, weights: Path, threads: int) -
     import torch
 
     from model_store.store import Store
-    from training.importer import import_model
+    from training.importing.importer import import_model
     from training.models.tiny import write_tiny_source
 
     torch.set_num_threads(threads)

@@ -159,7 +159,7 @@ def import_model(
     as_json: connect.AsJson = False,
 ) -> None:
     """Turn any open_clip model into a verified artifact (needs the train extra)."""
-    from training import importer
+    from training.importing import importer
 
     target = writable_store(store)
     with output.steps(name) as step:

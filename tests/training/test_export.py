@@ -29,10 +29,10 @@ from training.exporting.export import (
 )
 from training.exporting.graphs import ImageGraph, TextGraph
 from training.exporting.variants import COSINE_FLOOR, FP32_RELATIVE_L2_MAX
-from training.importer import image_spec_of
+from training.importing.importer import image_spec_of
+from training.importing.openclip_weights import find_weights, load_model
+from training.importing.tokenizer_import import import_tokenizer
 from training.models.tiny import MERGES, build_tiny_artifact, merges_prefix, tiny_config, write_tiny_source
-from training.openclip_weights import find_weights, load_model
-from training.tokenizer_import import import_tokenizer
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 

@@ -22,9 +22,9 @@ from model_store.graph import open_graph
 from model_store.modality.image import prepare
 from model_store.store import Store
 from training.calibration import CALIBRATION_TEXTS
-from training.importer import image_spec_of, import_model
+from training.importing.importer import image_spec_of, import_model
+from training.importing.openclip_weights import check_weights_file, find_weights, load_model
 from training.models.tiny import tiny_config, write_tiny_source
-from training.openclip_weights import check_weights_file, find_weights, load_model
 
 pytestmark = pytest.mark.torch
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from model_store.manifest import TextSpec
 from model_store.modality.text import MAX_CHARS, Tokenizer
-from training.tokenizer_import import import_tokenizer
+from training.importing.tokenizer_import import import_tokenizer
 
 pytestmark = pytest.mark.torch
 

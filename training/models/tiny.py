@@ -16,7 +16,7 @@ from open_clip.tokenizer import default_bpe
 
 from model_store.manifest import Precision
 from model_store.store import Artifact, Store
-from training.importer import import_model
+from training.importing.importer import import_model
 
 MERGES = 500
 IMAGE_SIZE_PX = 48

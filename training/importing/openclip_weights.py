@@ -21,7 +21,7 @@ from open_clip.pretrained import (
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from model_store.errors import ExportRefused
-from training.foreign_weights import refuse_damaged, with_plain_file
+from training.importing.foreign_weights import refuse_damaged, with_plain_file
 
 OpenClipModel = open_clip.CLIP | open_clip.CustomTextCLIP
 Activation = Literal["gelu", "quickgelu"]

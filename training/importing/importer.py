@@ -23,8 +23,8 @@ from training.calibration import CALIBRATION_TEXTS
 from training.exporting.dense import DEFAULT_DENSE, DenseChoice, dense_of_openclip
 from training.exporting.export import ALL_PRECISIONS, ExportSource, Progress, export_model, provenance
 from training.exporting.graphs import ImageGraph, PixelNormalize, TextGraph
-from training.openclip_weights import Activation, OpenClipModel, Weights, find_weights, load_model
-from training.tokenizer_import import ImportedTokenizer, import_tokenizer
+from training.importing.openclip_weights import Activation, OpenClipModel, Weights, find_weights, load_model
+from training.importing.tokenizer_import import ImportedTokenizer, import_tokenizer
 
 DEFAULT_TEMPLATES = ("a photo of a {}.", "a photo of the {}.", "{}")
 _WRAPPER_TOLERANCE = 1e-5  # of the largest component: other order of additions, nothing more

@@ -1,0 +1,1 @@
+"""Checkpoints and tokenizers of other projects, read into ours."""
