@@ -15,8 +15,8 @@ from evaluation.encoder import open_artifact
 from model_store.manifest import Manifest, Presence
 from model_store.seal import MANIFEST_FILE, write_manifest
 from model_store.store import Store
-from training.collages import collages, edges_of, read_products, singles
-from training.presence_fit import (
+from training.shipped.collages import collages, edges_of, read_products, singles
+from training.shipped.presence_fit import (
     KINDS,
     EncodedCollage,
     Texts,

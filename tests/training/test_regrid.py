@@ -19,10 +19,10 @@ from model_store.seal import MANIFEST_FILE
 from model_store.session import SessionSettings
 from model_store.store import Store
 from model_store.towers import open_dense_tower, open_tower
-from training import regrid
 from training.checkpoint import load_model
 from training.exporting.export import export_checkpoint
 from training.models.towers import SmallDualEncoder
+from training.shipped import regrid
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 SETTINGS = SessionSettings(intra_threads=1)

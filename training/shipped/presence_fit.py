@@ -1,8 +1,8 @@
-"""`python -m training.presence_fit`: a calibrated presence for an artifact of product photographs.
+"""`python -m training.shipped.presence_fit`: a calibrated presence for an artifact of product photographs.
 
-    python -m training.presence_fit FOLDER --data DATA            # fit and judge on the validation split
-    python -m training.presence_fit FOLDER --data DATA --write    # and keep it in the artifact's manifest
-    python -m training.presence_fit FOLDER --data DATA --test     # judge what the manifest holds on the held-out split
+    python -m training.shipped.presence_fit FOLDER --data DATA            # fit and judge on the validation split
+    python -m training.shipped.presence_fit FOLDER --data DATA --write    # and keep it in the artifact's manifest
+    python -m training.shipped.presence_fit FOLDER --data DATA --test     # judge what the manifest holds on the held-out split
 
 Every candidate is asked about every validation photograph with lists of 1, 2, 5, 12 and all kinds of article, some of
 which are there and some not. A logistic curve (Platt, 1999) is fitted to its scores, and the candidate with the
@@ -35,7 +35,7 @@ from model_store.seal import MANIFEST_FILE
 from model_store.session import SessionSettings
 from model_store.store import copy_to_change, replace
 from model_store.towers import DenseTower, normalized, open_dense_tower, open_tower
-from training.collages import Collage, Layout, Split, collages, read_products, singles
+from training.shipped.collages import Collage, Layout, Split, collages, read_products, singles
 
 F64 = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -274,7 +274,7 @@ def _sigmoid(x: F64) -> F64:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m training.presence_fit",
+        prog="python -m training.shipped.presence_fit",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,4 +1,4 @@
-"""`python -m training.regrid FOLDER [--short-px N]`: a dense role for an artifact whose checkpoint is gone.
+"""`python -m training.shipped.regrid FOLDER [--short-px N]`: a dense role for an artifact whose checkpoint is gone.
 
 The image encoder's graph is read back into torch, which is possible where it is a plain convolutional trunk with a mean
 head (convolutions, ReLU, additions, one mean, one projection). The dense graph then passes the checks of every
@@ -209,7 +209,9 @@ def _prove(artifact: Artifact) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m training.regrid", description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m training.shipped.regrid", description=(__doc__ or "").split("\n\n")[0]
+    )
     parser.add_argument("folder", type=Path, help="folder of one artifact, with its manifest.json")
     parser.add_argument("--short-px", type=int, help="size at which pictures are looked at by default")
     chosen = parser.parse_args(arguments)
