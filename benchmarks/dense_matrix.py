@@ -79,7 +79,7 @@ def parity(artifact: Any, visual: Any, attention: Any) -> dict[str, Any]:
 
     from model_store.session import SessionSettings
     from model_store.towers import open_dense_tower, open_tower
-    from training.exporting.dense import DenseSource, dense_of_openclip
+    from training.models.dense import DenseSource, dense_of_openclip
 
     spec = artifact.dense_spec
     source = dense_of_openclip(visual, artifact.image_spec, attention)

@@ -88,7 +88,7 @@ def import_one(architecture: str, *, store: Path, weights: Path, threads: int) -
 
     from model_store.store import Store
     from training.importing.importer import import_model
-    from training.models.tiny import write_tiny_source
+    from training.tiny import write_tiny_source
 
     torch.set_num_threads(threads)
     file = weights_file(architecture, weights)

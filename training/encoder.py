@@ -19,7 +19,7 @@ from model_store.modality.image import OWN_FILES, decode, prepare
 from model_store.modality.text import Tokenizer
 from model_store.presence import default_presence
 from training.checkpoint import LoadedModel, load_model
-from training.exporting.dense import DEFAULT_DENSE, DenseChoice, DenseSource, dense_of_model
+from training.models.dense import DEFAULT_DENSE, DenseChoice, DenseSource, dense_of_model
 
 _CHUNK = 128
 

@@ -19,7 +19,7 @@ from training.checkpoint import LoadedModel
 from training.data.batches import shared_ids
 from training.data.protocol import Source
 from training.data.rows import Drawn, Labelled
-from training.exporting.dense import DenseSource, dense_of_model
+from training.models.dense import DenseSource, dense_of_model
 from training.progress import Track, untracked
 
 FORMAT = 3

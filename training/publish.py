@@ -9,9 +9,9 @@ from model_store.errors import ExportRefused
 from model_store.manifest import Precision
 from model_store.store import Artifact, Store
 from training.checkpoint import read_checkpoint
-from training.exporting.dense import DEFAULT_DENSE, DenseChoice
 from training.exporting.derive import export_derivation
 from training.exporting.export import ALL_PRECISIONS, Progress, export_checkpoint
+from training.models.dense import DEFAULT_DENSE, DenseChoice
 from training.opening import method_of
 from training.publication import Publication, Said
 from training.saved import SavedRun

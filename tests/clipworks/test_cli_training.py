@@ -91,7 +91,7 @@ def test_train_export_embed(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_import_open_clip_weights(tmp_path: Path) -> None:
-    from training.models.tiny import write_tiny_source
+    from training.tiny import write_tiny_source
 
     source, store = write_tiny_source(tmp_path / "source"), tmp_path / "store"
     arguments = ["models", "import", f"local-dir:{source}", "--name", "mine", "--tokenizer", source / "merges.txt"]

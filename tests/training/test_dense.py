@@ -22,24 +22,16 @@ from model_store.graph import Graph
 from model_store.manifest import DenseSpec, GraphSpec, ImageSpec
 from model_store.towers import DenseTower
 from training.config import ImageTowerConfig, SmallConfig, TextTowerConfig
-from training.exporting.dense import (
-    DENSE_FILE,
-    DenseSource,
-    check_module,
-    dense_of_openclip,
-    dense_of_own,
-    encode_dense,
-    measure_dense,
-    write_dense,
-)
+from training.exporting.dense import DENSE_FILE, check_module, encode_dense, measure_dense, write_dense
 from training.exporting.dense_build import build_dense
 from training.exporting.export import image_tower
 from training.exporting.graphs import EncoderGraph, ImageGraph, image_tensors, write_graph
 from training.exporting.variants import build_variant
+from training.models.dense import DenseSource, dense_of_openclip, dense_of_own
 from training.models.dense_towers import NoPositions, ResNetDense, TimmDense, VitDense, attention_weights, split_heads
 from training.models.positions import resample_grid
-from training.models.tiny import tiny_config
 from training.models.towers import SmallDualEncoder, build_model
+from training.tiny import tiny_config
 
 SIDE_PX = 32
 

@@ -27,7 +27,7 @@ from training.exporting.derive import DerivationSource, export_derivation
 from training.exporting.export import provenance
 from training.exporting.followers import AdapterSource, HeadSource, linear_head
 from training.exporting.graphs import ImageGraph, TextGraph
-from training.models.tiny import tiny_config
+from training.tiny import tiny_config
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 

@@ -32,7 +32,7 @@ from training.exporting.variants import COSINE_FLOOR, FP32_RELATIVE_L2_MAX
 from training.importing.importer import image_spec_of
 from training.importing.openclip_weights import find_weights, load_model
 from training.importing.tokenizer_import import import_tokenizer
-from training.models.tiny import MERGES, build_tiny_artifact, merges_prefix, tiny_config, write_tiny_source
+from training.tiny import MERGES, build_tiny_artifact, merges_prefix, tiny_config, write_tiny_source
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 

@@ -24,7 +24,7 @@ from model_store.store import Store
 from training.calibration import CALIBRATION_TEXTS
 from training.importing.importer import image_spec_of, import_model
 from training.importing.openclip_weights import check_weights_file, find_weights, load_model
-from training.models.tiny import tiny_config, write_tiny_source
+from training.tiny import tiny_config, write_tiny_source
 
 pytestmark = pytest.mark.torch
 

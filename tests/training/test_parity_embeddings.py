@@ -22,7 +22,7 @@ from model_store.modality.image import prepare
 from model_store.modality.text import Tokenizer
 from model_store.store import Artifact, Store
 from training.calibration import CALIBRATION_TEXTS
-from training.models.tiny import write_tiny_source
+from training.tiny import write_tiny_source
 
 pytestmark = pytest.mark.torch
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from model_store.manifest import ImageSpec
 from model_store.modality.image import decode, prepare
-from training.exporting.graphs import PixelNormalize
+from training.models.pixels import PixelNormalize
 
 pytestmark = pytest.mark.torch
 

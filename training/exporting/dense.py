@@ -1,4 +1,4 @@
-"""The dense role on its way: the picture sizes a tower takes, its graph, and the proof that it is the torch module."""
+"""Export of the dense role: its graph, the proof that it is the torch module, and what company changes."""
 
 # torch gives every submodule the type Tensor | Module; open_clip builds on that.
 # pyright: reportAttributeAccessIssue=false
@@ -6,174 +6,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from open_clip.modified_resnet import ModifiedResNet
-from open_clip.timm_model import TimmModel
-from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from model_store.errors import ExportRefused
 from model_store.fidelity import measure
 from model_store.golden import EncodeDense, dense_goldens
 from model_store.graph import Graph
-from model_store.manifest import DenseSpec, GraphSpec, ImageSpec, TensorSpec
+from model_store.manifest import GraphSpec, TensorSpec
 from model_store.probe import probe
 from model_store.towers import DenseTower, DenseVectors
-from training.exporting.graphs import EXTERNAL_DATA_BYTES, MAX_BATCH, PixelNormalize, export_program
+from training.exporting.graphs import EXTERNAL_DATA_BYTES, MAX_BATCH, export_program
 from training.exporting.measure import INVARIANCE_TOLERANCE
-from training.models.dense_towers import Attention, NoPositions, ResNetDense, TimmDense, VitDense
-from training.models.towers import AttentionHead, DualEncoder, FlatHead, MeanHead, OpenClipDualEncoder, SmallDualEncoder
-from training.models.trunks import TOTAL_STRIDE
+from training.models.dense import DenseSource
+from training.models.dense_towers import NoPositions
 
-DenseChoice = Literal["maskclip", "sclip", "naclip", "none"]
-DENSE_CHOICES: tuple[DenseChoice, ...] = get_args(DenseChoice)
-DEFAULT_DENSE: DenseChoice = "naclip"
-GRID_CELLS = 14  # of the short side, at least: a 7 x 7 grid cannot show more than half of a small thing
-LONGEST = 3  # times the short side; what is longer gets a shorter short side
 DENSE_RELATIVE_MAX = 1e-5  # of the longest vector, torch against ONNX
 _SAME_POOLED = 1e-4  # relative; the pooled vector of the dense run against the image encoder's, both in torch
 _SAME_MEAN = 1e-5
 _COMPANY = (2, 5)
 DENSE_FILE = "dense_encoder.fp32.onnx"
-
-
-@dataclass(frozen=True, kw_only=True)
-class DenseSource:
-    """module: eval mode, fp32, uint8 [B, H, W, 3] -> un-normalised (positions [B, rows, columns, D], pooled [B, D]) for
-    every size that `spec` gives.
-    """
-
-    module: nn.Module
-    spec: DenseSpec
-
-
-class DenseGraph(nn.Module):
-    """A tower of training.models.dense_towers behind the pixel normalisation."""
-
-    def __init__(self, tower: nn.Module, spec: ImageSpec) -> None:
-        super().__init__()
-        self.normalize = PixelNormalize(spec.mean, spec.std)
-        self.tower = tower
-
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        return self.tower(self.normalize(pixels))
-
-
-class OwnDenseGraph(nn.Module):
-    """An own trunk and head; it has its normalisation inside."""
-
-    def __init__(self, model: SmallDualEncoder) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        return self.model.encode_dense_and_pooled(pixels)
-
-
-def dense_of_model(
-    model: DualEncoder, spec: ImageSpec, choice: DenseChoice = DEFAULT_DENSE
-) -> DenseSource | str | None:
-    """The dense role of a model of any kind, or why it has none; None: not asked for (see dense_of_openclip)."""
-    if choice == "none":
-        return None
-    if isinstance(model, OpenClipDualEncoder):
-        return dense_of_openclip(model.clip.get_submodule("visual"), spec, choice)
-    if isinstance(model, SmallDualEncoder):
-        return dense_of_own(model, spec)
-    return "only own trunks and open_clip's towers are known here"
-
-
-def dense_of_openclip(visual: nn.Module, spec: ImageSpec, choice: DenseChoice) -> DenseSource | str | None:
-    """The dense role of an open_clip image tower, or why it has none; None: not asked for.
-
-    `choice` is the attention of a ViT's last block; other towers have no choice but "none".
-    """
-    if choice == "none":
-        return None
-    try:
-        tower, pooling, stride, attention = _openclip_tower(visual, choice)
-    except NoPositions as error:
-        return f"no vector for a position: {error}"
-    return DenseSource(
-        module=DenseGraph(tower, spec).eval(),
-        spec=free_sizes(spec, stride_px=stride, pooling=pooling, attention=attention),
-    )
-
-
-def _openclip_tower(
-    visual: nn.Module, choice: Attention
-) -> tuple[nn.Module, Literal["mean", "attention", "token"], int, Literal["none"] | Attention]:
-    if isinstance(visual, VisionTransformer):
-        height, width = visual.conv1.kernel_size
-        if height != width:
-            raise NoPositions(f"its patches are {height} x {width} pixels, not square")
-        return VitDense(visual, choice), "token", height, choice
-    if isinstance(visual, ModifiedResNet):
-        return ResNetDense(visual), "attention", 32, "none"
-    if isinstance(visual, TimmModel):
-        return TimmDense(visual), "mean", _stride_of(visual), "none"
-    raise NoPositions(f"{type(visual).__name__} is not known here")
-
-
-def _stride_of(visual: TimmModel) -> int:
-    info: Any = getattr(visual.trunk, "feature_info", None)
-    stride = info[-1]["reduction"] if info else None
-    if not isinstance(stride, int):
-        raise NoPositions("its trunk does not say its stride")
-    return stride
-
-
-def dense_of_own(model: SmallDualEncoder, spec: ImageSpec) -> DenseSource:
-    """The dense role of an own trunk: free sizes, except behind a flat head, whose places have weights of their own."""
-    head = model.image_projection
-    module = OwnDenseGraph(model).eval()
-    if isinstance(head, FlatHead):
-        fixed = DenseSpec(
-            stride_px=TOTAL_STRIDE,
-            short_px=min(spec.height_px, spec.width_px),
-            max_long_px=max(spec.height_px, spec.width_px),
-            sizes="fixed",
-            height_px=spec.height_px,
-            width_px=spec.width_px,
-            pooling="flat",
-            interpolation=spec.interpolation,
-            mean=spec.mean,
-            std=spec.std,
-        )
-        return DenseSource(module=module, spec=fixed)
-    pooling: Literal["mean", "attention"] = "mean" if isinstance(head, MeanHead) else "attention"
-    if pooling == "attention" and not isinstance(head, AttentionHead):
-        raise ExportRefused(f"a head of type {type(head).__name__} has no dense role")
-    return DenseSource(module=module, spec=free_sizes(spec, stride_px=TOTAL_STRIDE, pooling=pooling))
-
-
-def free_sizes(
-    spec: ImageSpec,
-    *,
-    stride_px: int,
-    pooling: Literal["mean", "attention", "token"],
-    attention: Literal["none"] | Attention = "none",
-) -> DenseSpec:
-    """Pictures of any size, at least GRID_CELLS cells and the image encoder's own size on the short side."""
-    own_cells = round(min(spec.height_px, spec.width_px) / stride_px)
-    short_px = max(GRID_CELLS, own_cells) * stride_px
-    return DenseSpec(
-        stride_px=stride_px,
-        short_px=short_px,
-        max_long_px=LONGEST * short_px,
-        sizes="free",
-        attention=attention,
-        pooling=pooling,
-        interpolation=spec.interpolation,
-        mean=spec.mean,
-        std=spec.std,
-    )
 
 
 def check_module(source: DenseSource, image: nn.Module, pixels: NDArray[np.uint8]) -> None:

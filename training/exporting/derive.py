@@ -38,7 +38,6 @@ from model_store.manifest import (
 from model_store.modality.text import Tokenizer
 from model_store.store import Store, file_entries
 from training.calibration import Calibration, calibration_for
-from training.exporting.dense import DenseSource
 from training.exporting.dense_build import add_dense, dense_reference, dense_spec_of
 from training.exporting.derive_dense import build_dense_adapter
 from training.exporting.export import (
@@ -64,6 +63,7 @@ from training.exporting.followers import (
     way_of_tower,
 )
 from training.exporting.measure import Rows, torch_vectors
+from training.models.dense import DenseSource
 
 
 @dataclass(frozen=True, kw_only=True)

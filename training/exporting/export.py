@@ -42,19 +42,12 @@ from model_store.store import Artifact, Store, file_entries
 from training.calibration import Calibration, calibration_for
 from training.checkpoint import LoadedModel, load_model
 from training.config import OpenClipConfig
-from training.exporting.dense import DEFAULT_DENSE, DenseChoice, DenseSource, dense_of_model
 from training.exporting.dense_build import add_dense, dense_reference, dense_spec_of
-from training.exporting.graphs import (
-    GRAPH_RECIPE,
-    EncoderGraph,
-    ImageGraph,
-    TextGraph,
-    image_tensors,
-    text_tensors,
-)
+from training.exporting.graphs import GRAPH_RECIPE, EncoderGraph, ImageGraph, TextGraph, image_tensors, text_tensors
 from training.exporting.measure import Rows, torch_vectors
 from training.exporting.variants import MissedFloor, Tower, build_variant, remove_variant
 from training.log import flatten
+from training.models.dense import DEFAULT_DENSE, DenseChoice, DenseSource, dense_of_model
 from training.models.towers import OpenClipDualEncoder
 
 Progress = Callable[[str], None]

@@ -12,27 +12,13 @@ from torch import Tensor, nn
 
 from model_store.errors import ExportRefused
 from model_store.manifest import ImageSpec, TensorSpec, TextSpec
+from training.models.pixels import PixelNormalize
 
 # Version of what the graphs compute from weights; part of every fingerprint. Raise it when an answer would change.
 GRAPH_RECIPE = "uint8-nhwc/1"
 EXTERNAL_DATA_BYTES = 1_500_000_000  # one protobuf file ends at 2 GB
 MAX_BATCH = 65_536
 CAUSAL_POOLS = ("argmax", "eos", "first")  # what these read does not move when padding is cut
-
-
-class PixelNormalize(nn.Module):
-    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W], in torchvision's order of operations so that no bit differs."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return (pixels.permute(0, 3, 1, 2).to(torch.float32) / 255.0 - self.mean) / self.std
 
 
 class ImageGraph(nn.Module):

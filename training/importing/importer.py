@@ -20,11 +20,12 @@ from model_store.modality.image import decode, prepare
 from model_store.modality.text import Tokenizer
 from model_store.store import Artifact, Store
 from training.calibration import CALIBRATION_TEXTS
-from training.exporting.dense import DEFAULT_DENSE, DenseChoice, dense_of_openclip
 from training.exporting.export import ALL_PRECISIONS, ExportSource, Progress, export_model, provenance
-from training.exporting.graphs import ImageGraph, PixelNormalize, TextGraph
+from training.exporting.graphs import ImageGraph, TextGraph
 from training.importing.openclip_weights import Activation, OpenClipModel, Weights, find_weights, load_model
 from training.importing.tokenizer_import import ImportedTokenizer, import_tokenizer
+from training.models.dense import DEFAULT_DENSE, DenseChoice, dense_of_openclip
+from training.models.pixels import PixelNormalize
 
 DEFAULT_TEMPLATES = ("a photo of a {}.", "a photo of the {}.", "{}")
 _WRAPPER_TOLERANCE = 1e-5  # of the largest component: other order of additions, nothing more

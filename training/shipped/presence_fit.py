@@ -2,7 +2,7 @@
 
     python -m training.shipped.presence_fit FOLDER --data DATA            # fit and judge on the validation split
     python -m training.shipped.presence_fit FOLDER --data DATA --write    # and keep it in the artifact's manifest
-    python -m training.shipped.presence_fit FOLDER --data DATA --test     # judge what the manifest holds on the held-out split
+    python -m training.shipped.presence_fit FOLDER --data DATA --test     # judge the manifest on the held-out split
 
 Every candidate is asked about every validation photograph with lists of 1, 2, 5, 12 and all kinds of article, some of
 which are there and some not. A logistic curve (Platt, 1999) is fitted to its scores, and the candidate with the

@@ -31,8 +31,9 @@ from model_store.seal import MANIFEST_FILE
 from model_store.session import SessionSettings
 from model_store.store import copy_to_change, file_entries, replace
 from model_store.towers import open_dense_tower, open_tower
-from training.exporting.dense import DenseSource, encode_dense, free_sizes
+from training.exporting.dense import encode_dense
 from training.exporting.dense_build import build_dense
+from training.models.dense import DenseSource, free_sizes
 from training.models.trunks import TOTAL_STRIDE
 
 

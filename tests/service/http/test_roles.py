@@ -38,7 +38,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from training.exporting.export import provenance
     from training.exporting.followers import AdapterSource, linear_head
     from training.exporting.graphs import TextGraph
-    from training.models.tiny import tiny_config
+    from training.tiny import tiny_config
 
     folder = Path(shutil.copytree(TINY_STORE, tmp_path_factory.mktemp("roles") / "store"))
     opened = Store(folder, builtin=False)

@@ -93,7 +93,7 @@ def build_tiny_artifact(
 
 
 def _main(store_root: Path) -> None:
-    """Replace the committed fixture: `python -m training.models.tiny tests/fixtures/tiny_store`."""
+    """Replace the committed fixture: `python -m training.tiny tests/fixtures/tiny_store`."""
     shutil.rmtree(store_root, ignore_errors=True)
     artifact = build_tiny_artifact(store_root)
     shutil.rmtree(store_root / ".staging", ignore_errors=True)
