@@ -18,11 +18,11 @@ OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-class Settings(BaseModel):
+class ConfigTable(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class SplitConfig(Settings):
+class SplitConfig(ConfigTable):
     """Which rows validate and which are held out, by remainders modulo `modulo` of each picture's group.
 
     by: "number" is the last number in a file's name (a product id); "name" a hash of the path, for any names.
@@ -37,7 +37,7 @@ class SplitConfig(Settings):
         return SplitRule(modulo=self.modulo, validation=self.validation, test=self.test)
 
 
-class TableData(Settings):
+class TableData(ConfigTable):
     """Captioned image files. `folder` is given at the command line (`--set data.folder=...`): no recipe knows a
     machine's paths. `negative_column` names captions that are plainly false for their image, for who wants them.
     """
@@ -53,7 +53,7 @@ class TableData(Settings):
     split: SplitConfig
 
 
-class FolderData(Settings):
+class FolderData(ConfigTable):
     """Pictures in one sub-folder for each class: the label column "class"; a caption is the name of the class.
 
     Folders train/, val/ and test/ around the classes are the splits. Without them a fifth of each class is held out and
@@ -65,7 +65,7 @@ class FolderData(Settings):
     cache_px: int = Field(default=64, ge=8, description="as of a table; a stored model as base keeps its own size")
 
 
-class ScenePart(Settings):
+class ScenePart(ConfigTable):
     """One kind of scene and what is said about it; lengths as in evaluation.scenes.config.SceneConfig."""
 
     scenes: int = Field(ge=1, description="how many different scenes of this kind")
@@ -82,7 +82,7 @@ class ScenePart(Settings):
     )
 
 
-class SceneData(Settings):
+class SceneData(ConfigTable):
     """Drawn scenes: nothing is read from disk, the same seed draws the same pictures and captions.
 
     `held_out` of the (shape, colour) pairs never occur, neither drawn nor named.
@@ -95,7 +95,7 @@ class SceneData(Settings):
     held_out: float = Field(default=0.25, gt=0, le=0.5)
 
 
-class MixedData(Settings):
+class MixedData(ConfigTable):
     """A table and drawn scenes; `scene_share` of the steps are batches of scenes. `[augment]` is for the table."""
 
     kind: Literal["mixed"]
@@ -122,7 +122,7 @@ DataConfig = Annotated[
 ]
 
 
-class AugmentConfig(Settings):
+class AugmentConfig(ConfigTable):
     crop_scale: tuple[float, float] = (0.7, 1.0)
     crop_aspect: float = Field(default=1.0, ge=1)
     shift_px: int = Field(default=0, ge=0)
@@ -133,7 +133,7 @@ class AugmentConfig(Settings):
     templates: tuple[str, ...] = ()
 
 
-class ImageTowerConfig(Settings):
+class ImageTowerConfig(ConfigTable):
     trunk: str = Field(description="name of a timm model with `forward_features` -> [B, C, h, w]")
     size_px: int = Field(ge=16)
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -147,7 +147,7 @@ class ImageTowerConfig(Settings):
     std: tuple[float, float, float] = OPENAI_STD
 
 
-class TextTowerConfig(Settings):
+class TextTowerConfig(ConfigTable):
     merges: int = Field(ge=1, description="how many of CLIP's merges the vocabulary keeps")
     context_length: int = Field(ge=4)
     width: int
@@ -159,7 +159,7 @@ class TextTowerConfig(Settings):
     bag_projection: bool = Field(default=True, description="false: token vectors are the embedding")
 
 
-class SmallConfig(Settings):
+class SmallConfig(ConfigTable):
     kind: Literal["small"]
     embed_dim: int
     logit_bias: bool = False
@@ -167,12 +167,12 @@ class SmallConfig(Settings):
     text: TextTowerConfig
 
 
-class OpenClipConfig(Settings):
+class OpenClipConfig(ConfigTable):
     kind: Literal["open_clip"]
     architecture: str
 
 
-class StoredModel(Settings):
+class StoredModel(ConfigTable):
     """A published artifact as a frozen base: methods that work on its vectors need no checkpoint of it."""
 
     kind: Literal["artifact"]
@@ -184,7 +184,7 @@ ModelConfig = Annotated[SmallConfig | OpenClipConfig | StoredModel, Field(discri
 ARTIFACT = "artifact:"
 
 
-class OptimConfig(Settings):
+class OptimConfig(ConfigTable):
     batch_size: int = Field(ge=2)
     steps: int = Field(ge=1)
     rate: float = Field(gt=0, description="peak learning rate")
@@ -200,7 +200,7 @@ class OptimConfig(Settings):
 Report = Literal["retrieval", "fashion", "scenes"]
 
 
-class RunConfig(Settings):
+class RunConfig(ConfigTable):
     """`precision`: "auto" is bf16 autocast on a GPU and fp32 elsewhere; "bf16" also on CPUs (3x faster with AMX)."""
 
     folder: Path
@@ -215,7 +215,7 @@ class RunConfig(Settings):
     store: Path | None = Field(default=None, description="where the artifact of a base lies, beside the shipped ones")
 
 
-class WiseFt(Settings):
+class WiseFt(ConfigTable):
     """Interpolation between the base and what was trained (Wortsman et al., 2022, WiSE-FT), after the last step.
 
     Of the `alphas` the one is taken that gains most on `cure` and loses at most `most_lost` on `neutral`; both are
@@ -228,7 +228,7 @@ class WiseFt(Settings):
     alphas: tuple[float, ...] = tuple(round(0.1 * step, 1) for step in range(11))
 
 
-class TrainConfig(Settings):
+class TrainConfig(ConfigTable):
     """One recipe. `method_options` is checked by the method that it is for.
 
     base: the folder of the checkpoint that training starts from, or `artifact:NAME[@VERSION]`, a stored model that

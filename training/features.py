@@ -18,7 +18,7 @@ from model_store.files import whole_file
 from training.checkpoint import LoadedModel
 from training.data.batches import shared_ids
 from training.data.protocol import Source
-from training.data.rows import Drawn, Labelled
+from training.data.rows import Drawn, LabelledRow
 from training.models.dense import DenseSource, dense_of_model
 from training.progress import Track, untracked
 
@@ -239,7 +239,7 @@ def _work_out(
     )
 
 
-def _labelled(base: LoadedModel, shown: dict[str, Labelled], *, device: str, track: Track) -> Features:
+def _labelled(base: LoadedModel, shown: dict[str, LabelledRow], *, device: str, track: Track) -> Features:
     """Positions and pooled vectors, from the same run."""
     module = dense_source(base).module.to(device)
     vectors = {split: _positions(module, each.pixels, device=device, track=track) for split, each in shown.items()}

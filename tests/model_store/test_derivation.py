@@ -76,12 +76,12 @@ def publish_head(store: Store, tiny: Artifact, *, seed: int = 0, reference: np.n
     logits = normalized(Goldens(tiny).arrays["image_embeds"]) @ weight.T + bias
     with store.staging() as folder:
         write_linear(folder / "head.onnx", weight, bias, "logits")
-        derived = DerivationGoldens(
+        goldens = DerivationGoldens(
             outputs={"head.colours": (logits if reference is None else reference).astype(np.float32)},
             head_tolerances={"colours": {p: tolerance_for(p, f) for p, f in graph.chain.items()}},
             heads=(spec,),
         )
-        write_goldens(folder, image=None, text=None, tolerances={}, derived=derived)
+        write_goldens(folder, image=None, text=None, tolerances={}, derived=goldens)
         return store.publish(folder, derived(tiny, folder, "head", graphs=(graph,), heads=(spec,)))
 
 

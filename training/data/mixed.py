@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from training.data.batches import Neighbours, Tokenize
 from training.data.meaning_code import MeaningCode
 from training.data.protocol import Source, StepBatches
-from training.data.rows import Drawn, Labelled, Split
+from training.data.rows import Drawn, LabelledRow, Split
 from training.encoder import TorchEncoder
 
 
@@ -69,7 +69,7 @@ class MixedSource:
     def labels(self, name: str, split: Split = "train") -> Sequence[str | None]:
         return self.table.labels(name, split)
 
-    def labelled(self, name: str, split: Split, *, side_px: int) -> Labelled:
+    def labelled(self, name: str, split: Split, *, side_px: int) -> LabelledRow:
         return self.table.labelled(name, split, side_px=side_px)
 
     def captions(self, count: int, *, negatives: bool) -> list[tuple[int, Drawn]]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from training.data.batches import Neighbours, Tokenize
 from training.data.meaning_code import MeaningCode
-from training.data.rows import Drawn, Labelled, Split
+from training.data.rows import Drawn, LabelledRow, Split
 from training.encoder import TorchEncoder
 
 
@@ -45,7 +45,7 @@ class Source(Protocol):
         """
         ...
 
-    def labelled(self, name: str, split: Split, *, side_px: int) -> Labelled:
+    def labelled(self, name: str, split: Split, *, side_px: int) -> LabelledRow:
         """Every value of a label column that each picture shows, at side_px x side_px; the names are training's.
 
         Raises:

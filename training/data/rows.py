@@ -87,7 +87,7 @@ class Drawn:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labelled:
+class LabelledRow:
     """Pictures uint8 [n, H, W, 3] and which of `names` each shows: present bool [n, C]."""
 
     pixels: NDArray[np.uint8]

@@ -18,7 +18,7 @@ from evaluation.scenes.scene import Scene
 from evaluation.scenes.splits import Splits, split
 from training.config import SceneData, ScenePart
 from training.data.meaning_code import MeaningCode
-from training.data.rows import Drawn, Labelled
+from training.data.rows import Drawn, LabelledRow
 
 _PICK_STREAM, _CAPTION_STREAM = 2, 3
 _SAMPLED_TEXTS = 8000
@@ -137,7 +137,7 @@ def several_scenes(*, pairs: tuple[Pair, ...], seed: int, count: int) -> list[Sc
     return [sample(number, config) for number in range(count)]
 
 
-def labelled_scenes(scenes: Sequence[Scene], name: str, *, pairs: Sequence[Pair], side_px: int) -> Labelled:
+def labelled_scenes(scenes: Sequence[Scene], name: str, *, pairs: Sequence[Pair], side_px: int) -> LabelledRow:
     """Which shapes, colours or pairs ("red circle") out of `pairs` each scene has; name: "shape", "colour" or "pair".
 
     Raises:
@@ -148,7 +148,7 @@ def labelled_scenes(scenes: Sequence[Scene], name: str, *, pairs: Sequence[Pair]
     words = {"shape": lambda s, c: s, "colour": lambda s, c: c, "pair": lambda s, c: f"{c} {s}"}[name]
     names = tuple(dict.fromkeys(words(shape, colour) for shape, colour in pairs))
     shown = [{words(thing.shape, thing.colour) for thing in scene.things} for scene in scenes]
-    return Labelled(
+    return LabelledRow(
         pixels=np.stack([render(scene, side_px).image for scene in scenes]),
         names=names,
         present=np.array([[each in some for each in names] for some in shown], dtype=np.bool_),

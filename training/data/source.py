@@ -23,7 +23,7 @@ from training.data.meaning_code import MeaningCode
 from training.data.mixed import MixedSource
 from training.data.protocol import Source, StepBatches
 from training.data.reader import data_digest, load_pixels, read_table
-from training.data.rows import Drawn, Labelled, Row, Split, group_of, group_of_name
+from training.data.rows import Drawn, LabelledRow, Row, Split, group_of, group_of_name
 from training.data.scenes import SceneRows, draw_scenes, labelled_scenes, scene_splits, several_scenes
 from training.encoder import TorchEncoder
 from training.judge import table_report
@@ -182,7 +182,7 @@ class TableSource:
             f"no label {name!r}: this table has {', '.join(known) or 'none (data.label_columns is empty)'}"
         )
 
-    def labelled(self, name: str, split: Split, *, side_px: int) -> Labelled:
+    def labelled(self, name: str, split: Split, *, side_px: int) -> LabelledRow:
         """A cell may hold several values, with semicolons between."""
         shown = {
             of: [{part.strip() for part in (value or "").split(";")} - {""} for value in self.labels(name, of)]
@@ -190,7 +190,7 @@ class TableSource:
         }
         names = tuple(sorted(set[str]().union(*shown["train"])))
         spec = self._image_spec.model_copy(update={"height_px": side_px, "width_px": side_px})
-        return Labelled(
+        return LabelledRow(
             pixels=load_pixels(self._table.folder, self._of(split), spec, track=self._track),
             names=names,
             present=np.array([[each in some for each in names] for some in shown[split]], dtype=np.bool_),
@@ -307,7 +307,7 @@ class SceneSource:
             raise ValueError(f"no label {name!r}: scenes of one thing have shape, colour and pair")
         return [_word(scene.things[0], name) if len(scene.things) == 1 else None for scene in self._scenes(split)]
 
-    def labelled(self, name: str, split: Split, *, side_px: int) -> Labelled:
+    def labelled(self, name: str, split: Split, *, side_px: int) -> LabelledRow:
         """Of training's scenes; of validation and test, one to four things each, of training's pairs."""
         pairs = scene_splits(self.data).validation.pairs
         scenes = (

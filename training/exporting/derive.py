@@ -62,7 +62,7 @@ from training.exporting.followers import (
     way_of_base,
     way_of_tower,
 )
-from training.exporting.measure import Rows, torch_vectors
+from training.exporting.measure import MeasuredRows, torch_vectors
 from training.models.dense import DenseSource
 
 
@@ -349,16 +349,16 @@ def _build_encoder(
     return way_of_tower(tower, goldens, graphs, staged.folder)
 
 
-def _rows_of_base(base: Artifact, inputs: _Inputs, role: Role) -> Rows:
+def _rows_of_base(base: Artifact, inputs: _Inputs, role: Role) -> MeasuredRows:
     owner = base.owner(role)
     if owner is None:
         raise ExportRefused(f"{base.reference} has no {role}")
     goldens = Goldens(owner)
     if role == "image_encoder":
-        return Rows(padded=np.concatenate([goldens.inputs(role), inputs.calibration.pixels]))
+        return MeasuredRows(padded=np.concatenate([goldens.inputs(role), inputs.calibration.pixels]))
     rows = [*(case.ids for case in goldens.cases.texts), *inputs.calibration.rows]
     lengths = tuple(len(row) for row in rows) if inputs.text_spec.dynamic_length else None
-    return Rows(padded=inputs.tokenizer.pad(rows, inputs.text_spec.context_length), lengths=lengths)
+    return MeasuredRows(padded=inputs.tokenizer.pad(rows, inputs.text_spec.context_length), lengths=lengths)
 
 
 def _manifest(
@@ -415,8 +415,8 @@ def _write_goldens(source: DerivationSource, inputs: _Inputs, plan: _Plan, stage
     outputs |= {output_key("class_head", name): built.outputs for name, built in staged.heads.items()}
     write_goldens(
         staged.folder,
-        image=(inputs.image_spec, lambda rows: torch_vectors(image, Rows(padded=rows))) if image else None,
-        text=(inputs.tokenizer, lambda rows: torch_vectors(text, Rows(padded=rows))) if text else None,
+        image=(inputs.image_spec, lambda rows: torch_vectors(image, MeasuredRows(padded=rows))) if image else None,
+        text=(inputs.tokenizer, lambda rows: torch_vectors(text, MeasuredRows(padded=rows))) if text else None,
         dense=dense_reference(source.dense, staged.graphs),
         tolerances=tolerances,
         derived=DerivationGoldens(

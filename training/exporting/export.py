@@ -44,8 +44,8 @@ from training.checkpoint import LoadedModel, load_model
 from training.config import OpenClipConfig
 from training.exporting.dense_build import add_dense, dense_reference, dense_spec_of
 from training.exporting.graphs import GRAPH_RECIPE, EncoderGraph, ImageGraph, TextGraph, image_tensors, text_tensors
-from training.exporting.measure import Rows, torch_vectors
-from training.exporting.variants import MissedFloor, Tower, build_variant, remove_variant
+from training.exporting.measure import MeasuredRows, torch_vectors
+from training.exporting.variants import MissedFloor, TowerVariant, build_variant, remove_variant
 from training.log import flatten
 from training.models.dense import DEFAULT_DENSE, DenseChoice, DenseSource, dense_of_model
 from training.models.towers import OpenClipDualEncoder
@@ -269,7 +269,7 @@ def source_of_checkpoint(
 
 
 def build_tower(
-    tower: Tower, wanted: Iterable[Precision], folder: Path, say: Progress
+    tower: TowerVariant, wanted: Iterable[Precision], folder: Path, say: Progress
 ) -> tuple[list[GraphSpec], list[SkippedVariant]]:
     """Write and measure an encoder at each precision, fp32 first; what misses its floor is skipped with the reason.
 
@@ -295,11 +295,11 @@ def build_tower(
     return graphs, skipped
 
 
-def image_tower(module: nn.Module, spec: ImageSpec, calibration: Calibration) -> Tower:
+def image_tower(module: nn.Module, spec: ImageSpec, calibration: Calibration) -> TowerVariant:
     """An image encoder with the pictures it is measured on: the golden ones, then the calibration's."""
-    rows = Rows(padded=np.concatenate([prepared_goldens(spec), calibration.pixels]))
+    rows = MeasuredRows(padded=np.concatenate([prepared_goldens(spec), calibration.pixels]))
     reference = torch_vectors(module, rows)
-    return Tower(
+    return TowerVariant(
         role="image_encoder",
         module=module,
         tensors=image_tensors(spec, reference.shape[1]),
@@ -309,13 +309,13 @@ def image_tower(module: nn.Module, spec: ImageSpec, calibration: Calibration) ->
     )
 
 
-def text_tower(module: nn.Module, spec: TextSpec, tokenizer: Tokenizer, calibration: Calibration) -> Tower:
+def text_tower(module: nn.Module, spec: TextSpec, tokenizer: Tokenizer, calibration: Calibration) -> TowerVariant:
     """A text encoder with the texts it is measured on: the golden ones, then the calibration's."""
     token_rows = [*(tokenizer.encode(text) for text in GOLDEN_TEXTS), *calibration.rows]
     lengths = tuple(len(row) for row in token_rows) if spec.dynamic_length else None
-    rows = Rows(padded=tokenizer.pad(token_rows, spec.context_length), lengths=lengths)
+    rows = MeasuredRows(padded=tokenizer.pad(token_rows, spec.context_length), lengths=lengths)
     reference = torch_vectors(module, rows)
-    return Tower(
+    return TowerVariant(
         role="text_encoder",
         module=module,
         tensors=text_tensors(spec, reference.shape[1]),
@@ -345,8 +345,8 @@ def tolerances_of(graphs: Iterable[GraphSpec]) -> dict[Role, dict[Precision, Tol
 def _write_goldens(folder: Path, source: ExportSource, tokenizer: Tokenizer, graphs: list[GraphSpec]) -> None:
     write_goldens(
         folder,
-        image=(source.image_spec, lambda pixels: torch_vectors(source.image, Rows(padded=pixels))),
-        text=(tokenizer, lambda ids: torch_vectors(source.text, Rows(padded=ids))),
+        image=(source.image_spec, lambda pixels: torch_vectors(source.image, MeasuredRows(padded=pixels))),
+        text=(tokenizer, lambda ids: torch_vectors(source.text, MeasuredRows(padded=ids))),
         dense=dense_reference(source.dense, graphs),
         tolerances=tolerances_of(graphs),
     )

@@ -31,8 +31,8 @@ from model_store.manifest import (
 )
 from model_store.session import SessionSettings
 from model_store.towers import OpenedHead, adapt, normalized
-from training.exporting.measure import Rows, Run, in_batches, run_in_child, torch_vectors
-from training.exporting.variants import COSINE_FLOOR, MissedFloor, Tower, build_variant
+from training.exporting.measure import MeasuredRows, Run, in_batches, run_in_child, torch_vectors
+from training.exporting.variants import COSINE_FLOOR, MissedFloor, TowerVariant, build_variant
 
 # Twice the fp32 floor of an encoder and three times under what every load demands: rounding of two graphs adds up.
 CHAIN_FP32_RELATIVE_L2_MAX = 3e-4
@@ -127,7 +127,7 @@ class Built:
     way: Way
 
 
-def way_of_tower(tower: Tower, goldens: int, graphs: Sequence[GraphSpec], folder: Path) -> Way:
+def way_of_tower(tower: TowerVariant, goldens: int, graphs: Sequence[GraphSpec], folder: Path) -> Way:
     """Behind an encoder that was just built in `folder`."""
     measured: Measured = {}
     for graph in graphs:
@@ -135,7 +135,7 @@ def way_of_tower(tower: Tower, goldens: int, graphs: Sequence[GraphSpec], folder
     return Way(goldens=goldens, reference=tower.reference, measured=measured)
 
 
-def way_of_base(base: Artifact, role: Role, rows: Rows) -> Way:
+def way_of_base(base: Artifact, role: Role, rows: MeasuredRows) -> Way:
     """Behind the encoder that a derivation inherits; `rows` are the golden inputs of its owner, then others."""
     found = base.graph_spec(role, "fp32")
     owner = base.owner(role)
@@ -205,19 +205,19 @@ def _build(
     if module.training:
         raise ExportRefused(f"{head or role} is in training mode: call eval() first")
     try:
-        reference = torch_vectors(module, Rows(padded=rows))
+        reference = torch_vectors(module, MeasuredRows(padded=rows))
     except RuntimeError as error:
         raise ExportRefused(f"{head or role} does not take vectors [B, {rows.shape[1]}]: {error}") from error
     if reference.ndim != 2 or len(reference) != len(rows) or not np.isfinite(reference).all():
         raise ExportRefused(f"{head or role} gives shape {list(reference.shape)}, or values that are not finite")
-    tower = Tower(
+    tower = TowerVariant(
         role=role,
         module=module,
         tensors=(
             TensorSpec(name="vectors", dtype="float32", shape=("batch", rows.shape[1])),
             TensorSpec(name="logits" if head else "adapted", dtype="float32", shape=("batch", reference.shape[1])),
         ),
-        rows=Rows(padded=rows),
+        rows=MeasuredRows(padded=rows),
         calibration=[],
         reference=reference,
         normalized_input=normalized_input,
@@ -266,7 +266,7 @@ def _run_of(path: Path, spec: GraphSpec) -> Run:
     return run_in_child(path, spec) if spec.precision == "fp16" else Graph.open(path, spec)
 
 
-def _vectors(run: Run, spec: GraphSpec, rows: Rows) -> NDArray[np.float32]:
+def _vectors(run: Run, spec: GraphSpec, rows: MeasuredRows) -> NDArray[np.float32]:
     """All rows through an encoder graph, as it is served: alone where company would change them."""
     size = len(rows.padded) if spec.precision == "fp16" else _CHUNK if spec.batch_invariant else 1
     return in_batches(run, rows, len(rows.padded), size)

@@ -30,7 +30,7 @@ _PROBE_THREADS = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
+class MeasuredRows:
     """The inputs one encoder is measured on.
 
     `padded` is one array of equal rows (pixels, or ids padded to the context length); `lengths` says where padding
@@ -53,14 +53,14 @@ class Measured:
     batch_invariant: bool
 
 
-def torch_vectors(module: nn.Module, rows: Rows) -> NDArray[np.float32]:
+def torch_vectors(module: nn.Module, rows: MeasuredRows) -> NDArray[np.float32]:
     """The module's own answers, float32 [N, D], padding uncut."""
     with torch.inference_mode():
         parts = [module(torch.from_numpy(part)) for part in _chunks(rows.padded)]
     return torch.cat(parts).float().numpy()
 
 
-def measure_graph(path: Path, spec: GraphSpec, rows: Rows, reference: NDArray[np.float32]) -> Measured:
+def measure_graph(path: Path, spec: GraphSpec, rows: MeasuredRows, reference: NDArray[np.float32]) -> Measured:
     """Open the graph in a child process first, then compare its vectors with `reference` and with themselves.
 
     fp16 never runs in this process: ONNX Runtime can crash on it on a CPU, and is slow there.
@@ -85,7 +85,7 @@ def measure_graph(path: Path, spec: GraphSpec, rows: Rows, reference: NDArray[np
     )
 
 
-def in_batches(run: Run, rows: Rows, count: int, size: int) -> NDArray[np.float32]:
+def in_batches(run: Run, rows: MeasuredRows, count: int, size: int) -> NDArray[np.float32]:
     """Vectors of the first `count` rows, run in batches of `size`."""
     return np.concatenate([run(rows.batch(range(start, min(start + size, count)))) for start in range(0, count, size)])
 

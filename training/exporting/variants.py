@@ -12,7 +12,7 @@ from torch import nn
 
 from model_store.manifest import Fidelity, GraphSpec, Precision, Role, TensorSpec
 from training.exporting.graphs import write_graph
-from training.exporting.measure import Rows, measure_graph
+from training.exporting.measure import MeasuredRows, measure_graph
 from training.exporting.quantize import NothingToQuantise, write_fp16, write_int8
 
 COSINE_FLOOR: dict[Precision, float] = {"fp16": 0.9999, "int8": 0.995}
@@ -25,13 +25,13 @@ class MissedFloor(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tower:
+class TowerVariant:
     """One graph on its way: the module, its tensors, and the inputs it is measured and calibrated on."""
 
     role: Role
     module: nn.Module
     tensors: tuple[TensorSpec, TensorSpec]
-    rows: Rows
+    rows: MeasuredRows
     calibration: list[NDArray[Any]]
     reference: NDArray[np.float32]
     normalized_input: bool = False
@@ -42,7 +42,7 @@ class Tower:
         return self.reference.shape[1]
 
 
-def build_variant(tower: Tower, precision: Precision, path: Path, fp32_files: tuple[Path, ...]) -> GraphSpec:
+def build_variant(tower: TowerVariant, precision: Precision, path: Path, fp32_files: tuple[Path, ...]) -> GraphSpec:
     """Write and measure one variant; int8 keeps more products in fp32 while it misses its floor."""
     if precision == "fp32":
         return _accept(tower, precision, write_graph(tower.module, tower.tensors, path))
@@ -69,7 +69,7 @@ def remove_variant(path: Path) -> None:
     path.with_name(path.name + ".data").unlink(missing_ok=True)
 
 
-def _accept(tower: Tower, precision: Precision, files: tuple[Path, ...]) -> GraphSpec:
+def _accept(tower: TowerVariant, precision: Precision, files: tuple[Path, ...]) -> GraphSpec:
     """Measure a written graph and return its manifest entry, or raise MissedFloor."""
     draft = GraphSpec(
         role=tower.role,

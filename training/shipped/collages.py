@@ -36,7 +36,7 @@ class Product:
 
 
 @dataclass(frozen=True)
-class Thing:
+class CollageThing:
     """edges: left, upper, right, lower of what is not white, in pixels."""
 
     kind: str
@@ -47,7 +47,7 @@ class Thing:
 class Collage:
     layout: Layout
     image: Image.Image
-    things: tuple[Thing, ...]
+    things: tuple[CollageThing, ...]
 
 
 def read_products(folder: Path, split: Split) -> list[Product]:
@@ -71,7 +71,7 @@ def singles(products: Sequence[Product]) -> Iterator[Collage]:
     """Each photograph as it is."""
     for product in products:
         image = open_product(product)
-        yield Collage("single", image, (Thing(product.kind, edges_of(image)),))
+        yield Collage("single", image, (CollageThing(product.kind, edges_of(image)),))
 
 
 def collages(products: Sequence[Product], layout: Layout, count: int, *, seed: int) -> Iterator[Collage]:
@@ -114,7 +114,7 @@ def _scattered(products: Sequence[Product], rng: np.random.Generator) -> Collage
     canvas = Image.new("RGB", (width, height), "white")
     wanted = int(rng.integers(1, _MOST + 1))
     taken: list[Edges] = []
-    things: list[Thing] = []
+    things: list[CollageThing] = []
     for _ in range(_TRIES):
         if len(things) == wanted:
             break
@@ -128,11 +128,11 @@ def _scattered(products: Sequence[Product], rng: np.random.Generator) -> Collage
     return Collage("scattered", canvas, tuple(things))
 
 
-def _paste(canvas: Image.Image, product: Product, side: int, left: int, upper: int) -> Thing:
+def _paste(canvas: Image.Image, product: Product, side: int, left: int, upper: int) -> CollageThing:
     image = open_product(product).resize((side, side), Image.Resampling.BICUBIC)
     canvas.paste(image, (left, upper))
     x0, y0, x1, y1 = edges_of(image)
-    return Thing(product.kind, (x0 + left, y0 + upper, x1 + left, y1 + upper))
+    return CollageThing(product.kind, (x0 + left, y0 + upper, x1 + left, y1 + upper))
 
 
 def _touch(one: Edges, other: Edges) -> bool:
