@@ -44,9 +44,9 @@ def follow(tree: Path, section: str) -> set[str]:
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the parts that a server is made of, in which everything of the guide was added."""
     copy = tmp_path_factory.mktemp("tree")
-    for room in ("clipworks", "model_store", "service", "docs"):
+    for room in ("clipworks", "evaluation", "model_store", "service", "docs"):
         shutil.copytree(REPOSITORY / room, copy / room, ignore=shutil.ignore_patterns("__pycache__", "*.png", "*.jpg"))
-    for section in ("Add a setting", "Add a route", "Add a backend for collections"):
+    for section in ("Add a setting", "Add a route", "Add a backend for collections", "Add a probe"):
         assert len(follow(copy, section)) == _STATED[section], section
     return copy
 
@@ -107,3 +107,29 @@ def test_the_added_route_and_backend_answer(tree: Path, tmp_path: Path) -> None:
         assert client.put("/collections/photos", json={}).status_code == 201
         assert client.delete("/collections/photos").status_code == 204
     assert (tmp_path / "data" / "dropped.txt").read_text() == "photos\n"
+
+
+def test_the_added_probe_asks_a_model_and_its_controls(tree: Path, tmp_path: Path) -> None:
+    """The truth always knows the answer, a reader that sees nothing guesses, and the report has words for it."""
+    code = """
+import dataclasses, pathlib, sys
+from evaluation.encoder import open_artifact
+from evaluation.probes.pool import QUICK
+from evaluation.report.topics import TOPICS
+from evaluation.suites import run, suite
+from model_store.store import Store
+chosen = dataclasses.replace(suite("shape"), size=QUICK)
+(result,) = run(open_artifact(Store(None).open("fashion-small")), chosen, folder=pathlib.Path(sys.argv[1]))
+(row,) = result.rows
+assert TOPICS["shape"].claims[0].row == row.name
+print(row.n, row.chance, row.truth, row.blind, row.score)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=tree, env=environment(tree), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    n, chance, truth, blind, score = map(float, done.stdout.split())
+    assert n > 100
+    assert truth == 1
+    assert abs(blind - chance) < 0.1
+    assert 0 <= score <= 1
