@@ -323,7 +323,7 @@ def test_records_are_drawn_by_seed() -> None:
     texts = {one.text for record in first for one in record.captions}
     assert len(texts) > 12
     topics = Counter(type(draw_caption(sample(n, TWO), n, pairs=PAIRS).meaning).__name__ for n in range(300))
-    assert set(topics) == {"Listing", "Place", "Relation", "Count", "Not", "And"}
+    assert set(topics) == {"Enumeration", "Place", "Relation", "Count", "Not", "And"}
     with pytest.raises(ValueError, match="no topic of"):
         draw_caption(sample(1, SceneConfig(count=(1, 1))), 0, pairs=PAIRS, mix={"relations": 1.0})
 
