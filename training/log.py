@@ -1,4 +1,4 @@
-"""What a run says while it runs: a progress bar with loss, rate and ETA, a CSV file and TensorBoard events."""
+"""Output of a run: a progress bar with loss, rate and ETA, a CSV file and TensorBoard events."""
 
 from __future__ import annotations
 

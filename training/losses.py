@@ -122,7 +122,7 @@ def focal_negative_loss(
     smoothing: float = 0.02,
     rows: slice | None = None,
 ) -> Tensor:
-    """Each image between its own text and its own false twin, a scalar (Oh et al., 2024, FSC-CLIP, 3.3).
+    """Each image between its own text and its own hard negative, a scalar (Oh et al., 2024, FSC-CLIP, 3.3).
 
     Unit vectors [B, D]; has_negative: bool [B], those without are left out; 0 where there is none. A choice that is
     made already weighs little, (1 - p)^gamma, and the target is smoothed, so that texts that are almost right are not

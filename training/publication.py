@@ -1,4 +1,4 @@
-"""What a method is given to publish its checkpoint as a derivation: the run, the store, and what the publisher says."""
+"""Context of publishing a checkpoint as a derivation: the run, the store, and what the publisher was told."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ MakeContext = Callable[..., methods.Context]
 
 @pytest.fixture(scope="session")
 def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe of 120 squares; every fourth caption has no false twin."""
+    """A recipe of 120 squares; every fourth caption has no hard negative."""
     folder = tmp_path_factory.mktemp("squares")
     rng = np.random.default_rng(0)
     names = list(COLOURS)

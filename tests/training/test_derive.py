@@ -24,8 +24,8 @@ from model_store.session import SessionSettings
 from model_store.store import Artifact, Store
 from model_store.towers import open_head, open_tower
 from training.exporting.derive import DerivationSource, export_derivation
+from training.exporting.derived_graphs import AdapterSource, HeadSource, linear_head
 from training.exporting.export import provenance
-from training.exporting.followers import AdapterSource, HeadSource, linear_head
 from training.exporting.graphs import ImageGraph, TextGraph
 from training.tiny import tiny_config
 
@@ -239,7 +239,7 @@ def test_a_head_too_far_behind_the_int8_encoder_is_served_with_fp32(
     store: Store, source: DerivationSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "training.exporting.followers.HEAD_RELATIVE_L2_MAX", 1e-3
+        "training.exporting.derived_graphs.HEAD_RELATIVE_L2_MAX", 1e-3
     )  # the tiny model's int8 measures .024
     sharp = export_derivation(replace(source, heads={"sharp": colours()}), name="sharp", store=store)
     (skipped,) = sharp.manifest.skipped

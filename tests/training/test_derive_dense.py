@@ -23,8 +23,8 @@ from model_store.session import SessionSettings
 from model_store.store import Artifact, Store
 from model_store.towers import normalized, open_dense_tower, open_tower
 from training.exporting.derive import DerivationSource, export_derivation
+from training.exporting.derived_graphs import AdapterSource
 from training.exporting.export import provenance
-from training.exporting.followers import AdapterSource
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 

@@ -79,7 +79,7 @@ def test_several_captions_are_about_one_picture(rows: SceneRows) -> None:
     assert all(blocks[at, :, at].all() for at in range(6)), "a true caption of the picture counts as wrong"
     false = batch["excused"][:, 24:].view(6, 4, 6, 4)
     given = batch["has_negative"].view(6, 4)
-    assert not any(false[at][:, at][:, given[at]].any() for at in range(6)), "a false twin is excused"
+    assert not any(false[at][:, at][:, given[at]].any() for at in range(6)), "a hard negative is excused"
 
 
 def test_a_batch_holds_whole_pictures(rows: SceneRows) -> None:

@@ -121,7 +121,7 @@ def test_a_reader_finds_the_true_caption_of_pictures_it_never_saw(rows: SceneRow
 
 def test_it_needs_false_twins(rows: SceneRows) -> None:
     captions = SceneSource(rows, data=DATA).captions(1, negatives=False)
-    with pytest.raises(ValueError, match="captions with false twins"):
+    with pytest.raises(ValueError, match="captions with hard negatives"):
         fit_reader(torch.eye(len(rows.scenes)), captions, rows.code, seed=0)
 
 

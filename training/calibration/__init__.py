@@ -1,4 +1,4 @@
-"""What int8 ranges are taken from and what every precision is measured on: photographs, drawn pictures, plain texts.
+"""Inputs for int8 ranges and for measuring every precision: photographs, drawn pictures, plain texts.
 
 The photographs are CC BY 2.0; `ATTRIBUTION.tsv` beside them names each one's source and says how it was changed.
 """

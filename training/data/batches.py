@@ -126,7 +126,7 @@ def with_neighbours(
 def shared_ids(drawn: Sequence[Drawn]) -> Ids:
     """caption_id and negative_id, int64 [B] each: equal where two captions are, whichever of the two they are.
 
-    A caption without a false twin has its own id there.
+    A caption without a hard negative has its own id there.
     """
     ids = caption_ids([*(one.text for one in drawn), *(one.negative or one.text for one in drawn)])
     return ids[: len(drawn)], ids[len(drawn) :]
@@ -136,7 +136,7 @@ def text_fields(drawn: Sequence[Drawn], tokenize: Tokenize, *, ids: Ids, negativ
     """text int64 [B, L], caption_id int64 [B]; `ids` as `shared_ids` gives them.
 
     With `negatives` also negative_text int64 [B, L'], negative_id int64 [B] and has_negative bool [B]. A caption
-    without a false twin carries its own text there, and has_negative False: the loss must leave it out.
+    without a hard negative carries its own text there, and has_negative False: the loss must leave it out.
     """
     fields = {"text": torch.from_numpy(tokenize([one.text for one in drawn])), "caption_id": torch.from_numpy(ids[0])}
     if negatives:

@@ -1,4 +1,4 @@
-"""What a sentence affirms and denies, as numbers: for methods that may know what the drawn captions mean."""
+"""Encodes what a sentence affirms and denies as numbers, for methods that may know what drawn captions mean."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class MixedBatches:
 
 
 def without_twins(batch: dict[str, torch.Tensor], *, negatives: bool, truth: bool) -> dict[str, torch.Tensor]:
-    """A batch of captions that have no false twins and whose truth of other pictures nobody knows."""
+    """A batch of captions that have no hard negatives and whose truth of other pictures nobody knows."""
     count, extra = len(batch["text"]), dict[str, torch.Tensor]()
     if negatives:
         extra["negative_text"], extra["negative_id"] = batch["text"], batch["caption_id"]

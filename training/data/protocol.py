@@ -1,4 +1,4 @@
-"""What a run knows of its data: batches, pictures, labels, captions, and the judge beside them."""
+"""The protocol of a data source: batches, pictures, labels and captions of a run, and its judge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drawn scenes as training data: pictures drawn once, captions and false twins drawn anew for every batch."""
+"""Drawn scenes as training data: pictures drawn once, captions and hard negatives drawn anew for every batch."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class SceneRows:
         return Drawn(text=right.text, negative=wrong.text, meaning=right.meaning, negative_meaning=wrong.meaning)
 
     def excused(self, picks: NDArray[np.int64], drawn: Sequence[Drawn], *, negatives: bool) -> NDArray[np.bool_]:
-        """Which texts are not plainly false of which pictures: bool [B, B], or [B, 2B] with the false twins behind.
+        """Which texts are not plainly false of which pictures: bool [B, B], or [B, 2B] with the hard negatives behind.
 
         A softmax over the batch takes every other text for wrong, but "there is no red circle" is true of most
         pictures; whoever knows it leaves it out.

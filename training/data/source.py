@@ -1,4 +1,4 @@
-"""What a run learns from and is judged on: a table of captioned images or drawn scenes, behind one interface."""
+"""Data sources of a run: a table of captioned images or drawn scenes, to train on and to be judged on."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class TableSource:
         return self._pixels
 
     def texts(self) -> Sequence[str]:
-        """Captions, their false twins and the bare templates."""
+        """Captions, their hard negatives and the bare templates."""
         negatives = [row.negative for row in self.rows if row.negative is not None]
         return [*(row.caption for row in self.rows), *negatives, *(t.format("") for t in self._augment.templates)]
 

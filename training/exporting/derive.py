@@ -40,6 +40,17 @@ from model_store.store import Store, file_entries
 from training.calibration import Calibration, calibration_for
 from training.exporting.dense_build import add_dense, dense_reference, dense_spec_of
 from training.exporting.derive_dense import build_dense_adapter
+from training.exporting.derived_graphs import (
+    AdapterSource,
+    Built,
+    HeadSource,
+    Way,
+    build_adapter,
+    build_head,
+    through_base_adapter,
+    way_of_base,
+    way_of_tower,
+)
 from training.exporting.export import (
     ALL_PRECISIONS,
     Progress,
@@ -50,17 +61,6 @@ from training.exporting.export import (
     text_tower,
     tolerances_of,
     weight_arrays,
-)
-from training.exporting.followers import (
-    AdapterSource,
-    Built,
-    HeadSource,
-    Way,
-    build_adapter,
-    build_head,
-    through_base_adapter,
-    way_of_base,
-    way_of_tower,
 )
 from training.exporting.measure import MeasuredRows, torch_vectors
 from training.models.dense import DenseSource

@@ -1,4 +1,4 @@
-"""What a derivation adds to the dense role: an adapter of positions, measured behind its base's dense graph."""
+"""The dense part of a derivation: an adapter of positions, measured behind its base's dense graph."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from model_store.errors import ExportRefused
 from model_store.golden import Goldens, thinned
 from model_store.graph import open_graph
 from model_store.towers import DenseTower
-from training.exporting.followers import AdapterSource, Built, Way, build_adapter
+from training.exporting.derived_graphs import AdapterSource, Built, Way, build_adapter
 
 Outputs = dict[str, NDArray[np.float32]]
 

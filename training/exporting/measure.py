@@ -1,4 +1,4 @@
-"""What a graph really answers: vectors, distance from torch, and whether company changes a row."""
+"""Measures an exported graph: its vectors, their distance from torch, and whether batch mates change a row."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class TowerOptions(Options):
     """What every method that trains two towers asks; `text_rate_share`: rate of the text tower relative to the rest.
 
     excuse_true: texts that are true of a picture, or may be, do not count against it; data with an oracle only.
-    captions: so many rows of a batch are about one picture, each with another caption and false twin; drawn data only.
+    captions: so many rows of a batch are of one picture, each with another caption and hard negative; drawn data only.
     local_loss, gather_with_grad: for several processes, see `training.distributed.Gathering`.
     """
 

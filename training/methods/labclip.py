@@ -121,7 +121,9 @@ class LabclipMethod(StepMethod):
     def setup(self, context: Context) -> None:
         base, features = context.required_base("labclip"), context.required_features()
         if self.options.hard_negatives and not features.has_negative.any():
-            raise ValueError("labclip: no training caption has a false twin; give some, or set hard_negatives = false")
+            raise ValueError(
+                "labclip: no training caption has a hard negative; give some, or set hard_negatives = false"
+            )
         self.model = copy.deepcopy(base.model).to(context.device).requires_grad_(False).eval()
         self._ends: dict[str, Side] = text_ends(self.model)
         ids = torch.from_numpy(context.tokenizer.pad([context.tokenizer.encode("a red circle and a blue square")]))

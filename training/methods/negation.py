@@ -1,8 +1,8 @@
 """Negation: the text tower learns what "no" does, the image tower stays, and so does every index made with it.
 
 NegationCLIP's recipe (its image tower is frozen too) with CoN-CLIP's flaw repaired: there a negated caption was always
-the wrong one, and a model that dislikes "no" had learned enough. The false twins of drawn scenes deny as often as the
-true captions do; a table's `negative_column` should be counted before it is trusted.
+the wrong one, and a model that dislikes "no" had learned enough. The hard negatives of drawn scenes deny as often as
+the true captions do; a table's `negative_column` should be counted before it is trusted.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from training.method import Context, Produced
 from training.methods.base import TowerOptions, TwoTowers
 from training.methods.parts.sentence_reader import fit_reader
 
-_READER_CAPTIONS = 4  # of each picture, and as many false twins
+_READER_CAPTIONS = 4  # of each picture, and as many hard negatives
 
 
 class NegationOptions(TowerOptions):
-    """false_twin: each picture also chooses between its caption and that caption's false twin.
+    """false_twin: each picture also chooses between its caption and that caption's hard negative.
 
     cached_pictures: the frozen image tower sees each picture once, before the first step, instead of in every batch;
     right for pictures that are not augmented, such as drawn scenes.
@@ -90,7 +90,7 @@ class NegationMethod(TwoTowers):
                 return {"info_nce": info_nce(image, text, scale, positives, excused=self.excused(batch), rows=rows)}
         twin = self.gathering.vectors(unit(self.model.encode_text(batch["negative_text"])))
         negative_id, has_negative = (self.gathering.facts(batch[name]) for name in ("negative_id", "has_negative"))
-        # "no red circle" is false of one picture and true of most others: a twin counts
+        # "no red circle" is false of one picture and true of most others: a hard negative counts
         # against its own only, unless the data say of which others it is false.
         usable = usable_negatives(ids, negative_id, has_negative, own_only=not self.options.excuse_true)
         excused = self.excused(batch)

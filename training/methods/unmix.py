@@ -20,7 +20,7 @@ from model_store.manifest import Presence
 from training.checkpoint import LoadedModel
 from training.encoder import TorchEncoder
 from training.exporting.derive import DerivationSource
-from training.exporting.followers import AdapterSource
+from training.exporting.derived_graphs import AdapterSource
 from training.losses import asymmetric_loss, mutual_feature_information, unit
 from training.method import Context, ModuleUse, Needs, ParamGroup, Produced, StepMethod
 from training.methods.parts.presence_calibration import Calibrated, calibrate

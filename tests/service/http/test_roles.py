@@ -35,8 +35,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from model_store.manifest import SpaceProof
     from training.exporting.derive import DerivationSource, export_derivation
+    from training.exporting.derived_graphs import AdapterSource, linear_head
     from training.exporting.export import provenance
-    from training.exporting.followers import AdapterSource, linear_head
     from training.exporting.graphs import TextGraph
     from training.tiny import tiny_config
 
@@ -189,8 +189,8 @@ def test_a_heads_predictions_are_ranked_cut_and_have_no_similarity(client: TestC
 
 def test_a_head_of_many_labels_is_ranked_off_the_loop(client: TestClient, store: Path, pictures: list[bytes]) -> None:
     from training.exporting.derive import DerivationSource, export_derivation
+    from training.exporting.derived_graphs import linear_head
     from training.exporting.export import provenance
-    from training.exporting.followers import linear_head
 
     names = [f"thing {n}" for n in range(10_001)]
     weight = np.random.default_rng(5).standard_normal((len(names), 32))

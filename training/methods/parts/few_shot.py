@@ -1,4 +1,4 @@
-"""What every few-shot head does around its fit: classes, shots, the zero-shot logits beside it, validation, the report.
+"""Shared by few-shot heads around their fit: classes, shots, zero-shot logits, validation, the report.
 
 Fitted on unit image vectors of a frozen base, so the head is all that is published: everything else is inherited.
 """
@@ -21,7 +21,7 @@ from training.data.protocol import Source
 from training.data.rows import Split
 from training.encoder import TorchEncoder, encoder_of
 from training.exporting.derive import DerivationSource
-from training.exporting.followers import linear_head
+from training.exporting.derived_graphs import linear_head
 from training.features import Features, picture_vectors
 from training.method import Context, FitMethod, ModuleUse, Needs, Produced
 from training.methods.parts.linear_heads import (

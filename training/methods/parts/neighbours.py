@@ -1,4 +1,4 @@
-"""Which pictures a model sees as close to which: the material of hard batches."""
+"""Nearest neighbours of pictures by a model's vectors, of which hard batches are made."""
 
 from __future__ import annotations
 

@@ -32,11 +32,11 @@ def fit_reader(
     Fitted so that every caption of a picture beats all false captions of that picture.
 
     Raises:
-        ValueError: no caption has a false twin that the code can say.
+        ValueError: no caption has a hard negative that the code can say.
     """
     asked = _questions(captions, code)
     if not bool(asked.deniable.any()):
-        raise ValueError("a reader of meanings needs captions with false twins, of things with a shape or a colour")
+        raise ValueError("a reader of meanings needs captions with hard negatives, of things with a shape or a colour")
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -61,9 +61,9 @@ def fit_reader(
 
 @dataclass(frozen=True, kw_only=True)
 class _Questions:
-    """R pictures with K captions and K false twins each: rows [R]; places [R, 2K] in codes [U, C], the false behind.
+    """R pictures with K captions and K hard negatives each: rows [R]; places [R, 2K] in codes [U, C], the false behind.
 
-    sayable, deniable: bool [R, K], which of the captions and of the twins the code can say.
+    sayable, deniable: bool [R, K], which of the captions and of the negatives the code can say.
     """
 
     rows: Tensor

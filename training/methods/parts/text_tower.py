@@ -56,7 +56,7 @@ def text_derivation(publication: Publication) -> DerivationSource:
 
 
 def space_proof(loaded: LoadedModel, *, data_folder: Path | None = None) -> SpaceProof:
-    """Measure on validation how well the cured texts find the base's pictures, next to the base's own texts.
+    """Measure on validation how well the fine-tuned texts find the base's pictures, next to the base's own texts.
 
     Raises:
         ValueError: the base's checkpoint is not where the recipe says, or is another one.

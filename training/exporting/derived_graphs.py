@@ -118,7 +118,7 @@ class Way:
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """A follower's graph with its chain, and what the goldens keep of it."""
+    """A derived graph with its chain, and what the goldens keep of it."""
 
     graph: GraphSpec
     outputs: NDArray[np.float32]
@@ -201,7 +201,7 @@ def build_head(source: HeadSource, spec: HeadSpec, way: Way, folder: Path) -> Bu
 def _build(
     module: nn.Module, role: Role, head: str | None, rows: NDArray[np.float32], folder: Path, *, normalized_input: bool
 ) -> tuple[GraphSpec, NDArray[np.float32], Path]:
-    """(spec without its chain, torch's outputs, file) of a follower."""
+    """(spec without its chain, torch's outputs, file) of a derived graph."""
     if module.training:
         raise ExportRefused(f"{head or role} is in training mode: call eval() first")
     try:
