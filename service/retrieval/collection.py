@@ -43,7 +43,7 @@ from service.retrieval.records import (
 from service.retrieval.searching import IndexQuery, Searcher
 from service.retrieval.stopping import NEVER, Stop
 from service.retrieval.truth import archive
-from service.retrieval.truth.database import each
+from service.retrieval.truth.database import rows_of
 from service.retrieval.truth.filters import compile_filter
 from service.retrieval.truth.items import Door, check_id
 from service.retrieval.truth.log import Log
@@ -168,7 +168,7 @@ class EmbeddedCollection:
                 with stop.watching(db):
                     there = self._rows.present(db, looked.rids)
                     statement = f"SELECT rid FROM metadata_{self._tables.number} WHERE ({condition.sql}) AND rid > ?"
-                    since = [rid for (rid,) in each(db, statement, (*condition.values, looked.last_rid))]
+                    since = [rid for (rid,) in rows_of(db, statement, (*condition.values, looked.last_rid))]
                 return self._rows.delete(db, [*there, *since])
 
             change = self._write(remove, weight=1000)

@@ -11,7 +11,7 @@ from service.retrieval.index.ranking import exact_scores
 from service.retrieval.records import DoctorReport, SearchOutcome, Vector
 from service.retrieval.searching import Searcher
 from service.retrieval.stopping import NEVER, Stop
-from service.retrieval.truth.database import each
+from service.retrieval.truth.database import rows_of
 from service.retrieval.truth.log import Log
 from service.retrieval.truth.rows import RowTable, row_checksum, vector_checksum
 
@@ -94,7 +94,7 @@ def _block(log: Log, rows: RowTable, after: int, stop: Stop) -> tuple[NDArray[np
         " WHERE i.rid > ? ORDER BY i.rid LIMIT ?"
     )
     with log.read(stop) as db:
-        for rid, id, sequence, checksum, document, vector_sum, vector in each(db, statement, (after, _BLOCK)):
+        for rid, id, sequence, checksum, document, vector_sum, vector in rows_of(db, statement, (after, _BLOCK)):
             last = rid
             if (
                 isinstance(document, str)

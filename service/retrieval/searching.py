@@ -20,7 +20,7 @@ from service.retrieval.index.rwlock import ReadWriteLock
 from service.retrieval.index.slots import Bits, count_bits, slots_in
 from service.retrieval.records import BuiltKind, IndexSpec, RetrievalSettings, SearchOutcome, Vector
 from service.retrieval.stopping import NEVER, Stop
-from service.retrieval.truth.database import each, run
+from service.retrieval.truth.database import rows_of, run
 from service.retrieval.truth.filters import Condition
 from service.retrieval.truth.log import Log
 from service.retrieval.truth.rows import Change, RowTable
@@ -333,7 +333,7 @@ class Searcher:
         table = f"metadata_{self._rows.number}"
         above = f" AND rid > {after}" if after else ""
         with self._log.read(stop) as db:
-            rows = each(db, f"SELECT rid FROM {table} WHERE ({condition.sql}){above}", condition.values)
+            rows = rows_of(db, f"SELECT rid FROM {table} WHERE ({condition.sql}){above}", condition.values)
             rids = np.sort(np.fromiter((rid for (rid,) in rows), np.int64))
             unknown = tuple(
                 field

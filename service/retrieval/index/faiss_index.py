@@ -46,9 +46,9 @@ class VectorIndex:
         self._faiss = faiss_index
         self._nprobe = nprobe
         self._threads = threads or os.cpu_count() or 1
-        made: Any = faiss
+        library: Any = faiss
         self._rounding: Vector | None = None
-        self._plain: Any = made.SearchParametersIVF(nprobe=self.nprobe) if kind == "ivf_sq8" else None
+        self._plain: Any = library.SearchParametersIVF(nprobe=self.nprobe) if kind == "ivf_sq8" else None
 
     @classmethod
     def train(
@@ -130,9 +130,9 @@ class VectorIndex:
         """Copy the lists of an ivf_sq8 index to what they need: grown by doubling they keep a third for nothing."""
         if self.kind != "ivf_sq8":
             return
-        made: Any = faiss
+        library: Any = faiss
         old = self._faiss.invlists
-        new = made.ArrayInvertedLists(old.nlist, old.code_size)
+        new = library.ArrayInvertedLists(old.nlist, old.code_size)
         for place in range(old.nlist):
             if size := old.list_size(place):
                 new.add_entries(place, size, old.get_ids(place), old.get_codes(place))
@@ -153,14 +153,14 @@ class VectorIndex:
         if self.kind != "ivf_sq8" and len(queries) >= LEAST_QUERIES:
             return self._scan_blocks(queries, k, allowed)
         faiss.omp_set_num_threads(self._threads)
-        made: Any = faiss  # its stubs know neither the array nor the keyword form of these constructors
+        library: Any = faiss  # its stubs know neither the array nor the keyword form of these constructors
         parameters = self._plain
         if allowed is not None:
-            selector = made.IDSelectorBitmap(allowed)
+            selector = library.IDSelectorBitmap(allowed)
             if self.kind == "ivf_sq8":
-                parameters = made.SearchParametersIVF(sel=selector, nprobe=self.nprobe)
+                parameters = library.SearchParametersIVF(sel=selector, nprobe=self.nprobe)
             else:
-                parameters = made.SearchParameters(sel=selector)
+                parameters = library.SearchParameters(sel=selector)
         return self._faiss.search(queries, min(k, self.count), params=parameters)
 
     def doubt(self, queries: Vector) -> Vector:
@@ -241,5 +241,5 @@ def _cluster(made: Any, sample: Vector, stop: Callable[[], bool]) -> None:
 
 
 def _plain_parameters(index: VectorIndex) -> Any:
-    made: Any = faiss
-    return made.SearchParametersIVF(nprobe=index.nprobe) if index.kind == "ivf_sq8" else None
+    library: Any = faiss
+    return library.SearchParametersIVF(nprobe=index.nprobe) if index.kind == "ivf_sq8" else None

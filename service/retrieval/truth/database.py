@@ -91,10 +91,10 @@ def open_reader(path: Path, *, vfs: str) -> apsw.Connection:
 
 def run(connection: apsw.Connection, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
     """All rows of one statement."""
-    return list(each(connection, statement, values))
+    return list(rows_of(connection, statement, values))
 
 
-def each(connection: apsw.Connection, statement: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
+def rows_of(connection: apsw.Connection, statement: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
     """Rows of one statement as they come."""
     return connection.execute(statement, values)  # pyright: ignore[reportUnknownMemberType]
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from service.retrieval.errors import CollectionNotFound, StoreCorrupt
 from service.retrieval.records import Record, Vector
-from service.retrieval.truth.database import each, run, run_many
+from service.retrieval.truth.database import rows_of, run, run_many
 from service.retrieval.truth.tables import Counters, read_counters, write_counters
 
 _VARIABLES = 500
@@ -125,19 +125,19 @@ class RowTable:
         for start in range(0, len(ids), _VARIABLES):
             part = ids[start : start + _VARIABLES]
             marks = ",".join("?" * len(part))
-            for id, rid in each(db, f"SELECT id, rid FROM {self._items} WHERE id IN ({marks})", part):
+            for id, rid in rows_of(db, f"SELECT id, rid FROM {self._items} WHERE id IN ({marks})", part):
                 found[id] = rid
         return found
 
     def present(self, db: apsw.Connection, rids: NDArray[np.int64]) -> list[int]:
         """Those row numbers that are there."""
         statement = f"SELECT rid FROM {self._items} WHERE rid IN carray(?)"
-        return [rid for (rid,) in each(db, statement, (_array(rids),))] if len(rids) else []
+        return [rid for (rid,) in rows_of(db, statement, (_array(rids),))] if len(rids) else []
 
     def ids_of(self, db: apsw.Connection, rids: NDArray[np.int64]) -> dict[int, str]:
         """Ids of those row numbers that are there."""
         statement = f"SELECT rid, id FROM {self._items} WHERE rid IN carray(?)"
-        return dict(each(db, statement, (_array(rids),))) if len(rids) else {}
+        return dict(rows_of(db, statement, (_array(rids),))) if len(rids) else {}
 
     def shown_of(self, db: apsw.Connection, rids: NDArray[np.int64]) -> dict[int, tuple[str, str]]:
         """Id and metadata, as JSON, of those row numbers that are there: in one statement, as most searches want it."""
@@ -147,12 +147,12 @@ class RowTable:
         )
         if not len(rids):
             return {}
-        return {rid: (id, text) for rid, id, text in each(db, statement, (_array(rids),))}
+        return {rid: (id, text) for rid, id, text in rows_of(db, statement, (_array(rids),))}
 
     def metadata_of(self, db: apsw.Connection, rids: NDArray[np.int64]) -> dict[int, str]:
         """Metadata, as JSON, of those row numbers that are there."""
         statement = f"SELECT rid, document FROM {self._metadata} WHERE rid IN carray(?)"
-        return dict(each(db, statement, (_array(rids),))) if len(rids) else {}
+        return dict(rows_of(db, statement, (_array(rids),))) if len(rids) else {}
 
     def vectors_of(self, db: apsw.Connection, rids: NDArray[np.int64]) -> tuple[NDArray[np.int64], Vector]:
         """Row numbers, growing, of those that are there, and their vectors. Raises StoreCorrupt."""
@@ -168,7 +168,7 @@ class RowTable:
 
     def all_rids(self, db: apsw.Connection) -> NDArray[np.int64]:
         """Every live row number, growing."""
-        return np.fromiter((rid for (rid,) in each(db, f"SELECT rid FROM {self._items} ORDER BY rid")), np.int64)
+        return np.fromiter((rid for (rid,) in rows_of(db, f"SELECT rid FROM {self._items} ORDER BY rid")), np.int64)
 
     def records_after(self, db: apsw.Connection, id: str, *, limit: int, with_vectors: bool) -> list[Record]:
         """Rows in the order of ids. Raises StoreCorrupt."""
@@ -190,7 +190,7 @@ class RowTable:
             f" FROM {self._items} AS i LEFT JOIN {self._metadata} AS m ON m.rid = i.rid"
             f" LEFT JOIN {self._vectors} AS v ON v.rid = i.rid {which}"
         )
-        for rid, id, sequence, checksum, text, vector_sum, *vector in each(db, statement, values):
+        for rid, id, sequence, checksum, text, vector_sum, *vector in rows_of(db, statement, values):
             if text is None or vector_sum is None or row_checksum(rid, id, sequence, vector_sum, text) != checksum:
                 raise StoreCorrupt(f"row {rid} (id {id!r}) is not what was written: its checksum differs")
             if with_vectors and vector_checksum(rid, vector[0]) != vector_sum:
