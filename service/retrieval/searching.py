@@ -216,6 +216,8 @@ class Searcher:
         return found
 
     def _search_some(self, query: IndexQuery, part: slice) -> list[SearchOutcome]:
+        # Without the gate first: a search must not wait for a commit's fsync. Only one that keeps meeting rows that go
+        # away waits for the gate, under which none can.
         for _ in range(_ATTEMPTS):
             try:
                 return self._attempt(query, part, gated=False)
@@ -239,6 +241,7 @@ class Searcher:
             exact, found = self._rank(vectors, wanted, allowed)
         finally:
             self._lock.release_read()
+        # The lock is free before a reading connection is asked for: whoever waits for one of those holds up no write.
         with self._log.read(query.stop) as db:
             if isinstance(found, Candidates):
                 found = rescore(db, self._rows, vectors, wanted, found, damaged=self._note_damage)
@@ -287,6 +290,7 @@ class Searcher:
             return None
         if query.may_scan and not gated:
             self.scan(condition, query.stop)
+        # From the mask to the lock under one gate: no row may come between what the mask knows and what is searched.
         with nullcontext() if gated else self._gate:
             mask, missing = self._remembered(condition)
             if missing * condition.conditions > _FEW and not query.may_scan:

@@ -306,12 +306,15 @@ class Log:
         while True:
             if held is None:
                 try:
+                    # Sleep for the first job only. A group takes what waits already, and never waits to grow: while it
+                    # is committed the next one gathers by itself.
                     timeout_s = max(0.0, until - time.monotonic())
                     held = self._jobs.get_nowait() if group else self._jobs.get(timeout=timeout_s)
                 except queue.Empty:
                     return group, None, False
                 if held is None:
                     return group, None, True
+            # A control (swap of the witness, vacuum) runs between transactions, so it ends the group before it.
             if isinstance(held, _Control) or (group and weight + held.weight > self._group_items):
                 return group, held, False
             group.append(held)
@@ -329,6 +332,8 @@ class Log:
                 if self._attempt(job):
                     good.append(job)
             with ExitStack() as gates:
+                # Held from before COMMIT until the indexes show it, so that nobody sees one without the other. Only this
+                # thread holds several at once; the order is for whoever may one day hold two.
                 for gate in sorted({job.gate for job in good}, key=id):
                     gates.enter_context(gate)
                 run(self._writer, "COMMIT")
@@ -343,7 +348,7 @@ class Log:
                 if not job.future.done():
                     job.future.set_exception(failure)
             return
-        for job in good:
+        for job in good:  # after the gates are open: who is woken may search at once
             if not job.future.done():
                 job.future.set_result(job.result)
 
