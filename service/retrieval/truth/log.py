@@ -332,8 +332,8 @@ class Log:
                 if self._attempt(job):
                     good.append(job)
             with ExitStack() as gates:
-                # Held from before COMMIT until the indexes show it, so that nobody sees one without the other. Only this
-                # thread holds several at once; the order is for whoever may one day hold two.
+                # Held from before COMMIT until the indexes show it, so that nobody sees one without the other. Only
+                # this thread holds several at once; the order is for whoever may one day hold two.
                 for gate in sorted({job.gate for job in good}, key=id):
                     gates.enter_context(gate)
                 run(self._writer, "COMMIT")
