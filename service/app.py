@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from service.connection.shedding import LoadShedder, Shedding
-from service.http.body import BodyMemory
+from service.http.body_memory import BodyMemory
 from service.http.envelope import Envelope
 from service.http.errors import install_handlers
 from service.http.gate import Gate

@@ -16,7 +16,7 @@ from service.http.errors import Refusal
 from service.timing import Budget, Timings
 
 if TYPE_CHECKING:
-    from service.http.body import BodyShare
+    from service.http.body_memory import BodyShare
 
 _SCOPE_KEY = "clipworks"
 # Where the protocol leaves the status of its own answer, when it ended a request while its body was still coming.

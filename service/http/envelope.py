@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.body import BodyMemory
+from service.http.body_memory import BodyMemory
 from service.http.context import CLOSED_WITH, ClientGone, RequestContext, put_context, request_id
 from service.http.errors import Problem, internal_problem
 from service.telemetry import Telemetry

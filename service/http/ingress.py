@@ -16,7 +16,8 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from service.faults import DeadlinePassed
-from service.http.body import FREE_BYTES, read_body
+from service.http.body import read_body
+from service.http.body_memory import FREE_BYTES
 from service.http.context import context_of, while_connected
 from service.http.errors import BodyRefused, Refusal, validation_refusal
 from service.http.json_body import check_json, parse_json

@@ -10,7 +10,7 @@ import numpy as np
 import pydantic_core
 
 from service.faults import TooManyItems
-from service.http.body import FREE_BYTES
+from service.http.body_memory import FREE_BYTES
 from service.http.errors import Refusal
 
 _BOM = b"\xef\xbb\xbf"

@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from clipworks.schemas import EmbedRequest
 from service.faults import DeadlinePassed, ServiceOverloaded
-from service.http.body import BodyMemory
+from service.http.body_memory import BodyMemory
 from service.http.context import ClientGone, RequestContext, put_context
 from service.http.ingress import Received, off_loop, read_request
 from service.http.limits import IngressLimits, ParsingTurns
