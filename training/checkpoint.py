@@ -39,7 +39,7 @@ ARRAY_PREFIX = "array/"
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What `checkpoint.json` says; `templates` are the default prompts, `graphs` role -> method door.
+    """What `checkpoint.json` says; `templates` are the default prompts, `graphs` role -> method function.
 
     base_sha256: digest of the weights that training started from, None without a base. inherited: roles that the base
     keeps providing. labels: the classes of a head. presence: what the method fitted for scores of positions.

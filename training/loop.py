@@ -63,7 +63,7 @@ class TrainResult:
 def train(
     config_path: Path, overrides: Sequence[str] = (), *, resume: bool = False, console: Console | None = None
 ) -> TrainResult:
-    """Train a recipe: the door of `clipworks train CONFIG [--set key=value] [--resume]`.
+    """Train a recipe, as `clipworks train CONFIG [--set key=value] [--resume]`.
 
     Under `torchrun` the processes share every batch; the first one validates and writes.
 
@@ -314,7 +314,7 @@ def _judged(
     """
     if (own := method.validated()) is not None:
         return own
-    encode_image, encode_text = methods.judging_doors(name, method)
+    encode_image, encode_text = methods.judging_functions(name, method)
     moved = [module for module, use in method.modules().values() if use != "frozen"]
     for module in moved:
         module.eval()

@@ -261,13 +261,13 @@ def check_produced(name: str, method: Method) -> Produced:
             )
     for role, path in produced.graphs.items():
         try:
-            door(method, path)
+            function_at(method, path)
         except ValueError as error:
             raise ValueError(f"method {name}: artifact() gives {role} as {path!r}: {error}") from error
     return produced
 
 
-def door(method: Method, path: str) -> Callable[[Tensor], Tensor]:
+def function_at(method: Method, path: str) -> Callable[[Tensor], Tensor]:
     """The function that `path` names, `<module>.<attribute>`, for example `model.encode_image`.
 
     Raises:
@@ -284,7 +284,7 @@ def door(method: Method, path: str) -> Callable[[Tensor], Tensor]:
     return found
 
 
-def judging_doors(name: str, method: Method) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+def judging_functions(name: str, method: Method) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """The functions that encode pictures and texts while a method is trained.
 
     Raises:
@@ -297,4 +297,4 @@ def judging_doors(name: str, method: Method) -> tuple[Callable[[Tensor], Tensor]
                 f"method {name}: artifact() names no {role}: validation needs both encoders, trained or inherited "
                 "(or the method defines validated())"
             )
-    return door(method, graphs["image_encoder"]), door(method, graphs["text_encoder"])
+    return function_at(method, graphs["image_encoder"]), function_at(method, graphs["text_encoder"])

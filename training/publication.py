@@ -16,7 +16,7 @@ from training.saved import SavedRun
 
 
 @dataclass(frozen=True, kw_only=True)
-class Said:
+class WeightsStatement:
     """What the publisher says of the weights; kept in the artifact."""
 
     licence: str = "not stated"
@@ -34,7 +34,7 @@ class Publication:
 
     run: SavedRun
     store: Store
-    said: Said = Said()
+    statement: WeightsStatement = WeightsStatement()
     base_name: str | None = None
     report: Mapping[str, object] | None = None
     data_folder: Path | None = None
@@ -67,16 +67,16 @@ class Publication:
 
     def provenance(self, structure: str, what: str) -> Provenance:
         """Of adapters and heads. what: in a few words what the new graphs are."""
-        info, said = self.run.info, self.said
+        info, statement = self.run.info, self.statement
         step = f"step {info.step}, " if info.step else ""  # a closed form has taken none
         return provenance(
             source=f"clipworks checkpoint {info.config.name}, {step}data {info.data_digest[:16]}",
             architecture=what,
             activation="other",
             structure=structure,
-            licence=said.licence,
-            training_data=said.training_data,
-            limits=said.limits,
+            licence=statement.licence,
+            training_data=statement.training_data,
+            limits=statement.limits,
             source_sha256=info.weights_sha256,
         )
 

@@ -13,7 +13,7 @@ from training.exporting.derive import export_derivation
 from training.exporting.export import ALL_PRECISIONS, Progress, export_checkpoint
 from training.models.dense import DEFAULT_DENSE, DenseChoice
 from training.opening import method_of
-from training.publication import Publication, Said
+from training.publication import Publication, WeightsStatement
 from training.saved import SavedRun
 
 
@@ -27,7 +27,7 @@ def publish_checkpoint(
     precisions: Iterable[Precision] = ALL_PRECISIONS,
     pictures: Sequence[bytes] = (),
     texts: Sequence[str] = (),
-    said: Said | None = None,
+    statement: WeightsStatement | None = None,
     report: Mapping[str, object] | None = None,
     dense: DenseChoice = DEFAULT_DENSE,
     progress: Progress | None = None,
@@ -42,7 +42,7 @@ def publish_checkpoint(
             that is not the model.
         ManifestError: the changed text tower no longer fits the base's image vectors.
     """
-    said = said or Said()
+    statement = statement or WeightsStatement()
     try:
         info = read_checkpoint(path)
     except (OSError, ValueError, KeyError) as error:
@@ -57,9 +57,9 @@ def publish_checkpoint(
             precisions=precisions,
             pictures=pictures,
             texts=texts,
-            licence=said.licence,
-            training_data=said.training_data,
-            limits=said.limits,
+            licence=statement.licence,
+            training_data=statement.training_data,
+            limits=statement.limits,
             report=report,
             dense=dense,
             progress=progress,
@@ -67,7 +67,7 @@ def publish_checkpoint(
     publication = Publication(
         run=SavedRun(folder=path, info=info),
         store=store,
-        said=said,
+        statement=statement,
         base_name=base,
         report=report,
         data_folder=data_folder,

@@ -72,7 +72,7 @@ def export(
     What keeps parts of its base (a class head, a cured text tower) is published as a derivation: only the new part,
     with the base named.
     """
-    from training.publication import Said
+    from training.publication import WeightsStatement
     from training.publish import publish_checkpoint
 
     target = models.writable_store(store)
@@ -84,7 +84,7 @@ def export(
             base=base,
             data_folder=data,
             precisions=models.precisions_of(precision),
-            said=Said(licence=licence, training_data=training_data, limits=limits),
+            statement=WeightsStatement(licence=licence, training_data=training_data, limits=limits),
             pictures=_evenly([path.read_bytes() for path in _pictures_of(pictures)]) if pictures else (),
             texts=_evenly(texts.read_text(encoding="utf-8").splitlines()) if texts else (),
             report=_report_of(report) if report else None,

@@ -16,7 +16,7 @@ from service.engine.running import RunningModel
 from service.faults import StateConflict
 from service.retrieval import CollectionSpec, StoreItem
 from service.retrieval.errors import ItemNotFound
-from service.retrieval.truth.items import Door, check_id
+from service.retrieval.truth.items import ItemChecks, check_id
 from service.tasks import pipeline
 from service.tasks.pipeline import FailedItem, Input
 from service.timing import Budget
@@ -115,11 +115,11 @@ def _check_rows(rows: Sequence[NewRow], spec: CollectionSpec, max_metadata_bytes
         return found
     some_unit = np.zeros(spec.dim, dtype=np.float32)
     some_unit[0] = 1.0
-    door = Door(spec, max_metadata_bytes=max_metadata_bytes)
+    checks = ItemChecks(spec, max_metadata_bytes=max_metadata_bytes)
     for index, (row, each) in enumerate(zip(rows, found, strict=True)):
         if not isinstance(each, ClipworksError):
             try:
-                door.prepare(StoreItem(row.id, some_unit, row.metadata))
+                checks.prepare(StoreItem(row.id, some_unit, row.metadata))
             except ClipworksError as error:
                 found[index] = error
     return found

@@ -1,4 +1,4 @@
-"""Durable vector collections: SQLite holds the truth, FAISS in memory answers, `CollectionStore` is the door.
+"""Durable vector collections: SQLite holds the truth, FAISS in memory answers, `CollectionStore` is the entry point.
 
 Its errors are in service.retrieval.errors. Names are loaded when they are first used: FAISS and SQLite take a
 while, and whoever only needs a record's type should not wait for them.

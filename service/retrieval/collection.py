@@ -1,4 +1,4 @@
-"""One collection: the door for reading, writing and searching its rows. Every method blocks; call them in threads."""
+"""One collection: its rows read, written and searched. Every method blocks; call them in threads."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from service.retrieval.stopping import NEVER, Stop
 from service.retrieval.truth import archive
 from service.retrieval.truth.database import rows_of
 from service.retrieval.truth.filters import compile_filter
-from service.retrieval.truth.items import Door, check_id
+from service.retrieval.truth.items import ItemChecks, check_id
 from service.retrieval.truth.log import Log
 from service.retrieval.truth.losses import seen_of, sentence
 from service.retrieval.truth.rows import Change, Prepared, RowTable
@@ -98,7 +98,7 @@ class EmbeddedCollection:
         self._wake = wake
         self._stop = stop
         self._rows = RowTable(tables.number, dim=self.spec.dim)
-        self._door = Door(self.spec, max_metadata_bytes=settings.max_metadata_bytes)
+        self._checks = ItemChecks(self.spec, max_metadata_bytes=settings.max_metadata_bytes)
         self._gate = threading.Lock()
         self._rebuilding = threading.Lock()
         self._searcher = Searcher(log, self._rows, self.spec.index, settings, gate=self._gate, live=live)
@@ -119,7 +119,7 @@ class EmbeddedCollection:
         bad: dict[int, InvalidItem] = {}
         for place, item in enumerate(items):
             try:
-                good[item.id] = self._door.prepare(item)
+                good[item.id] = self._checks.prepare(item)
             except InvalidItem as error:
                 bad[place] = InvalidItem(str(error), index=place)
                 if all_or_nothing:

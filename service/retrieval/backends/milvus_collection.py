@@ -39,7 +39,7 @@ from service.retrieval.records import (
     Vector,
 )
 from service.retrieval.stopping import NEVER, Stop
-from service.retrieval.truth.items import Door, check_id
+from service.retrieval.truth.items import ItemChecks, check_id
 from service.retrieval.truth.rows import Prepared
 
 _WRITE_BYTES = 8 * 2**20  # of one request; Milvus takes 64 MiB
@@ -71,7 +71,7 @@ class MilvusCollection:
         self._settings = settings
         self._fields = ordered_fields(spec.metadata_schema)
         limit = min(settings.max_metadata_bytes, MAX_DOCUMENT_BYTES)
-        self._door = Door(spec, max_metadata_bytes=limit)
+        self._checks = ItemChecks(spec, max_metadata_bytes=limit)
 
     def upsert(self, items: Sequence[StoreItem], *, all_or_nothing: bool = False) -> list[ItemOutcome]:
         good: dict[str, dict[str, Any]] = {}
@@ -79,7 +79,7 @@ class MilvusCollection:
         sequence = self._clock.tick(self.name)
         for place, item in enumerate(items):
             try:
-                good[item.id] = encode(self._door.prepare(item), self._fields, sequence=sequence)
+                good[item.id] = encode(self._checks.prepare(item), self._fields, sequence=sequence)
             except InvalidItem as error:
                 bad[place] = InvalidItem(str(error), index=place)
                 if all_or_nothing:

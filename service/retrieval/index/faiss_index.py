@@ -1,4 +1,4 @@
-"""FAISS behind one small door: slots are appended, never removed, and searched with a bitmap of allowed slots.
+"""FAISS behind a small interface: slots are appended, never removed, and searched with a bitmap of allowed slots.
 
 What FAISS gets wrong is kept out here: no remove_ids, no IDMap (ids go wrong after removals), no IndexRefine (refuses
 filters), padding with -1, and no thread safety between adding and searching (the collection's lock sees to that).

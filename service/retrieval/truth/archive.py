@@ -23,7 +23,7 @@ from model_store.files import whole_file
 from service.retrieval.errors import InvalidCollection, InvalidItem, StoreCorrupt
 from service.retrieval.records import CollectionSpec, Record, SnapshotInfo, StoreItem
 from service.retrieval.truth.database import translate
-from service.retrieval.truth.items import MAX_ID_BYTES, Door
+from service.retrieval.truth.items import MAX_ID_BYTES, ItemChecks
 from service.retrieval.truth.rows import Prepared
 from service.retrieval.truth.tables import Counters
 
@@ -129,7 +129,7 @@ def _header(stream: BinaryIO, path: Path) -> ArchiveHeader:
 
 def _rows(stream: BinaryIO, header: ArchiveHeader, size: int) -> Generator[Prepared]:
     """size: of the file. Raises StoreCorrupt: sums that agree do not make a file from elsewhere well-formed."""
-    door = Door(header.spec, max_metadata_bytes=_MAX_METADATA)
+    checks = ItemChecks(header.spec, max_metadata_bytes=_MAX_METADATA)
     for place in range(header.count):
         lengths = stream.read(_LENGTHS.size)
         if len(lengths) != _LENGTHS.size:
@@ -143,7 +143,7 @@ def _rows(stream: BinaryIO, header: ArchiveHeader, size: int) -> Generator[Prepa
             raise StoreCorrupt(f"row {place} is cut short")
         try:
             values = np.frombuffer(vector, "<f4").astype(np.float32)
-            yield door.prepare(StoreItem(id.decode(), values, json.loads(metadata)))
+            yield checks.prepare(StoreItem(id.decode(), values, json.loads(metadata)))
         except (ValueError, RecursionError, InvalidItem) as error:
             raise StoreCorrupt(f"row {place} cannot be read: {error}") from None
     if stream.tell() != size - _DIGEST_BYTES:

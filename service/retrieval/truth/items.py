@@ -20,8 +20,8 @@ _LENGTH_TOLERANCE = 1e-3
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
-class Door:
-    """The checks of one collection."""
+class ItemChecks:
+    """What an item must fulfil to be stored in one collection: its id, its vector, its declared metadata."""
 
     def __init__(self, spec: CollectionSpec, *, max_metadata_bytes: int) -> None:
         self._dim = spec.dim

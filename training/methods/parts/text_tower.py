@@ -29,15 +29,15 @@ def text_derivation(publication: Publication) -> DerivationSource:
         ValueError: it inherits something else, or the base's checkpoint is not where the recipe says.
         ExportRefused: no artifact has its image tower.
     """
-    loaded, said = publication.run.model(), publication.said
+    loaded, statement = publication.run.model(), publication.statement
     inherited = loaded.info.inherited
     if inherited != ("image_encoder",):
         raise ValueError(f"it inherits {list(inherited)}: only an inherited image_encoder is known here")
     whole = source_of_checkpoint(
         loaded,
-        licence=said.licence,
-        training_data=said.training_data,
-        limits=said.limits,
+        licence=statement.licence,
+        training_data=statement.training_data,
+        limits=statement.limits,
         report=publication.report,
     )
     return DerivationSource(
