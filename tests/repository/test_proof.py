@@ -94,6 +94,19 @@ def test_a_run_is_counted_by_file(script: ModuleType, tmp_path: Path) -> None:
     }
 
 
+def test_a_decorated_test_counts_for_its_own_file(script: ModuleType, tmp_path: Path) -> None:
+    """JUnit names the file of the decorator then, and no file at all of one that could not be read."""
+    cases = (
+        '<testcase classname="tests.a.test_b" file=".venv/lib/decorator.py" name="test" time="1"/>',
+        '<testcase classname="" name="tests.a.test_c" time="0"><error/></testcase>',
+    )
+    files = script.read_run(junit(tmp_path, *cases))["files"]
+    assert {path: (each["passed"], each["failed"]) for path, each in files.items()} == {
+        "tests/a/test_b.py": (1, 0),
+        "tests/a/test_c.py": (0, 1),
+    }
+
+
 @pytest.mark.parametrize("commit", ["abcdef0-changed", "unknown", "pytest"])
 def test_a_run_of_no_commit_is_not_recorded(script: ModuleType, tmp_path: Path, commit: str) -> None:
     with pytest.raises(SystemExit, match=f"{commit}.*expected a commit without changes"):
