@@ -32,7 +32,7 @@ from PIL import Image
 from clipworks import Client
 from model_store.fidelity import measure
 from model_store.golden import GOLDEN_TEXTS
-from training.calibration import CALIBRATION_TEXTS, calibration_photographs
+from model_store.precisions.calibration import CALIBRATION_TEXTS, calibration_photographs
 from training.checkpoint import load_model
 
 RELATIVE_L2_MAX = 1e-4

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from model_store.errors import ExportRefused
 from model_store.manifest import Precision
+from model_store.precisions.variants import ALL_PRECISIONS, Progress
 from model_store.store import Artifact, Store
 from training.checkpoint import read_checkpoint
 from training.exporting.derive import export_derivation
-from training.exporting.export import ALL_PRECISIONS, Progress, export_checkpoint
+from training.exporting.export import export_checkpoint
 from training.models.dense import DEFAULT_DENSE, DenseChoice
 from training.opening import method_of
 from training.publication import Publication, WeightsStatement

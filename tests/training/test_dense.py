@@ -20,13 +20,13 @@ from model_store.errors import ExportRefused
 from model_store.golden import dense_goldens
 from model_store.graph import Graph
 from model_store.manifest import DenseSpec, GraphSpec, ImageSpec
+from model_store.precisions.variants import build_variant
 from model_store.towers import DenseTower
 from training.config import ImageTowerConfig, SmallConfig, TextTowerConfig
 from training.exporting.dense import DENSE_FILE, check_module, encode_dense, measure_dense, write_dense
 from training.exporting.dense_build import build_dense
 from training.exporting.export import image_tower
 from training.exporting.graphs import EncoderGraph, ImageGraph, image_tensors, write_graph
-from training.exporting.variants import build_variant
 from training.models.dense import DenseSource, dense_of_openclip, dense_of_own
 from training.models.dense_towers import NoPositions, ResNetDense, TimmDense, VitDense, attention_weights, split_heads
 from training.models.positions import resample_grid

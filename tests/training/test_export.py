@@ -17,6 +17,7 @@ from model_store.golden import Goldens
 from model_store.graph import open_graph
 from model_store.identity import space_of
 from model_store.manifest import ENCODERS, Precision
+from model_store.precisions.variants import COSINE_FLOOR, FP32_RELATIVE_L2_MAX
 from model_store.proving import Proof
 from model_store.session import SessionSettings
 from model_store.store import Artifact, Store
@@ -28,7 +29,6 @@ from training.exporting.export import (
     provenance,
 )
 from training.exporting.graphs import ImageGraph, TextGraph
-from training.exporting.variants import COSINE_FLOOR, FP32_RELATIVE_L2_MAX
 from training.importing.importer import image_spec_of
 from training.importing.openclip_weights import find_weights, load_model
 from training.importing.tokenizer_import import import_tokenizer

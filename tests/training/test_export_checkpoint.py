@@ -15,11 +15,11 @@ from model_store.golden import GOLDEN_TEXTS, Goldens
 from model_store.graph import open_graph
 from model_store.identity import spec_digest
 from model_store.manifest import ENCODERS
+from model_store.precisions.calibration import CALIBRATION_TEXTS
 from model_store.proving import Proof
 from model_store.session import SessionSettings
 from model_store.store import Store
 from model_store.towers import open_dense_tower
-from training.calibration import CALIBRATION_TEXTS
 from training.checkpoint import load_model, save_checkpoint
 from training.config import load_config
 from training.data.vocabulary import tokenizer_of

@@ -20,8 +20,8 @@ from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 from model_store.errors import ExportRefused
 from model_store.graph import open_graph
 from model_store.modality.image import prepare
+from model_store.precisions.calibration import CALIBRATION_TEXTS
 from model_store.store import Store
-from training.calibration import CALIBRATION_TEXTS
 from training.importing.importer import image_spec_of, import_model
 from training.importing.openclip_weights import check_weights_file, find_weights, load_model
 from training.tiny import tiny_config, write_tiny_source

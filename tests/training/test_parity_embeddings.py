@@ -20,8 +20,8 @@ from model_store.graph import open_graph
 from model_store.manifest import Fidelity, Role
 from model_store.modality.image import prepare
 from model_store.modality.text import Tokenizer
+from model_store.precisions.calibration import CALIBRATION_TEXTS
 from model_store.store import Artifact, Store
-from training.calibration import CALIBRATION_TEXTS
 from training.tiny import write_tiny_source
 
 pytestmark = pytest.mark.torch

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from model_store.fidelity import measure
 from model_store.manifest import TensorSpec
+from model_store.precisions.quantize import write_fp16, write_int8
+from model_store.precisions.smoothing import peak_ratios, smooth_layer_norms, weight_products
 from training.exporting.graphs import write_graph
-from training.exporting.quantize import write_fp16, write_int8
-from training.exporting.smoothing import peak_ratios, smooth_layer_norms, weight_products
 
 pytestmark = pytest.mark.torch
 
@@ -87,7 +87,7 @@ def test_smoothing_is_what_saves_int8_here(loud: Path, tmp_path: Path, monkeypat
         return measure(run(tmp_path / name, inputs(64, seed=3)), reference).centred_relative_l2
 
     smoothed = error("smoothed.onnx")
-    monkeypatch.setattr("training.exporting.quantize.smooth_layer_norms", lambda model, batches: 0)
+    monkeypatch.setattr("model_store.precisions.quantize.smooth_layer_norms", lambda model, batches: 0)
     assert smoothed < error("plain.onnx") / 3
 
 

@@ -19,10 +19,10 @@ from model_store.fidelity import measure
 from model_store.golden import EncodeDense, dense_goldens
 from model_store.graph import Graph
 from model_store.manifest import GraphSpec, TensorSpec
+from model_store.precisions.measure import INVARIANCE_TOLERANCE
 from model_store.probe import probe
 from model_store.towers import DenseTower, DenseVectors
 from training.exporting.graphs import EXTERNAL_DATA_BYTES, MAX_BATCH, export_program
-from training.exporting.measure import INVARIANCE_TOLERANCE
 from training.models.dense import DenseSource
 from training.models.dense_towers import NoPositions
 

@@ -14,9 +14,9 @@ from model_store.errors import ExportRefused, GraphError
 from model_store.golden import EncodeDense, dense_goldens
 from model_store.graph import Graph
 from model_store.manifest import DenseSpec, GraphSpec, SkippedVariant
+from model_store.precisions.variants import remove_variant
 from training.exporting.dense import DENSE_FILE, check_module, encode_dense, measure_dense, write_dense
 from training.exporting.shared_weights import share_weights
-from training.exporting.variants import remove_variant
 from training.models.dense import DenseSource
 
 _CHECKED = 4  # pictures on which the dense module is compared with the image encoder before it is exported

@@ -36,8 +36,10 @@ from model_store.manifest import (
     TowerName,
 )
 from model_store.modality.text import Tokenizer
+from model_store.precisions.calibration import Calibration, calibration_for
+from model_store.precisions.measure import MeasuredRows
+from model_store.precisions.variants import ALL_PRECISIONS, Progress, build_tower, fp32_first, tolerances_of
 from model_store.store import Store, file_entries
-from training.calibration import Calibration, calibration_for
 from training.exporting.dense_build import add_dense, dense_reference, dense_spec_of
 from training.exporting.derive_dense import build_dense_adapter
 from training.exporting.derived_graphs import (
@@ -51,18 +53,8 @@ from training.exporting.derived_graphs import (
     way_of_base,
     way_of_tower,
 )
-from training.exporting.export import (
-    ALL_PRECISIONS,
-    Progress,
-    build_tower,
-    fp32_first,
-    image_tower,
-    recipe_of,
-    text_tower,
-    tolerances_of,
-    weight_arrays,
-)
-from training.exporting.measure import MeasuredRows, torch_vectors
+from training.exporting.export import image_tower, recipe_of, text_tower, weight_arrays
+from training.exporting.reference import torch_vectors
 from training.models.dense import DenseSource
 
 

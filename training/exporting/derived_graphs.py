@@ -29,10 +29,12 @@ from model_store.manifest import (
     SkippedVariant,
     TensorSpec,
 )
+from model_store.precisions.measure import MeasuredRows, Run, in_batches, run_in_child
+from model_store.precisions.variants import COSINE_FLOOR, MissedFloor, TowerVariant, build_variant
 from model_store.session import SessionSettings
 from model_store.towers import OpenedHead, adapt, normalized
-from training.exporting.measure import MeasuredRows, Run, in_batches, run_in_child, torch_vectors
-from training.exporting.variants import COSINE_FLOOR, MissedFloor, TowerVariant, build_variant
+from training.exporting.graphs import write_graph
+from training.exporting.reference import torch_vectors
 
 # Twice the fp32 floor of an encoder and three times under what every load demands: rounding of two graphs adds up.
 CHAIN_FP32_RELATIVE_L2_MAX = 3e-4
@@ -210,13 +212,14 @@ def _build(
         raise ExportRefused(f"{head or role} does not take vectors [B, {rows.shape[1]}]: {error}") from error
     if reference.ndim != 2 or len(reference) != len(rows) or not np.isfinite(reference).all():
         raise ExportRefused(f"{head or role} gives shape {list(reference.shape)}, or values that are not finite")
+    tensors = (
+        TensorSpec(name="vectors", dtype="float32", shape=("batch", rows.shape[1])),
+        TensorSpec(name="logits" if head else "adapted", dtype="float32", shape=("batch", reference.shape[1])),
+    )
     tower = TowerVariant(
         role=role,
-        module=module,
-        tensors=(
-            TensorSpec(name="vectors", dtype="float32", shape=("batch", rows.shape[1])),
-            TensorSpec(name="logits" if head else "adapted", dtype="float32", shape=("batch", reference.shape[1])),
-        ),
+        write_fp32=lambda path: write_graph(module, tensors, path),
+        tensors=tensors,
         rows=MeasuredRows(padded=rows),
         calibration=[],
         reference=reference,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,13 +15,8 @@ import open_clip
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model_store.errors import ExportRefused, GraphError
+from model_store.errors import ExportRefused
 from model_store.golden import (
-    GOLDEN_TEXTS,
-    Tolerance,
-    dense_tolerance,
-    prepared_goldens,
-    tolerance_for,
     write_goldens,
 )
 from model_store.identity import fingerprint, space_of
@@ -33,25 +28,39 @@ from model_store.manifest import (
     Precision,
     Presence,
     Provenance,
-    Role,
     SkippedVariant,
     TextSpec,
 )
 from model_store.modality.text import Tokenizer
+from model_store.precisions.calibration import Calibration, calibration_for
+from model_store.precisions.measure import MeasuredRows
+from model_store.precisions.rows import calibration_texts, measured_pictures, measured_texts
+from model_store.precisions.variants import (
+    ALL_PRECISIONS,
+    Progress,
+    TowerVariant,
+    build_tower,
+    fp32_first,
+    tolerances_of,
+)
 from model_store.store import Artifact, Store, file_entries
-from training.calibration import Calibration, calibration_for
 from training.checkpoint import LoadedModel, load_model
 from training.config import OpenClipConfig
 from training.exporting.dense_build import add_dense, dense_reference, dense_spec_of
-from training.exporting.graphs import GRAPH_RECIPE, EncoderGraph, ImageGraph, TextGraph, image_tensors, text_tensors
-from training.exporting.measure import MeasuredRows, torch_vectors
-from training.exporting.variants import MissedFloor, TowerVariant, build_variant, remove_variant
+from training.exporting.graphs import (
+    GRAPH_RECIPE,
+    EncoderGraph,
+    ImageGraph,
+    TextGraph,
+    image_tensors,
+    text_tensors,
+    write_graph,
+)
+from training.exporting.reference import torch_vectors
 from training.log import flatten
 from training.models.dense import DEFAULT_DENSE, DenseChoice, DenseSource, dense_of_model
 from training.models.towers import OpenClipDualEncoder
 
-Progress = Callable[[str], None]
-ALL_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "open_clip_torch", "timm", "tokenizers", "Pillow", "numpy")
 
 
@@ -268,41 +277,15 @@ def source_of_checkpoint(
     )
 
 
-def build_tower(
-    tower: TowerVariant, wanted: Iterable[Precision], folder: Path, say: Progress
-) -> tuple[list[GraphSpec], list[SkippedVariant]]:
-    """Write and measure an encoder at each precision, fp32 first; what misses its floor is skipped with the reason.
-
-    Raises:
-        ExportRefused: the fp32 graph is not the torch model, or does not run.
-    """
-    graphs: list[GraphSpec] = []
-    skipped: list[SkippedVariant] = []
-    fp32_files: tuple[Path, ...] = ()
-    for precision in wanted:
-        say(f"{tower.role} {precision}")
-        path = folder / f"{tower.role}.{precision}.onnx"
-        try:
-            graph = build_variant(tower, precision, path, fp32_files)
-        except (GraphError, MissedFloor) as error:
-            if precision == "fp32":
-                raise ExportRefused(f"{tower.role}: {error}") from error
-            remove_variant(path)
-            skipped.append(SkippedVariant(role=tower.role, precision=precision, reason=str(error)))
-        else:
-            graphs.append(graph)
-            fp32_files = fp32_files or tuple(folder / file for file in graph.files)
-    return graphs, skipped
-
-
 def image_tower(module: nn.Module, spec: ImageSpec, calibration: Calibration) -> TowerVariant:
     """An image encoder with the pictures it is measured on: the golden ones, then the calibration's."""
-    rows = MeasuredRows(padded=np.concatenate([prepared_goldens(spec), calibration.pixels]))
+    rows = measured_pictures(spec, calibration)
     reference = torch_vectors(module, rows)
+    tensors = image_tensors(spec, reference.shape[1])
     return TowerVariant(
         role="image_encoder",
-        module=module,
-        tensors=image_tensors(spec, reference.shape[1]),
+        write_fp32=lambda path: write_graph(module, tensors, path),
+        tensors=tensors,
         rows=rows,
         calibration=[calibration.pixels[i : i + 1] for i in range(len(calibration.pixels))],
         reference=reference,
@@ -311,35 +294,17 @@ def image_tower(module: nn.Module, spec: ImageSpec, calibration: Calibration) ->
 
 def text_tower(module: nn.Module, spec: TextSpec, tokenizer: Tokenizer, calibration: Calibration) -> TowerVariant:
     """A text encoder with the texts it is measured on: the golden ones, then the calibration's."""
-    token_rows = [*(tokenizer.encode(text) for text in GOLDEN_TEXTS), *calibration.rows]
-    lengths = tuple(len(row) for row in token_rows) if spec.dynamic_length else None
-    rows = MeasuredRows(padded=tokenizer.pad(token_rows, spec.context_length), lengths=lengths)
+    rows = measured_texts(tokenizer, calibration)
     reference = torch_vectors(module, rows)
+    tensors = text_tensors(spec, reference.shape[1])
     return TowerVariant(
         role="text_encoder",
-        module=module,
-        tensors=text_tensors(spec, reference.shape[1]),
+        write_fp32=lambda path: write_graph(module, tensors, path),
+        tensors=tensors,
         rows=rows,
-        calibration=[rows.batch([i]) for i in range(len(GOLDEN_TEXTS), len(token_rows))],
+        calibration=calibration_texts(rows),
         reference=reference,
     )
-
-
-def fp32_first(precisions: Iterable[Precision]) -> list[Precision]:
-    """The order in which variants are built: fp32 always, as the others are made of it."""
-    chosen = tuple(precisions)
-    return ["fp32", *(precision for precision in ALL_PRECISIONS if precision != "fp32" and precision in chosen)]
-
-
-def tolerances_of(graphs: Iterable[GraphSpec]) -> dict[Role, dict[Precision, Tolerance]]:
-    """Golden tolerances of encoder graphs, from what was measured."""
-    tolerances: dict[Role, dict[Precision, Tolerance]] = {}
-    for graph in graphs:
-        tolerance = dense_tolerance() if graph.role == "dense_encoder" else None
-        tolerances.setdefault(graph.role, {})[graph.precision] = tolerance or tolerance_for(
-            graph.precision, graph.fidelity
-        )
-    return tolerances
 
 
 def _write_goldens(folder: Path, source: ExportSource, tokenizer: Tokenizer, graphs: list[GraphSpec]) -> None:

@@ -18,9 +18,10 @@ from model_store.identity import sha256_file
 from model_store.manifest import ImageSpec, Precision
 from model_store.modality.image import decode, prepare
 from model_store.modality.text import Tokenizer
+from model_store.precisions.calibration import CALIBRATION_TEXTS
+from model_store.precisions.variants import ALL_PRECISIONS, Progress
 from model_store.store import Artifact, Store
-from training.calibration import CALIBRATION_TEXTS
-from training.exporting.export import ALL_PRECISIONS, ExportSource, Progress, export_model, provenance
+from training.exporting.export import ExportSource, export_model, provenance
 from training.exporting.graphs import ImageGraph, TextGraph
 from training.importing.openclip_weights import Activation, OpenClipModel, Weights, find_weights, load_model
 from training.importing.tokenizer_import import ImportedTokenizer, import_tokenizer

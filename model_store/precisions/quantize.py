@@ -1,5 +1,7 @@
 """Smaller variants of a verified fp32 graph: fp16 for GPUs, and statically calibrated int8 for CPUs."""
 
+# pyright: basic
+# (onnx and onnxruntime.quantization come without types)
 from __future__ import annotations
 
 import tempfile
@@ -18,7 +20,7 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from training.exporting.smoothing import peak_ratios, smooth_layer_norms
+from model_store.precisions.smoothing import peak_ratios, smooth_layer_norms
 
 QUANTIZED_OPS = ("MatMul", "Gemm", "Conv")
 _BIG_BYTES = 1_500_000_000

@@ -1,4 +1,4 @@
-"""Measures an exported graph: its vectors, their distance from torch, and whether batch mates change a row."""
+"""Measures a graph: its vectors, their distance from the reference, and whether batch mates change a row."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from model_store.fidelity import measure
 from model_store.graph import Graph
@@ -51,13 +49,6 @@ class Measured:
     fidelity: Fidelity
     batch_difference: float
     batch_invariant: bool
-
-
-def torch_vectors(module: nn.Module, rows: MeasuredRows) -> NDArray[np.float32]:
-    """The module's own answers, float32 [N, D], padding uncut."""
-    with torch.inference_mode():
-        parts = [module(torch.from_numpy(part)) for part in _chunks(rows.padded)]
-    return torch.cat(parts).float().numpy()
 
 
 def measure_graph(path: Path, spec: GraphSpec, rows: MeasuredRows, reference: NDArray[np.float32]) -> Measured:
@@ -109,7 +100,3 @@ def run_in_child(path: Path, spec: GraphSpec) -> Run:
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     norms = np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
     return (vectors / norms).astype(np.float32)
-
-
-def _chunks(array: NDArray[Any]) -> list[NDArray[Any]]:
-    return [array[start : start + _CHUNK] for start in range(0, len(array), _CHUNK)]

@@ -4,6 +4,8 @@ A per-tensor int8 scale is set by the loudest channel; trained transformers have
 rest, always behind a layer norm. Its gain and bias can be divided per channel, and the weights that read it multiplied.
 """
 
+# pyright: basic
+# (onnx and onnxruntime.quantization come without types)
 from __future__ import annotations
 
 import tempfile
