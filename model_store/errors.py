@@ -19,6 +19,7 @@ ClipworksError                      base; `code` is stable and machine-readable
 |   |-- ProviderError               the execution provider that was asked for is not really used
 |   |-- ExportRefused               the exporter will not publish this model, with the reason
 |-- SpaceMismatch                   vectors of two spaces would be compared
+|-- ScaleUnknown                    a score that needs the logit scale, of a model that came without one
 """
 
 from __future__ import annotations
@@ -100,3 +101,7 @@ class ExportRefused(ArtifactError):
 
 class SpaceMismatch(ClipworksError):
     code = "space_mismatch"
+
+
+class ScaleUnknown(ClipworksError):
+    code = "scale_unknown"

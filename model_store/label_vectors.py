@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from model_store.errors import ScaleUnknown
 from model_store.manifest import Manifest, Presence
 from model_store.towers import Activation, Vectors, activated, normalized
 
@@ -56,10 +57,28 @@ def label_scores(
     """Scores [C] of labels from their cosines [C] with an image; softmax is over all of them.
 
     The logit scale is the model's, and so are the bias of sigmoid scores and the activation where None is given.
+
+    Raises:
+        ScaleUnknown: softmax or sigmoid of a model without a logit scale.
     """
     kind = activation or manifest.activation
     if kind == "none":
         return similarities
     if kind == "sigmoid":
-        return activated(manifest.logit_scale * similarities + manifest.logit_bias, "sigmoid")
-    return activated(manifest.logit_scale * similarities, "softmax")
+        return activated(known_scale(manifest) * similarities + manifest.logit_bias, "sigmoid")
+    return activated(known_scale(manifest) * similarities, "softmax")
+
+
+def known_scale(manifest: Manifest) -> float:
+    """The logit scale, exp applied.
+
+    Raises:
+        ScaleUnknown: the weights came without one.
+    """
+    if manifest.logit_scale is None:
+        raise ScaleUnknown(
+            f"{manifest.name}@{manifest.version} has no logit scale ({manifest.scale_source}), so its cosines cannot "
+            "become "
+            'probabilities: use activation "none"'
+        )
+    return manifest.logit_scale

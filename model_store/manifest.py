@@ -184,6 +184,7 @@ class GraphSpec(Closed):
     batch_difference: float = Field(ge=0, description="max abs difference of a unit vector alone and in a batch")
     fidelity: Fidelity | None = None
     normalized_input: bool = Field(default=False, description="the host L2-normalises this graph's vector input")
+    normalized_output: bool = Field(default=False, description="a foreign graph that gives unit vectors already")
     head: str | None = Field(default=None, pattern=NAME_PATTERN, description="which head of the manifest this graph is")
     chain: dict[Precision, Fidelity] = Field(
         default_factory=dict[Precision, Fidelity],
@@ -341,9 +342,19 @@ class SpaceProof(Closed):
 
 
 class Provenance(Closed):
-    """Where the weights come from and what made the files."""
+    """Where the weights come from and what made the files.
+
+    verified: "torch": every graph was compared with the torch model it was exported from. "wrapped": another project's
+        graph, whose torch model was not there: it was compared with itself as it was found, and with what any such
+        model must do (docs/pull.md lists the checks).
+    repository, revision, layout: of a wrapped graph: where it was found, at which commit, and which kind of files.
+    """
 
     source: str
+    verified: Literal["torch", "wrapped"] = "torch"
+    repository: str | None = None
+    revision: str | None = None
+    layout: str | None = None
     architecture: str
     activation: Literal["gelu", "quickgelu", "other"]
     activation_declared: bool = Field(default=False, description="true: stated by the importer, not by the weights")
@@ -372,9 +383,10 @@ class Manifest(Closed):
     graphs: tuple[GraphSpec, ...]
     heads: tuple[HeadSpec, ...] = ()
     skipped: tuple[SkippedVariant, ...] = ()
-    logit_scale: float = Field(gt=0, description="the factor itself (exp already applied)")
+    logit_scale: float | None = Field(gt=0, description="the factor itself (exp already applied); None: not known")
     logit_bias: float = 0.0
-    activation: Literal["softmax", "sigmoid"]
+    scale_source: str = Field(default="the weights", description="where scale and bias were read")
+    activation: Literal["softmax", "sigmoid", "none"]
     templates: tuple[str, ...] = Field(min_length=1, description="default prompts, each with one {}")
     presence: Presence | None = None
     fingerprint: Fingerprint
@@ -414,6 +426,10 @@ class Manifest(Closed):
             raise ValueError(f"files used but not listed: {missing}")
         if any(t.count("{}") != 1 for t in self.templates):
             raise ValueError("each template needs exactly one {}")
+        if (self.activation == "none") != (self.logit_scale is None):
+            raise ValueError("activation none is for a model whose logit_scale is not known, and only for it")
+        if self.logit_scale is None and self.dense is not None and self.presence is None:
+            raise ValueError("a dense_encoder needs a logit_scale, or a presence with a scale of its own")
         return self
 
     def _check_heads(self) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.artifact import Artifact
-from model_store.label_vectors import LabelVectors
+from model_store.label_vectors import LabelVectors, known_scale
 from model_store.manifest import Presence
 from model_store.towers import Vectors, activated, normalized
 
@@ -104,9 +104,13 @@ def default_presence(templates: Sequence[str], logit_scale: float) -> Presence:
 
 
 def presence_of(artifact: Artifact) -> Presence:
-    """The artifact's own presence, or the training-free default for its templates and logit scale."""
+    """The artifact's own presence, or the training-free default for its templates and logit scale.
+
+    Raises:
+        ScaleUnknown: it has neither a presence nor a scale.
+    """
     manifest = artifact.manifest
-    return manifest.presence or default_presence(manifest.templates, manifest.logit_scale)
+    return manifest.presence or default_presence(manifest.templates, known_scale(manifest))
 
 
 def _mean_of_others(

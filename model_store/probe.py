@@ -57,13 +57,35 @@ def probe_all(
 
     The child ends with this process, however that ends, and as soon as `abandoned` is set.
     """
-    label = ", ".join(spec.file for _, spec, _ in graphs)
+    runs = [(path, spec.file, [o.name for o in spec.outputs], feeds) for path, spec, feeds in graphs]
+    return _run_in_child(runs, settings, timeout_s, abandoned or Event())
+
+
+def probe_outputs(
+    path: Path, outputs: Sequence[str], feeds: Arrays, *, timeout_s: float = DEFAULT_TIMEOUT_S
+) -> dict[str, NDArray[Any]]:
+    """As `probe`, for a graph that no manifest describes: `outputs` by name.
+
+    Raises:
+        GraphError: it does not load, has no such input or output, crashes the process or does not end in `timeout_s`.
+    """
+    return _run_in_child([(path, path.name, outputs, feeds)], SessionSettings(), timeout_s, Event())[0]
+
+
+def _run_in_child(
+    runs: Sequence[tuple[Path, str, Sequence[str], Arrays]],
+    settings: SessionSettings,
+    timeout_s: float,
+    abandoned: Event,
+) -> list[dict[str, NDArray[Any]]]:
+    """Outputs of (path, its name in errors, output names, feeds), one after the other in one child process."""
+    label = ", ".join(name for _, name, _, _ in runs)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for index, (_, _, feeds) in enumerate(graphs):
+        for index, (*_, feeds) in enumerate(runs):
             np.savez(folder / f"feeds{index}.npz", allow_pickle=False, **dict(feeds))
         request = {
-            "graphs": [[str(path.absolute()), spec.file, [o.name for o in spec.outputs]] for path, spec, _ in graphs],
+            "graphs": [[str(path.absolute()), name, list(outputs)] for path, name, outputs, _ in runs],
             "settings": asdict(settings),
         }
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
@@ -72,13 +94,13 @@ def probe_all(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             env=child_environment(),
         )  # fmt: skip
-        said = _outcome(child, label, timeout_s, abandoned or Event())
+        said = _outcome(child, label, timeout_s, abandoned)
         if child.returncode < 0:
             raise GraphError(f"{label}: the process died of signal {-child.returncode} while opening or running it")
         if child.returncode:
             lines = said.strip().splitlines()
             raise GraphError(lines[-1] if lines else f"{label}: probe ended with status {child.returncode}")
-        return [_load(folder / f"outputs{index}.npz") for index in range(len(graphs))]
+        return [_load(folder / f"outputs{index}.npz") for index in range(len(runs))]
 
 
 def _outcome(child: subprocess.Popen[str], label: str, timeout_s: float, abandoned: Event) -> str:

@@ -7,6 +7,7 @@ from functools import cache
 from importlib.resources import files
 
 BARE = ("{}",)
+DEFAULT_TEMPLATES = ("a photo of a {}.", "a photo of the {}.", "{}")  # of models that bring none
 NAMES = ("none", "simple", "imagenet")
 
 

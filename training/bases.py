@@ -26,7 +26,8 @@ class StoredTowers(DualEncoder):
 
     def __init__(self, artifact: Artifact) -> None:
         super().__init__()
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(artifact.manifest.logit_scale)), requires_grad=False)
+        scale = artifact.manifest.logit_scale or 1.0  # not known of some: then scores are cosines
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=False)
         self._towers: dict[Role, Tower] = {
             role: open_tower(artifact, role, "fp32", SessionSettings()) for role in ("image_encoder", "text_encoder")
         }

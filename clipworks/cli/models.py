@@ -18,7 +18,7 @@ from clipworks.client import Client
 from clipworks.schemas import ModelDetail, ModelSummary
 
 if TYPE_CHECKING:
-    from model_store.manifest import HeadSpec, Precision, Role, SpaceProof
+    from model_store.manifest import HeadSpec, Manifest, Precision, Provenance, Role, SpaceProof
     from model_store.store import Artifact, Store
 
 app = typer.Typer(
@@ -338,7 +338,7 @@ def _described(artifact: Artifact) -> list[tuple[str, str]]:
         ("seal", "ok" if artifact.sealed else _UNSEALED),
         ("base", artifact.base.reference if artifact.base else ""),
         ("roles", ", ".join(_roles(artifact))),
-        ("vectors", f"{manifest.dim} numbers, {manifest.activation}, scale {manifest.logit_scale:.2f}"),
+        ("vectors", f"{manifest.dim} numbers, {_scale(manifest)}"),
         (
             "images",
             f"{image.width_px} x {image.height_px}, {image.resize_mode}, {image.interpolation}" if image else "-",
@@ -349,6 +349,7 @@ def _described(artifact: Artifact) -> list[tuple[str, str]]:
         ("fingerprint image", manifest.fingerprint.image or "-"),
         ("fingerprint text", manifest.fingerprint.text or "-"),
         ("source", provenance.source),
+        ("verified", _proven(provenance)),
         ("architecture", f"{provenance.architecture}, {provenance.activation}"),
         ("licence", provenance.licence),
         ("made", provenance.created_utc),
@@ -359,6 +360,19 @@ def _described(artifact: Artifact) -> list[tuple[str, str]]:
     facts += [(f"proof {proof.tower}", _proof(proof)) for proof in manifest.space_proofs]
     facts += [(f"measured {metric}", f"{value:.4g}") for metric, value in manifest.metrics.items()]
     return [(fact, value) for fact, value in facts if value]
+
+
+def _proven(provenance: Provenance) -> str:
+    if provenance.verified == "torch":
+        return "compared with torch"
+    return f"wrapped, layout {provenance.layout}: another project's graph, without its torch model to compare with"
+
+
+def _scale(manifest: Manifest) -> str:
+    """Such as: softmax, scale 100.00 (of the weights)."""
+    if manifest.logit_scale is None:
+        return f"cosines only: {manifest.scale_source}"
+    return f"{manifest.activation}, scale {manifest.logit_scale:.2f} (from {manifest.scale_source})"
 
 
 def _roles(artifact: Artifact) -> list[str]:

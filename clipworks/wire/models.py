@@ -44,6 +44,11 @@ class ModelSummary(Wire):
     )
     base: str | None = Field(default=None, description="name@version that a derivation derives from")
     heads: list[HeadInfo] = Field(default_factory=list[HeadInfo])
+    verified: Literal["torch", "wrapped"] = Field(
+        default="torch", description="compared with the torch model, or another project's graph compared with itself"
+    )
+    licence: str = Field(default="", description="of the weights, as their source states it")
+    source: str = Field(default="", description="where the weights come from; a repository with its revision")
 
 
 class ModelList(Wire):
@@ -56,8 +61,9 @@ class ModelDetail(ModelSummary):
     dense_spec: dict[str, Any] | None = Field(default=None, description="how /localize looks at a picture")
     presence: dict[str, Any] | None = Field(default=None, description="how /localize decides what is present")
     templates: list[str]
-    activation: Literal["softmax", "sigmoid"]
-    logit_scale: float
+    activation: Literal["softmax", "sigmoid", "none"] = Field(description="none: scores of /classify are cosines")
+    logit_scale: float | None = Field(description="null: not known, so there is no softmax or sigmoid")
+    scale_source: str = Field(default="the weights", description="where scale and bias were read")
     logit_bias: float
     dimensions: list[int]
     metrics: dict[str, float]

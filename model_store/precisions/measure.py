@@ -60,6 +60,8 @@ def measure_graph(path: Path, spec: GraphSpec, rows: MeasuredRows, reference: ND
         GraphError: it does not load, crashes, or is not what `spec` says.
     """
     total = len(rows.padded)
+    if spec.inputs[0].shape[0] == 1:
+        return _measure_singly(path, spec, rows, reference)
     if spec.precision == "fp16":
         run, singles, chunk, sizes = run_in_child(path, spec), 2, total, ()
     else:
@@ -74,6 +76,13 @@ def measure_graph(path: Path, spec: GraphSpec, rows: MeasuredRows, reference: ND
         batch_difference=difference,
         batch_invariant=difference <= INVARIANCE_TOLERANCE[spec.precision],
     )
+
+
+def _measure_singly(path: Path, spec: GraphSpec, rows: MeasuredRows, reference: NDArray[np.float32]) -> Measured:
+    """Of a graph that takes one row: it has no batch that could change a row, and none that could be served."""
+    probe(path, spec, feeds={spec.inputs[0].name: rows.batch([0])}, timeout_s=_PROBE_TIMEOUT_S)
+    vectors = in_batches(Graph.open(path, spec), rows, len(rows.padded), 1)
+    return Measured(fidelity=measure(vectors, reference), batch_difference=0.0, batch_invariant=False)
 
 
 def in_batches(run: Run, rows: MeasuredRows, count: int, size: int) -> NDArray[np.float32]:

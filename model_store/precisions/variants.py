@@ -44,6 +44,7 @@ class TowerVariant:
     normalized_input: bool = False
     head: str | None = None
     reference_name: str = "the torch model"
+    normalized_output: bool = False
 
     @property
     def dim(self) -> int:
@@ -127,6 +128,7 @@ def _accept(tower: TowerVariant, precision: Precision, files: tuple[Path, ...]) 
         role=tower.role,
         head=tower.head,
         normalized_input=tower.normalized_input,
+        normalized_output=tower.normalized_output,
         precision=precision,
         file=files[0].name,
         external_files=tuple(path.name for path in files[1:]),

@@ -27,6 +27,7 @@ from model_store.errors import (
     ClipworksError,
     ImageTooLarge,
     InputError,
+    ScaleUnknown,
     SpaceMismatch,
 )
 from service.faults import (
@@ -125,6 +126,7 @@ STATUS: Mapping[type[ClipworksError], int] = MappingProxyType(
         UrlFetchDisabled: 403,
         ArtifactError: 500,
         ArtifactNotFound: 404,
+        ScaleUnknown: 422,
         SpaceMismatch: 409,
         ServiceFault: 500,
         RunFailed: 500,

@@ -61,6 +61,9 @@ def model_summary(registry: Registry, artifact: Artifact) -> ModelSummary:
             HeadInfo(name=head.name, labels=len(head.labels), activation=head.activation)
             for head in artifact.heads().values()
         ],
+        verified=manifest.provenance.verified,
+        licence=manifest.provenance.licence,
+        source=manifest.provenance.source,
     )
 
 
@@ -84,6 +87,7 @@ def model_detail(registry: Registry, name: str) -> ModelDetail:
         activation=manifest.activation,
         logit_scale=manifest.logit_scale,
         logit_bias=manifest.logit_bias,
+        scale_source=manifest.scale_source,
         dimensions=list(manifest.dimensions),
         metrics=manifest.metrics,
         provenance=manifest.provenance.model_dump(mode="json"),

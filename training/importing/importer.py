@@ -21,6 +21,7 @@ from model_store.modality.text import Tokenizer
 from model_store.precisions.calibration import CALIBRATION_TEXTS
 from model_store.precisions.variants import ALL_PRECISIONS, Progress
 from model_store.store import Artifact, Store
+from model_store.templates import DEFAULT_TEMPLATES
 from training.exporting.export import ExportSource, export_model, provenance
 from training.exporting.graphs import ImageGraph, TextGraph
 from training.importing.openclip_weights import Activation, OpenClipModel, Weights, find_weights, load_model
@@ -28,7 +29,6 @@ from training.importing.tokenizer_import import ImportedTokenizer, import_tokeni
 from training.models.dense import DEFAULT_DENSE, DenseChoice, dense_of_openclip
 from training.models.pixels import PixelNormalize
 
-DEFAULT_TEMPLATES = ("a photo of a {}.", "a photo of the {}.", "{}")
 _WRAPPER_TOLERANCE = 1e-5  # of the largest component: other order of additions, nothing more
 _UNKNOWN_LICENCE = "not stated by the importer"
 

@@ -26,7 +26,7 @@ from evaluation.platt import fit_platt
 from evaluation.probes.ranking import average_precision
 from evaluation.zero_shot import class_matrix
 from model_store.artifact import Artifact
-from model_store.label_vectors import LabelVectors, compared_texts
+from model_store.label_vectors import LabelVectors, compared_texts, known_scale
 from model_store.manifest import Manifest, Presence
 from model_store.modality.image import prepare_dense
 from model_store.presence import aggregate_scores, default_presence, score_maps
@@ -89,7 +89,7 @@ class Texts:
 
 def candidates(manifest: Manifest) -> dict[str, Presence]:
     """What is compared on validation."""
-    own = default_presence(manifest.templates, manifest.logit_scale)
+    own = default_presence(manifest.templates, known_scale(manifest))
     rules: dict[str, Presence] = {}
     for aggregation in ("pooled", "softmax_sum", "max"):
         for name, neutral in (("empty prompts", own.neutral_texts), ("words", _WORDS)):
