@@ -64,6 +64,7 @@ pins: $(DEV)/.installed ## write requirements/*.txt anew; ARGS=--upgrade takes n
 	$(call compile,pyproject.toml,dev,--extra serve --extra train --extra parquet --extra dev $(ARGS))
 	$(call compile,pyproject.toml,serve,--extra serve -c requirements/dev.txt)
 	$(call compile,pyproject.toml,serve-gpu,--extra serve-gpu -c requirements/dev.txt)
+	$(call compile,pyproject.toml,hub,--extra hub -c requirements/dev.txt)
 	$(call compile,pyproject.toml,eval,--extra eval -c requirements/dev.txt)
 	$(call compile,pyproject.toml,train,--extra train -c requirements/dev.txt)
 	$(call compile,pyproject.toml,parquet,--extra parquet -c requirements/dev.txt)

@@ -18,6 +18,9 @@ ClipworksError                      base; `code` is stable and machine-readable
 |   |-- GoldenError                 golden cases are missing or not reproduced
 |   |-- ProviderError               the execution provider that was asked for is not really used
 |   |-- ExportRefused               the exporter will not publish this model, with the reason
+|   |-- RepositoryError             a repository of a model hub, or a folder like one, cannot be read
+|   |   |-- RepositoryNotFound      no such repository, or no such revision or file in it
+|   |   |-- RepositoryGated         its files are given only to accounts that accepted its terms
 |-- SpaceMismatch                   vectors of two spaces would be compared
 |-- ScaleUnknown                    a score that needs the logit scale, of a model that came without one
 """
@@ -97,6 +100,18 @@ class ProviderError(ArtifactError):
 
 class ExportRefused(ArtifactError):
     code = "export_refused"
+
+
+class RepositoryError(ArtifactError):
+    code = "repository_error"
+
+
+class RepositoryNotFound(RepositoryError):
+    code = "repository_not_found"
+
+
+class RepositoryGated(RepositoryError):
+    code = "repository_gated"
 
 
 class SpaceMismatch(ClipworksError):

@@ -1,0 +1,88 @@
+"""What the hub's client raises, said in one sentence that names the repository and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from http import HTTPStatus
+
+import httpx2
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from model_store.errors import RepositoryError, RepositoryGated, RepositoryNotFound
+
+
+@contextmanager
+def explained(name: str, revision: str, path: str | None = None) -> Generator[None]:
+    """Turn what the hub's client raises inside into a RepositoryError.
+
+    Raises:
+        RepositoryError: or one of its kinds; no message holds a header or a token.
+    """
+    try:
+        yield
+    except (HfHubHTTPError, httpx2.HTTPError, HFValidationError, EntryNotFoundError, ConnectionError) as error:
+        raise _refusal(error, name, revision, path) from None  # it holds the request, and with it the token
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise RepositoryError(f"{name}: {where}{error.strerror or error}") from error
+
+
+def not_cached(name: str, revision: str, missing: str) -> RepositoryError:
+    """Offline, and `missing` (some files, or all of them) is not on this machine."""
+    at = "" if revision == constants.DEFAULT_REVISION else f"@{revision}"
+    return RepositoryError(
+        f"offline (HF_HUB_OFFLINE), and {missing} of {name} is not in {constants.HF_HUB_CACHE}: "
+        f"run `clipworks models pull {name}{at}` once with a connection"
+    )
+
+
+def _refusal(error: BaseException, name: str, revision: str, path: str | None) -> RepositoryError:
+    page = f"{constants.ENDPOINT}/{name}"
+    match error:
+        case GatedRepoError():
+            return RepositoryGated(_gated(error.response.status_code, name, page))
+        case RevisionNotFoundError():
+            return RepositoryNotFound(f"{name} has no revision {revision!r}")
+        case RepositoryNotFoundError():
+            return RepositoryNotFound(
+                f"there is no repository {name} at {constants.ENDPOINT}; if it is private, set HF_TOKEN to a token "
+                "that may read it"
+            )
+        case HfHubHTTPError() if isinstance(error, EntryNotFoundError):
+            return RepositoryNotFound(f"{name}@{revision} has no file {path}")
+        case HfHubHTTPError():
+            return _of_status(error.response.status_code, name, page)
+        case HFValidationError():
+            return RepositoryNotFound(f"{name!r} is not the name of a repository, which is ORGANISATION/NAME")
+        case OfflineModeIsEnabled():
+            return not_cached(name, revision, path or "the listing")
+        case EntryNotFoundError() if error.__cause__ is not None:
+            return _refusal(error.__cause__, name, revision, path)
+        case EntryNotFoundError():
+            return not_cached(name, revision, path or "the listing")
+        case _:
+            return RepositoryError(f"{name}: {constants.ENDPOINT} cannot be reached ({type(error).__name__}: {error})")
+
+
+def _gated(status: int, name: str, page: str) -> str:
+    if status == HTTPStatus.UNAUTHORIZED:
+        return f"{name} is gated: accept its terms at {page}, then set HF_TOKEN to a token of that account"
+    return f"{name} is gated, and the account of HF_TOKEN was not given access: accept its terms at {page}"
+
+
+def _of_status(status: int, name: str, page: str) -> RepositoryError:
+    if status == HTTPStatus.UNAUTHORIZED:
+        return RepositoryGated(f"{name}: {constants.ENDPOINT} does not accept the token in HF_TOKEN")
+    if status == HTTPStatus.FORBIDDEN:
+        return RepositoryGated(f"{name}: access is forbidden; see {page}, and which rights the token in HF_TOKEN has")
+    return RepositoryError(f"{name}: {constants.ENDPOINT} answered with status {status}")
