@@ -19,8 +19,7 @@ from model_store.errors import IntegrityError, RepositoryError
 from model_store.files import sync
 from model_store.hub.repository import RepositoryFile
 
-_CHUNK_BYTES = 1 << 20
-_TRIES = 5  # in a row without a new byte
+_PAUSES_S = (0.5, 1.0, 2.0, 4.0)  # after tries in a row without a new byte; then it fails
 _TRY_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -97,13 +96,13 @@ def _fill(
         if stream.tell() > before:
             failed = 0
             continue
-        failed += 1
-        if failed == _TRIES:
+        if failed == len(_PAUSES_S):
             raise RepositoryError(
                 f"{file.path}: {before} of {file.size_bytes} bytes are here, and the rest did not come ({reason}); "
                 "the next try goes on from there"
             )
-        time.sleep(2 ** (failed - 1))
+        time.sleep(_PAUSES_S[failed])
+        failed += 1
 
 
 def _append(
@@ -116,7 +115,7 @@ def _append(
         if start and response.status_code != HTTPStatus.PARTIAL_CONTENT:
             stream.truncate(0)  # the server sends the file from its beginning
             stream.seek(0)
-        for chunk in response.iter_raw(_CHUNK_BYTES):
+        for chunk in response.iter_raw():
             stream.write(chunk)
             arrived(stream.tell())
             if stream.tell() > file.size_bytes:

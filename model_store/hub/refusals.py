@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from http import HTTPStatus
 
 import httpx2
-from huggingface_hub import constants
+from huggingface_hub import constants, get_token
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -82,7 +82,8 @@ def _gated(status: int, name: str, page: str) -> str:
 
 def _of_status(status: int, name: str, page: str) -> RepositoryError:
     if status == HTTPStatus.UNAUTHORIZED:
-        return RepositoryGated(f"{name}: {constants.ENDPOINT} does not accept the token in HF_TOKEN")
+        what = "does not accept the token in HF_TOKEN" if get_token() else "asks for a token: set HF_TOKEN"
+        return RepositoryGated(f"{name}: {constants.ENDPOINT} {what}")
     if status == HTTPStatus.FORBIDDEN:
         return RepositoryGated(f"{name}: access is forbidden; see {page}, and which rights the token in HF_TOKEN has")
     return RepositoryError(f"{name}: {constants.ENDPOINT} answered with status {status}")

@@ -38,7 +38,7 @@ class Faults:
 
 @dataclass
 class LocalHub:
-    """`requests` holds (method, path, whether it came with the token) of everything that was asked."""
+    """`requests` holds (method, path, token, range) of everything that was asked."""
 
     address: str
     root: Path
@@ -46,8 +46,8 @@ class LocalHub:
     gated: set[str] = field(default_factory=set)
     private: set[str] = field(default_factory=set)
     members: set[str] = field(default_factory=set)  # tokens that were given access
-    accounts: set[str] = field(default_factory=set)  # tokens that exist and were not
-    requests: list[tuple[str, str, str | None]] = field(default_factory=list)
+    open_files: set[str] = field(default_factory=set)  # that a gated repository gives to everybody
+    requests: list[tuple[str, str, str | None, str | None]] = field(default_factory=list)
 
     def commit(self, name: str) -> str:
         """A repository's commit: made of its files, so that a changed file is another commit."""
@@ -131,7 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
-        self.hub.requests.append((self.command, path, token))
+        self.hub.requests.append((self.command, path, token, self.headers.get("Range")))
         if self.hub.faults.status is not None:
             return self._refuse(self.hub.faults.status, None)
         parts = path.strip("/").split("/")
@@ -154,7 +154,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json({"id": asked, "modelId": asked, "sha": commit, "siblings": [], "tags": []})
         if kind == "tree":
             return self._json([*self._tree(asked), *self.hub.faults.listed])
-        if asked in self.hub.gated and token not in self.hub.members:
+        held_back = "/".join(parts) not in self.hub.open_files
+        if asked in self.hub.gated and held_back and token not in self.hub.members:
             return self._refuse(401 if token is None else 403, "GatedRepo")
         return self._file(asked, commit, "/".join(parts))
 
