@@ -52,12 +52,14 @@ ENV PATH=/opt/clipworks/bin:$PATH \
     CLIPWORKS_HOST=0.0.0.0 \
     CLIPWORKS_PORT=8000 \
     CLIPWORKS_STORE=/var/lib/clipworks/artifacts \
-    CLIPWORKS_DATA=/var/lib/clipworks/collections
+    CLIPWORKS_DATA=/var/lib/clipworks/collections \
+    HF_HOME=/var/lib/clipworks/artifacts/.hub
 WORKDIR /var/lib/clipworks
 USER 10001:10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
+# The first start of a model that is pulled (CLIPWORKS_MODEL=hub:...) is as long as its download.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=15m --retries=3 \
     CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen('http://127.0.0.1:' + os.environ['CLIPWORKS_PORT'] + '/readyz', timeout=4)"]
 ENTRYPOINT ["clipworks"]
 CMD ["serve"]

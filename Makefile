@@ -62,8 +62,8 @@ proof: $(DEV)/.installed ## write docs/proof.md anew; ARGS=build/tests.xml recor
 pins: $(DEV)/.installed ## write requirements/*.txt anew; ARGS=--upgrade takes newer versions
 	$(call compile,requirements/build.in,build,$(ARGS))
 	$(call compile,pyproject.toml,dev,--extra serve --extra train --extra parquet --extra dev $(ARGS))
-	$(call compile,pyproject.toml,serve,--extra serve -c requirements/dev.txt)
-	$(call compile,pyproject.toml,serve-gpu,--extra serve-gpu -c requirements/dev.txt)
+	$(call compile,pyproject.toml,serve,--extra serve --extra hub -c requirements/dev.txt)
+	$(call compile,pyproject.toml,serve-gpu,--extra serve-gpu --extra hub -c requirements/dev.txt)
 	$(call compile,pyproject.toml,hub,--extra hub -c requirements/dev.txt)
 	$(call compile,pyproject.toml,eval,--extra eval -c requirements/dev.txt)
 	$(call compile,pyproject.toml,train,--extra train -c requirements/dev.txt)

@@ -18,6 +18,7 @@ ClipworksError                      base; `code` is stable and machine-readable
 |   |-- GoldenError                 golden cases are missing or not reproduced
 |   |-- ProviderError               the execution provider that was asked for is not really used
 |   |-- ExportRefused               the exporter will not publish this model, with the reason
+|   |   |-- TorchNeeded             it has no graph, but weights that torch can make one of
 |   |-- RepositoryError             a repository of a model hub, or a folder like one, cannot be read
 |   |   |-- RepositoryNotFound      no such repository, or no such revision or file in it
 |   |   |-- RepositoryGated         its files are given only to accounts that accepted its terms
@@ -100,6 +101,10 @@ class ProviderError(ArtifactError):
 
 class ExportRefused(ArtifactError):
     code = "export_refused"
+
+
+class TorchNeeded(ExportRefused):
+    """Its code is that of every refused export."""
 
 
 class RepositoryError(ArtifactError):

@@ -27,6 +27,7 @@ from service.connection.shedding import LoadShedder
 from service.decoding.allocator import return_large_buffers
 from service.services import Services
 from service.settings import (
+    HUB_PREFIX,
     PREFIX,
     BadSettings,
     Settings,
@@ -227,6 +228,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ).parse_args(arguments)
     try:
         settings = read_settings({})
+        if settings.model and settings.model.startswith(HUB_PREFIX):
+            raise BadSettings(
+                f"{PREFIX}MODEL is {settings.model}: `clipworks serve` pulls models, `python -m service` not"
+            )
     except BadSettings as error:
         print(f"clipworks: {error}", file=sys.stderr, flush=True)
         return EXIT_BAD_SETTINGS

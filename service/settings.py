@@ -29,6 +29,17 @@ _MIB = 2**20
 IN_MEMORY = "memory"
 
 ModelName = Annotated[str, Field(pattern=MODEL_PATTERN)]
+HUB_PREFIX = "hub:"  # `clipworks serve` pulls such a model and then serves it under the name it has in the store
+_DEFAULT_MODEL = re.compile(rf"{MODEL_PATTERN}|^{HUB_PREFIX}[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?$")
+
+
+def _of_a_model_s_form(model: str) -> str:
+    if not _DEFAULT_MODEL.fullmatch(model):
+        raise ValueError(f"expected a model's name, name@version or {HUB_PREFIX}ORG/REPO, got {model[:100]!r}")
+    return model
+
+
+DefaultModel = Annotated[str, AfterValidator(_of_a_model_s_form)]
 _KEY_LENGTHS = (8, 512)  # characters
 
 
@@ -54,7 +65,11 @@ class Settings(BaseSettings):
     )
 
     # models
-    model: ModelName | None = Field(None, description="default model, name or name@version; unset: the embedded one")
+    model: DefaultModel | None = Field(
+        None,
+        description="default model, name or name@version, or hub:ORG/REPO, which `clipworks serve` pulls when the "
+        "store lacks it; unset: the embedded one",
+    )
     extra_models: Annotated[tuple[ModelName, ...], NoDecode] = Field((), description="more models to load at start")
     store: Path | None = Field(None, description="folder of model artifacts")
     builtin: bool = Field(True, description="offer the model that is shipped with the package")

@@ -179,6 +179,59 @@ def import_model(
 
 
 @app.command()
+def pull(
+    repository: Annotated[
+        str | None, typer.Argument(metavar="REPO[@REVISION]", help="A model repository of the hub, ORG/NAME.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--from", exists=True, file_okay=False, help="A folder with the same files instead.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; also behind an @.")] = None,
+    other: Annotated[
+        str | None,
+        typer.Option("--with", metavar="REPO", help="Repository or folder of the other tower, where they are apart."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the artifact; by default the repository's.")] = None,
+    precision: Annotated[
+        str, typer.Option(help="Which to build, of fp32,fp16,int8; int8 is calibrated and measured here.")
+    ] = "fp32",
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="CSV with columns image,caption, for a model that knows nothing of everyday photographs: these must "
+            "find each other instead of the shipped ones.",
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before the download.")] = False,
+    store: StoreFolder = None,
+    as_json: connect.AsJson = False,
+) -> None:
+    """Turn an ONNX export of a CLIP model, from the hub or a folder, into an artifact (needs the hub extra, no "
+    "torch)."""
+    from clipworks.cli.pull import default_store, open_source, pull_model
+    from model_store.hub.checks import read_pairs
+    from model_store.hub.references import model_name
+
+    if (repository is None) == (folder is None):
+        raise UsageError("name a repository, ORG/NAME, or a folder with --from")
+    source = open_source(repository, folder, revision)
+    artifact = pull_model(
+        source,
+        other=open_source(other, None, None) if other else None,
+        name=name or model_name(source.name),
+        store=_store(store or default_store()),
+        precisions=precisions_of(precision),
+        ask=not yes,
+        pairs=read_pairs(pairs) if pairs else None,
+    )
+    if not as_json:
+        output.print_facts(_pulled(artifact))
+    print_published(artifact, as_json)
+
+
+@app.command()
 def remove(
     name: Annotated[str, typer.Argument(metavar="NAME", help="NAME@VERSION.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -362,10 +415,24 @@ def _described(artifact: Artifact) -> list[tuple[str, str]]:
     return [(fact, value) for fact, value in facts if value]
 
 
+def _pulled(artifact: Artifact) -> list[tuple[str, str]]:
+    """What a person should know of a model that somebody else exported."""
+    manifest = artifact.manifest
+    recall = manifest.metrics.get("wrapped/captions recall@1")
+    facts = [
+        ("source", manifest.provenance.source),
+        ("licence", manifest.provenance.licence),
+        ("verified", _proven(manifest.provenance)),
+        ("photographs find captions", "" if recall is None else f"{recall:.0%}"),
+        ("scores", _scale(manifest)),
+    ]
+    return [(fact, value) for fact, value in facts if value]
+
+
 def _proven(provenance: Provenance) -> str:
     if provenance.verified == "torch":
         return "compared with torch"
-    return f"wrapped, layout {provenance.layout}: another project's graph, without its torch model to compare with"
+    return f"wrapped: another project's export ({provenance.layout}), compared with itself, not with its torch model"
 
 
 def _scale(manifest: Manifest) -> str:

@@ -13,8 +13,10 @@ from rich.padding import Padding
 from rich.table import Table
 from typer.core import TyperCommand
 
+from clipworks.cli import output
+
 if TYPE_CHECKING:
-    from service.settings import SettingField
+    from service.settings import SettingField, Settings
 
 _WIDE = 100
 
@@ -34,7 +36,7 @@ class ServeCommand(TyperCommand):
             for name, value in ctx.params.items()
             if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"
         }
-        raise typer.Exit(run(read_settings(given)))
+        raise typer.Exit(run(_with_model(read_settings(given))))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Fifty settings in typer's boxes are unreadable, and cut off where the terminal is narrow."""
@@ -48,6 +50,23 @@ class ServeCommand(TyperCommand):
             "Lists are separated by commas.\n"
         )
         _print_settings(console, setting_fields())
+
+
+def _with_model(settings: Settings) -> Settings:
+    """Settings whose model is in the store: one of a hub is pulled first, or found there without a request."""
+    from service.settings import HUB_PREFIX
+
+    if settings.model is None or not settings.model.startswith(HUB_PREFIX):
+        return settings
+    from clipworks.cli.pull import default_store, pulled
+    from model_store.hub.references import Reference
+    from model_store.store import Store
+
+    folder = settings.store or default_store()
+    precisions = ("fp32", "int8") if settings.precision == "int8" else ("fp32",)
+    artifact = pulled(Reference.parse(settings.model), Store(folder), precisions=precisions)
+    output.say(f"{settings.model} is {artifact.reference} in {folder}")
+    return settings.model_copy(update={"model": artifact.reference, "store": folder})
 
 
 def serve() -> None:

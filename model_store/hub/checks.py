@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ Vectors = NDArray[np.float32]
 # Of 24 photographs and their captions, how many must find each other; chance is 1 in 24.
 CAPTION_RECALL_MIN = 0.5
 _ALIKE_COSINE = 1 - 1e-6
+_FEWEST_PAIRS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,28 @@ def shipped_pairs() -> Pairs:
         pictures=tuple((FOLDER / row["file"]).read_bytes() for row in rows),
         captions=tuple(row["caption"] for row in rows),
     )
+
+
+def read_pairs(file: Path) -> Pairs:
+    """A CSV with the columns image and caption; pictures are found beside it.
+
+    Raises:
+        ExportRefused: other columns, fewer than two pairs, or a picture that cannot be read.
+    """
+    try:
+        with file.open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        pictures = tuple((file.parent / row["image"]).read_bytes() for row in rows)
+        captions = tuple(row["caption"] for row in rows)
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise ExportRefused(
+            f"{file.name}: expected columns image and caption: {type(error).__name__} {error}"
+        ) from error
+    if len(set(captions)) < _FEWEST_PAIRS or len(set(captions)) != len(captions):
+        raise ExportRefused(
+            f"{file.name} has {len(captions)} captions, {len(set(captions))} of them different; two at least"
+        )
+    return Pairs(pictures=pictures, captions=captions)
 
 
 def check_vectors(name: str, vectors: Vectors) -> None:

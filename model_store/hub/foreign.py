@@ -56,7 +56,10 @@ class ForeignRun:
             (vectors,) = self.session.run([self.output], dict(feeds))
         except Exception as error:  # ONNX Runtime's own errors
             raise ExportRefused(f"{self.graph.path.name} does not run: {first_line(error)}") from error
-        return np.asarray(vectors, dtype=np.float32).reshape(len(next(iter(feeds.values()))), -1)
+        rows = len(next(iter(feeds.values())))
+        if np.shape(vectors)[:1] != (rows,):
+            raise ExportRefused(f"{self.graph.path.name} gives shape {list(np.shape(vectors))} for {rows} rows")
+        return np.asarray(vectors, dtype=np.float32).reshape(rows, -1)
 
     @property
     def fixed_batch(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from model_store.errors import ExportRefused
 from model_store.hub.foreign import ForeignRun, picture_feeds, token_feeds
 from model_store.hub.graphs import ForeignGraph
+from model_store.hub.scale import ScaleFound
 from model_store.hub.surgery import scale_of_joint
 from model_store.manifest import ImageSpec, TextSpec
 from model_store.towers import normalized
@@ -19,15 +19,6 @@ from model_store.towers import normalized
 _LOGITS = ("logits_per_image", "logits_per_text")
 _FIT_ERROR_MAX = 1e-3  # of the logits' own spread: fp32 products of a hundred
 _AGREES = 1e-3
-
-
-@dataclass(frozen=True, kw_only=True)
-class FoundScale:
-    """Factor (exp applied) and bias of a model's logits, and where they were read. bias None: trained with softmax."""
-
-    scale: float
-    bias: float | None
-    source: str
 
 
 def cut(graph: ForeignGraph, image_output: str, text_output: str, folder: Path) -> tuple[ForeignGraph, ForeignGraph]:
@@ -49,7 +40,7 @@ def scale_in_graph(
     text_spec: TextSpec,
     pixels: NDArray[np.uint8],
     ids: NDArray[np.int64],
-) -> FoundScale | None:
+) -> ScaleFound | None:
     """Scale and bias of a joint graph from its own logits: logits = scale * cosine + bias, exact but for rounding.
 
     pixels uint8 [N, H, W, 3] and ids int64 [N, L], N >= 3. An initialiser called logit_scale is taken for the value
@@ -75,9 +66,9 @@ def scale_in_graph(
         raise ExportRefused(f"{_LOGITS[0]} is no multiple of the cosines of {image_output} and {text_output}")
     named = scale_of_joint(graph.model)
     if named is not None and abs(named[0] - scale) <= _AGREES * scale:
-        return FoundScale(scale=named[0], bias=named[1], source="the joint graph's initialiser logit_scale")
+        return ScaleFound(scale=named[0], bias=named[1], source="the joint graph's initialiser logit_scale")
     has_bias = abs(bias) > _AGREES * abs(scale)
-    return FoundScale(scale=scale, bias=bias if has_bias else None, source="the joint graph's logits")
+    return ScaleFound(scale=scale, bias=bias if has_bias else None, source="the joint graph's logits")
 
 
 def _run(graph: ForeignGraph, output: str, feeds: dict[str, NDArray[Any]]) -> NDArray[np.float32]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
-from model_store.errors import ExportRefused
+from model_store.errors import ExportRefused, TorchNeeded
 from model_store.hub.graphs import ForeignGraph, Port, is_image_input, is_token_input
 
 # Endings that exporters give to other precisions of the same graph: those are never taken.
@@ -24,7 +24,6 @@ SETTINGS = (
     "vocab.json",
     "merges.txt",
 )
-CARD = "README.md"
 _FOLDERS = ("", "onnx")
 _TORCH_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
@@ -50,6 +49,21 @@ class OpenedLayout:
     def is_joint(self) -> bool:
         return self.image is not None and self.image is self.text
 
+    def both(self, repository: str) -> tuple[ForeignGraph, ForeignGraph]:
+        """(image, text) graphs.
+
+        Raises:
+            ExportRefused: one is missing.
+        """
+        if self.image is None or self.text is None:
+            missing, given = ("text", "image") if self.text is None else ("image", "text")
+            raise ExportRefused(
+                f"{repository} holds the {given} tower alone. Its {missing} tower may be a repository of its own: "
+                "name it "
+                "with --with REPO"
+            )
+        return self.image, self.text
+
 
 def find_layout(files: Iterable[str]) -> Layout:
     """Choose among the files of a listing: the fp32 graphs of one model.
@@ -63,7 +77,7 @@ def find_layout(files: Iterable[str]) -> Layout:
     graphs = [path for path in listed if path.endswith(".onnx")]
     full = [path for path in graphs if not _is_other_precision(path)]
     if not full:
-        raise ExportRefused(_without_graphs(listed, graphs))
+        raise _without_graphs(listed, graphs)
     chosen = _joint(full) or _pair(full) or _single(full)
     if chosen is None:
         raise ExportRefused(
@@ -96,13 +110,12 @@ def needed_weights(layout: Layout, graphs: Mapping[str, ForeignGraph]) -> tuple[
     return tuple(named)
 
 
-def open_layout(folder: Path, layout: Layout) -> OpenedLayout:
-    """Read the graphs and tell them apart by what they take.
+def open_graphs(opened: Sequence[ForeignGraph]) -> OpenedLayout:
+    """One or two graphs, told apart by what they take.
 
     Raises:
         ExportRefused: a graph that is neither tower of a model, or two of the same kind.
     """
-    opened = [ForeignGraph.read(folder / path) for path in layout.graphs]
     images = [graph for graph in opened if any(is_image_input(port) for port in graph.inputs)]
     texts = [graph for graph in opened if any(is_token_input(port) for port in graph.inputs)]
     for graph in opened:
@@ -110,9 +123,8 @@ def open_layout(folder: Path, layout: Layout) -> OpenedLayout:
             takes = ", ".join(f"{port.name} {port.dtype} {list(port.shape)}" for port in graph.inputs)
             raise ExportRefused(f"{graph.path.name} takes {takes}: neither pictures nor token ids")
     if len(images) > 1 or len(texts) > 1:
-        raise ExportRefused(
-            f"{layout.graphs[0]} and {layout.graphs[1]} take the same kind of input: two models, or one twice"
-        )
+        names = " and ".join(graph.path.name for graph in opened)
+        raise ExportRefused(f"{names} take the same kind of input: two models, or one twice")
     image, text = next(iter(images), None), next(iter(texts), None)
     return OpenedLayout(name=_named(image, text), image=image, text=text)
 
@@ -127,8 +139,8 @@ def _named(image: ForeignGraph | None, text: ForeignGraph | None) -> str:
         return "joint graph"
     if image is None or text is None:
         return "image graph alone" if text is None else "text graph alone"
-    fixed = "of batch 1" if image_input(image).shape[0] == 1 else "of any batch"
-    return f"two graphs, {image_input(image).dtype} pictures {fixed}"
+    batch = "batch of 1" if image_input(image).shape[0] == 1 else "any batch"
+    return f"two graphs, {image_input(image).dtype} pictures, {batch}"
 
 
 def _is_other_precision(path: str) -> bool:
@@ -167,14 +179,13 @@ def _may_be_weights(path: str, graphs: list[str]) -> bool:
     return not name.endswith(known) and not name.startswith(".")
 
 
-def _without_graphs(listed: list[str], graphs: list[str]) -> str:
+def _without_graphs(listed: list[str], graphs: list[str]) -> ExportRefused:
     if graphs:
-        return (
-            f"only other precisions are there ({', '.join(graphs[:4])}). The fp32 graph is needed: int8 is made of "
-            "it with "
-            "--precision int8, and its distance from it is measured"
+        return ExportRefused(
+            f"only other precisions are there ({', '.join(graphs[:4])}). The fp32 graph is needed: int8 is made of it "
+            "with --precision int8, and its distance from it is measured"
         )
     weights = [path for path in listed if path.endswith(_TORCH_WEIGHTS)]
     if weights:
-        return f"no ONNX graph, but weights for torch ({', '.join(weights[:3])})"
-    return f"no ONNX graph among its {len(listed)} files"
+        return TorchNeeded(f"there is no ONNX graph, but weights for torch ({', '.join(weights[:3])})")
+    return ExportRefused(f"there is no ONNX graph among its {len(listed)} files")

@@ -27,8 +27,8 @@ from model_store.hub.checks import (
     shipped_pairs,
 )
 from model_store.hub.graphs import ForeignGraph, weight_arrays
-from model_store.hub.joint import FoundScale
 from model_store.hub.layouts import OpenedLayout
+from model_store.hub.scale import ScaleFound
 from model_store.hub.settings import ModelSettings
 from model_store.hub.surgery import quick_gelu_nodes
 from model_store.hub.tokenizing import FoundTokenizer, tokenizer_of
@@ -54,7 +54,7 @@ class ForeignModel:
     """What was found in a repository, ready to be wrapped.
 
     quick_gelu: what the weights need, where their tag says it. licence: as the repository states it.
-    find_scale: asks elsewhere for the scale when the graphs do not hold it; None: it is not known.
+    find_scale: asks elsewhere for the scale when the graphs do not hold it.
     """
 
     opened: OpenedLayout
@@ -63,7 +63,7 @@ class ForeignModel:
     revision: str | None
     licence: str | None
     quick_gelu: bool | None
-    find_scale: Callable[[], FoundScale | None]
+    find_scale: Callable[[], ScaleFound]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class _Towers:
     image: WrappedTower
     text: WrappedTower
     tokenizer: FoundTokenizer
-    scale: FoundScale | None
+    scale: ScaleFound
 
 
 def publish_foreign(
@@ -143,27 +143,21 @@ def publish_foreign(
 
 def _wrap(model: ForeignModel, scratch: Path) -> _Towers:
     settings, opened = model.settings, model.opened
-    if opened.image is None or opened.text is None:
-        missing, given = ("text", "image") if opened.text is None else ("image", "text")
-        raise ExportRefused(
-            f"{model.repository} holds the {given} tower alone. Its {missing} tower may be a repository of its own: "
-            "name it with "
-            "--with REPO"
-        )
+    image, text = opened.both(model.repository)
     projected = settings.pooled_is_projected
-    image_output = choose_output(opened.image, "image", pooled_is_projected=projected)
-    text_output = choose_output(opened.text, "text", pooled_is_projected=projected)
+    image_output = choose_output(image, "image", pooled_is_projected=projected)
+    text_output = choose_output(text, "text", pooled_is_projected=projected)
     pixels = nasty_pictures(settings.image)
-    image, text = opened.image, opened.text
     if opened.is_joint:
-        image, text = joint.cut(opened.image, image_output, text_output, scratch)
+        image, text = joint.cut(image, image_output, text_output, scratch)
     tokenizer = _tokenizer(model, text, text_output)
     speaker = Tokenizer(tokenizer.spec, tokenizer.data)
     ids = speaker.pad([speaker.encode(each) for each in GOLDEN_TEXTS], speaker.spec.context_length)
     scale = None
     if opened.is_joint:
-        arguments = (image_output, text_output, settings.image, tokenizer.spec, pixels[: len(ids)], ids)
-        scale = joint.scale_in_graph(opened.image, *arguments)
+        whole = opened.both(model.repository)[0]
+        rows = pixels[: len(ids)]
+        scale = joint.scale_in_graph(whole, image_output, text_output, settings.image, tokenizer.spec, rows, ids)
     towers = _Towers(
         image=wrap_images(image, image_output, settings.image, pixels, _folder(scratch, "image")),
         text=wrap_texts(text, text_output, tokenizer.spec, ids, _folder(scratch, "text")),
@@ -279,13 +273,9 @@ def _fingerprints(model: ForeignModel, towers: _Towers, folder: Path) -> Fingerp
     return Fingerprint(image=of(towers.image, None), text=of(towers.text, towers.tokenizer.data))
 
 
-def _scale_fields(model: ForeignModel, scale: FoundScale | None) -> dict[str, Any]:
-    if scale is None:
-        return {
-            "logit_scale": None,
-            "activation": "none",
-            "scale_source": "the graphs hold no scale, and no record of it was found",
-        }
+def _scale_fields(model: ForeignModel, scale: ScaleFound) -> dict[str, Any]:
+    if scale.scale is None:
+        return {"logit_scale": None, "activation": "none", "scale_source": scale.source}
     sigmoid = model.settings.sigmoid or scale.bias is not None
     return {
         "logit_scale": scale.scale,

@@ -33,7 +33,7 @@ class RepositoryCard:
 class DownloadProgress(Protocol):
     """Called as bytes arrive: done and total of all the files of one fetch that were not here yet."""
 
-    def __call__(self, done_bytes: int, total_bytes: int) -> None: ...
+    def __call__(self, done_bytes: int, total_bytes: int, /) -> None: ...
 
 
 class Repository(Protocol):

@@ -43,13 +43,13 @@ class ModelSettings:
     tokenizer_folder: Path
 
 
-def read_settings_files(folder: Path, files: Sequence[str], *, has_text: bool = True) -> ModelSettings:
-    """Read them from `folder`; `files` are paths below it.
+def read_settings_files(files: Sequence[Path], *, has_text: bool = True) -> ModelSettings:
+    """Read them; of files of one name the first is taken.
 
     Raises:
         ExportRefused: no preprocessing, or one that this project does not have.
     """
-    found = {Path(path).name: folder / path for path in sorted(files, key=lambda path: path.count("/"), reverse=True)}
+    found = {path.name: path for path in reversed(files)}
     config = read_json(found["config.json"]) if "config.json" in found else {}
     open_clip = read_json(found["open_clip_config.json"]) if "open_clip_config.json" in found else {}
     model = _table(open_clip, "model_cfg") or (config if "vision_cfg" in config else {})
@@ -66,7 +66,7 @@ def read_settings_files(folder: Path, files: Sequence[str], *, has_text: bool = 
         sigmoid=True if kind in _CLEAN_BY_TYPE or "init_logit_bias" in model else None,
         pooled_is_projected=kind in _CLEAN_BY_TYPE,
         architecture=_architecture(model, config, kind),
-        tokenizer_folder=tokenizer[0] if tokenizer else folder,
+        tokenizer_folder=tokenizer[0] if tokenizer else files[0].parent,
     )
 
 

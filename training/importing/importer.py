@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from model_store.errors import ExportRefused
 from model_store.golden import GOLDEN_TEXTS
 from model_store.golden_images import golden_images
+from model_store.hub.repository import DownloadProgress, Repository
 from model_store.identity import sha256_file
 from model_store.manifest import ImageSpec, Precision
 from model_store.modality.image import decode, prepare
@@ -24,8 +26,16 @@ from model_store.store import Artifact, Store
 from model_store.templates import DEFAULT_TEMPLATES
 from training.exporting.export import ExportSource, export_model, provenance
 from training.exporting.graphs import ImageGraph, TextGraph
-from training.importing.openclip_weights import Activation, OpenClipModel, Weights, find_weights, load_model
-from training.importing.tokenizer_import import ImportedTokenizer, import_tokenizer
+from training.importing.openclip_weights import (
+    FOLDER_CONFIG,
+    FOLDER_WEIGHTS,
+    Activation,
+    OpenClipModel,
+    Weights,
+    find_weights,
+    load_model,
+)
+from training.importing.tokenizer_import import TOKENIZER_FILES, ImportedTokenizer, import_tokenizer
 from training.models.dense import DEFAULT_DENSE, DenseChoice, dense_of_openclip
 from training.models.pixels import PixelNormalize
 
@@ -48,6 +58,7 @@ def import_model(
     limits: str = "",
     dense: DenseChoice = DEFAULT_DENSE,
     cache_dir: Path | None = None,
+    found: Repository | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Publish an open_clip model as the next version of `name`.
@@ -59,6 +70,7 @@ def import_model(
     tokenizer: for architectures whose tokeniser is not CLIP's (or is a prefix of it), its file or folder.
     dense: what takes the place of a ViT's last attention in the dense role, `maskclip`, `sclip` or `naclip`; "none" for
         no dense role.
+    found: the repository that `arch` was downloaded from, for the record.
 
     Raises:
         ExportRefused: with the reason, and what to do about it where something can be done.
@@ -80,7 +92,50 @@ def import_model(
     say("compare with open_clip")
     check_against_open_clip(model, image_spec, text, imported)
     source = _source_of(model, weights, image_spec, text, imported, templates, licence, training_data, limits, dense)
+    if found is not None:
+        at = f" at {found.revision}" if found.revision else ""
+        record = {"source": f"{found.name}{at}", "repository": found.name, "revision": found.revision}
+        known = source.provenance.model_copy(update={**record, "layout": "open_clip weights"})
+        source = dataclasses.replace(source, provenance=known)
     return export_model(source, name=name, store=store, precisions=precisions, progress=progress)
+
+
+def import_repository(
+    repository: Repository,
+    *,
+    name: str,
+    store: Store,
+    precisions: Iterable[Precision] = ALL_PRECISIONS,
+    downloaded: DownloadProgress | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Publish the model of a repository of open_clip's own files (open_clip_config.json and safetensors).
+
+    Raises:
+        ExportRefused: it has no such files, or the model is refused by `import_model`.
+        RepositoryError: it cannot be downloaded.
+    """
+    files = repository.files()
+    weights = next((each for each in FOLDER_WEIGHTS if each in files), None)
+    if FOLDER_CONFIG not in files or weights is None:
+        raise ExportRefused(
+            f"{repository.name} has weights, but no {FOLDER_CONFIG}: only open_clip's own repositories say how theirs "
+            "are loaded"
+        )
+    wanted = [FOLDER_CONFIG, weights, *(each for each in TOKENIZER_FILES if each in files)]
+    folder = repository.fetch(wanted, downloaded)
+    config = json.loads((folder / FOLDER_CONFIG).read_text(encoding="utf-8"))
+    own_tokenizer = config.get("model_cfg", {}).get("text_cfg", {}).get("hf_tokenizer_name") is not None
+    return import_model(
+        f"local-dir:{folder}",
+        name=name,
+        store=store,
+        precisions=precisions,
+        tokenizer=folder if own_tokenizer and "tokenizer.json" in files else None,
+        licence=repository.licence or _UNKNOWN_LICENCE,
+        found=repository,
+        progress=progress,
+    )
 
 
 def preprocess_config(model: OpenClipModel) -> PreprocessCfg:

@@ -26,8 +26,8 @@ from training.importing.foreign_weights import refuse_damaged, with_plain_file
 OpenClipModel = open_clip.CLIP | open_clip.CustomTextCLIP
 Activation = Literal["gelu", "quickgelu"]
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-_FOLDER_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
-_FOLDER_CONFIG = "open_clip_config.json"
+FOLDER_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+FOLDER_CONFIG = "open_clip_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,16 +140,16 @@ def _weights_with_config(schema: str, rest: str, cache_dir: Path | None) -> Weig
     """Weights of a folder or hub repository that carries its own configuration, which therefore decides."""
     cache = str(cache_dir) if cache_dir else None
     if schema == "hf-hub":
-        config_file = Path(download_pretrained_from_hf(rest, filename=_FOLDER_CONFIG, cache_dir=cache))
+        config_file = Path(download_pretrained_from_hf(rest, filename=FOLDER_CONFIG, cache_dir=cache))
         file = Path(download_pretrained_from_hf(rest, cache_dir=cache))
     else:
-        config_file = Path(rest) / _FOLDER_CONFIG
+        config_file = Path(rest) / FOLDER_CONFIG
         file = _weights_in(Path(rest))
     if not config_file.is_file():
-        raise ExportRefused(f"{schema}:{rest} has no {_FOLDER_CONFIG}")
+        raise ExportRefused(f"{schema}:{rest} has no {FOLDER_CONFIG}")
     content = json.loads(config_file.read_text(encoding="utf-8"))
     if "model_cfg" not in content:
-        raise ExportRefused(f"{_FOLDER_CONFIG} of {schema}:{rest} has no model_cfg")
+        raise ExportRefused(f"{FOLDER_CONFIG} of {schema}:{rest} has no model_cfg")
     label = rest if schema == "hf-hub" else Path(rest).name
     return Weights(
         file=file,
@@ -162,12 +162,12 @@ def _weights_with_config(schema: str, rest: str, cache_dir: Path | None) -> Weig
 
 
 def _weights_in(folder: Path) -> Path:
-    for name in _FOLDER_WEIGHTS:
+    for name in FOLDER_WEIGHTS:
         if (folder / name).is_file():
             return folder / name
     found = sorted(p for p in folder.glob("*") if p.suffix in _WEIGHT_SUFFIXES)
     if len(found) != 1:
-        raise ExportRefused(f"{folder.name}: expected {_FOLDER_WEIGHTS[0]} or one weights file, found {len(found)}")
+        raise ExportRefused(f"{folder.name}: expected {FOLDER_WEIGHTS[0]} or one weights file, found {len(found)}")
     return found[0]
 
 

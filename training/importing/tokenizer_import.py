@@ -20,7 +20,7 @@ from model_store.manifest import TextSpec
 
 Clean = Literal["lower", "whitespace", "canonicalize"]
 _MERGES_IN_USE = 49_152 - 256 - 2  # what open_clip reads of its file
-_HUB_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ def _from_json(
 
 def _from_hub(name: str, cache_dir: Path | None) -> Path:
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, cache_dir=cache_dir))
+        return Path(snapshot_download(name, allow_patterns=TOKENIZER_FILES, cache_dir=cache_dir))
     except Exception as error:  # hub errors of several libraries; without the file there is no tokeniser
         raise ExportRefused(
             f"this architecture's tokenizer is {name!r}, which cannot be downloaded here; "

@@ -1,6 +1,6 @@
 """Uses a hub repository in a process of its own, because the hub's client reads its settings when it is imported.
 
-Run with one argument, a JSON list of objects {repo, revision?, fetch?, range?}; prints what came of each, as JSON.
+Run with one argument, a JSON list of {repo, revision?, fetch?, range?, scale?} objects; prints what came of each.
 """
 
 from __future__ import annotations
@@ -43,9 +43,16 @@ def ask_each(environment: dict[str, str], questions: list[dict[str, Any]]) -> li
     return [{**found, "output": done.stdout + done.stderr} for found in json.loads(done.stdout.splitlines()[-1])]
 
 
-def answer(repo: str, revision: str | None = None, fetch: list[str] | None = None, range: Any = None) -> dict[str, Any]:
+def answer(
+    repo: str,
+    revision: str | None = None,
+    fetch: list[str] | None = None,
+    range: tuple[str, int, int] | None = None,
+    scale: bool = False,
+) -> dict[str, Any]:
     from model_store.errors import ArtifactError
     from model_store.hub.remote import HubRepository
+    from model_store.hub.scale import trained_scale
 
     seen: list[tuple[int, int]] = []
     try:
@@ -58,6 +65,8 @@ def answer(repo: str, revision: str | None = None, fetch: list[str] | None = Non
         }
         if range:
             found["bytes"] = repository.read_range(*range).hex()
+        if scale:
+            found["scale"] = dataclasses.asdict(trained_scale(repository))
         if fetch is not None:
             folder = repository.fetch(fetch, lambda done, total: seen.append((done, total)))
             found["folder"] = str(folder)
