@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 import httpx2
 
 from clipworks import errors
-from clipworks._calls import CallPlan, Labels, label_fields
+from clipworks._calls import CallPlan, Labels, label_fields, unknown_fields
 from clipworks._collections_async import AsyncCollection
 from clipworks._exchange import Answer, Broken, Call, Pause, Request, Send, Steps
 from clipworks._progress import Progress, progress_bar
@@ -30,6 +30,7 @@ from clipworks.schemas import (
     ModelDetail,
     ModelSummary,
     OnError,
+    OnUnknown,
     Prediction,
 )
 
@@ -99,6 +100,7 @@ class AsyncClient:
         normalize: bool = True,
         dimensions: int | None = None,
         on_error: Literal["fail"] = "fail",
+        on_unknown: OnUnknown = "warn",
         progress: bool = False,
     ) -> Vectors: ...
     @overload
@@ -111,6 +113,7 @@ class AsyncClient:
         normalize: bool = True,
         dimensions: int | None = None,
         on_error: Literal["item"],
+        on_unknown: OnUnknown = "warn",
         progress: bool = False,
     ) -> EmbedResult: ...
     async def embed(
@@ -122,11 +125,18 @@ class AsyncClient:
         normalize: bool = True,
         dimensions: int | None = None,
         on_error: OnError = "fail",
+        on_unknown: OnUnknown = "warn",
         progress: bool = False,
     ) -> Vectors | EmbedResult:
         """See `Client.embed`."""
         plan = self._setup.calls.embed(
-            texts, images, model=model, normalize=normalize, dimensions=dimensions, on_error=on_error
+            texts,
+            images,
+            model=model,
+            normalize=normalize,
+            dimensions=dimensions,
+            on_error=on_error,
+            on_unknown=on_unknown,
         )
         result = await self._run(plan, progress)
         return result if on_error == "item" else result.vectors
@@ -144,6 +154,7 @@ class AsyncClient:
         top_k: int | None = None,
         threshold: float | None = None,
         on_error: Literal["fail"] = "fail",
+        on_unknown: OnUnknown = "warn",
         progress: bool = False,
     ) -> list[list[Prediction]]: ...
     @overload
@@ -159,6 +170,7 @@ class AsyncClient:
         top_k: int | None = None,
         threshold: float | None = None,
         on_error: Literal["item"],
+        on_unknown: OnUnknown = "warn",
         progress: bool = False,
     ) -> ClassifyResult: ...
     async def classify(
@@ -173,6 +185,7 @@ class AsyncClient:
         top_k: int | None = None,
         threshold: float | None = None,
         on_error: OnError = "fail",
+        on_unknown: OnUnknown = "warn",
         progress: bool = False,
     ) -> list[list[Prediction]] | ClassifyResult:
         """See `Client.classify`."""
@@ -186,6 +199,7 @@ class AsyncClient:
             top_k=top_k,
             threshold=threshold,
             on_error=on_error,
+            on_unknown=on_unknown,
         )
         result = await self._run(plan, progress)
         return result if on_error == "item" else result.predictions
@@ -205,6 +219,7 @@ class AsyncClient:
         heatmap_labels: Sequence[str] | None = None,
         short_px: int | None = None,
         on_error: Literal["fail"] = "fail",
+        on_unknown: OnUnknown = "warn",
         progress: bool = False,
     ) -> list[Located]: ...
     @overload
@@ -222,6 +237,7 @@ class AsyncClient:
         heatmap_labels: Sequence[str] | None = None,
         short_px: int | None = None,
         on_error: Literal["item"],
+        on_unknown: OnUnknown = "warn",
         progress: bool = False,
     ) -> LocalizeResult: ...
     async def localize(
@@ -238,6 +254,7 @@ class AsyncClient:
         heatmap_labels: Sequence[str] | None = None,
         short_px: int | None = None,
         on_error: OnError = "fail",
+        on_unknown: OnUnknown = "warn",
         progress: bool = False,
     ) -> list[Located] | LocalizeResult:
         """See `Client.localize`."""
@@ -253,6 +270,7 @@ class AsyncClient:
             heatmap_labels=heatmap_labels,
             short_px=short_px,
             on_error=on_error,
+            on_unknown=on_unknown,
         )
         result = await self._run(plan, progress)
         return result if on_error == "item" else [each for each in result.images if each is not None]
@@ -284,10 +302,12 @@ class AsyncClient:
         *,
         templates: str | Sequence[str] | None = None,
         model: str | None = None,
+        on_unknown: OnUnknown = "warn",
         wait: bool = True,
     ) -> LabelSetInfo:
         """See `Client.put_label_set`."""
         body = label_fields(labels, templates) | ({"model": model} if model else {})
+        body |= unknown_fields(on_unknown)
         return await self._drive(self._setup.queries.put_label_set(name, body, wait=wait))
 
     async def delete_label_set(self, name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -22,6 +23,7 @@ R = TypeVar("R", bound=BaseModel)
 # Over a limit of the whole request: fewer inputs may fit.
 _SPLIT = frozenset({"body_too_large", "too_many_items"})
 _POSITION = re.compile(r"^(?:inputs?|items|queries)\[([0-9]{1,9})\]")
+_POSITIONS = re.compile(r"\b(inputs|items|queries)\[([0-9]{1,9})\]")
 
 
 class Loadable(Protocol):
@@ -43,6 +45,7 @@ class BatchPart(Generic[R]):
     body: R
     identity: ModelIdentity | None
     entries: Sequence[tuple[int, object | ErrorDetail]]
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Batch(Generic[R]):
     read: Callable[[bytes], BatchPart[R]]
     keep: Callable[[int, Any], None]
     bodies: list[R] = field(default_factory=list[R])
+    warnings: list[str] = field(default_factory=list[str])
     failed: dict[int, errors.ClientError] = field(default_factory=dict[int, errors.ClientError])
     identity: ModelIdentity | None = None
     done: Callable[[int], None] = lambda count: None
@@ -159,6 +163,15 @@ class Batch(Generic[R]):
         except ValueError as error:
             raise errors.BadAnswer(f"{self.path}: unexpected answer: {error}") from error
         self._identify(part)
+        with self.lock:
+            self.warnings += [_with_indices(each, sent) for each in part.warnings]
+
+    def said(self, prefix: str = "") -> list[str]:
+        """Each warning once, in a list, and as a Python warning behind `prefix`."""
+        said = list(dict.fromkeys(self.warnings))
+        for text in said:
+            warnings.warn(f"{prefix}{text}", stacklevel=3)
+        return said
 
     def _identify(self, part: BatchPart[R]) -> None:
         with self.lock:
@@ -171,6 +184,16 @@ class Batch(Generic[R]):
                 f"the server answered as {first} first and as {part.identity.model} later, with other "
                 "fingerprints; pin a version (model='name@version') and try again"
             )
+
+
+def _with_indices(warning: str, sent: Sequence[Loadable]) -> str:
+    """The places that a warning names, such as inputs[3].text, with the caller's indices of those inputs."""
+
+    def indexed(place: re.Match[str]) -> str:
+        position = int(place.group(2))
+        return f"{place.group(1)}[{sent[position].index}]" if position < len(sent) else place.group()
+
+    return _POSITIONS.sub(indexed, warning)
 
 
 def _index_of(param: str | None, sent: Sequence[Loadable]) -> int | None:

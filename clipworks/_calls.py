@@ -23,6 +23,7 @@ from clipworks.schemas import (
     LabelPrompts,
     LocalizeResponse,
     OnError,
+    OnUnknown,
     Prediction,
 )
 
@@ -75,11 +76,13 @@ class Calls:
         normalize: bool,
         dimensions: int | None,
         on_error: OnError,
+        on_unknown: OnUnknown,
     ) -> CallPlan[EmbedResult]:
         items = _not_empty(sources(texts, images))
         rows = Rows(len(items))
         fields = _given(model=model, dimensions=dimensions)
         fields |= {"normalize": normalize, "encoding_format": "base64", "on_error": on_error}
+        fields |= unknown_fields(on_unknown)
         batch = self._batch("/embed", fields, on_error, _read_embeddings, rows.put)
 
         def finish() -> EmbedResult:
@@ -96,6 +99,7 @@ class Calls:
                 texts=sum(usage.texts for usage in usages),
                 images=sum(usage.images for usage in usages),
                 tokens=sum(usage.tokens for usage in usages),
+                warnings=batch.said(),
             )
 
         return self._plan("embed", items, batch, finish)
@@ -112,16 +116,17 @@ class Calls:
         top_k: int | None,
         threshold: float | None,
         on_error: OnError,
+        on_unknown: OnUnknown,
     ) -> CallPlan[ClassifyResult]:
         items = _not_empty(sources((), images))
         found: list[list[Prediction]] = [[] for _ in items]
         fields = _given(model=model, label_set=label_set, activation=activation, top_k=top_k, threshold=threshold)
-        fields |= label_fields(labels, templates) | {"on_error": on_error}
+        fields |= label_fields(labels, templates) | {"on_error": on_error} | unknown_fields(on_unknown)
         batch = self._batch("/classify", fields, on_error, _read_predictions, found.__setitem__)
 
         def finish() -> ClassifyResult:
             failed = dict(sorted(batch.failed.items()))
-            return ClassifyResult(predictions=found, errors=failed, identity=batch.identity)
+            return ClassifyResult(predictions=found, errors=failed, identity=batch.identity, warnings=batch.said())
 
         return self._plan("classify", items, batch, finish)
 
@@ -139,6 +144,7 @@ class Calls:
         heatmap_labels: Sequence[str] | None,
         short_px: int | None,
         on_error: OnError,
+        on_unknown: OnUnknown,
     ) -> CallPlan[LocalizeResult]:
         items = _not_empty(sources((), images))
         found: list[Located | None] = [None for _ in items]
@@ -146,7 +152,7 @@ class Calls:
             if isinstance(several, str):
                 raise TypeError(f"{name}: expected several, got one string; write {name}=[{several!r}]")
         fields = _given(model=model, label_set=label_set, threshold=threshold, short_px=short_px)
-        fields |= label_fields(labels, templates) | {"on_error": on_error}
+        fields |= label_fields(labels, templates) | {"on_error": on_error} | unknown_fields(on_unknown)
         fields |= {"include": list(include), "heatmap_format": heatmap_format}
         fields |= {} if heatmap_labels is None else {"heatmap_labels": list(heatmap_labels)}
         batch = self._batch("/localize", fields, on_error, _read_locations, found.__setitem__)
@@ -154,7 +160,9 @@ class Calls:
         def finish() -> LocalizeResult:
             failed = dict(sorted(batch.failed.items()))
             threshold = batch.bodies[0].threshold if batch.bodies else None
-            return LocalizeResult(images=found, errors=failed, identity=batch.identity, threshold=threshold)
+            return LocalizeResult(
+                images=found, errors=failed, identity=batch.identity, threshold=threshold, warnings=batch.said()
+            )
 
         return self._plan("localize", items, batch, finish)
 
@@ -200,6 +208,11 @@ def label_fields(labels: Labels | None, templates: str | Sequence[str] | None) -
     return _given(labels=shown, templates=templates if isinstance(templates, str | None) else list(templates))
 
 
+def unknown_fields(on_unknown: OnUnknown) -> dict[str, Any]:
+    """Nothing for what servers do by themselves, so that older ones understand the request."""
+    return {} if on_unknown == "warn" else {"on_unknown": on_unknown}
+
+
 def _label(label: LabelLike, index: int) -> Any:
     if isinstance(label, str):
         return str(label)
@@ -230,18 +243,18 @@ def _read_embeddings(body: bytes) -> BatchPart[EmbedResponse]:
     answer = EmbedResponse.model_validate_json(body, extra="ignore")
     identity = ModelIdentity(model=answer.model, fingerprint=answer.fingerprint, space=answer.space, dim=answer.dim)
     entries = [(e.index, e.error if isinstance(e, ItemError) else e.embedding) for e in answer.data]
-    return BatchPart(answer, identity, entries)
+    return BatchPart(answer, identity, entries, answer.warnings)
 
 
 def _read_predictions(body: bytes) -> BatchPart[ClassifyResponse]:
     answer = ClassifyResponse.model_validate_json(body, extra="ignore")
     identity = ModelIdentity(model=answer.model, fingerprint=answer.fingerprint)
     entries = [(e.index, e.error if isinstance(e, ItemError) else e.predictions) for e in answer.data]
-    return BatchPart(answer, identity, entries)
+    return BatchPart(answer, identity, entries, answer.warnings)
 
 
 def _read_locations(body: bytes) -> BatchPart[LocalizeResponse]:
     answer = LocalizeResponse.model_validate_json(body, extra="ignore")
     identity = ModelIdentity(model=answer.model, fingerprint=answer.fingerprint)
     entries = [(e.index, e.error if isinstance(e, ItemError) else located(e)) for e in answer.data]
-    return BatchPart(answer, identity, entries)
+    return BatchPart(answer, identity, entries, answer.warnings)

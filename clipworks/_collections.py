@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from urllib.parse import quote
 
 from clipworks import errors
 from clipworks._batches import Batch, BatchPart
-from clipworks._calls import BatchLimits, CallPlan
+from clipworks._calls import BatchLimits, CallPlan, unknown_fields
 from clipworks._collections_inputs import (
     Item,
     is_late_query,
@@ -43,6 +42,7 @@ from clipworks.schemas import (
     ItemError,
     ItemPage,
     OnError,
+    OnUnknown,
     QueryResult,
     SearchResponse,
     SnapshotResponse,
@@ -153,7 +153,8 @@ class CollectionCalls:
 
         def finish() -> UpsertResult:
             ids = [each.item.id for each in sources if each.index in stored]
-            return UpsertResult(upserted=len(ids), ids=ids, errors=dict(sorted(batch.failed.items())))
+            said = batch.said(f"collection {name}: ")
+            return UpsertResult(upserted=len(ids), ids=ids, errors=dict(sorted(batch.failed.items())), warnings=said)
 
         only_vectors = all(each.item.vector is not None for each in sources)
         size = max(self.limits.items, _VECTORS_PER_REQUEST) if only_vectors else self.limits.items
@@ -172,6 +173,7 @@ class CollectionCalls:
         model: str | None,
         space: str | None,
         on_error: OnError,
+        on_unknown: OnUnknown,
     ) -> CallPlan[SearchResult]:
         sources = query_sources(queries)
         nothing = Hits(exact=True, hits=[])
@@ -179,7 +181,7 @@ class CollectionCalls:
         fields = _given(model=model, space=space, min_score=min_score)
         fields |= {} if filter is None else {"filter": dict(filter)}
         fields |= {"top_k": top_k, "offset": offset, "include": _included(include)}
-        fields |= {"encoding_format": "base64", "on_error": on_error}
+        fields |= {"encoding_format": "base64", "on_error": on_error} | unknown_fields(on_unknown)
         batch = Batch[SearchResponse](
             path=f"{_path(name)}/search",
             fields=fields,
@@ -195,10 +197,9 @@ class CollectionCalls:
         )
 
         def finish() -> SearchResult:
-            said = list(dict.fromkeys(text for body in batch.bodies for text in body.warnings))
-            for text in said:
-                warnings.warn(f"collection {name}: {text}", stacklevel=2)
-            return SearchResult(results=found, errors=dict(sorted(batch.failed.items())), warnings=said)
+            return SearchResult(
+                results=found, errors=dict(sorted(batch.failed.items())), warnings=batch.said(f"collection {name}: ")
+            )
 
         parts = chunks(sources, self.limits.items)
         return CallPlan(label="search", total=len(sources), batch=batch, chunks=parts, finish=finish)
@@ -274,12 +275,14 @@ def _id_of_path(image: object, index: int) -> str:
 
 def _read_upserted(body: bytes) -> BatchPart[UpsertResponse]:
     answer = UpsertResponse.model_validate_json(body, extra="ignore")
-    return BatchPart(answer, None, [(e.index, e.error if isinstance(e, ItemError) else e.id) for e in answer.data])
+    entries = [(e.index, e.error if isinstance(e, ItemError) else e.id) for e in answer.data]
+    return BatchPart(answer, None, entries, answer.warnings)
 
 
 def _read_found(body: bytes) -> BatchPart[SearchResponse]:
     answer = SearchResponse.model_validate_json(body, extra="ignore")
-    return BatchPart(answer, None, [(e.index, e.error if isinstance(e, ItemError) else e) for e in answer.results])
+    entries = [(e.index, e.error if isinstance(e, ItemError) else e) for e in answer.results]
+    return BatchPart(answer, None, entries, answer.warnings)
 
 
 def _hits(result: QueryResult) -> Hits:
@@ -288,7 +291,7 @@ def _hits(result: QueryResult) -> Hits:
         Hit(id=each.id, score=each.score, metadata=each.metadata or {}, vector=vector_of(each.vector))
         for each in result.hits
     ]
-    return Hits(exact=result.exact, hits=hits)
+    return Hits(exact=result.exact, hits=hits, weak=result.weak)
 
 
 def _stored(item: StoredItem, path: str) -> Stored:

@@ -14,6 +14,7 @@ from clipworks.schemas import (
     DoctorResponse,
     Include,
     OnError,
+    OnUnknown,
     SnapshotResponse,
 )
 
@@ -90,6 +91,7 @@ class AsyncCollection:
         model: str | None = None,
         space: str | None = None,
         on_error: Literal["fail"] = "fail",
+        on_unknown: OnUnknown = "warn",
         progress: bool | Callable[[int, int], None] = False,
     ) -> list[Hits]: ...
     @overload
@@ -105,6 +107,7 @@ class AsyncCollection:
         model: str | None = None,
         space: str | None = None,
         on_error: Literal["item"],
+        on_unknown: OnUnknown = "warn",
         progress: bool | Callable[[int, int], None] = False,
     ) -> SearchResult: ...
     async def search(
@@ -119,6 +122,7 @@ class AsyncCollection:
         model: str | None = None,
         space: str | None = None,
         on_error: OnError = "fail",
+        on_unknown: OnUnknown = "warn",
         progress: bool | Callable[[int, int], None] = False,
     ) -> list[Hits] | SearchResult:
         """See `Collection.search`."""
@@ -133,6 +137,7 @@ class AsyncCollection:
             model=model,
             space=space,
             on_error=on_error,
+            on_unknown=on_unknown,
         )
         result = await self._run(plan, progress)
         return result if on_error == "item" else result.results

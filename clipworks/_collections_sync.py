@@ -14,6 +14,7 @@ from clipworks.schemas import (
     DoctorResponse,
     Include,
     OnError,
+    OnUnknown,
     SnapshotResponse,
 )
 
@@ -100,6 +101,7 @@ class Collection:
         model: str | None = None,
         space: str | None = None,
         on_error: Literal["fail"] = "fail",
+        on_unknown: OnUnknown = "warn",
         progress: bool | Callable[[int, int], None] = False,
     ) -> list[Hits]: ...
     @overload
@@ -115,6 +117,7 @@ class Collection:
         model: str | None = None,
         space: str | None = None,
         on_error: Literal["item"],
+        on_unknown: OnUnknown = "warn",
         progress: bool | Callable[[int, int], None] = False,
     ) -> SearchResult: ...
     def search(
@@ -129,6 +132,7 @@ class Collection:
         model: str | None = None,
         space: str | None = None,
         on_error: OnError = "fail",
+        on_unknown: OnUnknown = "warn",
         progress: bool | Callable[[int, int], None] = False,
     ) -> list[Hits] | SearchResult:
         """The best items for each query, in the order of the queries.
@@ -137,6 +141,7 @@ class Collection:
         {"text"}, {"image"}, {"vector"}, {"id"} of a stored item, which is no hit of itself, or {"combine": [query,
         ...]} whose parts may have a "weight"; a negative one pushes away.
         on_error: "fail" raises for the first bad query; "item" returns a SearchResult with errors by index.
+        on_unknown: "warn" leaves out what the model knows nothing of, and warns; "error" makes it a bad query.
         """
         plan = self._calls.search(
             self.name,
@@ -149,6 +154,7 @@ class Collection:
             model=model,
             space=space,
             on_error=on_error,
+            on_unknown=on_unknown,
         )
         result = self._run(plan, progress)
         return result if on_error == "item" else result.results

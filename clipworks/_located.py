@@ -21,6 +21,7 @@ def _label(answer: schemas.LabelLocation) -> results.LocatedLabel:
         present=answer.present,
         boxes=[_box(each) for each in answer.boxes],
         heatmap=None if answer.heatmap is None else _heatmap(answer.heatmap),
+        weak=answer.weak,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
@@ -77,6 +78,8 @@ class Queries:
             info = yield from self._get(request.path, LabelSetDetail)
         if info.failed is not None:
             raise errors.ServerFault(f"label set {name}: {info.failed}", status=500, code="label_set_failed")
+        for text in info.warnings:
+            warnings.warn(f"label set {name}: {text}", stacklevel=2)
         return info
 
     def health(self) -> Steps[Health]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import httpx2
 
-from clipworks._calls import Labels, label_fields
+from clipworks._calls import Labels, label_fields, unknown_fields
 from clipworks._collections_sync import Collection
 from clipworks._setup import MIB, Setup
 from clipworks._sync_carrier import Carrier
@@ -27,6 +27,7 @@ from clipworks.schemas import (
     ModelDetail,
     ModelSummary,
     OnError,
+    OnUnknown,
     Prediction,
 )
 
@@ -96,6 +97,7 @@ class Client:
         normalize: bool = True,
         dimensions: int | None = None,
         on_error: Literal["fail"] = "fail",
+        on_unknown: OnUnknown = "warn",
         progress: bool = False,
     ) -> Vectors: ...
     @overload
@@ -108,6 +110,7 @@ class Client:
         normalize: bool = True,
         dimensions: int | None = None,
         on_error: Literal["item"],
+        on_unknown: OnUnknown = "warn",
         progress: bool = False,
     ) -> EmbedResult: ...
     def embed(
@@ -119,19 +122,28 @@ class Client:
         normalize: bool = True,
         dimensions: int | None = None,
         on_error: OnError = "fail",
+        on_unknown: OnUnknown = "warn",
         progress: bool = False,
     ) -> Vectors | EmbedResult:
         """Vectors of texts and images, float32 [n, dim]: texts first, then images, each in the order given.
 
         images: paths, bytes of encoded images, PIL images, or http addresses (which the server may refuse).
         on_error: "fail" raises for the first bad input; "item" returns an EmbedResult with errors by index.
+        on_unknown: what an input is of which the model knows nothing: "warn" gives it a vector that says nothing (most
+        often zeros) and a Python warning, "error" makes it a bad input.
         progress: draw a bar on stderr where rich is installed. Without numpy, a list of lists is returned.
 
         Raises:
             ClientError: see `clipworks.errors`; `index` says which input is to blame.
         """
         plan = self._setup.calls.embed(
-            texts, images, model=model, normalize=normalize, dimensions=dimensions, on_error=on_error
+            texts,
+            images,
+            model=model,
+            normalize=normalize,
+            dimensions=dimensions,
+            on_error=on_error,
+            on_unknown=on_unknown,
         )
         result = self._run(plan, progress)
         return result if on_error == "item" else result.vectors
@@ -149,6 +161,7 @@ class Client:
         top_k: int | None = None,
         threshold: float | None = None,
         on_error: Literal["fail"] = "fail",
+        on_unknown: OnUnknown = "warn",
         progress: bool = False,
     ) -> list[list[Prediction]]: ...
     @overload
@@ -164,6 +177,7 @@ class Client:
         top_k: int | None = None,
         threshold: float | None = None,
         on_error: Literal["item"],
+        on_unknown: OnUnknown = "warn",
         progress: bool = False,
     ) -> ClassifyResult: ...
     def classify(
@@ -178,6 +192,7 @@ class Client:
         top_k: int | None = None,
         threshold: float | None = None,
         on_error: OnError = "fail",
+        on_unknown: OnUnknown = "warn",
         progress: bool = False,
     ) -> list[list[Prediction]] | ClassifyResult:
         """Scores of `labels` (or of a stored label set) for each image, best first.
@@ -198,6 +213,7 @@ class Client:
             top_k=top_k,
             threshold=threshold,
             on_error=on_error,
+            on_unknown=on_unknown,
         )
         result = self._run(plan, progress)
         return result if on_error == "item" else result.predictions
@@ -217,6 +233,7 @@ class Client:
         heatmap_labels: Sequence[str] | None = None,
         short_px: int | None = None,
         on_error: Literal["fail"] = "fail",
+        on_unknown: OnUnknown = "warn",
         progress: bool = False,
     ) -> list[Located]: ...
     @overload
@@ -234,6 +251,7 @@ class Client:
         heatmap_labels: Sequence[str] | None = None,
         short_px: int | None = None,
         on_error: Literal["item"],
+        on_unknown: OnUnknown = "warn",
         progress: bool = False,
     ) -> LocalizeResult: ...
     def localize(
@@ -250,6 +268,7 @@ class Client:
         heatmap_labels: Sequence[str] | None = None,
         short_px: int | None = None,
         on_error: OnError = "fail",
+        on_unknown: OnUnknown = "warn",
         progress: bool = False,
     ) -> list[Located] | LocalizeResult:
         """Which of `labels` (or of a stored label set) are in each image, how sure, and where.
@@ -272,6 +291,7 @@ class Client:
             heatmap_labels=heatmap_labels,
             short_px=short_px,
             on_error=on_error,
+            on_unknown=on_unknown,
         )
         result = self._run(plan, progress)
         return result if on_error == "item" else [each for each in result.images if each is not None]
@@ -304,10 +324,12 @@ class Client:
         *,
         templates: str | Sequence[str] | None = None,
         model: str | None = None,
+        on_unknown: OnUnknown = "warn",
         wait: bool = True,
     ) -> LabelSetInfo:
         """Store labels under a name, replacing what it held; with `wait`, return when they are encoded."""
         body = label_fields(labels, templates) | ({"model": model} if model else {})
+        body |= unknown_fields(on_unknown)
         return self._drive(self._setup.queries.put_label_set(name, body, wait=wait))
 
     def delete_label_set(self, name: str) -> None:

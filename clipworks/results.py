@@ -1,4 +1,7 @@
-"""Results of calls: answers, inputs that failed beside them (`on_error="item"`), stored items and hits."""
+"""Results of calls: answers, inputs that failed beside them (`on_error="item"`), stored items and hits.
+
+`warnings` of a result are what the server says of it, such as inputs of which the model knows nothing.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +46,7 @@ class EmbedResult:
     texts: int
     images: int
     tokens: int
+    warnings: list[str] = field(default_factory=list[str])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,7 @@ class ClassifyResult:
     predictions: list[list[Prediction]]
     errors: dict[int, ClientError]
     identity: ModelIdentity | None
+    warnings: list[str] = field(default_factory=list[str])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,13 +105,17 @@ class Heatmap:
 
 @dataclass(frozen=True, kw_only=True)
 class LocatedLabel:
-    """boxes: best first, empty unless the label is present and boxes were asked for."""
+    """boxes: best first, empty unless the label is present and boxes were asked for.
+
+    weak: the model knows nothing of the label.
+    """
 
     label: str
     score: float
     present: bool
     boxes: list[Box]
     heatmap: Heatmap | None = None
+    weak: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +135,7 @@ class LocalizeResult:
     errors: dict[int, ClientError]
     identity: ModelIdentity | None
     threshold: float | None
+    warnings: list[str] = field(default_factory=list[str])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +145,7 @@ class UpsertResult:
     upserted: int
     ids: list[str]
     errors: dict[int, ClientError]
+    warnings: list[str] = field(default_factory=list[str])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,10 +173,14 @@ class Hit:
 
 @dataclass(frozen=True, kw_only=True)
 class Hits:
-    """The answer to one query, best first. `exact` False: the index is approximate and may have missed a better one."""
+    """The answer to one query, best first. `exact` False: the index is approximate and may have missed a better one.
+
+    weak: the model knows nothing of the query.
+    """
 
     exact: bool
     hits: list[Hit]
+    weak: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

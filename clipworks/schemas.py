@@ -81,6 +81,7 @@ from clipworks.wire.common import (
     ItemError,
     ModelName,
     OnError,
+    OnUnknown,
     TextInput,
     Wire,
 )
@@ -227,6 +228,7 @@ __all__ = [
     "ModelSummary",
     "NamedTemplates",
     "OnError",
+    "OnUnknown",
     "PageQuery",
     "Part",
     "Prediction",

@@ -64,10 +64,11 @@ def presence_scores(
 ) -> NDArray[np.float64]:
     """Calibrated probabilities [C] that each label is in the picture: maps [C, rows, columns], its pooled vector [D].
 
-    Compare them with `presence.threshold`.
+    Compare them with `presence.threshold`. A zero row (no known word) scores 0: the calibration says nothing of it.
     """
     aggregates = aggregate_scores(maps, pooled, labels, presence)
-    return activated(presence.calibration_slope * aggregates + presence.calibration_offset, "sigmoid")
+    scores = activated(presence.calibration_slope * aggregates + presence.calibration_offset, "sigmoid")
+    return np.where(np.any(labels.positive, axis=1), scores, 0.0)
 
 
 def aggregate_scores(

@@ -8,7 +8,7 @@ ClipworksError
     |-- Draining            the server is stopping
     |-- NotLoaded           the model exists, but is not loaded
     |-- RunFailed           the model failed on this item
-    |-- NoDirection         the item's vector is zero (a text without a word that the model knows)
+    |-- NoDirection         the model knows nothing of an item or of labels, and the request wants no such answer
     |-- TooManyItems        more items or texts than one request may bring
     |-- UnknownName         no label set or collection of this name
     |-- StateConflict       the name is taken by something else

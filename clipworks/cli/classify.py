@@ -62,7 +62,8 @@ def classify(
                 progress=sys.stderr.isatty() and len(names) > 1,
             )
 
-    result = asyncio.run(run())
+    with output.saying_warnings():
+        result = asyncio.run(run())
     if as_json:
         output.print_json(
             {

@@ -107,7 +107,8 @@ def embed(
                 progress=sys.stderr.isatty() and len(inputs.names) > 1,
             )
 
-    result = asyncio.run(run())
+    with output.saying_warnings():
+        result = asyncio.run(run())
     if out is None:
         _print(inputs, result, as_json)
     else:

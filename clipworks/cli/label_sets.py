@@ -143,4 +143,5 @@ def _ask(
         ) as client:
             return await work(client)
 
-    return asyncio.run(run())
+    with output.saying_warnings():
+        return asyncio.run(run())

@@ -81,7 +81,8 @@ def localize(
             mapped = _only(await ask(["heatmap"], [shown]))
             return result, next(each for each in mapped.labels if each.label == shown)
 
-    result, heated = asyncio.run(run())
+    with output.saying_warnings():
+        result, heated = asyncio.run(run())
     found = _only(result)
     if out is not None:
         _draw(image, found, heated, result.threshold, out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
@@ -24,6 +25,16 @@ def is_terminal() -> bool:
 def say(message: str) -> None:
     """A remark to a person, on stderr, so that it never mixes with results."""
     Console(stderr=True, soft_wrap=True, highlight=False).print(message, markup=False)
+
+
+@contextmanager
+def saying_warnings() -> Generator[None]:
+    """What the client warns of in the block is said at its end, each remark once."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for text in dict.fromkeys(str(each.message) for each in said):
+        say(f"warning: {text}")
 
 
 def print_json(value: object) -> None:

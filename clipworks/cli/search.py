@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-import warnings
 import webbrowser
 from pathlib import Path
 from typing import Annotated
@@ -69,17 +68,14 @@ def search(
             )
             return found
 
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always", UserWarning)
+    with output.saying_warnings():
         found = asyncio.run(run())
-    for each in said:
-        output.say(str(each.message))
     if as_json:
         hits = [{"id": hit.id, "score": hit.score, "metadata": hit.metadata} for hit in found.hits]
         output.print_json({"collection": collection, "exact": found.exact, "hits": hits})
     else:
         _print(found, offset)
-    if not found.hits:
+    if not found.hits and not found.weak:
         output.say(_why_nothing(offset, filtered=wanted is not None, min_score=min_score))
     if open_sheet or out is not None:
         _show_sheet(found, out, title=_title(parts), collection=collection, offset=offset, opened=open_sheet)

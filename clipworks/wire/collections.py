@@ -17,7 +17,10 @@ from clipworks.wire.common import (
     ItemError,
     ModelName,
     OnError,
+    OnUnknownField,
     TextInput,
+    Warnings,
+    Weak,
     Wire,
 )
 
@@ -260,6 +263,7 @@ class UpsertRequest(Wire):
 class UpsertedItem(Wire):
     index: int
     id: str
+    weak: Weak = False
 
 
 class UpsertResponse(Wire):
@@ -267,6 +271,7 @@ class UpsertResponse(Wire):
 
     upserted: int
     data: list[UpsertedItem | ItemError]
+    warnings: Warnings = []
 
 
 class StoredItem(Wire):
@@ -388,6 +393,7 @@ class SearchRequest(Wire):
     include: list[Include] = Field(default=["metadata"], max_length=2, fail_fast=True)
     encoding_format: EncodingFormat = Field(default="float", description="of the vectors in the answer")
     on_error: OnError = "fail"
+    on_unknown: OnUnknownField = "warn"
 
 
 class SearchHit(Wire):
@@ -401,13 +407,11 @@ class QueryResult(Wire):
     index: int
     exact: bool = Field(description="true: no better item exists; false: the index is approximate")
     hits: list[SearchHit]
+    weak: Weak = False
 
 
 class SearchResponse(Wire):
     model: str | None = Field(description="name@version that encoded the queries; null if there was nothing to encode")
     space: str
     results: list[QueryResult | ItemError]
-    warnings: list[str] = Field(
-        default_factory=list[str],
-        description="such as fields of the filter that no item has; left out when there is nothing to say",
-    )
+    warnings: Warnings = []

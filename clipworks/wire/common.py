@@ -25,6 +25,7 @@ IMAGE_FORMAT = "base64-image"  # JSON schema `format` of image fields; tests gen
 ImageText = Annotated[str, Field(json_schema_extra={"format": IMAGE_FORMAT})]
 ModelName = Annotated[str, StringConstraints(pattern=MODEL_PATTERN)]
 OnError = Literal["fail", "item"]
+OnUnknown = Literal["warn", "error"]
 EncodingFormat = Literal["float", "base64"]
 
 
@@ -95,6 +96,22 @@ class ImageUrlInput(Wire):
 
 IMAGE_FIELDS: Mapping[str, type[Wire]] = {"image": ImageInput, "image_url": ImageUrlInput}
 INPUT_FIELDS: Mapping[str, type[Wire]] = {"text": TextInput, **IMAGE_FIELDS}
+
+OnUnknownField = Annotated[
+    OnUnknown,
+    Field(
+        description="an input or a label of which the model knows nothing: warn: it is answered as weak and named in "
+        "`warnings`; error: it is refused (`no_direction`)"
+    ),
+]
+Warnings = Annotated[
+    list[str],
+    Field(description="what to know of the answer, in sentences; left out when there is nothing to say"),
+]
+Weak = Annotated[
+    bool,
+    Field(description="the model knows nothing of it, so its numbers say nothing; left out when it does"),
+]
 
 Input = Annotated[str | TextInput | ImageInput | ImageUrlInput, ByContent(INPUT_FIELDS, string=True)]
 ImageOnly = Annotated[ImageInput | ImageUrlInput, ByContent(IMAGE_FIELDS)]

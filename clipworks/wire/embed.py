@@ -12,6 +12,9 @@ from clipworks.wire.common import (
     ItemError,
     ModelName,
     OnError,
+    OnUnknownField,
+    Warnings,
+    Weak,
     Wire,
 )
 
@@ -23,11 +26,13 @@ class EmbedRequest(Wire):
     encoding_format: EncodingFormat = "float"
     dimensions: int | None = Field(default=None, ge=1, le=MAX_WHOLE)
     on_error: OnError = "fail"
+    on_unknown: OnUnknownField = "warn"
 
 
 class Embedding(Wire):
     index: int
     embedding: list[float] | str
+    weak: Weak = False
 
 
 class Usage(Wire):
@@ -43,3 +48,4 @@ class EmbedResponse(Wire):
     dim: int
     data: list[Embedding | ItemError]
     usage: Usage
+    warnings: Warnings = []

@@ -13,6 +13,9 @@ from clipworks.wire.common import (
     ItemError,
     ModelName,
     OnError,
+    OnUnknownField,
+    Warnings,
+    Weak,
     Wire,
 )
 
@@ -68,6 +71,7 @@ class Labelled(Wire):
     labels: LabelsOrNone = None
     label_set: Annotated[str, StringConstraints(pattern=LABEL_SET_PATTERN)] | None = None
     templates: Templates | None = None
+    on_unknown: OnUnknownField = "warn"
 
     @model_validator(mode="after")
     def _labels_or_set(self) -> Labelled:
@@ -88,7 +92,10 @@ class ClassifyRequest(Labelled):
 class Prediction(Wire):
     label: str
     score: float
-    similarity: float | None = Field(description="cosine of image and class; null for a class head, which has none")
+    similarity: float | None = Field(
+        description="cosine of image and class; null for a class head, and for a label without a direction"
+    )
+    weak: Weak = False
 
 
 class Classification(Wire):
@@ -100,12 +107,14 @@ class ClassifyResponse(Wire):
     model: str
     fingerprint: EncoderFingerprint
     data: list[Classification | ItemError]
+    warnings: Warnings = []
 
 
 class LabelSetRequest(Wire):
     model: ModelName | None = None
     labels: Labels
     templates: Templates | None = None
+    on_unknown: OnUnknownField = "warn"
 
 
 class LabelSetInfo(Wire):
@@ -116,6 +125,7 @@ class LabelSetInfo(Wire):
     encoded: int = Field(description="texts encoded so far; ready when equal to `texts`")
     ready: bool
     failed: str | None = None
+    warnings: Warnings = []
     built_in: bool = Field(default=False, description="a class head of `model`: it cannot be replaced or deleted")
 
 

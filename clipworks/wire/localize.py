@@ -10,6 +10,8 @@ from clipworks.wire.common import (
     EncoderFingerprint,
     ItemError,
     OnError,
+    Warnings,
+    Weak,
     Wire,
 )
 from clipworks.wire.labels import Labelled
@@ -79,6 +81,7 @@ class LabelLocation(Wire):
     present: bool
     boxes: list[Box]
     heatmap: HeatmapArray | HeatmapPng | None = None
+    weak: Weak = False
 
 
 class Localization(Wire):
@@ -93,3 +96,4 @@ class LocalizeResponse(Wire):
     fingerprint: EncoderFingerprint
     threshold: float = Field(description="what decided about `present`")
     data: list[Localization | ItemError]
+    warnings: Warnings = []

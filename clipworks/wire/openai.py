@@ -10,6 +10,8 @@ from clipworks.wire.common import (
     MAX_WHOLE,
     EncodingFormat,
     ImageText,
+    OnUnknownField,
+    Warnings,
 )
 
 
@@ -47,6 +49,7 @@ class V1EmbeddingsRequest(V1Wire):
         default="text", description="what strings of `input` are; data: URIs are pictures whatever it says"
     )
     user: str | None = None
+    on_unknown: OnUnknownField | None = "warn"
 
 
 class V1Embedding(V1Wire):
@@ -65,6 +68,7 @@ class V1EmbeddingsResponse(V1Wire):
     data: list[V1Embedding]
     model: str
     usage: V1Usage
+    warnings: Warnings = []
 
 
 class V1Model(V1Wire):

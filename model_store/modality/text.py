@@ -64,6 +64,9 @@ class Tokenizer:
             self._bpe.enable_truncation(spec.context_length)  # pyright: ignore[reportUnknownMemberType]
             self._encode = self._encode_hub
         self._check_spec()
+        unknown = getattr(self._bpe.model, "unk_token", None)
+        self._unknown_id = None if unknown is None else self._bpe.token_to_id(unknown)
+        self._no_word = frozenset({spec.pad_id, *self._encode(""), *([self._unknown_id] if self.has_unknown else [])})
 
     def encode(self, text: str) -> list[int]:
         """Ids of one text, specials included, cut to the context length, without padding.
@@ -97,6 +100,15 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Readable text of ids, for error messages and reports; not an inverse of `encode`."""
         return self._bpe.decode([int(i) for i in ids], skip_special_tokens=False).replace(WORD_END, " ")
+
+    def knows(self, ids: Sequence[int]) -> bool:
+        """Whether the ids of a text have a token of its words: neither a special one nor the one for unknown words."""
+        return not self._no_word.issuperset(ids)
+
+    @property
+    def has_unknown(self) -> bool:
+        """Whether there are words without a token of their own."""
+        return self._unknown_id is not None
 
     def _encode_clip(self, text: str) -> list[int]:
         ids = [self._start_id]

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
+from clipworks.schemas import OnUnknown
 from model_store.errors import ClipworksError
 from service.collections.plans import GivenVector, NewRow, QueryPlan, Source, StoredId
 from service.collections.vectors import Vector, combine, given_vector
 from service.decoding.pool import DecodePool
 from service.engine.running import RunningModel
-from service.faults import StateConflict
+from service.faults import NoDirection, StateConflict
 from service.retrieval import CollectionSpec, StoreItem
 from service.retrieval.errors import ItemNotFound
 from service.retrieval.truth.items import ItemChecks, check_id
@@ -27,12 +29,33 @@ Found = Vector | ClipworksError
 Lookup = Callable[[Sequence[str]], Awaitable[list[Vector | None]]]
 
 
+class Encoded(NamedTuple):
+    """A vector or why there is none; weak: the model knows nothing of the input, whose vector may be zero."""
+
+    found: Found
+    weak: bool = False
+
+
 @dataclass(frozen=True)
-class QueryVectors:
-    """For each plan its unit vector, or why there is none; `failed_part` says which part of a plan is to blame."""
+class RowVectors:
+    """For each row its unit vector, or why it cannot be stored. weak: rows of which the model knows nothing."""
 
     vectors: list[Found]
+    weak: list[int]
+
+
+@dataclass(frozen=True)
+class QueryVectors:
+    """For each plan its unit vector, None where the model knows nothing of any part of it, or why there is none.
+
+    failed_part: which part of a plan is to blame. unknown_parts: (plan, part) of which the model knows nothing.
+    weak: plans that have no other parts.
+    """
+
+    vectors: list[Found | None]
     failed_part: Mapping[int, int]
+    unknown_parts: list[tuple[int, int]]
+    weak: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -43,68 +66,84 @@ class ItemEncoder:
     pool: DecodePool
     budget: Budget
 
-    async def encode(self, inputs: Sequence[Input]) -> list[Found]:
+    async def encode(self, inputs: Sequence[Input], on_unknown: OnUnknown) -> list[Encoded]:
         """Unit vectors [D] in the order of the inputs, all in one run."""
         if self.model is None:
-            return [each.error if isinstance(each, FailedItem) else _nothing_to_encode_with() for each in inputs]
+            missing = [each.error if isinstance(each, FailedItem) else _nothing_to_encode_with() for each in inputs]
+            return [Encoded(error) for error in missing]
         result = await pipeline.embed(
             self.model,
             inputs,
             pool=self.pool,
             normalize=True,
             dimensions=None,
+            on_unknown=on_unknown,
             budget=self.budget,
         )
-        return list(result.outcomes)
+        weak = frozenset(result.weak)
+        return [Encoded(outcome, index in weak) for index, outcome in enumerate(result.outcomes)]
 
 
 async def row_vectors(
     rows: Sequence[NewRow], spec: CollectionSpec, encoder: ItemEncoder, *, all_or_nothing: bool, max_metadata_bytes: int
-) -> list[Found]:
+) -> RowVectors:
     """The vector of each row, or why it cannot be stored; with all_or_nothing up to the first failure only.
 
-    Given vectors, and ids and metadata of rows to encode, are looked at before anything is encoded.
+    A row whose vector is zero cannot: no search would ever find it. Given vectors, and ids and metadata of rows to
+    encode, are looked at before anything is encoded.
     """
     known = await asyncio.to_thread(_check_rows, rows, spec, max_metadata_bytes)
     if all_or_nothing:
         known = known[: _first_failure(known) + 1]
     inputs = [row.source for row, each in zip(rows, known, strict=False) if each is None]
-    encoded = iter(await encoder.encode([each for each in inputs if not isinstance(each, GivenVector)]))
-    found = [next(encoded) if each is None else each for each in known]
-    return found[: _first_failure(found) + 1] if all_or_nothing else found
+    encoded = iter(await encoder.encode([each for each in inputs if not isinstance(each, GivenVector)], "warn"))
+    rows_found = [_storable(next(encoded)) if each is None else Encoded(each) for each in known]
+    found = [each.found for each in rows_found]
+    if all_or_nothing:
+        found = found[: _first_failure(found) + 1]
+    weak = [index for index, _ in enumerate(found) if rows_found[index].weak]
+    return RowVectors(found, weak)
 
 
 async def query_vectors(
-    plans: Sequence[QueryPlan], spec: CollectionSpec, encoder: ItemEncoder, *, lookup: Lookup
+    plans: Sequence[QueryPlan], spec: CollectionSpec, encoder: ItemEncoder, *, lookup: Lookup, on_unknown: OnUnknown
 ) -> QueryVectors:
-    """The vector of each query; `lookup` gives the stored vectors of ids."""
+    """The vector of each query; `lookup` gives the stored vectors of ids.
+
+    A part whose vector is zero says nothing, and the others of its plan are taken without it.
+    """
     parts = [part for plan in plans for part in plan.parts]
     known = await _known_parts(parts, spec)
     open_parts = [part for part, each in zip(parts, known, strict=True) if each is None]
     ids = list(dict.fromkeys(part.id for part in open_parts if isinstance(part, StoredId)))
     stored = dict(zip(ids, await lookup(ids), strict=True)) if ids else {}
     inputs = [part for part in open_parts if not isinstance(part, (StoredId, GivenVector))]
-    encoded = iter(await encoder.encode(inputs) if inputs else [])
+    encoded = iter(await encoder.encode(inputs, on_unknown) if inputs else [])
 
-    def resolved(part: Source, each: Found | None) -> Found:
+    def resolved(part: Source, each: Found | None) -> Encoded:
         if each is not None:
-            return each
+            return Encoded(each)
         if isinstance(part, StoredId):
             vector = stored[part.id]
-            return ItemNotFound("the collection has no item with this id") if vector is None else vector
+            return Encoded(ItemNotFound("the collection has no item with this id") if vector is None else vector)
         return next(encoded)
 
     vectors = iter([resolved(part, each) for part, each in zip(parts, known, strict=True)])
-    made: list[Found] = []
+    made: list[Found | None] = []
     failed_part: dict[int, int] = {}
+    unknown_parts: list[tuple[int, int]] = []
+    weak: set[int] = set()
     for index, plan in enumerate(plans):
         found = [next(vectors) for _ in plan.parts]
-        if (place := _first_failure(found)) < len(found):
+        if (place := _first_failure([each.found for each in found])) < len(found):
             failed_part[index] = place
-            made.append(found[place])
-        else:
-            made.append(_joined(plan, [each for each in found if not isinstance(each, ClipworksError)]))
-    return QueryVectors(made, failed_part)
+            made.append(found[place].found)
+            continue
+        unknown_parts += [(index, place) for place, each in enumerate(found) if each.weak]
+        if all(each.weak for each in found):
+            weak.add(index)
+        made.append(_joined(plan, [each.found for each in found if not isinstance(each.found, ClipworksError)]))
+    return QueryVectors(made, failed_part, unknown_parts, frozenset(weak))
 
 
 def _check_rows(rows: Sequence[NewRow], spec: CollectionSpec, max_metadata_bytes: int) -> list[Found | None]:
@@ -150,11 +189,25 @@ def _known(source: Source, spec: CollectionSpec) -> Found | None:
         return error
 
 
-def _joined(plan: QueryPlan, vectors: Sequence[Vector]) -> Found:
+def _storable(row: Encoded) -> Encoded:
+    if isinstance(row.found, ClipworksError) or row.found.any():
+        return row
+    message = (
+        "this model knows nothing of this item: its vector is zero, and no search would find it; "
+        "try other words, or another model"
+    )
+    return Encoded(NoDirection(message))
+
+
+def _joined(plan: QueryPlan, vectors: Sequence[Vector]) -> Found | None:
+    """None: all of them are zero."""
+    kept = [(vector, weight) for vector, weight in zip(vectors, plan.weights, strict=True) if vector.any()]
+    if not kept:
+        return None
     if plan.is_single:
         return vectors[0]
     try:
-        return combine(vectors, plan.weights)
+        return combine([vector for vector, _ in kept], [weight for _, weight in kept])
     except ClipworksError as error:
         return error
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from pydantic import ValidationError
 
+from clipworks.schemas import OnUnknown
 from model_store.errors import ClipworksError
 from service.collections.backends import BackendSource
 from service.collections.encoding import ItemEncoder, query_vectors, row_vectors
@@ -58,11 +59,23 @@ class Searched:
     """A result for each query, or why there is none.
 
     failed_part: which part of a combination is to blame. unknown_fields: of the filter, that no item has.
+    unknown_parts: (query, part) of which the model knows nothing. weak: queries that have no other parts.
     """
 
     outcomes: list[SearchOutcome | ClipworksError]
     failed_part: dict[int, int]
     unknown_fields: Sequence[str] = ()
+    unknown_parts: Sequence[tuple[int, int]] = ()
+    weak: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Upserted:
+    """For each row the id of what is durable and visible now, or why it is not. weak: rows of which the model knows
+    nothing, stored all the same."""
+
+    outcomes: list[str | ClipworksError]
+    weak: list[int]
 
 
 class Collections:
@@ -227,8 +240,8 @@ class Collections:
         model: RunningModel | None,
         all_or_nothing: bool,
         budget: Budget,
-    ) -> list[str | ClipworksError]:
-        """Store rows: the id of each that is durable and visible now, or why it is not.
+    ) -> Upserted:
+        """Store rows.
 
         all_or_nothing: after a failure nothing is written, and the outcomes end with the first.
         A request whose caller goes, or whose deadline passes, is applied as a whole or not at all.
@@ -238,13 +251,14 @@ class Collections:
             StorageFull, ServiceOverloaded, DeadlinePassed
         """
         encoder = ItemEncoder(model, self._pool, budget)
-        found = await row_vectors(
+        made = await row_vectors(
             rows,
             collection.spec,
             encoder,
             all_or_nothing=all_or_nothing,
             max_metadata_bytes=self._settings.max_metadata_bytes,
         )
+        found = made.vectors
         outcomes: list[str | ClipworksError] = [
             each if isinstance(each, ClipworksError) else row.id for row, each in zip(rows, found, strict=False)
         ]
@@ -254,7 +268,7 @@ class Collections:
             if not isinstance(each, ClipworksError)
         ]
         if not good or (all_or_nothing and len(good) < len(rows)):
-            return outcomes
+            return Upserted(outcomes, [])
         items = [item for _, item in good]
         try:
             written = await self._threads.run(
@@ -265,11 +279,11 @@ class Collections:
             )
         except InvalidItem as error:
             place = good[error.index or 0][0]
-            return [*outcomes[:place], error]
+            return Upserted([*outcomes[:place], error], [])
         for (place, _), outcome in zip(good, written, strict=True):
             if isinstance(outcome.error, ClipworksError):
                 outcomes[place] = outcome.error
-        return outcomes
+        return Upserted(outcomes, [index for index in made.weak if isinstance(outcomes[index], str)])
 
     async def delete(
         self,
@@ -337,6 +351,7 @@ class Collections:
         with_metadata: bool,
         with_vectors: bool,
         all_or_nothing: bool,
+        on_unknown: OnUnknown,
         caller: str,
         budget: Budget,
     ) -> Searched:
@@ -355,14 +370,15 @@ class Collections:
         async def lookup(ids: Sequence[str]) -> list[Any]:
             return await self._threads.run("read", lambda _: collection.vector_of(ids), budget=budget, stage="store")
 
-        found = await query_vectors(plans, collection.spec, encoder, lookup=lookup)
-        good = [index for index, each in enumerate(found.vectors) if not isinstance(each, ClipworksError)]
+        found = await query_vectors(plans, collection.spec, encoder, lookup=lookup, on_unknown=on_unknown)
         outcomes: list[SearchOutcome | ClipworksError] = [
             each if isinstance(each, ClipworksError) else SearchOutcome(exact=True, hits=[]) for each in found.vectors
         ]
-        if not good or (all_or_nothing and len(good) < len(plans)):
-            return Searched(outcomes, dict(found.failed_part))
-        vectors = np.stack([each for each in found.vectors if not isinstance(each, ClipworksError)])
+        good = [index for index, each in enumerate(found.vectors) if isinstance(each, np.ndarray)]
+        failed = any(isinstance(each, ClipworksError) for each in outcomes)
+        if not good or (all_or_nothing and failed):
+            return Searched(outcomes, dict(found.failed_part), (), found.unknown_parts, found.weak)
+        vectors = np.stack([each for each in found.vectors if isinstance(each, np.ndarray)])
         excluded = [[part.id for part in plans[index].parts if isinstance(part, StoredId)] for index in good]
         search = partial(
             collection.search,
@@ -379,7 +395,7 @@ class Collections:
             results, unknown = await self._search(collection, search, filter, caller, budget)
         for index, result in zip(good, results, strict=True):
             outcomes[index] = result
-        return Searched(outcomes, dict(found.failed_part), unknown)
+        return Searched(outcomes, dict(found.failed_part), unknown, found.unknown_parts, found.weak)
 
     async def _search(
         self,

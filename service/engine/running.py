@@ -169,6 +169,10 @@ class RunningModel:
     def batch_invariant(self) -> bool:
         return all(tower.batch_invariant for tower in self.opened.towers.values())
 
+    def knows(self, row: NDArray[np.int64]) -> bool:
+        """Whether the ids of a text have a token of its words."""
+        return self.tokenizer is None or self.tokenizer.knows(row.tolist())
+
     def token_row(self, text: str) -> NDArray[np.int64]:
         """Ids of one text, int64 [L], as the text encoder's batcher wants them.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from io import BytesIO
 from typing import Any, TypeVar
@@ -85,8 +85,11 @@ def entries(
     on_error: OnError,
     place: Callable[[int], str],
     telemetry: Telemetry,
+    weak: Collection[int] = (),
 ) -> list[dict[str, Any]]:
     """One entry for each item; `show` makes the fields of a good one, `place` names an item in the request.
+
+    weak: indices of items of which the model knows nothing.
 
     Raises:
         Refusal: with on_error "fail", the failure of lowest index.
@@ -94,7 +97,7 @@ def entries(
     made: list[dict[str, Any]] = []
     for index, outcome in enumerate(outcomes):
         if not isinstance(outcome, ClipworksError):
-            made.append({"index": index, **show(outcome)})
+            made.append({"index": index, **show(outcome), **({"weak": True} if index in weak else {})})
             continue
         telemetry.item_error(outcome.code)
         if on_error == "fail":

@@ -9,14 +9,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from clipworks.schemas import ClassifyRequest, ClassifyResponse
-from model_store.errors import ClipworksError
 from service.faults import TooManyItems
 from service.http.errors import Refusal
 from service.http.openapi import answers, bodies
 from service.http.options import Options
 from service.routes.common import classes_of
 from service.routes.direct import DirectRoute
-from service.routes.labelled import LabelledRequest, answer, label_vectors, read_asked
+from service.routes.labelled import LabelledAnswer, LabelledRequest, answer, label_vectors, read_asked, warnings_of
 from service.tasks import pipeline
 from service.tasks.scoring import ClassMatrix, Scored, presence_for
 
@@ -29,6 +28,7 @@ OPTIONS: Options = {
     "top_k": "whole",
     "threshold": "number",
     "on_error": "text",
+    "on_unknown": "text",
 }
 router = APIRouter(route_class=DirectRoute)
 
@@ -45,7 +45,7 @@ async def classify(request: Request) -> Response:
     return await answer(request, asked, _score(asked), _shown)
 
 
-async def _score(asked: LabelledRequest[ClassifyRequest]) -> list[list[Scored] | ClipworksError]:
+async def _score(asked: LabelledRequest[ClassifyRequest]) -> LabelledAnswer[list[Scored]]:
     services, model, body = asked.services, asked.model, asked.body
     if body.labels is not None:
         _check_classes(asked, len(body.labels))  # before any of them is encoded
@@ -59,7 +59,7 @@ async def _score(asked: LabelledRequest[ClassifyRequest]) -> list[list[Scored] |
     else:
         _check_amount(asked, len(classes.spec.labels))
     if presence is not None and isinstance(classes, ClassMatrix):
-        return await pipeline.classify_by_presence(
+        outcomes = await pipeline.classify_by_presence(
             model,
             asked.images,
             classes,
@@ -70,7 +70,8 @@ async def _score(asked: LabelledRequest[ClassifyRequest]) -> list[list[Scored] |
             threshold=body.threshold,
             budget=asked.budget,
         )
-    return await pipeline.classify(
+        return LabelledAnswer(outcomes, warnings_of(classes))
+    outcomes = await pipeline.classify(
         model,
         asked.images,
         classes,
@@ -80,6 +81,18 @@ async def _score(asked: LabelledRequest[ClassifyRequest]) -> list[list[Scored] |
         threshold=body.threshold,
         budget=asked.budget,
     )
+    return LabelledAnswer(outcomes, _warnings(asked, classes) if isinstance(classes, ClassMatrix) else ())
+
+
+def _warnings(asked: LabelledRequest[ClassifyRequest], classes: ClassMatrix) -> list[str]:
+    compared = len(classes.names) - len(classes.weak)
+    softmax = (asked.body.activation or asked.model.manifest.activation) == "softmax"
+    if not classes.weak or compared != 1 or not softmax:
+        return warnings_of(classes)
+    return [
+        *warnings_of(classes),
+        "labels: softmax compares labels, and one is left to compare: it scores 1 whatever the picture shows",
+    ]
 
 
 def _check_classes(asked: LabelledRequest[ClassifyRequest], labels: int) -> None:
@@ -112,4 +125,9 @@ def _refuse_softmax_of_one(asked: LabelledRequest[ClassifyRequest]) -> None:
 
 
 def _shown(predictions: list[Scored]) -> dict[str, Any]:
-    return {"predictions": [{"label": p.label, "score": p.score, "similarity": p.similarity} for p in predictions]}
+    return {"predictions": [_prediction(each) for each in predictions]}
+
+
+def _prediction(found: Scored) -> dict[str, Any]:
+    shown: dict[str, Any] = {"label": found.label, "score": found.score, "similarity": found.similarity}
+    return {**shown, "weak": True} if found.weak else shown

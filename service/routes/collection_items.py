@@ -31,6 +31,7 @@ from service.http.limits import IngressLimits
 from service.http.openapi import answers, bodies, json_body, query_parameters
 from service.http.options import Options
 from service.http.respond import encoded, entries, json_response, model_headers, model_response
+from service.http.unknown import unknown_inputs
 from service.routes.collection_sources import (
     check_page,
     check_source,
@@ -90,7 +91,7 @@ async def upsert_items(request: Request, name: Name) -> Response:
     if inputs or body.model:
         model = await row_model(services, collection.spec, body.model, inputs, budget)
         _check_towers(model, rows, body.items)
-    outcomes = await while_connected(
+    upserted = await while_connected(
         request,
         collections.upsert(
             collection,
@@ -100,14 +101,24 @@ async def upsert_items(request: Request, name: Name) -> Response:
             budget=budget,
         ),
     )
+    outcomes = upserted.outcomes
 
     def place(index: int) -> str:
         """An id or metadata that is refused is the item's fault as a whole."""
         is_whole = getattr(outcomes[index], "code", None) == "invalid_item"
         return f"items[{index}]" if is_whole else source_param(body.items[index], f"items[{index}]")
 
-    data = entries(outcomes, lambda id: {"id": id}, on_error=body.on_error, place=place, telemetry=services.telemetry)
-    payload = {"upserted": sum("id" in each for each in data), "data": data}
+    data = entries(
+        outcomes,
+        lambda id: {"id": id},
+        on_error=body.on_error,
+        place=place,
+        telemetry=services.telemetry,
+        weak=upserted.weak,
+    )
+    payload: dict[str, Any] = {"upserted": sum("id" in each for each in data), "data": data}
+    if warnings := unknown_inputs([place(index) for index in upserted.weak]):
+        payload["warnings"] = warnings
     return json_response(payload, headers=model_headers(model) if model else None)
 
 

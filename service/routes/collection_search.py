@@ -19,6 +19,7 @@ from service.http.limits import IngressLimits
 from service.http.openapi import answers, bodies
 from service.http.options import Options
 from service.http.respond import encoded, entries, json_response, model_headers
+from service.http.unknown import unknown_inputs
 from service.routes.collection_sources import (
     check_page,
     check_source,
@@ -44,6 +45,7 @@ OPTIONS: Options = {
     "include": "list",
     "encoding_format": "text",
     "on_error": "text",
+    "on_unknown": "text",
 }
 router = APIRouter(prefix="/collections/{name}")
 
@@ -104,6 +106,7 @@ async def search(request: Request, name: Name) -> Response:
             with_metadata="metadata" in body.include,
             with_vectors="vector" in body.include,
             all_or_nothing=body.on_error == "fail",
+            on_unknown=body.on_unknown,
             caller=caller_of(request),
             budget=budget,
         ),
@@ -118,10 +121,13 @@ async def search(request: Request, name: Name) -> Response:
         on_error=body.on_error,
         place=lambda index: _param(body, index, searched.failed_part.get(index)),
         telemetry=services.telemetry,
+        weak=searched.weak,
     )
     payload: dict[str, Any] = {"model": model.reference if model else None, "space": spec.space, "results": results}
-    if searched.unknown_fields:
-        payload["warnings"] = [unknown_field(name, spec.metadata_schema) for name in searched.unknown_fields]
+    warnings = [unknown_field(name, spec.metadata_schema) for name in searched.unknown_fields]
+    warnings += unknown_inputs([_param(body, index, part) for index, part in searched.unknown_parts])
+    if warnings:
+        payload["warnings"] = warnings
     return json_response(payload, headers=model_headers(model) if model else None)
 
 

@@ -18,6 +18,7 @@ from service.http.inputs import param_of
 from service.services import Services, services_of
 from service.tasks.pipeline import FailedItem, ImageItem, Input
 from service.tasks.scoring import ClassMatrix
+from service.tasks.zero_shot import unknown_labels
 from service.timing import Budget
 
 _I = TypeVar("_I", bound=Input)
@@ -71,15 +72,19 @@ async def classes_of(
     """
     if body.label_set is not None:
         try:
-            return services.label_sets.classes(body.label_set, model)
+            found = services.label_sets.classes(body.label_set, model)
         except (UnknownName, LabelSetFailed) as error:
             raise located(error, "label_set") from None
+        if body.on_unknown == "error" and isinstance(found, ClassMatrix) and found.weak:
+            raise located(NoDirection(unknown_labels(found.weak_names)), "label_set")
+        return found
     check_text_tower(model)
     try:
         return await services.zero_shot.class_matrix(
             model,
             body.labels or (),
             templates,
+            on_unknown=body.on_unknown,
             limits=services.zero_shot.limits,
             budget=budget,
         )

@@ -17,6 +17,7 @@ from service.http.inputs import items_of, param_of
 from service.http.openapi import answers, bodies
 from service.http.options import Options
 from service.http.respond import encoded, entries, json_response, model_headers, npy_response, wants_npy
+from service.http.unknown import unknown_inputs, warning_header
 from service.routes.common import budget_for, check_count, check_towers, model_for, until_first_failure
 from service.routes.direct import DirectRoute
 from service.services import services_of
@@ -28,6 +29,7 @@ OPTIONS: Options = {
     "encoding_format": "text",
     "dimensions": "whole",
     "on_error": "text",
+    "on_unknown": "text",
 }
 router = APIRouter(route_class=DirectRoute)
 
@@ -57,6 +59,7 @@ async def embed(request: Request) -> Response:
         pool=services.pool,
         normalize=body.normalize,
         dimensions=body.dimensions,
+        on_unknown=body.on_unknown,
         budget=budget,
     )
     try:
@@ -67,17 +70,19 @@ async def embed(request: Request) -> Response:
     def show(vector: pipeline.Vector) -> dict[str, Any]:
         return {"embedding": encoded(vector, body.encoding_format)}
 
+    warnings = unknown_inputs([param_of(body.inputs, index) for index in result.weak])
     data = entries(
         result.outcomes,
         show,
         on_error=body.on_error,
         place=lambda index: param_of(body.inputs, index),
         telemetry=services.telemetry,
+        weak=frozenset(result.weak),
     )
     if as_npy:
         vectors = [each for each in result.outcomes if not isinstance(each, Exception)]
-        return npy_response(vectors, headers=model_headers(model))
-    payload = {
+        return npy_response(vectors, headers={**model_headers(model), **warning_header(warnings)})
+    payload: dict[str, Any] = {
         "model": model.reference,
         "fingerprint": {"image": model.fingerprint.image, "text": model.fingerprint.text},
         "space": model.space,
@@ -85,4 +90,6 @@ async def embed(request: Request) -> Response:
         "data": data,
         "usage": {"texts": result.texts, "images": result.images, "tokens": result.tokens},
     }
+    if warnings:
+        payload["warnings"] = warnings
     return json_response(payload, headers=model_headers(model))

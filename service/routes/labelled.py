@@ -14,7 +14,6 @@ from model_store.errors import ClipworksError, InputError
 from model_store.label_vectors import LabelVectors
 from model_store.manifest import Presence
 from service.engine.running import RunningModel
-from service.faults import NoDirection
 from service.http.context import RequestContext, context_of, while_connected
 from service.http.errors import located
 from service.http.given_labels import distinct_labels
@@ -26,6 +25,7 @@ from service.routes.common import budget_for, check_count, check_towers, model_o
 from service.services import Services, services_of
 from service.tasks.pipeline import FailedItem, ImageItem
 from service.tasks.scoring import ClassMatrix
+from service.tasks.zero_shot import unknown_labels
 from service.timing import Budget
 
 _B = TypeVar("_B", ClassifyRequest, LocalizeRequest)
@@ -42,6 +42,19 @@ class LabelledRequest(Generic[_B]):
     body: _B
     model: RunningModel
     images: Sequence[ImageItem | FailedItem]
+
+
+@dataclass(frozen=True)
+class LabelledAnswer(Generic[_T]):
+    """What was found in each image, or why nothing was, and what to know of the labels."""
+
+    outcomes: Sequence[_T | ClipworksError]
+    warnings: Sequence[str] = ()
+
+
+def warnings_of(classes: ClassMatrix) -> list[str]:
+    """The labels of which the model knows nothing, in a sentence; none if there are none."""
+    return [unknown_labels(classes.weak_names)] if classes.weak else []
 
 
 async def read_asked(request: Request, body_type: type[_B], options: Options) -> LabelledRequest[_B]:
@@ -83,14 +96,14 @@ async def label_vectors(asked: LabelledRequest[_B], classes: ClassMatrix, presen
             limits=services.label_sets.limits if is_stored else services.zero_shot.limits,
             budget=asked.budget,
         )
-    except (InputError, NoDirection) as error:
+    except InputError as error:
         raise located(error, "label_set" if is_stored else "labels") from None
 
 
 async def answer(
     request: Request,
     asked: LabelledRequest[_B],
-    work: Coroutine[Any, Any, Sequence[_T | ClipworksError]],
+    work: Coroutine[Any, Any, LabelledAnswer[_T]],
     show: Callable[[_T], Mapping[str, Any]],
     more: Mapping[str, Any] | None = None,
 ) -> Response:
@@ -99,10 +112,10 @@ async def answer(
     Raises:
         Refusal: with on_error "fail", the failure of lowest index.
     """
-    outcomes = await while_connected(request, work)
+    judged = await while_connected(request, work)
     body, model = asked.body, asked.model
     data = entries(
-        outcomes,
+        judged.outcomes,
         show,
         on_error=body.on_error,
         place=lambda index: param_of(body.inputs, index),
@@ -110,4 +123,6 @@ async def answer(
     )
     fingerprint = {"image": model.fingerprint.image, "text": model.fingerprint.text}
     payload = {"model": model.reference, "fingerprint": fingerprint, **(more or {}), "data": data}
+    if judged.warnings:
+        payload["warnings"] = judged.warnings
     return json_response(payload, headers=model_headers(model))

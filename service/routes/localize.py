@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from clipworks.schemas import LocalizeRequest, LocalizeResponse
-from model_store.errors import ClipworksError
 from model_store.manifest import Presence
 from model_store.presence import presence_of
 from service.engine.running import RunningModel
@@ -21,7 +20,7 @@ from service.http.openapi import answers, bodies
 from service.http.options import Options
 from service.routes.common import classes_of
 from service.routes.direct import DirectRoute
-from service.routes.labelled import LabelledRequest, answer, label_vectors, read_asked
+from service.routes.labelled import LabelledAnswer, LabelledRequest, answer, label_vectors, read_asked, warnings_of
 from service.services import Services
 from service.tasks import pipeline
 from service.tasks.localize import LabelAt, LabelHeatmap, LocalizeOptions, LocatedLabels
@@ -38,6 +37,7 @@ OPTIONS: Options = {
     "heatmap_labels": "list",
     "short_px": "whole",
     "on_error": "text",
+    "on_unknown": "text",
 }
 router = APIRouter(route_class=DirectRoute)
 
@@ -73,7 +73,7 @@ def _check_dense(model: RunningModel, body: LocalizeRequest) -> None:
 
 async def _find(
     asked: LabelledRequest[LocalizeRequest], presence: Presence, threshold: float
-) -> list[LocatedLabels | ClipworksError]:
+) -> LabelledAnswer[LocatedLabels]:
     services, model, body = asked.services, asked.model, asked.body
     if body.labels is not None:
         _check_amount(services, body, [each if isinstance(each, str) else each.name for each in body.labels])
@@ -93,10 +93,10 @@ async def _find(
         heatmap=body.heatmap_format if "heatmap" in body.include else None,
         heatmap_of=None if body.heatmap_labels is None else frozenset(body.heatmap_labels),
     )
-    return await pipeline.localize(
+    outcomes = await pipeline.localize(
         model,
         asked.images,
-        classes.names,
+        classes,
         await label_vectors(asked, classes, presence),
         presence,
         wanted=wanted,
@@ -104,6 +104,7 @@ async def _find(
         pool=services.pool,
         budget=asked.budget,
     )
+    return LabelledAnswer(outcomes, warnings_of(classes))
 
 
 def _check_amount(services: Services, body: LocalizeRequest, names: Sequence[str]) -> None:
@@ -147,6 +148,8 @@ def _label(found: LabelAt, size: list[int]) -> dict[str, Any]:
             shown["mask"] = {"size": size, "counts": box.mask}
         boxes.append(shown)
     entry: dict[str, Any] = {"label": found.label, "score": found.score, "present": found.present, "boxes": boxes}
+    if found.weak:
+        entry["weak"] = True
     if found.heatmap is not None:
         entry["heatmap"] = _heatmap(found.heatmap)
     return entry

@@ -29,6 +29,7 @@ from service.http.ingress import Received, read_json
 from service.http.inputs import items_of, param_of
 from service.http.openapi import answers, json_body
 from service.http.respond import encoded, entries, json_response, model_headers, model_response
+from service.http.unknown import unknown_inputs
 from service.routes.common import budget_for, check_count, check_towers, model_for, until_first_failure
 from service.routes.direct import DirectRoute
 from service.services import services_of
@@ -65,6 +66,7 @@ async def create_embeddings(request: Request) -> Response:
         pool=services.pool,
         normalize=True,
         dimensions=body.dimensions or None,
+        on_unknown=body.on_unknown or "warn",
         budget=budget,
     )
     try:
@@ -80,7 +82,9 @@ async def create_embeddings(request: Request) -> Response:
 
     data = entries(result.outcomes, show, on_error="fail", place=place, telemetry=services.telemetry)
     usage = {"prompt_tokens": result.tokens, "total_tokens": result.tokens}
-    payload = {"object": "list", "data": data, "model": model.reference, "usage": usage}
+    payload: dict[str, Any] = {"object": "list", "data": data, "model": model.reference, "usage": usage}
+    if warnings := unknown_inputs([place(index) for index in result.weak]):
+        payload["warnings"] = warnings
     return json_response(payload, headers=model_headers(model))
 
 

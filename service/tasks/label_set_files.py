@@ -46,6 +46,8 @@ class StoredSet:
 
     def content(self) -> dict[str, Any]:
         request = self.request.model_dump(mode="json")
+        if request["on_unknown"] == "warn":
+            del request["on_unknown"]  # sets of before it keep their digest, and so their vectors
         return {"request": request, "model": self.model, "fingerprint": self.fingerprint}
 
     def digest(self) -> bytes:

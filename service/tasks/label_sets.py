@@ -17,12 +17,12 @@ from model_store.store import Artifact
 from model_store.towers import OpenedHead
 from service.engine.registry import Registry
 from service.engine.running import RunningModel
-from service.faults import LabelSetFailed, ServiceNotReady, StateConflict, TooManyItems, UnknownName
+from service.faults import LabelSetFailed, NoDirection, ServiceNotReady, StateConflict, TooManyItems, UnknownName
 from service.retrieval.errors import RetrievalError
 from service.tasks.label_set_files import Damaged, LabelSetFiles, StoredSet
 from service.tasks.prompts import Limits, Prompts
 from service.tasks.scoring import ClassMatrix
-from service.tasks.zero_shot import encode_classes, resolve_templates
+from service.tasks.zero_shot import Classes, encode_classes, resolve_templates, unknown_labels, weak_labels
 from service.threads import in_thread
 
 log = logging.getLogger("clipworks.label_sets")
@@ -39,6 +39,7 @@ class _LabelSet:
     stored: StoredSet | None
     prompts: Prompts
     vectors: np.ndarray | None = None
+    weak: frozenset[int] = frozenset()
     encoded: int = 0
     failed: str | None = None
     task: asyncio.Task[None] | None = field(default=None, repr=False)
@@ -56,12 +57,19 @@ class _LabelSet:
             encoded=self.encoded,
             ready=self.vectors is not None,
             failed=self.failed,
+            warnings=[unknown_labels(self.weak_names)] if self.weak else [],
         )
+
+    @property
+    def weak_names(self) -> list[str]:
+        return [self.prompts.names[index] for index in sorted(self.weak)]
 
     def same(self, other: _LabelSet) -> bool:
         """Would both have the same vectors under the same labels?"""
         mine, its = self.stored, other.stored
         if mine is None or its is None or (mine.model, mine.fingerprint) != (its.model, its.fingerprint):
+            return False
+        if mine.request.on_unknown != its.request.on_unknown:
             return False
         return self.prompts.digest == other.prompts.digest
 
@@ -203,7 +211,7 @@ class LabelSets:
             raise ServiceNotReady(
                 f"label set {name} is not ready: {found.encoded} of {found.prompts.texts} texts are encoded"
             )
-        return ClassMatrix(found.prompts.names, found.vectors)
+        return ClassMatrix(found.prompts.names, found.vectors, found.weak)
 
     def model_of(self, name: str) -> str:
         """The model reference a set or head belongs to; requests that name no model mean this one.
@@ -257,11 +265,17 @@ class LabelSets:
     async def _encode(self, label_set: _LabelSet) -> None:
         """Ends with vectors or with the reason why there are none, whatever goes wrong."""
         parts: list[np.ndarray] = []
+        weak: set[int] = set()
         try:
-            for part in label_set.prompts.parts(_CHUNK_LABELS):
-                parts.append(await self._encoded(part, label_set))
+            for at, part in enumerate(label_set.prompts.parts(_CHUNK_LABELS)):
+                classes = await self._encoded(part, label_set)
+                parts.append(classes.vectors)
+                weak |= {at * _CHUNK_LABELS + index for index in classes.weak}
                 label_set.encoded += part.texts
             vectors = await asyncio.to_thread(np.concatenate, parts)
+            label_set.weak = frozenset(weak)
+            if weak and label_set.stored and label_set.stored.request.on_unknown == "error":
+                raise NoDirection(unknown_labels(label_set.weak_names))
         except ClipworksError as error:
             label_set.failed = str(error)
             log.error("label set %s: %s", label_set.name, error)
@@ -275,8 +289,8 @@ class LabelSets:
             if self._sets.get(label_set.name) is label_set:
                 await self._save_vectors(label_set, vectors)
 
-    async def _encoded(self, part: Prompts, label_set: _LabelSet) -> np.ndarray:
-        """Unit class vectors. A model that is restarted or not loaded is waited for.
+    async def _encoded(self, part: Prompts, label_set: _LabelSet) -> Classes:
+        """A model that is restarted or not loaded is waited for.
 
         Raises:
             StateConflict: the model that was loaded has another text encoder.
@@ -343,8 +357,9 @@ class LabelSets:
         current = StoredSet(stored.request, artifact.reference, manifest.fingerprint.text)
         label_set.stored, label_set.prompts = current, prompts
         label_set.vectors = await asyncio.to_thread(files.vectors, name, current, (len(prompts.labels), manifest.dim))
-        if label_set.vectors is not None:
+        if (vectors := label_set.vectors) is not None:
             label_set.encoded = prompts.texts
+            label_set.weak = await asyncio.to_thread(lambda: weak_labels(artifact.tokenizer(), prompts.labels, vectors))
             return
         await self._save(label_set)  # of an older format, or for another text encoder
         self._begin(label_set)

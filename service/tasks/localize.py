@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 
@@ -15,6 +14,7 @@ from model_store.label_vectors import LabelVectors
 from model_store.manifest import Presence
 from model_store.presence import presence_scores, score_maps
 from model_store.regions import Region, encode_rle, maps_at_once, regions_of, stretch
+from service.tasks.scoring import ClassMatrix
 from service.timing import Deadline
 
 Map = NDArray[np.float32]
@@ -68,9 +68,12 @@ class LabelHeatmap:
 
 @dataclass(frozen=True)
 class LabelAt:
+    """weak: the model knows nothing of the label."""
+
     label: str
     score: float
     present: bool
+    weak: bool = False
     boxes: list[LabelBox] = field(default_factory=list[LabelBox])
     heatmap: LabelHeatmap | None = None
 
@@ -88,7 +91,7 @@ def locate(
     positions: NDArray[np.float32],
     pooled: NDArray[np.float32],
     picture: WholePicture,
-    names: Sequence[str],
+    classes: ClassMatrix,
     labels: LabelVectors,
     presence: Presence,
     *,
@@ -104,36 +107,42 @@ def locate(
     """
     maps = score_maps(positions, labels, presence)
     scores = presence_scores(maps, pooled, labels, presence)
-    boxes = _boxes(maps, scores, picture, wanted, deadline)
+    is_shown = (scores >= wanted.threshold) & labels.positive.any(axis=1)  # no direction, no place
+    present: list[int] = np.flatnonzero(is_shown).tolist()
+    asked_for = present if wanted.boxes or wanted.masks else []
+    boxes = _boxes(maps, scores, asked_for, picture, masks=wanted.masks, deadline=deadline)
     found: list[LabelAt] = []
     order: list[int] = np.argsort(-scores, kind="stable").tolist()
     for index in order:
         deadline.check()
-        form = wanted.maps(names[index])
+        name = classes.names[index]
+        form = wanted.maps(name)
         heatmap = None if form is None else _heatmap(maps[index], picture, form)
         score = float(scores[index])
-        found.append(LabelAt(names[index], score, score >= wanted.threshold, boxes.get(index, []), heatmap))
+        is_present, is_weak = index in present, index in classes.weak
+        found.append(LabelAt(name, score, is_present, is_weak, boxes.get(index, []), heatmap))
     return LocatedLabels(picture.width, picture.height, found)
 
 
 def _boxes(
     maps: NDArray[np.float32],
     scores: NDArray[np.float64],
+    present: list[int],
     picture: WholePicture,
-    wanted: LocalizeOptions,
+    *,
+    masks: bool,
     deadline: Deadline,
 ) -> dict[int, list[LabelBox]]:
     """Boxes of present labels by their index, a few maps at a time."""
     found: dict[int, list[LabelBox]] = {}
-    present = np.flatnonzero(scores >= wanted.threshold) if wanted.boxes or wanted.masks else np.array([], dtype=int)
     step = maps_at_once(maps)
     for start in range(0, len(present), step):
         deadline.check()
         chosen = present[start : start + step]
         regions = regions_of(
-            maps[chosen], scores[chosen].tolist(), width=picture.width, height=picture.height, masks=wanted.masks
+            maps[chosen], scores[chosen].tolist(), width=picture.width, height=picture.height, masks=masks
         )
-        for index, some in zip(chosen.tolist(), regions, strict=True):
+        for index, some in zip(chosen, regions, strict=True):
             deadline.check()  # masks of a wide picture take a second for one label
             found[index] = [_box(each, picture) for each in some]
     return found

@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from clipworks.schemas import OnUnknown
 from model_store.errors import ClipworksError, InputError, RoleNotFound
 from model_store.label_vectors import LabelVectors
 from model_store.manifest import Presence, Role
@@ -56,9 +57,13 @@ Input = TextItem | ImageItem | FailedItem
 
 @dataclass(frozen=True)
 class EmbedOutcome:
-    """`outcomes` in the order of the items: a float32 vector [D], or why there is none."""
+    """`outcomes` in the order of the items: a float32 vector [D], or why there is none.
+
+    weak: indices of items of which the model knows nothing; their vectors are zero, or say no more than another such.
+    """
 
     outcomes: list[Vector | ClipworksError]
+    weak: list[int]
     texts: int
     images: int
     tokens: int
@@ -71,11 +76,13 @@ async def embed(
     pool: DecodePool,
     normalize: bool,
     dimensions: int | None,
+    on_unknown: OnUnknown,
     budget: Budget,
 ) -> EmbedOutcome:
     """Encode texts and images, mixed.
 
-    `dimensions` cuts vectors to a prefix the model was trained for, before normalising.
+    `dimensions` cuts vectors to a prefix the model was trained for, before normalising. With on_unknown "error" an item
+    of which the model knows nothing has NoDirection as its outcome.
 
     Raises:
         InputError: `dimensions` is not a size of this model.
@@ -85,27 +92,35 @@ async def embed(
         sizes = sorted({model.dim, *model.manifest.dimensions})
         raise InputError(f"dimensions {dimensions} is not offered by {model.reference}, it has {sizes}")
     tokens = 0
+    weak: list[int] = []
     turn = asyncio.Lock()
 
-    async def one(item: Input) -> Vector:
+    async def one(index: int, item: Input) -> Vector:
         nonlocal tokens
+        knows = True
         if isinstance(item, FailedItem):
             raise item.error
         if isinstance(item, TextItem):
             async with tickets["text_encoder"].turn(budget):
                 row = await token_row(model, item.text, turn)
                 tokens += len(row)
+                knows = model.knows(row)
                 vector = await _submit(model, "text_encoder", row, budget)
         else:
             async with tickets["image_encoder"].turn(budget):
                 vector = await encode_image(model, item.data, pool=pool, budget=budget)
-        return finish(vector, normalize=normalize, dimensions=dimensions)
+        finished = finish(vector, normalize=normalize, dimensions=dimensions)
+        if not knows or is_zero(finished):
+            if on_unknown == "error":
+                raise NoDirection("this model knows nothing of this input; try other words, or another model")
+            weak.append(index)
+        return finished
 
     images = _places_of_images(items, pool)
     texts = sum(isinstance(item, TextItem) for item in items)
     with _admitted(model, {"image_encoder": images, "text_encoder": _Places(texts)}, budget) as tickets:
-        outcomes = await gather_outcomes([one(item) for item in items], budget)
-    return EmbedOutcome(outcomes, texts=texts, images=images.items, tokens=tokens)
+        outcomes = await gather_outcomes([one(index, item) for index, item in enumerate(items)], budget)
+    return EmbedOutcome(outcomes, weak=sorted(weak), texts=texts, images=images.items, tokens=tokens)
 
 
 async def classify(
@@ -126,7 +141,7 @@ async def classify(
             raise item.error
         async with tickets["image_encoder"].turn(budget):
             vector = await encode_image(model, item.data, pool=pool, budget=budget)
-        unit = finish(vector)
+        unit = _direction(vector)
         if isinstance(classes, ClassMatrix):
             matrix = classes
 
@@ -180,7 +195,7 @@ async def classify_by_presence(
 
         def ranked() -> list[Scored]:
             scores = presence_scores(maps, pooled, labels, presence)
-            similarities = (classes.vectors @ finish(pooled)).astype(np.float64)
+            similarities = (classes.vectors @ _direction(pooled)).astype(np.float64)
             return rank_scores(scores, similarities, classes, top_k=top_k, threshold=threshold)
 
         return ranked() if len(classes.names) <= _AT_ONCE else await pool.run(ranked, "rank", budget)
@@ -194,7 +209,7 @@ async def classify_by_presence(
 async def localize(
     model: RunningModel,
     items: Sequence[ImageItem | FailedItem],
-    names: Sequence[str],
+    classes: ClassMatrix,
     labels: LabelVectors,
     presence: Presence,
     *,
@@ -217,7 +232,7 @@ async def localize(
             picture, positions, pooled = await _look(model, batcher, item, short_px, pool=pool, budget=budget)
 
             def work() -> LocatedLabels:
-                return locate(positions, pooled, picture, names, labels, presence, wanted=wanted, deadline=budget)
+                return locate(positions, pooled, picture, classes, labels, presence, wanted=wanted, deadline=budget)
 
             return await pool.run(work, "regions", budget)
 
@@ -256,6 +271,8 @@ async def encode_image(model: RunningModel, data: bytes, *, pool: DecodePool, bu
 async def encode_texts(model: RunningModel, texts: Sequence[str], ticket: Ticket | None) -> NDArray[np.float32]:
     """Unit vectors [n, D] of texts that belong to the server's own work (class prompts); fails as a whole.
 
+    A text of which the model knows nothing has a zero vector.
+
     ticket: the places of these texts; None for background texts, which take none: they run when nothing else waits.
     No deadline rules them, since other requests may wait for the same texts.
     """
@@ -273,12 +290,7 @@ async def encode_texts(model: RunningModel, texts: Sequence[str], ticket: Ticket
             return await encoded(text)
 
     outcomes = await gather_outcomes([one(text) for text in texts], budget)
-    for text, outcome in zip(texts, outcomes, strict=True):
-        if isinstance(outcome, NoDirection):
-            raise NoDirection(
-                f"the vector of {text[:80]!r} is zero: this model knows nothing that is in it; "
-                "try other words, or another model"
-            ) from outcome
+    for outcome in outcomes:
         if isinstance(outcome, ClipworksError):
             raise outcome
     return np.stack([outcome for outcome in outcomes if not isinstance(outcome, ClipworksError)])
@@ -297,21 +309,23 @@ async def token_row(model: RunningModel, text: str, turn: asyncio.Lock) -> NDArr
 
 
 def finish(vector: Vector, *, normalize: bool = True, dimensions: int | None = None) -> Vector:
-    """Cut and L2-normalise one vector.
-
-    Raises:
-        NoDirection: its length is zero.
-    """
+    """Cut and L2-normalise one vector; one without a length becomes zeros."""
     vector = vector[:dimensions] if dimensions else vector
-    if not normalize:
-        return vector
-    length = float(np.linalg.norm(vector))
-    if length < _TINY:
-        raise NoDirection(
-            "the vector of this input is zero: this model knows nothing that is in it; "
-            "try other words, or another model"
-        )
-    return (vector / length).astype(np.float32)
+    if is_zero(vector):
+        return np.zeros_like(vector)
+    return (vector / float(np.linalg.norm(vector))).astype(np.float32) if normalize else vector
+
+
+def _direction(vector: Vector) -> Vector:
+    """The unit vector of a picture. Raises NoDirection: it is zero, and no label is nearer to it than another."""
+    if is_zero(vector):
+        raise NoDirection("this model knows nothing of this picture: its vector is zero")
+    return finish(vector)
+
+
+def is_zero(vector: Vector) -> bool:
+    """Whether it points nowhere, but for rounding."""
+    return float(np.linalg.norm(vector)) < _TINY
 
 
 async def gather_outcomes(work: Sequence[Awaitable[_T]], deadline: Deadline) -> list[_T | ClipworksError]:

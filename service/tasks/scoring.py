@@ -14,19 +14,31 @@ from model_store.towers import Activation, OpenedHead
 
 @dataclass(frozen=True)
 class ClassMatrix:
-    """Unit class vectors, float32 [C, D], in the order of `names`."""
+    """Unit class vectors, float32 [C, D], in the order of `names`.
+
+    weak: indices of labels of which the model knows nothing; the vector of such a label may be zero.
+    """
 
     names: tuple[str, ...]
     vectors: NDArray[np.float32]
+    weak: frozenset[int] = frozenset()
+
+    @property
+    def weak_names(self) -> list[str]:
+        return [self.names[index] for index in sorted(self.weak)]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """`similarity` is the cosine of image and class; None for class heads."""
+    """`similarity` is the cosine of image and class; None for class heads, and where one of the two has no direction.
+
+    weak: the model knows nothing of the label.
+    """
 
     label: str
     score: float
     similarity: float | None
+    weak: bool = False
 
 
 def presence_for(manifest: Manifest, activation: Activation | None, *, is_dense: bool) -> Presence | None:
@@ -49,9 +61,19 @@ def rank(
     top_k: int | None,
     threshold: float | None,
 ) -> list[Scored]:
-    """Predictions for one unit image vector [D], best first, ties in label order; softmax is over all labels."""
+    """Predictions for one unit image vector [D], best first, ties in label order.
+
+    Softmax is over all labels that have a direction; the others score 0.
+    """
     similarities = (classes.vectors @ vector).astype(np.float64)
-    scores = label_scores(similarities, manifest, activation)
+    pointless = _pointless(classes)
+    if not pointless:
+        scores = label_scores(similarities, manifest, activation)
+    else:
+        scores = np.zeros(len(similarities))
+        known = [index for index in range(len(similarities)) if index not in pointless]
+        if known:
+            scores[known] = label_scores(similarities[known], manifest, activation)
     return rank_scores(scores, similarities, classes, top_k=top_k, threshold=threshold)
 
 
@@ -63,9 +85,21 @@ def rank_scores(
     top_k: int | None,
     threshold: float | None,
 ) -> list[Scored]:
-    """Predictions from scores [C] and cosines [C], best first, ties in label order."""
-    order = _best(scores, top_k=top_k, threshold=threshold)
-    return [Scored(classes.names[i], float(scores[i]), float(similarities[i])) for i in order]
+    """Predictions from scores [C] and cosines [C], best first, ties in label order; labels without a direction last."""
+    pointless = _pointless(classes)
+    places = np.array(scores, dtype=np.float64)
+    places[sorted(pointless)] = -np.inf
+    order = _best(places, top_k=top_k, threshold=None)
+    return [
+        Scored(
+            classes.names[i],
+            float(scores[i]),
+            None if i in pointless else float(similarities[i]),
+            weak=i in classes.weak,
+        )
+        for i in order
+        if threshold is None or scores[i] >= threshold
+    ]
 
 
 def rank_logits(
@@ -80,6 +114,11 @@ def rank_logits(
     scores = head.scores(logits, activation)
     order = _best(scores, top_k=top_k, threshold=threshold)
     return [Scored(head.spec.labels[i], float(scores[i]), None) for i in order]
+
+
+def _pointless(classes: ClassMatrix) -> frozenset[int]:
+    """Labels whose vector is zero."""
+    return frozenset(index for index in classes.weak if not classes.vectors[index].any())
 
 
 def _best(scores: NDArray[np.float64], *, top_k: int | None, threshold: float | None) -> list[int]:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
-from clipworks.schemas import Label, Templates
+from clipworks.schemas import Label, OnUnknown, Templates
 from model_store.errors import RoleNotFound
 from model_store.label_vectors import LabelVectors, compared_texts, label_means_of_sums
 from model_store.manifest import Manifest, Presence
+from model_store.modality.text import Tokenizer
 from model_store.templates import named_templates
 from service.engine.admission import Ticket
 from service.engine.running import RunningModel
@@ -31,8 +32,19 @@ _PART_LABELS = 1024  # of the double-precision sums that are in memory at one ti
 _AT_ONCE = 10_000  # labels; more take long enough to count to leave the event loop
 _BARE = "{}"
 _ENTRY_BYTES = 512  # what an entry costs beside its vectors: digest, build, containers
-_Key = tuple[str, bytes, bool]
-_Encode = Callable[[RunningModel, Prompts, Ticket], Coroutine[Any, Any, np.ndarray]]
+_WEAK_BYTES = 64  # an index in a set
+_SHOWN_NAMES, _SHOWN_CHARS = 20, 80
+_Key = tuple[str, bytes]
+
+
+class Classes(NamedTuple):
+    """Unit class vectors, float32 [labels, D], and the indices of labels of which the model knows nothing.
+
+    A label whose own words have a zero vector has one here too, whatever its templates say.
+    """
+
+    vectors: np.ndarray
+    weak: frozenset[int]
 
 
 def resolve_templates(manifest: Manifest, templates: Templates | None) -> tuple[str, ...]:
@@ -46,7 +58,7 @@ class ClassCache:
     """The most recent class matrices, at most `max_entries` of them and `max_bytes` together."""
 
     def __init__(self, *, max_entries: int, max_bytes: int) -> None:
-        self._entries: OrderedDict[_Key, np.ndarray] = OrderedDict()
+        self._entries: OrderedDict[_Key, Classes] = OrderedDict()
         self._max_entries = max_entries
         self._max_bytes = max_bytes
         self.bytes = 0
@@ -54,27 +66,27 @@ class ClassCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, key: _Key) -> np.ndarray | None:
+    def get(self, key: _Key) -> Classes | None:
         if key in self._entries:
             self._entries.move_to_end(key)
         return self._entries.get(key)
 
-    def put(self, key: _Key, vectors: np.ndarray) -> None:
+    def put(self, key: _Key, classes: Classes) -> None:
         """Remember it unless it is larger than the whole cache; the oldest make room."""
-        if key in self._entries or _ENTRY_BYTES + vectors.nbytes > self._max_bytes:
+        if key in self._entries or _bytes_of(classes) > self._max_bytes:
             return
-        self._entries[key] = vectors
-        self.bytes += _ENTRY_BYTES + vectors.nbytes
+        self._entries[key] = classes
+        self.bytes += _bytes_of(classes)
         while self.bytes > self._max_bytes or len(self._entries) > self._max_entries:
             _, oldest = self._entries.popitem(last=False)
-            self.bytes -= _ENTRY_BYTES + oldest.nbytes
+            self.bytes -= _bytes_of(oldest)
 
 
 @dataclass
 class _Shared:
     """One computation and how many requests wait for it; nobody's deadline rules it, but it ends with the last."""
 
-    task: asyncio.Task[np.ndarray]
+    task: asyncio.Task[Classes]
     waiting: int = 0
 
 
@@ -96,6 +108,7 @@ class ZeroShot:
         labels: Sequence[Label],
         templates: Templates | None,
         *,
+        on_unknown: OnUnknown,
         limits: Limits,
         budget: Budget,
     ) -> ClassMatrix:
@@ -104,15 +117,19 @@ class ZeroShot:
         Raises:
             TooManyItems: labels x templates is over the limit of texts, or of their characters.
             ServiceOverloaded: there is no room for so many texts now; said before any of them is encoded.
-            InvalidText, NoDirection, DeadlinePassed: while encoding.
+            InvalidText, DeadlinePassed: while encoding.
+            NoDirection: with on_unknown "error", there are labels of which the model knows nothing; it names them.
         """
         prompts = Prompts.of(labels, resolve_templates(model.manifest, templates))
         if len(prompts.labels) > _AT_ONCE:
             await asyncio.to_thread(_count, prompts, limits)
         else:
             _count(prompts, limits)
-        vectors = await self._vectors(model, prompts, encode_classes, budget)
-        return ClassMatrix(prompts.names, vectors)
+        vectors, weak = await self._classes(model, prompts, budget)
+        classes = ClassMatrix(prompts.names, vectors, weak)
+        if weak and on_unknown == "error":
+            raise NoDirection(unknown_labels(classes.weak_names))
+        return classes
 
     async def label_vectors(
         self,
@@ -135,40 +152,35 @@ class ZeroShot:
                 model,
                 classes.names,
                 list(denials),
+                on_unknown="warn",
                 limits=limits,
                 budget=budget,
             )
             negative = denied.vectors
         elif neutral_texts:
             texts = Prompts.of(neutral_texts, (_BARE,))
-            neutral = await self._vectors(model, texts, encode_known, budget)
+            neutral, _ = await self._classes(model, texts, budget)
         return LabelVectors(positive=classes.vectors, negative=negative, neutral=neutral)
 
-    async def _vectors(
-        self,
-        model: RunningModel,
-        prompts: Prompts,
-        encode: _Encode,
-        budget: Budget,
-    ) -> np.ndarray:
+    async def _classes(self, model: RunningModel, prompts: Prompts, budget: Budget) -> Classes:
         """Unit vectors, remembered or encoded; only a computation that succeeded is remembered.
 
         Raises:
             ServiceOverloaded: there is no room for it; whoever comes while it is under way needs none.
             DeadlinePassed: the computation goes on only if other requests wait for it.
         """
-        key = (model.build, prompts.digest, encode is encode_known)
+        key = (model.build, prompts.digest)
         if (known := self.cache.get(key)) is not None:
             return known
         shared = self._running.get(key)
         if shared is None:
-            shared = self._running[key] = self._begin(model, prompts, encode, budget)
+            shared = self._running[key] = self._begin(model, prompts, budget)
             shared.task.add_done_callback(lambda task: self._keep(key, task))
         shared.waiting += 1
         entered = time.perf_counter()
         try:
             async with asyncio.timeout(budget.remaining_s()):
-                vectors = await asyncio.shield(shared.task)
+                classes = await asyncio.shield(shared.task)
         except TimeoutError as error:
             raise DeadlinePassed("the deadline passed while the labels were being encoded") from error
         finally:
@@ -177,9 +189,9 @@ class ZeroShot:
                 self._running.pop(key, None)
                 shared.task.cancel()
         budget.timings.add("labels", time.perf_counter() - entered)
-        return vectors
+        return classes
 
-    def _begin(self, model: RunningModel, prompts: Prompts, encode: _Encode, deadline: Deadline) -> _Shared:
+    def _begin(self, model: RunningModel, prompts: Prompts, deadline: Deadline) -> _Shared:
         """A computation with its places, which it holds to its end.
 
         Raises:
@@ -191,11 +203,11 @@ class ZeroShot:
         ticket = places.enter_context(
             admit_labels(model.batchers["text_encoder"], prompts.texts, deadline, max_places=self._max_places)
         )
-        task = asyncio.create_task(encode(model, prompts, ticket), name="class matrix")
+        task = asyncio.create_task(encode_classes(model, prompts, ticket), name="class matrix")
         task.add_done_callback(lambda _: places.close())  # also of a task that is cancelled before it begins
         return _Shared(task)
 
-    def _keep(self, key: _Key, task: asyncio.Task[np.ndarray]) -> None:
+    def _keep(self, key: _Key, task: asyncio.Task[Classes]) -> None:
         if (shared := self._running.get(key)) and shared.task is task:
             del self._running[key]
         if not task.cancelled() and task.exception() is None:  # asking for it also marks a failure as seen
@@ -208,29 +220,51 @@ def _count(prompts: Prompts, limits: Limits) -> None:
     _ = prompts.digest
 
 
-async def encode_classes(model: RunningModel, prompts: Prompts, ticket: Ticket | None = None) -> np.ndarray:
-    """Unit class vectors, float32 [labels, D]; in chunks, so that other texts get their turn.
+async def encode_classes(model: RunningModel, prompts: Prompts, ticket: Ticket | None = None) -> Classes:
+    """Class vectors; in chunks, so that other texts get their turn.
 
     ticket: places of all texts; None: they run in the background.
     """
     classes = np.empty((len(prompts.labels), model.dim), dtype=np.float32)
     for at, part in enumerate(prompts.parts(_PART_LABELS)):
         sums = np.zeros((len(part.labels), model.dim))
+        silent = np.zeros(len(part.labels), dtype=bool)
         owners = (label for label, count in enumerate(part.counts) for _ in range(count))
         texts = iter(part)
         while chunk := list(islice(texts, CHUNK_TEXTS)):
             vectors = await encode_texts(model, chunk, ticket)
-            np.add.at(sums, list(islice(owners, len(chunk))), vectors)
+            labels = list(islice(owners, len(chunk)))
+            np.add.at(sums, labels, vectors)
+            np.logical_or.at(silent, labels, ~vectors.any(axis=1))
+        # "a photo of a" has a vector also where the label in it is no word that the model knows.
+        sums[[index for index in np.flatnonzero(silent) if isinstance(part.labels[index], str)]] = 0.0
         classes[at * _PART_LABELS :][: len(sums)] = label_means_of_sums(sums)
-    return classes
+    weak = await asyncio.to_thread(weak_labels, model.tokenizer, prompts.labels, classes)
+    return Classes(classes, weak)
 
 
-async def encode_known(model: RunningModel, prompts: Prompts, ticket: Ticket) -> np.ndarray:
-    """As `encode_classes` for one text each, with zeros where a text holds nothing that the model knows."""
-    rows: list[np.ndarray] = []
-    for text in prompts:
-        try:
-            rows.append((await encode_texts(model, [text], ticket))[0])
-        except NoDirection:
-            rows.append(np.zeros(model.dim, dtype=np.float32))
-    return np.stack(rows)
+def weak_labels(tokenizer: Tokenizer | None, labels: Sequence[Label], vectors: np.ndarray) -> frozenset[int]:
+    """Indices of labels of which the model knows nothing: their vector is zero, or no token of their own is a word."""
+    zero = np.flatnonzero(~vectors.any(axis=1)).tolist()
+    if tokenizer is None or not tokenizer.has_unknown:
+        return frozenset(zero)
+
+    def knows(text: str) -> bool:
+        return tokenizer.knows(tokenizer.encode(text))
+
+    return frozenset(zero) | {
+        index
+        for index, label in enumerate(labels)
+        if not any(map(knows, [label] if isinstance(label, str) else label.prompts))
+    }
+
+
+def unknown_labels(names: Sequence[str]) -> str:
+    """What to say of labels of which the model knows nothing."""
+    shown = ", ".join(repr(name[:_SHOWN_CHARS]) for name in names[:_SHOWN_NAMES])
+    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    return f"labels: this model knows nothing of {shown}{more}; try other words, or another model"
+
+
+def _bytes_of(classes: Classes) -> int:
+    return _ENTRY_BYTES + classes.vectors.nbytes + _WEAK_BYTES * len(classes.weak)

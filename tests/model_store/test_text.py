@@ -4,6 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as HubTokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
 
 from model_store.errors import InvalidText, ManifestError
 from model_store.manifest import TextSpec
@@ -81,3 +85,23 @@ def test_any_unicode_text_gives_ids_of_the_vocabulary(text: str) -> None:
 )
 def test_pathological_texts_end(tokenizer: Tokenizer, text: str) -> None:
     assert len(tokenizer.encode(text)) <= SPEC.context_length
+
+
+def test_a_text_of_nothing_but_unknown_words_is_told_apart() -> None:
+    vocabulary = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "cat": 4, "##s": 5}
+    hub = HubTokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    hub.pre_tokenizer = WhitespaceSplit()
+    hub.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    spec = SPEC.model_copy(update={"kind": "tokenizers_json", "vocab_size": 6, "start_id": None, "end_id": None})
+    wordpiece = Tokenizer(spec, hub.to_str().encode())
+    assert wordpiece.has_unknown
+    for text, known in (("cats", True), ("dog cat", True), ("dog", False), ("dog bird", False), ("", False)):
+        ids = wordpiece.encode(text)
+        assert wordpiece.knows(ids) is known, text
+        assert wordpiece.knows(wordpiece.pad([ids], 8)[0].tolist()) is known, text
+
+
+def test_bytes_leave_no_word_unknown(tokenizer: Tokenizer) -> None:
+    assert not tokenizer.has_unknown
+    assert tokenizer.knows(tokenizer.encode("\N{SNOWMAN}"))
+    assert not tokenizer.knows(tokenizer.encode(" "))

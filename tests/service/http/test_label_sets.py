@@ -75,6 +75,15 @@ def test_products_are_counted_before_they_are_made(client: TestClient, png: byte
     assert time.perf_counter() - began < 5
 
 
+def test_sets_of_before_on_unknown_keep_their_digest() -> None:
+    """Their vectors are sealed with it, and would be encoded again."""
+    request = {"model": None, "labels": LABELS, "templates": None}
+    stored = StoredSet(LabelSetRequest.model_validate(request), "tiny@1", "f" * 64)
+    assert stored.content() == {"request": request, "model": "tiny@1", "fingerprint": "f" * 64}
+    strict = StoredSet(LabelSetRequest.model_validate({**request, "on_unknown": "error"}), "tiny@1", "f" * 64)
+    assert strict.content()["request"]["on_unknown"] == "error"
+
+
 def test_counting_agrees_with_writing_out() -> None:
     request = LabelSetRequest.model_validate(
         {"labels": ["cat", {"name": "car", "prompts": ["a fast car", "cars"]}, "é"], "templates": ["a {}.", "{}"]}

@@ -281,7 +281,8 @@ def test_a_model_without_positions_says_what_to_do(client: TestClient) -> None:
         ({"labels": None}, None), ({"label_set": "two"}, None), ({"boxes": True}, "boxes"),
         ({"inputs": []}, "inputs"), ({"inputs": ["red"]}, "inputs[0]"), ({"heatmap_labels": []}, "heatmap_labels"),
         ({"heatmap_labels": ["grey"], "include": ["heatmap"]}, "heatmap_labels"),
-        ({"labels": ["red", "zzz"]}, "labels"),
+        ({"labels": ["red", "zzz"], "on_unknown": "error"}, "labels"),
+        ({"on_unknown": "no"}, "on_unknown"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(client: TestClient, change: dict[str, Any], param: str | None) -> None:
@@ -293,7 +294,7 @@ def test_the_label_that_is_wrong_is_named(client: TestClient) -> None:
     body = {"inputs": [image_input(png(drawn()))], "labels": LABELS, "include": ["heatmap"]}
     grey = refused(client.post("/localize", json={**body, "heatmap_labels": ["red", "grey", "pink"]}), 422)
     assert grey.message == "heatmap_labels: 'grey' (and 1 more) is none of the labels"
-    unheard = refused(client.post("/localize", json={**body, "labels": ["red", "zzz"]}), 422)
+    unheard = refused(client.post("/localize", json={**body, "labels": ["red", "zzz"], "on_unknown": "error"}), 422)
     assert (unheard.code, unheard.param) == ("no_direction", "labels")
     assert "'zzz'" in unheard.message
 
