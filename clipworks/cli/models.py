@@ -139,7 +139,12 @@ def verify(
 @app.command("import")
 def import_model(
     arch: Annotated[
-        str, typer.Argument(metavar="ARCH", help="An open_clip architecture, local-dir:FOLDER or hf-hub:ORG/REPO.")
+        str,
+        typer.Argument(
+            metavar="ARCH",
+            help="An open_clip architecture; a name such as openai/clip-vit-base-patch32 or ViT-B/32; a folder of "
+            "open_clip or of transformers' save_pretrained; or hf-hub:ORG/REPO.",
+        ),
     ],
     name: Annotated[str, typer.Option(help="Name of the artifact; importing again makes its next version.")],
     pretrained: Annotated[
@@ -158,7 +163,7 @@ def import_model(
     store: StoreFolder = None,
     as_json: connect.AsJson = False,
 ) -> None:
-    """Turn any open_clip model into a verified artifact (needs the train extra)."""
+    """Turn a model of open_clip, or a CLIP or SigLIP of transformers, into an artifact (needs the train extra)."""
     from training.importing import importer
 
     target = writable_store(store)

@@ -101,6 +101,10 @@ class Tokenizer:
         """Readable text of ids, for error messages and reports; not an inverse of `encode`."""
         return self._bpe.decode([int(i) for i in ids], skip_special_tokens=False).replace(WORD_END, " ")
 
+    def cleaned(self, text: str) -> str:
+        """The text that is split into tokens. Raises InvalidText."""
+        return self._clean(text)
+
     def knows(self, ids: Sequence[int]) -> bool:
         """Whether the ids of a text have a token of its words: neither a special one nor the one for unknown words."""
         return not self._no_word.issuperset(ids)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model_store.errors import ExportRefused
+from training.importing.transformers_weights import has_transformers_names, to_open_clip
 
 T = TypeVar("T")
 _WRAPPERS = frozenset({"module", "_orig_mod"})  # of DataParallel and torch.compile, anywhere in a name
@@ -45,7 +46,8 @@ def with_plain_file(path: Path, use: Callable[[Path], T]) -> T:
     """Call `use` with a file that holds nothing but the model's state dict: `path` itself where it does.
 
     Wrappers that are known: a dictionary around it (`{"model": ...}`, `{"state_dict": ...}`), `module.` of data
-    parallel training, `_orig_mod.` of torch.compile, and any one prefix of all names, as Lightning's `model.`.
+    parallel training, `_orig_mod.` of torch.compile, and any one prefix of all names, as Lightning's `model.`. Names of
+    transformers become open_clip's.
 
     Raises:
         ExportRefused: several models are in the file, or two names become one.
@@ -60,6 +62,8 @@ def with_plain_file(path: Path, use: Callable[[Path], T]) -> T:
             f"{path.name} holds {len(found)} models ({', '.join(found)}): save the state dict of the one you mean alone"
         )
     weights = next(iter(found.values()), None)
+    if weights is not None and has_transformers_names(weights):
+        weights = to_open_clip(weights)
     if weights is None or (isinstance(content, Mapping) and weights.keys() == content.keys()):
         return use(path)  # nothing is wrapped around it, or what it is only the loader can say
     with tempfile.TemporaryDirectory() as folder:

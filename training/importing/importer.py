@@ -26,6 +26,7 @@ from model_store.store import Artifact, Store
 from model_store.templates import DEFAULT_TEMPLATES
 from training.exporting.export import ExportSource, export_model, provenance
 from training.exporting.graphs import ImageGraph, TextGraph
+from training.importing import transformers_folder
 from training.importing.openclip_weights import (
     FOLDER_CONFIG,
     FOLDER_WEIGHTS,
@@ -35,7 +36,12 @@ from training.importing.openclip_weights import (
     find_weights,
     load_model,
 )
-from training.importing.tokenizer_import import TOKENIZER_FILES, ImportedTokenizer, import_tokenizer
+from training.importing.tokenizer_import import (
+    TOKENIZER_FILES,
+    ImportedTokenizer,
+    check_against_transformers,
+    import_tokenizer,
+)
 from training.models.dense import DEFAULT_DENSE, DenseChoice, dense_of_openclip
 from training.models.pixels import PixelNormalize
 
@@ -63,7 +69,9 @@ def import_model(
 ) -> Artifact:
     """Publish an open_clip model as the next version of `name`.
 
-    arch: an architecture of open_clip, or `local-dir:FOLDER` / `hf-hub:ORG/REPO` with their own configuration.
+    arch: an architecture of open_clip, or a name that its weights have elsewhere (model_store.hub.names); or a folder,
+        `local-dir:FOLDER` or `hf-hub:ORG/REPO`, with the configuration of open_clip or of a CLIP or SigLIP of
+        transformers.
     pretrained: an open_clip tag, or a .safetensors, .pt, .pth or .bin file; None with a folder or a hub repository.
     activation: for a local file of an architecture that exists with GELU and with QuickGELU, which the weights do not
         show; recorded as declared.
@@ -83,12 +91,14 @@ def import_model(
     text = TextGraph(model).eval()
     imported = import_tokenizer(
         weights.config["text_cfg"],
-        file=tokenizer,
+        file=tokenizer or weights.tokenizer,
         context_length=text.context_length,
         table_rows=text.token_embedding.num_embeddings,
         dynamic_length=text.dynamic_length,
         cache_dir=cache_dir,
     )
+    if weights.tokenizer is not None:
+        check_against_transformers(imported, weights.tokenizer)
     say("compare with open_clip")
     check_against_open_clip(model, image_spec, text, imported)
     source = _source_of(model, weights, image_spec, text, imported, templates, licence, training_data, limits, dense)
@@ -109,23 +119,24 @@ def import_repository(
     downloaded: DownloadProgress | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Publish the model of a repository of open_clip's own files (open_clip_config.json and safetensors).
+    """Publish the model of a repository that holds weights for torch: open_clip's files, or those of transformers.
 
     Raises:
         ExportRefused: it has no such files, or the model is refused by `import_model`.
         RepositoryError: it cannot be downloaded.
     """
     files = repository.files()
-    weights = next((each for each in FOLDER_WEIGHTS if each in files), None)
-    if FOLDER_CONFIG not in files or weights is None:
-        raise ExportRefused(
-            f"{repository.name} has weights, but no {FOLDER_CONFIG}: only open_clip's own repositories say how theirs "
-            "are loaded"
-        )
-    wanted = [FOLDER_CONFIG, weights, *(each for each in TOKENIZER_FILES if each in files)]
+    if FOLDER_CONFIG in files:
+        weights = next((each for each in FOLDER_WEIGHTS if each in files), None)
+        wanted = [FOLDER_CONFIG, weights, *TOKENIZER_FILES]
+    else:
+        weights = next((each for each in transformers_folder.WEIGHTS if each in files), None)
+        wanted = [weights, *transformers_folder.FILES]
+    if weights is None:
+        raise ExportRefused(f"{repository.name} has no weights that open_clip or transformers would load")
+    wanted = [each for each in wanted if each in files]
     folder = repository.fetch(wanted, downloaded)
-    config = json.loads((folder / FOLDER_CONFIG).read_text(encoding="utf-8"))
-    own_tokenizer = config.get("model_cfg", {}).get("text_cfg", {}).get("hf_tokenizer_name") is not None
+    own_tokenizer = FOLDER_CONFIG in files and _has_own_tokenizer(folder)
     return import_model(
         f"local-dir:{folder}",
         name=name,
@@ -136,6 +147,11 @@ def import_repository(
         found=repository,
         progress=progress,
     )
+
+
+def _has_own_tokenizer(folder: Path) -> bool:
+    config = json.loads((folder / FOLDER_CONFIG).read_text(encoding="utf-8"))
+    return config.get("model_cfg", {}).get("text_cfg", {}).get("hf_tokenizer_name") is not None
 
 
 def preprocess_config(model: OpenClipModel) -> PreprocessCfg:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import open_clip
 import torch
+from huggingface_hub import snapshot_download
 from open_clip.factory import load_checkpoint
 from open_clip.model import set_model_preprocess_cfg
 from open_clip.pretrained import (
@@ -21,6 +22,8 @@ from open_clip.pretrained import (
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from model_store.errors import ExportRefused
+from model_store.hub.names import advice, suggestion
+from training.importing import transformers_folder
 from training.importing.foreign_weights import refuse_damaged, with_plain_file
 
 OpenClipModel = open_clip.CLIP | open_clip.CustomTextCLIP
@@ -32,7 +35,10 @@ FOLDER_CONFIG = "open_clip_config.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Where an import's weights come from: the file, the configuration it is loaded into, and its preprocessing."""
+    """Where an import's weights come from: the file, the configuration it is loaded into, and its preprocessing.
+
+    tokenizer: the folder of the model's own, where it brings one.
+    """
 
     file: Path
     config: dict[str, Any]
@@ -40,13 +46,14 @@ class Weights:
     preprocess: dict[str, Any]
     source: str
     declared: bool
+    tokenizer: Path | None = None
 
 
 def find_weights(
     arch: str, pretrained: str | None, *, activation: Activation | None = None, cache_dir: Path | None = None
 ) -> Weights:
     """Resolve architecture, tag or file, and activation; downloads a tag's or repository's file through open_clip."""
-    schema, _, rest = arch.partition(":")
+    schema, _, rest = ("local-dir", "", arch) if Path(arch).is_dir() else arch.partition(":")
     if schema in ("local-dir", "hf-hub") and rest:
         if pretrained or activation:
             raise ExportRefused(
@@ -54,9 +61,12 @@ def find_weights(
             )
         return _weights_with_config(schema, rest, cache_dir)
     config = open_clip.get_model_config(arch)
+    if config is None and (known := suggestion(arch)) is not None:
+        # A name from elsewhere says its weights too; a file takes their place.
+        arch, pretrained = known.arch, pretrained or known.tag
+        config = open_clip.get_model_config(arch)
     if config is None:
-        close = [known for known in open_clip.list_models() if arch.lower() in known.lower()][:8]
-        raise ExportRefused(f"open_clip has no architecture {arch!r}; similar: {close or 'none'}")
+        raise ExportRefused(_unknown(arch))
     if not pretrained:
         raise ExportRefused(f"{arch}: say which weights: a tag of {_tags(arch)}, or a file")
     tag = get_pretrained_cfg(arch, pretrained)
@@ -73,6 +83,14 @@ def find_weights(
         source=f"local file {Path(pretrained).name}",
         declared=declared,
     )
+
+
+def _unknown(arch: str) -> str:
+    """What to say of a name that is no architecture."""
+    close = [known for known in open_clip.list_models() if arch.lower() in known.lower()][:8]
+    hint = f"similar: {close}" if close else advice(arch) or "similar: none"
+    other = "; a repository of a hub is hf-hub:ORG/NAME, a folder its path" if "/" in arch else ""
+    return f"open_clip has no architecture {arch!r}; {hint}{other}"
 
 
 def load_model(weights: Weights) -> OpenClipModel:
@@ -138,26 +156,69 @@ def check_weights_file(path: Path) -> None:
 
 def _weights_with_config(schema: str, rest: str, cache_dir: Path | None) -> Weights:
     """Weights of a folder or hub repository that carries its own configuration, which therefore decides."""
-    cache = str(cache_dir) if cache_dir else None
+    folder = Path(rest)
     if schema == "hf-hub":
-        config_file = Path(download_pretrained_from_hf(rest, filename=FOLDER_CONFIG, cache_dir=cache))
-        file = Path(download_pretrained_from_hf(rest, cache_dir=cache))
-    else:
-        config_file = Path(rest) / FOLDER_CONFIG
-        file = _weights_in(Path(rest))
+        folder = _from_hub(rest, [FOLDER_CONFIG, *transformers_folder.FILES], cache_dir)
+    label = rest if schema == "hf-hub" else folder.name
+    source = f"hub repository {label}" if schema == "hf-hub" else f"local folder {label}"
+    config_file = folder / FOLDER_CONFIG
+    if not config_file.is_file() and transformers_folder.is_transformers_folder(folder):
+        if schema == "hf-hub":
+            folder = _from_hub(rest, [*transformers_folder.FILES, *transformers_folder.WEIGHTS], cache_dir)
+        return _of_transformers(folder, label, source)
     if not config_file.is_file():
-        raise ExportRefused(f"{schema}:{rest} has no {FOLDER_CONFIG}")
+        raise ExportRefused(
+            f"{schema}:{rest} has neither open_clip's {FOLDER_CONFIG} nor the config.json of a transformers model"
+        )
     content = json.loads(config_file.read_text(encoding="utf-8"))
     if "model_cfg" not in content:
         raise ExportRefused(f"{FOLDER_CONFIG} of {schema}:{rest} has no model_cfg")
-    label = rest if schema == "hf-hub" else Path(rest).name
     return Weights(
-        file=file,
+        file=_downloaded(rest, cache_dir) if schema == "hf-hub" else _weights_in(folder),
         config=content["model_cfg"],
         architecture=label,
         preprocess=merge_preprocess_dict(asdict(PreprocessCfg()), content.get("preprocess_cfg") or {}),
-        source=f"hub repository {label}" if schema == "hf-hub" else f"local folder {label}",
+        source=source,
         declared=False,
+    )
+
+
+def _of_transformers(folder: Path, label: str, source: str) -> Weights:
+    config = transformers_folder.config_of(folder)
+    return Weights(
+        file=transformers_folder.weights_in(folder),
+        config=config,
+        architecture=label,
+        preprocess=merge_preprocess_dict(
+            asdict(PreprocessCfg()), transformers_folder.preprocess_of(folder, config["vision_cfg"]["image_size"])
+        ),
+        source=source,
+        declared=False,
+        tokenizer=folder,
+    )
+
+
+def _from_hub(repository: str, patterns: list[str], cache_dir: Path | None) -> Path:
+    """The folder with those files that the repository has. Raises ExportRefused: it cannot be reached."""
+    try:
+        return Path(snapshot_download(repository, allow_patterns=patterns, cache_dir=cache_dir))
+    except Exception as error:  # hub errors of several libraries; the import cannot go on after any of them
+        raise ExportRefused(_unreachable(repository, error)) from error
+
+
+def _downloaded(repository: str, cache_dir: Path | None) -> Path:
+    """The file of open_clip weights of a repository. Raises ExportRefused."""
+    try:
+        return Path(download_pretrained_from_hf(repository, cache_dir=str(cache_dir) if cache_dir else None))
+    except Exception as error:
+        raise ExportRefused(_unreachable(repository, error)) from error
+
+
+def _unreachable(repository: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:200]
+    return (
+        f"hub repository {repository} cannot be downloaded here, and is not in the local cache ({reason}): download it "
+        f"where there is a connection (hf download {repository}) and import its folder"
     )
 
 

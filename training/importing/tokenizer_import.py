@@ -14,9 +14,13 @@ import torch
 from huggingface_hub import snapshot_download
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, default_bpe
 from tokenizers import Tokenizer as HubTokenizer
+from transformers import AutoTokenizer
 
 from model_store.errors import ExportRefused
+from model_store.golden import GOLDEN_TEXTS
 from model_store.manifest import TextSpec
+from model_store.modality.text import Tokenizer
+from model_store.precisions.calibration import CALIBRATION_TEXTS
 
 Clean = Literal["lower", "whitespace", "canonicalize"]
 _MERGES_IN_USE = 49_152 - 256 - 2  # what open_clip reads of its file
@@ -69,6 +73,32 @@ def import_tokenizer(
     return imported
 
 
+def check_against_transformers(imported: ImportedTokenizer, folder: Path) -> None:
+    """Stop unless the ids are those of the tokenizer of transformers that the folder holds.
+
+    Compared on the golden and calibration texts that cleaning leaves as they are: what open_clip's cleaning changes,
+    such as wrongly decoded characters, transformers takes as it comes. A class that cannot be made here (SigLIP's own
+    needs sentencepiece) is left out; its tokenizer.json is compared with open_clip's reading of it all the same.
+
+    Raises:
+        ExportRefused: names the first text that differs.
+    """
+    try:
+        theirs: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (ImportError, ValueError, OSError):
+        return
+    ours = Tokenizer(imported.spec, imported.data)
+    texts = [text for text in (*GOLDEN_TEXTS, *CALIBRATION_TEXTS) if ours.cleaned(text) == text]
+    length = imported.spec.context_length
+    found = theirs(texts, padding="max_length", truncation=True, max_length=length)["input_ids"]
+    for text, own, other in zip(texts, ours(texts).tolist(), found, strict=True):
+        if own != other:
+            raise ExportRefused(
+                f"text {text[:60]!r}: token ids {own[:12]} differ from {other[:12]}, those of transformers' "
+                f"{type(theirs).__name__}"
+            )
+
+
 def _from_merges(file: Path | None, clean: Clean, context_length: int, dynamic_length: bool) -> ImportedTokenizer:
     raw = gzip.decompress(Path(default_bpe()).read_bytes()) if file is None else _read(file)
     data = "\n".join(raw.decode("utf-8").split("\n")[: 1 + _MERGES_IN_USE]).encode("utf-8")
@@ -98,7 +128,8 @@ def _from_json(
     if file is None:
         file = _from_hub(name, cache_dir)
     json_file = file / "tokenizer.json" if file.is_dir() else file
-    data = _read(json_file)
+    # Old folders have vocab.json and merges.txt alone.
+    data = _as_json(file) if file.is_dir() and not json_file.is_file() else _read(json_file)
     hub = HubTokenizer.from_str(data.decode("utf-8"))
     pad_token = _pad_token(json_file, hub)
     pad_id = hub.token_to_id(pad_token)
@@ -122,6 +153,15 @@ def _from_json(
         (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
         reference = HFTokenizer(folder, context_length=context_length, clean=clean)
     return ImportedTokenizer(spec=spec, data=data, reference=reference)
+
+
+def _as_json(folder: Path) -> bytes:
+    """The tokenizer of a folder that transformers can read, as the content of a tokenizer.json."""
+    try:
+        read: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return read.backend_tokenizer.to_str().encode("utf-8")
+    except (ImportError, ValueError, OSError, AttributeError) as error:
+        raise ExportRefused(f"{folder.name} has no tokenizer.json, and transformers cannot read it: {error}") from error
 
 
 def _from_hub(name: str, cache_dir: Path | None) -> Path:
