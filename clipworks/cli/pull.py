@@ -41,13 +41,18 @@ def pull_model(
     Raises:
         RefusedError: there are only weights for torch, and no torch.
     """
-    from model_store.errors import TorchNeeded
+    from model_store.errors import RepositoryNotFound, TorchNeeded
+    from model_store.hub.names import advice
     from model_store.hub.pulling import plan_pull, pull
 
     try:
         plan = plan_pull(repository, other=other)
     except TorchNeeded as error:
         return _with_torch(repository, str(error), name=name, store=store, precisions=precisions)
+    except RepositoryNotFound as error:
+        if known := advice(repository.name):
+            raise RefusedError(f"{error}; {known}") from error
+        raise
     _announce(repository, plan, ask=ask)
     with large_temporary_files(store), download_progress(repository.name) as downloaded, output.steps(name) as step:
         return pull(
@@ -71,10 +76,13 @@ def _with_torch(
     repository: Repository, why: str, *, name: str, store: Store, precisions: Sequence[Precision]
 ) -> Artifact:
     """Export weights for torch, where it is installed."""
+    from model_store.hub.names import advice
+
     if find_spec("open_clip") is None:
+        known = advice(repository.name)
         raise RefusedError(
             f"{repository.name}: {why}. With torch it can be exported: pip install 'clipworks[train,serve]', then "
-            "the same command again"
+            f"the same command again{f'. {known}' if known else ''}"
         )
     from training.importing.importer import import_repository
 
@@ -120,7 +128,13 @@ def open_source(name: str | None, folder: Path | None, revision: str | None) -> 
         except ModuleNotFoundError as error:
             raise UsageError(f"pulling models needs {error.name}: {_HUB}") from error
         return FolderRepository(folder)
-    reference = Reference.parse(name or "")
+    from model_store.errors import RepositoryError
+    from model_store.hub.names import advice
+
+    try:
+        reference = Reference.parse(name or "")
+    except RepositoryError as error:
+        raise UsageError(f"{name}: {known}" if (known := advice(name or "")) else str(error)) from error
     if revision is not None:
         if reference.revision not in (None, revision):
             raise UsageError(f"{name} and --revision {revision} name two revisions")

@@ -56,6 +56,8 @@ async def _score(asked: LabelledRequest[ClassifyRequest]) -> LabelledAnswer[list
     classes = await classes_of(services, model, body, templates, asked.budget)
     if isinstance(classes, ClassMatrix):
         _check_classes(asked, len(classes.names))
+        if presence is None:
+            _refuse_unknown_scale(asked)
     else:
         _check_amount(asked, len(classes.spec.labels))
     if presence is not None and isinstance(classes, ClassMatrix):
@@ -85,6 +87,12 @@ async def _score(asked: LabelledRequest[ClassifyRequest]) -> LabelledAnswer[list
 
 
 def _warnings(asked: LabelledRequest[ClassifyRequest], classes: ClassMatrix) -> list[str]:
+    manifest = asked.model.manifest
+    if manifest.logit_scale is None:
+        return [
+            *warnings_of(classes),
+            f"score: a cosine, because the logit scale of {manifest.name} is not known ({manifest.scale_source})",
+        ]
     compared = len(classes.names) - len(classes.weak)
     softmax = (asked.body.activation or asked.model.manifest.activation) == "softmax"
     if not classes.weak or compared != 1 or not softmax:
@@ -93,6 +101,17 @@ def _warnings(asked: LabelledRequest[ClassifyRequest], classes: ClassMatrix) -> 
         *warnings_of(classes),
         "labels: softmax compares labels, and one is left to compare: it scores 1 whatever the picture shows",
     ]
+
+
+def _refuse_unknown_scale(asked: LabelledRequest[ClassifyRequest]) -> None:
+    """Raises Refusal (422): scores that need a logit scale, of a model that came without one."""
+    manifest, activation = asked.model.manifest, asked.body.activation
+    if manifest.logit_scale is None and activation in ("softmax", "sigmoid"):
+        message = (
+            f"{manifest.name} has no logit scale ({manifest.scale_source}), so there is no {activation} of its cosines: "
+            'leave activation out, or ask for "none"'
+        )
+        raise Refusal(422, "scale_unknown", message, param="activation")
 
 
 def _check_classes(asked: LabelledRequest[ClassifyRequest], labels: int) -> None:

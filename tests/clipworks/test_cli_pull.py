@@ -109,7 +109,9 @@ def test_a_folder_is_pulled_from_without_the_hub(
     ("words", "code", "said"),
     [
         (["nope/model"], 3, "there is no repository nope/model"),
-        (["ViT-B-32"], 3, "expected ORG/REPO"),
+        (["a model"], 2, "expected ORG/REPO"),
+        (["clip-ViT-B-32"], 2, "clipworks models import ViT-B-32-quickgelu --pretrained openai"),
+        (["ViT-B/32"], 3, "clipworks models import ViT-B-32-quickgelu --pretrained openai"),
         ([IMMICH, "--revision", "v9"], 3, "has no revision 'v9'"),
         ([IMMICH + "@main", "--revision", "other"], 2, "name two revisions"),
         ([], 2, "name a repository"),
@@ -155,8 +157,8 @@ def test_serve_pulls_what_is_missing_and_then_asks_nobody(
     """The whole way: a line of settings, a model that is not there yet, a picture that finds its label."""
     for name, value in hub.environment(tmp_path / "hub").items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("CLIPWORKS_MODEL", f"hub:{JOINT}")
-    with serving("--store", tmp_path / "store", "--data", "memory", start_s=120) as url:
+    options = ("--model", f"hub:{JOINT}", "--store", tmp_path / "store", "--data", "memory")
+    with serving(*options, start_s=120) as url:
         shown = httpx2.get(f"{url}/models/tiny").json()
         assert (shown["verified"], shown["licence"], shown["loaded"]) == ("wrapped", "mit", True)
         assert shown["source"] == f"{JOINT} at {hub.commit(JOINT)}"
@@ -166,7 +168,7 @@ def test_serve_pulls_what_is_missing_and_then_asks_nobody(
     assert asked
     for name, value in {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}.items():
         monkeypatch.setenv(name, value)
-    with serving("--store", tmp_path / "store", "--data", "memory", start_s=60) as url:
+    with serving(*options, start_s=60) as url:
         assert httpx2.get(f"{url}/readyz").status_code == 200
     assert len(hub.requests) == asked
     refused = clipworks("serve", "--model", "hub:Xenova/other", "--store", tmp_path / "store", HF_HUB_OFFLINE="1")
@@ -195,6 +197,7 @@ def test_a_model_without_a_scale_gives_cosines_and_says_why(
         picture = PICTURE.read_bytes()
         answer = httpx2.post(f"{url}/classify?labels=cat,dog", content=picture, headers=JPEG).json()
         assert all(each["score"] == each["similarity"] for each in answer["data"][0]["predictions"])
+        assert "the logit scale of towers is not known" in answer["warnings"][0]
         shown = httpx2.get(f"{url}/models/towers").json()
         assert (shown["logit_scale"], shown["activation"]) == (None, "none")
         for activation in ("softmax", "sigmoid"):
