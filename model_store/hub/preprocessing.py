@@ -62,7 +62,8 @@ def image_spec_from_transformers(config: Mapping[str, Any], *, where: str = TRAN
     for key in ("do_resize", "do_rescale"):
         if config.get(key, True) is False:
             raise ExportRefused(f"{where}: {key} is false: pictures of any size or range cannot be served")
-    if abs(float(config.get("rescale_factor") or 1 / 255) - 1 / 255) > 1e-9:
+    factor = config.get("rescale_factor") or 1 / 255
+    if not isinstance(factor, (int, float)) or not abs(factor - 1 / 255) <= 1e-9:
         raise ExportRefused(f"{where}: rescale_factor {config['rescale_factor']}, expected 1/255")
     size, crop = config.get("size"), config.get("crop_size")
     shortest, sides = _shortest(size, where)
@@ -152,7 +153,7 @@ def _side(value: Any, where: str) -> int:
 
 
 def _resampling(value: Any, where: str) -> str:
-    if value not in _RESAMPLING:
+    if not isinstance(value, int) or value not in _RESAMPLING:
         raise ExportRefused(f"{where}: resample {value!r}; 2 (bilinear) and 3 (bicubic) can be served")
     return _RESAMPLING[value]
 
