@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,23 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+Answer = Callable[..., Tensor | tuple[Tensor, ...]]
 
-class Answering(nn.Module):
-    """A function of tensors that uses `model`, as the module that exporters want."""
 
-    def __init__(self, model: nn.Module, answer: Callable[..., Tensor | tuple[Tensor, ...]]) -> None:
-        super().__init__()
-        self.model = model
-        self._answer = answer
-
-    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        return self._answer(*inputs)
+@contextmanager
+def _answering(model: nn.Module, answer: Answer) -> Iterator[None]:
+    """Make `answer` the model's forward: a graph then has the model's own names of its weights, as real exports do."""
+    own = model.forward
+    model.forward = answer
+    try:
+        yield
+    finally:
+        model.forward = own
 
 
 def export_traced(
-    module: nn.Module,
+    model: nn.Module,
+    answer: Answer,
     example: Mapping[str, Tensor],
     outputs: Sequence[str],
     path: Path,
@@ -34,15 +37,15 @@ def export_traced(
     opset: int,
     free_axes: Mapping[str, Mapping[int, str]] | None = None,
 ) -> None:
-    """Write a graph with the TorchScript exporter, which most files on the hub were written with."""
+    """Write `answer`, a function that uses the model, with the exporter of most files on the hub."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with warnings.catch_warnings():
+        with _answering(model, answer), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecation, and shapes that tracing keeps
             torch.onnx.export(
-                module,
+                model,
                 tuple(example.values()),
                 path,
                 input_names=list(example),
@@ -56,20 +59,26 @@ def export_traced(
 
 
 def export_captured(
-    module: nn.Module, example: Mapping[str, Tensor], outputs: Sequence[str], path: Path, *, opset: int
+    model: nn.Module,
+    answer: Answer,
+    example: Mapping[str, Tensor],
+    outputs: Sequence[str],
+    path: Path,
+    *,
+    opset: int,
 ) -> None:
     """Write a graph with the torch.export based exporter; the first axis of every input is free and called `batch`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     batch = torch.export.Dim("batch")
-    with warnings.catch_warnings():
+    with _answering(model, answer), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            module,
+            model,
             tuple(example.values()),
             input_names=list(example),
             output_names=list(outputs),
             opset_version=opset,
-            dynamic_shapes=(tuple({0: batch} for _ in example),),
+            dynamic_shapes=tuple({0: batch} for _ in example),
             dynamo=True,
             verbose=False,
         )

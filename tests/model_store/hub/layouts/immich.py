@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.model_store.hub.layouts.exporting import Answering, export_captured, export_traced, move_weights, write_json
+from tests.model_store.hub.layouts.exporting import export_captured, export_traced, move_weights, write_json
 from tests.model_store.hub.layouts.source_models import SourceModel
 
 
@@ -18,14 +18,16 @@ def write_immich_v1(folder: Path, source: SourceModel) -> None:
     _write_settings(folder, source)
     size, model = source.size_px, source.model
     export_traced(
-        Answering(model, lambda image: model.encode_image(image, normalize=True)),
+        model,
+        lambda image: model.encode_image(image, normalize=True),
         {"image": torch.randn(1, 3, size, size)},
         ["embedding"],
         folder / "visual" / "model.onnx",
         opset=19,
     )
     export_traced(
-        Answering(model, lambda text: model.encode_text(text, normalize=True)),
+        model,
+        lambda text: model.encode_text(text, normalize=True),
         {"text": torch.ones(1, source.context_length, dtype=torch.int32)},
         ["embedding"],
         folder / "textual" / "model.onnx",
@@ -51,14 +53,16 @@ def write_immich_v2(folder: Path, source: SourceModel, *, sidecar: str | None = 
         return functional.normalize(model.encode_text(text), dim=-1)
 
     export_captured(
-        Answering(model, image_embedding),
+        model,
+        image_embedding,
         {"image": torch.randint(256, (2, size, size, 3), dtype=torch.uint8)},
         ["image_embedding"],
         folder / "visual" / "model.onnx",
         opset=23,
     )
     export_captured(
-        Answering(model, text_embedding),
+        model,
+        text_embedding,
         {"text": source.tokenize(["a photo", "of a dog"]).int()},
         ["text_embedding"],
         folder / "textual" / "model.onnx",

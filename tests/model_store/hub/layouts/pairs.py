@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from tests.model_store.hub.layouts.exporting import Answering, export_traced, write_json
+from tests.model_store.hub.layouts.exporting import export_traced, write_json
 from tests.model_store.hub.layouts.source_models import SourceModel
 from tests.model_store.hub.layouts.transformers_models import image_processor, transformers_model
 
@@ -19,7 +19,8 @@ def write_fastembed_pair(vision: Path, text: Path, source: SourceModel) -> None:
     image_processor(source).save_pretrained(vision)
     source.hub_tokenizer.save_pretrained(text)
     export_traced(
-        Answering(model, lambda pixel_values: model.get_image_features(pixel_values).pooler_output),
+        model,
+        lambda pixel_values: model.get_image_features(pixel_values).pooler_output,
         {"pixel_values": torch.randn(2, 3, source.size_px, source.size_px)},
         ["image_embeds"],
         vision / "model.onnx",
@@ -29,7 +30,8 @@ def write_fastembed_pair(vision: Path, text: Path, source: SourceModel) -> None:
     ids = source.tokenize(["a photo of a dog", "two"])
     axes = {0: "batch_size", 1: "sequence_length"}
     export_traced(
-        Answering(model, lambda ids, mask: model.get_text_features(ids, attention_mask=mask).pooler_output),
+        model,
+        lambda ids, mask: model.get_text_features(ids, attention_mask=mask).pooler_output,
         {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
         ["text_embeds"],
         text / "model.onnx",
@@ -50,7 +52,8 @@ def write_flat_pair(folder: Path, source: SourceModel, *, stem: str = "onnx32-op
     write_json(folder / "open_clip_config.json", {"model_cfg": source.config, "preprocess_cfg": config})
     source.hub_tokenizer.save_pretrained(folder)
     export_traced(
-        Answering(model, model.encode_image),
+        model,
+        model.encode_image,
         {"input": torch.randn(2, 3, source.size_px, source.size_px)},
         ["output"],
         folder / f"{stem}-visual.onnx",
@@ -58,7 +61,8 @@ def write_flat_pair(folder: Path, source: SourceModel, *, stem: str = "onnx32-op
         free_axes={"input": {0: "batch_size"}, "output": {0: "batch_size"}},
     )
     export_traced(
-        Answering(model, model.encode_text),
+        model,
+        model.encode_text,
         {"input": source.tokenize(["a photo of a dog", "two"])},
         ["output"],
         folder / f"{stem}-textual.onnx",

@@ -1,6 +1,7 @@
 """Every written layout is the same model: its graphs, run as their own server would run them, equal torch."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,31 @@ def test_joint(tmp_path: Path, source: SourceModel, write: Callable[[Path, Sourc
     logits = source.logit_scale * unit(images) @ unit(texts).T + (source.logit_bias or 0.0)
     np.testing.assert_allclose(got["logits_per_image"], logits, atol=0.02)
     np.testing.assert_allclose(got["logits_per_text"], logits.T, atol=0.02)
+
+
+def test_the_joint_graph_has_optimums_interface(tmp_path: Path, source: SourceModel) -> None:
+    transformers_layouts.write_optimum(tmp_path, source)
+    recorded = json.loads(Path(__file__).with_name("optimum_interface.json").read_text(encoding="utf-8"))
+    graph = onnx.load(tmp_path / "model.onnx")
+    assert interface_of(graph) == recorded["siglip" if source.logit_bias is not None else "clip"]
+
+
+def interface_of(model: onnx.ModelProto) -> dict[str, object]:
+    """Opset, inputs and outputs as (name, type, extents, None where free), and the initialiser that is the scale."""
+
+    def described(values: Sequence[onnx.ValueInfoProto]) -> list[list[object]]:
+        tensors = [(value.name, value.type.tensor_type) for value in values]
+        return [
+            [name, onnx.TensorProto.DataType.Name(kind.elem_type), [axis.dim_value or None for axis in kind.shape.dim]]
+            for name, kind in tensors
+        ]
+
+    return {
+        "opset": model.opset_import[0].version,
+        "inputs": described(model.graph.input),
+        "outputs": described(model.graph.output),
+        "scale": [tensor.name for tensor in model.graph.initializer if tensor.name.endswith("logit_scale")],
+    }
 
 
 def test_external_data_lies_beside_the_graph(tmp_path: Path) -> None:
