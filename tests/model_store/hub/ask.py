@@ -72,7 +72,8 @@ def answer(
             found["folder"] = str(folder)
         return {**found, "seen": seen}
     except ArtifactError as error:
-        return {"error": type(error).__name__, "code": error.code, "message": str(error), "seen": seen}
+        refused = {"error": type(error).__name__, "code": error.code, "message": str(error)}
+        return {**refused, "cause": error.__cause__ and repr(error.__cause__), "seen": seen}
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ def hub(tmp_path: Path) -> Iterator[LocalHub]:
     (folder / "README.md").write_text(CARD)
     (folder / "config.json").write_text('{"model_type": "clip"}')
     (folder / GRAPH).write_bytes(np.random.default_rng(0).bytes(SIZE))
-    (folder / "rest.onnx").write_bytes(b"not wanted" * 1000)
+    for name in ("rest.onnx", "other.onnx"):
+        (folder / name).write_bytes(b"not wanted" * 1000)
     with local_hub(tmp_path / "served") as hub:
         yield hub
 
@@ -54,7 +55,7 @@ def test_what_is_listed_is_fetched_and_nothing_else(hub: LocalHub, environment: 
     assert found["revision"] == hub.commit(NAME)
     assert found["licence"] == "acme-research"
     assert found["base_models"] == ["openai/clip"]
-    assert sorted(found["files"]) == ["README.md", "config.json", GRAPH, "rest.onnx"]
+    assert sorted(found["files"]) == ["README.md", "config.json", GRAPH, "other.onnx", "rest.onnx"]
     assert found["files"][GRAPH] == {"path": GRAPH, "size_bytes": SIZE, "sha256": digest(original)}
     assert found["files"]["config.json"]["sha256"] is None
     folder = Path(found["folder"])
@@ -91,13 +92,13 @@ def test_offline_takes_no_request_and_says_what_is_missing(hub: LocalHub, enviro
     hub.requests.clear()
     questions = [
         {"repo": NAME, "fetch": [GRAPH], "range": [GRAPH, 0, 8]},
-        {"repo": NAME, "fetch": [GRAPH, "rest.onnx"]},
+        {"repo": NAME, "fetch": [GRAPH, "rest.onnx", "other.onnx"]},
         {"repo": NAME, "range": ["rest.onnx", 0, 8]},
         {"repo": NAME, "revision": "b" * 40},
     ]
     found, missing, part, pinned = ask_each(offline, questions)
     assert digest(Path(found["folder"]) / GRAPH) == digest(hub.root / NAME / GRAPH)
-    assert "rest.onnx of acme/clip is not in" in missing["message"]
+    assert "rest.onnx and other.onnx of acme/clip is not in" in missing["message"]
     assert GRAPH not in missing["message"]
     assert "rest.onnx of acme/clip is not in" in part["message"]
     assert f"clipworks models pull acme/clip@{'b' * 40}" in pinned["message"]
@@ -167,6 +168,7 @@ def test_the_token_is_in_nothing_that_is_written(hub: LocalHub, environment: dic
         *("RepositoryGated", "RepositoryGated", "RepositoryError"),
     ]
     assert all(TOKEN not in each["output"] for each in answers)
+    assert {each["cause"] for each in answers[2:]} == {None}, "an error of the client holds its request"
     written = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert not [file for file in written if TOKEN.encode() in file.read_bytes()]
     assert TOKEN in {token for *_, token, _ in hub.requests}
