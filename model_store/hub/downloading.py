@@ -66,13 +66,17 @@ def check(path: Path, file: RepositoryFile) -> None:
     size = path.stat().st_size
     if size != file.size_bytes:
         raise IntegrityError(f"{file.path} has {size} bytes, expected {file.size_bytes}; it was deleted, try again")
-    if file.sha256 is None:
+    if file.sha256 is not None:
+        with path.open("rb") as stream:
+            kind, found, expected = "sha256", hashlib.file_digest(stream, "sha256").hexdigest(), file.sha256
+    elif file.git_id is not None:
+        found = hashlib.sha1(b"blob %d\0" % size + path.read_bytes(), usedforsecurity=False).hexdigest()
+        kind, expected = "git id", file.git_id
+    else:
         return
-    with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != file.sha256:
+    if found != expected:
         raise IntegrityError(
-            f"{file.path} has sha256 {found}, expected {file.sha256}: other bytes than the repository states; "
+            f"{file.path} has {kind} {found}, expected {expected}: other bytes than the repository states; "
             "it was deleted, try again"
         )
 

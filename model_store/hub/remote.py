@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from http import HTTPStatus
 from pathlib import Path
@@ -41,7 +41,7 @@ from model_store.hub.repository import (
 )
 
 _TREE_FORMAT = 1
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SHA256, _SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 # Small, and one of them is in every repository: they come with the listing.
 _WITH_THE_LISTING = [README, ".gitattributes", "config.json", "open_clip_config.json"]
 
@@ -225,21 +225,30 @@ def _tree(path: Path) -> dict[str, dict[str, Any]] | None:
 
 
 def _file(path: str, entry: dict[str, Any], name: str) -> RepositoryFile:
-    sha256, size = entry.get("lfs_sha256"), entry.get("lfs_size") or entry.get("size")
-    if not isinstance(size, int) or not (sha256 is None or (isinstance(sha256, str) and _SHA256.fullmatch(sha256))):
+    size, sha256, git_id = entry.get("lfs_size") or entry.get("size"), entry.get("lfs_sha256"), entry.get("blob_id")
+    if not isinstance(size, int) or not (sha256 is None or _is_hex(_SHA256, sha256)):
         raise RepositoryError(f"{name} lists {path} with a size or a digest that is none")
-    return RepositoryFile(path=path, size_bytes=size, sha256=sha256)
+    if sha256 is not None:
+        return RepositoryFile(path=path, size_bytes=size, sha256=sha256)
+    return RepositoryFile(path=path, size_bytes=size, git_id=git_id if _is_hex(_SHA1, git_id) else None)
 
 
 def _files_in(folder: Path) -> dict[str, RepositoryFile]:
+    """The files of a commit without a listing; the cache calls a blob by what the hub states of it."""
     if not folder.is_dir():
         return {}
     found = FolderRepository(folder).files()
     for path, file in found.items():
-        blob = (folder / path).resolve().name  # the name of a large file's blob is its digest
-        if _SHA256.fullmatch(blob):
-            found[path] = RepositoryFile(path=path, size_bytes=file.size_bytes, sha256=blob)
+        blob = (folder / path).resolve()
+        if blob.parent.name == "blobs":
+            sha256 = blob.name if _is_hex(_SHA256, blob.name) else None
+            git_id = blob.name if _is_hex(_SHA1, blob.name) else None
+            found[path] = replace(file, sha256=sha256, git_id=git_id)
     return found
+
+
+def _is_hex(form: re.Pattern[str], value: object) -> bool:
+    return isinstance(value, str) and form.fullmatch(value) is not None
 
 
 def _check_cached(path: Path, file: RepositoryFile) -> None:

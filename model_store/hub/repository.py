@@ -15,11 +15,15 @@ _LONGEST_README_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class RepositoryFile:
-    """A file of a repository; `path` is relative, with slashes. The hub states a sha256 of large files only (LFS)."""
+    """A file of a repository; `path` is relative, with slashes.
+
+    The hub states a sha256 of large files (LFS); of others git's id: the sha1 of "blob SIZE", a zero and the bytes.
+    """
 
     path: str
     size_bytes: int
     sha256: str | None = None
+    git_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.model_store.hub import ask as in_child
 from tests.model_store.hub.ask import ask, ask_each
-from tests.model_store.hub.local_hub import LocalHub, lay_cache, local_hub
+from tests.model_store.hub.local_hub import LocalHub, git_oid, lay_cache, local_hub
 
 NAME = "acme/clip"
 GRAPH = "onnx/model.onnx"
@@ -56,8 +56,14 @@ def test_what_is_listed_is_fetched_and_nothing_else(hub: LocalHub, environment: 
     assert found["licence"] == "acme-research"
     assert found["base_models"] == ["openai/clip"]
     assert sorted(found["files"]) == ["README.md", "config.json", GRAPH, "other.onnx", "rest.onnx"]
-    assert found["files"][GRAPH] == {"path": GRAPH, "size_bytes": SIZE, "sha256": digest(original)}
-    assert found["files"]["config.json"]["sha256"] is None
+    assert found["files"][GRAPH] == {
+        "path": GRAPH,
+        "size_bytes": SIZE,
+        "sha256": digest(original),
+        "git_id": None,
+    }
+    stated = found["files"]["config.json"]
+    assert (stated["sha256"], stated["git_id"]) == (None, git_oid(b'{"model_type": "clip"}'))
     folder = Path(found["folder"])
     assert (folder / GRAPH).read_bytes() == original.read_bytes()
     assert (folder / "config.json").read_text() == '{"model_type": "clip"}'
@@ -112,7 +118,7 @@ def test_a_cache_laid_by_hand_is_read_offline(tmp_path: Path, hub: LocalHub, env
     assert found["revision"] == "1" * 40
     assert found["licence"] == "acme-research"
     assert Path(found["folder"]) == snapshot
-    assert found["files"][GRAPH] == {"path": GRAPH, "size_bytes": SIZE, "sha256": None}
+    assert found["files"][GRAPH] == {"path": GRAPH, "size_bytes": SIZE, "sha256": None, "git_id": None}
     blob = tmp_path / "home" / "hub" / "models--acme--clip" / "blobs" / digest(snapshot / GRAPH)
     blob.parent.mkdir()
     (snapshot / GRAPH).rename(blob)
@@ -210,6 +216,18 @@ def test_wrong_bytes_of_the_right_size_are_refused_and_not_kept(hub: LocalHub, e
     hub.faults.wrong_bytes.clear()
     found = ask(environment, NAME, fetch=[GRAPH])
     assert (Path(found["folder"]) / GRAPH).read_bytes() == right
+
+
+def test_wrong_bytes_of_a_small_file_are_refused_too(hub: LocalHub, environment: dict[str, str]) -> None:
+    settings = "preprocessor_config.json"
+    (hub.root / NAME / settings).write_text('{"size": 224}')
+    hub.faults.wrong_bytes.add(settings)
+    refused = ask(environment, NAME, fetch=[settings])
+    assert refused["error"] == "IntegrityError"
+    assert git_oid(b'{"size": 224}') in refused["message"]
+    hub.faults.wrong_bytes.clear()
+    found = ask(environment, NAME, fetch=[settings])
+    assert (Path(found["folder"]) / settings).read_text() == '{"size": 224}'
 
 
 def test_a_cached_file_that_was_changed_is_deleted_and_comes_again(hub: LocalHub, environment: dict[str, str]) -> None:
