@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -328,3 +329,30 @@ def test_a_part_of_a_file_is_read_without_the_rest(hub: LocalHub, environment: d
 def test_a_hub_that_fails_is_named(hub: LocalHub, environment: dict[str, str]) -> None:
     hub.faults.status = 500
     assert ask(environment, NAME)["message"] == f"acme/clip: {hub.address} answered with status 500"
+
+
+def test_large_files_are_redirected_to_a_server_that_never_sees_the_token(
+    hub: LocalHub, environment: dict[str, str]
+) -> None:
+    with local_hub(hub.root) as cdn:
+        hub.faults.cdn = cdn.address
+        cdn.faults.cut_at[GRAPH], cdn.faults.cuts = 1_000_000, 1
+        with_token = {**environment, "HF_TOKEN": TOKEN}
+        found = ask(with_token, NAME, range=[GRAPH, 5, 3], fetch=[GRAPH, "rest.onnx"])
+        assert digest(Path(found["folder"]) / GRAPH) == digest(hub.root / NAME / GRAPH)
+        assert bytes.fromhex(found["bytes"]) == (hub.root / NAME / GRAPH).read_bytes()[5:8]
+        assert {token for *_, token, _ in hub.requests} == {TOKEN}
+        assert {token for *_, token, _ in cdn.requests} == {None}
+        first, second, third = graph_requests(cdn)
+        assert (first, second) == (("GET", "bytes=5-7"), ("GET", None))
+        assert (third[1] or "").startswith("bytes=")
+
+
+def test_two_processes_download_a_file_once(hub: LocalHub, environment: dict[str, str]) -> None:
+    hub.faults.pause_s = 0.02
+    with ThreadPoolExecutor() as both:
+        first, second = both.map(lambda _: ask(environment, NAME, fetch=[GRAPH]), range(2))
+    for found in (first, second):
+        assert digest(Path(found["folder"]) / GRAPH) == digest(hub.root / NAME / GRAPH)
+        assert found["seen"][-1] == [SIZE, SIZE]
+    assert len(graph_requests(hub)) == 1
