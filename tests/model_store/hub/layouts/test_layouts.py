@@ -7,19 +7,22 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-import open_clip
 import pytest
-import torch
-import transformers
 from numpy.typing import NDArray
-from open_clip.transform import image_transform_v2
 from PIL import Image
 
 from model_store.golden_images import golden_images
 from model_store.modality.image import decode
-from tests.model_store.hub.layouts import immich, pairs, torch_weights, transformers_layouts
-from tests.model_store.hub.layouts.source_models import SourceModel, tiny_clip, tiny_siglip
-from tests.model_store.hub.layouts.transformers_models import transformers_model
+
+pytest.importorskip("torch", reason="needs the train extra")
+import open_clip  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from open_clip.transform import image_transform_v2  # noqa: E402
+
+from tests.model_store.hub.layouts import immich, pairs, torch_weights, transformers_layouts  # noqa: E402
+from tests.model_store.hub.layouts.source_models import SourceModel, tiny_clip, tiny_siglip  # noqa: E402
+from tests.model_store.hub.layouts.transformers_models import transformers_model  # noqa: E402
 
 pytestmark = pytest.mark.torch
 TEXTS = ["a photo of a dog", "Red CAR, an x-ray!", "two dogs run over the green grass " * 20, "été"]
