@@ -91,7 +91,7 @@ def _warnings(asked: LabelledRequest[ClassifyRequest], classes: ClassMatrix) -> 
     if manifest.logit_scale is None:
         return [
             *warnings_of(classes),
-            f"score: a cosine, because the logit scale of {manifest.name} is not known ({manifest.scale_source})",
+            f"score: a cosine: the logit scale of {manifest.name} is not known ({manifest.scale_source})",
         ]
     compared = len(classes.names) - len(classes.weak)
     softmax = (asked.body.activation or asked.model.manifest.activation) == "softmax"

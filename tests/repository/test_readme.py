@@ -20,6 +20,8 @@ STORE = ROOT / "tests" / "fixtures" / "tiny_store"
 PHOTO = STORE / "tiny" / "1" / "goldens" / "rgb_jpeg_331x227.bin"
 PAGES = ("README.md", "docs/client.md")
 BLOCK = re.compile(r"<!-- run -->\n```(\w+)\n(.*?)```", re.DOTALL)
+OF_THE_HUB = re.compile(r"<!-- (serve|run): hub -->\n```bash\n(.*?)```", re.DOTALL)
+HUB_MODEL = "immich-app/ViT-B-32__laion2b-s34b-b79k"
 LINK = re.compile(r"\]\(([^)#]+)")
 HERE = "http://localhost:8000"
 
@@ -87,6 +89,50 @@ def test_marked_blocks_run(page: str, url: str, environment: dict[str, str], fol
         )
         assert done.returncode == 0, f"{page}\n{text}\n{done.stdout}\n{done.stderr}"
         assert done.stdout.strip() or done.stderr.strip()
+
+
+@pytest.mark.torch
+def test_a_model_of_the_hub_is_pulled_served_and_searched(folder: Path, tmp_path: Path) -> None:
+    """The blocks about real weights, against a hub on this machine that has a tiny model under the real one's name."""
+    pytest.importorskip("torch")
+    from tests.model_store.hub.ask import environment_of_child
+    from tests.model_store.hub.layouts.captions import taught_captions
+    from tests.model_store.hub.layouts.immich import write_immich_v1
+    from tests.model_store.hub.layouts.source_models import tiny_clip
+    from tests.model_store.hub.local_hub import local_hub
+
+    (kind, serve), (other, search) = OF_THE_HUB.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert (kind, other) == ("serve", "run")
+    assert f"hub:{HUB_MODEL}" in serve
+    write_immich_v1(tmp_path / "hub" / HUB_MODEL, taught_captions(tiny_clip()))
+    with local_hub(tmp_path / "hub") as hub:
+        given = {
+            "CLIPWORKS_STORE": str(tmp_path / "store"),
+            "CLIPWORKS_DATA": str(tmp_path / "data"),
+            "CLIPWORKS_PORT": "0",
+        }
+        environment = environment_of_child({**hub.environment(tmp_path / "cache"), **given})
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+        server = subprocess.Popen(serve.split(), env=environment, cwd=folder, stdout=subprocess.PIPE, text=True)
+        try:
+            said = ""
+            for line in server.stdout or io.StringIO():
+                said += line
+                if "ready" in line:
+                    break
+            url = re.search(r"listening on (\S+)", said)
+            assert url, said
+            done = subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", search.replace(HERE, url.group(1))],
+                cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            assert "laptop.jpg" in done.stdout
+        finally:
+            server.terminate()
+            server.wait(timeout=40)
+            if server.stdout:
+                server.stdout.close()
 
 
 def test_make_shell_has_the_command_on_its_path(environment: dict[str, str]) -> None:
