@@ -18,13 +18,14 @@ pytest.importorskip("torch")
 from tests.model_store.hub.ask import environment_of_child  # noqa: E402
 from tests.model_store.hub.layouts import immich, torch_weights, transformers_layouts  # noqa: E402
 from tests.model_store.hub.layouts.captions import taught_captions  # noqa: E402
-from tests.model_store.hub.layouts.source_models import tiny_clip  # noqa: E402
+from tests.model_store.hub.layouts.source_models import small_clip, tiny_clip  # noqa: E402
 from tests.model_store.hub.local_hub import LocalHub, local_hub  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
 IMMICH = "immich-app/ViT-B-32__laion2b-s34b-b79k"
 JOINT = "Xenova/tiny"
+WEIGHTS = "laion/weights"
 PICTURE = Path(__file__).parents[2] / "docs" / "photos" / "cat.jpg"
 
 
@@ -35,11 +36,11 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> Path:
     writers = {
         IMMICH: immich.write_immich_v1,
         JOINT: transformers_layouts.write_transformersjs_joint,
-        "laion/weights": torch_weights.write_open_clip,
+        WEIGHTS: torch_weights.write_open_clip,
     }
     for name, write in writers.items():
         (root / name).mkdir(parents=True)
-        write(root / name, source)
+        write(root / name, small_clip() if name == WEIGHTS else source)
         (root / name / "README.md").write_text("---\nlicense: mit\n---\nWeights.\n")
     return root
 
@@ -103,6 +104,16 @@ def test_a_folder_is_pulled_from_without_the_hub(
     assert done.code == 0, done.err
     assert json.loads(done.out)["model"] == "mine@1"
     assert not hub.requests
+
+
+def test_weights_go_through_torch_where_it_is_installed(
+    hub: LocalHub, clipworks: Callable[..., Finished], tmp_path: Path
+) -> None:
+    done = clipworks("models", "pull", WEIGHTS, "--store", tmp_path, "--yes", "--json")
+    assert done.code == 0, done.err
+    shown = json.loads(clipworks("models", "show", "weights", "--store", tmp_path, "--json").out)["provenance"]
+    assert (shown["verified"], shown["repository"], shown["licence"]) == ("torch", WEIGHTS, "mit")
+    assert shown["source"] == f"{WEIGHTS} at {hub.commit(WEIGHTS)}"
 
 
 @pytest.mark.parametrize(

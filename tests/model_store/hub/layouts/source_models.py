@@ -89,6 +89,13 @@ def tiny_clip(*, seed: int = 0, quick_gelu: bool = False) -> SourceModel:
     return _clip_of(config, merges=TINY_MERGES, seed=seed, scale=43.5)
 
 
+def small_clip(*, seed: int = 0) -> SourceModel:
+    """As `tiny_clip`, with the whole vocabulary that open_clip's own tokeniser has; about 7 MB."""
+    config = dict(tiny_clip().config)
+    config["text_cfg"] = {**config["text_cfg"], "vocab_size": 2 * 256 + CLIP_MERGES + 2}
+    return _clip_of(config, merges=CLIP_MERGES, seed=seed, scale=43.5)
+
+
 def vit_b_32(*, seed: int = 0, quick_gelu: bool = False) -> SourceModel:
     """The whole ViT-B-32 (151 M parameters) with random weights and CLIP's own vocabulary."""
     config = open_clip.get_model_config("ViT-B-32-quickgelu" if quick_gelu else "ViT-B-32")
