@@ -43,7 +43,8 @@ def pull_model(
     """
     from model_store.errors import RepositoryNotFound, TorchNeeded
     from model_store.hub.names import advice
-    from model_store.hub.pulling import plan_pull, pull
+    from model_store.hub.publishing import publish_foreign
+    from model_store.hub.pulling import download, plan_pull
 
     try:
         plan = plan_pull(repository, other=other)
@@ -54,10 +55,10 @@ def pull_model(
             raise RefusedError(f"{error}; {known}") from error
         raise
     _announce(repository, plan, ask=ask)
-    with large_temporary_files(store), download_progress(repository.name) as downloaded, output.steps(name) as step:
-        return pull(
-            plan, name=name, store=store, precisions=precisions, pairs=pairs, downloaded=downloaded, progress=step
-        )
+    with download_progress(repository.name) as show:
+        model = download(plan, show)
+    with large_temporary_files(store), output.steps(name) as step:
+        return publish_foreign(model, name=name, store=store, precisions=precisions, pairs=pairs, progress=step)
 
 
 def _announce(repository: Repository, plan: Plan, *, ask: bool) -> None:

@@ -3,21 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_store.hub.checks import Pairs
 from model_store.hub.graphs import ForeignGraph
 from model_store.hub.layouts import Layout, find_layout, needed_weights, open_graphs
 from model_store.hub.originals import original_of
-from model_store.hub.publishing import ForeignModel, publish_foreign
+from model_store.hub.publishing import ForeignModel
 from model_store.hub.repository import DownloadProgress, Repository
 from model_store.hub.scale import ScaleFound, trained_scale
 from model_store.hub.settings import read_settings_files
-from model_store.manifest import Precision
-from model_store.precisions.variants import Progress
-from model_store.store import Artifact, Store
 
 _LOOKED_AT_BYTES = 64_000_000  # a graph of this size is downloaded to be asked where its weights lie
 
@@ -49,7 +45,7 @@ def plan_pull(repository: Repository, *, other: Repository | None = None) -> Pla
     Nothing large is downloaded; a graph is that keeps its weights outside, to learn where they are.
 
     Raises:
-        ExportRefused: no graph that can be wrapped; `NoGraphs` when there are weights for torch.
+        ExportRefused: no graph that can be wrapped; TorchNeeded where there are weights for torch.
         RepositoryError, RepositoryNotFound, RepositoryGated: it cannot be read.
     """
     halves = tuple(
@@ -64,39 +60,32 @@ def plan_pull(repository: Repository, *, other: Repository | None = None) -> Pla
     return Plan(halves=halves, bytes=size, files=count)
 
 
-def pull(
+def download(
     plan: Plan,
+    progress: DownloadProgress | None = None,
     *,
-    name: str,
-    store: Store,
-    precisions: Iterable[Precision] = ("fp32",),
-    pairs: Pairs | None = None,
     find_scale: Callable[[Repository], ScaleFound] = trained_scale,
-    downloaded: DownloadProgress | None = None,
-    progress: Progress | None = None,
-) -> Artifact:
-    """Download what is missing, wrap it, prove it and publish it as the next version of `name`.
-
-    pairs: as in `publish_foreign`. find_scale: where the scale is looked for when no graph holds it.
+) -> ForeignModel:
+    """Download what is missing and read it. find_scale: where the scale is looked for when no graph holds it.
 
     Raises:
-        ExportRefused, GraphError: the model cannot be served as it is.
+        ExportRefused: a graph or a settings file cannot be used.
         RepositoryError, IntegrityError: it cannot be downloaded, or not as the hub states it.
     """
     graphs: list[ForeignGraph] = []
     settings: list[Path] = []
     for half in plan.halves:
-        folder = half.repository.fetch(half.first_files, downloaded)
+        folder = half.repository.fetch(half.first_files, progress)
         read = {path: ForeignGraph.read(folder / path) for path in half.layout.graphs}
         if weights := needed_weights(half.layout, read):
-            half.repository.fetch(weights, downloaded)
+            half.repository.fetch(weights, progress)
         graphs += read.values()
         settings += [folder / path for path in sorted(half.layout.settings, key=lambda path: path.count("/"))]
     first = plan.halves[0].repository
     original = original_of(first.name, first.base_models)
     opened = open_graphs(graphs)
     opened.both(first.name)
-    model = ForeignModel(
+    return ForeignModel(
         opened=opened,
         settings=read_settings_files(settings),
         repository=" and ".join(half.repository.name for half in plan.halves),
@@ -105,7 +94,6 @@ def pull(
         quick_gelu=original.quick_gelu if original else None,
         find_scale=lambda: find_scale(first),
     )
-    return publish_foreign(model, name=name, store=store, precisions=precisions, pairs=pairs, progress=progress)
 
 
 def _expected_weights(half: _Half) -> tuple[str, ...]:

@@ -108,7 +108,7 @@ def _refuse_unknown_scale(asked: LabelledRequest[ClassifyRequest]) -> None:
     manifest, activation = asked.model.manifest, asked.body.activation
     if manifest.logit_scale is None and activation in ("softmax", "sigmoid"):
         message = (
-            f"{manifest.name} has no logit scale ({manifest.scale_source}), so there is no {activation} of its cosines: "
+            f"{manifest.name} has no logit scale ({manifest.scale_source}), so it has no {activation} scores: "
             'leave activation out, or ask for "none"'
         )
         raise Refusal(422, "scale_unknown", message, param="activation")

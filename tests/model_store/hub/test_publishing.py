@@ -20,7 +20,8 @@ from model_store.errors import ExportRefused
 from model_store.fidelity import measure
 from model_store.hub.checks import shipped_pairs
 from model_store.hub.folder import FolderRepository
-from model_store.hub.pulling import plan_pull, pull
+from model_store.hub.publishing import publish_foreign
+from model_store.hub.pulling import download, plan_pull
 from model_store.hub.scale import ScaleFound
 from model_store.manifest import Role
 from model_store.modality.image import decode, prepare
@@ -62,12 +63,9 @@ def no_scale(_: object) -> ScaleFound:
 
 
 def published(folder: Path, store: Path, **options: Any) -> Artifact:
-    return pull(
-        plan_pull(FolderRepository(folder), other=options.pop("other", None)),
-        name="pulled",
-        store=Store(store, builtin=False),
-        find_scale=options.pop("find_scale", no_scale),
-        **options,
+    plan = plan_pull(FolderRepository(folder), other=options.pop("other", None))
+    return publish_foreign(
+        download(plan, find_scale=no_scale), name="pulled", store=Store(store, builtin=False), **options
     )
 
 
