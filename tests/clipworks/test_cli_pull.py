@@ -35,7 +35,9 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = taught_captions(tiny_clip())
     writers = {
         IMMICH: immich.write_immich_v1,
-        JOINT: transformers_layouts.write_transformersjs_joint,
+        JOINT: lambda folder, source: transformers_layouts.write_transformersjs_joint(
+            folder, source, external_data=True
+        ),
         WEIGHTS: torch_weights.write_open_clip,
     }
     for name, write in writers.items():
