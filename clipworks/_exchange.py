@@ -186,6 +186,7 @@ _BY_CODE: Mapping[str, type[errors.ApiError]] = MappingProxyType(
         "unsupported_input": errors.InvalidInput,
         "not_supported": errors.InvalidInput,
         "statement_refused": errors.InvalidInput,
+        "scale_unknown": errors.InvalidInput,
         "image_too_large": errors.TooLarge,
         "body_too_large": errors.TooLarge,
         "too_many_items": errors.TooLarge,
