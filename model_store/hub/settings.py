@@ -87,14 +87,14 @@ def _image(found: Mapping[str, Path], open_clip: Mapping[str, Any]) -> ImageSpec
 
 def _clean(model: Mapping[str, Any], kind: str) -> Clean | None:
     options = _table(_table(model, "text_cfg"), "tokenizer_kwargs")
-    clean = options.get("clean")
-    if clean is not None:
-        if clean not in _CLEAN:
-            raise ExportRefused(f"config.json cleans texts by {clean!r}; {', '.join(_CLEAN)} can be served")
-        return _CLEAN[clean]
-    if strange := sorted(set(options) - {"clean"}):
+    if strange := sorted(key for key, value in options.items() if key != "clean" and value not in (None, False)):
         raise ExportRefused(f"config.json changes token ids by {', '.join(strange)}: not supported")
-    return _CLEAN_BY_TYPE.get(kind)
+    clean = options.get("clean")
+    if clean is None:
+        return _CLEAN_BY_TYPE.get(kind)
+    if not isinstance(clean, str) or clean not in _CLEAN:
+        raise ExportRefused(f"config.json cleans texts by {clean!r}; {', '.join(_CLEAN)} can be served")
+    return _CLEAN[clean]
 
 
 def _context(model: Mapping[str, Any], config: Mapping[str, Any]) -> int | None:
@@ -116,9 +116,9 @@ def _activations(model: Mapping[str, Any], config: Mapping[str, Any]) -> frozens
 
 
 def _architecture(model: Mapping[str, Any], config: Mapping[str, Any], kind: str) -> str:
-    named: list[Any] = list(config.get("architectures") or [])
-    if named:
-        return str(named[0])
+    named = config.get("architectures")
+    if isinstance(named, list) and named:
+        return str(cast("list[Any]", named)[0])
     vision = _table(model, "vision_cfg")
     if vision:
         trunk = vision.get("timm_model_name") or f"layers {vision.get('layers')}, width {vision.get('width')}"

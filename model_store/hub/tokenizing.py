@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -10,12 +11,14 @@ from typing import Any, Literal, cast
 from tokenizers import Tokenizer as HubTokenizer
 
 from model_store.errors import ExportRefused, ManifestError
+from model_store.golden import GOLDEN_TEXTS
 from model_store.hub.preprocessing import read_json
 from model_store.manifest import TextSpec
 from model_store.modality.text import END, START, WORD_END, Tokenizer, clip_vocabulary
 
 Clean = Literal["lower", "whitespace", "canonicalize"]
 _VERSION_LINE = '"bpe_simple_vocab_16e6.txt#version: 0.2'
+_UNASSIGNED = "\U0010ffff"  # a character that no vocabulary has
 _CLIP_SPECIALS = {"<|startoftext|>": START, "<|endoftext|>": END}
 
 
@@ -82,10 +85,11 @@ def _hub(
     length: int,
     dynamic_length: bool,
 ) -> FoundTokenizer:
-    try:
+    with _refusing("cannot be read"):
         hub = HubTokenizer.from_str(data.decode("utf-8"))
-    except Exception as error:  # the library raises plain Exception
-        raise ExportRefused(f"tokenizer.json cannot be read: {error}") from error
+    for side in ("padding_side", "truncation_side"):
+        if settings.get(side) not in (None, "right"):
+            raise ExportRefused(f"tokenizer_config.json: {side} is {settings[side]!r}; only right can be served")
     pad = _pad_token(settings, content)
     pad_id = hub.token_to_id(pad) if pad else None
     if pad_id is None:
@@ -97,32 +101,46 @@ def _hub(
         tokenizer_file="tokenizer/tokenizer.json",
         clean=clean,
         context_length=length,
-        vocab_size=hub.get_vocab_size(with_added_tokens=True),
+        vocab_size=max(hub.get_vocab(with_added_tokens=True).values()) + 1,  # ids may have gaps
         pad_id=pad_id,
         start_id=None,
         end_id=None,
         truncation="tokenizer",
         dynamic_length=dynamic_length,
     )
-    try:
-        Tokenizer(spec, data)
-    except ManifestError as error:
-        raise ExportRefused(f"tokenizer.json: {error}") from error
+    _try(spec, data)
     return FoundTokenizer(spec=spec, data=data)
+
+
+def _try(spec: TextSpec, data: bytes) -> None:
+    """Encode texts of every kind.
+
+    Raises:
+        ExportRefused: one of them cannot be encoded, or to ids that the vocabulary does not have.
+    """
+    with _refusing("cannot encode every text"):
+        tokenizer = Tokenizer(spec, data)
+        rows = [tokenizer.encode(text) for text in (*GOLDEN_TEXTS, _UNASSIGNED)]
+    largest = max(max(row, default=0) for row in rows)
+    if largest >= spec.vocab_size or max(map(len, rows)) > spec.context_length:
+        raise ExportRefused(
+            f"tokenizer.json gives id {largest} and up to {max(map(len, rows))} tokens; expected ids below "
+            f"{spec.vocab_size}, and no more than {spec.context_length} tokens"
+        )
 
 
 def _clip_merges(content: Mapping[str, Any]) -> bytes | None:
     """CLIP's merges as a file, when the tokenizer's vocabulary is the one that they make; else None."""
-    model = cast("dict[str, Any]", content.get("model") or {})
+    model = _object(content.get("model"))
     if model.get("type", "BPE") != "BPE" or model.get("end_of_word_suffix") != WORD_END:
         return None
-    pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges", [])]
-    merges = "\n".join([_VERSION_LINE, *pairs])
     try:
+        pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges", [])]
+        merges = "\n".join([_VERSION_LINE, *pairs])
         vocabulary, _ = clip_vocabulary(merges)
-    except ManifestError:
+    except (ManifestError, TypeError):  # TypeError: no list of pairs of strings
         return None
-    theirs = {_CLIP_SPECIALS.get(token, token): index for token, index in model.get("vocab", {}).items()}
+    theirs = {_CLIP_SPECIALS.get(token, token): index for token, index in _object(model.get("vocab")).items()}
     return merges.encode("utf-8") if theirs == vocabulary else None
 
 
@@ -131,7 +149,10 @@ def _from_pieces(folder: Path) -> dict[str, Any]:
     vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
     if not vocabulary.is_file() or not merges.is_file():
         raise ExportRefused("there is neither a tokenizer.json nor a pair of vocab.json and merges.txt")
-    lines = merges.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = merges.read_text(encoding="utf-8").split("\n")
+    except ValueError as error:
+        raise ExportRefused(f"merges.txt is no text: {error}") from error
     pairs = [line for line in lines if line and not line.startswith("#version")]
     return {"model": {"end_of_word_suffix": WORD_END, "vocab": read_json(vocabulary), "merges": pairs}}
 
@@ -142,8 +163,26 @@ def _own_length(settings: Mapping[str, Any]) -> int | None:
 
 
 def _pad_token(settings: Mapping[str, Any], content: Mapping[str, Any]) -> str | None:
-    padding = cast("dict[str, Any]", content.get("padding") or {})
-    for token in (settings.get("pad_token"), padding.get("pad_token")):
-        if token:
-            return str(cast("dict[str, Any]", token)["content"]) if isinstance(token, dict) else str(token)
+    for token in (settings.get("pad_token"), _object(content.get("padding")).get("pad_token")):
+        spelled = _object(token).get("content") if isinstance(token, dict) else token
+        if isinstance(spelled, str) and spelled:
+            return spelled
     return None
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+@contextmanager
+def _refusing(what: str) -> Generator[None]:
+    """Raises:
+    ExportRefused: the tokenizers library failed inside. It raises plain Exceptions, and where it panics not even those.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        said = " ".join(str(error).split())[:200]  # it may quote a whole vocabulary
+        raise ExportRefused(f"tokenizer.json {what}: {said}") from error
