@@ -108,12 +108,16 @@ def _hub(
         truncation="tokenizer",
         dynamic_length=dynamic_length,
     )
-    _try(spec, data)
+    empty = _try(spec, data)
+    if pad_id in empty[:-1]:
+        raise ExportRefused(f"the tokenizer begins texts with its pad token {pad!r}: where they end is not known")
+    if pad_id in empty:  # padding looks like the end of a text: a mask has to end behind the first of them
+        spec = spec.model_copy(update={"end_id": pad_id})
     return FoundTokenizer(spec=spec, data=data)
 
 
-def _try(spec: TextSpec, data: bytes) -> None:
-    """Encode texts of every kind.
+def _try(spec: TextSpec, data: bytes) -> list[int]:
+    """Encode texts of every kind; returns the ids of an empty one.
 
     Raises:
         ExportRefused: one of them cannot be encoded, or to ids that the vocabulary does not have.
@@ -127,6 +131,7 @@ def _try(spec: TextSpec, data: bytes) -> None:
             f"tokenizer.json gives id {largest} and up to {max(map(len, rows))} tokens; expected ids below "
             f"{spec.vocab_size}, and no more than {spec.context_length} tokens"
         )
+    return tokenizer.encode("")
 
 
 def _clip_merges(content: Mapping[str, Any]) -> bytes | None:

@@ -6,6 +6,7 @@ from io import BytesIO
 from typing import Any
 
 import torch
+from open_clip.hf_model import HFTextEncoder
 from PIL import Image
 from torch import Tensor, nn
 
@@ -23,14 +24,14 @@ def taught_captions(source: SourceModel) -> SourceModel:
     pictures = [Image.open(BytesIO(data)).convert("RGB") for data in pairs.pictures]
     images = torch.from_numpy(source.image_vectors(pictures)).double()
     tower: Any = getattr(source.model, "text", source.model)
-    width = tower.ln_final.weight.shape[0]
-    projection = tower.text_projection
+    projection = tower.proj if isinstance(tower, HFTextEncoder) else tower.text_projection
     with torch.no_grad():
         if isinstance(projection, nn.Linear):
-            projection.weight.copy_(torch.eye(width))
-            projection.bias.zero_()
+            projection.weight.copy_(torch.eye(projection.in_features))
+            if projection.bias is not None:
+                projection.bias.zero_()
         else:
-            projection.copy_(torch.eye(width))
+            projection.copy_(torch.eye(len(projection)))
         features = torch.from_numpy(source.text_vectors(list(pairs.captions))).double()
         weight = torch.linalg.lstsq(features, _dual(images), driver="gelsd").solution
         _set(projection, weight.float())
