@@ -35,10 +35,12 @@ class _Norm:
 
 
 def smooth_layer_norms(model: onnx.ModelProto, batches: Batches) -> int:
-    """Rescale every layer norm that only feeds weight products, in place; returns how many.
+    """Rescale every layer norm that feeds weight products, in place; returns how many. One whose vectors are added to
+    others too (BERT's, behind its sums) is worked out twice, and its copy for the products is rescaled.
 
     Scale of channel j: max|x_j| ** .5 / max|W_j| ** .5 over the batches (SmoothQuant, Xiao et al. 2023, eq. 4).
     """
+    _split_norms(model)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     norms = list(_smoothable(model, weights))
     peaks = channel_peaks(model, [norm.node.output[0] for norm in norms], batches)
@@ -65,6 +67,36 @@ def smooth_layer_norms(model: onnx.ModelProto, batches: Batches) -> int:
             wide = scale[None, :] if _transposed(product) else scale[:, None]
             _replace(model, weights, readers, product, 1, array * wide)
     return len(norms)
+
+
+def _split_norms(model: onnx.ModelProto) -> None:
+    """Give the weight products behind a layer norm that has other readers a layer norm of their own."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        nodes.append(node)
+        if node.op_type != "LayerNormalization":
+            continue
+        output = node.output[0]
+        products = [
+            each
+            for each in readers.get(output, [])
+            if each.op_type in ("MatMul", "Gemm") and each.input[0] == output and each.input[1] in constants
+        ]
+        if products and len(products) < len(readers[output]):
+            twin = onnx.helper.make_node(
+                "LayerNormalization", list(node.input), [f"{output}.products"], name=f"{node.name}.products"
+            )
+            twin.attribute.extend(node.attribute)
+            for product in products:
+                product.input[0] = twin.output[0]
+            nodes.append(twin)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def weight_products(model: onnx.ModelProto) -> list[onnx.NodeProto]:

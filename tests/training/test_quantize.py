@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
+from torch.nn import functional
 
 from model_store.fidelity import measure
 from model_store.manifest import TensorSpec
@@ -122,3 +123,59 @@ def test_fp16_halves_the_file_and_keeps_the_interface(loud: Path, tmp_path: Path
     assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
     assert model.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     assert measure(run(path, inputs(8, seed=5)), run(loud, inputs(8, seed=5))).cosine_min > 0.9999
+
+
+class Summed(Block):
+    """As behind a sum in BERT: what the norm gives is added to what the products behind it give."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.norm(self.embed(pixels.float() / 255))
+        y = torch.relu(self.first(x)) * torch.sigmoid(self.second(x))
+        return self.last(y + functional.pad(x, (0, 32))).mean(dim=1)
+
+
+def test_a_norm_whose_vectors_are_added_too_is_smoothed_for_its_products(tmp_path: Path) -> None:
+    (path,) = write_graph(Summed(loud=3).eval(), TENSORS, tmp_path / "summed.onnx")
+    model, rows = onnx.load(path), inputs(24, seed=2)
+    before = ort.InferenceSession(path).run(None, {"pixels": rows})[0]
+    assert smooth_layer_norms(model, {"pixels": BATCHES}) == 1
+    norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
+    assert len(norms) == 2
+    onnx.checker.check_model(model)
+    after = ort.InferenceSession(model.SerializeToString()).run(None, {"pixels": rows})[0]
+    assert np.abs(after - before).max() < 1e-4 * np.abs(before).max()
+    write_int8(path, tmp_path / "int8.onnx", input_name="pixels", batches=BATCHES)
+    found = ort.InferenceSession(tmp_path / "int8.onnx").run(None, {"pixels": rows})[0]
+    assert measure(found, before).cosine_min > 0.995
+
+
+class Depthwise(nn.Module):
+    """A stem, then three pairs of a plain and a depthwise convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        pairs = [(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8)) for _ in range(3)]
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3), *(layer for pair in pairs for layer in pair))
+        self.last = nn.Linear(8, 16)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.last(self.layers(pixels.permute(0, 3, 1, 2).float() / 255).mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.4, [False, True]), (0.6, [True, True, True, False])])
+def test_depthwise_convolutions_stay_first_when_most_stay(tmp_path: Path, share: float, kept: list[bool]) -> None:
+    """Which of the convolutions kept in fp32 (behind the stem, in order of size) are depthwise."""
+    tensors = (
+        TensorSpec(name="pixels", dtype="uint8", shape=("batch", 12, 12, 3)),
+        TensorSpec(name="image_embeds", dtype="float32", shape=("batch", 16)),
+    )
+    (path,) = write_graph(Depthwise().eval(), tensors, tmp_path / "d.onnx")
+    rows = np.random.default_rng(0).integers(0, 256, (8, 1, 12, 12, 3)).astype(np.uint8)
+    write_int8(path, tmp_path / "int8.onnx", input_name="pixels", batches=list(rows), keep_fp32=share)
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    constants = {tensor.name for tensor in graph.initializer}
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    stayed = [node for node in convolutions[1:] if node.input[1] in constants]
+    depthwise = [any(each.name == "group" and each.i > 1 for each in node.attribute) for node in stayed]
+    assert sorted(depthwise) == sorted(kept)
