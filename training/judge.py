@@ -26,7 +26,7 @@ def table_report(
     """Retrieval, and for product photographs naming too; `pixels` uint8 [N, H, W, 3] are the rows' pictures."""
     images, titles = encoder.encode_prepared(pixels), [row.caption for row in rows]
     if report == "retrieval":
-        found = retrieval(images, encoder.encode_texts(titles), titles)
+        found = retrieval(images, encoder.encode_texts(titles), titles, pictures=[row.image for row in rows])
         return {"all": {name: asdict(value) for name, value in found.items()}}
     return fashion_report(
         images,

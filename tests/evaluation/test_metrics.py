@@ -86,3 +86,33 @@ def test_class_vectors_weigh_templates_equally() -> None:
 def test_template_without_a_slot_is_refused() -> None:
     with pytest.raises(ValueError, match="exactly one"):
         class_matrix(lambda texts: np.ones((len(texts), 2)), ["x"], ["a photo"])
+
+
+def test_all_captions_of_a_picture_are_its_hits() -> None:
+    """Three pictures with two captions each: a picture is one candidate, and either caption is right for it."""
+    rng = np.random.default_rng(0)
+    pictures, titles = ["a", "a", "b", "b", "c", "c"], ["one", "two", "three", "four", "five", "six"]
+    vectors = np.eye(3)[[0, 0, 1, 1, 2, 2]]
+    texts = vectors + rng.normal(scale=0.01, size=vectors.shape)
+    found = retrieval(vectors, texts, titles, pictures=pictures)
+    assert (found["t2i_r@1"].value, found["t2i_r@1"].n) == (1.0, 6)
+    assert (found["i2t_r@1"].value, found["i2t_r@1"].n) == (1.0, 3)
+    assert found["chance_t2i_r@1"].value == pytest.approx(1 / 3)
+    assert found["chance_i2t_r@1"].value == pytest.approx(2 / 6)
+    # The second caption of "b" says "c": one text of six finds the wrong picture; pictures still find their first.
+    texts[3] = vectors[4]
+    found = retrieval(vectors, texts, titles, pictures=pictures)
+    assert found["t2i_r@1"].value == pytest.approx(5 / 6)
+    assert found["i2t_r@1"].value >= 2 / 3
+    # A title that two pictures share is right for both; only "x" asks.
+    shared = retrieval(
+        vectors,
+        texts,
+        ["x", "two", "x", "four", "five", "six"],
+        pictures=pictures,
+        queries=np.array([True, False, True, False, False, False]),
+    )
+    assert shared["chance_t2i_r@1"].value == pytest.approx(2 / 3)
+    # Without names every row is a picture of its own, as before.
+    plain, named = (retrieval(vectors, texts, titles, pictures=each) for each in (None, list("abcdef")))
+    assert plain == named

@@ -61,7 +61,11 @@ def load_pixels(folder: Path, rows: Sequence[Row], spec: ImageSpec, *, track: Tr
     """
     pixels = np.empty((len(rows), spec.height_px, spec.width_px, 3), dtype=np.uint8)
     bad: list[str] = []
+    seen: dict[str, int] = {}
     for index, row in enumerate(track(rows, "pictures")):
+        if (before := seen.setdefault(row.image, index)) != index:
+            pixels[index] = pixels[before]
+            continue
         try:
             pixels[index] = prepare(decode((folder / row.image).read_bytes(), OWN_FILES), spec)
         except (InputError, OSError) as error:
