@@ -25,7 +25,7 @@ from training.data.reader import load_pixels, read_table
 from training.data.rows import caption_ids
 from training.judge import judge_encoders
 from training.losses import info_nce, positive_pairs
-from training.models.towers import image_spec
+from training.models.building import image_spec
 
 SIZE_PX, DIM, BATCH = 48, 192, 128
 _WORD = re.compile(r"[a-z0-9]+")

@@ -123,12 +123,13 @@ class TextSpec(Closed):
 
     `clip_bpe`: `tokenizer_file` holds CLIP's merges (plain text, one pair a line, the version line first).
     `tokenizers_json`: a `tokenizer.json` of the `tokenizers` library, used with its own special tokens.
-    `dynamic_length`: the encoder is causal, so rows may be cut at the longest real length of a batch.
+    `clean`: what is done to a text before; "none" leaves all of it to the tokenizer.
+    `dynamic_length`: the encoder is causal or masks padding, so rows may be cut at the longest real length of a batch.
     """
 
     kind: Literal["clip_bpe", "tokenizers_json"]
     tokenizer_file: RelativePath
-    clean: Literal["lower", "whitespace", "canonicalize"]
+    clean: Literal["lower", "whitespace", "canonicalize", "none"]
     context_length: int = Field(ge=4, le=4096)
     vocab_size: int = Field(ge=4)
     pad_id: int = Field(ge=0)

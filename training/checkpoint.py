@@ -29,7 +29,8 @@ from model_store.modality.text import Tokenizer
 from training.config import TrainConfig, parse_config
 from training.data.vocabulary import TOKENIZER_FILE
 from training.interrupts import signals_held
-from training.models.towers import DualEncoder, build_model
+from training.models.building import build_model
+from training.models.towers import DualEncoder
 
 FORMAT = 1
 INFO_FILE, WEIGHTS_FILE, STATE_FILE = "checkpoint.json", "weights.safetensors", "state.safetensors"

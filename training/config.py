@@ -9,17 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
 
 from evaluation.scenes.mixing import Topic
+from training.aligned_config import AlignedConfig
+from training.aligned_sources import described
+from training.config_table import ConfigTable
 from training.data.rows import SplitRule
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-class ConfigTable(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class SplitConfig(ConfigTable):
@@ -108,6 +107,37 @@ class MixedData(ConfigTable):
         return self.table.cache_px
 
 
+class DataPart(ConfigTable):
+    """One of several kinds of data; `share` is how often it is drawn, relative to the other parts."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    share: float = Field(gt=0)
+    data: Annotated[
+        Annotated[TableData, Tag("table")] | Annotated[SceneData, Tag("scenes")], Discriminator(lambda v: _data_kind(v))
+    ]
+    report: Literal["retrieval", "fashion"] = Field(default="retrieval", description="of a table")
+
+
+class SeveralData(ConfigTable):
+    """Several tables and kinds of scenes; a batch is of one part. The first part stands for the run in its headline."""
+
+    kind: Literal["several"]
+    parts: tuple[DataPart, ...] = Field(min_length=2)
+
+    @property
+    def cache_px(self) -> int:
+        return self.parts[0].data.cache_px
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> SeveralData:
+        names = [part.name for part in self.parts]
+        if len(set(names)) != len(names):
+            raise ValueError("a part's name occurs twice")
+        if len({part.data.cache_px for part in self.parts}) > 1:
+            raise ValueError("all parts have the same cache_px")
+        return self
+
+
 def _data_kind(value: Any) -> str:
     """Recipes written before scenes name no kind: theirs is a table."""
     return value.get("kind", "table") if isinstance(value, dict) else getattr(value, "kind", "table")
@@ -117,7 +147,8 @@ DataConfig = Annotated[
     Annotated[TableData, Tag("table")]
     | Annotated[FolderData, Tag("folder")]
     | Annotated[SceneData, Tag("scenes")]
-    | Annotated[MixedData, Tag("mixed")],
+    | Annotated[MixedData, Tag("mixed")]
+    | Annotated[SeveralData, Tag("several")],
     Discriminator(_data_kind),
 ]
 
@@ -180,7 +211,7 @@ class StoredModel(ConfigTable):
     store: Path | None = Field(default=None, description="folder of artifacts; the shipped ones are always there")
 
 
-ModelConfig = Annotated[SmallConfig | OpenClipConfig | StoredModel, Field(discriminator="kind")]
+ModelConfig = Annotated[SmallConfig | OpenClipConfig | AlignedConfig | StoredModel, Field(discriminator="kind")]
 ARTIFACT = "artifact:"
 
 
@@ -259,9 +290,9 @@ class TrainConfig(ConfigTable):
 
 
 def with_data_folder(config: TrainConfig, folder: Path | None) -> TrainConfig:
-    """The recipe with its table where it lies now; drawn scenes lie nowhere."""
+    """The recipe with its table where it lies now; drawn scenes lie nowhere, and several tables where they say."""
     data = config.data
-    if folder is None or isinstance(data, SceneData):
+    if folder is None or isinstance(data, SceneData | SeveralData):
         return config
     if isinstance(data, MixedData):
         table = data.table.model_copy(update={"folder": folder})
@@ -283,7 +314,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         _apply(values, override)
     if "base" in values and "model" not in values:
         values["model"] = _model_of(str(values["base"]), store=values.get("run", {}).get("store"))
-    return parse_config(values, where=str(path))
+    config = parse_config(values, where=str(path))
+    if isinstance(config.model, AlignedConfig):
+        return config.model_copy(update={"model": described(config.model)})
+    return config
 
 
 def _model_of(base: str, *, store: str | None) -> Any:
@@ -312,9 +346,9 @@ def parse_config(values: dict[str, Any], *, where: str) -> TrainConfig:
 
 def _explained(place: Sequence[str | int], kind: str, message: str) -> str:
     """One refused setting: as it is written in a recipe, and what it may have been meant for."""
-    # The place names the kind of data that was found, which is no part of a key.
+    # The place names the kind of data or model that was found, which is no part of a key.
     keys = [str(part) for part in place]
-    if keys[:1] == ["data"] and len(keys) > 2:
+    if keys[:1] in (["data"], ["model"]) and len(keys) > 2:
         del keys[1]
     key = ".".join(keys)
     if kind != "extra_forbidden":
@@ -339,11 +373,17 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not equals or not key.strip():
         raise ValueError(f"override {override!r}: expected key=value, for example optim.steps=100")
     *parents, last = key.strip().split(".")
+    table: Any = values
     for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
+        if isinstance(table, list) and parent.isdigit() and int(parent) < len(table):
+            table = table[int(parent)]
+        elif isinstance(table, dict):
+            table = table.setdefault(parent, {})
+        if not isinstance(table, dict | list):
             raise ValueError(f"override {override!r}: {parent!r} is a value, not a table")
+    if not isinstance(table, dict):
+        raise ValueError(f"override {override!r}: {parents[-1]!r} is a list; say which, for example 0")
     try:
-        values[last] = tomllib.loads(f"value = {text}")["value"]
+        table[last] = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        values[last] = text
+        table[last] = text

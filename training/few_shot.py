@@ -25,7 +25,7 @@ from training.data.source import TableSource, open_source
 from training.features import Features, cached_features, picture_vectors
 from training.methods.parts.few_shot import HeadMethod
 from training.methods.parts.linear_heads import ClassHead, truth_of
-from training.models.towers import image_spec as spec_of
+from training.models.building import image_spec as spec_of
 
 METHODS = ("gda", "linear_probe")
 

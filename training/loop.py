@@ -43,7 +43,7 @@ from training.encoder import TorchEncoder
 from training.features import FeatureBatches, cached_features
 from training.interrupts import TrainingStopped, asked_to_stop
 from training.log import NoLog, RunLog
-from training.models.towers import image_spec as spec_of
+from training.models.building import image_spec as spec_of
 from training.progress import tracked_on
 from training.wise_ft import interpolate, wise_ft_curve
 
@@ -133,6 +133,8 @@ def run(config: TrainConfig, *, resume: bool = False, console: Console | None = 
             seed=config.seed,
             base=base,
             features=features,
+            features_folder=config.run.features or folder.parent / "features",
+            track=track,
         )
     )
     modules = method.modules()
@@ -169,9 +171,10 @@ def run(config: TrainConfig, *, resume: bool = False, console: Console | None = 
         return TrainResult(folder=folder, step=0, metrics=metrics)
     if not isinstance(method, methods.StepMethod):
         raise ValueError(f"method {config.method} has neither steps nor a closed form")
-    if features is not None:
+    batches = method.batches(batch_size=optim.batch_size, seed=config.seed)
+    if batches is None and features is not None:
         batches = FeatureBatches(features=features, batch_size=optim.batch_size, seed=config.seed)
-    else:
+    elif batches is None:
         batches = source.batches(
             lambda texts: tokenizer.pad([tokenizer.encode(text) for text in texts]),
             batch_size=optim.batch_size,
@@ -182,6 +185,8 @@ def run(config: TrainConfig, *, resume: bool = False, console: Console | None = 
             codes="meaning_code" in needs.fields,
         )
     live = {name: tensor for name, tensor in _named_state(modules) if modules[name.split(".", 1)[0]][1] != "frozen"}
+    # What is locked never changes, and may be most of a model.
+    moving = {name: t for name, t in live.items() if t.requires_grad or not isinstance(t, nn.Parameter)}
     average = {name: tensor.clone() for name, tensor in live.items()}
     initial = {name: tensor.clone() for name, tensor in live.items()}
 
@@ -246,7 +251,7 @@ def run(config: TrainConfig, *, resume: bool = False, console: Console | None = 
             # Average: young averages follow fast, or the first hundreds of steps would stay in them.
             decay = min(optim.ema_decay, (1 + step) / (10 + step))
             with torch.no_grad():
-                for name, tensor in live.items():
+                for name, tensor in moving.items():
                     if tensor.is_floating_point():
                         average[name].lerp_(tensor, 1 - decay)
                     else:

@@ -7,6 +7,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -18,11 +19,12 @@ from model_store.modality.text import Tokenizer
 from training import methods
 from training.checkpoint import LoadedModel
 from training.config import ModelConfig
-from training.data.protocol import Source
+from training.data.protocol import Source, StepBatches
 from training.encoder import TorchEncoder
 from training.exporting.derive import DerivationSource
 from training.features import Features
 from training.options import meant
+from training.progress import Track, untracked
 from training.publication import Publication
 from training.saved import SavedRun
 
@@ -68,7 +70,7 @@ class Context:
     """What a method may look at before training; `source` is the training split only, but for its judge.
 
     base: the checkpoint that the recipe starts from, in eval mode and frozen; None without one.
-    features: of the base, for methods of that level.
+    features: of the base, for methods of that level. features_folder: where a method may keep what it has worked out.
     """
 
     model: ModelConfig
@@ -79,6 +81,8 @@ class Context:
     seed: int
     base: LoadedModel | None = None
     features: Features | None = None
+    features_folder: Path | None = None
+    track: Track = untracked
 
     def required_base(self, method: str) -> LoadedModel:
         """Raises:
@@ -206,6 +210,10 @@ class StepMethod(Method):
     @abstractmethod
     def param_groups(self) -> list[ParamGroup]:
         """What the optimizer moves; everything else keeps its value."""
+
+    def batches(self, *, batch_size: int, seed: int) -> StepBatches | None:
+        """Batches of what `setup` has worked out; None: of the source, or of the base's features."""
+        return None
 
     @abstractmethod
     def step(self, batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:

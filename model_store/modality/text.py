@@ -209,4 +209,5 @@ _CLEAN: dict[str, Callable[[str], str]] = {
     "whitespace": _clean_whitespace,
     "lower": _clean_lower,
     "canonicalize": _clean_canonicalize,
+    "none": str,
 }

@@ -10,7 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
+from safetensors.torch import save_file
+from tokenizers import Tokenizer as HubTokenizer
+from tokenizers import models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertModel
 
 from model_store.modality.text import Tokenizer
 from training import method as methods
@@ -20,7 +26,7 @@ from training.config import load_config
 from training.data.source import open_source
 from training.data.vocabulary import tokenizer_of
 from training.loop import train
-from training.models.towers import image_spec
+from training.models.building import image_spec
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "white": (240, 240, 240)}
 RECIPE = """
@@ -58,6 +64,24 @@ threads = 1
 log_steps = 1
 report = "retrieval"
 """
+
+ALIGNED = """
+[model]
+kind = "aligned"
+[model.image]
+trunk = "test_efficientnet"
+weights = "TRUNK"
+size_px = 32
+mean = [0.5, 0.5, 0.5]
+std = [0.5, 0.5, 0.5]
+[model.class_map]
+classes = "CLASSES"
+[model.text]
+encoder = "ENCODER"
+context_length = 16
+centre = "classes"
+"""
+WORDS = "plain shirt photo of red green blue white tree cat ##s ##ing \u00e9t ##\u00e9 \u65e5 a photo . ! ' & ; < >"
 
 Train = Callable[..., Path]
 MakeContext = Callable[..., methods.Context]
@@ -140,3 +164,74 @@ def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str
         return path
 
     return add
+
+
+@pytest.fixture(scope="session")
+def sentence_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A seeded BERT of three layers as transformers writes it, with a WordPiece vocabulary; it knows nothing."""
+    folder = tmp_path_factory.mktemp("sentence_encoder")
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    tokens = ["[PAD]", "[unused]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
+    tokens += [word for word in dict.fromkeys(WORDS.split()) if word not in tokens]
+    tokenizer = HubTokenizer(models.WordPiece({token: n for n, token in enumerate(tokens)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 3), ("[SEP]", 4)]
+    )
+    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    tokenizer.enable_padding(length=12)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        shape = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+        config = BertConfig(
+            vocab_size=len(tokens), **shape, max_position_embeddings=24, initializer_range=0.2, layer_norm_eps=1e-6
+        )
+        model = BertModel(config)
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(
+        json.dumps({"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False})
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trunk_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A seeded trunk of four classes whose batch norms have seen something."""
+    path = tmp_path_factory.mktemp("trunk") / "trunk.safetensors"
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        trunk = timm.create_model("test_efficientnet", num_classes=4)
+        for name, tensor in trunk.state_dict().items():
+            if name.endswith("running_mean"):
+                tensor.normal_(std=0.2)
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 1.5)
+        torch.nn.init.normal_(trunk.get_classifier().weight, std=1.0)
+    save_file({name: tensor.contiguous() for name, tensor in trunk.state_dict().items()}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def aligned_model_table(sentence_encoder: Path, trunk_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The table `[model]` of an aligned model, to be put into a recipe."""
+    classes = tmp_path_factory.mktemp("classes") / "classes.txt"
+    classes.write_text("red shirt; plain red\ngreen tree\nblue cat\nwhite\n", encoding="utf-8")
+    text = ALIGNED.replace("TRUNK", str(trunk_weights)).replace("CLASSES", str(classes))
+    return text.replace("ENCODER", str(sentence_encoder))
+
+
+@pytest.fixture(scope="session")
+def aligned_squares(squares: Path, aligned_model_table: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe of the squares with an aligned model."""
+    recipe = squares.read_text(encoding="utf-8")
+    start, end = recipe.index("[model]"), recipe.index("[optim]")
+    recipe = recipe[:start] + aligned_model_table + recipe[end:]
+    path = tmp_path_factory.mktemp("aligned") / "aligned.toml"
+    path.write_text(recipe.replace("cache_px = 16", "cache_px = 32"), encoding="utf-8")
+    return path

@@ -23,7 +23,7 @@ from training.checkpoint import (
 )
 from training.config import load_config
 from training.data.vocabulary import tokenizer_of
-from training.models.towers import build_model, image_spec
+from training.models.building import build_model, image_spec
 
 CONFIG = load_config(
     Path(__file__).parents[2] / "training" / "configs" / "default.toml",

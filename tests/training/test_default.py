@@ -12,7 +12,7 @@ import torch
 from training.config import SmallConfig, load_config
 from training.data.vocabulary import tokenizer_of
 from training.loop import train
-from training.models.towers import build_model
+from training.models.building import build_model
 from training.report import report_split
 
 RECIPE = Path(__file__).parents[2] / "training" / "configs" / "default.toml"

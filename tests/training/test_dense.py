@@ -27,10 +27,11 @@ from training.exporting.dense import DENSE_FILE, check_module, encode_dense, mea
 from training.exporting.dense_build import build_dense
 from training.exporting.export import image_tower
 from training.exporting.graphs import EncoderGraph, ImageGraph, image_tensors, write_graph
+from training.models.building import build_model
 from training.models.dense import DenseSource, dense_of_openclip, dense_of_own
 from training.models.dense_towers import NoPositions, ResNetDense, TimmDense, VitDense, attention_weights, split_heads
 from training.models.positions import resample_grid
-from training.models.towers import SmallDualEncoder, build_model
+from training.models.towers import SmallDualEncoder
 from training.tiny import tiny_config
 
 SIDE_PX = 32

@@ -24,7 +24,7 @@ from training.checkpoint import load_model, save_checkpoint
 from training.config import load_config
 from training.data.vocabulary import tokenizer_of
 from training.exporting.export import export_checkpoint, fingerprints_of, source_of_checkpoint
-from training.models.towers import build_model, image_spec
+from training.models.building import build_model, image_spec
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 

@@ -19,7 +19,7 @@ from training.data.scenes import draw_scenes
 from training.data.source import SceneSource
 from training.data.vocabulary import tokenizer_of
 from training.features import FeatureBatches, Features, cached_features
-from training.models.towers import build_model, image_spec
+from training.models.building import build_model, image_spec
 
 pytestmark = pytest.mark.torch
 

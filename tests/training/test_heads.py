@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional
 
 from training.config import ImageTowerConfig, SmallConfig, TextTowerConfig
-from training.models.towers import AttentionHead, FlatHead, MeanHead, SmallDualEncoder, build_model
+from training.models.building import build_model
+from training.models.towers import AttentionHead, FlatHead, MeanHead, SmallDualEncoder
 
 CHANNELS, GRID, DIM = 8, 4, 6
 

@@ -246,7 +246,7 @@ def test_settings_refuse_what_they_do_not_know(recipe: Path, override: str, mess
 
 
 def test_unknown_methods_and_options_are_refused() -> None:
-    with pytest.raises(ValueError, match="no method 'nothing'; there are: base"):
+    with pytest.raises(ValueError, match="no method 'nothing'; there are: aligned, base"):
         methods.create("nothing", {})
     with pytest.raises(ValueError, match="lozz"):
         methods.create("base", {"lozz": "info_nce"})

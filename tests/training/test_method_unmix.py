@@ -32,7 +32,7 @@ from training.methods.parts.unmix import (
     off_diagonal,
 )
 from training.methods.unmix import UnmixMethod, UnmixOptions
-from training.models.towers import image_spec
+from training.models.building import image_spec
 from training.opening import open_checkpoint
 from training.report import report_split
 

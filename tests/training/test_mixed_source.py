@@ -15,7 +15,7 @@ from training.checkpoint import read_checkpoint
 from training.config import MixedData, load_config, with_data_folder
 from training.data.source import open_source
 from training.loop import train
-from training.models.towers import image_spec
+from training.models.building import image_spec
 
 SCENES = """
 [data.scenes]

@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from training.losses import info_nce, positive_pairs
 from training.method import Needs, ParamGroup, Produced, StepMethod
-from training.models.towers import build_model
+from training.models.building import build_model
 
 
 def create(options):

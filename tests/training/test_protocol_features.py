@@ -16,7 +16,7 @@ from training import methods as folder_of_methods
 from training.checkpoint import load_head, load_model, read_checkpoint
 from training.data.source import open_source
 from training.loop import train
-from training.models.towers import image_spec
+from training.models.building import image_spec
 from training.opening import open_checkpoint
 
 pytestmark = pytest.mark.torch

@@ -10,7 +10,8 @@ from torch.nn import functional
 
 import training.models.trunks  # noqa: F401  (registers the trunks)
 from training.config import ImageTowerConfig, OpenClipConfig, SmallConfig, TextTowerConfig
-from training.models.towers import OpenClipDualEncoder, SmallDualEncoder, build_model, image_spec
+from training.models.building import build_model, image_spec
+from training.models.towers import OpenClipDualEncoder, SmallDualEncoder
 from training.models.trunks import TOTAL_STRIDE
 
 VOCAB, END = 50, 49

@@ -72,6 +72,9 @@ class MixedSource:
     def labelled(self, name: str, split: Split, *, side_px: int) -> LabelledRow:
         return self.table.labelled(name, split, side_px=side_px)
 
+    def row_weights(self) -> NDArray[np.float64]:
+        return self.table.row_weights()
+
     def captions(self, count: int, *, negatives: bool) -> list[tuple[int, Drawn]]:
         return self.table.captions(count, negatives=negatives)
 

@@ -53,6 +53,10 @@ class Source(Protocol):
         """
         ...
 
+    def row_weights(self) -> NDArray[np.float64]:
+        """How often each picture is drawn, relative to the others; for methods that draw pairs themselves."""
+        ...
+
     def captions(self, count: int, *, negatives: bool) -> list[tuple[int, Drawn]]:
         """`count` captions of every row, as (row, drawn): for methods that work on cached features."""
         ...

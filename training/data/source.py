@@ -15,7 +15,17 @@ from evaluation.scenes.rendering import render
 from evaluation.scenes.scene import Scene, Thing
 from evaluation.scenes_report import scenes_report, single_scenes
 from model_store.manifest import ImageSpec
-from training.config import AugmentConfig, FolderData, MixedData, Report, SceneData, TableData, TrainConfig
+from training.config import (
+    AugmentConfig,
+    DataPart,
+    FolderData,
+    MixedData,
+    Report,
+    SceneData,
+    SeveralData,
+    TableData,
+    TrainConfig,
+)
 from training.data.augment import CaptionAugment, ImageAugment
 from training.data.batches import Batches, Neighbours, SceneBatches, Tokenize
 from training.data.classes import CLASS, read_classes
@@ -25,6 +35,7 @@ from training.data.protocol import Source, StepBatches
 from training.data.reader import data_digest, load_pixels, read_table
 from training.data.rows import Drawn, LabelledRow, Row, Split, group_of, group_of_name
 from training.data.scenes import SceneRows, draw_scenes, labelled_scenes, scene_splits, several_scenes
+from training.data.several import SeveralSource
 from training.encoder import TorchEncoder
 from training.judge import table_report
 from training.progress import Track, untracked
@@ -50,11 +61,26 @@ def open_source(
             _scene_source(data.scenes, config, image_spec=image_spec),
             scene_share=data.scene_share,
         )
+    if isinstance(data, SeveralData):
+        return SeveralSource(
+            names=tuple(part.name for part in data.parts),
+            parts=tuple(_part_source(part, config, cache_spec, image_spec, track) for part in data.parts),
+            shares=tuple(part.share for part in data.parts),
+        )
     if isinstance(data, SceneData):
         if config.run.report != "scenes":
             raise ValueError(f"run.report is {config.run.report!r}: scenes are judged by 'scenes'")
         return _scene_source(data, config, image_spec=image_spec)
     return _table_source(data, config, cache_spec=cache_spec, image_spec=image_spec, track=track)
+
+
+def _part_source(
+    part: DataPart, config: TrainConfig, cache_spec: ImageSpec, image_spec: ImageSpec, track: Track
+) -> Source:
+    if isinstance(part.data, SceneData):
+        return _scene_source(part.data, config, image_spec=image_spec)
+    reported = config.model_copy(update={"run": config.run.model_copy(update={"report": part.report})})
+    return _table_source(part.data, reported, cache_spec=cache_spec, image_spec=image_spec, track=track)
 
 
 def _scene_source(data: SceneData, config: TrainConfig, *, image_spec: ImageSpec) -> SceneSource:
@@ -201,6 +227,9 @@ class TableSource:
         seen = {row.caption.casefold() for row in self.rows}
         return np.array([row.caption.casefold() not in seen for row in self._of(split)], dtype=np.bool_)
 
+    def row_weights(self) -> NDArray[np.float64]:
+        return np.ones(len(self.rows))
+
     def captions(self, count: int, *, negatives: bool) -> list[tuple[int, Drawn]]:
         """One a row: a table has no other. Augmentation is left out."""
         if negatives and not self._table.has_negatives:
@@ -314,6 +343,9 @@ class SceneSource:
             self.rows.scenes if split == "train" else several_scenes(pairs=pairs, seed=JUDGED[split], count=SEVERAL)
         )
         return labelled_scenes(scenes, name, pairs=pairs, side_px=side_px)
+
+    def row_weights(self) -> NDArray[np.float64]:
+        return np.ones(len(self.rows.pixels))
 
     def captions(self, count: int, *, negatives: bool) -> list[tuple[int, Drawn]]:
         rows = range(len(self.rows.scenes))

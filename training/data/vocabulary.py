@@ -8,7 +8,9 @@ from pathlib import Path
 import open_clip
 
 from model_store.manifest import TextSpec
+from training.aligned_config import AlignedConfig
 from training.config import ModelConfig, SmallConfig, StoredModel
+from training.data.sentence_vocabulary import sentence_tokenizer
 
 _BYTES_AND_WORD_ENDS, _SPECIALS = 512, 2
 MOST_MERGES = 49152 - 256 - 2  # what CLIP itself uses of its file
@@ -45,12 +47,16 @@ def tokenizer_of(model: ModelConfig) -> tuple[TextSpec, bytes]:
     """The text spec of a model and the bytes of its tokenizer file.
 
     Raises:
-        ValueError: an open_clip architecture whose text tower is not CLIP's (it brings its own tokenizer).
+        ValueError: an open_clip architecture whose text tower is not CLIP's (it brings its own tokenizer), or a
+            sentence encoder that is not there.
     """
     if isinstance(model, SmallConfig):
         return clip_text_spec(model.text.merges, context_length=model.text.context_length), clip_merges(
             model.text.merges
         )
+    if isinstance(model, AlignedConfig):
+        sentences = sentence_tokenizer(model.text)
+        return sentences.spec, sentences.file
     if isinstance(model, StoredModel):
         raise ValueError(f"{model.reference} is a stored model, which brings its own tokenizer")
     config = open_clip.get_model_config(model.architecture)

@@ -9,12 +9,16 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from training.aligned_config import AlignedConfig
 from training.distributed import Gathering
 from training.exporting.derive import DerivationSource
 from training.losses import info_nce, positive_pairs, sigmoid_loss, unit
 from training.method import Context, ModuleUse, Needs, ParamGroup, Produced, StepMethod
+from training.methods.parts.aligned_start import start_aligned
 from training.methods.parts.text_tower import text_derivation
-from training.models.towers import DualEncoder, SmallDualEncoder, build_model
+from training.models.aligned import AlignedDualEncoder
+from training.models.building import build_model
+from training.models.towers import DualEncoder, SmallDualEncoder
 from training.options import Options
 from training.publication import Publication
 
@@ -24,12 +28,14 @@ MAX_LOG_SCALE = math.log(100)
 class TowerOptions(Options):
     """What every method that trains two towers asks; `text_rate_share`: rate of the text tower relative to the rest.
 
+    frozen: submodules of the model that stay as they are, such as "trunk" or "text" (Zhai et al., 2022, LiT).
     excuse_true: texts that are true of a picture, or may be, do not count against it; data with an oracle only.
     captions: so many rows of a batch are of one picture, each with another caption and hard negative; drawn data only.
     local_loss, gather_with_grad: for several processes, see `training.distributed.Gathering`.
     """
 
     text_rate_share: float = 1.0
+    frozen: tuple[str, ...] = ()
     templates: tuple[str, ...] = ("{}",)
     excuse_true: bool = False
     captions: int = Field(default=1, ge=1)
@@ -75,6 +81,9 @@ class TwoTowers(StepMethod):
             self.model.load_state_dict(context.base.model.state_dict())
         elif isinstance(self.model, SmallDualEncoder):
             _zero_unseen(self.model.text.token_embedding, context)
+        elif isinstance(self.model, AlignedDualEncoder) and isinstance(context.model, AlignedConfig):
+            start_aligned(self.model, context.model, context)
+        self.model.lock(*(self._part(name) for name in self.options.frozen))
 
     def modules(self) -> dict[str, tuple[nn.Module, ModuleUse]]:
         return {"model": (self.model, "export")}
@@ -107,12 +116,19 @@ class TwoTowers(StepMethod):
     def produced(self, *, inherited: tuple[str, ...] = ()) -> Produced:
         """Both towers, and per-position vectors where the model has them."""
         graphs = {"image_encoder": "model.encode_image", "text_encoder": "model.encode_text"}
-        if isinstance(self.model, SmallDualEncoder):
+        if isinstance(self.model, SmallDualEncoder | AlignedDualEncoder):
             graphs["dense_encoder"] = "model.encode_dense"
         return Produced(graphs=graphs, templates=self.options.templates, inherited=inherited)
 
     def derivation(self, publication: Publication) -> DerivationSource:
         return text_derivation(publication)
+
+    def _part(self, name: str) -> nn.Module:
+        try:
+            return self.model.get_submodule(name)
+        except AttributeError:
+            known = ", ".join(part for part, _ in self.model.named_children())
+            raise ValueError(f"frozen: the model has no part {name!r}; it has: {known}") from None
 
 
 class BaseMethod(TwoTowers):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from model_store.errors import ExportRefused
 from model_store.manifest import DenseSpec, ImageSpec
+from training.models.aligned import AlignedDualEncoder
 from training.models.dense_towers import Attention, NoPositions, ResNetDense, TimmDense, VitDense
 from training.models.pixels import PixelNormalize
 from training.models.towers import AttentionHead, DualEncoder, FlatHead, MeanHead, OpenClipDualEncoder, SmallDualEncoder
@@ -52,7 +53,7 @@ class DenseGraph(nn.Module):
 class OwnDenseGraph(nn.Module):
     """An own trunk and head; it has its normalisation inside."""
 
-    def __init__(self, model: SmallDualEncoder) -> None:
+    def __init__(self, model: SmallDualEncoder | AlignedDualEncoder) -> None:
         super().__init__()
         self.model = model
 
@@ -70,6 +71,8 @@ def dense_of_model(
         return dense_of_openclip(model.clip.get_submodule("visual"), spec, choice)
     if isinstance(model, SmallDualEncoder):
         return dense_of_own(model, spec)
+    if isinstance(model, AlignedDualEncoder):
+        return dense_of_aligned(model, spec)
     return "only own trunks and open_clip's towers are known here"
 
 
@@ -135,6 +138,15 @@ def dense_of_own(model: SmallDualEncoder, spec: ImageSpec) -> DenseSource:
     if pooling == "attention" and not isinstance(head, AttentionHead):
         raise ExportRefused(f"a head of type {type(head).__name__} has no dense role")
     return DenseSource(module=module, spec=free_sizes(spec, stride_px=TOTAL_STRIDE, pooling=pooling))
+
+
+def dense_of_aligned(model: AlignedDualEncoder, spec: ImageSpec) -> DenseSource | str:
+    """The dense role of an aligned trunk, or why it has none."""
+    stride = model.stride_px
+    if odd := [side for side in (spec.height_px, spec.width_px) if side % stride]:
+        return f"pictures of {odd[0]} px are no multiple of the trunk's stride of {stride} px: its padding is not fixed"
+    pooling: Literal["mean", "token"] = "mean" if model.positions_average else "token"
+    return DenseSource(module=OwnDenseGraph(model).eval(), spec=free_sizes(spec, stride_px=stride, pooling=pooling))
 
 
 def free_sizes(

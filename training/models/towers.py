@@ -14,8 +14,7 @@ import torch
 from open_clip.transformer import Transformer
 from torch import Tensor, nn
 
-from model_store.manifest import ImageSpec
-from training.config import ModelConfig, OpenClipConfig, SmallConfig, StoredModel, TextTowerConfig
+from training.config import OpenClipConfig, SmallConfig, TextTowerConfig
 from training.models.positions import resample_grid
 from training.models.trunks import TOTAL_STRIDE  # the import also registers the own trunks with timm
 
@@ -45,7 +44,7 @@ class DualEncoder(nn.Module):
     logit_scale: nn.Parameter
     logit_bias: nn.Parameter | None
     pixel_input: PixelInput
-    image_locked: bool = False
+    locked: tuple[nn.Module, ...] = ()
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """uint8 [B, H, W, 3] -> un-normalised [B, D]."""
@@ -74,17 +73,19 @@ class DualEncoder(nn.Module):
         """The modules of the image tower."""
         raise NotImplementedError
 
-    def lock_image(self) -> None:
-        """Freeze the image tower for good: no gradients, and its statistics stay (Zhai et al., 2022, LiT)."""
-        self.image_locked = True
-        for part in self.image_parts():
+    def lock(self, *parts: nn.Module) -> None:
+        """Freeze submodules for good: no gradients, and their statistics stay (Zhai et al., 2022, LiT)."""
+        self.locked = (*self.locked, *parts)
+        for part in parts:
             part.requires_grad_(False).eval()
+
+    def lock_image(self) -> None:
+        self.lock(*self.image_parts())
 
     def train(self, mode: bool = True) -> DualEncoder:
         super().train(mode)
-        if self.image_locked:
-            for part in self.image_parts():
-                part.eval()
+        for part in self.locked:
+            part.eval()
         return self
 
 
@@ -311,38 +312,3 @@ def _head(config: SmallConfig, *, channels: int) -> MeanHead | FlatHead | Attent
     if image.pool == "flat":
         return FlatHead(channels, config.embed_dim, grid=grid, dropout=image.dropout)
     return AttentionHead(channels, config.embed_dim, grid=grid, heads=4, dropout=image.dropout)
-
-
-def build_model(config: ModelConfig, *, vocab_size: int, end_id: int) -> DualEncoder:
-    """A freshly initialised model of `config`; weights come from the caller's torch seed."""
-    if isinstance(config, StoredModel):
-        raise ValueError(
-            f"{config.reference} is a stored model, whose weights are not trained: take its checkpoint as base, "
-            "or a method that works on its vectors (gda, linear_probe)"
-        )
-    if isinstance(config, SmallConfig):
-        return SmallDualEncoder(config, vocab_size=vocab_size, end_id=end_id)
-    return OpenClipDualEncoder(config)
-
-
-def image_spec(config: ModelConfig, *, size_px: int | None = None) -> ImageSpec:
-    """How pictures reach the model; `size_px` overrides the side (the training cache keeps more to crop from)."""
-    if isinstance(config, SmallConfig):
-        side = size_px or config.image.size_px
-        mean, std = config.image.mean, config.image.std
-        return ImageSpec(
-            height_px=side, width_px=side, resize_mode="shortest", interpolation="bicubic", mean=mean, std=std
-        )
-    # open_clip works its preprocessing out while it builds, so ask a model that is thrown away.
-    preprocess = open_clip.create_model(config.architecture, pretrained=None).visual.preprocess_cfg
-    size = size_px or preprocess["size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    return ImageSpec(
-        height_px=height,
-        width_px=width,
-        resize_mode=preprocess["resize_mode"],
-        interpolation=preprocess["interpolation"],
-        fill=preprocess["fill_color"],
-        mean=tuple(preprocess["mean"]),
-        std=tuple(preprocess["std"]),
-    )

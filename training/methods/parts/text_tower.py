@@ -14,7 +14,7 @@ from training.data.source import JUDGED, open_source
 from training.encoder import TorchEncoder, encoder_of
 from training.exporting.derive import DerivationSource
 from training.exporting.export import fingerprints_of, source_of_checkpoint
-from training.models.towers import image_spec as spec_of
+from training.models.building import image_spec as spec_of
 from training.publication import Publication
 
 PROOF_SHARE = 0.9

@@ -1,0 +1,65 @@
+"""BERT as a sentence encoder: token ids in, the mean of the last layer's vectors out."""
+
+# torch gives every submodule and buffer the type Tensor | Module.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from training.aligned_config import BertConfig
+from training.aligned_sources import PAD_ID
+
+
+class BertLayer(nn.Module):
+    """Self-attention and an MLP, each followed by a layer norm over its sum with its input (Devlin et al., 2019)."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.attention_out = nn.Linear(width, width)
+        self.attention_norm = nn.LayerNorm(width, eps=config.norm_epsilon)
+        self.mlp_in, self.mlp_out = nn.Linear(width, config.hidden), nn.Linear(config.hidden, width)
+        self.mlp_norm = nn.LayerNorm(width, eps=config.norm_epsilon)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """[B, L, W] and what is added to the attention scores, [B, 1, 1, L] -> [B, L, W]."""
+        query, key, value = (self._split(part(x)) for part in (self.query, self.key, self.value))
+        attended = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        x = self.attention_norm(x + self.attention_out(attended.transpose(1, 2).flatten(2)))
+        return self.mlp_norm(x + self.mlp_out(nn.functional.gelu(self.mlp_in(x))))
+
+    def _split(self, x: Tensor) -> Tensor:
+        """[B, L, W] -> [B, heads, L, W / heads]."""
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+class BertTower(nn.Module):
+    """int64 [B, L] -> [B, W]: the mean over a text's tokens as a unit vector, less `centre`.
+
+    What is not PAD_ID belongs to the text, so rows may be padded to any length (Reimers and Gurevych, 2019: mean
+    pooling over the attention mask, normalised as sentence-transformers does). Every text is one segment.
+    """
+
+    centre: Tensor
+
+    def __init__(self, config: BertConfig, *, vocab_size: int, context_length: int) -> None:
+        super().__init__()
+        self.tokens: nn.Module = nn.Embedding(vocab_size, config.width)
+        self.positions = nn.Parameter(torch.zeros(context_length, config.width))
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
+        self.layers = nn.ModuleList(BertLayer(config) for _ in range(config.layers))
+        self.register_buffer("centre", torch.zeros(config.width))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        mask = (ids != PAD_ID).to(self.positions.dtype)
+        bias = torch.zeros_like(mask).masked_fill(mask == 0, float("-inf"))[:, None, None]
+        x = self.norm(self.tokens(ids) + self.positions[: ids.shape[1]])
+        for layer in self.layers:
+            x = layer(x, bias)
+        inside = mask[..., None]
+        mean = (x * inside).sum(dim=1) / inside.sum(dim=1).clamp(min=1e-9)
+        return nn.functional.normalize(mean, dim=-1) - self.centre
