@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import open_clip
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from model_store.errors import ExportRefused
 from model_store.golden import (
+    dense_goldens,
     write_goldens,
 )
 from model_store.identity import fingerprint, space_of
@@ -28,6 +29,7 @@ from model_store.manifest import (
     Precision,
     Presence,
     Provenance,
+    Role,
     SkippedVariant,
     TextSpec,
 )
@@ -44,6 +46,7 @@ from model_store.precisions.variants import (
     tolerances_of,
 )
 from model_store.store import Artifact, Store, file_entries
+from training.aligned_config import AlignedConfig, Storage
 from training.checkpoint import LoadedModel, load_model
 from training.config import OpenClipConfig
 from training.exporting.dense_build import add_dense, dense_reference, dense_spec_of
@@ -57,7 +60,9 @@ from training.exporting.graphs import (
     write_graph,
 )
 from training.exporting.reference import torch_vectors
+from training.exporting.storage import as_stored, keep_compact
 from training.log import flatten
+from training.models.aligned import AlignedDualEncoder
 from training.models.dense import DEFAULT_DENSE, DenseChoice, DenseSource, dense_of_model
 from training.models.towers import OpenClipDualEncoder
 
@@ -76,6 +81,7 @@ class ExportSource:
         it becomes part of the fingerprints.
     logit_scale: the factor itself, exp applied.
     dense: the image tower read position by position; a string says why there is none, and is kept in the artifact.
+    storage: how the weights of a tower's graphs lie in one file (see keep_compact); None: each graph has its own.
     image_weights, text_weights: what each fingerprint covers; by default the module's own state, but two modules around
         one model would both cover both towers.
     """
@@ -95,6 +101,7 @@ class ExportSource:
     dense: DenseSource | str | None = None
     presence: Presence | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    storage: Storage | None = None
     image_weights: Mapping[str, Tensor] | None = None
     text_weights: Mapping[str, Tensor] | None = None
 
@@ -173,6 +180,8 @@ def export_model(
             skipped += missed
         graphs, missed = add_dense(source.dense, source.image, graphs, calibration.pixels, folder, say)
         skipped += missed
+        if source.storage is not None:
+            graphs = keep_compact(graphs, folder, source.storage, feeds=_feeds(source, image, text))
         say("goldens")
         _write_goldens(folder, source, tokenizer, graphs)
         manifest = _manifest(source, name, store.next_version(name), graphs, skipped, folder)
@@ -226,8 +235,13 @@ def source_of_checkpoint(
     dense: what takes the place of a ViT's last attention in the dense role, or "none" for no dense role.
     """
     model, info = loaded.model, loaded.info
-    structure = info.config.model.model_dump_json()
-    state = model.state_dict()
+    described = info.config.model
+    aligned = described if isinstance(described, AlignedConfig) else None
+    structure = aligned.structure() if aligned else described.model_dump_json()
+    if aligned and isinstance(model, AlignedDualEncoder):
+        model, state = as_stored(model, aligned)
+    else:
+        state = model.state_dict()
     image_weights = text_weights = None
     text: nn.Module
     if isinstance(model, OpenClipDualEncoder) and isinstance(info.config.model, OpenClipConfig):
@@ -247,7 +261,8 @@ def source_of_checkpoint(
         text = EncoderGraph(model, "encode_text", context_length=info.text_spec.context_length)
         image_weights = {k: v for k, v in state.items() if not k.startswith(("text.", "logit_"))}
         text_weights = {k: v for k, v in state.items() if k.startswith("text.")}
-        architecture, activation = f"clipworks {info.config.model.kind}", "gelu"
+        architecture = f"clipworks {described.kind}" + (f" {aligned.image.trunk}" if aligned else "")
+        activation = "other" if aligned else "gelu"
     bias = model.logit_bias
     return ExportSource(
         image=image.eval(),
@@ -272,6 +287,7 @@ def source_of_checkpoint(
         ),
         dense=dense_of_model(model, info.image_spec, dense),
         metrics=flatten({**info.metrics, **(report or {})}),
+        storage=aligned.storage if aligned else None,
         image_weights=image_weights,
         text_weights=text_weights,
     )
@@ -305,6 +321,17 @@ def text_tower(module: nn.Module, spec: TextSpec, tokenizer: Tokenizer, calibrat
         calibration=calibration_texts(rows),
         reference=reference,
     )
+
+
+def _feeds(source: ExportSource, image: TowerVariant, text: TowerVariant) -> dict[Role, NDArray[Any]]:
+    """Some input for every encoder."""
+    feeds: dict[Role, NDArray[Any]] = {
+        "image_encoder": image.rows.batch([0, 1]),
+        "text_encoder": text.rows.batch([0, 1]),
+    }
+    if isinstance(source.dense, DenseSource):
+        feeds["dense_encoder"] = next(iter(dense_goldens(source.dense.spec).values()))
+    return feeds
 
 
 def _write_goldens(folder: Path, source: ExportSource, tokenizer: Tokenizer, graphs: list[GraphSpec]) -> None:

@@ -1,17 +1,19 @@
-"""Two graphs of one tower, one file of weights: the dense graph reads the image encoder's numbers, byte for byte."""
+"""One file of weights for the graphs of a tower: the dense graph reads the image encoder's numbers, byte for byte."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import onnx
-from onnx import TensorProto, external_data_helper
+from onnx import ModelProto, TensorProto, external_data_helper, numpy_helper
 
 WEIGHTS_FILE = "image_weights.fp32.data"
 _LEAST_BYTES = 1024  # shapes and scalars stay in the graph, where the runtime wants to see them
 _ALIGNMENT_BYTES = 4096  # so that a memory map can be used as it is
 _SMALL_ALIGNMENT_BYTES = 64
+_MOVED = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8)
 _Key = tuple[int, int, str]
 
 
@@ -38,28 +40,64 @@ class _Weights:
         return self._places[key]
 
 
-def share_weights(folder: Path, graphs: tuple[str, ...]) -> str:
+def share_weights(
+    folder: Path,
+    graphs: tuple[str, ...],
+    file: str = WEIGHTS_FILE,
+    *,
+    half: bool = False,
+) -> str:
     """Move the weights of `graphs` (files of `folder`) into one file beside them, each distinct array once.
 
-    Returns that file's name. Graphs are rewritten; external data they had before is removed.
+    half: see store_half. Returns that file's name. Graphs are rewritten; external data they had before is removed.
     """
     models = {name: onnx.load(folder / name) for name in graphs}
-    for name in graphs:
+    for name, model in models.items():
+        if half:
+            store_half(model)
         (folder / f"{name}.data").unlink(missing_ok=True)
-    weights = _Weights(folder / WEIGHTS_FILE)
+    weights = _Weights(folder / file)
     for name, model in models.items():
         for tensor in model.graph.initializer:
-            _move(tensor, weights)
+            _move(tensor, weights, file)
         onnx.save(model, folder / name)
-    return WEIGHTS_FILE
+    return file
 
 
-def _move(tensor: TensorProto, weights: _Weights) -> None:
-    array = onnx.numpy_helper.to_array(tensor)
-    if array.nbytes < _LEAST_BYTES or tensor.data_type != TensorProto.FLOAT:
+def store_half(model: ModelProto) -> int:
+    """Keep float weights that half precision holds exactly as such, behind a Cast to float; returns how many.
+
+    ONNX Runtime works the casts out once, when it opens the graph.
+    """
+    graph = model.graph
+    casts: list[onnx.NodeProto] = []
+    for tensor in list(graph.initializer):
+        if tensor.data_type != TensorProto.FLOAT:
+            continue
+        array = numpy_helper.to_array(tensor)
+        if array.nbytes < _LEAST_BYTES:
+            continue
+        with np.errstate(over="ignore"):
+            half = array.astype(np.float16)
+        if not np.array_equal(half.astype(np.float32), array):
+            continue
+        name, stored = tensor.name, f"{tensor.name}.half"
+        tensor.CopyFrom(numpy_helper.from_array(half, stored))
+        casts.append(onnx.helper.make_node("Cast", [stored], [name], name=f"{stored}.cast", to=TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return len(casts)
+
+
+def _move(tensor: TensorProto, weights: _Weights, file: str) -> None:
+    array = numpy_helper.to_array(tensor)
+    if array.nbytes < _LEAST_BYTES or tensor.data_type not in _MOVED:
         return
-    offset, length = weights.place(array.astype("<f4", copy=False).tobytes(), tensor.data_type)
+    data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    offset, length = weights.place(data, tensor.data_type)
     tensor.ClearField("float_data")
+    tensor.ClearField("int32_data")  # where small types lie that are not raw
     tensor.raw_data = b"\0"  # the helper only marks tensors that hold raw data
-    external_data_helper.set_external_data(tensor, WEIGHTS_FILE, offset=offset, length=length)
+    external_data_helper.set_external_data(tensor, file, offset=offset, length=length)
     tensor.ClearField("raw_data")
