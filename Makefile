@@ -68,6 +68,7 @@ pins: $(DEV)/.installed ## write requirements/*.txt anew; ARGS=--upgrade takes n
 	$(call compile,pyproject.toml,eval,--extra eval -c requirements/dev.txt)
 	$(call compile,pyproject.toml,train,--extra train -c requirements/dev.txt)
 	$(call compile,pyproject.toml,parquet,--extra parquet -c requirements/dev.txt)
+	$(call compile,pyproject.toml,everyday,--extra everyday -c requirements/dev.txt)
 	$(call compile,pyproject.toml,test,--extra serve --extra test -c requirements/dev.txt)
 	$(call compile,pyproject.toml,milvus,--extra milvus -c requirements/dev.txt)
 	$(call compile,pyproject.toml,heic,--extra heic -c requirements/dev.txt)
