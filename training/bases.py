@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,9 +16,10 @@ from model_store.graph import SessionSettings
 from model_store.identity import spec_digest
 from model_store.manifest import ImageSpec, Role, TextSpec
 from model_store.store import Artifact, Store
-from model_store.towers import Tower, open_tower
+from model_store.towers import DenseTower, Tower, open_dense_tower, open_tower
 from training.checkpoint import Checkpoint, LoadedModel, load_model
 from training.config import ARTIFACT, StoredModel, TrainConfig
+from training.models.dense import DenseSource
 from training.models.towers import DualEncoder
 
 
@@ -26,6 +28,7 @@ class StoredTowers(DualEncoder):
 
     def __init__(self, artifact: Artifact) -> None:
         super().__init__()
+        self.artifact = artifact
         scale = artifact.manifest.logit_scale or 1.0  # not known of some: then scores are cosines
         self.logit_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=False)
         self._towers: dict[Role, Tower] = {
@@ -44,6 +47,29 @@ class StoredTowers(DualEncoder):
         size = len(inputs) if tower.batch_invariant else 1
         parts = [torch.from_numpy(run(part.numpy())) for part in inputs.cpu().split(size)]
         return torch.cat(parts).to(inputs.device)
+
+    def dense_source(self) -> DenseSource | str:
+        """The artifact's own dense role, with the adapters behind it, or why it has none."""
+        spec = self.artifact.dense_spec
+        if spec is None:
+            return f"{self.artifact.reference} has no dense_encoder"
+        tower = open_dense_tower(self.artifact, "fp32", SessionSettings())
+        return DenseSource(module=StoredDense(tower), spec=spec)
+
+
+class StoredDense(nn.Module):
+    """The fp32 dense graph of an artifact: uint8 [B, H, W, 3] -> positions [B, h, w, D], pooled vectors [B, D]."""
+
+    def __init__(self, tower: DenseTower) -> None:
+        super().__init__()
+        self._tower = tower
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        size = len(pixels) if self._tower.batch_invariant else 1
+        found = [self._tower(part.numpy()) for part in pixels.cpu().split(size)]
+        positions = torch.from_numpy(np.concatenate([each.positions for each in found]))
+        pooled = torch.from_numpy(np.concatenate([each.pooled for each in found]))
+        return positions.to(pixels.device), pooled.to(pixels.device)
 
 
 def open_base(config: TrainConfig) -> LoadedModel | None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model_store.files import whole_file
+from training.bases import StoredTowers
 from training.checkpoint import LoadedModel
 from training.data.batches import shared_ids
 from training.data.protocol import Source
@@ -143,12 +144,13 @@ def cached_features(
 
 
 def dense_source(base: LoadedModel) -> DenseSource:
-    """The base read position by position, as the exporter's default reads it.
+    """The base read position by position: as the exporter's default reads it, or by the dense role of an artifact.
 
     Raises:
         ValueError: it has no positions.
     """
-    found = dense_of_model(base.model, base.info.image_spec)
+    model = base.model
+    found = model.dense_source() if isinstance(model, StoredTowers) else dense_of_model(model, base.info.image_spec)
     if not isinstance(found, DenseSource):
         raise ValueError(f"base {base.info.config.name} has no vector for a position: {found}")
     return found

@@ -17,15 +17,19 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
+from training.bases import StoredTowers
+from training.encoder import TorchEncoder
 from training.exporting.derive import DerivationSource
+from training.exporting.derived_graphs import AdapterSource
 from training.losses import info_nce, negclip_loss, positive_pairs, unit, usable_negatives
 from training.method import Context, ModuleUse, Needs, ParamGroup, Produced, StepMethod
 from training.methods.base import MAX_LOG_SCALE
-from training.methods.parts.text_tower import text_derivation
+from training.methods.parts.text_tower import space_proof, text_derivation
 from training.models.text_fold import Side, check_fold, folded, text_ends
 from training.models.towers import DualEncoder
 from training.options import Options
 from training.publication import Publication
+from training.saved import SavedRun
 
 _LEAST_VARIANCE = 1e-8
 
@@ -104,10 +108,28 @@ class FoldedModel(nn.Module):
         return self.model.encode_text(ids)
 
 
+class MappedTexts(nn.Module):
+    """A stored model with the map behind its text vectors; the map is no submodule, so freezing leaves it alone."""
+
+    def __init__(self, model: DualEncoder, text_map: TextMap) -> None:
+        super().__init__()
+        self.model, self._map = model, (text_map,)
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        return self.model.encode_image(pixels)
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        return self._map[0](self.model.encode_text(ids).float())
+
+
 class LabclipMethod(StepMethod):
+    """The map ends in the text projection of a copy of the base. A stored model has no weights to write it into, so it
+    ships as a text_adapter behind the text graph: the same function, one product later.
+    """
+
     map: TextMap
     model: DualEncoder
-    """A copy of the base; `fold` writes the map into it."""
+    """The base: a copy of it that `fold` writes the map into, or the stored model."""
 
     def __init__(self, options: LabclipOptions) -> None:
         self.options = options
@@ -124,18 +146,27 @@ class LabclipMethod(StepMethod):
             raise ValueError(
                 "labclip: no training caption has a hard negative; give some, or set hard_negatives = false"
             )
-        self.model = copy.deepcopy(base.model).to(context.device).requires_grad_(False).eval()
-        self._ends: dict[str, Side] = text_ends(self.model)
-        ids = torch.from_numpy(context.tokenizer.pad([context.tokenizer.encode("a red circle and a blue square")]))
-        check_fold(self.model, self._ends, ids.to(context.device))
-        self._base = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self._is_stored = isinstance(base.model, StoredTowers)
+        if self._is_stored:
+            self.model = base.model
+        else:
+            self._copy(base.model, context)
         self._templates = self.options.templates or base.info.templates
         start = self.options.start_scale
         log_scale = float(self.model.logit_scale.reshape(-1)[0]) if start is None else math.log(start)
         basis = whitening(features.text) if self.options.whiten else None
         self.map = TextMap(features.text.shape[1], log_scale=log_scale, basis=basis).to(context.device)
 
+    def _copy(self, model: DualEncoder, context: Context) -> None:
+        self.model = copy.deepcopy(model).to(context.device).requires_grad_(False).eval()
+        self._ends: dict[str, Side] = text_ends(self.model)
+        ids = torch.from_numpy(context.tokenizer.pad([context.tokenizer.encode("a red circle and a blue square")]))
+        check_fold(self.model, self._ends, ids.to(context.device))
+        self._base = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+
     def modules(self) -> dict[str, tuple[nn.Module, ModuleUse]]:
+        if self._is_stored:
+            return {"map": (self.map, "export"), "model": (MappedTexts(self.model, self.map), "frozen")}
         return {"map": (self.map, "train_only"), "model": (FoldedModel(self.model, self.fold), "frozen")}
 
     def param_groups(self) -> list[ParamGroup]:
@@ -170,15 +201,49 @@ class LabclipMethod(StepMethod):
                 self.model.logit_scale.fill_(float(self.map.log_scale))
 
     def weights(self) -> dict[str, Tensor]:
+        if self._is_stored:
+            return super().weights()
         self.fold()
         return {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
 
     def artifact(self) -> Produced:
+        graphs = {"image_encoder": "model.encode_image", "text_encoder": "model.encode_text"}
+        if self._is_stored:
+            graphs["text_adapter"] = "map.forward"
         return Produced(
-            graphs={"image_encoder": "model.encode_image", "text_encoder": "model.encode_text"},
+            graphs=graphs,
             templates=self._templates,
-            inherited=("image_encoder",),
+            inherited=("image_encoder", "text_encoder") if self._is_stored else ("image_encoder",),
         )
 
     def derivation(self, publication: Publication) -> DerivationSource:
-        return text_derivation(publication)
+        run = publication.run
+        if "text_adapter" not in run.info.graphs:
+            return text_derivation(publication)
+        base, fitted = publication.base(), _map_of(run)
+        structure = f"text map/1;{run.info.config.method}"
+        return DerivationSource(
+            base=base,
+            structure=structure,
+            provenance=publication.provenance(structure, f"a map of text vectors behind {base.reference}"),
+            text_adapter=AdapterSource(module=fitted),
+            proofs=(space_proof(run, self.encoder(run), data_folder=publication.data_folder),),
+            templates=run.info.templates,
+            logit_scale=None if base.manifest.logit_bias else math.exp(float(fitted.log_scale)),
+            metrics=publication.metrics(),
+        )
+
+    def encoder(self, run: SavedRun) -> TorchEncoder:
+        if "text_adapter" not in run.info.graphs:
+            return run.own_encoder()
+        base = run.base()
+        mapped = MappedTexts(base.model, _map_of(run)).eval()
+        return run.encoder(mapped.encode_image, mapped.encode_text, base=base)
+
+
+def _map_of(run: SavedRun) -> TextMap:
+    """The map of a checkpoint, in eval mode and without gradients."""
+    state = run.state("map")
+    found = TextMap(len(state["change"]), log_scale=0.0)
+    found.load_state_dict(state)
+    return found.eval().requires_grad_(False)

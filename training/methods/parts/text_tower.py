@@ -7,8 +7,8 @@ from pathlib import Path
 
 from evaluation.scenes_report import single_accuracy
 from model_store.manifest import SpaceProof
-from training.checkpoint import Checkpoint, LoadedModel, load_model
-from training.config import SceneData, with_data_folder
+from training.checkpoint import Checkpoint
+from training.config import SceneData, StoredModel, with_data_folder
 from training.data.scenes import scene_splits
 from training.data.source import JUDGED, open_source
 from training.encoder import TorchEncoder, encoder_of
@@ -16,6 +16,7 @@ from training.exporting.derive import DerivationSource
 from training.exporting.export import fingerprints_of, source_of_checkpoint
 from training.models.building import image_spec as spec_of
 from training.publication import Publication
+from training.saved import SavedRun
 
 PROOF_SHARE = 0.9
 """A changed text tower keeps its base's space while it finds pictures nine tenths as well as the base's own."""
@@ -29,7 +30,8 @@ def text_derivation(publication: Publication) -> DerivationSource:
         ValueError: it inherits something else, or the base's checkpoint is not where the recipe says.
         ExportRefused: no artifact has its image tower.
     """
-    loaded, statement = publication.run.model(), publication.statement
+    run, statement = publication.run, publication.statement
+    loaded = run.model()
     inherited = loaded.info.inherited
     if inherited != ("image_encoder",):
         raise ValueError(f"it inherits {list(inherited)}: only an inherited image_encoder is known here")
@@ -46,7 +48,7 @@ def text_derivation(publication: Publication) -> DerivationSource:
         provenance=whole.provenance,
         text=whole.text,
         text_weights=whole.text_weights,
-        proofs=(space_proof(loaded, data_folder=publication.data_folder),),
+        proofs=(space_proof(run, encoder_of(loaded, name="cured"), data_folder=publication.data_folder),),
         templates=whole.templates,
         logit_scale=whole.logit_scale,
         logit_bias=whole.logit_bias,
@@ -55,25 +57,20 @@ def text_derivation(publication: Publication) -> DerivationSource:
     )
 
 
-def space_proof(loaded: LoadedModel, *, data_folder: Path | None = None) -> SpaceProof:
-    """Measure on validation how well the fine-tuned texts find the base's pictures, next to the base's own texts.
+def space_proof(run: SavedRun, cured: TorchEncoder, *, data_folder: Path | None = None) -> SpaceProof:
+    """Measure on validation how well the changed texts find the base's pictures, next to the base's own texts.
 
     Raises:
-        ValueError: the base's checkpoint is not where the recipe says, or is another one.
+        ValueError: the base is not where the recipe says, or is another one.
     """
-    config = loaded.info.config
-    if config.base is None:
-        raise ValueError("its recipe names no base")
-    before = load_model(Path(config.base))
-    if before.info.weights_sha256 != loaded.info.base_sha256:
-        raise ValueError(f"base {config.base} has other weights than those that training started from")
-    encoders = encoder_of(loaded, name="cured"), encoder_of(before, name="base")
+    config = run.info.config
+    encoders = cured, encoder_of(run.base(), name="base")
     if isinstance(config.data, SceneData):
         statement = f"naming the one thing in each of {_NAMED} drawn validation scenes, all pairs to choose from"
         metric, n, (value, base_value) = "accuracy", _NAMED, (_naming(each, config.data) for each in encoders)
     else:
         statement, metric = "each validation caption finds its picture among all, image vectors of the base", "R@10"
-        (value, n), (base_value, _) = _retrieval(encoders, loaded.info, data_folder)
+        (value, n), (base_value, _) = _retrieval(encoders, run.info, data_folder)
     return SpaceProof(
         tower="text",
         statement=statement,
@@ -92,7 +89,8 @@ def _naming(encoder: TorchEncoder, data: SceneData) -> float:
 
 def _retrieval(encoders: Sequence[TorchEncoder], info: Checkpoint, data_folder: Path | None) -> list[tuple[float, int]]:
     config = with_data_folder(info.config, data_folder)
-    cache_spec = spec_of(config.model, size_px=config.data.cache_px)
+    stored = isinstance(config.model, StoredModel)
+    cache_spec = info.image_spec if stored else spec_of(config.model, size_px=config.data.cache_px)
     source = open_source(config, cache_spec=cache_spec, image_spec=info.image_spec)
     found = [source.judge(encoder, split="validation")["all"]["t2i_r@10"] for encoder in encoders]
     return [(each["value"], each["n"]) for each in found]
