@@ -222,7 +222,7 @@ def test_recipes_are_found_by_name() -> None:
     assert {"captions", "classes", "default", "lab/b0"} <= set(shipped_recipes())
     assert all(shipped_recipes().values())
     assert find_recipe("lab/b0") == FOLDER / "lab" / "b0.toml"
-    with pytest.raises(ValueError, match="no recipe of this name; shipped are captions, classes"):
+    with pytest.raises(ValueError, match="no recipe of this name; shipped are aligned, captions, classes"):
         find_recipe("no-such")
 
 
