@@ -199,8 +199,15 @@ class SmallConfig(ConfigTable):
 
 
 class OpenClipConfig(ConfigTable):
+    """pretrained: weights to start from, a tag of open_clip or a file; activation: of a file, which does not show it.
+
+    They are what a run begins with; a checkpoint holds its own weights and asks for them no more.
+    """
+
     kind: Literal["open_clip"]
     architecture: str
+    pretrained: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    activation: Literal["gelu", "quickgelu"] | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class StoredModel(ConfigTable):

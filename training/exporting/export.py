@@ -237,7 +237,7 @@ def source_of_checkpoint(
     model, info = loaded.model, loaded.info
     described = info.config.model
     aligned = described if isinstance(described, AlignedConfig) else None
-    structure = aligned.structure() if aligned else described.model_dump_json()
+    structure = aligned.structure() if aligned else described.model_dump_json(exclude={"pretrained", "activation"})
     if aligned and isinstance(model, AlignedDualEncoder):
         model, state = as_stored(model, aligned)
     else:

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from training.aligned_config import AlignedConfig
+from training.config import OpenClipConfig
 from training.distributed import Gathering
 from training.exporting.derive import DerivationSource
 from training.losses import info_nce, positive_pairs, sigmoid_loss, unit
@@ -18,8 +19,9 @@ from training.methods.parts.aligned_start import start_aligned
 from training.methods.parts.text_tower import text_derivation
 from training.models.aligned import AlignedDualEncoder
 from training.models.building import build_model
-from training.models.towers import DualEncoder, SmallDualEncoder
+from training.models.towers import DualEncoder, OpenClipDualEncoder, SmallDualEncoder
 from training.options import Options
+from training.pretrained import load_pretrained
 from training.publication import Publication
 
 MAX_LOG_SCALE = math.log(100)
@@ -79,6 +81,9 @@ class TwoTowers(StepMethod):
         self.model = build_model(context.model, vocab_size=spec.vocab_size, end_id=spec.end_id).to(context.device)
         if context.base is not None:
             self.model.load_state_dict(context.base.model.state_dict())
+        elif isinstance(self.model, OpenClipDualEncoder) and isinstance(context.model, OpenClipConfig):
+            if context.model.pretrained:
+                load_pretrained(self.model, context.model)
         elif isinstance(self.model, SmallDualEncoder):
             _zero_unseen(self.model.text.token_embedding, context)
         elif isinstance(self.model, AlignedDualEncoder) and isinstance(context.model, AlignedConfig):
