@@ -241,22 +241,33 @@ class _Sidecars:
 
     def read(self, location: str, offset: int, length: int | None) -> bytes:
         if location not in self._maps:
-            parts = PurePosixPath(location).parts
-            if not parts or PurePosixPath(location).is_absolute() or ".." in parts:
-                raise ExportRefused(f"weights are said to lie in {location[:80]!r}, outside the folder of the graph")
-            try:
-                with (self._folder / location).open("rb") as stream:
-                    empty = not stream.read(1)
-                    self._maps[location] = b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-            except OSError as error:
-                raise ExportRefused(
-                    f"the graph's weights lie in {location}, which is not there: {error.strerror}"
-                ) from error
+            self._maps[location] = self._map(location)
         mapped = self._maps[location]
         end = len(mapped) if length is None else offset + length
-        if offset < 0 or end > len(mapped):
-            raise ExportRefused(f"{location} has {len(mapped)} bytes, the graph wants {end}: it is cut off")
+        if offset < 0 or end < offset:
+            raise ExportRefused(f"{location[:80]!r}: the graph wants the bytes from {offset} to {end}")
+        if end > len(mapped):
+            raise ExportRefused(f"{location[:80]!r} has {len(mapped)} bytes, the graph wants {end}: it is cut off")
         return bytes(mapped[offset:end])
+
+    def _map(self, location: str) -> mmap.mmap | bytes:
+        path = PurePosixPath(location)
+        root = self._folder.resolve()
+        # A snapshot of the hub's cache holds links to ../../blobs.
+        limit = next((each.parents[1] for each in (root, *root.parents) if each.parent.name == "snapshots"), root)
+        try:
+            inside = path.parts and not path.is_absolute() and ".." not in path.parts and "\0" not in location
+            file = (self._folder / location).resolve() if inside else None
+            if file is None or not file.is_relative_to(limit):
+                raise ExportRefused(f"weights are said to lie in {location[:80]!r}, outside the folder of the graph")
+            if file.exists() and not file.is_file():
+                raise ExportRefused(f"the graph's weights lie in {location[:80]!r}, which is no plain file")
+            with file.open("rb") as stream:
+                empty = not stream.read(1)
+                return b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+            said = error.strerror if isinstance(error, OSError) else error
+            raise ExportRefused(f"the graph's weights lie in {location[:80]!r}, which is not there: {said}") from error
 
 
 def tensor_bytes(tensor: TensorProto, sidecars: _Sidecars | None) -> bytes | None:
@@ -283,7 +294,10 @@ def weight_arrays(graph: ForeignGraph) -> Iterator[tuple[str, NDArray[np.float32
 def _external(tensor: TensorProto) -> tuple[str, int, int | None]:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     length = entries.get("length")
-    return entries.get("location", ""), int(entries.get("offset", 0)), None if length is None else int(length)
+    try:
+        return entries.get("location", ""), int(entries.get("offset", 0)), None if length is None else int(length)
+    except ValueError as error:
+        raise ExportRefused(f"a place of weights is no number: {str(error)[:80]}") from error
 
 
 def _inline(tensor: TensorProto, content: bytes | None) -> None:

@@ -14,6 +14,7 @@ from model_store.manifest import Channels, ImageSpec
 
 OPEN_CLIP_FILE = "preprocess_cfg.json"
 TRANSFORMERS_FILE = "preprocessor_config.json"
+_LEAST_STD, _LARGEST = 1e-6, 1e6  # outside, float32 pixels are no numbers any more
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 _OPEN_CLIP_KEYS = {"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"}
 # Keys of transformers' image processors that change no pixel, or only say again what another key says.
@@ -162,9 +163,15 @@ def _spec(where: str, *, mean: Any, std: Any, **fields: Any) -> ImageSpec:
     if mean is None or std is None:
         raise ExportRefused(f"{where} names no mean and std")
     try:
-        return ImageSpec.model_validate({**fields, "mean": _channels(mean), "std": _channels(std)})
-    except (ValidationError, TypeError, ValueError) as error:
+        spec = ImageSpec.model_validate({**fields, "mean": _channels(mean), "std": _channels(std)})
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise ExportRefused(f"{where} is not a preprocessing this project has: {wrong[:300]}") from error
+    except (TypeError, ValueError) as error:
         raise ExportRefused(f"{where} is not a preprocessing this project has: {error}") from error
+    if min(spec.std) < _LEAST_STD or max(map(abs, (*spec.mean, *spec.std))) > _LARGEST:
+        raise ExportRefused(f"{where}: mean {list(spec.mean)}, std {list(spec.std)}: no normalisation of fractions")
+    return spec
 
 
 def _channels(value: Any) -> Channels:

@@ -11,6 +11,7 @@ from model_store.errors import RepositoryError, RepositoryNotFound
 
 README = "README.md"
 _LONGEST_README_BYTES = 1 << 20
+_LONGEST_NAME = 200  # of a licence or a repository: people see them on a terminal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,4 +136,5 @@ def card_of(metadata: Mapping[str, object]) -> RepositoryCard:
 
 def _strings(value: object) -> list[str]:
     values = cast("list[object]", value) if isinstance(value, list) else [value]
-    return [each for each in values if isinstance(each, str) and each]
+    printable = ("".join(c for c in each if c.isprintable())[:_LONGEST_NAME] for each in values if isinstance(each, str))
+    return [each for each in printable if each]

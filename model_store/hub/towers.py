@@ -167,6 +167,8 @@ def _reference(
     """
     run = ForeignRun.open(found, output, _one(feeds(inputs[:1])))
     given = run(feeds(inputs), len(inputs))
+    if bad := int((~np.isfinite(given)).any(axis=1).sum()):
+        raise ExportRefused(f"{found.path.name}: {bad} of {len(given)} vectors are not finite")
     inner = surgery.before_normalisation(found, output)
     if inner is not None:
         with tempfile.TemporaryDirectory() as folder:

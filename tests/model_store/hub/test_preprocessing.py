@@ -141,3 +141,16 @@ def test_what_transformers_writes_is_read(tmp_path: Path, name: str) -> None:
     spec = image_spec_from_transformers(json.loads((tmp_path / "preprocessor_config.json").read_text()))
     assert spec.resize_mode == ("shortest" if name.startswith("CLIP") else "squash")
     assert spec.mean == tuple(processor.image_mean)
+
+
+def test_a_size_out_of_range_is_one_sentence() -> None:
+    with pytest.raises(ExportRefused) as refused:
+        image_spec_from_open_clip({**OPEN_CLIP, "size": 100_000})
+    assert "height_px: Input should be less than or equal to 4096" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("std", [[0.0, 0.2, 0.2], [-0.2] * 3, [1e-60] * 3])
+def test_a_deviation_that_cannot_be_divided_by_is_refused(std: list[float]) -> None:
+    with pytest.raises(ExportRefused, match="std"):
+        image_spec_from_open_clip({**OPEN_CLIP, "std": std})

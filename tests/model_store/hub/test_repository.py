@@ -132,3 +132,14 @@ def test_a_file_is_compared_with_what_is_stated(tmp_path: Path) -> None:
         check(file, RepositoryFile(path="model.onnx", size_bytes=4, sha256=digest))
     with pytest.raises(IntegrityError, match=f"has sha256 {digest}, expected {'0' * 64}"):
         check(file, RepositoryFile(path="model.onnx", size_bytes=3, sha256="0" * 64))
+
+
+def test_a_licence_moves_no_terminal(tmp_path: Path) -> None:
+    """What a stranger writes there is printed: no control characters, no lines, and not much of it."""
+    licence = r"\e[31mmit\e]0;title\a\u202e\nsecond" + "x" * 5000
+    (tmp_path / "README.md").write_text(f'---\nlicense: "{licence}"\n---\n', encoding="utf-8")
+    found = FolderRepository(tmp_path).licence
+    assert found
+    assert found.startswith("[31mmit]0;titlesecond")
+    assert found.isprintable()
+    assert len(found) == 200
