@@ -136,5 +136,7 @@ def card_of(metadata: Mapping[str, object]) -> RepositoryCard:
 
 def _strings(value: object) -> list[str]:
     values = cast("list[object]", value) if isinstance(value, list) else [value]
-    printable = ("".join(c for c in each if c.isprintable())[:_LONGEST_NAME] for each in values if isinstance(each, str))
+    printable = (
+        "".join(c for c in each if c.isprintable())[:_LONGEST_NAME] for each in values if isinstance(each, str)
+    )
     return [each for each in printable if each]

@@ -31,7 +31,17 @@ from tests.model_store.hub.layouts.captions import taught_captions  # noqa: E402
 from tests.model_store.hub.layouts.source_models import TINY_MERGES, SourceModel, clip_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.torch
-TEXTS = ["", "two", "a photo of a dog", "!", "! a red shoe !!", "what?!", "été 日本", "a very long text about nothing " * 20]
+LONG = "a very long text about nothing " * 20
+TEXTS = ["", "two", "a photo of a dog", "!", "! a red shoe !!", "what?!", "été 日本", LONG]
+    "",
+    "two",
+    "a photo of a dog",
+    "!",
+    "! a red shoe !!",
+    "what?!",
+    "été 日本",
+    "a very long text about nothing " * 20,
+]
 TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerBase]] = {
     "xlm_roberta": tokenizer_files.xlm_roberta,
     "padded_with_its_end": tokenizer_files.t5,

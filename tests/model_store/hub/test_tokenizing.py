@@ -1,4 +1,4 @@
-"""Tokenizer files of a hub: ids equal those of the libraries that wrote them; files that are no tokenizer are refused."""
+"""Tokenizer files of a hub: ids equal those of the libraries that wrote them; what is no tokenizer is refused."""
 
 from __future__ import annotations
 

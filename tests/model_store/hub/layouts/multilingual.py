@@ -1,4 +1,4 @@
-"""A model whose text tower is an XLM-R of transformers (open_clip's xlm-roberta-base-ViT-B-32, tiny), and its exports."""
+"""A model whose text tower is an XLM-R of transformers, as open_clip has it, and its exports."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WIDTH = 32
 
 
 def tiny_xlm_roberta(*, seed: int = 0) -> SourceModel:
-    """Two layers of XLM-R, the mean of the unmasked positions and a linear projection, beside `tiny_clip`'s pictures."""
+    """XLM-R of two layers, the mean of the unmasked positions and a linear projection, beside `tiny_clip`'s images."""
     hub_tokenizer = xlm_roberta()
     text = XLMRobertaConfig(
         vocab_size=len(hub_tokenizer),
