@@ -33,15 +33,6 @@ from tests.model_store.hub.layouts.source_models import TINY_MERGES, SourceModel
 pytestmark = pytest.mark.torch
 LONG = "a very long text about nothing " * 20
 TEXTS = ["", "two", "a photo of a dog", "!", "! a red shoe !!", "what?!", "été 日本", LONG]
-    "",
-    "two",
-    "a photo of a dog",
-    "!",
-    "! a red shoe !!",
-    "what?!",
-    "été 日本",
-    "a very long text about nothing " * 20,
-]
 TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerBase]] = {
     "xlm_roberta": tokenizer_files.xlm_roberta,
     "padded_with_its_end": tokenizer_files.t5,
