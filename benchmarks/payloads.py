@@ -23,7 +23,7 @@ from PIL import Image
 
 from clipworks.load import Payload
 
-PHOTOGRAPHS = Path(__file__).parent.parent / "training" / "calibration"
+PHOTOGRAPHS = Path(__file__).parent.parent / "model_store" / "precisions" / "calibration"
 WIDTH_PX, HEIGHT_PX, QUALITY = 640, 480, 90
 NPY = "application/x-npy"
 JSON = "application/json"

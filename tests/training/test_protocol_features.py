@@ -180,5 +180,5 @@ def test_features_need_a_base(lab: Path, tmp_path: Path) -> None:
 
 
 def test_names_that_are_no_file_are_refused() -> None:
-    with pytest.raises(ValueError, match="no method 'dummy_shift'; there are: base"):
+    with pytest.raises(ValueError, match="no method 'dummy_shift'; there are: aligned, base"):
         methods.create("dummy_shift", {})

@@ -256,10 +256,10 @@ def test_a_batch_that_cannot_be_freed_is_run_row_by_row(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("layout", ["immich_v1", "split", "joint_outside"])
-def test_a_whole_vit_b_32(tmp_path: Path, layout: str) -> None:
+def test_a_whole_vit_b_32(tmp_path: Path) -> None:
+    """Of batch 1, the hardest layout; split and joint ones of this size passed too, and took as long again each."""
     source = taught_captions(vit_b_32())
-    LAYOUTS[layout](tmp_path, source)
+    LAYOUTS["immich_v1"](tmp_path, source)
     artifact = published(tmp_path, tmp_path / "store")
     assert max(distances(artifact, source)) < CENTRED_MAX
     assert all(graph.inputs[0].shape[0] == "batch" for graph in artifact.manifest.graphs)
