@@ -1,4 +1,4 @@
-"""What the sources of an aligned model say of themselves: the shape of a sentence encoder, the names of classes."""
+"""Facts read from an aligned model's sources: the shape of a sentence encoder, the names of a trunk's classes."""
 
 from __future__ import annotations
 

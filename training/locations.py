@@ -1,4 +1,4 @@
-"""Where pretrained weights lie: a path, or `package:NAME/FILE`, a file or folder inside an installed Python package."""
+"""Locations of pretrained weights: a path, or `package:NAME/FILE` inside an installed Python package."""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ from model_store.probe import probe_outputs
 from model_store.session import SessionSettings, first_line, open_session
 
 _CHUNK = 8
-_PROBE_TIMEOUT_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class ForeignRun:
         """Raises:
         GraphError: the graph does not load or run.
         """
-        probe_outputs(graph.path, [output], example, timeout_s=_PROBE_TIMEOUT_S)
+        probe_outputs(graph.path, [output], example)
         return cls(graph, output, open_session(str(graph.path), SessionSettings(), graph.path.name))
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]], rows: int) -> NDArray[np.float32]:

@@ -99,8 +99,7 @@ class ForeignGraph:
         if found := sorted(kinds & set(_STORED_SMALL)):
             raise ExportRefused(
                 f"{self.path.name} holds quantised weights ({', '.join(found)}). Take the fp32 file; --precision "
-                "int8 makes "
-                "int8 whose distance from it is measured"
+                "int8 makes int8 whose distance from it is measured"
             )
         halves = sum(tensor.data_type == TensorProto.FLOAT16 for tensor in self.model.graph.initializer)
         if halves and any(port.dtype == "float16" for port in (*self.inputs, *self.outputs)):

@@ -1,4 +1,4 @@
-"""Which files of a repository are a model: its graphs, told apart by what they take, and the settings beside them."""
+"""Layouts of exported models: the files of a repository that are graphs, their weights and their settings."""
 
 from __future__ import annotations
 
@@ -59,8 +59,7 @@ class OpenedLayout:
             missing, given = ("text", "image") if self.text is None else ("image", "text")
             raise ExportRefused(
                 f"{repository} holds the {given} tower alone. Its {missing} tower may be a repository of its own: "
-                "name it "
-                "with --with REPO"
+                "name it with --with REPO"
             )
         return self.image, self.text
 

@@ -116,8 +116,7 @@ def _refuse_unknown(config: Mapping[str, Any], known: set[str], where: str) -> N
     if unknown := sorted(key for key, value in config.items() if key not in known and value not in (None, False)):
         raise ExportRefused(
             f"{where} sets {', '.join(unknown)}, which may change pixels in a way this project does not know: export "
-            "the model "
-            "with torch instead (clipworks models import), or take the key out if it is known to do nothing"
+            "the model with torch instead (clipworks models import), or take the key out if it is known to do nothing"
         )
 
 

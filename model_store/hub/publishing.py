@@ -205,14 +205,12 @@ def _check_activation(model: ForeignModel, towers: _Towers) -> Literal["gelu", "
     if wanted == "quickgelu" and not quick and plain:
         raise ExportRefused(
             f"these weights were trained with QuickGELU, but the graphs compute GELU ({plain} times): their vectors "
-            "are wrong. "
-            "Take another export, or make one: clipworks models import ARCH-quickgelu --pretrained TAG"
+            "are wrong. Take another export, or make one: clipworks models import ARCH-quickgelu --pretrained TAG"
         )
     if wanted == "gelu" and quick and not plain:
         raise ExportRefused(
             f"these weights were trained with GELU, but the graphs compute QuickGELU ({quick} times): their vectors "
-            "are wrong. "
-            "Take another export, or make one: clipworks models import ARCH --pretrained TAG"
+            "are wrong. Take another export, or make one: clipworks models import ARCH --pretrained TAG"
         )
     if quick and plain:
         return "other"

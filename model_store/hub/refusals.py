@@ -1,4 +1,4 @@
-"""What the hub's client raises, said in one sentence that names the repository and the remedy."""
+"""Errors of the hub's client as ours: one sentence that names the repository and the remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the settings files beside foreign graphs say of a model: preprocessing, texts, activation, kind of loss."""
+"""Settings files beside foreign graphs as one record: preprocessing, texts, activation, kind of loss."""
 
 from __future__ import annotations
 

@@ -271,8 +271,7 @@ def _is_scalar(tensor: TensorProto) -> bool:
 
 
 def scale_of_joint(model: ModelProto) -> tuple[float, float | None] | None:
-    """(exp of the logit scale, logit bias) among the initialisers of a joint graph; None: it has none by these "
-    "names."""
+    """(exp of the logit scale, logit bias) among a joint graph's initialisers; None: it has none of these names."""
     named = {
         tensor.name.rsplit(".", 1)[-1]: float(numpy_helper.to_array(tensor).reshape(-1)[0])
         for tensor in model.graph.initializer

@@ -38,7 +38,7 @@ class WrappedTower:
     """graph: after all changes, not yet written. reference: inputs of ours -> what the foreign graph gives, [N, D].
 
     normalized: the foreign graph gives unit vectors and cannot be made to give others. difference: largest component
-    by which wrapped and foreign vectors differ. free_batch: rows may be run together.
+    by which wrapped and foreign vectors differ.
     """
 
     role: Role
@@ -47,7 +47,6 @@ class WrappedTower:
     reference: Callable[[NDArray[Any]], Vectors]
     dim: int
     normalized: bool
-    free_batch: bool
     difference: float
 
 
@@ -68,8 +67,7 @@ def choose_output(graph: ForeignGraph, kind: Kind, *, pooled_is_projected: bool)
     if any(name in _UNPROJECTED for name in names):
         raise ExportRefused(
             f"{graph.path.name} gives {', '.join(names)}: what a tower has before its projection, which cannot be "
-            "compared "
-            "with the other tower's. Take an export of the model with projection (image_embeds, text_embeds)"
+            "compared with the other tower's. Take an export of the model with projection (image_embeds, text_embeds)"
         )
     raise ExportRefused(f"{graph.path.name} gives {', '.join(names)}: none of them is known as the {kind} vector")
 
@@ -85,15 +83,13 @@ def wrap_images(
         ExportRefused: the wrapped graph does not give what the foreign one gives.
         GraphError: the foreign graph does not run.
     """
-    original = found.path
 
     def feeds(rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
         return picture_feeds(found, rows, spec)
 
+    _check_picture(next(port for port in found.inputs if is_image_input(port)), spec, found.path.name)
     vectors, reference, inner = _reference(found, output, feeds, pixels)
-    source = next(port for port in found.inputs if is_image_input(port))
-    _check_picture(source, spec, original.name)
-    graph = ForeignGraph.read(original)
+    graph = ForeignGraph.read(found.path)
     surgery.give(graph, surgery.make_room(graph, inner), surgery.IMAGE_EMBEDS, vectors.shape[1])
     surgery.take_pixels(graph, spec.mean, spec.std, (spec.height_px, spec.width_px))
     shape = (spec.height_px, spec.width_px, 3)
@@ -239,7 +235,6 @@ def _finish(
                 reference=reference,
                 dim=expected.shape[1],
                 normalized=bool(np.abs(np.linalg.norm(expected, axis=1) - 1).max() < _UNIT_LENGTH),
-                free_batch=together > 1,
                 difference=difference,
             )
         problems.append(f"its vectors differ by {difference:.1e}")
@@ -252,7 +247,7 @@ def _difference(graph: ForeignGraph, inputs: NDArray[Any], expected: Vectors, to
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "wrapped.onnx"
         graph.save(path)
-        probe_outputs(path, [output], {name: inputs[:together]}, timeout_s=3600.0)
+        probe_outputs(path, [output], {name: inputs[:together]})
         run = ForeignRun(ForeignGraph(path, graph.model), output, open_session(str(path), SessionSettings(), path.name))
         count = min(len(inputs), 2 * _BATCH_PROBE)
         worst = 0.0
