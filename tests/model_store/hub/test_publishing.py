@@ -104,6 +104,11 @@ def test_every_layout_is_the_torch_model(tmp_path: Path, model: str, layout: str
     assert manifest.metrics["wrapped/captions recall@1"] == 1
     assert all(graph.batch_invariant and graph.inputs[0].shape[0] == "batch" for graph in manifest.graphs)
     assert [graph.inputs[0].dtype for graph in manifest.graphs] == ["uint8", "int64"]
+    # Texts run at their own length where padding says nothing and the graph's length is free.
+    assert manifest.text
+    assert manifest.text.dynamic_length == (
+        model == "clip" and layout in ("split", "joint", "joint_outside", "optimum")
+    )
     artifact.verify()
     proof = Proof(artifact)
     proof.check_inputs(artifact.tokenizer())
