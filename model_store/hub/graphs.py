@@ -92,8 +92,8 @@ class ForeignGraph:
         kinds = {node.op_type for node in self.nodes()}
         if found := sorted(kinds & set(_DYNAMIC)):
             raise ExportRefused(
-                f"{self.path.name} is quantised dynamically ({', '.join(found)}): the vector of a picture would "
-                "depend on what else is in its batch. Take the fp32 file; --precision int8 makes int8 that does not have this fault"
+                f"{self.path.name} is quantised dynamically ({', '.join(found)}): the vector of a picture would depend "
+                "on what else is in its batch. Take the fp32 file; --precision int8 makes int8 without this fault"
             )
         if found := sorted(kinds & set(_STORED_SMALL)):
             raise ExportRefused(
