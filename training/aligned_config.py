@@ -39,13 +39,15 @@ class AlignedImageConfig(ConfigTable):
 class ClassMapConfig(ConfigTable):
     """What the trunk's own classifier says, as a text vector: unit(softmax(logits / temperature) @ C) * weight, where
     the rows of C are the mean text vectors of the classes, of length 1. classes: "imagenet" for its names, or a text
-    file of one class a line, in the order of the logits, several texts of one with semicolons between.
+    file of one class a line, in the order of the logits, several texts of one with semicolons between. linear: if not
+    0, unit(mixture + linear * unit(A f + b)) in the place of the mixture, f the pooled features of the trunk.
     """
 
     classes: str = "imagenet"
     template: str = "a photo of a {}."
     temperature: float = Field(default=2.0, gt=0)
     weight: float = Field(default=1.0, gt=0)
+    linear: float = Field(default=0.0, ge=0, exclude_if=lambda value: value == 0)
     count: int | None = Field(default=None, ge=1, description="of the classes; filled in when a recipe is read")
 
     @model_validator(mode="after")
@@ -69,7 +71,8 @@ class AlignedTextConfig(ConfigTable):
     """encoder: folder (or `package:NAME/FOLDER`) of a BERT sentence encoder with mean pooling: config.json,
     model.safetensors, tokenizer.json. centre: which texts' mean vector is subtracted. layers: which are kept, all when
     empty. vocabulary: a text file; only tokens that its lines need are kept, and those of single characters.
-    table: how an exported artifact keeps the token embeddings; int8 has a scale for each token.
+    table: how an exported artifact keeps the token embeddings; int8 has a scale for each token. matrices: the same of
+    the layers, where it is not as the model's `storage`; int8 has a scale for each output.
     """
 
     encoder: str
@@ -78,6 +81,7 @@ class AlignedTextConfig(ConfigTable):
     layers: tuple[int, ...] = ()
     vocabulary: str = ""
     table: TableStorage = "fp32"
+    matrices: Literal["int8"] | None = Field(default=None, exclude_if=lambda value: value is None)
     shape: BertConfig | None = None
 
 

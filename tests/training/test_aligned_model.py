@@ -77,6 +77,31 @@ def test_the_centre_may_be_that_of_captions(aligned_squares: Path) -> None:
     assert torch.allclose(encoded(plain, tokenizer, ["red cats"]).norm(dim=1), torch.ones(1))
 
 
+def test_a_linear_map_of_the_features_joins_the_class_map(aligned_squares: Path) -> None:
+    model, _, _ = started(aligned_squares, "model.class_map.linear=0.8", "model.class_map.weight=2.0")
+    assert model.class_map is not None
+    assert model.class_map.linear is not None
+    torch.nn.init.normal_(model.class_map.linear.weight, std=0.1)
+    with torch.no_grad():
+        features = model.trunk.forward_head(
+            model.trunk.forward_features((PIXELS.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5), pre_logits=True
+        )
+        mixed = functional.softmax(model.trunk.classifier(features) / 2, dim=-1) @ model.class_map.vectors
+        linear = functional.normalize(model.class_map.linear(features), dim=-1)
+        expected = 2 * functional.normalize(functional.normalize(mixed, dim=-1) + 0.8 * linear, dim=-1)
+        assert torch.allclose(model.encode_image(PIXELS), expected, atol=1e-5)
+        assert (expected - 2 * functional.normalize(mixed, dim=-1)).abs().max() > 0.01
+        # Cells are mapped by the same sum, and so is their mean.
+        assert torch.allclose(model.encode_dense_and_pooled(PIXELS)[1], expected, atol=1e-5)
+
+
+def test_a_recipe_without_one_says_what_it_said_before(aligned_squares: Path) -> None:
+    """The structure is part of the fingerprints of artifacts."""
+    _, config, _ = started(aligned_squares)
+    assert "linear" not in str(config.model_dump(mode="json")["class_map"])
+    assert "matrices" not in config.structure()
+
+
 @pytest.mark.parametrize("head", ["linear", "mlp"])
 @pytest.mark.parametrize("unit", ["true", "false"])
 def test_the_head_is_added(aligned_squares: Path, head: str, unit: str) -> None:
@@ -137,7 +162,9 @@ def test_a_gate_opens_the_head(aligned_squares: Path, tmp_path: Path) -> None:
         features = model.features(PIXELS.permute(0, 3, 1, 2).float() / 255)
         y = features @ head["out.weight"].T + head["out.bias"]
         opened = 0.5 + 4 * y[:, -1:].sigmoid()
-        expected = model.class_map(model.logits(features)) + opened * functional.normalize(y[:, :-1], dim=-1)
+        expected = model.class_map(model.logits(features), features[:, :256]) + opened * functional.normalize(
+            y[:, :-1], dim=-1
+        )
         assert torch.allclose(model.encode_image(PIXELS), expected, atol=1e-5)
     assert "head.safetensors" not in config.structure()
     with pytest.raises(ValueError, match="not the weights of this head"):

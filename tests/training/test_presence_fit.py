@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from training.shipped.collages import collages, edges_of, read_products, singles
 from training.shipped.presence_fit import (
     KINDS,
     EncodedCollage,
+    LabelledPictures,
     Texts,
     ask,
     best_threshold,
@@ -27,6 +29,7 @@ from training.shipped.presence_fit import (
     log_loss,
     main,
     open_folder,
+    read_coco,
 )
 
 pytestmark = pytest.mark.torch
@@ -119,7 +122,7 @@ def test_every_list_is_asked_about_what_is_there_and_what_is_not(photographs: Pa
     table = {name: rng.normal(size=8) for name in (*KINDS, "other")}
     texts = Texts(lambda some: np.array([table[text] for text in some], dtype=np.float32))
     rule = Presence(positive_templates=("{}",), neutral_texts=("other",), scale=2, aggregation="max")
-    asked = ask(shown, rule, texts.of(rule), seed=0)
+    asked = ask(LabelledPictures("grids", KINDS, shown), rule, texts.of(rule, KINDS), seed=0)
     for size in (1, 2, 5, 12):
         chosen = asked.sizes == size
         assert chosen.sum() == size * len(shown)
@@ -127,7 +130,7 @@ def test_every_list_is_asked_about_what_is_there_and_what_is_not(photographs: Pa
         np.testing.assert_allclose(asked.weights[chosen], 1 / size)
     everything = asked.truth[asked.sizes == len(KINDS)].reshape(-1, len(KINDS))
     for each, row in zip(shown, everything, strict=True):
-        assert set(np.flatnonzero(row).tolist()) == each.kinds
+        assert set(np.flatnonzero(row).tolist()) == each.kinds(KINDS)
 
 
 @pytest.fixture(scope="module")
@@ -150,13 +153,64 @@ def test_the_script_writes_a_presence_and_judges_it(
 ) -> None:
     photographs = titled
     before = Manifest.model_validate_json((artifact / MANIFEST_FILE).read_bytes())
-    main([str(artifact), "--data", str(photographs), "--collages", "2", "--write"])
+    main([str(artifact), "--products", str(photographs), "--collages", "2", "--write"])
     after = Manifest.model_validate_json((artifact / MANIFEST_FILE).read_bytes())
     assert after.presence is not None
     assert after.presence.calibration_slope > 0
     assert after.model_copy(update={"presence": None}) == before
     assert "chosen: " in capsys.readouterr().out
-    main([str(artifact), "--data", str(photographs), "--collages", "2", "--test"])
+    main([str(artifact), "--products", str(photographs), "--collages", "2", "--test"])
     printed = capsys.readouterr().out
     assert printed.count("test, ") == 3
     assert "chosen" not in printed
+
+
+@pytest.fixture(scope="module")
+def coco(photographs: Path, artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two splits of photographs in COCO's form, each thing called what the model takes its picture for."""
+    folder = tmp_path_factory.mktemp("coco")
+    (folder / "annotations").mkdir()
+    encoder = open_artifact(open_folder(artifact))
+    names = ("shirt", "watch", "belt", "never there")
+    known = encoder.encode_texts(names[:3])
+    categories = [{"id": number * 10, "name": name} for number, name in enumerate(names)]
+    paths = sorted((photographs / "images").iterdir())
+    for part, chosen in (("train2017", paths[::2]), ("val2017", paths[1::2])):
+        (folder / part).mkdir()
+        images, annotations = [], []
+        for number, path in enumerate(chosen):
+            shutil.copy(path, folder / part / path.name)
+            (vector,) = encoder.encode_images([path.read_bytes()])
+            images.append({"id": number, "file_name": path.name, "width": 224, "height": 224})
+            kind = int((known @ vector).argmax()) * 10
+            box = {"bbox": [20, 30, 100, 80], "segmentation": [], "iscrowd": 0}
+            annotations.append({"id": number, "image_id": number, "category_id": kind, **box})
+        text = json.dumps({"images": images, "annotations": annotations, "categories": categories})
+        (folder / "annotations" / f"instances_{part}.json").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_photographs_of_coco_are_read_with_their_things(coco: Path) -> None:
+    names, pictures = read_coco(coco, "val2017")
+    assert names == ("shirt", "watch", "belt", "never there")
+    assert len(pictures) == 30
+    assert {each.image.size for each in pictures} == {(224, 224)}
+    assert {thing.edges for each in pictures for thing in each.things} == {(20, 30, 120, 110)}
+    assert {thing.kind for each in pictures for thing in each.things} <= set(names[:3])
+
+
+def test_both_kinds_of_data_are_fitted_together(
+    titled: Path, coco: Path, artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = ["--products", str(titled), "--coco", str(coco), "--collages", "0"]
+    main([str(artifact), *both])
+    together = capsys.readouterr().out
+    assert "validation, products, short side own: pictures 6" in together
+    assert "validation, train2017, short side own: pictures 30" in together
+    main([str(artifact), "--coco", str(coco)])
+    alone = capsys.readouterr().out
+    assert "products" not in alone
+    # Weighed alike, the few products move the fit.
+    assert alone.splitlines()[0] != together.splitlines()[0]
+    with pytest.raises(SystemExit):
+        main([str(artifact)])

@@ -14,8 +14,8 @@ from onnx import TensorProto, numpy_helper
 from torch import nn
 
 from model_store.errors import ExportRefused
-from training.exporting.shared_weights import share_weights, store_half
-from training.exporting.storage import StoredTable, fold_norms, round_to_half
+from training.exporting.shared_weights import share_weights, store_smaller
+from training.exporting.storage import StoredTable, fold_norms, round_to_half, round_to_int8
 
 pytestmark = pytest.mark.torch
 
@@ -80,8 +80,8 @@ def test_only_what_half_precision_holds_is_stored_so(tmp_path: Path) -> None:
         model = graph_of(weight, rng.normal(size=32).astype(np.float32))
         onnx.save(model, tmp_path / f"{name}.onnx")
         before = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
-        assert store_half(onnx.load(tmp_path / f"{name}.onnx")) == stored
-        share_weights(tmp_path, (f"{name}.onnx",), f"{name}.data", half=True)
+        assert store_smaller(onnx.load(tmp_path / f"{name}.onnx")) == stored
+        share_weights(tmp_path, (f"{name}.onnx",), f"{name}.data", smaller=True)
         onnx.checker.check_model(str(tmp_path / f"{name}.onnx"))
         after = ort.InferenceSession(str(tmp_path / f"{name}.onnx")).run(None, {"x": x})[0]
         assert np.array_equal(after, before)
@@ -89,9 +89,34 @@ def test_only_what_half_precision_holds_is_stored_so(tmp_path: Path) -> None:
     assert (tmp_path / "other.data").stat().st_size == exact.size * 4
 
 
+def test_rounded_matrices_are_near_and_take_a_quarter_of_the_bytes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(96, 64)
+    with torch.no_grad():
+        layer.weight.mul_(torch.logspace(-3, 1, 64)[:, None])
+        layer.weight[5] = 0
+    exact = layer.weight.detach().clone()
+    round_to_int8(layer)
+    rounded = layer.weight.detach()
+    most = exact.abs().amax(dim=1, keepdim=True)
+    assert ((rounded - exact).abs() <= 0.51 / 127 * most).all()
+    assert (rounded - exact).abs().max() > 0
+    x = np.random.default_rng(0).normal(size=(3, 96)).astype(np.float32)
+    # As the exporter writes it, and the other way round.
+    for name, weight in (("columns", rounded.T.numpy()), ("rows", rounded.numpy())):
+        fed = x if name == "columns" else x[:, :64]
+        path = tmp_path / f"{name}.onnx"
+        model = graph_of(np.ascontiguousarray(weight), np.zeros(weight.shape[1], np.float32))
+        onnx.save(model, path)
+        before = ort.InferenceSession(model.SerializeToString()).run(None, {"x": fed})[0]
+        share_weights(tmp_path, (path.name,), f"{name}.data", smaller=True)
+        assert np.array_equal(ort.InferenceSession(str(path)).run(None, {"x": fed})[0], before)
+        assert (tmp_path / f"{name}.data").stat().st_size == weight.size
+
+
 def test_graphs_share_equal_arrays(tmp_path: Path) -> None:
     weight = np.random.default_rng(0).normal(size=(40, 32)).astype(np.float16).astype(np.float32)
     for name in ("a.onnx", "b.onnx"):
         onnx.save(graph_of(weight, np.zeros(32, np.float32)), tmp_path / name)
-    share_weights(tmp_path, ("a.onnx", "b.onnx"), "both.data", half=True)
+    share_weights(tmp_path, ("a.onnx", "b.onnx"), "both.data", smaller=True)
     assert (tmp_path / "both.data").stat().st_size == weight.size * 2

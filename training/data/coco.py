@@ -70,6 +70,16 @@ def read_instances(path: Path) -> list[Instances]:
     return [_instances(image, found[image_id], names) for image_id, image in images.items()]
 
 
+def category_names(path: Path) -> list[str]:
+    """The names of an `instances_*.json`, in the order of their ids, those that occur nowhere included.
+
+    Raises:
+        ValueError: not such a file.
+    """
+    categories = load_coco(path, "annotations", "categories")["categories"]
+    return [str(each["name"]) for each in sorted(categories, key=lambda each: each["id"])]
+
+
 def _instances(
     image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]], names: Mapping[int, str]
 ) -> Instances:

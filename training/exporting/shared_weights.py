@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, external_data_helper, numpy_helper
 
 WEIGHTS_FILE = "image_weights.fp32.data"
@@ -45,16 +46,17 @@ def share_weights(
     graphs: tuple[str, ...],
     file: str = WEIGHTS_FILE,
     *,
-    half: bool = False,
+    smaller: bool = False,
 ) -> str:
     """Move the weights of `graphs` (files of `folder`) into one file beside them, each distinct array once.
 
-    half: see store_half. Returns that file's name. Graphs are rewritten; external data they had before is removed.
+    smaller: see store_smaller. Returns that file's name. Graphs are rewritten; external data that they had before is
+    removed.
     """
     models = {name: onnx.load(folder / name) for name in graphs}
     for name, model in models.items():
-        if half:
-            store_half(model)
+        if smaller:
+            store_smaller(model)
         (folder / f"{name}.data").unlink(missing_ok=True)
     weights = _Weights(folder / file)
     for name, model in models.items():
@@ -64,30 +66,58 @@ def share_weights(
     return file
 
 
-def store_half(model: ModelProto) -> int:
-    """Keep float weights that half precision holds exactly as such, behind a Cast to float; returns how many.
+def store_smaller(model: ModelProto) -> int:
+    """Keep float weights that 8 bits and a scale for each row or column, or half precision, hold exactly as such, with
+    nodes behind them that make the same floats again; returns how many.
 
-    ONNX Runtime works the casts out once, when it opens the graph.
+    ONNX Runtime works these nodes out once, when it opens the graph.
     """
     graph = model.graph
-    casts: list[onnx.NodeProto] = []
+    made: list[onnx.NodeProto] = []
+    count = 0
     for tensor in list(graph.initializer):
         if tensor.data_type != TensorProto.FLOAT:
             continue
         array = numpy_helper.to_array(tensor)
         if array.nbytes < _LEAST_BYTES:
             continue
-        with np.errstate(over="ignore"):
-            half = array.astype(np.float16)
-        if not np.array_equal(half.astype(np.float32), array):
-            continue
-        name, stored = tensor.name, f"{tensor.name}.half"
-        tensor.CopyFrom(numpy_helper.from_array(half, stored))
-        casts.append(onnx.helper.make_node("Cast", [stored], [name], name=f"{stored}.cast", to=TensorProto.FLOAT))
-    nodes = [*casts, *graph.node]
+        nodes = _as_int8(graph, tensor, array) or _as_half(tensor, array)
+        made += nodes
+        count += bool(nodes)
+    nodes = [*made, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
-    return len(casts)
+    return count
+
+
+def _as_int8(graph: onnx.GraphProto, tensor: TensorProto, array: NDArray[np.float32]) -> list[onnx.NodeProto]:
+    """Nodes that restore `array` from integers, which take its place; none if they would not be exact."""
+    if array.ndim != 2:
+        return []
+    for axis in (0, 1):
+        scale = np.abs(array).max(axis=axis, keepdims=True) / np.float32(127)
+        scale[scale == 0] = 1
+        whole = np.round(array / scale)
+        if np.array_equal(whole * scale, array) and np.abs(whole).max() <= 127:
+            break
+    else:
+        return []
+    name, stored = tensor.name, f"{tensor.name}.int8"
+    tensor.CopyFrom(numpy_helper.from_array(whole.astype(np.int8), stored))
+    graph.initializer.append(numpy_helper.from_array(scale, f"{stored}.scale"))
+    cast = onnx.helper.make_node("Cast", [stored], [f"{stored}.float"], name=f"{stored}.cast", to=TensorProto.FLOAT)
+    return [cast, onnx.helper.make_node("Mul", [f"{stored}.float", f"{stored}.scale"], [name], name=f"{stored}.mul")]
+
+
+def _as_half(tensor: TensorProto, array: NDArray[np.float32]) -> list[onnx.NodeProto]:
+    """A node that restores `array` from half precision, which takes its place; none if that would not be exact."""
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    if not np.array_equal(half.astype(np.float32), array):
+        return []
+    name, stored = tensor.name, f"{tensor.name}.half"
+    tensor.CopyFrom(numpy_helper.from_array(half, stored))
+    return [onnx.helper.make_node("Cast", [stored], [name], name=f"{stored}.cast", to=TensorProto.FLOAT)]
 
 
 def _move(tensor: TensorProto, weights: _Weights, file: str) -> None:

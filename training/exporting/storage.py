@@ -30,6 +30,7 @@ _TOWERS: Mapping[str, tuple[Role, ...]] = {
 _SAME = 1e-4  # of the largest component
 _LEAST_ROUNDED = 256  # numbers; norms, biases and scalars cost nothing and stay as they are
 _LARGEST_HALF = 65504.0
+_SCALE_DIGITS = 2.0**11
 
 
 class StoredTable(nn.Module):
@@ -66,6 +67,8 @@ def as_stored(model: AlignedDualEncoder, config: AlignedConfig) -> tuple[Aligned
         if not off <= _SAME:
             raise ExportRefused(f"folding the norms of {config.image.trunk} changes its answers by {off:.1e}")
         round_to_half(model)
+    if config.text.matrices == "int8":
+        round_to_int8(model.text)
     rows = store_table(model.text, config.text.table)
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("text.tokens.")}
     return model, {**state, "text.tokens.weight": rows}
@@ -84,6 +87,20 @@ def round_to_half(module: nn.Module) -> None:
                 if not parameter.abs().max() <= _LARGEST_HALF:
                     raise ExportRefused(f"{name} holds numbers beyond half precision: it cannot be stored as fp16")
                 parameter.copy_(parameter.half().float())
+
+
+def round_to_int8(module: nn.Module) -> None:
+    """Round the matrix of every linear layer to 8 bits with a scale for each output, in place.
+
+    Scales are rounded up to 11 binary digits, so that their products with small integers are exact.
+    """
+    with torch.no_grad():
+        for layer in module.modules():
+            if isinstance(layer, nn.Linear):
+                mantissa, exponent = torch.frexp(layer.weight.abs().amax(dim=1, keepdim=True) / 127)
+                scale = torch.ldexp((mantissa * _SCALE_DIGITS).ceil() / _SCALE_DIGITS, exponent)
+                scale[scale == 0] = 1
+                layer.weight.copy_((layer.weight / scale).round().clamp(-127, 127) * scale)
 
 
 def fold_norms(module: nn.Module) -> None:
@@ -138,7 +155,7 @@ def keep_compact(
             continue
         before = [_answers(graph, folder, feeds) for graph in held]
         old = {name for graph in held for name in graph.external_files} - {file}
-        share_weights(folder, tuple(graph.file for graph in held), file, half=storage == "fp16")
+        share_weights(folder, tuple(graph.file for graph in held), file, smaller=storage == "fp16")
         for name in old:
             (folder / name).unlink(missing_ok=True)
         for graph, expected in zip(held, before, strict=True):

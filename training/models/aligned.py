@@ -22,17 +22,22 @@ from training.models.towers import OPENAI_SCALE, DualEncoder, PixelInput
 class ClassMap(nn.Module):
     """What a classifier says of a picture as a vector: logits [..., K] -> weight * unit(softmax(logits / T) @ C).
 
-    `vectors` C [K, D] are the text vectors of the classes (Norouzi et al., 2014, ConSE, over all classes).
+    `vectors` C [K, D] are the text vectors of the classes (Norouzi et al., 2014, ConSE, over all classes). `linear`, if
+    the recipe has one, maps the features [..., F] in front of the classifier to vectors too.
     """
 
-    def __init__(self, config: ClassMapConfig, *, classes: int, dim: int) -> None:
+    def __init__(self, config: ClassMapConfig, *, classes: int, features: int, dim: int) -> None:
         super().__init__()
-        self.temperature, self.weight = config.temperature, config.weight
+        self.temperature, self.weight, self.share = config.temperature, config.weight, config.linear
         self.vectors = nn.Parameter(torch.zeros(classes, dim))
+        self.linear = nn.Linear(features, dim) if config.linear else None
 
-    def forward(self, logits: Tensor) -> Tensor:
-        mixed = (logits / self.temperature).softmax(dim=-1) @ self.vectors
-        return nn.functional.normalize(mixed, dim=-1) * self.weight
+    def forward(self, logits: Tensor, features: Tensor) -> Tensor:
+        mixed = nn.functional.normalize((logits / self.temperature).softmax(dim=-1) @ self.vectors, dim=-1)
+        if self.linear is not None:
+            mixed = mixed + self.share * nn.functional.normalize(self.linear(features), dim=-1)
+            mixed = nn.functional.normalize(mixed, dim=-1)
+        return mixed * self.weight
 
 
 class FeatureHead(nn.Module):
@@ -91,7 +96,11 @@ class AlignedDualEncoder(DualEncoder):
             if image.head == "none"
             else FeatureHead(image, inputs=inputs, dim=shape.width, silent=mapped is not None)
         )
-        self.class_map = None if mapped is None else ClassMap(mapped, classes=classes, dim=shape.width)
+        self.class_map = (
+            None
+            if mapped is None
+            else ClassMap(mapped, classes=classes, features=self.trunk.head_hidden_size, dim=shape.width)
+        )
         self.text = BertTower(shape, vocab_size=vocab_size, context_length=config.text.context_length)
         self.logit_scale = nn.Parameter(torch.tensor(OPENAI_SCALE))
         self.logit_bias = None
@@ -138,7 +147,7 @@ class AlignedDualEncoder(DualEncoder):
         """[..., F] and [..., K] -> [..., D]."""
         parts: list[Tensor] = []
         if self.class_map is not None and logits is not None:
-            parts.append(self.class_map(logits))
+            parts.append(self.class_map(logits, features[..., : self.trunk.head_hidden_size]))
         if self.head is not None:
             parts.append(self.head(features))
         return sum(parts[1:], start=parts[0])

@@ -1,13 +1,15 @@
-"""`python -m training.shipped.presence_fit`: a calibrated presence for an artifact of product photographs.
+"""`python -m training.shipped.presence_fit`: a presence for an artifact, calibrated on pictures whose labels are known.
 
-    python -m training.shipped.presence_fit FOLDER --data DATA            # fit and judge on the validation split
-    python -m training.shipped.presence_fit FOLDER --data DATA --write    # and keep it in the artifact's manifest
-    python -m training.shipped.presence_fit FOLDER --data DATA --test     # judge the manifest on the held-out split
+    python -m training.shipped.presence_fit FOLDER --products DATA --coco COCO          # fit, and judge on the same
+    python -m training.shipped.presence_fit FOLDER --products DATA --coco COCO --write  # and keep it in the manifest
+    python -m training.shipped.presence_fit FOLDER --products DATA --coco COCO --test   # judge what the manifest has
 
-Every candidate is asked about every validation photograph with lists of 1, 2, 5, 12 and all kinds of article, some of
-which are there and some not. A logistic curve (Platt, 1999) is fitted to its scores, and the candidate with the
-smallest log loss is taken: lists weigh alike, however long. The threshold is the one of the best F1. Collages are
-judged, not fitted on: they say how far the numbers of single photographs carry.
+Either kind of data may be left out. Every candidate is asked about every photograph (products of the validation
+split, photographs of train2017) with lists of 1, 2, 5, 12 and all names, some of which are there and some not. A
+logistic curve (Platt, 1999) is fitted to its scores, and the candidate with the smallest log loss is taken: lists weigh
+alike, however long, and so do the kinds of data. The threshold is the one of the best F1. Held out, for --test, are
+products of the test split and val2017. Collages of products are judged, not fitted on: they say how far the numbers of
+single photographs carry.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from evaluation.fashion import ARTICLE_TYPES, MIN_PHOTOGRAPHS
 from evaluation.platt import fit_platt
@@ -35,16 +38,23 @@ from model_store.seal import MANIFEST_FILE
 from model_store.session import SessionSettings
 from model_store.store import copy_to_change, replace
 from model_store.towers import DenseTower, normalized, open_dense_tower, open_tower
-from training.shipped.collages import Collage, Layout, Split, collages, read_products, singles
+from training.data.coco import category_names, read_instances
+from training.shipped.collages import Collage, CollageThing, Layout, Split, collages, read_products, singles
 
 F64 = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 EncodeTexts = Callable[[Sequence[str]], NDArray[np.float32]]
 KINDS = tuple(sorted(ARTICLE_TYPES))
-LIST_SIZES = (1, 2, 5, 12, len(KINDS))
+LIST_SIZES = (1, 2, 5, 12)  # and all names at once
 COLLAGES = 300
-# Words of the model's own world that name no kind: without them a list of one or two has nothing to be compared with.
-_WORDS = ("clothes", "shoes", "accessory", "bag", "product", "man", "woman", "white", "a photo of")
+# Texts that name nothing that is asked for: without them a list of one or two has nothing to be compared with.
+_NEUTRAL: Mapping[str, tuple[str, ...]] = {
+    "words of a shop": ("clothes", "shoes", "accessory", "bag", "product", "man", "woman", "white", "a photo of"),
+    "everyday words": (
+        "a photo", "something", "people", "a room", "a street", "a field", "food", "an animal", "the sea", "the sky",
+        "clothes", "a product",
+    ),
+}  # fmt: skip
 _BINS = 15
 _BOX_IOU = 0.5
 
@@ -57,9 +67,18 @@ class EncodedCollage:
     positions: NDArray[np.float32]
     pooled: NDArray[np.float32]
 
-    @property
-    def kinds(self) -> set[int]:
-        return {KINDS.index(thing.kind) for thing in self.collage.things}
+    def kinds(self, names: Sequence[str]) -> set[int]:
+        """Which of `names` are in it."""
+        return {names.index(thing.kind) for thing in self.collage.things}
+
+
+@dataclass(frozen=True)
+class LabelledPictures:
+    """Pictures of one kind of data, and all names that they are asked for."""
+
+    name: str
+    names: tuple[str, ...]
+    seen: Sequence[EncodedCollage]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,16 +92,16 @@ class AskedLabels:
 
 
 class Texts:
-    """Label and neutral vectors of an artifact, encoded once for each rule."""
+    """Label and neutral vectors of an artifact."""
 
     def __init__(self, encode: EncodeTexts) -> None:
         self._encode = encode
 
-    def of(self, rule: Presence) -> LabelVectors:
+    def of(self, rule: Presence, names: Sequence[str]) -> LabelVectors:
         denials, neutral = compared_texts(rule)
         return LabelVectors(
-            positive=class_matrix(self._encode, KINDS, rule.positive_templates),
-            negative=class_matrix(self._encode, KINDS, denials) if denials else None,
+            positive=class_matrix(self._encode, names, rule.positive_templates),
+            negative=class_matrix(self._encode, names, denials) if denials else None,
             neutral=normalized(self._encode(neutral)) if neutral else None,
         )
 
@@ -92,7 +111,7 @@ def candidates(manifest: Manifest) -> dict[str, Presence]:
     own = default_presence(manifest.templates, known_scale(manifest))
     rules: dict[str, Presence] = {}
     for aggregation in ("pooled", "softmax_sum", "max"):
-        for name, neutral in (("empty prompts", own.neutral_texts), ("words", _WORDS)):
+        for name, neutral in (("empty prompts", own.neutral_texts), *_NEUTRAL.items()):
             change = {"aggregation": aggregation, "neutral_texts": neutral}
             rules[f"{aggregation}, {name}"] = own.model_copy(update=change)
     return rules
@@ -114,19 +133,22 @@ def look(
     return found
 
 
-def ask(seen: Sequence[EncodedCollage], rule: Presence, vectors: LabelVectors, *, seed: int) -> AskedLabels:
-    """Every picture with a list of each size: half of the kinds that are there, and others; the full list has all."""
+def ask(pictures: LabelledPictures, rule: Presence, vectors: LabelVectors, *, seed: int) -> AskedLabels:
+    """Every picture with a list of each size: half of the names that are there, and others; the full list has all."""
     rng = np.random.default_rng(seed)
     found: list[tuple[F64, Bools, int]] = []
-    for each in seen:
-        for size in LIST_SIZES:
-            absent = [kind for kind in range(len(KINDS)) if kind not in each.kinds]
+    count = len(pictures.names)
+    lengths = [*(size for size in LIST_SIZES if size < count), count]
+    for each in pictures.seen:
+        there = each.kinds(pictures.names)
+        for size in lengths:
+            absent = [kind for kind in range(count) if kind not in there]
             rng.shuffle(absent)
-            here = [kind for kind in sorted(each.kinds) if rng.random() < 0.5]
-            chosen = list(range(len(KINDS))) if size == len(KINDS) else [*here, *absent][:size]
+            here = [kind for kind in sorted(there) if rng.random() < 0.5]
+            chosen = list(range(count)) if size == count else [*here, *absent][:size]
             labels = _some(vectors, chosen)
             maps = score_maps(each.positions, labels, rule)
-            truth = np.array([kind in each.kinds for kind in chosen])
+            truth = np.array([kind in there for kind in chosen])
             found.append((aggregate_scores(maps, each.pooled, labels, rule), truth, len(chosen)))
     sizes = np.concatenate([np.full(size, size) for _, _, size in found])
     aggregates, truth = (np.concatenate([entry[part] for entry in found]) for part in (0, 1))
@@ -178,7 +200,7 @@ def calibration_error(p: F64, truth: Bools, weights: F64) -> float:
 
 
 def fit(
-    seen: Sequence[EncodedCollage], texts: Texts, rules: Mapping[str, Presence], *, seed: int
+    sets: Sequence[LabelledPictures], texts: Texts, rules: Mapping[str, Presence], *, seed: int
 ) -> tuple[str, Presence]:
     """The calibrated candidate of the smallest log loss, and its name; prints one line for each.
 
@@ -187,16 +209,18 @@ def fit(
     """
     best: tuple[float, str, Presence] | None = None
     for name, rule in rules.items():
-        asked = ask(seen, rule, texts.of(rule), seed=seed)
+        asked = [ask(each, rule, texts.of(rule, each.names), seed=seed) for each in sets]
+        aggregates, truth = (np.concatenate([getattr(a, part) for a in asked]) for part in ("aggregates", "truth"))
+        weights = np.concatenate([each.weights / each.weights.sum() for each in asked]) * len(truth)
         try:
-            slope, offset = fit_calibration(asked.aggregates, asked.truth, asked.weights)
+            slope, offset = fit_calibration(aggregates, truth, weights)
         except ValueError as error:
             print(f"{name}: left out, {error}", flush=True)
             continue
-        p = _sigmoid(slope * asked.aggregates + offset)
-        loss = log_loss(p, asked.truth, asked.weights)
+        p = _sigmoid(slope * aggregates + offset)
+        loss = log_loss(p, truth, weights)
         change = {"calibration_slope": round(slope, 4), "calibration_offset": round(offset, 4)}
-        change["threshold"] = best_threshold(p, asked.truth, asked.weights)
+        change["threshold"] = best_threshold(p, truth, weights)
         print(f"{name}: log loss {loss:.4f}, {change}", flush=True)
         if best is None or loss < best[0]:
             best = (loss, name, rule.model_copy(update=change))
@@ -205,17 +229,17 @@ def fit(
     return best[1], Presence.model_validate(best[2].model_dump())
 
 
-def judge(seen: Sequence[EncodedCollage], rule: Presence, vectors: LabelVectors, *, seed: int) -> dict[str, float]:
+def judge(pictures: LabelledPictures, rule: Presence, vectors: LabelVectors, *, seed: int) -> dict[str, float]:
     """Presence over lists of all sizes (mAP: of the full list), and where the maps of what is there point."""
-    asked = ask(seen, rule, vectors, seed=seed)
+    asked, seen, count = ask(pictures, rule, vectors, seed=seed), pictures.seen, len(pictures.names)
     p = _sigmoid(rule.calibration_slope * asked.aggregates + rule.calibration_offset)
     said, weights = p >= rule.threshold, asked.weights
     right = float((weights * (said & asked.truth)).sum())
-    whole = asked.sizes == len(KINDS)
-    truth = np.array([[kind in each.kinds for kind in range(len(KINDS))] for each in seen])
+    whole = asked.sizes == count
+    truth = np.array([[kind in each.kinds(pictures.names) for kind in range(count)] for each in seen])
     scores = p[whole].reshape(len(seen), -1)
     least = min(MIN_PHOTOGRAPHS, int(truth.sum(axis=0).max()))
-    often = [kind for kind in range(len(KINDS)) if truth[:, kind].sum() >= least]
+    often = [kind for kind in range(count) if truth[:, kind].sum() >= least]
     return {
         "pictures": len(seen),
         "there": float((weights * asked.truth).sum() / weights.sum()),
@@ -224,31 +248,32 @@ def judge(seen: Sequence[EncodedCollage], rule: Presence, vectors: LabelVectors,
         "recall": right / float((weights * asked.truth).sum()),
         "mAP": float(np.mean([average_precision(scores[:, kind], truth[:, kind]) for kind in often])),
         "chance mAP": float(np.mean([truth[:, kind].mean() for kind in often])),
-        **_places(seen, rule, vectors),
+        **_places(pictures, rule, vectors),
     }
 
 
-def _places(seen: Sequence[EncodedCollage], rule: Presence, vectors: LabelVectors) -> dict[str, float]:
+def _places(pictures: LabelledPictures, rule: Presence, vectors: LabelVectors) -> dict[str, float]:
     """Shares of the kinds that are there: the peak lies in one of its boxes; the best box has IoU .5 with one.
 
-    Chance is a point anywhere, and the box of the whole picture.
+    Chance is a point anywhere, and the box of the whole picture; "centre": the point in the middle.
     """
-    hits: list[tuple[float, float, float, float]] = []
-    for each in seen:
+    hits: list[tuple[float, float, float, float, float]] = []
+    for each in pictures.seen:
         maps, size = score_maps(each.positions, vectors, rule), each.collage.image.size
         width, height = size
-        for kind in sorted(each.kinds):
-            truths = [thing.edges for thing in each.collage.things if thing.kind == KINDS[kind]]
+        for kind in sorted(each.kinds(pictures.names)):
+            truths = [thing.edges for thing in each.collage.things if thing.kind == pictures.names[kind]]
             fine = refine(maps[kind])
             row, column = np.unravel_index(int(fine.argmax()), fine.shape)
             x, y = (column + 0.5) * width / fine.shape[1], (row + 0.5) * height / fine.shape[0]
             pointed = any(e[0] <= x < e[2] and e[1] <= y < e[3] for e in truths)
-            luck = sum((e[2] - e[0]) * (e[3] - e[1]) for e in truths) / (width * height)
+            centred = any(e[0] <= width / 2 < e[2] and e[1] <= height / 2 < e[3] for e in truths)
+            luck = min(1.0, sum((e[2] - e[0]) * (e[3] - e[1]) for e in truths) / (width * height))
             best = find_regions(maps[kind], width=width, height=height)[0]
             boxed = max(overlap((best.x0, best.y0, best.x1, best.y1), e) for e in truths)
             everything = max(overlap((0, 0, width, height), e) for e in truths)
-            hits.append((pointed, luck, boxed >= _BOX_IOU, everything >= _BOX_IOU))
-    names = ("pointing", "chance pointing", "box", "chance box")
+            hits.append((pointed, luck, centred, boxed >= _BOX_IOU, everything >= _BOX_IOU))
+    names = ("pointing", "chance pointing", "centre", "box", "chance box")
     return dict(zip(names, np.mean(np.array(hits, dtype=np.float64), axis=0).tolist(), strict=True))
 
 
@@ -272,6 +297,23 @@ def _sigmoid(x: F64) -> F64:
     return 1 / (1 + np.exp(-np.clip(x, -60, 60)))
 
 
+def read_coco(folder: Path, part: str) -> tuple[tuple[str, ...], list[Collage]]:
+    """The names of COCO's things, and the photographs of `folder`/`part` with the things in them, crowds included.
+
+    Raises:
+        OSError, ValueError: not a folder with COCO's `annotations` and `part`.
+    """
+    pictures = read_instances(folder / "annotations" / f"instances_{part}.json")
+    names = tuple(category_names(folder / "annotations" / f"instances_{part}.json"))
+    found: list[Collage] = []
+    for each in pictures:
+        with Image.open(folder / part / each.image) as image:
+            edges = [(round(x0), round(y0), round(x1), round(y1)) for x0, y0, x1, y1 in each.boxes.tolist()]
+            things = tuple(CollageThing(*thing) for thing in zip(each.labels, edges, strict=True))
+            found.append(Collage("single", image.convert("RGB"), things))
+    return names, found
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m training.shipped.presence_fit",
@@ -279,35 +321,50 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, help="folder of one artifact, with its manifest.json")
-    parser.add_argument("--data", type=Path, required=True, help="folder with captions.csv and images/")
+    parser.add_argument("--products", type=Path, help="folder with captions.csv and images/")
+    parser.add_argument("--coco", type=Path, help="folder with annotations/, train2017/ and val2017/")
     parser.add_argument("--collages", type=int, default=COLLAGES, help="of each layout that are judged")
     parser.add_argument("--short-px", type=int, action="append", help="sizes to judge at; default: the artifact's own")
     parser.add_argument("--write", action="store_true", help="keep the presence in the manifest")
-    parser.add_argument("--test", action="store_true", help="fit nothing; judge the manifest's on the held-out split")
+    parser.add_argument("--test", action="store_true", help="fit nothing; judge the manifest's on what is held out")
     chosen = parser.parse_args(arguments)
+    if chosen.products is None and chosen.coco is None:
+        parser.error("name --products, --coco or both")
     artifact = open_folder(chosen.folder)
     settings = SessionSettings(intra_threads=1)
     tower, text = open_dense_tower(artifact, "fp32", settings), open_tower(artifact, "text_encoder", "fp32", settings)
     tokenizer = artifact.tokenizer()
     texts = Texts(lambda some: normalized(text(tokenizer(list(some)))))
     split: Split = "test" if chosen.test else "validation"
-    products = read_products(chosen.data, split)
+    products = read_products(chosen.products, split) if chosen.products else []
+    part = "val2017" if chosen.test else "train2017"
+    names, photographs = read_coco(chosen.coco, part) if chosen.coco else ((), [])
+
+    def looked(short_px: int | None) -> list[LabelledPictures]:
+        kinds = [("products", KINDS, list(singles(products))), (part, names, photographs)]
+        return [
+            LabelledPictures(name, labels, look(tower, artifact, pictures, short_px=short_px))
+            for name, labels, pictures in kinds
+            if pictures
+        ]
+
     rule = artifact.manifest.presence
+    own = looked(None)
     if not chosen.test:
-        name, rule = fit(
-            look(tower, artifact, singles(products), short_px=None), texts, candidates(artifact.manifest), seed=0
-        )
+        name, rule = fit(own, texts, candidates(artifact.manifest), seed=0)
         print(f"chosen: {name}")
     if rule is None:
         parser.error(f"{artifact.reference} has no presence: fit one first")
-    layouts: tuple[Layout, ...] = ("single", "grid", "scattered")
     for short_px in chosen.short_px or [None]:
+        sets = own if short_px is None else looked(short_px)
+        layouts: tuple[Layout, ...] = ("grid", "scattered") if products and chosen.collages else ()
         for layout in layouts:
-            pictures = singles(products) if layout == "single" else collages(products, layout, chosen.collages, seed=1)
-            seen = look(tower, artifact, pictures, short_px=short_px)
-            numbers = judge(seen, rule, texts.of(rule), seed=1)
+            seen = look(tower, artifact, collages(products, layout, chosen.collages, seed=1), short_px=short_px)
+            sets = [*sets, LabelledPictures(f"products, {layout}", KINDS, seen)]
+        for each in sets:
+            numbers = judge(each, rule, texts.of(rule, each.names), seed=1)
             shown = ", ".join(f"{key} {value:.3f}".replace(".000", "") for key, value in numbers.items())
-            print(f"{split}, {layout}, short side {short_px or 'own'}: {shown}", flush=True)
+            print(f"{split}, {each.name}, short side {short_px or 'own'}: {shown}", flush=True)
     if chosen.write:
         write_presence(artifact, rule)
         sys.stdout.write(f"{artifact.reference}: presence written\n")
