@@ -199,15 +199,21 @@ class SmallConfig(ConfigTable):
 
 
 class OpenClipConfig(ConfigTable):
-    """pretrained: weights to start from, a tag of open_clip or a file; activation: of a file, which does not show it.
+    """pretrained: weights to start from, a tag of open_clip, a file, or `artifact:NAME[@VERSION]`, a stored artifact.
 
-    They are what a run begins with; a checkpoint holds its own weights and asks for them no more.
+    activation: of a file, which does not show it. store: where the artifact lies. They are what a run begins with; a
+    checkpoint holds its own weights and asks for them no more.
     """
 
     kind: Literal["open_clip"]
     architecture: str
     pretrained: str | None = Field(default=None, exclude_if=lambda value: value is None)
     activation: Literal["gelu", "quickgelu"] | None = Field(default=None, exclude_if=lambda value: value is None)
+    store: Path | None = Field(default=None, exclude_if=lambda value: value is None)
+
+    def structure(self) -> str:
+        """What shapes the answer and is not in the weights; what they started from is left out."""
+        return self.model_dump_json(exclude={"pretrained", "activation", "store"})
 
 
 class StoredModel(ConfigTable):
@@ -322,6 +328,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     if "base" in values and "model" not in values:
         values["model"] = _model_of(str(values["base"]), store=values.get("run", {}).get("store"))
     config = parse_config(values, where=str(path))
+    model = config.model
+    if isinstance(model, OpenClipConfig) and (model.pretrained or "").startswith(ARTIFACT):
+        return config.model_copy(update={"model": model.model_copy(update={"store": model.store or config.run.store})})
     if isinstance(config.model, AlignedConfig):
         return config.model_copy(update={"model": described(config.model)})
     return config

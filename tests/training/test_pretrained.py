@@ -1,17 +1,26 @@
-"""Training starts from weights that other people trained: a file of open_clip's or transformers' names, or a tag."""
+"""Training starts from weights that are there: a file of open_clip's or transformers' names, a tag, or an artifact."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
+import onnx
 import open_clip
 import pytest
 import safetensors.torch
 import torch
 
+from model_store.errors import ExportRefused
+from model_store.store import Artifact, Store, file_entries
 from training.checkpoint import load_model
+from training.config import OpenClipConfig
 from training.exporting.export import source_of_checkpoint
+from training.importing.importer import import_model
+from training.importing.stored_weights import read_stored_weights
 from training.loop import train
 from training.models.towers import OpenClipDualEncoder
 
@@ -87,4 +96,87 @@ def test_what_does_not_fit_is_said_before_the_first_step(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         tune(squares, tmp_path / "run", start or weights, *options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def stored(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The weights as an artifact; in seeded ones biases are zeros and equal constants are one, as in few trained."""
+    store = Store(tmp_path_factory.mktemp("store"), builtin=False)
+    given = {"pretrained": str(weights), "activation": "gelu", "precisions": ["fp32"], "dense": "none"}
+    return import_model(ARCH, name="start", store=store, **given)
+
+
+def recipe_of(architecture: str = ARCH) -> OpenClipConfig:
+    return OpenClipConfig(kind="open_clip", architecture=architecture, pretrained="artifact:start")
+
+
+def said_to_be(artifact: Artifact, **changes: object) -> Artifact:
+    manifest = artifact.manifest
+    provenance = manifest.provenance.model_copy(update=changes)
+    return dataclasses.replace(artifact, manifest=manifest.model_copy(update={"provenance": provenance}))
+
+
+def test_a_run_starts_from_a_stored_artifact(squares: Path, weights: Path, stored: Artifact, tmp_path: Path) -> None:
+    run = tune(squares, tmp_path / "run", "artifact:start", f"run.store={json.dumps(str(stored.folder.parents[1]))}")
+    loaded = load_model(run)
+    assert isinstance(loaded.model, OpenClipDualEncoder)
+    expected = safetensors.torch.load_file(weights)
+    assert loaded.model.clip.state_dict().keys() == expected.keys()
+    for name, tensor in loaded.model.clip.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], atol=2e-7, rtol=0)
+    assert source_of_checkpoint(loaded).structure == json.dumps(
+        {"kind": "open_clip", "architecture": ARCH}, separators=(",", ":")
+    )
+
+
+def test_weights_that_are_not_those_of_the_fingerprint_are_refused(stored: Artifact, tmp_path: Path) -> None:
+    shutil.copytree(stored.folder, tmp_path / "changed")
+    spec = stored.manifest.graph("image_encoder", "fp32")
+    assert spec is not None
+    path = tmp_path / "changed" / spec.file
+    model = onnx.load(path)
+    tensor = next(each for each in model.graph.initializer if each.name == "visual.positional_embedding")
+    array = onnx.numpy_helper.to_array(tensor).copy()
+    array[0, 0] = np.nextafter(array[0, 0], np.float32(1))
+    tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    onnx.save(model, path)
+    manifest = stored.manifest.model_copy(update={"files": file_entries(tmp_path / "changed")})
+    changed = dataclasses.replace(stored, manifest=manifest, folder=tmp_path / "changed")
+    with pytest.raises(ExportRefused, match="other weights than its fingerprint says: start from its checkpoint"):
+        read_stored_weights(changed, recipe_of())
+
+
+@pytest.mark.parametrize(
+    ("changes", "architecture", "message"),
+    [
+        ({}, f"{ARCH}-quickgelu", f"is a {ARCH}: set model.architecture to it"),
+        ({"architecture": "mine"}, f"{ARCH}-quickgelu", "computes gelu, .*-quickgelu quickgelu"),
+        ({"architecture": "mine"}, "RN50", r"has batch norms \(visual.bn1\), which were folded"),
+        (
+            {"architecture": "mine", "activation": "quickgelu"},
+            f"{ARCH}-quickgelu",
+            "its image_encoder is not the graph that this architecture is exported as here",
+        ),
+        (
+            {"verified": "wrapped", "layout": "immich", "repository": "immich-app/ViT-B-32__openai"},
+            ARCH,
+            "another project's export .immich.*base = artifact:start",
+        ),
+    ],
+)
+def test_a_stored_artifact_whose_weights_cannot_be_had(
+    stored: Artifact, changes: dict[str, object], architecture: str, message: str
+) -> None:
+    with pytest.raises(ExportRefused, match=message):
+        read_stored_weights(said_to_be(stored, **changes), recipe_of(architecture))
+
+
+def test_own_small_models_and_missing_ones_are_refused_before_the_first_step(squares: Path, tmp_path: Path) -> None:
+    for name, message in (
+        ("fashion-small", "no model of open_clip; its batch norms were folded"),
+        ("nothing", "model.pretrained artifact:nothing: .*nothing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tune(squares, tmp_path / "run", f"artifact:{name}")
     assert not (tmp_path / "run").exists()

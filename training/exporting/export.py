@@ -237,7 +237,8 @@ def source_of_checkpoint(
     model, info = loaded.model, loaded.info
     described = info.config.model
     aligned = described if isinstance(described, AlignedConfig) else None
-    structure = aligned.structure() if aligned else described.model_dump_json(exclude={"pretrained", "activation"})
+    known = isinstance(described, AlignedConfig | OpenClipConfig)
+    structure = described.structure() if known else described.model_dump_json()
     if aligned and isinstance(model, AlignedDualEncoder):
         model, state = as_stored(model, aligned)
     else:
