@@ -1,5 +1,6 @@
-"""`python -m training.few_shot --base CHECKPOINT --data FOLDER --label baseColour`: class heads beside zero-shot.
+"""`python -m training.few_shot --base BASE --data FOLDER --label baseColour`: class heads beside zero-shot.
 
+BASE is a checkpoint folder, or artifact:NAME: any artifact of a store, whose vectors its ONNX graphs make.
 Every knob is set on validation. `--split test` judges on the held-out photographs: for the last run only.
 """
 
@@ -18,16 +19,18 @@ from numpy.typing import NDArray
 
 from evaluation.metrics import bootstrap, class_mean_accuracy, majority_share, normalize
 from training import method as methods
+from training.bases import load_stored, open_stored
 from training.checkpoint import LoadedModel, load_model
-from training.config import TableData
+from training.config import ARTIFACT, StoredModel, load_config, with_data_folder
 from training.data.rows import Split
 from training.data.source import TableSource, open_source
 from training.features import Features, cached_features, picture_vectors
 from training.methods.parts.few_shot import HeadMethod
 from training.methods.parts.linear_heads import ClassHead, truth_of
-from training.models.building import image_spec as spec_of
+from training.recipes import find_recipe
 
 METHODS = ("gda", "linear_probe")
+_OF_FOLDERS = "classes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,26 +85,49 @@ class Bench:
         )
 
 
-def open_bench(base_folder: Path, data_folder: Path, *, split: Split, cache: Path) -> Bench:
-    """Open a base and the table of its own recipe, which may lie elsewhere now.
+def open_bench(
+    base: str,
+    data_folder: Path,
+    *,
+    split: Split,
+    cache: Path,
+    store: Path | None = None,
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Bench:
+    """Open a base, and pictures with labels.
+
+    base: a checkpoint folder, whose recipe says how its table is read, wherever that lies now; or `artifact:NAME`, of
+        `store` or shipped. recipe, overrides: what says it for an artifact; by default one folder for each class.
 
     Raises:
-        ValueError: no checkpoint of a table, or the data are not there.
+        ValueError: no such base, or the data are not there or no table.
     """
-    base = load_model(base_folder)
-    config = base.info.config
-    if not isinstance(config.data, TableData):
-        raise ValueError(f"{base_folder} was trained on drawn scenes; few_shot compares on a table of photographs")
-    config = config.model_copy(update={"data": config.data.model_copy(update={"folder": data_folder})})
-    image_spec = spec_of(config.model)
-    source = open_source(config, cache_spec=spec_of(config.model, size_px=config.data.cache_px), image_spec=image_spec)
+    if base.startswith(ARTIFACT):
+        opened = _stored(base, data_folder, store=store, recipe=recipe or _OF_FOLDERS, overrides=overrides)
+    elif recipe or overrides or store:
+        raise ValueError(f"--recipe, --set and --store are for a base {ARTIFACT}NAME; {base} has a recipe of its own")
+    else:
+        opened = load_model(Path(base))
+    config = with_data_folder(opened.info.config, data_folder)
+    image_spec = opened.info.image_spec
+    source = open_source(config, cache_spec=image_spec, image_spec=image_spec)
     if not isinstance(source, TableSource):
-        raise ValueError(f"{base_folder}: its data are no table")
-    features = cached_features(base, source, level="features", captions=0, negatives=False, folder=cache, device="cpu")
-    shown = (
-        features.validation if split == "validation" else picture_vectors(base, source.pictures(split), device="cpu")
+        raise ValueError(f"{base}: few_shot compares on a table of photographs, its recipe has other data")
+    features = cached_features(
+        opened, source, level="features", captions=0, negatives=False, folder=cache, device="cpu"
     )
-    return Bench(base=base, source=source, features=features, split=split, vectors=normalize(shown))
+    shown = (
+        features.validation if split == "validation" else picture_vectors(opened, source.pictures(split), device="cpu")
+    )
+    return Bench(base=opened, source=source, features=features, split=split, vectors=normalize(shown))
+
+
+def _stored(base: str, data_folder: Path, *, store: Path | None, recipe: str, overrides: Sequence[str]) -> LoadedModel:
+    """An artifact as the base of a recipe, in place of the recipe's own model."""
+    model = StoredModel(kind="artifact", reference=base.removeprefix(ARTIFACT), store=store)
+    config = load_config(find_recipe(recipe), [f"data.folder={json.dumps(str(data_folder))}", *overrides])
+    return load_stored(config.model_copy(update={"base": base, "model": model}), open_stored(model))
 
 
 def few_shot(
@@ -201,8 +227,11 @@ def _note(run: dict[str, Any]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m training.few_shot", description=__doc__)
-    parser.add_argument("--base", type=Path, required=True, help="checkpoint folder")
-    parser.add_argument("--data", type=Path, required=True, help="folder of the table that the base was trained on")
+    parser.add_argument("--base", required=True, help="checkpoint folder, or artifact:NAME[@VERSION]")
+    parser.add_argument("--store", type=Path, help="folder of artifacts; the shipped ones are always there")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the pictures; of a checkpoint its table's")
+    parser.add_argument("--recipe", help="what says how --data is read, for an artifact; by default classes")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe; repeatable")
     parser.add_argument("--label", action="append", required=True, help="a label column, or article_type; repeatable")
     parser.add_argument("--shots", default="1,2,4,8,16", help="pictures a class, with commas; 0 is all")
     parser.add_argument("--seeds", type=int, default=3)
@@ -216,7 +245,15 @@ def main() -> int:
         shots = [int(count) for count in options.shots.split(",")]
         if options.seeds < 1 or min(shots) < 0:
             raise ValueError(f"--seeds {options.seeds} must be at least 1, --shots {options.shots} at least 0")
-        bench = open_bench(options.base, options.data, split=options.split, cache=options.cache)
+        bench = open_bench(
+            options.base,
+            options.data,
+            split=options.split,
+            cache=options.cache,
+            store=options.store,
+            recipe=options.recipe,
+            overrides=options.set,
+        )
         templates = tuple(options.template) if options.template else None
         reports = [
             few_shot(bench, label=label, shots=shots, seeds=options.seeds, least=options.least, templates=templates)

@@ -13,6 +13,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+pytest.importorskip("torch")
+from tests.model_store.hub.layouts import transformers_layouts  # noqa: E402
+from tests.model_store.hub.layouts.captions import taught_captions  # noqa: E402
+from tests.model_store.hub.layouts.source_models import tiny_clip  # noqa: E402
+
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -57,3 +62,22 @@ def test_five_classes_a_few_pictures_each(tmp_path: Path) -> None:
     assert "head/accuracy 1.000" in printed
     assert json.loads((tmp_path / "held-out.json").read_text())["report"]["head"]["accuracy"]["n"] == 5
     assert re.search(r"red/0\.png\tred\t", printed)
+
+
+def test_shots_on_a_pulled_model(tmp_path: Path) -> None:
+    (tmp_path / "my-export").mkdir()
+    transformers_layouts.write_transformersjs_joint(
+        tmp_path / "my-export", taught_captions(tiny_clip()), external_data=True
+    )
+    for colour in COLOURS:
+        (tmp_path / "my-classes" / colour).mkdir(parents=True)
+        for number in range(8):
+            Image.new("RGB", (64, 48 + number), colour).save(tmp_path / "my-classes" / colour / f"{number}.png")
+    printed = run_page("few-shot.md", tmp_path)
+    assert "class, validation: 5 classes" in printed
+    rows = dict(re.findall(r"^\| (\w+) \| all \| ([\d.]+) ", printed, re.MULTILINE))
+    assert rows == {"gda": "100.0", "linear_probe": "100.0"}, printed
+    zero_shot = re.search(r"^\| zero-shot \| 0 \| ([\d.]+) ", printed, re.MULTILINE)
+    assert zero_shot
+    assert float(zero_shot[1]) < 100, "the model does not know colours, the heads learned them from its vectors"
+    assert not list(tmp_path.rglob("checkpoint.json"))

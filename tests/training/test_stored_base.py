@@ -19,6 +19,7 @@ from training.bases import StoredTowers, open_base
 from training.checkpoint import load_model, read_checkpoint
 from training.config import load_config
 from training.features import dense_source
+from training.few_shot import few_shot, open_bench
 from training.loop import train
 from training.opening import open_checkpoint
 from training.publish import publish_checkpoint
@@ -104,6 +105,38 @@ def test_unmix_is_fitted_on_stored_positions(squares: Path, stored: Artifact, tm
     assert ((served > 0) & (served < 1)).all()
     before = open_dense_tower(stored, "fp32", SessionSettings())(pixels())
     assert np.abs(found.positions - before.positions).max() > 1e-3
+
+
+def test_few_shots_on_an_artifact_are_those_on_its_checkpoint(
+    squares: Path, square_base: Path, stored: Artifact, tmp_path: Path
+) -> None:
+    alone = tmp_path / "squares.toml"
+    alone.write_text(squares.read_text())
+    given = {"split": "validation", "cache": tmp_path / "cache"}
+    theirs = open_bench(str(square_base), squares.parent, **given)
+    root = stored.folder.parents[1]
+    ours = open_bench("artifact:squares", squares.parent, **given, store=root, recipe=str(alone))
+    assert isinstance(ours.base.model, StoredTowers)
+    np.testing.assert_allclose(ours.vectors, theirs.vectors, atol=2e-6)
+    asked = {"label": "colour", "shots": [2, 0], "seeds": 2, "least": 3, "templates": ("plain {} shirt",)}
+    mine, other = few_shot(ours, **asked), few_shot(theirs, **asked)
+    assert (mine["zero_shot"], mine["classes"], mine["n"]) == (other["zero_shot"], 4, other["n"])
+    assert [(run["method"], run["shots"]) for run in mine["runs"]] == [
+        ("gda", 2), ("linear_probe", 2), ("gda", 0), ("linear_probe", 0),
+    ]  # fmt: skip
+    for run, same in zip(mine["runs"], other["runs"], strict=True):
+        assert run["accuracy"]["value"] == pytest.approx(same["accuracy"]["value"], abs=0.05)
+        assert run["pictures"] == same["pictures"]
+
+
+def test_few_shots_say_what_does_not_fit(squares: Path, square_base: Path, stored: Artifact, tmp_path: Path) -> None:
+    given = {"split": "validation", "cache": tmp_path / "cache"}
+    with pytest.raises(ValueError, match="--recipe, --set and --store are for a base artifact:NAME"):
+        open_bench(str(square_base), squares.parent, **given, recipe="classes")
+    with pytest.raises(ValueError, match="base artifact:squares: .*squares"):
+        open_bench("artifact:squares", squares.parent, **given)
+    with pytest.raises(ValueError, match="nowhere"):
+        open_bench("artifact:squares", tmp_path / "nowhere", **given, store=stored.folder.parents[1])
 
 
 def test_a_method_that_trains_towers_says_what_it_needs(squares: Path, stored: Artifact, tmp_path: Path) -> None:
