@@ -8,7 +8,8 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from clipworks.cli import connect, models, output
+from clipworks.cli import connect, model_making, output
+from clipworks.cli.model_stores import StoreFolder, writable_store
 
 _T = TypeVar("_T")
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp")
@@ -63,8 +64,8 @@ def export(
             help="Where its recipe's table lies now, to prove that a cured text tower still fits its base.",
         ),
     ] = None,
-    dense: Annotated[models.Dense, typer.Option(help=models.DENSE_HELP)] = "naclip",
-    store: models.StoreFolder = None,
+    dense: Annotated[model_making.Dense, typer.Option(help=model_making.DENSE_HELP)] = "naclip",
+    store: StoreFolder = None,
     as_json: connect.AsJson = False,
 ) -> None:
     """Export a checkpoint to ONNX, prove that it is the same model, and publish it (needs the train extra).
@@ -75,7 +76,7 @@ def export(
     from training.publication import WeightsStatement
     from training.publish import publish_checkpoint
 
-    target = models.writable_store(store)
+    target = writable_store(store)
     with output.steps(name) as step:
         artifact = publish_checkpoint(
             checkpoint,
@@ -83,7 +84,7 @@ def export(
             target,
             base=base,
             data_folder=data,
-            precisions=models.precisions_of(precision),
+            precisions=model_making.precisions_of(precision),
             statement=WeightsStatement(licence=licence, training_data=training_data, limits=limits),
             pictures=_evenly([path.read_bytes() for path in _pictures_of(pictures)]) if pictures else (),
             texts=_evenly(texts.read_text(encoding="utf-8").splitlines()) if texts else (),
@@ -91,7 +92,7 @@ def export(
             dense=dense,
             progress=step,
         )
-    models.print_published(artifact, as_json)
+    model_making.print_published(artifact, as_json)
 
 
 def _pictures_of(folder: Path) -> list[Path]:

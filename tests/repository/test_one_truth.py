@@ -3,7 +3,7 @@
 from typing import get_args
 
 from clipworks import schemas
-from clipworks.cli import models
+from clipworks.cli.model_making import Dense
 from clipworks.wire import collections
 from model_store import manifest, templates, towers
 from service.retrieval import records
@@ -31,4 +31,4 @@ def test_label_sets_are_named_as_models_are() -> None:
 
 def test_the_command_line_offers_the_attentions_of_the_manifest() -> None:
     of_manifest = get_args(manifest.DenseSpec.model_fields["attention"].annotation)
-    assert set(get_args(models.Dense)) == set(of_manifest)
+    assert set(get_args(Dense)) == set(of_manifest)
