@@ -18,7 +18,7 @@ from model_store.errors import ExportRefused
 from model_store.store import Artifact, Store, file_entries
 from training.checkpoint import load_model
 from training.config import OpenClipConfig
-from training.exporting.export import source_of_checkpoint
+from training.exporting.export import export_checkpoint, source_of_checkpoint
 from training.importing.importer import import_model
 from training.importing.stored_weights import read_stored_weights
 from training.loop import train
@@ -38,7 +38,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seeded weights of an architecture that open_clip knows with GELU and with QuickGELU."""
     folder = tmp_path_factory.mktemp("start")
     (folder / "configs").mkdir()
-    for name, more in ((ARCH, {}), (f"{ARCH}-quickgelu", {"quick_gelu": True})):
+    one_head = {"vision_cfg": {**CONFIG["vision_cfg"], "head_width": 16}}
+    for name, more in ((ARCH, {}), (f"{ARCH}-quickgelu", {"quick_gelu": True}), (f"{ARCH}-one-head", one_head)):
         (folder / "configs" / f"{name}.json").write_text(json.dumps({**CONFIG, **more}))
     open_clip.add_model_config(folder / "configs")
     with torch.random.fork_rng():
@@ -107,6 +108,13 @@ def stored(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return import_model(ARCH, name="start", store=store, **given)
 
 
+@pytest.fixture(scope="module")
+def continued(squares: Path, stored: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that started from the artifact."""
+    root = json.dumps(str(stored.folder.parents[1]))
+    return tune(squares, tmp_path_factory.mktemp("continued") / "run", "artifact:start", f"run.store={root}")
+
+
 def recipe_of(architecture: str = ARCH) -> OpenClipConfig:
     return OpenClipConfig(kind="open_clip", architecture=architecture, pretrained="artifact:start")
 
@@ -117,9 +125,8 @@ def said_to_be(artifact: Artifact, **changes: object) -> Artifact:
     return dataclasses.replace(artifact, manifest=manifest.model_copy(update={"provenance": provenance}))
 
 
-def test_a_run_starts_from_a_stored_artifact(squares: Path, weights: Path, stored: Artifact, tmp_path: Path) -> None:
-    run = tune(squares, tmp_path / "run", "artifact:start", f"run.store={json.dumps(str(stored.folder.parents[1]))}")
-    loaded = load_model(run)
+def test_a_run_starts_from_a_stored_artifact(weights: Path, continued: Path) -> None:
+    loaded = load_model(continued)
     assert isinstance(loaded.model, OpenClipDualEncoder)
     expected = safetensors.torch.load_file(weights)
     assert loaded.model.clip.state_dict().keys() == expected.keys()
@@ -128,6 +135,18 @@ def test_a_run_starts_from_a_stored_artifact(squares: Path, weights: Path, store
     assert source_of_checkpoint(loaded).structure == json.dumps(
         {"kind": "open_clip", "architecture": ARCH}, separators=(",", ":")
     )
+
+
+def test_what_export_writes_of_a_trained_model_can_be_trained_on(continued: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path, builtin=False)
+    exported = export_checkpoint(continued, "again", store, precisions=["fp32"], dense="none")
+    found = read_stored_weights(exported, recipe_of())
+    model = load_model(continued).model
+    assert isinstance(model, OpenClipDualEncoder)
+    expected = model.clip.state_dict()
+    assert found.keys() == expected.keys()
+    assert [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)] in ([], ["logit_scale"])
+    torch.testing.assert_close(found["logit_scale"], expected["logit_scale"], atol=1e-6, rtol=0)
 
 
 def test_weights_that_are_not_those_of_the_fingerprint_are_refused(stored: Artifact, tmp_path: Path) -> None:
@@ -154,8 +173,8 @@ def test_weights_that_are_not_those_of_the_fingerprint_are_refused(stored: Artif
         ({"architecture": "mine"}, f"{ARCH}-quickgelu", "computes gelu, .*-quickgelu quickgelu"),
         ({"architecture": "mine"}, "RN50", r"has batch norms \(visual.bn1\), which were folded"),
         (
-            {"architecture": "mine", "activation": "quickgelu"},
-            f"{ARCH}-quickgelu",
+            {"architecture": "mine"},
+            f"{ARCH}-one-head",  # with weights of the same names and shapes
             "its image_encoder is not the graph that this architecture is exported as here",
         ),
         (
@@ -170,6 +189,11 @@ def test_a_stored_artifact_whose_weights_cannot_be_had(
 ) -> None:
     with pytest.raises(ExportRefused, match=message):
         read_stored_weights(said_to_be(stored, **changes), recipe_of(architecture))
+
+
+def test_a_derivation_is_refused_with_the_name_of_its_base(stored: Artifact) -> None:
+    with pytest.raises(ExportRefused, match="is a derivation of start@1, which alone has weights: name that"):
+        read_stored_weights(dataclasses.replace(stored, base=stored), recipe_of())
 
 
 def test_own_small_models_and_missing_ones_are_refused_before_the_first_step(squares: Path, tmp_path: Path) -> None:

@@ -47,34 +47,36 @@ _OTHERWISE = "start from its checkpoint (base), or from a tag or file of its wei
 
 @dataclass(frozen=True)
 class GraphWeights:
-    """A graph's operators in order, and its float constants of several numbers by (node, input)."""
+    """What a graph computes but for its weights, node by node, and its weights by (node, input).
 
-    operators: tuple[str, ...]
-    arrays: Mapping[tuple[int, int], NDArray[np.float32]]
+    Every float constant of several numbers counts as a weight.
+    """
+
+    nodes: tuple[bytes, ...]
+    weights: Mapping[tuple[int, int], NDArray[np.float32]]
 
     @classmethod
     def of(cls, model: onnx.ModelProto) -> GraphWeights:
-        constants = {
-            each.name: onnx.numpy_helper.to_array(each)
-            for each in model.graph.initializer
-            if each.data_type == onnx.TensorProto.FLOAT
-        }
-        return cls(
-            operators=tuple(node.op_type for node in model.graph.node),
-            arrays={
-                (at, position): constants[name]
-                for at, node in enumerate(model.graph.node)
-                for position, name in enumerate(node.input)
-                if name in constants and constants[name].size > 1
-            },
-        )
+        constants = {each.name: onnx.numpy_helper.to_array(each) for each in model.graph.initializer}
+        weights: dict[tuple[int, int], NDArray[np.float32]] = {}
+        nodes: list[bytes] = []
+        for at, node in enumerate(model.graph.node):
+            attributes = sorted(node.attribute, key=lambda each: each.name)
+            said = [node.op_type.encode(), *(each.SerializeToString(deterministic=True) for each in attributes)]
+            for position, name in enumerate(node.input):
+                array = constants.get(name)
+                if array is not None and array.dtype == np.float32 and array.size > 1:
+                    weights[at, position] = array
+                elif array is not None:
+                    said.append(f"{position} {array.dtype} {array.tolist()}".encode())
+            nodes.append(b"\0".join(said))
+        return cls(nodes=tuple(nodes), weights=weights)
 
     def fits(self, other: GraphWeights) -> bool:
-        """Whether both are the same graph but for the numbers."""
-        shapes = {place: array.shape for place, array in self.arrays.items()}
-        return self.operators == other.operators and all(
-            shapes.get(place) == array.shape for place, array in other.arrays.items()
-        )
+        """Whether both are the same graph but for the numbers; `other` may leave biases of zeros out."""
+        shapes = {place: array.shape for place, array in self.weights.items()}
+        same = all(shapes.get(place) == array.shape for place, array in other.weights.items())
+        return same and self.nodes == other.nodes
 
 
 def read_stored_weights(artifact: Artifact, config: OpenClipConfig) -> dict[str, Tensor]:
@@ -216,10 +218,10 @@ def matched(state: Mapping[str, Tensor], ours: GraphWeights, theirs: GraphWeight
         if array.ndim == 2:
             names[_digest(array.T)] = (name, True)
     found: dict[str, Tensor] = {}
-    for place, our in ours.arrays.items():
+    for place, our in ours.weights.items():
         name, transposed = names.get(_digest(our), (None, False))
         if name is not None:
-            their = theirs.arrays.get(place, np.zeros_like(our))
+            their = theirs.weights.get(place, np.zeros_like(our))
             array = their.T if transposed else their.reshape(tuple(state[name].shape))
             found[name] = torch.from_numpy(np.array(array, order="C"))
     return found
