@@ -117,6 +117,7 @@ def test_few_shots_on_an_artifact_are_those_on_its_checkpoint(
     root = stored.folder.parents[1]
     ours = open_bench("artifact:squares", squares.parent, **given, store=root, recipe=str(alone))
     assert isinstance(ours.base.model, StoredTowers)
+    assert (ours.base.info.config.base, ours.base.info.config.model.kind) == ("artifact:squares", "artifact")
     np.testing.assert_allclose(ours.vectors, theirs.vectors, atol=2e-6)
     asked = {"label": "colour", "shots": [2, 0], "seeds": 2, "least": 3, "templates": ("plain {} shirt",)}
     mine, other = few_shot(ours, **asked), few_shot(theirs, **asked)
