@@ -174,7 +174,7 @@ def test_weights_that_are_not_those_of_the_fingerprint_are_refused(stored: Artif
         ({"architecture": "mine"}, "RN50", r"has batch norms \(visual.bn1\), which were folded"),
         (
             {"architecture": "mine"},
-            f"{ARCH}-tanh",  # the same weights at the same places, and vectors that differ in the fifth digit
+            f"{ARCH}-tanh",  # the same weights at the same places of another graph
             "its image_encoder is not the graph that this architecture is exported as here",
         ),
         (
