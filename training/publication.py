@@ -17,11 +17,15 @@ from training.saved import SavedRun
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsStatement:
-    """What the publisher says of the weights; kept in the artifact."""
+    """What the publisher says of the weights; kept in the artifact.
+
+    notice: attributions and licence texts, which become the artifact's file NOTICE.
+    """
 
     licence: str = "not stated"
     training_data: str = ""
     limits: str = ""
+    notice: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,6 +61,7 @@ def publish_checkpoint(
             licence=statement.licence,
             training_data=statement.training_data,
             limits=statement.limits,
+            notice=statement.notice,
             report=report,
             dense=dense,
             progress=progress,
@@ -78,5 +79,12 @@ def publish_checkpoint(
     except (OSError, ValueError, KeyError) as error:
         raise ExportRefused(f"{path.name} cannot be exported: {error}") from error
     return export_derivation(
-        source, name=name, store=store, precisions=precisions, pictures=pictures, texts=texts, progress=progress
+        source,
+        name=name,
+        store=store,
+        precisions=precisions,
+        pictures=pictures,
+        texts=texts,
+        notice=statement.notice,
+        progress=progress,
     )

@@ -26,6 +26,15 @@ def export(
     licence: Annotated[str, typer.Option(help="Licence of the weights; kept in the artifact.")] = "not stated",
     training_data: Annotated[str, typer.Option(help="What it was trained on; kept in the artifact.")] = "",
     limits: Annotated[str, typer.Option(help="What it does not know; kept in the artifact.")] = "",
+    notice: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="Attributions and licence texts; becomes the artifact's file NOTICE.",
+        ),
+    ] = None,
     pictures: Annotated[
         Path | None,
         typer.Option(
@@ -85,7 +94,12 @@ def export(
             base=base,
             data_folder=data,
             precisions=model_making.precisions_of(precision),
-            statement=WeightsStatement(licence=licence, training_data=training_data, limits=limits),
+            statement=WeightsStatement(
+                licence=licence,
+                training_data=training_data,
+                limits=limits,
+                notice=notice.read_text(encoding="utf-8") if notice else "",
+            ),
             pictures=_evenly([path.read_bytes() for path in _pictures_of(pictures)]) if pictures else (),
             texts=_evenly(texts.read_text(encoding="utf-8").splitlines()) if texts else (),
             report=_report_of(report) if report else None,

@@ -92,9 +92,12 @@ def test_the_artifact_is_the_checkpoint(tmp_path: Path) -> None:
         texts=["a text of its own domain"],
         report={"test": {"all": {"r@1": {"value": 0.25, "n": 4}}}},
         licence="Apache-2.0",
+        notice="Weights by Ünal.",
     )
     loaded = load_model(folder)
     manifest = artifact.manifest
+    assert (artifact.folder / "NOTICE").read_text(encoding="utf-8") == "Weights by Ünal."
+    assert "NOTICE" in {each.path for each in manifest.files}
     assert manifest.templates == ("{}", "a picture of {}")
     assert manifest.metrics == {"validation_loss": 1.5, "by_class/red": 1.0, "test/all/r@1/value": 0.25}
     text_graph = manifest.graph("text_encoder", "fp32")

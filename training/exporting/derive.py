@@ -53,7 +53,7 @@ from training.exporting.derived_graphs import (
     way_of_base,
     way_of_tower,
 )
-from training.exporting.export import image_tower, recipe_of, text_tower, weight_arrays
+from training.exporting.export import image_tower, recipe_of, text_tower, weight_arrays, write_notice
 from training.exporting.reference import torch_vectors
 from training.models.dense import DenseSource
 
@@ -159,6 +159,7 @@ def export_derivation(
     precisions: Iterable[Precision] = ALL_PRECISIONS,
     pictures: Sequence[bytes] = (),
     texts: Sequence[str] = (),
+    notice: str = "",
     progress: Progress | None = None,
 ) -> Artifact:
     """Export, prove and publish what `source` brings as the next version of `name`, with its base beside it.
@@ -187,6 +188,7 @@ def export_derivation(
             raise ExportRefused(f"image and text vectors have different sizes: {sorted(staged.dims)}")
         say("goldens")
         _write_goldens(source, inputs, plan, staged)
+        write_notice(folder, notice)
         manifest = _manifest(source, base, plan, name, store.next_version(name), staged)
         say("publish")
         return store.publish(folder, manifest)

@@ -66,6 +66,7 @@ from training.models.aligned import AlignedDualEncoder
 from training.models.dense import DEFAULT_DENSE, DenseChoice, DenseSource, dense_of_model
 from training.models.towers import OpenClipDualEncoder
 
+NOTICE_FILE = "NOTICE"
 _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "open_clip_torch", "timm", "tokenizers", "Pillow", "numpy")
 
 
@@ -148,6 +149,7 @@ def export_model(
     precisions: Iterable[Precision] = ALL_PRECISIONS,
     pictures: Sequence[bytes] = (),
     texts: Sequence[str] = (),
+    notice: str = "",
     progress: Progress | None = None,
 ) -> Artifact:
     """Export, prove and publish `source` as the next version of `name`.
@@ -155,7 +157,7 @@ def export_model(
     int8 is calibrated, and every precision measured, on the shipped pictures and texts and on `pictures` (encoded) and
     `texts` beside them: a model of a narrow domain should bring some of its own training data.
     Every graph is first opened in a child process. fp32 is always built; another precision that crashes or misses its
-    floor is left out, and `manifest.skipped` says why.
+    floor is left out, and `manifest.skipped` says why. notice: the text of the artifact's file NOTICE, if there is any.
 
     Raises:
         ExportRefused: a tower cannot be exported, or its fp32 graph is not the torch model.
@@ -184,6 +186,7 @@ def export_model(
             graphs = keep_compact(graphs, folder, source.storage, feeds=_feeds(source, image, text))
         say("goldens")
         _write_goldens(folder, source, tokenizer, graphs)
+        write_notice(folder, notice)
         manifest = _manifest(source, name, store.next_version(name), graphs, skipped, folder)
         say("publish")
         return store.publish(folder, manifest)
@@ -200,6 +203,7 @@ def export_checkpoint(
     licence: str = "not stated",
     training_data: str = "",
     limits: str = "",
+    notice: str = "",
     report: Mapping[str, object] | None = None,
     dense: DenseChoice = DEFAULT_DENSE,
     progress: Progress | None = None,
@@ -217,8 +221,21 @@ def export_checkpoint(
         loaded, licence=licence, training_data=training_data, limits=limits, report=report, dense=dense
     )
     return export_model(
-        source, name=name, store=store, precisions=precisions, pictures=pictures, texts=texts, progress=progress
+        source,
+        name=name,
+        store=store,
+        precisions=precisions,
+        pictures=pictures,
+        texts=texts,
+        notice=notice,
+        progress=progress,
     )
+
+
+def write_notice(folder: Path, notice: str) -> None:
+    """Put attributions and licence texts into the file NOTICE of a staged artifact; none if there are none."""
+    if notice:
+        (folder / NOTICE_FILE).write_text(notice, encoding="utf-8")
 
 
 def source_of_checkpoint(
