@@ -83,7 +83,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
 
-    recipe = Path(__file__).parents[1] / "training" / "configs" / "default.toml"
+    recipe = Path(__file__).parents[1] / "training" / "configs" / "fashion.toml"
     config = load_config(recipe, [f"data.folder={json.dumps(str(options.data))}"])
     rows = read_table(options.data / config.data.table, label_columns=config.data.label_columns)
     rule, spec = config.data.split.rule(), image_spec(config.model, size_px=SIZE_PX)

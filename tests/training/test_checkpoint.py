@@ -26,7 +26,7 @@ from training.data.vocabulary import tokenizer_of
 from training.models.building import build_model, image_spec
 
 CONFIG = load_config(
-    Path(__file__).parents[2] / "training" / "configs" / "default.toml",
+    Path(__file__).parents[2] / "training" / "configs" / "fashion.toml",
     [
         "data.folder=x",
         "model.image.trunk=clipworks_conv_t",

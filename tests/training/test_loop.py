@@ -202,7 +202,7 @@ def test_words_no_caption_holds_are_zero(whole: Path) -> None:
 
 
 def test_rate_warms_up_and_ends_at_its_floor() -> None:
-    recipe = load_config(CONFIGS / "default.toml", ["data.folder=x"]).optim
+    recipe = load_config(CONFIGS / "fashion.toml", ["data.folder=x"]).optim
     optim = recipe.model_copy(update={"rate": 1.0, "warmup_steps": 10, "steps": 110, "final_rate_share": 0.1})
     assert rate_at(0, optim) == pytest.approx(0.1)
     assert rate_at(9, optim) == rate_at(10, optim) == pytest.approx(1.0)

@@ -71,8 +71,8 @@ def test_captions_of_any_names_train_and_are_judged(captions: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("recipe", "more", "message"),
     [
-        ("default", ["data.label_columns=[]", "data.split.by=name"], "run.report is 'fashion'.*baseColour"),
-        ("default", [], "no value for baseColour"),
+        ("fashion", ["data.label_columns=[]", "data.split.by=name"], "run.report is 'fashion'.*baseColour"),
+        ("fashion", [], "no value for baseColour"),
         ("captions", ["data.split.by=number"], "holds no number to split by; set data.split.by"),
         ("captions", ["data.caption_column=text"], "no column 'text'; it has 'image', 'caption'"),
         ("captions", ["optim.batch_size=64"], "48 training rows do not fill a batch|rows do not fill a batch"),
@@ -219,7 +219,7 @@ def test_classes_are_split_evenly_or_by_their_folders(tmp_path: Path) -> None:
 
 
 def test_recipes_are_found_by_name() -> None:
-    assert {"captions", "classes", "default", "lab/b0"} <= set(shipped_recipes())
+    assert {"captions", "classes", "fashion", "lab/b0"} <= set(shipped_recipes())
     assert all(shipped_recipes().values())
     assert find_recipe("lab/b0") == FOLDER / "lab" / "b0.toml"
     with pytest.raises(ValueError, match="no recipe of this name; shipped are aligned, captions, classes"):

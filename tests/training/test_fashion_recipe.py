@@ -1,4 +1,4 @@
-"""The recipe of the embedded default: its promises as data, and a few real steps where the photographs are at hand."""
+"""The recipe of fashion-small: its promises as data, and a few real steps where the photographs are at hand."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from training.loop import train
 from training.models.building import build_model
 from training.report import report_split
 
-RECIPE = Path(__file__).parents[2] / "training" / "configs" / "default.toml"
+RECIPE = Path(__file__).parents[2] / "training" / "configs" / "fashion.toml"
 MAX_ARTIFACT_BYTES = 25_000_000
 
 
-def test_the_default_fits_its_size_and_keeps_positions() -> None:
+def test_the_recipe_fits_its_size_and_keeps_positions() -> None:
     config = load_config(RECIPE, ["data.folder=x"]).model
     assert isinstance(config, SmallConfig)
     spec, _ = tokenizer_of(config)
@@ -32,13 +32,13 @@ def test_the_default_fits_its_size_and_keeps_positions() -> None:
     assert dense.shape[1] >= side / 8
 
 
-def test_the_default_never_trains_on_held_out_products() -> None:
+def test_the_recipe_never_trains_on_held_out_products() -> None:
     rule = load_config(RECIPE, ["data.folder=x"]).data.split.rule()
     assert [rule.of(number) for number in (11, 21, 12, 10, 13)] == ["test", "test", "validation", "train", "train"]
 
 
 @pytest.mark.skipif("CLIPWORKS_TEST_DATA" not in os.environ, reason="CLIPWORKS_TEST_DATA is not set")
-def test_the_default_recipe_runs_on_real_photographs(tmp_path: Path) -> None:
+def test_the_recipe_recipe_runs_on_real_photographs(tmp_path: Path) -> None:
     source = Path(os.environ["CLIPWORKS_TEST_DATA"]) / "fashion-products"
     (tmp_path / "images").symlink_to(source / "images")
     lines = (source / "captions.csv").read_text(encoding="utf-8").splitlines(keepends=True)
