@@ -28,6 +28,11 @@ ClipworksError                      base; `code` is stable and machine-readable
 
 from __future__ import annotations
 
+import re
+
+# Control characters (U+009B begins an escape sequence too), ends of lines, marks of direction, halves of characters.
+_ACTED_ON = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 class ClipworksError(Exception):
     """Base of the tree; `code` never changes once released."""
@@ -56,7 +61,14 @@ class InvalidText(InputError):
 
 
 class ArtifactError(ClipworksError):
+    """Names of graphs, files and repositories are in its message as their makers chose them: what a terminal would act
+    on, or what would begin a line of its own, is escaped.
+    """
+
     code = "artifact_error"
+
+    def __str__(self) -> str:
+        return _ACTED_ON.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), super().__str__())
 
 
 class ArtifactNotFound(ArtifactError):

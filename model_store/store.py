@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import re
 import shutil
 import tempfile
-import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from model_store.files import replace_folder, sync
 from model_store.identity import sha256_file
 from model_store.manifest import NAME_PATTERN, FileEntry, Manifest
 from model_store.seal import MANIFEST_FILE, SEAL_FILE, read_manifest, write_manifest
+from model_store.staging import one_at_a_time, staged_folder
 
 BUILTIN_FOLDER = Path(__file__).parent / "builtin"
 _STAGING = ".staging"
@@ -76,13 +77,27 @@ class Store:
 
     @contextmanager
     def staging(self) -> Generator[Path]:
-        """An empty folder on the store's own file system to build an artifact in; removed if not published."""
-        folder = self._writable_root() / _STAGING / uuid.uuid4().hex
-        folder.mkdir(parents=True)
-        try:
+        """An empty folder on the store's own file system to build an artifact in; removed if not published.
+
+        So are the folders of processes that were killed.
+
+        Raises:
+            OSError: the store cannot be written.
+        """
+        with staged_folder(self._writable_root() / _STAGING) as folder:
             yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
+    def making(self, name: str, waiting: Callable[[], None]) -> Generator[bool]:
+        """Keep other processes from making an artifact of this name; True where one did, and this one waited for it.
+
+        waiting: called once where it has to wait.
+
+        Raises:
+            OSError: the store cannot be written.
+        """
+        with one_at_a_time(self._writable_root() / _STAGING, name, waiting) as waited:
+            yield waited
 
     def publish(self, folder: Path, manifest: Manifest) -> Artifact:
         """Move a staged folder into the store; the manifest is written last, so that it means "complete".
@@ -100,7 +115,9 @@ class Store:
         try:
             os.rename(folder, target)
         except OSError as error:
-            raise ArtifactExists(f"cannot publish {manifest.name}@{manifest.version}: {error.strerror}") from error
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
+            raise ArtifactExists(f"{manifest.name}@{manifest.version} was published meanwhile: {target}") from error
         sync(target.parent)
         return self._load(target, writable=True)
 

@@ -12,6 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from clipworks.cli.visible import visible
 from clipworks.errors import ClientError, ConnectionFailed, NotFound, UnreadableInput
 
 FAILED_ITEMS = 1
@@ -111,7 +112,7 @@ def report(failure: Failure) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), failure.message))
+    Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), visible(failure.message)))
 
 
 def _not_installed(error: ModuleNotFoundError) -> Failure | None:

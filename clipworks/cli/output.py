@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clipworks.cli.failures import UsageError
+from clipworks.cli.visible import visible
 
 _LEAST_FOLDED = 12
 
@@ -24,7 +25,7 @@ def is_terminal() -> bool:
 
 def say(message: str) -> None:
     """A remark to a person, on stderr, so that it never mixes with results."""
-    Console(stderr=True, soft_wrap=True, highlight=False).print(message, markup=False)
+    Console(stderr=True, soft_wrap=True, highlight=False).print(visible(message), markup=False)
 
 
 @contextmanager

@@ -9,6 +9,9 @@ those of a batch of three, in the order of the graph. Whether every place was fo
 # (onnx comes without types)
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
@@ -31,6 +34,7 @@ def freed_batch(graph: ForeignGraph, scratch: Path) -> ForeignGraph | None:
 
     Raises:
         GraphError: the graph does not load.
+        OSError: no room in `scratch`.
     """
     freed = _folded(graph, scratch)
     inner = freed.model.graph
@@ -63,13 +67,17 @@ def freed_batch(graph: ForeignGraph, scratch: Path) -> ForeignGraph | None:
 def _folded(graph: ForeignGraph, scratch: Path) -> ForeignGraph:
     """The graph with what does not depend on its input worked out: shapes that it computes become constants."""
     path, folded = scratch / "single.onnx", scratch / "folded.onnx"
-    graph.save(path)
+    written = graph.save(path)
+    if shutil.disk_usage(scratch).free < sum(file.stat().st_size for file in written):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # of which ONNX Runtime would say something else
     options = session_options(SessionSettings())
     options.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(folded)  # pyright: ignore[reportAttributeAccessIssue]
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{folded.name}.data")
     options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
     open_session(str(path), SessionSettings(), graph.path.name, options)
+    for file in written:
+        file.unlink()
     return ForeignGraph.read(folded)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.errors import ExportRefused
+from model_store.errors import ExportRefused, InputError
 from model_store.golden_images import golden_images
 from model_store.manifest import ImageSpec
 from model_store.modality.image import OWN_FILES, decode, prepare
@@ -48,22 +48,49 @@ def read_pairs(file: Path) -> Pairs:
     """A CSV with the columns image and caption; pictures are found beside it.
 
     Raises:
-        ExportRefused: other columns, fewer than two pairs, or a picture that cannot be read.
+        ExportRefused: other columns, fewer than two pairs, a line without a caption, or a picture that cannot be read;
+            the message names the line.
     """
+    if not file.is_file():  # a pipe would be waited for
+        raise ExportRefused(f"{file.name} is no plain file")
+    pictures: list[bytes] = []
+    captions: list[str] = []
     try:
-        with file.open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream))
-        pictures = tuple((file.parent / row["image"]).read_bytes() for row in rows)
-        captions = tuple(row["caption"] for row in rows)
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            rows = csv.DictReader(stream)
+            columns = rows.fieldnames or []
+            if not {"image", "caption"} <= set(columns):
+                raise ExportRefused(
+                    f"{file.name}: expected the columns image,caption in its first line, got {','.join(columns)[:80]!r}"
+                )
+            for row in rows:
+                where = f"{file.name}, line {rows.line_num}"
+                if not (row["caption"] or "").strip():
+                    raise ExportRefused(f"{where}: no caption")
+                captions.append(row["caption"])
+                pictures.append(_picture(file.parent, row["image"], where))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ExportRefused(f"{file.name} cannot be read as a CSV file in UTF-8: {error}") from error
+    if len(captions) < _FEWEST_PAIRS or len(set(captions)) != len(captions):
         raise ExportRefused(
-            f"{file.name}: expected columns image and caption: {type(error).__name__} {error}"
-        ) from error
-    if len(set(captions)) < _FEWEST_PAIRS or len(set(captions)) != len(captions):
-        raise ExportRefused(
-            f"{file.name} has {len(captions)} captions, {len(set(captions))} of them different; two at least"
+            f"{file.name} has {len(captions)} captions, {len(set(captions))} of them different; all must be, and "
+            f"{_FEWEST_PAIRS} at least"
         )
-    return Pairs(pictures=pictures, captions=captions)
+    return Pairs(pictures=tuple(pictures), captions=tuple(captions))
+
+
+def _picture(folder: Path, name: str, where: str) -> bytes:
+    path = folder / name
+    if not path.is_file():
+        raise ExportRefused(f"{where}: {str(path)!r} is no file")
+    try:
+        data = path.read_bytes()
+        decode(data, OWN_FILES)
+    except OSError as error:
+        raise ExportRefused(f"{where}: {str(path)!r}: {error.strerror}") from error
+    except InputError as error:
+        raise ExportRefused(f"{where}: {str(path)!r}: {error}") from error
+    return data
 
 
 def check_vectors(name: str, vectors: Vectors) -> None:

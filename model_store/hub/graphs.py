@@ -7,13 +7,14 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from model_store.errors import ExportRefused
 
@@ -28,6 +29,13 @@ _TYPES: dict[int, str] = {
     TensorProto.INT32: "int32",
     TensorProto.INT64: "int64",
     TensorProto.UINT8: "uint8",
+}
+
+# Of one element in a file of weights, of the types whose packing is settled.
+_BITS: dict[int, int] = {
+    kind: 4 if name in ("INT4", "UINT4", "FLOAT4E2M1") else 8 * onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
+    for name, kind in TensorProto.DataType.items()
+    if name not in ("UNDEFINED", "STRING", "INT2", "UINT2", "FLOAT6E2M3", "FLOAT6E3M2")
 }
 
 
@@ -161,12 +169,25 @@ class ForeignGraph:
             self.model.graph.output.append(onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
 
     def weights(self) -> Iterator[TensorProto]:
-        """Every stored tensor: initialisers, and the values of Constant nodes."""
+        """Every stored tensor: initialisers, those of inner graphs included, and the values of Constant nodes."""
         yield from self.model.graph.initializer
         for node in self.nodes():
             for attribute in node.attribute:
                 if attribute.type == AttributeProto.TENSOR:
                     yield attribute.t
+                for inner in _inner(attribute):
+                    yield from inner.initializer
+
+    def check_weights(self) -> None:
+        """Compare where weights are said to lie with the files that are there; nothing is read or run.
+
+        Raises:
+            ExportRefused: outside the graph's folder, behind the end of a file, or of another size than the tensor.
+        """
+        with _Sidecars(self.path.parent) as sidecars:
+            for tensor in self.weights():
+                if tensor.data_location == TensorProto.EXTERNAL:
+                    sidecars.find(*_external(tensor))
 
     def structure(self) -> bytes:
         """The graph without its large weights, as bytes that are equal for equal computations."""
@@ -237,16 +258,19 @@ class _Sidecars:
             if isinstance(mapped, mmap.mmap):
                 mapped.close()
 
-    def read(self, location: str, offset: int, length: int | None) -> bytes:
+    def read(self, location: str, offset: int, length: int) -> bytes:
+        return bytes(self.find(location, offset, length)[offset : offset + length])
+
+    def find(self, location: str, offset: int, length: int) -> mmap.mmap | bytes:
+        """The file, which has these bytes. Raises ExportRefused."""
         if location not in self._maps:
             self._maps[location] = self._map(location)
-        mapped = self._maps[location]
-        end = len(mapped) if length is None else offset + length
-        if offset < 0 or end < offset:
+        mapped, end = self._maps[location], offset + length
+        if offset < 0:
             raise ExportRefused(f"{location[:80]!r}: the graph wants the bytes from {offset} to {end}")
         if end > len(mapped):
             raise ExportRefused(f"{location[:80]!r} has {len(mapped)} bytes, the graph wants {end}: it is cut off")
-        return bytes(mapped[offset:end])
+        return mapped
 
     def _map(self, location: str) -> mmap.mmap | bytes:
         path = PurePosixPath(location)
@@ -289,13 +313,29 @@ def weight_arrays(graph: ForeignGraph) -> Iterator[tuple[str, NDArray[np.float32
             yield tensor.name, onnx.numpy_helper.to_array(full).astype(np.float32)
 
 
-def _external(tensor: TensorProto) -> tuple[str, int, int | None]:
+def _external(tensor: TensorProto) -> tuple[str, int, int]:
+    """(file, offset, length) of a tensor that lies outside the graph; a length that is not said follows from its shape.
+
+    Raises:
+        ExportRefused: the length said is another one.
+    """
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    length = entries.get("length")
+    needed = _size_bytes(tensor)
     try:
-        return entries.get("location", ""), int(entries.get("offset", 0)), None if length is None else int(length)
+        offset, length = int(entries.get("offset", 0)), int(entries.get("length", needed))
     except ValueError as error:
         raise ExportRefused(f"a place of weights is no number: {str(error)[:80]}") from error
+    if length != needed:
+        raise ExportRefused(f"the tensor {tensor.name[:80]!r} has {needed} bytes, the place of its weights {length}")
+    return entries.get("location", ""), offset, length
+
+
+def _size_bytes(tensor: TensorProto) -> int:
+    """Of the values as they are stored outside of a graph. Raises ExportRefused: the tensor has no such form."""
+    elements = prod(tensor.dims)
+    if any(extent < 0 for extent in tensor.dims) or tensor.data_type not in _BITS:
+        raise ExportRefused(f"the tensor {tensor.name[:80]!r} of type {tensor.data_type} cannot lie outside the graph")
+    return (elements * _BITS[tensor.data_type] + 7) // 8
 
 
 def _inline(tensor: TensorProto, content: bytes | None) -> None:
@@ -324,15 +364,19 @@ def _nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
     for node in nodes:
         yield node
         for attribute in node.attribute:
-            for inner in [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs:
+            for inner in _inner(attribute):
                 yield from _nodes(inner.node)
+
+
+def _inner(attribute: AttributeProto) -> Iterable[GraphProto]:
+    return [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs
 
 
 def _read_names(node: NodeProto) -> Iterator[str]:
     """What a node reads, inside the graphs it holds too."""
     yield from (name for name in node.input if name)
     for attribute in node.attribute:
-        for inner in [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs:
+        for inner in _inner(attribute):
             for each in inner.node:
                 yield from _read_names(each)
             yield from (output.name for output in inner.output)

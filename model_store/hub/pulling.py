@@ -79,6 +79,8 @@ def download(
         read = {path: ForeignGraph.read(folder / path) for path in half.layout.graphs}
         if weights := needed_weights(half.layout, read):
             half.repository.fetch(weights, progress)
+        for graph in read.values():
+            graph.check_weights()
         graphs += read.values()
         settings += [folder / path for path in sorted(half.layout.settings, key=lambda path: path.count("/"))]
     first = plan.halves[0].repository

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from http import HTTPStatus
 
 import httpx2
-from huggingface_hub import constants, get_token
+from huggingface_hub import constants, get_session, get_token
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -19,6 +21,8 @@ from huggingface_hub.errors import (
 )
 
 from model_store.errors import RepositoryError, RepositoryGated, RepositoryNotFound
+
+_OF_THE_FOLDER = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM})
 
 
 @contextmanager
@@ -33,8 +37,28 @@ def explained(name: str, revision: str, path: str | None = None) -> Generator[No
     except (HfHubHTTPError, httpx2.HTTPError, HFValidationError, EntryNotFoundError, ConnectionError) as error:
         raise _refusal(error, name, revision, path) from None  # it holds the request, and with it the token
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        raise RepositoryError(f"{name}: {where}{error.strerror or error}") from error
+        where = error.filename or (constants.HF_HUB_CACHE if error.errno else None)
+        other = "; another folder: HF_HOME" if error.errno in _OF_THE_FOLDER else ""
+        said = " ".join((error.strerror or str(error)).split())
+        raise RepositoryError(f"{name}: {f'{where}: ' if where else ''}{said}{other}") from error
+
+
+def check_proxy() -> None:
+    """Raises RepositoryError: the variables name a proxy that the hub's client cannot use; its address is not said."""
+    try:
+        get_session()
+    except (ImportError, ValueError, httpx2.InvalidURL) as error:
+        if not (named := _proxy_variables()):
+            raise
+        raise RepositoryError(
+            f"{' and '.join(named)}: expected http://HOST:PORT or https://HOST:PORT"
+            + ("; SOCKS needs the package socksio" if isinstance(error, ImportError) else "")
+        ) from None
+
+
+def _proxy_variables() -> list[str]:
+    known = (f"{scheme}_proxy" for scheme in ("http", "https", "all"))
+    return [name for each in known for name in (each, each.upper()) if os.environ.get(name)]
 
 
 def not_cached(name: str, revision: str, missing: str) -> RepositoryError:
@@ -71,7 +95,10 @@ def _refusal(error: BaseException, name: str, revision: str, path: str | None) -
         case EntryNotFoundError():
             return not_cached(name, revision, path or "the listing")
         case _:
-            return RepositoryError(f"{name}: {constants.ENDPOINT} cannot be reached ({type(error).__name__}: {error})")
+            through = f"; proxies are set by {' and '.join(named)}" if (named := _proxy_variables()) else ""
+            return RepositoryError(
+                f"{name}: {constants.ENDPOINT} cannot be reached ({type(error).__name__}: {error}){through}"
+            )
 
 
 def _gated(status: int, name: str, page: str) -> str:
@@ -86,4 +113,6 @@ def _of_status(status: int, name: str, page: str) -> RepositoryError:
         return RepositoryGated(f"{name}: {constants.ENDPOINT} {what}")
     if status == HTTPStatus.FORBIDDEN:
         return RepositoryGated(f"{name}: access is forbidden; see {page}, and which rights the token in HF_TOKEN has")
+    if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+        return RepositoryError(f"{name}: the proxy asks for a name and a password: http://NAME:PASSWORD@HOST:PORT")
     return RepositoryError(f"{name}: {constants.ENDPOINT} answered with status {status}")

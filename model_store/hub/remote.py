@@ -29,7 +29,7 @@ from huggingface_hub.utils import (
 from model_store.errors import IntegrityError, RepositoryError
 from model_store.hub.downloading import check, download
 from model_store.hub.folder import FolderRepository
-from model_store.hub.refusals import explained, not_cached
+from model_store.hub.refusals import check_proxy, explained, not_cached
 from model_store.hub.repository import (
     README,
     DownloadProgress,
@@ -135,6 +135,7 @@ class HubRepository:
 
     @cached_property
     def _snapshot(self) -> _Snapshot:
+        check_proxy()
         with explained(self.name, self._asked):
             try:
                 folder = snapshot_download(
@@ -154,7 +155,9 @@ class HubRepository:
         storage.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(storage).free
         if free < total:
-            raise RepositoryError(f"{self.name}: {total} bytes to download, {free} are free at {storage}")
+            raise RepositoryError(
+                f"{self.name}: {total} bytes to download, {free} are free at {storage}; another folder: HF_HOME"
+            )
         done = 0
         for file in missing:
             if file.sha256 is None:

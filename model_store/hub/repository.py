@@ -136,7 +136,9 @@ def card_of(metadata: Mapping[str, object]) -> RepositoryCard:
 
 def _strings(value: object) -> list[str]:
     values = cast("list[object]", value) if isinstance(value, list) else [value]
-    printable = (
-        "".join(c for c in each if c.isprintable())[:_LONGEST_NAME] for each in values if isinstance(each, str)
-    )
-    return [each for each in printable if each]
+    return [text for text in (plain_text(each) for each in values if isinstance(each, str)) if text]
+
+
+def plain_text(text: str) -> str:
+    """A name as somebody else wrote it, cut to a length and without what a terminal would act on."""
+    return "".join(c for c in text if c.isprintable())[:_LONGEST_NAME]

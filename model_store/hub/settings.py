@@ -15,6 +15,7 @@ from model_store.hub.preprocessing import (
     image_spec_from_transformers,
     read_json,
 )
+from model_store.hub.repository import plain_text
 from model_store.hub.tokenizing import Clean
 from model_store.manifest import ImageSpec
 
@@ -118,12 +119,12 @@ def _activations(model: Mapping[str, Any], config: Mapping[str, Any]) -> frozens
 def _architecture(model: Mapping[str, Any], config: Mapping[str, Any], kind: str) -> str:
     named = config.get("architectures")
     if isinstance(named, list) and named:
-        return str(cast("list[Any]", named)[0])
+        return plain_text(str(cast("list[Any]", named)[0]))
     vision = _table(model, "vision_cfg")
     if vision:
         trunk = vision.get("timm_model_name") or f"layers {vision.get('layers')}, width {vision.get('width')}"
-        return f"open_clip, {trunk}, {model.get('embed_dim')} dimensions"
-    return kind or "not stated"
+        return plain_text(f"open_clip, {trunk}, {model.get('embed_dim')} dimensions")
+    return plain_text(kind) or "not stated"
 
 
 def _table(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
