@@ -125,7 +125,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def do_GET(self) -> None:
-        self._answer()
+        try:
+            self._answer()
+        except ConnectionError:  # whoever asked was killed
+            self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None: ...
 
