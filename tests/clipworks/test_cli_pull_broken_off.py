@@ -125,6 +125,7 @@ def starts_asked(hub: LocalHub) -> list[int]:
     return [int((part or "bytes=0-").removeprefix("bytes=").partition("-")[0]) for part in asked]
 
 
+@pytest.mark.slow
 def test_a_download_that_was_stopped_and_killed_goes_on(hub: LocalHub, start: Start, tmp_path: Path) -> None:
     store, home = tmp_path / "store", tmp_path / "hub"
     hub.faults.pause_s = 0.4
@@ -155,6 +156,7 @@ def test_a_download_that_was_stopped_and_killed_goes_on(hub: LocalHub, start: St
     assert came_bytes(home) == 0
 
 
+@pytest.mark.slow
 def test_a_publish_that_was_stopped_and_killed_leaves_nothing(
     start: Start, repositories: Path, tmp_path: Path
 ) -> None:
@@ -178,6 +180,7 @@ def test_a_publish_that_was_stopped_and_killed_leaves_nothing(
     assert (artifacts(tmp_path / "store"), staged(tmp_path / "store")) == (["tiny@1"], [])
 
 
+@pytest.mark.slow
 def test_two_pulls_of_one_name_wait_for_each_other(start: Start, repositories: Path, tmp_path: Path) -> None:
     words = ("--from", repositories / REPO, "--store", tmp_path / "store")
     first = start(*words)
@@ -193,6 +196,7 @@ def test_two_pulls_of_one_name_wait_for_each_other(start: Start, repositories: P
     assert (artifacts(tmp_path / "store"), staged(tmp_path / "store")) == (["tiny@1", "tiny@2"], [])
 
 
+@pytest.mark.slow
 def test_two_servers_that_start_at_once_share_what_one_pulls(
     hub: LocalHub,
     serving: Callable[..., AbstractContextManager[str]],

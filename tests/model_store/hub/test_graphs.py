@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from model_store.errors import ExportRefused
+from model_store.hub.folder import FolderRepository
 from model_store.hub.graphs import ForeignGraph, weight_arrays
+from model_store.hub.pulling import download, plan_pull
 from model_store.hub.surgery import before_normalisation
 
 WIDE, ROWS = 32, np.random.default_rng(0).standard_normal((3, 32)).astype(np.float32)
@@ -132,9 +134,14 @@ def test_a_value_that_nothing_computes_cannot_be_kept(tmp_path: Path) -> None:
             graph.keep(name)
 
 
-def points(model: ModelProto, **entries: str) -> None:
-    """Change where the first external weight is said to lie."""
+def points(
+    model: ModelProto, *, dims: tuple[int, ...] | None = None, kind: int | None = None, **entries: str
+) -> None:
+    """Change where the first external weight is said to lie, or what shape and type it is said to have."""
     tensor = next(each for each in model.graph.initializer if each.external_data)
+    if dims:
+        tensor.dims[:] = dims
+    tensor.data_type = kind or tensor.data_type
     for entry in tensor.external_data:
         entry.value = entries.pop(entry.key, entry.value)
     for key, value in entries.items():
@@ -196,6 +203,11 @@ def a_pipe(folder: Path, model: ModelProto) -> None:
         (lambda _, model: points(model, offset="many"), "'many'"),
         (lambda _, model: points(model, length="1e3"), "'1e3'"),
         (lambda _, model: points(model, length="9" * 5000), "no number"),
+        (lambda _, model: points(model, length="4"), "'first' has 4096 bytes, the place of its weights 4"),
+        (lambda _, model: points(model, length=str(WEIGHTS["first"].nbytes + 1)), "'first' has 4096 bytes"),
+        (lambda _, model: points(model, dims=(2**40, 2**40)), "the place of its weights 4096"),
+        (lambda _, model: points(model, dims=(-1, 200)), "cannot lie outside"),
+        (lambda _, model: points(model, kind=TensorProto.STRING), "cannot lie outside"),
     ],
 )
 def test_weights_that_are_not_where_they_are_said_to_be(
@@ -208,7 +220,52 @@ def test_weights_that_are_not_where_they_are_said_to_be(
     with pytest.raises(ExportRefused, match=said):
         graph.save(tmp_path / "copy.onnx")
     with pytest.raises(ExportRefused, match=said):
-        list(weight_arrays(graph))
+        graph.check_weights()
+    if graph.model.graph.initializer[0].data_type == TensorProto.FLOAT:
+        with pytest.raises(ExportRefused, match=said):
+            list(weight_arrays(graph))
+
+
+@pytest.mark.parametrize("length", [True, False], ids=["length said", "length not said"])
+def test_weights_of_inner_graphs_and_of_tensors_without_a_length_are_found(tmp_path: Path, length: bool) -> None:
+    branch = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "own"], ["inside"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("inside", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(WEIGHTS["first"], "own")],
+    )
+    other = helper.make_graph([helper.make_node("Identity", ["x"], ["same"])], "other", [], [branch.output[0]])
+    other.output[0].name = "same"
+    node = helper.make_node("If", ["yes"], ["inner"], then_branch=branch, else_branch=other)
+    product = helper.make_node("MatMul", ["inner", "second"], ["out"])
+    model = model_of([node, product], yes=np.array(True), second=WEIGHTS["second"])
+    found, copy = tmp_path / "found", tmp_path / "copy"
+    found.mkdir()
+    copy.mkdir()
+    expected = run(written(tmp_path, model).path)
+    graph = written(found, model, one_file=True)
+    (inner,) = (tensor for tensor in graph.weights() if tensor.name == "own")
+    assert inner.data_location == TensorProto.EXTERNAL
+    if not length:
+        for tensor in graph.weights():
+            kept = [entry for entry in tensor.external_data if entry.key != "length"]
+            del tensor.external_data[:]
+            tensor.external_data.extend(kept)
+    graph.check_weights()
+    assert np.array_equal(run(graph.save(copy / "model.onnx")[0]), expected)
+    next(entry for entry in inner.external_data if entry.key == "location").value = "../model.onnx_data"
+    with pytest.raises(ExportRefused, match="outside the folder"):
+        graph.check_weights()
+
+
+def test_a_pull_compares_them_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "onnx").mkdir()
+    graph = written(tmp_path / "onnx", two_layers(), one_file=True)
+    points(graph.model, length="4")
+    onnx.save(graph.model, graph.path)
+    with pytest.raises(ExportRefused, match="the place of its weights 4"):
+        download(plan_pull(FolderRepository(tmp_path)))
 
 
 def test_a_snapshot_of_the_hubs_cache_is_read_through_its_links(tmp_path: Path) -> None:
