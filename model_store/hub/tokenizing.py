@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from pydantic import ValidationError
 from tokenizers import Tokenizer as HubTokenizer
 
 from model_store.errors import ExportRefused, ManifestError
@@ -53,11 +54,15 @@ def tokenizer_of(
         )
     content = read_json(file) if file.is_file() else _from_pieces(folder)
     merges = _clip_merges(content)
-    if merges is not None:
-        return _clip(merges, clean or "lower", length, dynamic_length)
-    if not file.is_file():
+    if merges is None and not file.is_file():
         raise ExportRefused("vocab.json and merges.txt are not CLIP's, and there is no tokenizer.json")
-    return _hub(file.read_bytes(), content, settings, clean or "whitespace", length, dynamic_length)
+    try:
+        if merges is not None:
+            return _clip(merges, clean or "lower", length, dynamic_length)
+        return _hub(file.read_bytes(), content, settings, clean or "whitespace", length, dynamic_length)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ExportRefused(f"texts of {first['loc'][0]} {first['input']} are not served: {first['msg']}") from error
 
 
 def _clip(merges: bytes, clean: Clean, length: int, dynamic_length: bool) -> FoundTokenizer:

@@ -58,15 +58,17 @@ def joint(op: str = "Relu", output: str = "image_embeds", location: str | None =
 def repository(folder: Path, model: ModelProto, **settings: object) -> Path:
     folder.mkdir(parents=True)
     onnx.save(model, folder / "model.onnx")
-    (folder / "config.json").write_text(json.dumps({"architectures": [EVIL], "model_type": "clip"}))
+    config = {"architectures": [EVIL], "model_type": "clip", "text_config": {"max_position_embeddings": 8}}
+    (folder / "config.json").write_text(json.dumps(config))
     (folder / "preprocessor_config.json").write_text(json.dumps({**PREPARED, **settings}))
-    vocabulary = {"<unk>": 0, EVIL: 1}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": "<unk>", "unk_token": "<unk>"}))
+    vocabulary = {"<unk>": 0, EVIL: 1, "a": 2, "b": 3}
     (folder / "tokenizer.json").write_text(
         json.dumps(
             {
                 "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
                 "pre_tokenizer": None, "post_processor": None, "decoder": None,
-                "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": EVIL},
+                "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"},
             }
         )
     )  # fmt: skip
@@ -82,7 +84,7 @@ def several(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("lay", "said"),
     [
-        (lambda path: repository(path / "op", joint(op=EVIL)), "op"),
+        (lambda path: repository(path / "op", joint(op=EVIL)), "does not load"),
         (lambda path: repository(path / "output", joint(output=EVIL)), "gives"),
         (lambda path: repository(path / "weights", joint(location=EVIL)), "weights"),
         (lambda path: repository(path / "key", joint(), **{EVIL: 1}), "preprocessor_config.json"),

@@ -19,7 +19,8 @@ _OF_A_PERSON = ("HF_", "HUGGING", "CLIPWORKS_")
 
 
 def environment_of_child(environment: dict[str, str]) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_OF_A_PERSON)}
+    own = (name for name in os.environ if name.startswith(_OF_A_PERSON) or name.lower().endswith("_proxy"))
+    kept = {name: os.environ[name] for name in os.environ.keys() - set(own)}
     return {**kept, **environment}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -81,14 +82,17 @@ def git_oid(data: bytes) -> str:
 
 
 @contextmanager
-def local_hub(root: Path) -> Iterator[LocalHub]:
-    """Serve root/ORG/NAME folders until the block ends."""
+def local_hub(root: Path, *, tls: ssl.SSLContext | None = None) -> Iterator[LocalHub]:
+    """Serve root/ORG/NAME folders until the block ends; with `tls` as https://localhost."""
 
     class Bound(_Handler):
         pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Bound)
     hub = Bound.hub = LocalHub(f"http://127.0.0.1:{server.server_port}", root)
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        hub.address = f"https://localhost:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

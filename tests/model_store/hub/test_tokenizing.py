@@ -233,6 +233,8 @@ def test_a_length_that_nobody_states_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ExportRefused, match="how many tokens a text has"):
             read(tmp_path, tokenizer, {**config, "model_max_length": length}, context_length=None)
     assert read(tmp_path, tokenizer, {**config, "model_max_length": 40}, context_length=None).spec.context_length == 40
+    with pytest.raises(ExportRefused, match="texts of context_length 8192 are not served"):
+        read(tmp_path, tokenizer, config, context_length=8192)
 
 
 def test_ids_with_gaps_need_as_many_rows_as_the_largest(tmp_path: Path) -> None:
