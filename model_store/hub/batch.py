@@ -50,6 +50,10 @@ def freed_batch(graph: ForeignGraph, scratch: Path) -> ForeignGraph | None:
             changed = changes.repeat_constants(node, several)
         elif node.op_type == "Gather":
             changed = changes.address_rows(node, single, several)
+        elif node.op_type == "GatherElements":
+            changed = changes.repeat_table(node, several)
+        elif node.op_type == "Attention":
+            changed = changes.repeat_queries(node, several)
         else:
             changed = False
         changes.follow(node)
@@ -170,30 +174,54 @@ class _Changes:
     def address_rows(self, node: NodeProto, single: dict[str, Shape], several: dict[str, Shape]) -> bool:
         """Let a Gather from the tokens of all rows, laid end to end, find each row's own: its index counts from 0.
 
-        With one row the number of that row is 0, and exporters leave its product with the length out.
+        With one row the number of that row is 0, and exporters leave its product with the length out. Indices are one
+        for each row (where the end token is), or the same for all of them behind a first axis of 1 (a mask's).
         """
         data, indices = node.input
         axis = next((each.i for each in node.attribute if each.name == "axis"), 0)
         tokens, all_tokens = single.get(data), several.get(data)
         if axis != 0 or not tokens or not all_tokens or self._parts.get(data, 1) != 1:
             return False
-        if tokens[0] in (None, 1) or all_tokens[0] != tokens[0] * _ROWS or several.get(indices) != [_ROWS]:
+        wanted = several.get(indices) or []
+        for_all = len(wanted) > 1 and wanted[0] == 1
+        if tokens[0] in (None, 1) or all_tokens[0] != tokens[0] * _ROWS or not (wanted == [_ROWS] or for_all):
             return False
         length = tokens[0]
 
         def nodes(stem: str, batch: str, result: str) -> list[NodeProto]:
-            self._constant(f"{stem}.none", np.array(0, np.int64))
-            self._constant(f"{stem}.one", np.array(1, np.int64))
+            self._constant(f"{stem}.one", np.ones(1, np.int64))
+            self._constant(f"{stem}.axis", np.array(0, np.int64))
             self._constant(f"{stem}.length", np.array(length, np.int64))
-            return [
-                helper.make_node("Squeeze", [batch], [f"{stem}.count"]),
-                helper.make_node("Range", [f"{stem}.none", f"{stem}.count", f"{stem}.one"], [f"{stem}.numbers"]),
+            self._constant(f"{stem}.axes", np.array([-1] + [1] * (len(wanted) - 1), np.int64))
+            return [  # not by Range, whose size no inference of shapes can tell
+                helper.make_node("Expand", [f"{stem}.one", batch], [f"{stem}.ones"]),
+                helper.make_node("CumSum", [f"{stem}.ones", f"{stem}.axis"], [f"{stem}.numbers"], exclusive=1),
                 helper.make_node("Mul", [f"{stem}.numbers", f"{stem}.length"], [f"{stem}.starts"]),
-                helper.make_node("Add", [indices, f"{stem}.starts"], [result]),
+                helper.make_node("Reshape", [f"{stem}.starts", f"{stem}.axes"], [f"{stem}.shaped"]),
+                helper.make_node("Add", [indices, f"{stem}.shaped"], [result]),
             ]
 
         self._insert(node, 1, nodes)
         return True
+
+    def repeat_table(self, node: NodeProto, several: dict[str, Shape]) -> bool:
+        """Repeat for every row the table that a GatherElements reads, which unlike Gather wants one for each."""
+        table, indices = (several.get(name) or [None] for name in node.input)
+        axis = next((each.i for each in node.attribute if each.name == "axis"), 0)
+        if table[0] != 1 or indices[0] != _ROWS or axis % len(table) == 0:
+            return False
+        self._repeat(node, 0, len(table))
+        return True
+
+    def repeat_queries(self, node: NodeProto, several: dict[str, Shape]) -> bool:
+        """Repeat for every row the learnt query of a pool of attention: unlike products, Attention wants one for each."""
+        shapes = [several.get(name) or [None] for name in node.input[:3]]  # query, key, value
+        alone = [index for index, shape in enumerate(shapes) if shape[0] == 1]
+        if not any(shape[0] == _ROWS for shape in shapes):
+            return False
+        for index in alone:
+            self._repeat(node, index, len(shapes[index]))
+        return bool(alone)
 
     def _repeat(self, node: NodeProto, index: int, rank: int) -> None:
         def nodes(stem: str, batch: str, result: str) -> list[NodeProto]:

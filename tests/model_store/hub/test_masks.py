@@ -119,6 +119,9 @@ def test_a_multilingual_model_is_the_torch_model(tmp_path: Path, form: dict[str,
     artifact = publishing.published(tmp_path, tmp_path / "store")
     images, texts = publishing.distances(artifact, source)
     assert max(images, texts) < publishing.CENTRED_MAX
+    graph = artifact.manifest.graph("text_encoder", "fp32")
+    assert graph
+    assert (graph.inputs[0].shape[0], graph.batch_invariant) == ("batch", True)
     assert artifact.manifest.text
     assert (artifact.manifest.text.clean, artifact.manifest.text.pad_id) == ("whitespace", 1)
     shown = [text for text in TEXTS if text]
