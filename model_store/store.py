@@ -17,11 +17,10 @@ from pydantic import ValidationError
 from model_store.artifact import Artifact, files_below
 from model_store.derivation import check_parts
 from model_store.errors import ArtifactExists, ArtifactInUse, ArtifactNotFound, IntegrityError, ManifestError
-from model_store.files import replace_folder, sync
+from model_store.files import one_at_a_time, replace_folder, staged_folder, sync
 from model_store.identity import sha256_file
 from model_store.manifest import NAME_PATTERN, FileEntry, Manifest
 from model_store.seal import MANIFEST_FILE, SEAL_FILE, read_manifest, write_manifest
-from model_store.staging import one_at_a_time, staged_folder
 
 BUILTIN_FOLDER = Path(__file__).parent / "builtin"
 _STAGING = ".staging"

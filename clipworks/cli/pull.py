@@ -122,18 +122,22 @@ def _making(store: Store, name: str, model_bytes: int | None) -> Generator[bool]
     try:
         if model_bytes and store.root and store.root.is_dir() and shutil.disk_usage(store.root).free < model_bytes:
             raise UsageError(_too_small(store.root, os.strerror(errno.ENOSPC), model_bytes))
-        with store.making(name, lambda: output.say(f"{name}: another process is making it; waiting for it to end")) as waited:
+        with store.making(
+            name, lambda: output.say(f"{name}: another process is making it; waiting for it to end")
+        ) as waited:
             yield waited
     except OSError as error:
         root, full = store.root, error.errno in _NO_ROOM
         there = root is not None and error.filename and Path(os.fsdecode(error.filename)).is_relative_to(root)
-        if root is None or not (there or (full and not error.filename)):  # a full disk is met in writing, without a name
+        if root is None or not (
+            there or (full and not error.filename)
+        ):  # a full disk is met in writing, without a name
             raise
         if full:
-            raise UsageError(_too_small(root, error.strerror, model_bytes)) from error
+            raise UsageError(_too_small(root, error.strerror or "", model_bytes)) from error
         raise UsageError(
-            f"{root}: {error.strerror}: models are published there, and this process must be able to write to it; another "
-            "folder: --store, or CLIPWORKS_STORE"
+            f"{root}: {error.strerror}: models are published there, and this process must be able to write to it; "
+            "another folder: --store, or CLIPWORKS_STORE"
         ) from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-# C0 but tab and line feed, DEL, C1 (U+009B begins an escape sequence too), and what turns the order of characters round.
+# C0 but tab and line feed, DEL, C1 (U+009B begins an escape sequence too), and what turns characters' order round.
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 

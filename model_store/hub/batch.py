@@ -214,7 +214,7 @@ class _Changes:
         return True
 
     def repeat_queries(self, node: NodeProto, several: dict[str, Shape]) -> bool:
-        """Repeat for every row the learnt query of a pool of attention: unlike products, Attention wants one for each."""
+        """Repeat for every row the learnt query of a pool of attention: Attention wants one for each."""
         shapes = [several.get(name) or [None] for name in node.input[:3]]  # query, key, value
         alone = [index for index, shape in enumerate(shapes) if shape[0] == 1]
         if not any(shape[0] == _ROWS for shape in shapes):

@@ -157,9 +157,7 @@ def test_a_download_that_was_stopped_and_killed_goes_on(hub: LocalHub, start: St
 
 
 @pytest.mark.slow
-def test_a_publish_that_was_stopped_and_killed_leaves_nothing(
-    start: Start, repositories: Path, tmp_path: Path
-) -> None:
+def test_a_publish_that_was_stopped_and_killed_leaves_nothing(start: Start, repositories: Path, tmp_path: Path) -> None:
     words = ("--from", repositories / REPO, "--store", tmp_path / "store")
     stopped = start(*words)
     seen = reads_until(stopped, "tiny: goldens")
@@ -279,7 +277,11 @@ def test_a_file_in_the_place_of_the_store_is_named(start: Start, repositories: P
 
 @pytest.mark.parametrize(
     ("size", "said"),
-    [("4k", "No space left on device; another folder: HF_HOME"), ("300k", "are free at"), ("ro", "Read-only file system")],
+    [
+        ("4k", "No space left on device; another folder: HF_HOME"),
+        ("300k", "are free at"),
+        ("ro", "Read-only file system"),
+    ],
 )
 def test_a_cache_without_room_is_named(hub: LocalHub, start: Start, tmp_path: Path, size: str, said: str) -> None:
     home = tmp_path / "hub"

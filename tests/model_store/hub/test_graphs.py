@@ -134,9 +134,7 @@ def test_a_value_that_nothing_computes_cannot_be_kept(tmp_path: Path) -> None:
             graph.keep(name)
 
 
-def points(
-    model: ModelProto, *, dims: tuple[int, ...] | None = None, kind: int | None = None, **entries: str
-) -> None:
+def points(model: ModelProto, *, dims: tuple[int, ...] | None = None, kind: int | None = None, **entries: str) -> None:
     """Change where the first external weight is said to lie, or what shape and type it is said to have."""
     tensor = next(each for each in model.graph.initializer if each.external_data)
     if dims:

@@ -62,7 +62,9 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(data=st.one_of(st.binary(max_size=200), st.text("image,caption\n\r\"'\0 .jpg;\x1b", max_size=80).map(str.encode)))
+@given(
+    data=st.one_of(st.binary(max_size=200), st.text("image,caption\n\r\"'\0 .jpg;\x1b", max_size=80).map(str.encode))
+)
 def test_any_bytes_are_pairs_or_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     file = tmp_path_factory.mktemp("pairs") / "pairs.csv"
     for head in (b"", b"image,caption\n"):

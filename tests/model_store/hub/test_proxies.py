@@ -62,8 +62,14 @@ def test_a_password_of_the_proxy_is_sent_and_not_said(
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ("http://me:secret@127.0.0.1:9", "cannot be reached (ConnectError: [Errno 111] Connection refused); proxies are"),
-        ("socks5://me:secret@127.0.0.1:9", "HTTP_PROXY: expected http://HOST:PORT or https://HOST:PORT; SOCKS needs the"),
+        (
+            "http://me:secret@127.0.0.1:9",
+            "cannot be reached (ConnectError: [Errno 111] Connection refused); proxies are",
+        ),
+        (
+            "socks5://me:secret@127.0.0.1:9",
+            "HTTP_PROXY: expected http://HOST:PORT or https://HOST:PORT; SOCKS needs the",
+        ),
         ("ftp://me:secret@127.0.0.1:9", "HTTP_PROXY: expected http://HOST:PORT or https://HOST:PORT"),
         ("http://[::1", "HTTP_PROXY: expected http://HOST:PORT or https://HOST:PORT"),
     ],

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from model_store.staging import one_at_a_time, staged_folder
+from model_store.files import one_at_a_time, staged_folder
 
 # Stages a folder with a file in it, says its name, and holds it until it is killed.
 HOLDS = """
 import sys, time
 from pathlib import Path
-from model_store.staging import one_at_a_time, staged_folder
+from model_store.files import one_at_a_time, staged_folder
 with one_at_a_time(Path(sys.argv[1]), "a", lambda: None), staged_folder(Path(sys.argv[1])) as folder:
     (folder / "deep").mkdir()
     (folder / "deep" / "weights").write_bytes(b"1" * 1000)
