@@ -23,6 +23,7 @@ from model_store.manifest import NAME_PATTERN, FileEntry, Manifest
 from model_store.seal import MANIFEST_FILE, SEAL_FILE, read_manifest, write_manifest
 
 BUILTIN_FOLDER = Path(__file__).parent / "builtin"
+DEFAULT_MODEL = "everyday-small"  # of several that are shipped; one alone is the default whatever its name
 _STAGING = ".staging"
 _NAME = re.compile(NAME_PATTERN)
 _VERSION = re.compile("[1-9][0-9]{0,8}")
@@ -47,6 +48,18 @@ class Store:
     def problems(self) -> list[str]:
         """One line for each folder that looks like an artifact and cannot be opened."""
         return [problem for _, problem in self._scan() if problem]
+
+    def default_name(self) -> str | None:
+        """The name of the model that answers where none is named: the shipped one, else the only one of the folder.
+
+        None: there is none, or nothing says which.
+        """
+        builtin = not all(writable for _, writable in self._folders)
+        shipped = {artifact.manifest.name for artifact in Store(None).list()} if builtin else set[str]()
+        if DEFAULT_MODEL in shipped:
+            return DEFAULT_MODEL
+        names = shipped or {artifact.manifest.name for artifact in self.list()}
+        return names.pop() if len(names) == 1 else None
 
     def open(self, reference: str) -> Artifact:
         """Open `name` (its highest version) or `name@version`.

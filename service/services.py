@@ -197,7 +197,7 @@ def build_services(settings: Settings, *, telemetry: Telemetry, with_collections
     pool = _decode_pool(settings, workers=settings.decode_workers or cores)
     registry = Registry(
         store,
-        models=[settings.model or default_model(store, builtin=settings.builtin), *settings.extra_models],
+        models=[settings.model or default_model(store), *settings.extra_models],
         settings=engine,
         telemetry=telemetry,
         hang_s=settings.hang_s,
@@ -299,17 +299,15 @@ def backend_of(settings: Settings, store: RetrievalSettings) -> BackendSource:
         raise BadSettings(str(error)) from None
 
 
-def default_model(store: Store, *, builtin: bool) -> str:
-    """The model of requests that name none: the embedded one, else the only one of the store.
+def default_model(store: Store) -> str:
+    """The model of requests that name none.
 
     Raises:
         BadSettings: there is none, or no way to choose.
     """
-    names = sorted({a.manifest.name for a in Store(None).list()}) if builtin else []
-    names = names or sorted({artifact.manifest.name for artifact in store.list()})
-    if len(names) == 1:
-        return names[0]
-    if names:
+    if name := store.default_name():
+        return name
+    if names := sorted({artifact.manifest.name for artifact in store.list()}):
         raise BadSettings(f"CLIPWORKS_MODEL (--model): the store has {', '.join(names)}; say which is the default")
     problems = "".join(f"\n  {problem}" for problem in store.problems())
     raise BadSettings(f"there is no model to serve: import one, or set CLIPWORKS_STORE{problems}")

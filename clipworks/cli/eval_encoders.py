@@ -65,17 +65,14 @@ def opened(
 
 
 def _artifact(model: str | None, store: Path | None, precision: Precision) -> ArtifactEncoder:
-    """CLIPWORKS_MODEL, as for the server, where no model is named; else the one that is shipped."""
+    """CLIPWORKS_MODEL, as for the server, where no model is named; else the store's default."""
     from evaluation.encoder import open_artifact
     from model_store.store import Store
 
     found = Store(store)
-    name = model or os.environ.get("CLIPWORKS_MODEL")
+    name = model or os.environ.get("CLIPWORKS_MODEL") or found.default_name()
     if not name:
-        shipped = sorted({artifact.manifest.name for artifact in Store(None).list()})
-        if len(shipped) != 1:
-            raise UsageError(f"which model? give --model NAME, of {', '.join(a.reference for a in found.list())}")
-        name = shipped[0]
+        raise UsageError(f"which model? give --model NAME, of {', '.join(a.reference for a in found.list())}")
     return open_artifact(found.open(name), precision=precision)
 
 

@@ -18,8 +18,9 @@ from clipworks.cli import app
 from evaluation.probe_results import ProbeResult
 from evaluation.results_file import EvaluationRun, read_run, write_run
 from evaluation.suites import probe_names
+from model_store.store import Store
+from tests.stores import SHOP_STORE, TINY_STORE
 
-TINY_STORE = Path(__file__).parents[1] / "fixtures" / "tiny_store"
 GOLDENS = TINY_STORE / "tiny" / "1" / "goldens"
 PROGRAM = Path(sys.executable).with_name("clipworks")
 ENDINGS = {"clipworks": "", "jina": "/v1", "infinity": "/v1"}
@@ -42,24 +43,25 @@ def run(*arguments: str | Path) -> Result:
 
 
 @pytest.fixture(scope="module")
-def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A quick run of the embedded model, in a process of its own."""
-    folder = tmp_path_factory.mktemp("shipped")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A quick run of a model that was trained on products, in a process of its own."""
+    folder = tmp_path_factory.mktemp("shop")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CLIPWORKS_")}
-    environment["XDG_CACHE_HOME"] = str(folder / "cache")
+    environment |= {"XDG_CACHE_HOME": str(folder / "cache"), "CLIPWORKS_STORE": str(SHOP_STORE)}
     with (folder / "table.tsv").open("wb") as table, (folder / "remarks.txt").open("wb") as remarks:
-        command = [PROGRAM, "eval", "--out", folder / "run.json", "--html", folder / "run.html"]
+        command = [PROGRAM, "eval", "--model", "fashion-small", "--out", folder / "run.json"]
+        command += ["--html", folder / "run.html"]
         subprocess.run(command, check=True, env=environment, stdout=table, stderr=remarks, timeout=300)
     return folder
 
 
-def test_a_quick_run_of_the_embedded_model(shipped: Path) -> None:
-    found = read_run(shipped / "run.json")
+def test_a_quick_run_of_a_model_of_the_store(shop: Path) -> None:
+    found = read_run(shop / "run.json")
     assert found.encoder == "fashion-small@1 (fp32)"
     assert (found.suite, found.seed, found.size_px) == ("quick", 0, 64)
     assert [result.key.probe for result in found.results] == list(probe_names())
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", found.date)
-    lines = [line.split("\t") for line in (shipped / "table.tsv").read_text().splitlines()]
+    lines = [line.split("\t") for line in (shop / "table.tsv").read_text().splitlines()]
     assert lines[0] == ["probe", "row", "n", "unit", "score", "low", "high", "chance", "blind", "bag", "truth", "mark"]
     printed = {(line[0], line[1]): line for line in lines[1:]}
     for result in found.results:
@@ -70,14 +72,14 @@ def test_a_quick_run_of_the_embedded_model(shipped: Path) -> None:
                 assert text == ("" if number is None else f"{number:.6g}")
     assert [line for line in lines if line[0] == "localisation"]  # it has a vector for each position
     assert printed["binding", "colours swapped"][-1] == "worse"  # it scores all captions of the same words alike
-    remarks = (shipped / "remarks.txt").read_text()
+    remarks = (shop / "remarks.txt").read_text()
     assert "spurious: colours of the training pictures: n/a" in remarks
     assert "run.json" in remarks
-    assert not list((shipped / "cache" / "clipworks" / "eval").iterdir())
+    assert not list((shop / "cache" / "clipworks" / "eval").iterdir())
 
 
-def test_the_report_is_a_page_of_this_run(shipped: Path) -> None:
-    page = (shipped / "run.html").read_text(encoding="utf-8")
+def test_the_report_is_a_page_of_this_run(shop: Path) -> None:
+    page = (shop / "run.html").read_text(encoding="utf-8")
     assert "fashion-small@1 (fp32), quick" in page
     assert "<script" not in page
 
@@ -121,9 +123,9 @@ def _compared(a: EvaluationRun, b: Path, folder: Path, *options: str) -> Result:
     return run("compare", folder / "a.json", b, *options)
 
 
-def test_compare_puts_two_models_side_by_side(shipped: Path, tmp_path: Path) -> None:
+def test_compare_puts_two_models_side_by_side(shop: Path, tmp_path: Path) -> None:
     assert run("--image-px", "64", "--out", tmp_path / "tiny.json").exit_code == 0
-    result = run("compare", shipped / "run.json", tmp_path / "tiny.json")
+    result = run("compare", shop / "run.json", tmp_path / "tiny.json")
     assert result.exit_code == 0
     lines = [line.split("\t") for line in result.stdout.splitlines()]
     assert lines[0] == [
@@ -147,7 +149,7 @@ def test_compare_puts_two_models_side_by_side(shipped: Path, tmp_path: Path) -> 
     assert "paired, 16 groups" in binding
     assert len(lines) > 60
     assert "not compared: size-bias, larger wins, area x2: no score in A" in result.stderr
-    found = json.loads(run("compare", shipped / "run.json", tmp_path / "tiny.json", "--json").stdout)
+    found = json.loads(run("compare", shop / "run.json", tmp_path / "tiny.json", "--json").stdout)
     assert found["a"]["encoder"] == "fashion-small@1 (fp32)"
     assert found["b"]["encoder"] == "tiny@1 (fp32)"
     assert len(found["rows"]) == len(lines) - 1
@@ -155,15 +157,15 @@ def test_compare_puts_two_models_side_by_side(shipped: Path, tmp_path: Path) -> 
     assert "one and the same model" in run("compare", tmp_path / "tiny.json", tmp_path / "tiny.json").stderr
 
 
-def test_compare_refuses_other_questions(shipped: Path, tiny: EvaluationRun, tmp_path: Path) -> None:
-    result = _compared(tiny, shipped / "run.json", tmp_path)
+def test_compare_refuses_other_questions(shop: Path, tiny: EvaluationRun, tmp_path: Path) -> None:
+    result = _compared(tiny, shop / "run.json", tmp_path)
     assert result.exit_code == 2
     assert f"other picture sizes: A {tiny.size_px} px, B 64 px; give both runs the same --image-px" in result.stderr
     (tmp_path / "text.json").write_text("hello")
     for name, reason in (("text.json", "text.json"), ("none.json", "No such file")):
-        wrong = run("compare", shipped / "run.json", tmp_path / name)
+        wrong = run("compare", shop / "run.json", tmp_path / name)
         assert (wrong.exit_code, reason in wrong.stderr) == (2, True)
-    early = run("--json", "compare", shipped / "run.json", shipped / "run.json")
+    early = run("--json", "compare", shop / "run.json", shop / "run.json")
     assert (early.exit_code, "after it" in early.stderr) == (2, True)
 
 
@@ -213,11 +215,26 @@ def _plain(results: tuple[ProbeResult, ...]) -> list[object]:
     return [to_json(result) for result in results]
 
 
-def test_real_data_alone_asks_no_probe(tmp_path: Path) -> None:
+@pytest.fixture
+def two_photographs(tmp_path: Path) -> str:
+    """A specification of two classes with a picture each."""
     for name, golden in (("cats", "rgb_jpeg_331x227"), ("dogs", "rgb_png_331x227")):
         (tmp_path / "photos" / name).mkdir(parents=True)
         shutil.copy(GOLDENS / f"{golden}.bin", tmp_path / "photos" / name / f"a.{golden.split('_')[1]}")
-    spec = f"folder:{tmp_path / 'photos'},templates=1"
+    return f"folder:{tmp_path / 'photos'},templates=1"
+
+
+def test_the_shipped_model_is_asked_where_none_is_named(
+    two_photographs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CLIPWORKS_MODEL")
+    result = run("--data", two_photographs, "--out", tmp_path / "run.json", "--folder", tmp_path / "kept")
+    assert result.exit_code == 0, result.stderr
+    assert read_run(tmp_path / "run.json").encoder == f"{Store(None).default_name()}@1 (fp32)"
+
+
+def test_real_data_alone_asks_no_probe(two_photographs: str, tmp_path: Path) -> None:
+    spec = two_photographs
     result = run("--data", spec, "--out", tmp_path / "run.json", "--folder", tmp_path / "kept")
     assert result.exit_code == 0, result.stderr
     found = read_run(tmp_path / "run.json")
@@ -261,7 +278,7 @@ def test_what_cannot_be_asked_is_told_in_a_sentence(server_url: str, tmp_path: P
         assert (result.exit_code, reason in told) == (code, True), (arguments, told)
 
 
-def test_the_table_is_readable_at_100_columns(shipped: Path, tiny: EvaluationRun) -> None:
+def test_the_table_is_readable_at_100_columns(shop: Path, tiny: EvaluationRun) -> None:
     """On a terminal: every row on one line or two, nothing cut off."""
     table = _on_a_terminal(["eval"])
     assert max(len(line) for line in table.splitlines()) <= 100
@@ -274,7 +291,7 @@ def test_the_table_is_readable_at_100_columns(shipped: Path, tiny: EvaluationRun
                 "-" if row.score is None else f"{100 * row.score:.1f}" if row.unit == "share" else f"{row.score:.2f}"
             )
             assert re.search(rf"{re.escape(row.name[:25])}.*? {row.n} +{re.escape(shown)} ", words), row.name
-    compared = _on_a_terminal(["eval", "compare", str(shipped / "run.json"), str(shipped / "run.json")])
+    compared = _on_a_terminal(["eval", "compare", str(shop / "run.json"), str(shop / "run.json")])
     assert max(len(line) for line in compared.splitlines()) <= 100
     assert "B is better in 0 and worse in 0" in " ".join(compared.split())
 

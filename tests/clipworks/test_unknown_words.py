@@ -14,6 +14,7 @@ from PIL import Image
 
 from clipworks import Client
 from clipworks.errors import InvalidInput
+from tests.stores import SHOP_STORE
 
 Cli = Callable[..., tuple[int, str, str]]
 Serving = Callable[..., AbstractContextManager[str]]
@@ -21,10 +22,9 @@ Call = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def shipped(serving: Serving, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a server with the embedded model."""
-    store = tmp_path_factory.mktemp("store")
-    with serving("--builtin", "--store", store, "--data", "memory") as url:
+def shop(serving: Serving) -> Iterator[str]:
+    """Address of a server with a model that knows some thousands of tokens and no others."""
+    with serving("--store", SHOP_STORE, "--data", "memory") as url:
         yield url
 
 
@@ -35,29 +35,29 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_warning_names_the_callers_inputs(call: Call, shipped: str) -> None:
+def test_a_warning_names_the_callers_inputs(call: Call, shop: str) -> None:
     """Requests of two texts each: the server's indices are not the caller's."""
     texts = ["dress", "shoes", "bag", "grass", "red dress", "hello"]
     with pytest.warns(UserWarning, match=r"^inputs\[") as said:
-        found = call(shipped, "embed", texts=texts, on_error="item", client={"batch_size": 2})
+        found = call(shop, "embed", texts=texts, on_error="item", client={"batch_size": 2})
     assert sorted(text[:9] for text in found.warnings) == ["inputs[3]", "inputs[5]"]
     assert [str(each.message) for each in said] == found.warnings
     np.testing.assert_allclose(np.linalg.norm(found.vectors, axis=1), [1, 1, 1, 0, 1, 0], atol=1e-6)
     with pytest.raises(InvalidInput) as refused:
-        call(shipped, "embed", texts=texts, on_unknown="error")
+        call(shop, "embed", texts=texts, on_unknown="error")
     assert (refused.value.code, refused.value.index) == ("no_direction", 3)
 
 
-def test_labels_and_queries_are_warned_of(call: Call, shipped: str, picture: Path) -> None:
+def test_labels_and_queries_are_warned_of(call: Call, shop: str, picture: Path) -> None:
     with pytest.warns(UserWarning, match="nothing of 'grass'"):
-        [predictions] = call(shipped, "classify", [picture], ["dress", "grass", "shoes"])
+        [predictions] = call(shop, "classify", [picture], ["dress", "grass", "shoes"])
     assert [(each.label, each.weak) for each in predictions][2] == ("grass", True)
     with pytest.warns(UserWarning, match="nothing of 'grass'"):
-        [located] = call(shipped, "localize", [picture], ["dress", "grass"])
+        [located] = call(shop, "localize", [picture], ["dress", "grass"])
     assert {each.label: each.weak for each in located.labels} == {"dress": False, "grass": True}
     with pytest.warns(UserWarning, match="^label set kinds: labels: .*'grass'"):
-        call(shipped, "put_label_set", "kinds", ["dress", "grass"])
-    with Client(shipped) as client:
+        call(shop, "put_label_set", "kinds", ["dress", "grass"])
+    with Client(shop) as client:
         things = client.create_collection("things")
         things.upsert([{"id": "a", "text": "dress"}])
         with pytest.warns(UserWarning, match=r"^collection things: queries\[1\].text: "):
@@ -68,17 +68,17 @@ def test_labels_and_queries_are_warned_of(call: Call, shipped: str, picture: Pat
         client.delete_collection("things")
 
 
-def test_the_command_line_warns_on_stderr(cli: Cli, shipped: str, picture: Path) -> None:
-    code, out, err = cli("classify", picture, "--labels", "dress,grass,shoes", "--url", shipped, "--json")
+def test_the_command_line_warns_on_stderr(cli: Cli, shop: str, picture: Path) -> None:
+    code, out, err = cli("classify", picture, "--labels", "dress,grass,shoes", "--url", shop, "--json")
     assert (code, json.loads(out)["data"][0]["predictions"][2]["label"]) == (0, "grass")
     assert err.startswith("warning: labels: this model knows nothing of 'grass'")
-    code, out, err = cli("embed", "--text", "grass", "--text", "dress", "--url", shipped)
+    code, out, err = cli("embed", "--text", "grass", "--text", "dress", "--url", shop)
     assert (code, len(out.splitlines()), err.startswith("warning: inputs[0]: ")) == (0, 2, True)
-    code, _, err = cli("localize", picture, "--labels", "dress,grass", "--url", shipped)
+    code, _, err = cli("localize", picture, "--labels", "dress,grass", "--url", shop)
     assert (code, "warning: labels: this model knows nothing of 'grass'" in err) == (0, True)
-    with Client(shipped) as client:
+    with Client(shop) as client:
         client.create_collection("words").upsert([{"id": "a", "text": "dress"}])
-    code, out, err = cli("search", "grass", "-c", "words", "--url", shipped)
+    code, out, err = cli("search", "grass", "-c", "words", "--url", shop)
     assert (code, len(out.splitlines()), err.splitlines()[0].startswith("warning: collection words: queries[0]")) == (
         0,
         1,

@@ -1,4 +1,4 @@
-"""The embedded default judged on real photographs by the standard tasks (CLIPWORKS_TEST_DATA)."""
+"""A model of products judged on real photographs by the standard tasks (CLIPWORKS_TEST_DATA)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from evaluation.fashion import MIN_PHOTOGRAPHS, article_type
 from evaluation.probe_results import ProbeResult, ResultRow
 from evaluation.standard.specs import task
 from model_store.store import Artifact, Store
+from tests.stores import SHOP_STORE
 
 pytestmark = pytest.mark.skipif("CLIPWORKS_TEST_DATA" not in os.environ, reason="CLIPWORKS_TEST_DATA is not set")
 
@@ -24,8 +25,8 @@ def data() -> Path:
 
 
 @pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return Store(tmp_path_factory.mktemp("store")).open("fashion-small")
+def artifact() -> Artifact:
+    return Store(SHOP_STORE, builtin=False).open("fashion-small")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Opening, tampering, publishing: an artifact is complete and untouched, or it is refused by name."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -15,9 +16,9 @@ from pydantic import ValidationError
 from model_store.errors import ArtifactError, ArtifactExists, ArtifactNotFound, IntegrityError, ManifestError
 from model_store.identity import fingerprint, space_of
 from model_store.manifest import Fingerprint, Manifest
-from model_store.store import Artifact, Store, copy_to_change, file_entries, replace
+from model_store.store import DEFAULT_MODEL, Artifact, Store, copy_to_change, file_entries, replace
+from tests.stores import TINY_STORE
 
-TINY_STORE = Path(__file__).parents[1] / "fixtures" / "tiny_store"
 TINY_FILES = sorted(
     p.relative_to(TINY_STORE / "tiny" / "1").as_posix()
     for p in (TINY_STORE / "tiny" / "1").rglob("*")
@@ -71,6 +72,35 @@ def test_a_manifest_that_says_more_than_is_understood_is_refused(
     edit_manifest(tiny, **changed)
     with pytest.raises(ManifestError, match="Extra inputs"):
         store.open("tiny@1")
+
+
+def test_the_default_is_the_only_model_of_a_folder(store: Store, tiny: Artifact, tmp_path: Path) -> None:
+    assert store.default_name() == "tiny"
+    assert Store(tmp_path / "none", builtin=False).default_name() is None
+    add_name(store, tiny, "other")
+    assert store.default_name() is None
+
+
+def test_a_shipped_model_comes_first_and_among_several_the_one_that_the_code_names(
+    store: Store, tiny: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = Store(None).default_name()
+    assert shipped in {artifact.manifest.name for artifact in Store(None).list()}
+    assert Store(store.root).default_name() == shipped
+    monkeypatch.setattr("model_store.store.BUILTIN_FOLDER", tmp_path / "builtin")
+    assert Store(store.root).default_name() == "tiny"
+    builtin = Store(tmp_path / "builtin", builtin=False)
+    for name, expected in (("zebra", "zebra"), ("aardvark", None), (DEFAULT_MODEL, DEFAULT_MODEL)):
+        add_name(builtin, tiny, name)
+        assert Store(store.root).default_name() == expected
+    assert builtin.default_name() is None  # it names a shipped model, not any of this name
+
+
+def add_name(store: Store, tiny: Artifact, name: str) -> None:
+    """Put a copy of the tiny artifact under another name."""
+    assert store.root
+    folder = Path(shutil.copytree(tiny.folder, store.root / name / "1"))
+    edit_manifest(dataclasses.replace(tiny, folder=folder), name=name)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from model_store.manifest import TextSpec
 from model_store.modality.repair import fix_text
 from model_store.modality.text import MAX_CHARS, Tokenizer, is_quick
 from model_store.store import Store
+from tests.stores import SHOP_STORE
 
 BLNS = Path(__file__).parents[1] / "data" / "blns" / "blns.json"
 FRAGMENTS = [
@@ -54,7 +55,7 @@ COSTLY = {
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Store(None).open("fashion-small").tokenizer()
+    return Store(SHOP_STORE, builtin=False).open("fashion-small").tokenizer()
 
 
 def same(text: str) -> None:

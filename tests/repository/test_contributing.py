@@ -12,6 +12,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from tests.stores import SHOP_STORE
+
 REPOSITORY = Path(__file__).parents[2]
 GUIDE = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
 _SECTION = re.compile(r"^## (Add a [a-z ]+): (\d+) files?\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
@@ -44,8 +46,9 @@ def follow(tree: Path, section: str) -> set[str]:
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the parts that a server is made of, in which everything of the guide was added."""
     copy = tmp_path_factory.mktemp("tree")
+    left_out = shutil.ignore_patterns("__pycache__", "*.png", "*.jpg", "builtin")
     for room in ("clipworks", "evaluation", "model_store", "service", "docs"):
-        shutil.copytree(REPOSITORY / room, copy / room, ignore=shutil.ignore_patterns("__pycache__", "*.png", "*.jpg"))
+        shutil.copytree(REPOSITORY / room, copy / room, ignore=left_out)
     for section in ("Add a setting", "Add a route", "Add a backend for collections", "Add a probe"):
         assert len(follow(copy, section)) == _STATED[section], section
     return copy
@@ -90,6 +93,7 @@ def test_the_added_setting_is_a_flag_and_in_the_table(tree: Path) -> None:
 
 def test_the_added_route_and_backend_answer(tree: Path, tmp_path: Path) -> None:
     settings = {
+        "CLIPWORKS_STORE": str(SHOP_STORE),
         "CLIPWORKS_MAX_TOKEN_TEXTS": "2",
         "CLIPWORKS_COLLECTIONS_BACKEND": "audited",
         "CLIPWORKS_DATA": str(tmp_path / "data"),
@@ -119,14 +123,14 @@ from evaluation.report.topics import TOPICS
 from evaluation.suites import run, suite
 from model_store.store import Store
 chosen = dataclasses.replace(suite("shape"), size=QUICK)
-(result,) = run(open_artifact(Store(None).open("fashion-small")), chosen, folder=pathlib.Path(sys.argv[1]))
+folder, store = map(pathlib.Path, sys.argv[1:])
+(result,) = run(open_artifact(Store(store, builtin=False).open("fashion-small")), chosen, folder=folder)
 (row,) = result.rows
 assert TOPICS["shape"].claims[0].row == row.name
 print(row.n, row.chance, row.truth, row.blind, row.score)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=tree, env=environment(tree), capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", code, tmp_path, SHOP_STORE]
+    done = subprocess.run(command, cwd=tree, env=environment(tree), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     n, chance, truth, blind, score = map(float, done.stdout.split())
     assert n > 100

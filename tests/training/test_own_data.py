@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from rich.console import Console
 
 from evaluation.standard.tables import table_captions
 from model_store.store import Store
+from tests.stores import SHOP_STORE
 from training import method as methods
 from training.checkpoint import load_head, read_checkpoint
+from training.config import ARTIFACT
 from training.data.classes import read_classes
 from training.interrupts import TrainingStopped
 from training.log import headline
@@ -187,9 +190,8 @@ def test_a_few_pictures_of_each_class_become_a_head_of_a_stored_model(tmp_path: 
     assert head.labels == tuple(sorted(f"my {colour}s" for colour in COLOURS))
     store = Store(tmp_path / "store")
     artifact = publish_checkpoint(tmp_path / "run", "mine", store, precisions=["fp32"])
-    (base,) = Store(None).list()
     assert artifact.base is not None
-    assert artifact.base.reference == base.reference
+    assert artifact.base.manifest.name == Store(None).default_name()
     assert artifact.heads()["class"].labels == head.labels
     held_out = report_split(tmp_path / "run", data_folder=folder, split="test")
     assert held_out["head"]["accuracy"]["n"] == 5
@@ -201,12 +203,13 @@ def test_a_stored_model_is_never_trained(captions: Path, tmp_path: Path) -> None
     recipe.write_text(
         'base = "artifact:fashion-small"\n' + text[: text.index("[model]")] + text[text.index("[optim]") :]
     )
+    store = f"run.store={json.dumps(str(SHOP_STORE))}"
     with pytest.raises(ValueError, match="a stored model, whose weights are not trained"):
-        start(str(recipe), captions, tmp_path / "run")
+        start(str(recipe), captions, tmp_path / "run", store)
     with pytest.raises(ValueError, match="base artifact:nobody: .*nobody"):
         start("classes", captions, tmp_path / "run", "base=artifact:nobody")
     with pytest.raises(ValueError, match=r"leave \[model\] out"):
-        start("captions", captions, tmp_path / "run", "base=artifact:fashion-small")
+        start("captions", captions, tmp_path / "run", "base=artifact:fashion-small", store)
 
 
 def test_classes_are_split_evenly_or_by_their_folders(tmp_path: Path) -> None:
@@ -216,6 +219,11 @@ def test_classes_are_split_evenly_or_by_their_folders(tmp_path: Path) -> None:
     write_classes(tmp_path / "parted" / "test", each=2)
     parted = {split: len(rows) for split, rows in read_classes(tmp_path / "parted").items()}
     assert parted == {"train": 20, "validation": 10, "test": 0}
+
+
+def test_recipes_on_a_stored_model_name_the_one_that_is_shipped() -> None:
+    bases = {tomllib.loads(path.read_text(encoding="utf-8")).get("base", "") for path in FOLDER.rglob("*.toml")}
+    assert {base for base in bases if base.startswith(ARTIFACT)} == {f"{ARTIFACT}{Store(None).default_name()}"}
 
 
 def test_recipes_are_found_by_name() -> None:

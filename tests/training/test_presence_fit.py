@@ -16,6 +16,7 @@ from evaluation.encoder import open_artifact
 from model_store.manifest import Manifest, Presence
 from model_store.seal import MANIFEST_FILE, write_manifest
 from model_store.store import Store
+from tests.stores import SHOP_STORE
 from training.shipped.collages import collages, edges_of, read_products, singles
 from training.shipped.presence_fit import (
     KINDS,
@@ -107,9 +108,9 @@ def test_collages_hold_what_they_say(photographs: Path) -> None:
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the shipped model without its presence."""
-    shipped = Store(tmp_path_factory.mktemp("none")).open("fashion-small")
-    folder = Path(shutil.copytree(shipped.folder, tmp_path_factory.mktemp("fit") / "1"))
+    """A copy of a trained model without its presence."""
+    trained = Store(SHOP_STORE, builtin=False).open("fashion-small")
+    folder = Path(shutil.copytree(trained.folder, tmp_path_factory.mktemp("fit") / "1"))
     manifest = Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
     write_manifest(folder, manifest.model_copy(update={"presence": None}))
     return folder

@@ -1,4 +1,4 @@
-"""Words that the shipped model does not know are answered with a warning, or refused where that is asked for."""
+"""Words that a model does not know are answered with a warning, or refused where that is asked for."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ import pytest
 from PIL import Image
 
 from clipworks import schemas
+from tests.stores import SHOP_STORE
 
 LABELS = ["grass", "dress", "hello", "shoes"]
 
 
 @pytest.fixture(scope="module")
-def shipped(serve_module: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
-    """A client of a server of its own process that serves the embedded model."""
-    server = serve_module(store=tmp_path_factory.mktemp("store"), builtin="true")
+def shop(serve_module: Callable[..., Any]) -> Iterator[httpx2.Client]:
+    """A client of a server of its own process whose model knows some thousands of tokens and no others."""
+    server = serve_module(store=SHOP_STORE)
     server.wait_for("ready")
     with httpx2.Client(base_url=server.address, timeout=60) as client:
         yield client
@@ -43,42 +44,42 @@ def refused(response: httpx2.Response, status: int = 422) -> tuple[str, str, str
     return error.code, error.param or "", error.message
 
 
-def test_an_unknown_text_has_a_vector_of_zeros_and_is_named(shipped: httpx2.Client) -> None:
+def test_an_unknown_text_has_a_vector_of_zeros_and_is_named(shop: httpx2.Client) -> None:
     inputs = ["red dress", "grass", {"text": "hello"}, picture(), ""]
-    body = answered(shipped.post("/embed", json={"inputs": inputs}))
+    body = answered(shop.post("/embed", json={"inputs": inputs}))
     schemas.EmbedResponse.model_validate(body)
     vectors = np.array([each["embedding"] for each in body["data"]])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), [1, 0, 0, 1, 0], atol=1e-6)
     assert [each.get("weak", False) for each in body["data"]] == [False, True, True, False, True]
     [warning] = body["warnings"]
     assert warning.startswith("inputs[1], inputs[2].text, inputs[4]: ")
-    known = answered(shipped.post("/embed", json={"inputs": ["red dress"]}))
+    known = answered(shop.post("/embed", json={"inputs": ["red dress"]}))
     assert "warnings" not in known
     assert known["data"][0] == body["data"][0]
 
 
-def test_an_array_says_it_in_a_header(shipped: httpx2.Client) -> None:
+def test_an_array_says_it_in_a_header(shop: httpx2.Client) -> None:
     accept = {"Accept": "application/x-npy"}
-    answer = shipped.post("/embed", json={"inputs": ["grass", "dress"]}, headers=accept)
+    answer = shop.post("/embed", json={"inputs": ["grass", "dress"]}, headers=accept)
     assert np.load(BytesIO(answer.content))[0].any() == np.False_
     assert answer.headers["x-warnings"].startswith("inputs[0]: ")
-    assert "x-warnings" not in shipped.post("/embed", json={"inputs": ["dress"]}, headers=accept).headers
+    assert "x-warnings" not in shop.post("/embed", json={"inputs": ["dress"]}, headers=accept).headers
 
 
-def test_the_strict_form_refuses_and_goes_with_on_error(shipped: httpx2.Client) -> None:
+def test_the_strict_form_refuses_and_goes_with_on_error(shop: httpx2.Client) -> None:
     asked = {"inputs": ["dress", "grass"], "on_unknown": "error"}
-    assert refused(shipped.post("/embed", json=asked))[:2] == ("no_direction", "inputs[1]")
-    known, unknown = answered(shipped.post("/embed", json={**asked, "on_error": "item"}))["data"]
+    assert refused(shop.post("/embed", json=asked))[:2] == ("no_direction", "inputs[1]")
+    known, unknown = answered(shop.post("/embed", json={**asked, "on_error": "item"}))["data"]
     assert (known["index"], unknown["error"]["code"]) == (0, "no_direction")
-    assert refused(shipped.post("/embed", json={**asked, "on_unknown": "no"}))[:2] == ("invalid_field", "on_unknown")
-    assert refused(shipped.post("/v1/embeddings", json={"input": ["dress", "grass"], "on_unknown": "error"}))[:2] == (
+    assert refused(shop.post("/embed", json={**asked, "on_unknown": "no"}))[:2] == ("invalid_field", "on_unknown")
+    assert refused(shop.post("/v1/embeddings", json={"input": ["dress", "grass"], "on_unknown": "error"}))[:2] == (
         "no_direction",
         "input[1]",
     )
 
 
-def test_an_openai_client_gets_its_vectors(shipped: httpx2.Client) -> None:
-    body = answered(shipped.post("/v1/embeddings", json={"input": ["grass", "dress"]}))
+def test_an_openai_client_gets_its_vectors(shop: httpx2.Client) -> None:
+    body = answered(shop.post("/v1/embeddings", json={"input": ["grass", "dress"]}))
     schemas.V1EmbeddingsResponse.model_validate(body)
     assert [any(each["embedding"]) for each in body["data"]] == [False, True]
     assert [set(each) for each in body["data"]] == [{"object", "index", "embedding"}] * 2
@@ -86,10 +87,10 @@ def test_an_openai_client_gets_its_vectors(shipped: httpx2.Client) -> None:
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
-def test_unknown_labels_come_last_and_take_nothing_from_the_others(shipped: httpx2.Client, activation: str) -> None:
+def test_unknown_labels_come_last_and_take_nothing_from_the_others(shop: httpx2.Client, activation: str) -> None:
     def predictions(labels: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
         body = answered(
-            shipped.post("/classify", json={"inputs": [picture()], "labels": labels, "activation": activation})
+            shop.post("/classify", json={"inputs": [picture()], "labels": labels, "activation": activation})
         )
         schemas.ClassifyResponse.model_validate(body)
         return body["data"][0]["predictions"], body.get("warnings", [])
@@ -107,35 +108,35 @@ def test_unknown_labels_come_last_and_take_nothing_from_the_others(shipped: http
     assert warnings == ["labels: this model knows nothing of 'grass', 'hello'; try other words, or another model"]
 
 
-def test_every_bad_label_is_named_at_once(shipped: httpx2.Client) -> None:
+def test_every_bad_label_is_named_at_once(shop: httpx2.Client) -> None:
     asked = {"inputs": [picture()], "labels": LABELS, "on_unknown": "error"}
-    code, param, message = refused(shipped.post("/classify", json=asked))
+    code, param, message = refused(shop.post("/classify", json=asked))
     assert (code, param) == ("no_direction", "labels")
     assert "'grass', 'hello';" in message
-    assert refused(shipped.post("/localize", json=asked))[:2] == ("no_direction", "labels")
+    assert refused(shop.post("/localize", json=asked))[:2] == ("no_direction", "labels")
 
 
-def test_softmax_of_the_only_known_label_says_what_it_is_worth(shipped: httpx2.Client) -> None:
-    body = answered(shipped.post("/classify", json={"inputs": [picture()], "labels": ["grass", "dress"]}))
+def test_softmax_of_the_only_known_label_says_what_it_is_worth(shop: httpx2.Client) -> None:
+    body = answered(shop.post("/classify", json={"inputs": [picture()], "labels": ["grass", "dress"]}))
     assert [each["score"] for each in body["data"][0]["predictions"]] == [1.0, 0.0]
     assert "one is left to compare" in body["warnings"][1]
-    body = answered(shipped.post("/classify", json={"inputs": [picture()], "labels": ["grass", "hello"]}))
+    body = answered(shop.post("/classify", json={"inputs": [picture()], "labels": ["grass", "hello"]}))
     assert [each["score"] for each in body["data"][0]["predictions"]] == [0.0, 0.0]
 
 
-def test_prompts_of_a_label_count_without_their_unknown_ones(shipped: httpx2.Client) -> None:
+def test_prompts_of_a_label_count_without_their_unknown_ones(shop: httpx2.Client) -> None:
     def similarity(prompts: list[str]) -> Any:
         labels = [{"name": "it", "prompts": prompts}, "shoes"]
-        body = answered(shipped.post("/classify", json={"inputs": [picture()], "labels": labels}))
+        body = answered(shop.post("/classify", json={"inputs": [picture()], "labels": labels}))
         return next(each["similarity"] for each in body["data"][0]["predictions"] if each["label"] == "it")
 
     assert similarity(["grass", "dress"]) == similarity(["dress"])
     assert similarity(["grass", "hello"]) is None
 
 
-def test_an_unknown_label_is_nowhere(shipped: httpx2.Client) -> None:
+def test_an_unknown_label_is_nowhere(shop: httpx2.Client) -> None:
     asked = {"inputs": [picture()], "labels": LABELS, "threshold": 0.0, "include": ["mask", "heatmap"]}
-    body = answered(shipped.post("/localize", json=asked))
+    body = answered(shop.post("/localize", json=asked))
     schemas.LocalizeResponse.model_validate(body)
     labels = {each["label"]: each for each in body["data"][0]["labels"]}
     assert {name for name, each in labels.items() if each.get("weak")} == {"grass", "hello"}
@@ -152,26 +153,26 @@ def wait_for_set(client: httpx2.Client, name: str) -> dict[str, Any]:
     return info
 
 
-def test_a_label_set_says_which_labels_are_unknown(shipped: httpx2.Client) -> None:
-    answered(shipped.put("/label-sets/kinds", json={"labels": LABELS}), 202)
-    info = wait_for_set(shipped, "kinds")
+def test_a_label_set_says_which_labels_are_unknown(shop: httpx2.Client) -> None:
+    answered(shop.put("/label-sets/kinds", json={"labels": LABELS}), 202)
+    info = wait_for_set(shop, "kinds")
     assert "'grass', 'hello';" in info["warnings"][0]
-    by_name = answered(shipped.post("/classify", json={"inputs": [picture()], "label_set": "kinds"}))
-    inline = answered(shipped.post("/classify", json={"inputs": [picture()], "labels": LABELS}))
+    by_name = answered(shop.post("/classify", json={"inputs": [picture()], "label_set": "kinds"}))
+    inline = answered(shop.post("/classify", json={"inputs": [picture()], "labels": LABELS}))
     assert by_name == inline
     strict = {"inputs": [picture()], "label_set": "kinds", "on_unknown": "error"}
-    assert refused(shipped.post("/classify", json=strict))[:2] == ("no_direction", "label_set")
-    answered(shipped.put("/label-sets/strict", json={"labels": LABELS, "on_unknown": "error"}), 202)
-    assert "'grass', 'hello';" in wait_for_set(shipped, "strict")["failed"]
+    assert refused(shop.post("/classify", json=strict))[:2] == ("no_direction", "label_set")
+    answered(shop.put("/label-sets/strict", json={"labels": LABELS, "on_unknown": "error"}), 202)
+    assert "'grass', 'hello';" in wait_for_set(shop, "strict")["failed"]
 
 
-def test_a_search_goes_on_without_what_is_unknown(shipped: httpx2.Client) -> None:
-    answered(shipped.put("/collections/things", json={}), 201)
+def test_a_search_goes_on_without_what_is_unknown(shop: httpx2.Client) -> None:
+    answered(shop.put("/collections/things", json={}), 201)
     rows = [{"id": name, "text": name} for name in ("dress", "shoes", "bag")]
-    answered(shipped.post("/collections/things/items", json={"items": rows}))
+    answered(shop.post("/collections/things/items", json={"items": rows}))
     parts = [{"text": "dress"}, {"text": "grass", "weight": 3}, {"text": "shoes", "weight": 0.5}]
     queries = ["grass", "dress", {"combine": parts}, {"combine": [{"text": "grass"}, {"text": "hello"}]}]
-    body = answered(shipped.post("/collections/things/search", json={"queries": queries}))
+    body = answered(shop.post("/collections/things/search", json={"queries": queries}))
     schemas.SearchResponse.model_validate(body)
     nothing, one, joined, none = body["results"]
     assert (nothing["hits"], none["hits"]) == ([], [])
@@ -180,24 +181,24 @@ def test_a_search_goes_on_without_what_is_unknown(shipped: httpx2.Client) -> Non
     without = [{"combine": [parts[0], parts[2]]}]
     assert (
         joined["hits"]
-        == answered(shipped.post("/collections/things/search", json={"queries": without}))["results"][0]["hits"]
+        == answered(shop.post("/collections/things/search", json={"queries": without}))["results"][0]["hits"]
     )
     assert body["warnings"][0].startswith(
         "queries[0], queries[2].combine[1].text, queries[3].combine[0].text, queries[3].combine[1].text: "
     )
     strict = {"queries": queries[1:], "on_unknown": "error"}
-    assert refused(shipped.post("/collections/things/search", json=strict))[:2] == (
+    assert refused(shop.post("/collections/things/search", json=strict))[:2] == (
         "no_direction",
         "queries[1].combine[1].text",
     )
 
 
-def test_what_has_no_direction_is_not_stored(shipped: httpx2.Client) -> None:
+def test_what_has_no_direction_is_not_stored(shop: httpx2.Client) -> None:
     """No search would ever find it, and a search for nothing would."""
-    answered(shipped.put("/collections/rows", json={}), 201)
+    answered(shop.put("/collections/rows", json={}), 201)
     items = [{"id": "a", "text": "dress"}, {"id": "b", "text": "grass"}]
-    code, param, message = refused(shipped.post("/collections/rows/items", json={"items": items}))
+    code, param, message = refused(shop.post("/collections/rows/items", json={"items": items}))
     assert (code, param) == ("no_direction", "items[1].text")
     assert "no search would find it" in message
-    mixed = answered(shipped.post("/collections/rows/items", json={"items": items, "on_error": "item"}))
+    mixed = answered(shop.post("/collections/rows/items", json={"items": items, "on_error": "item"}))
     assert (mixed["upserted"], mixed["data"][1]["error"]["code"]) == (1, "no_direction")
