@@ -2,7 +2,7 @@
 
     python benchmarks/parity_http.py --model vit-b-32-random --store STORE --architecture ViT-B-32-quickgelu \
         --weights FILE.safetensors
-    python benchmarks/parity_http.py --model fashion-small --checkpoint FOLDER
+    python benchmarks/parity_http.py --model everyday-small --checkpoint FOLDER
 
 Reference of an architecture: open_clip's own transform, tokeniser and model. Reference of a checkpoint: its torch model
 with open_clip's transform and tokeniser at the checkpoint's size and merges. Exits with 1 above the tolerance.

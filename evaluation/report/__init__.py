@@ -2,7 +2,7 @@
 
     from evaluation.report import write_figures, write_html
 
-    write_html(results, Path("report.html"), title="fashion-small, quick")
+    write_html(results, Path("report.html"), title="everyday-small, quick")
     write_figures(results, Path("docs/pictures"))  # returns the PNG files that it wrote
 
 `results` is what `evaluation.suites.run` returned, or what `read_result` read back from its folder; results on real
