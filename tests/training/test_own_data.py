@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -184,14 +185,15 @@ def write_classes(folder: Path, *, each: int) -> Path:
 
 def test_a_few_pictures_of_each_class_become_a_head_of_a_stored_model(tmp_path: Path) -> None:
     folder = write_classes(tmp_path / "classes", each=6)
-    result = start("classes", folder, tmp_path / "run")
+    store = Store(Path(shutil.copytree(SHOP_STORE, tmp_path / "store")), builtin=False)
+    base = ["base=artifact:fashion-small", f"run.store={json.dumps(str(store.root))}"]
+    result = start("classes", folder, tmp_path / "run", *base)
     assert result.metrics["head"]["accuracy"]["value"] == 1.0
     head = load_head(tmp_path / "run")
     assert head.labels == tuple(sorted(f"my {colour}s" for colour in COLOURS))
-    store = Store(tmp_path / "store")
     artifact = publish_checkpoint(tmp_path / "run", "mine", store, precisions=["fp32"])
     assert artifact.base is not None
-    assert artifact.base.manifest.name == Store(None).default_name()
+    assert artifact.base.reference == "fashion-small@1"
     assert artifact.heads()["class"].labels == head.labels
     held_out = report_split(tmp_path / "run", data_folder=folder, split="test")
     assert held_out["head"]["accuracy"]["n"] == 5
