@@ -2,7 +2,7 @@
 
     python benchmarks/first_use.py --url http://127.0.0.1:8000 --data FOLDER [--out FILE]
 
-FOLDER holds `captions.csv` (image,caption,...,baseColour) and the photographs, as docs/default-model.md describes; only
+FOLDER holds `captions.csv` (image,caption,...,baseColour) and the photographs, as docs/fashion-small.md describes; only
 the held-out products (id % 10 == 1) are used.
 """
 

@@ -7,8 +7,10 @@
 Either kind of data may be left out. Every candidate is asked about every photograph (products of the validation
 split, photographs of train2017) with lists of 1, 2, 5, 12 and all names, some of which are there and some not. A
 logistic curve (Platt, 1999) is fitted to its scores, and the candidate with the smallest log loss is taken: lists weigh
-alike, however long, and so do the kinds of data. The threshold is the one of the best F1. Held out, for --test, are
-products of the test split and val2017. Collages of products are judged, not fitted on: they say how far the numbers of
+alike, however long, and so do the kinds of data. The threshold is the one of the best F1. --all-names fits on the lists
+of all names alone: how often a label is there decides what a score is worth, and where several kinds of data have
+different scores no curve fits short lists and long ones. Held out, for --test, are products of the test split and
+val2017. Collages of products are judged, not fitted on: they say how far the numbers of
 single photographs carry.
 """
 
@@ -133,12 +135,17 @@ def look(
     return found
 
 
-def ask(pictures: LabelledPictures, rule: Presence, vectors: LabelVectors, *, seed: int) -> AskedLabels:
-    """Every picture with a list of each size: half of the names that are there, and others; the full list has all."""
+def ask(
+    pictures: LabelledPictures, rule: Presence, vectors: LabelVectors, *, seed: int, all_names: bool = False
+) -> AskedLabels:
+    """Every picture with a list of each size: half of the names that are there, and others; the full list has all.
+
+    all_names: with the full list only.
+    """
     rng = np.random.default_rng(seed)
     found: list[tuple[F64, Bools, int]] = []
     count = len(pictures.names)
-    lengths = [*(size for size in LIST_SIZES if size < count), count]
+    lengths = [count] if all_names else [*(size for size in LIST_SIZES if size < count), count]
     for each in pictures.seen:
         there = each.kinds(pictures.names)
         for size in lengths:
@@ -200,7 +207,7 @@ def calibration_error(p: F64, truth: Bools, weights: F64) -> float:
 
 
 def fit(
-    sets: Sequence[LabelledPictures], texts: Texts, rules: Mapping[str, Presence], *, seed: int
+    sets: Sequence[LabelledPictures], texts: Texts, rules: Mapping[str, Presence], *, seed: int, all_names: bool = False
 ) -> tuple[str, Presence]:
     """The calibrated candidate of the smallest log loss, and its name; prints one line for each.
 
@@ -209,7 +216,7 @@ def fit(
     """
     best: tuple[float, str, Presence] | None = None
     for name, rule in rules.items():
-        asked = [ask(each, rule, texts.of(rule, each.names), seed=seed) for each in sets]
+        asked = [ask(each, rule, texts.of(rule, each.names), seed=seed, all_names=all_names) for each in sets]
         aggregates, truth = (np.concatenate([getattr(a, part) for a in asked]) for part in ("aggregates", "truth"))
         weights = np.concatenate([each.weights / each.weights.sum() for each in asked]) * len(truth)
         try:
@@ -244,6 +251,7 @@ def judge(pictures: LabelledPictures, rule: Presence, vectors: LabelVectors, *, 
         "pictures": len(seen),
         "there": float((weights * asked.truth).sum() / weights.sum()),
         "calibration error": calibration_error(p, asked.truth, weights),
+        "calibration error, all names": calibration_error(p[whole], asked.truth[whole], weights[whole]),
         "precision": right / float(max((weights * said).sum(), 1e-12)),
         "recall": right / float((weights * asked.truth).sum()),
         "mAP": float(np.mean([average_precision(scores[:, kind], truth[:, kind]) for kind in often])),
@@ -325,6 +333,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--coco", type=Path, help="folder with annotations/, train2017/ and val2017/")
     parser.add_argument("--collages", type=int, default=COLLAGES, help="of each layout that are judged")
     parser.add_argument("--short-px", type=int, action="append", help="sizes to judge at; default: the artifact's own")
+    parser.add_argument("--all-names", action="store_true", help="fit on lists of all names, not on short ones too")
     parser.add_argument("--write", action="store_true", help="keep the presence in the manifest")
     parser.add_argument("--test", action="store_true", help="fit nothing; judge the manifest's on what is held out")
     chosen = parser.parse_args(arguments)
@@ -351,7 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rule = artifact.manifest.presence
     own = looked(None)
     if not chosen.test:
-        name, rule = fit(own, texts, candidates(artifact.manifest), seed=0)
+        name, rule = fit(own, texts, candidates(artifact.manifest), seed=0, all_names=chosen.all_names)
         print(f"chosen: {name}")
     if rule is None:
         parser.error(f"{artifact.reference} has no presence: fit one first")
