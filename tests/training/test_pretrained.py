@@ -16,6 +16,7 @@ import torch
 
 from model_store.errors import ExportRefused
 from model_store.store import Artifact, Store, file_entries
+from tests.stores import SHOP_STORE
 from training.checkpoint import load_model
 from training.config import OpenClipConfig
 from training.exporting.export import export_checkpoint, source_of_checkpoint
@@ -202,5 +203,5 @@ def test_own_small_models_and_missing_ones_are_refused_before_the_first_step(squ
         ("nothing", "model.pretrained artifact:nothing: .*nothing"),
     ):
         with pytest.raises(ValueError, match=message):
-            tune(squares, tmp_path / "run", f"artifact:{name}")
+            tune(squares, tmp_path / "run", f"artifact:{name}", f"run.store={SHOP_STORE}")
     assert not (tmp_path / "run").exists()
