@@ -3,7 +3,8 @@
     clipworks serve --data memory
     python benchmarks/everyday_use.py --url http://127.0.0.1:8000 --data FOLDER [--out FILE]
 
-FOLDER holds `captions.csv` (image,caption; several rows for a photograph with several captions) and the photographs.
+FOLDER holds `captions.csv` (image,caption; several rows for a photograph with several captions) and the photographs,
+there or in `images/`.
 Every caption is searched once, ten answers each.
 """
 
@@ -24,6 +25,10 @@ COLLECTION = "everyday-use"
 AT = (1, 5, 10)
 
 
+def id_of(image: str) -> str:
+    return image.replace("/", ":")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", required=True)
@@ -33,19 +38,26 @@ def main() -> int:
     with (options.data / "captions.csv").open(newline="", encoding="utf-8") as file:
         rows = [(row["image"], row["caption"]) for row in csv.DictReader(file)]
     images = sorted({image for image, _ in rows})
+    folder = options.data / "images" if (options.data / "images" / images[0]).exists() else options.data
     with Client(options.url) as client:
         photos = client.create_collection(COLLECTION)
         try:
             began_s = time.perf_counter()
-            photos.upsert_images([options.data / image for image in images], ids=images)
+            stored = photos.upsert_images([folder / image for image in images], ids=[id_of(image) for image in images])
             indexed_s = time.perf_counter() - began_s
+            if stored.errors:
+                print(
+                    f"{len(stored.errors)} pictures were not stored: {next(iter(stored.errors.values()))}",
+                    file=sys.stderr,
+                )
+                return 1
             began_s = time.perf_counter()
             answers = photos.search([{"text": caption} for _, caption in rows], top_k=max(AT))
             searched_s = time.perf_counter() - began_s
         finally:
             client.delete_collection(COLLECTION)
     found = [[hit.id for hit in answer.hits] for answer in answers]
-    hits = np.array([[image in ids[:k] for k in AT] for (image, _), ids in zip(rows, found, strict=True)])
+    hits = np.array([[id_of(image) in ids[:k] for k in AT] for (image, _), ids in zip(rows, found, strict=True)])
     numbers = {
         "photographs": len(images),
         "captions": len(rows),
