@@ -20,8 +20,8 @@ from tests.stores import SHOP_STORE
 from training.shipped.collages import collages, edges_of, read_products, singles
 from training.shipped.presence_fit import (
     KINDS,
+    AskedPictures,
     EncodedCollage,
-    LabelledPictures,
     Texts,
     ask,
     best_threshold,
@@ -123,7 +123,7 @@ def test_every_list_is_asked_about_what_is_there_and_what_is_not(photographs: Pa
     table = {name: rng.normal(size=8) for name in (*KINDS, "other")}
     texts = Texts(lambda some: np.array([table[text] for text in some], dtype=np.float32))
     rule = Presence(positive_templates=("{}",), neutral_texts=("other",), scale=2, aggregation="max")
-    asked = ask(LabelledPictures("grids", KINDS, shown), rule, texts.of(rule, KINDS), seed=0)
+    asked = ask(AskedPictures("grids", KINDS, shown), rule, texts.of(rule, KINDS), seed=0)
     for size in (1, 2, 5, 12):
         chosen = asked.sizes == size
         assert chosen.sum() == size * len(shown)

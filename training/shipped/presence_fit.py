@@ -75,7 +75,7 @@ class EncodedCollage:
 
 
 @dataclass(frozen=True)
-class LabelledPictures:
+class AskedPictures:
     """Pictures of one kind of data, and all names that they are asked for."""
 
     name: str
@@ -136,7 +136,7 @@ def look(
 
 
 def ask(
-    pictures: LabelledPictures, rule: Presence, vectors: LabelVectors, *, seed: int, all_names: bool = False
+    pictures: AskedPictures, rule: Presence, vectors: LabelVectors, *, seed: int, all_names: bool = False
 ) -> AskedLabels:
     """Every picture with a list of each size: half of the names that are there, and others; the full list has all.
 
@@ -207,7 +207,7 @@ def calibration_error(p: F64, truth: Bools, weights: F64) -> float:
 
 
 def fit(
-    sets: Sequence[LabelledPictures], texts: Texts, rules: Mapping[str, Presence], *, seed: int, all_names: bool = False
+    sets: Sequence[AskedPictures], texts: Texts, rules: Mapping[str, Presence], *, seed: int, all_names: bool = False
 ) -> tuple[str, Presence]:
     """The calibrated candidate of the smallest log loss, and its name; prints one line for each.
 
@@ -236,7 +236,7 @@ def fit(
     return best[1], Presence.model_validate(best[2].model_dump())
 
 
-def judge(pictures: LabelledPictures, rule: Presence, vectors: LabelVectors, *, seed: int) -> dict[str, float]:
+def judge(pictures: AskedPictures, rule: Presence, vectors: LabelVectors, *, seed: int) -> dict[str, float]:
     """Presence over lists of all sizes (mAP: of the full list), and where the maps of what is there point."""
     asked, seen, count = ask(pictures, rule, vectors, seed=seed), pictures.seen, len(pictures.names)
     p = _sigmoid(rule.calibration_slope * asked.aggregates + rule.calibration_offset)
@@ -260,7 +260,7 @@ def judge(pictures: LabelledPictures, rule: Presence, vectors: LabelVectors, *, 
     }
 
 
-def _places(pictures: LabelledPictures, rule: Presence, vectors: LabelVectors) -> dict[str, float]:
+def _places(pictures: AskedPictures, rule: Presence, vectors: LabelVectors) -> dict[str, float]:
     """Shares of the kinds that are there: the peak lies in one of its boxes; the best box has IoU .5 with one.
 
     Chance is a point anywhere, and the box of the whole picture; "centre": the point in the middle.
@@ -349,10 +349,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     part = "val2017" if chosen.test else "train2017"
     names, photographs = read_coco(chosen.coco, part) if chosen.coco else ((), [])
 
-    def looked(short_px: int | None) -> list[LabelledPictures]:
+    def looked(short_px: int | None) -> list[AskedPictures]:
         kinds = [("products", KINDS, list(singles(products))), (part, names, photographs)]
         return [
-            LabelledPictures(name, labels, look(tower, artifact, pictures, short_px=short_px))
+            AskedPictures(name, labels, look(tower, artifact, pictures, short_px=short_px))
             for name, labels, pictures in kinds
             if pictures
         ]
@@ -369,7 +369,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         layouts: tuple[Layout, ...] = ("grid", "scattered") if products and chosen.collages else ()
         for layout in layouts:
             seen = look(tower, artifact, collages(products, layout, chosen.collages, seed=1), short_px=short_px)
-            sets = [*sets, LabelledPictures(f"products, {layout}", KINDS, seen)]
+            sets = [*sets, AskedPictures(f"products, {layout}", KINDS, seen)]
         for each in sets:
             numbers = judge(each, rule, texts.of(rule, each.names), seed=1)
             shown = ", ".join(f"{key} {value:.3f}".replace(".000", "") for key, value in numbers.items())

@@ -40,7 +40,7 @@ from training.shipped.everyday.pictures import (
     CROPS,
     REDUCED_CROPS,
     BoxedThing,
-    Photograph,
+    CaptionedPhotograph,
     ShopProduct,
     boxed,
     crops,
@@ -226,7 +226,7 @@ def _label_vectors(labels: Sequence[str], texts: TextVectors) -> F32:
     return unit_rows(np.sum([texts.of([form.format(label) for label in labels]) for form in _TEMPLATES], axis=0))
 
 
-def _photographs(photographs: Sequence[Photograph], texts: TextVectors, shown: Shown) -> Told:
+def _photographs(photographs: Sequence[CaptionedPhotograph], texts: TextVectors, shown: Shown) -> Told:
     return Told(shown, [texts.of(each.captions) for each in photographs], np.arange(len(photographs)))
 
 

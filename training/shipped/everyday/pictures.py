@@ -31,7 +31,7 @@ _CAPTIONS = 4  # of each scene
 
 
 @dataclass(frozen=True)
-class Photograph:
+class CaptionedPhotograph:
     path: Path
     captions: tuple[str, ...]
 
@@ -55,7 +55,7 @@ class ShopProduct:
     kind: str | None
 
 
-def read_photographs(coco: Path) -> tuple[list[Photograph], list[BoxedThing]]:
+def read_photographs(coco: Path) -> tuple[list[CaptionedPhotograph], list[BoxedThing]]:
     """The photographs of train2017 with their captions, and the things in them that are not too small.
 
     Raises:
@@ -65,7 +65,7 @@ def read_photographs(coco: Path) -> tuple[list[Photograph], list[BoxedThing]]:
     for row in read_captions(coco / "annotations" / "captions_train2017.json"):
         captions.setdefault(row.image, []).append(row.caption)
     names = list(captions)
-    found = [Photograph(coco / "train2017" / name, tuple(captions[name])) for name in names]
+    found = [CaptionedPhotograph(coco / "train2017" / name, tuple(captions[name])) for name in names]
     where = {name: at for at, name in enumerate(names)}
     things: list[BoxedThing] = []
     for picture in read_instances(coco / "annotations" / "instances_train2017.json"):
@@ -104,25 +104,25 @@ def whole(pictures: Sequence[Path], spec: ImageSpec) -> Iterator[U8]:
         yield prepare(decode(path.read_bytes(), OWN_FILES), spec)
 
 
-def crops(photographs: Sequence[Photograph], side_px: int) -> Iterator[U8]:
+def crops(photographs: Sequence[CaptionedPhotograph], side_px: int) -> Iterator[U8]:
     """CROPS nearly square parts of each, half of them mirrored."""
     for seed, each in enumerate(photographs):
         yield from _crops(_opened(each.path), seed=seed, count=CROPS, side_px=side_px)
 
 
-def reduced(photographs: Sequence[Photograph], spec: ImageSpec) -> Iterator[U8]:
+def reduced(photographs: Sequence[CaptionedPhotograph], spec: ImageSpec) -> Iterator[U8]:
     """Each made as small as a thumbnail first."""
     for each in photographs:
         yield prepare(_thumbnail(_opened(each.path)), spec)
 
 
-def reduced_crops(photographs: Sequence[Photograph], side_px: int) -> Iterator[U8]:
+def reduced_crops(photographs: Sequence[CaptionedPhotograph], side_px: int) -> Iterator[U8]:
     """REDUCED_CROPS parts of each thumbnail."""
     for seed, each in enumerate(photographs):
         yield from _crops(_thumbnail(_opened(each.path)), seed=seed, count=REDUCED_CROPS, side_px=side_px)
 
 
-def boxed(photographs: Sequence[Photograph], things: Sequence[BoxedThing], side_px: int) -> Iterator[U8]:
+def boxed(photographs: Sequence[CaptionedPhotograph], things: Sequence[BoxedThing], side_px: int) -> Iterator[U8]:
     """The square around each thing, a quarter wider than it; what the photograph's edges cut off is not made up for."""
     for thing in things:
         image = _opened(photographs[thing.photograph].path)
