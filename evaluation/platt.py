@@ -22,20 +22,31 @@ def fit_platt(scores: F64, truth: NDArray[np.bool_], weights: F64 | None = None)
     Raises:
         ValueError: only one answer occurs.
     """
+    (slope,), offset = fit_logistic(scores[:, None], truth, weights)
+    return float(slope), offset
+
+
+def fit_logistic(inputs: F64, truth: NDArray[np.bool_], weights: F64 | None = None) -> tuple[F64, float]:
+    """Slopes [K] and offset of the likeliest sigmoid(inputs @ slopes + offset), for inputs [n, K]; as `fit_platt`.
+
+    Raises:
+        ValueError: only one answer occurs.
+    """
     if truth.all() or not truth.any():
         raise ValueError("every label is there, or none is: nothing to tell apart")
-    share = np.full(len(scores), 1 / len(scores)) if weights is None else weights / weights.sum()
-    centre, spread = float(scores.mean()), float(scores.std()) or 1.0
-    inputs = np.stack([(scores - centre) / spread, np.ones_like(scores)], axis=1)
-    found = np.zeros(2)
+    share = np.full(len(inputs), 1 / len(inputs)) if weights is None else weights / weights.sum()
+    centre, spread = inputs.mean(axis=0), inputs.std(axis=0)
+    spread = np.where(spread > 0, spread, 1.0)
+    inputs = np.concatenate([(inputs - centre) / spread, np.ones((len(inputs), 1))], axis=1)
+    found = np.zeros(inputs.shape[1])
     for _ in range(_STEPS):
         p = activated(inputs @ found, "sigmoid")
         gradient = inputs.T @ (share * (p - truth)) + _RIDGE * found
-        curvature = (inputs * (share * p * (1 - p))[:, None]).T @ inputs + _RIDGE * np.eye(2)
+        curvature = (inputs * (share * p * (1 - p))[:, None]).T @ inputs + _RIDGE * np.eye(len(found))
         change = np.linalg.solve(curvature, gradient)
         change *= min(1.0, _LONGEST_STEP / max(float(np.abs(change).max()), 1e-12))
         found = found - change
         if np.abs(change).max() < 1e-9:
             break
-    slope = float(found[0]) / spread
-    return slope, float(found[1]) - slope * centre
+    slopes = found[:-1] / spread
+    return slopes, float(found[-1] - slopes @ centre)

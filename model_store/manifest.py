@@ -295,7 +295,10 @@ class Presence(Closed):
         one calibration fits every picture; "one" leaves them.
     aggregation: positions to one number: "max", "softmax_sum" (weights are the softmax of the scaled map), or the
         "pooled" vector's own similarity.
-    Probability = sigmoid(calibration_slope * scale * aggregate + calibration_offset); present from `threshold` on.
+    calibration_count, calibration_length: weights of log(labels that were asked for) and of the length of the picture's
+        pooled vector: in a longer list each label is less likely, and with divide_by "one" longer vectors are surer.
+    Probability = sigmoid(calibration_slope * scale * aggregate + calibration_count * log(labels) + calibration_length *
+    length + calibration_offset); present from `threshold` on.
     """
 
     positive_templates: tuple[str, ...] = Field(min_length=1)
@@ -306,6 +309,8 @@ class Presence(Closed):
     scale: float = Field(gt=0)
     aggregation: Literal["max", "softmax_sum", "pooled"]
     calibration_slope: float = 1.0
+    calibration_count: float = Field(default=0.0, exclude_if=lambda value: value == 0)
+    calibration_length: float = Field(default=0.0, exclude_if=lambda value: value == 0)
     calibration_offset: float = 0.0
     threshold: float = Field(default=0.5, ge=0, le=1)
 

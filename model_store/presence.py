@@ -6,6 +6,7 @@ the others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -67,8 +68,18 @@ def presence_scores(
     Compare them with `presence.threshold`. A zero row (no known word) scores 0: the calibration says nothing of it.
     """
     aggregates = aggregate_scores(maps, pooled, labels, presence)
-    scores = activated(presence.calibration_slope * aggregates + presence.calibration_offset, "sigmoid")
-    return np.where(np.any(labels.positive, axis=1), scores, 0.0)
+    known = np.any(labels.positive, axis=1)
+    logits = presence_logits(aggregates, pooled, presence, asked=int(known.sum()))
+    return np.where(known, activated(logits, "sigmoid"), 0.0)
+
+
+def presence_logits(
+    aggregates: NDArray[np.float64], pooled: Vectors, presence: Presence, *, asked: int
+) -> NDArray[np.float64]:
+    """The calibration before the sigmoid, [C]: of aggregates [C] of one picture, of which `asked` labels were asked."""
+    length = float(np.linalg.norm(pooled.astype(np.float64))) if presence.calibration_length else 0.0
+    constant = presence.calibration_count * math.log(max(asked, 1)) + presence.calibration_length * length
+    return presence.calibration_slope * aggregates + constant + presence.calibration_offset
 
 
 def aggregate_scores(

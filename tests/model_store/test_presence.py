@@ -117,6 +117,23 @@ def test_scores_are_the_stated_formula(aggregation: str, divide_by: str) -> None
         assert found == pytest.approx(1 / (1 + math.exp(-(0.7 * aggregate - 0.4))), abs=1e-6)
 
 
+def test_the_calibration_knows_how_many_were_asked_and_how_long_the_vector_is() -> None:
+    plain = presence(aggregation="pooled", divide_by="one", calibration_slope=0.7, calibration_offset=-0.4)
+    rule = plain.model_copy(update={"calibration_count": -1.1, "calibration_length": 0.3})
+    unknown = np.zeros((2, DIM), dtype=np.float32)
+    labels = LabelVectors(positive=np.concatenate([units(3, 0), unknown]))
+    pooled, maps = positions(11)[0, 0], score_maps(positions(), labels, rule)
+    before, after = (presence_scores(maps, pooled, labels, each)[:3] for each in (plain, rule))
+    added = np.log(after / (1 - after)) - np.log(before / (1 - before))
+    # Labels without a known word are not counted.
+    np.testing.assert_allclose(added, -1.1 * math.log(3) + 0.3 * np.linalg.norm(pooled), rtol=1e-4)
+    np.testing.assert_array_equal(presence_scores(maps, pooled, labels, rule)[3:], 0)
+
+
+def test_a_presence_without_them_is_written_as_before() -> None:
+    assert not {"calibration_count", "calibration_length"} & set(presence(aggregation="max").model_dump())
+
+
 def test_the_length_of_all_vectors_together_does_not_matter_when_divided() -> None:
     rule, labels = presence(divide_by="pooled_norm"), LabelVectors(positive=units(3, 0))
     pooled = positions(11)[0, 0]

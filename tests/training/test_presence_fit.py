@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,16 @@ from PIL import Image
 from scipy.optimize import minimize
 
 from evaluation.encoder import open_artifact
+from model_store.label_vectors import LabelVectors
 from model_store.manifest import Manifest, Presence
+from model_store.presence import aggregate_scores, presence_scores
 from model_store.seal import MANIFEST_FILE, write_manifest
 from model_store.store import Store
 from tests.stores import SHOP_STORE
 from training.shipped.collages import collages, edges_of, read_products, singles
 from training.shipped.presence_fit import (
     KINDS,
+    AskedLabels,
     AskedPictures,
     EncodedCollage,
     Texts,
@@ -30,6 +34,7 @@ from training.shipped.presence_fit import (
     log_loss,
     main,
     open_folder,
+    probabilities,
     read_coco,
 )
 
@@ -61,18 +66,52 @@ def test_the_fit_is_the_likeliest_logistic_curve() -> None:
     x = rng.normal(3, 5, 400)
     truth = rng.random(400) < 1 / (1 + np.exp(-(0.7 * x - 2)))
     weights = rng.uniform(0.1, 2, 400)
-    slope, offset = fit_calibration(x, truth, weights)
+    sizes, lengths = rng.integers(1, 30, 400), rng.uniform(1, 8, 400)
+    asked = AskedLabels(x, truth, weights, sizes, lengths)
+    found = fit_calibration(asked, by_length=True)
 
-    def loss(found: np.ndarray) -> float:
-        return log_loss(1 / (1 + np.exp(-(found[0] * x + found[1]))), truth, weights)
+    def loss(guess: np.ndarray) -> float:
+        logits = guess[0] * x + guess[1] * np.log(sizes) + guess[2] * lengths + guess[3]
+        return log_loss(1 / (1 + np.exp(-logits)), truth, weights)
 
-    expected = minimize(loss, np.array([0.1, 0.0]), method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-12})
-    np.testing.assert_allclose([slope, offset], expected.x, rtol=1e-4)
-    assert abs(slope - 0.7) < 0.15
+    start = np.array([0.5, 0.0, 0.0, 0.0])
+    options = {"xatol": 1e-8, "fatol": 1e-12, "maxiter": 5000, "maxfev": 5000}
+    expected = minimize(loss, start, method="Nelder-Mead", options=options)
+    np.testing.assert_allclose(list(found.values()), expected.x, atol=2e-3)
+    assert abs(found["calibration_slope"] - 0.7) < 0.15
+    assert fit_calibration(asked, by_length=False)["calibration_length"] == 0
+    assert fit_calibration(replace(asked, lengths=np.full(400, 2.0)), by_length=True)["calibration_length"] == 0
     with pytest.raises(ValueError, match="no higher"):
-        fit_calibration(-x, truth, weights)
+        fit_calibration(replace(asked, aggregates=-x), by_length=False)
     with pytest.raises(ValueError, match="nothing to tell apart"):
-        fit_calibration(x, np.ones(400, dtype=bool), weights)
+        fit_calibration(replace(asked, truth=np.ones(400, dtype=bool)), by_length=False)
+
+
+def test_probabilities_are_those_of_the_server() -> None:
+    rng = np.random.default_rng(1)
+    rule = Presence(
+        positive_templates=("{}",),
+        divide_by="one",
+        scale=0.2,
+        aggregation="pooled",
+        calibration_slope=0.4,
+        calibration_count=-0.9,
+        calibration_length=-0.3,
+        calibration_offset=0.2,
+    )
+    positive, pooled = rng.normal(size=(3, 8)), rng.normal(size=8)
+    labels, maps = LabelVectors(positive=positive), np.zeros((3, 2, 2), dtype=np.float32)
+    expected = presence_scores(maps, pooled, labels, rule)
+    length = float(np.linalg.norm(pooled))
+    asked = AskedLabels(
+        aggregate_scores(maps, pooled, labels, rule),
+        np.ones(3, dtype=bool),
+        np.ones(3),
+        np.full(3, 3),
+        np.full(3, length),
+    )
+    np.testing.assert_allclose(probabilities(asked, rule), expected)
+    assert not np.allclose(probabilities(replace(asked, sizes=np.full(3, 5)), rule), expected)
 
 
 def test_figures_by_hand() -> None:

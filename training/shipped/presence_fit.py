@@ -6,11 +6,10 @@
 
 Either kind of data may be left out. Every candidate is asked about every photograph (products of the validation
 split, photographs of train2017) with lists of 1, 2, 5, 12 and all names, some of which are there and some not. A
-logistic curve (Platt, 1999) is fitted to its scores, and the candidate with the smallest log loss is taken: lists weigh
-alike, however long, and so do the kinds of data. The threshold is the one of the best F1. --all-names fits on the lists
-of all names alone: how often a label is there decides what a score is worth, and where several kinds of data have
-different scores no curve fits short lists and long ones. Held out, for --test, are products of the test split and
-val2017. Collages of products are judged, not fitted on: they say how far the numbers of
+logistic curve is fitted to its scores, to the logarithm of how many names were asked, and to the length of the
+picture's vector (Platt, 1999, with two more inputs), and the candidate with the smallest log loss is taken: lists weigh
+alike, however long, and so do the kinds of data. The threshold is the one of the best F1. Held out, for --test, are
+products of the test split and val2017. Collages of products are judged, not fitted on: they say how far the numbers of
 single photographs carry.
 """
 
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evaluation.fashion import ARTICLE_TYPES, MIN_PHOTOGRAPHS
-from evaluation.platt import fit_platt
+from evaluation.platt import fit_logistic
 from evaluation.probes.ranking import average_precision
 from evaluation.zero_shot import class_matrix
 from model_store.artifact import Artifact
@@ -47,6 +46,7 @@ F64 = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 EncodeTexts = Callable[[Sequence[str]], NDArray[np.float32]]
 KINDS = tuple(sorted(ARTICLE_TYPES))
+AGGREGATIONS = ("pooled", "softmax_sum", "max")
 LIST_SIZES = (1, 2, 5, 12)  # and all names at once
 COLLAGES = 300
 # Texts that name nothing that is asked for: without them a list of one or two has nothing to be compared with.
@@ -59,6 +59,7 @@ _NEUTRAL: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 _BINS = 15
 _BOX_IOU = 0.5
+_LEAST_SPREAD = 0.01  # of the vectors' lengths: less says nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,12 +86,14 @@ class AskedPictures:
 
 @dataclass(frozen=True, eq=False)
 class AskedLabels:
-    """One entry for each label of each list: its aggregate, whether it is there, and 1 / the length of its list."""
+    """One entry for each label of each list: its aggregate, whether it is there, 1 / the number of labels in its list,
+    that number, and the length of the picture's pooled vector."""
 
     aggregates: F64
     truth: Bools
     weights: F64
     sizes: NDArray[np.int64]
+    lengths: F64
 
 
 class Texts:
@@ -108,14 +111,15 @@ class Texts:
         )
 
 
-def candidates(manifest: Manifest) -> dict[str, Presence]:
+def candidates(manifest: Manifest, aggregations: Sequence[str] = AGGREGATIONS) -> dict[str, Presence]:
     """What is compared on validation."""
     own = default_presence(manifest.templates, known_scale(manifest))
     rules: dict[str, Presence] = {}
-    for aggregation in ("pooled", "softmax_sum", "max"):
+    for aggregation in aggregations:
         for name, neutral in (("empty prompts", own.neutral_texts), *_NEUTRAL.items()):
-            change = {"aggregation": aggregation, "neutral_texts": neutral}
-            rules[f"{aggregation}, {name}"] = own.model_copy(update=change)
+            for divide_by in ("pooled_norm", "one"):
+                change = {"aggregation": aggregation, "neutral_texts": neutral, "divide_by": divide_by}
+                rules[f"{aggregation}, {name}, divided by {divide_by}"] = own.model_copy(update=change)
     return rules
 
 
@@ -135,20 +139,15 @@ def look(
     return found
 
 
-def ask(
-    pictures: AskedPictures, rule: Presence, vectors: LabelVectors, *, seed: int, all_names: bool = False
-) -> AskedLabels:
-    """Every picture with a list of each size: half of the names that are there, and others; the full list has all.
-
-    all_names: with the full list only.
-    """
+def ask(pictures: AskedPictures, rule: Presence, vectors: LabelVectors, *, seed: int) -> AskedLabels:
+    """Every picture with a list of each size: half of the names that are there, and others; the full list has all."""
     rng = np.random.default_rng(seed)
     found: list[tuple[F64, Bools, int]] = []
     count = len(pictures.names)
-    lengths = [count] if all_names else [*(size for size in LIST_SIZES if size < count), count]
+    list_sizes = [*(size for size in LIST_SIZES if size < count), count]
     for each in pictures.seen:
         there = each.kinds(pictures.names)
-        for size in lengths:
+        for size in list_sizes:
             absent = [kind for kind in range(count) if kind not in there]
             rng.shuffle(absent)
             here = [kind for kind in sorted(there) if rng.random() < 0.5]
@@ -159,7 +158,8 @@ def ask(
             found.append((aggregate_scores(maps, each.pooled, labels, rule), truth, len(chosen)))
     sizes = np.concatenate([np.full(size, size) for _, _, size in found])
     aggregates, truth = (np.concatenate([entry[part] for entry in found]) for part in (0, 1))
-    return AskedLabels(aggregates, truth.astype(np.bool_), 1.0 / sizes, sizes)
+    lengths = np.repeat([float(np.linalg.norm(each.pooled)) for each in pictures.seen], sum(list_sizes))
+    return AskedLabels(aggregates, truth.astype(np.bool_), 1.0 / sizes, sizes, lengths)
 
 
 def _some(vectors: LabelVectors, chosen: Sequence[int]) -> LabelVectors:
@@ -167,16 +167,40 @@ def _some(vectors: LabelVectors, chosen: Sequence[int]) -> LabelVectors:
     return LabelVectors(positive=vectors.positive[list(chosen)], negative=negative, neutral=vectors.neutral)
 
 
-def fit_calibration(aggregates: F64, truth: Bools, weights: F64) -> tuple[float, float]:
-    """Slope and offset of the likeliest logistic curve.
+def fit_calibration(asked: AskedLabels, *, by_length: bool) -> dict[str, float]:
+    """The likeliest logistic curve, as fields of a Presence; by_length: the length of the picture's vector is an input.
 
     Raises:
         ValueError: only one answer occurs, or higher scores do not mean that a label is rather there.
     """
-    slope, offset = fit_platt(aggregates, truth, weights)
+    inputs = [asked.aggregates, np.log(asked.sizes)]
+    if by_length and asked.lengths.std() > _LEAST_SPREAD * asked.lengths.mean():
+        inputs.append(asked.lengths)
+    slopes, offset = fit_logistic(np.stack(inputs, axis=1), asked.truth, asked.weights)
+    slope, count, *length = slopes.tolist()
     if not slope > 0:
         raise ValueError(f"the slope is {slope:.3g}: labels that are there score no higher than those that are not")
-    return slope, offset
+    found = {
+        "calibration_slope": slope,
+        "calibration_count": count,
+        "calibration_length": length[0] if length else 0.0,
+        "calibration_offset": offset,
+    }
+    return {name: round(value, 4) for name, value in found.items()}
+
+
+def probabilities(asked: AskedLabels, rule: Presence) -> F64:
+    """As model_store.presence gives them, for all entries at once."""
+    logits = rule.calibration_slope * asked.aggregates + rule.calibration_count * np.log(asked.sizes)
+    return _sigmoid(logits + rule.calibration_length * asked.lengths + rule.calibration_offset)
+
+
+def together(sets: Sequence[AskedLabels]) -> AskedLabels:
+    """All entries, of which each set weighs the same."""
+    names = ("aggregates", "truth", "sizes", "lengths")
+    joined = {name: np.concatenate([getattr(each, name) for each in sets]) for name in names}
+    weights = np.concatenate([each.weights / each.weights.sum() for each in sets])
+    return AskedLabels(**joined, weights=weights * len(weights))
 
 
 def log_loss(p: F64, truth: Bools, weights: F64) -> float:
@@ -207,7 +231,7 @@ def calibration_error(p: F64, truth: Bools, weights: F64) -> float:
 
 
 def fit(
-    sets: Sequence[AskedPictures], texts: Texts, rules: Mapping[str, Presence], *, seed: int, all_names: bool = False
+    sets: Sequence[AskedPictures], texts: Texts, rules: Mapping[str, Presence], *, seed: int
 ) -> tuple[str, Presence]:
     """The calibrated candidate of the smallest log loss, and its name; prints one line for each.
 
@@ -216,21 +240,19 @@ def fit(
     """
     best: tuple[float, str, Presence] | None = None
     for name, rule in rules.items():
-        asked = [ask(each, rule, texts.of(rule, each.names), seed=seed, all_names=all_names) for each in sets]
-        aggregates, truth = (np.concatenate([getattr(a, part) for a in asked]) for part in ("aggregates", "truth"))
-        weights = np.concatenate([each.weights / each.weights.sum() for each in asked]) * len(truth)
+        asked = together([ask(each, rule, texts.of(rule, each.names), seed=seed) for each in sets])
         try:
-            slope, offset = fit_calibration(aggregates, truth, weights)
+            fitted = fit_calibration(asked, by_length=rule.divide_by == "one")
         except ValueError as error:
             print(f"{name}: left out, {error}", flush=True)
             continue
-        p = _sigmoid(slope * aggregates + offset)
-        loss = log_loss(p, truth, weights)
-        change = {"calibration_slope": round(slope, 4), "calibration_offset": round(offset, 4)}
-        change["threshold"] = best_threshold(p, truth, weights)
-        print(f"{name}: log loss {loss:.4f}, {change}", flush=True)
+        rule = rule.model_copy(update=fitted)
+        p = probabilities(asked, rule)
+        loss = log_loss(p, asked.truth, asked.weights)
+        rule = rule.model_copy(update={"threshold": best_threshold(p, asked.truth, asked.weights)})
+        print(f"{name}: log loss {loss:.4f}, {fitted}, threshold {rule.threshold}", flush=True)
         if best is None or loss < best[0]:
-            best = (loss, name, rule.model_copy(update=change))
+            best = (loss, name, rule)
     if best is None:
         raise ValueError("no candidate can be calibrated")
     return best[1], Presence.model_validate(best[2].model_dump())
@@ -239,7 +261,7 @@ def fit(
 def judge(pictures: AskedPictures, rule: Presence, vectors: LabelVectors, *, seed: int) -> dict[str, float]:
     """Presence over lists of all sizes (mAP: of the full list), and where the maps of what is there point."""
     asked, seen, count = ask(pictures, rule, vectors, seed=seed), pictures.seen, len(pictures.names)
-    p = _sigmoid(rule.calibration_slope * asked.aggregates + rule.calibration_offset)
+    p = probabilities(asked, rule)
     said, weights = p >= rule.threshold, asked.weights
     right = float((weights * (said & asked.truth)).sum())
     whole = asked.sizes == count
@@ -251,13 +273,17 @@ def judge(pictures: AskedPictures, rule: Presence, vectors: LabelVectors, *, see
         "pictures": len(seen),
         "there": float((weights * asked.truth).sum() / weights.sum()),
         "calibration error": calibration_error(p, asked.truth, weights),
-        "calibration error, all names": calibration_error(p[whole], asked.truth[whole], weights[whole]),
+        **{f"calibration error, {size}": _error_of(p, asked, asked.sizes == size) for size in np.unique(asked.sizes)},
         "precision": right / float(max((weights * said).sum(), 1e-12)),
         "recall": right / float((weights * asked.truth).sum()),
         "mAP": float(np.mean([average_precision(scores[:, kind], truth[:, kind]) for kind in often])),
         "chance mAP": float(np.mean([truth[:, kind].mean() for kind in often])),
         **_places(pictures, rule, vectors),
     }
+
+
+def _error_of(p: F64, asked: AskedLabels, chosen: Bools) -> float:
+    return calibration_error(p[chosen], asked.truth[chosen], asked.weights[chosen])
 
 
 def _places(pictures: AskedPictures, rule: Presence, vectors: LabelVectors) -> dict[str, float]:
@@ -333,7 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--coco", type=Path, help="folder with annotations/, train2017/ and val2017/")
     parser.add_argument("--collages", type=int, default=COLLAGES, help="of each layout that are judged")
     parser.add_argument("--short-px", type=int, action="append", help="sizes to judge at; default: the artifact's own")
-    parser.add_argument("--all-names", action="store_true", help="fit on lists of all names, not on short ones too")
+    parser.add_argument("--aggregation", choices=AGGREGATIONS, action="append", help="compare these only")
     parser.add_argument("--write", action="store_true", help="keep the presence in the manifest")
     parser.add_argument("--test", action="store_true", help="fit nothing; judge the manifest's on what is held out")
     chosen = parser.parse_args(arguments)
@@ -360,7 +386,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rule = artifact.manifest.presence
     own = looked(None)
     if not chosen.test:
-        name, rule = fit(own, texts, candidates(artifact.manifest), seed=0, all_names=chosen.all_names)
+        name, rule = fit(own, texts, candidates(artifact.manifest, chosen.aggregation or AGGREGATIONS), seed=0)
         print(f"chosen: {name}")
     if rule is None:
         parser.error(f"{artifact.reference} has no presence: fit one first")
