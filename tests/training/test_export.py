@@ -174,7 +174,7 @@ def test_a_graph_that_is_not_the_model_is_refused(source: ExportSource, tmp_path
     ):
         export_model(replace(source, image=Noisy(source.image).eval()), name="tiny", store=store, precisions=["fp32"])
     assert store.list() == []
-    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+    assert {p.name for p in tmp_path.rglob("*") if p.is_file()} == {"lock"}  # of the store, which stays
 
 
 class Loud(nn.Module):
