@@ -6,7 +6,6 @@ the others.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -69,17 +68,24 @@ def presence_scores(
     """
     aggregates = aggregate_scores(maps, pooled, labels, presence)
     known = np.any(labels.positive, axis=1)
-    logits = presence_logits(aggregates, pooled, presence, asked=int(known.sum()))
+    length = float(np.linalg.norm(pooled.astype(np.float64)))
+    logits = presence_logits(aggregates, presence, asked=max(int(known.sum()), 1), length=length)
     return np.where(known, activated(logits, "sigmoid"), 0.0)
 
 
 def presence_logits(
-    aggregates: NDArray[np.float64], pooled: Vectors, presence: Presence, *, asked: int
+    aggregates: NDArray[np.float64],
+    presence: Presence,
+    *,
+    asked: int | NDArray[np.int64],
+    length: float | NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """The calibration before the sigmoid, [C]: of aggregates [C] of one picture, of which `asked` labels were asked."""
-    length = float(np.linalg.norm(pooled.astype(np.float64))) if presence.calibration_length else 0.0
-    constant = presence.calibration_count * math.log(max(asked, 1)) + presence.calibration_length * length
-    return presence.calibration_slope * aggregates + constant + presence.calibration_offset
+    """The calibration before the sigmoid, [n], of aggregates [n].
+
+    asked: how many labels were asked together, 1 or more; length: of the picture's pooled vector; one, or [n].
+    """
+    logits = presence.calibration_slope * aggregates + presence.calibration_count * np.log(asked)
+    return logits + presence.calibration_length * length + presence.calibration_offset
 
 
 def aggregate_scores(

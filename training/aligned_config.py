@@ -101,6 +101,8 @@ class AlignedConfig(ConfigTable):
     def _fits_together(self) -> AlignedConfig:
         if self.image.gate is not None and not (self.image.unit and self.image.head != "none"):
             raise ValueError("image.gate wants a head, and image.unit = true")
+        if self.text.matrices is not None and self.storage != "fp16":
+            raise ValueError('text.matrices wants storage = "fp16": else they are rounded and stored as they were')
         if self.class_map is None and (self.image.head == "none" or self.text.centre == "classes"):
             raise ValueError("without a class_map there is a head, and no centre of its classes")
         return self

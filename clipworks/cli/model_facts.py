@@ -1,4 +1,4 @@
-"""What the commands print of an artifact: its facts as rows and as JSON."""
+"""The facts of an artifact, as rows of a table and as JSON, for the commands that print them."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from training.shipped.everyday.pictures import (
     reduced,
     reduced_crops,
 )
-from training.shipped.everyday.product_head import Products, Shown, Told, TrainingSet, train_product_head
+from training.shipped.everyday.product_head import Products, ShownPictures, Told, TrainingSet, train_product_head
 
 pytestmark = pytest.mark.torch
 F32 = np.float32
@@ -143,10 +143,10 @@ def test_the_gate_opens_for_products_alone() -> None:
         found = rng.normal(size=(count, 8)).astype(F32)
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
-    def shown(count: int, first: float) -> Shown:
+    def shown(count: int, first: float) -> ShownPictures:
         features = rng.normal(size=(count, 12)).astype(F32)
         features[:, 0] = first
-        return Shown(features, units(count))
+        return ShownPictures(features, units(count))
 
     def told(count: int, copies: int = 1) -> Told:
         return Told(shown(count * copies, -2), [units(2) for _ in range(count)], np.arange(count))

@@ -33,7 +33,7 @@ from model_store.artifact import Artifact
 from model_store.label_vectors import LabelVectors, compared_texts, known_scale
 from model_store.manifest import Manifest, Presence
 from model_store.modality.image import prepare_dense
-from model_store.presence import aggregate_scores, default_presence, score_maps
+from model_store.presence import aggregate_scores, default_presence, presence_logits, score_maps
 from model_store.regions import find_regions, overlap, refine
 from model_store.seal import MANIFEST_FILE
 from model_store.session import SessionSettings
@@ -191,8 +191,7 @@ def fit_calibration(asked: AskedLabels, *, by_length: bool) -> dict[str, float]:
 
 def probabilities(asked: AskedLabels, rule: Presence) -> F64:
     """As model_store.presence gives them, for all entries at once."""
-    logits = rule.calibration_slope * asked.aggregates + rule.calibration_count * np.log(asked.sizes)
-    return _sigmoid(logits + rule.calibration_length * asked.lengths + rule.calibration_offset)
+    return _sigmoid(presence_logits(asked.aggregates, rule, asked=asked.sizes, length=asked.lengths))
 
 
 def together(sets: Sequence[AskedLabels]) -> AskedLabels:

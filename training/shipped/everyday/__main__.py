@@ -53,7 +53,7 @@ from training.shipped.everyday.pictures import (
 from training.shipped.everyday.product_head import (
     ProductHead,
     Products,
-    Shown,
+    ShownPictures,
     Told,
     TrainingSet,
     train_product_head,
@@ -146,7 +146,7 @@ def fit_photograph_head(recipe: Recipe, seen: dict[str, F32]) -> None:
 def fit_product_head(recipe: Recipe, seen: dict[str, F32]) -> None:
     """Trains head and gate, and puts both into the model's head with the gate a little more shut."""
     scaling = Scaling.of(np.concatenate([seen["crops"], seen["products"][::4]]))
-    shown = {name: Shown(scaling(rows), _without_head(recipe.model, rows)) for name, rows in seen.items()}
+    shown = {name: ShownPictures(scaling(rows), _without_head(recipe.model, rows)) for name, rows in seen.items()}
     image = recipe.aligned.image
     if image.gate is None or recipe.model.head is None:
         raise ValueError("the recipe has no head with a gate")
@@ -188,7 +188,7 @@ def _without_head(model: AlignedDualEncoder, rows: F32) -> F32:
     return unit_rows(model.class_map(logits, x[:, : model.trunk.head_hidden_size]).numpy())
 
 
-def _products(recipe: Recipe, shown: Shown) -> Products:
+def _products(recipe: Recipe, shown: ShownPictures) -> Products:
     shop, texts = recipe.shop, recipe.texts
     counted = Counter(each.colour for each in shop)
     colours, kinds = sorted(c for c, n in counted.items() if n >= _LEAST_COLOUR), sorted(ARTICLE_TYPES)
@@ -226,17 +226,17 @@ def _label_vectors(labels: Sequence[str], texts: TextVectors) -> F32:
     return unit_rows(np.sum([texts.of([form.format(label) for label in labels]) for form in _TEMPLATES], axis=0))
 
 
-def _photographs(photographs: Sequence[CaptionedPhotograph], texts: TextVectors, shown: Shown) -> Told:
+def _photographs(photographs: Sequence[CaptionedPhotograph], texts: TextVectors, shown: ShownPictures) -> Told:
     return Told(shown, [texts.of(each.captions) for each in photographs], np.arange(len(photographs)))
 
 
-def _things(things: Sequence[BoxedThing], texts: TextVectors, shown: Shown) -> Told:
+def _things(things: Sequence[BoxedThing], texts: TextVectors, shown: ShownPictures) -> Told:
     names = sorted({each.name for each in things})
     said = {name: texts.of([form.format(name) for form in ("{}", "a {}", "a photo of a {}")]) for name in names}
     return Told(shown, [said[each.name] for each in things], _numbers([each.name for each in things], names))
 
 
-def _classes(recipe: Recipe, scaling: Scaling, photographs: Shown) -> Told:
+def _classes(recipe: Recipe, scaling: Scaling, photographs: ShownPictures) -> Told:
     """The trunk's classes: their rows as pictures, their captions as texts; nothing is known of the stages."""
     if recipe.aligned.class_map is None:
         raise ValueError("the recipe has no class_map")
@@ -246,7 +246,7 @@ def _classes(recipe: Recipe, scaling: Scaling, photographs: Shown) -> Told:
     pictures = np.zeros((len(rows), len(scaling.mean)), dtype=np.float32)
     pictures[:, : recipe.pooled] = rows
     captions = [recipe.texts.of(texts) for texts in class_texts(recipe.aligned.class_map)]
-    return Told(Shown(pictures, recipe.class_vectors()), captions, np.arange(len(rows)))
+    return Told(ShownPictures(pictures, recipe.class_vectors()), captions, np.arange(len(rows)))
 
 
 def save(recipe: Recipe, seen: dict[str, F32], out: Path) -> None:

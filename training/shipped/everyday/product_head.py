@@ -30,14 +30,14 @@ _SCALE_START = 20.0
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownPictures:
     """Pictures ready for the head: standardised features [n, F], and what the model says without it, unit [n, D]."""
 
     features: F32
     base: F32
 
-    def __getitem__(self, rows: NDArray[np.int64]) -> Shown:
-        return Shown(self.features[rows], self.base[rows])
+    def __getitem__(self, rows: NDArray[np.int64]) -> ShownPictures:
+        return ShownPictures(self.features[rows], self.base[rows])
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Told:
     """Pictures of one kind. texts: for each, the unit vectors [m, D] of what may be said of it; group: which of them
     show the same, so that none is another's negative."""
 
-    shown: Shown
+    shown: ShownPictures
     texts: Sequence[F32]
     group: NDArray[np.int64]
 
@@ -55,7 +55,7 @@ class Products:
     """titles [n, D]; named: as of Told, for products whose kind is known, else the title. colours, kinds: class of
     each, -1 for none, and the unit vectors of the classes [K, D]."""
 
-    shown: Shown
+    shown: ShownPictures
     titles: F32
     named: Sequence[F32]
     colours: NDArray[np.int64]
@@ -70,7 +70,7 @@ class TrainingSet:
 
     products: Products
     photographs: Told
-    reduced: Shown
+    reduced: ShownPictures
     things: Told
     scenes: Told
     classes: Told
@@ -89,7 +89,7 @@ class ProductHead(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(_SCALE_START)))
         self.high, self.drop = high, drop
 
-    def forward(self, shown: Shown) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, shown: ShownPictures) -> tuple[Tensor, Tensor, Tensor]:
         """Image vectors of length 1, the head's own of length 1, gates."""
         x = torch.from_numpy(shown.features)
         gate = self.gate(x)
@@ -147,7 +147,7 @@ def _losses(head: ProductHead, data: TrainingSet, rng: np.random.Generator, *, p
     return losses
 
 
-def _others(data: TrainingSet, rng: np.random.Generator) -> tuple[Shown, F32, NDArray[np.int64], int, int]:
+def _others(data: TrainingSet, rng: np.random.Generator) -> tuple[ShownPictures, F32, NDArray[np.int64], int, int]:
     """Pictures, a text vector of each, its group; how many show photographs and what is in them, which come first, and
     how many are classes, which come last."""
     picked = _picked(len(data.photographs.texts), _PHOTOGRAPHS, rng)
@@ -155,7 +155,7 @@ def _others(data: TrainingSet, rng: np.random.Generator) -> tuple[Shown, F32, ND
     parts = _parts(data.photographs.shown, len(data.photographs.texts), picked, rng)
     small = _parts(data.reduced, len(data.photographs.texts), picked, rng)
     thumbnail = (rng.random(photographs) < 0.5)[:, None]
-    shown = [Shown(*(np.where(thumbnail, getattr(small, n), getattr(parts, n)) for n in ("features", "base")))]
+    shown = [ShownPictures(*(np.where(thumbnail, getattr(small, n), getattr(parts, n)) for n in ("features", "base")))]
     texts = [_any(data.photographs.texts[row], rng) for row in picked]
     groups, offset = [data.photographs.group[picked]], int(data.photographs.group.max()) + 1
     for told, count in ((data.things, _THINGS), (data.scenes, _SCENES), (data.classes, _CLASSES)):
@@ -165,13 +165,15 @@ def _others(data: TrainingSet, rng: np.random.Generator) -> tuple[Shown, F32, ND
         groups.append(told.group[rows] + offset)
         offset += int(told.group.max()) + 1
     noise = _CLASS_NOISE * rng.standard_normal(shown[-1].features.shape)
-    shown[-1] = Shown((shown[-1].features + noise).astype(np.float32), shown[-1].base)
-    together = Shown(*(np.concatenate([getattr(each, n) for each in shown]) for n in ("features", "base")))
+    shown[-1] = ShownPictures((shown[-1].features + noise).astype(np.float32), shown[-1].base)
+    together = ShownPictures(*(np.concatenate([getattr(each, n) for each in shown]) for n in ("features", "base")))
     photographs += len(groups[1])
     return together, np.stack(texts), np.concatenate(groups), photographs, len(groups[-1])
 
 
-def _parts(shown: Shown, photographs: int, picked: NDArray[np.int64], rng: np.random.Generator) -> Shown:
+def _parts(
+    shown: ShownPictures, photographs: int, picked: NDArray[np.int64], rng: np.random.Generator
+) -> ShownPictures:
     """A random part of each picked photograph."""
     each = len(shown.features) // photographs
     return shown[picked * each + rng.integers(each, size=len(picked))]
