@@ -171,8 +171,8 @@ class Fidelity(Closed):
 class GraphSpec(Closed):
     """One ONNX file that plays `role` at `precision`.
 
-    `batch_invariant`: a row's answer does not depend on its batch mates (max abs difference of a row alone and in
-    batches was 0 within 1e-6 relative, measured at export). Others are run one row at a time by the server.
+    `batch_invariant`: a row's answer does not depend on its batch mates (`batch_difference`, measured at export, is
+    within the rounding of its precision). Others are run one row at a time by the server.
     """
 
     role: Role

@@ -102,6 +102,13 @@ def test_a_recipe_without_one_says_what_it_said_before(aligned_squares: Path) ->
     assert "matrices" not in config.structure()
 
 
+def test_int8_matrices_want_the_storage_that_keeps_them(aligned_squares: Path) -> None:
+    with pytest.raises(ValueError, match='text.matrices wants storage = "fp16"'):
+        load_config(aligned_squares, ["model.text.matrices='int8'"])
+    config = load_config(aligned_squares, ["model.text.matrices='int8'", "model.storage='fp16'"])
+    assert isinstance(config.model, AlignedConfig) and config.model.text.matrices == "int8"
+
+
 @pytest.mark.parametrize("head", ["linear", "mlp"])
 @pytest.mark.parametrize("unit", ["true", "false"])
 def test_the_head_is_added(aligned_squares: Path, head: str, unit: str) -> None:
