@@ -15,8 +15,10 @@ from evaluation.scenes.mixing import Topic
 from training.aligned_config import AlignedConfig
 from training.aligned_sources import described
 from training.config_table import ConfigTable
-from training.data.rows import SplitRule
+from training.data.families import split_by_family
+from training.data.rows import Row, Split, SplitRule
 
+SplitBy = Literal["number", "name", "family"]
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -24,16 +26,22 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 class SplitConfig(ConfigTable):
     """Which rows validate and which are held out, by remainders modulo `modulo` of each picture's group.
 
-    by: "number" is the last number in a file's name (a product id); "name" a hash of the path, for any names.
+    by: "number" is the last number in a file's name (a product id); "name" a hash of the path, for any names; "family"
+    a hash of the family of products that a row is of, see training.data.families.
     """
 
-    by: Literal["number", "name"] = Field(default="number", exclude_if=lambda value: value == "number")
+    by: SplitBy = Field(default="number", exclude_if=lambda value: value == "number")
     modulo: int = Field(ge=1)
     validation: tuple[int, ...]
     test: tuple[int, ...]
 
     def rule(self) -> SplitRule:
         return SplitRule(modulo=self.modulo, validation=self.validation, test=self.test)
+
+    def of(self, rows: Sequence[Row]) -> list[Split | None]:
+        """The split of each row; None: in none."""
+        rule = self.rule()
+        return split_by_family(rows, rule) if self.by == "family" else [rule.of(row.group) for row in rows]
 
 
 class TableData(ConfigTable):
@@ -311,6 +319,23 @@ def with_data_folder(config: TrainConfig, folder: Path | None) -> TrainConfig:
         table = data.table.model_copy(update={"folder": folder})
         return config.model_copy(update={"data": data.model_copy(update={"table": table})})
     return config.model_copy(update={"data": data.model_copy(update={"folder": folder})})
+
+
+def divided_by(config: TrainConfig, by: SplitBy | None) -> TrainConfig:
+    """The recipe with its table divided by another rule, with the same remainders.
+
+    Raises:
+        ValueError: its data are no table.
+    """
+    if by is None:
+        return config
+    data = config.data
+    table = data.table if isinstance(data, MixedData) else data
+    if not isinstance(table, TableData):
+        raise ValueError(f"data of kind {data.kind!r} are not divided by {by}")
+    table = table.model_copy(update={"split": table.split.model_copy(update={"by": by})})
+    changed = data.model_copy(update={"table": table}) if isinstance(data, MixedData) else table
+    return config.model_copy(update={"data": changed})
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:

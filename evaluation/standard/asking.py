@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.encoder import Encoder, Vectors
+from evaluation.encoder import Encoder, Shown, Vectors
 from evaluation.metrics import normalize
 from evaluation.probe_results import Control, ProbeResult, RunKey, result_rows
 from evaluation.probes.rows import ProbeRow
@@ -48,6 +49,15 @@ class Asking:
     def image_vectors(self, photographs: Sequence[Photograph]) -> Vectors:
         """Unit float32 [n, D]; equal photographs are encoded once."""
         return self._distinct(photographs, self._encode_images)
+
+    def drawn_vectors(self, pictures: Iterable[Shown]) -> Vectors:
+        """Unit float32 [n, D] of at least one picture; they are made while others are encoded."""
+        parts: list[Vectors] = []
+        left = iter(pictures)
+        while part := list(islice(left, _BATCH)):
+            parts.append(_checked(self.encoder.encode_images(part), len(part)))
+            self._add(len(part))
+        return np.concatenate(parts)
 
     def text_vectors(self, texts: Sequence[str]) -> Vectors:
         """Unit float32 [n, D]; equal texts are encoded once, also over several calls."""

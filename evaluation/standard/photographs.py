@@ -90,6 +90,20 @@ def pictures_in(folder: Path) -> tuple[list[Path], int]:
     return found, len(entries) - len(found)
 
 
+def photographs_in(folder: Path) -> tuple[Photograph, ...]:
+    """The pictures of a folder, sorted by name.
+
+    Raises:
+        ValueError: no such folder, or no picture in it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    paths, _ = pictures_in(folder)
+    if not paths:
+        raise ValueError(f"{folder}: no picture (.jpg, .jpeg, .png, .webp) in it")
+    return tuple(photograph(path, path.name) for path in paths)
+
+
 def name_the_broken(photographs: Sequence[Photograph]) -> None:
     """Raises:
     ValueError: one of them does not decode; encoders do not say which.

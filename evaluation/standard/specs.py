@@ -17,7 +17,9 @@ from evaluation.standard.few_shots import FewShots
 from evaluation.standard.image_folder import read_image_folder
 from evaluation.standard.linear import LinearProbe
 from evaluation.standard.pairs import read_pairs
+from evaluation.standard.photographs import photographs_in
 from evaluation.standard.recall import Recall
+from evaluation.standard.shifted import ShiftedTask
 from evaluation.standard.word_order import word_order
 
 _OPTION = re.compile(r"[a-z]+")
@@ -68,6 +70,20 @@ def _few_shots(spec: Spec) -> Task:
     return FewShots(spec.text, read_image_folder(Path(spec.path)), wording, seed=spec.seed())
 
 
+def _shifted(spec: Spec) -> Task:
+    wording, *others = spec.wordings(default="own")
+    if others:
+        raise ValueError(f"{spec.text!r}: templates is 'all', shifted takes one of {', '.join(WORDINGS)}")
+    folder = spec.options.get("backgrounds")
+    return ShiftedTask(
+        spec.text,
+        read_image_folder(Path(spec.path)),
+        () if folder is None else photographs_in(Path(folder)),
+        wording,
+        seed=spec.seed(),
+    )
+
+
 def _order(spec: Spec) -> Task:
     return word_order(spec.text, read_captioned(spec.path, images=spec.images()), seed=spec.seed())
 
@@ -91,6 +107,12 @@ _KINDS: Mapping[str, _Kind] = {
     "order": _Kind(("images", "seed"), "the caption or a shuffle of its words (ARO), from the same files", _order),
     "few-shot": _Kind(
         ("templates", "seed"), "base and new classes of such a folder, with 1 to 16 shots; templates=1", _few_shots
+    ),
+    "shifted": _Kind(
+        ("backgrounds", "templates", "seed"),
+        "the same of pictures of one thing on a plain background, smaller, moved, on other backgrounds; "
+        "backgrounds=FOLDER of photographs; templates=own",
+        _shifted,
     ),
     "linear": _Kind(
         ("seed",),

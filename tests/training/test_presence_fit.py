@@ -126,7 +126,7 @@ def test_figures_by_hand() -> None:
 
 
 def test_collages_hold_what_they_say(photographs: Path) -> None:
-    products = read_products(photographs, "validation")
+    products = read_products(photographs, "validation", by="number")
     assert [each.path.stem for each in products] == ["2", "12", "22", "32", "42", "52"]
     for each in singles(products):
         assert each.things[0].edges == SHAPES[each.things[0].kind]
@@ -158,7 +158,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_list_is_asked_about_what_is_there_and_what_is_not(photographs: Path) -> None:
     rng = np.random.default_rng(5)
     shown = [EncodedCollage(each, rng.normal(size=(2, 3, 8)), rng.normal(size=8)) for each in collages(
-        read_products(photographs, "validation"), "grid", 30, seed=0)]  # fmt: skip
+        read_products(photographs, "validation", by="number"), "grid", 30, seed=0)]  # fmt: skip
     table = {name: rng.normal(size=8) for name in (*KINDS, "other")}
     texts = Texts(lambda some: np.array([table[text] for text in some], dtype=np.float32))
     rule = Presence(positive_templates=("{}",), neutral_texts=("other",), scale=2, aggregation="max")
@@ -193,13 +193,13 @@ def test_the_script_writes_a_presence_and_judges_it(
 ) -> None:
     photographs = titled
     before = Manifest.model_validate_json((artifact / MANIFEST_FILE).read_bytes())
-    main([str(artifact), "--products", str(photographs), "--collages", "2", "--write"])
+    main([str(artifact), "--products", str(photographs), "--by", "number", "--collages", "2", "--write"])
     after = Manifest.model_validate_json((artifact / MANIFEST_FILE).read_bytes())
     assert after.presence is not None
     assert after.presence.calibration_slope > 0
     assert after.model_copy(update={"presence": None}) == before
     assert "chosen: " in capsys.readouterr().out
-    main([str(artifact), "--products", str(photographs), "--collages", "2", "--test"])
+    main([str(artifact), "--products", str(photographs), "--by", "number", "--collages", "2", "--test"])
     printed = capsys.readouterr().out
     assert printed.count("test, ") == 3
     assert "chosen" not in printed

@@ -13,8 +13,7 @@ from PIL import Image
 
 from model_store.manifest import ImageSpec
 from training.checkpoint import load_model
-from training.config import OptimConfig
-from training.data.rows import SplitRule
+from training.config import OptimConfig, SplitConfig
 from training.models.aligned import AlignedDualEncoder
 from training.shipped.everyday.__main__ import RECIPE, main
 from training.shipped.everyday.photograph_head import Examples, Scaling, class_pictures, fit_ridge
@@ -92,8 +91,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_products_of_other_splits_are_not_seen(data: Path) -> None:
-    rule = SplitRule(modulo=10, test=(1,), validation=(2,))
-    shop = read_shop(data / "shop", rule)
+    shop = read_shop(data / "shop", SplitConfig(modulo=10, test=(1,), validation=(2,)))
     assert len(shop) == 48
     assert {int(each.path.stem) % 10 for each in shop} == {0, 3, 4, 5, 6, 7, 8, 9}
     assert [each.kind for each in shop[:3]] == ["shirt", "watch", None]

@@ -23,6 +23,7 @@ from training.config import (
     Report,
     SceneData,
     SeveralData,
+    SplitBy,
     TableData,
     TrainConfig,
 )
@@ -43,6 +44,11 @@ from training.progress import Track, untracked
 ARTICLE_TYPE, COLOUR = "article_type", "baseColour"
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 SEVERAL = 512
+_DECIDES: dict[SplitBy, str] = {
+    "number": "the last number of a file's name",
+    "name": "a hash of the file's name",
+    "family": "a hash of the product's family",
+}
 JUDGED = {"validation": 1_000, "test": 2_000}  # seeds of the judged scenes: no scene of one is in the other
 
 
@@ -115,22 +121,21 @@ class Table:
 
     @classmethod
     def of_file(cls, data: TableData) -> Table:
-        rule, by_name = data.split.rule(), data.split.by == "name"
         rows = read_table(
             data.folder / data.table,
             image_column=data.image_column,
             caption_column=data.caption_column,
             label_columns=data.label_columns,
             negative_column=data.negative_column,
-            group=group_of_name if by_name else group_of,
+            group=group_of_name if data.split.by == "name" else group_of,
         )
-        by = "a hash of the file's name" if by_name else "the last number of a file's name"
+        splits = data.split.of(rows)
         return cls(
             folder=data.folder,
-            rows={split: [row for row in rows if rule.of(row.group) == split] for split in SPLITS},
+            rows={split: [row for row, its in zip(rows, splits, strict=True) if its == split] for split in SPLITS},
             label_columns=data.label_columns,
             has_negatives=data.negative_column is not None,
-            splitting=f"{by} modulo {rule.modulo} decides (data.split)",
+            splitting=f"{_DECIDES[data.split.by]} modulo {data.split.modulo} decides (data.split)",
         )
 
     @classmethod

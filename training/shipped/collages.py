@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,13 @@ import numpy as np
 from PIL import Image
 
 from evaluation.fashion import article_type
+from training.config import SplitBy, SplitConfig
+from training.data.reader import read_table
+from training.data.rows import Split
 
 Layout = Literal["single", "grid", "scattered"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
-Split = Literal["validation", "test"]
 Edges = tuple[int, int, int, int]
-_REMAINDERS: dict[Split, int] = {"test": 1, "validation": 2}  # of the product id, as in training/configs/fashion.toml
-_MODULO = 10
 _WHITE = 240  # a pixel with a darker channel is the product's
 _TILE_PX = 224
 _SCATTERED_PX = ((640, 480), (480, 640), (600, 600))
@@ -50,18 +49,21 @@ class Collage:
     things: tuple[CollageThing, ...]
 
 
-def read_products(folder: Path, split: Split) -> list[Product]:
+def read_products(folder: Path, split: Split, *, by: SplitBy) -> list[Product]:
     """Products of a split, in the table's order, whose title names one of evaluation.fashion's kinds.
 
+    by: what decides, the product's family or its number; remainders as in the recipes of the shipped models.
+
     Raises:
-        OSError: no captions.csv in `folder`. ValueError: there is none of this split.
+        OSError, ValueError: no captions.csv in `folder` with these columns, or there is none of this split.
     """
-    found: list[Product] = []
-    with (folder / "captions.csv").open(encoding="utf-8", newline="") as stream:
-        for row in csv.DictReader(stream):
-            kind = article_type(row["caption"])
-            if kind is not None and int(Path(row["image"]).stem) % _MODULO == _REMAINDERS[split]:
-                found.append(Product(folder / row["image"], kind))
+    rows = read_table(folder / "captions.csv")
+    splits = SplitConfig(by=by, modulo=10, test=(1,), validation=(2,)).of(rows)
+    found = [
+        Product(folder / row.image, kind)
+        for row, its in zip(rows, splits, strict=True)
+        if its == split and (kind := article_type(row.caption)) is not None
+    ]
     if not found:
         raise ValueError(f"{folder}: no product of the {split} split")
     return found

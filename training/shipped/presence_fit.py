@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,8 +40,10 @@ from model_store.seal import MANIFEST_FILE
 from model_store.session import SessionSettings
 from model_store.store import copy_to_change, replace
 from model_store.towers import DenseTower, normalized, open_dense_tower, open_tower
+from training.config import SplitBy
 from training.data.coco import category_names, read_instances
-from training.shipped.collages import Collage, CollageThing, Layout, Split, collages, read_products, singles
+from training.data.rows import Split
+from training.shipped.collages import Collage, CollageThing, Layout, collages, read_products, singles
 
 F64 = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -356,6 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="folder of one artifact, with its manifest.json")
     parser.add_argument("--products", type=Path, help="folder with captions.csv and images/")
     parser.add_argument("--coco", type=Path, help="folder with annotations/, train2017/ and val2017/")
+    parser.add_argument("--by", choices=get_args(SplitBy), default="family", help="what divides products (family)")
     parser.add_argument("--collages", type=int, default=COLLAGES, help="of each layout that are judged")
     parser.add_argument("--short-px", type=int, action="append", help="sizes to judge at; default: the artifact's own")
     parser.add_argument("--aggregation", choices=AGGREGATIONS, action="append", help="compare these only")
@@ -370,7 +374,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tokenizer = artifact.tokenizer()
     texts = Texts(lambda some: normalized(text(tokenizer(list(some)))))
     split: Split = "test" if chosen.test else "validation"
-    products = read_products(chosen.products, split) if chosen.products else []
+    products = read_products(chosen.products, split, by=chosen.by) if chosen.products else []
     part = "val2017" if chosen.test else "train2017"
     names, photographs = read_coco(chosen.coco, part) if chosen.coco else ((), [])
 

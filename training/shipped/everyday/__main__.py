@@ -90,7 +90,7 @@ class Recipe:
         self.model.requires_grad_(False)
         self.texts = TextVectors(self.model, self.tokenizer)
         self.photographs, self.things = read_photographs(coco)
-        self.shop = read_shop(products, config.data.table.split.rule())
+        self.shop = read_shop(products, config.data.table.split)
         self.pooled = self.model.trunk.head_hidden_size
 
     def look(self) -> dict[str, F32]:

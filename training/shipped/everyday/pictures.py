@@ -15,10 +15,9 @@ from PIL import Image, ImageOps
 from evaluation.fashion import article_type
 from model_store.manifest import ImageSpec
 from model_store.modality.image import OWN_FILES, decode, prepare
-from training.config import SceneData
+from training.config import SceneData, SplitConfig
 from training.data.coco import Instances, read_captions, read_instances
 from training.data.reader import read_table
-from training.data.rows import SplitRule
 from training.data.scenes import draw_scenes
 
 U8 = NDArray[np.uint8]
@@ -81,7 +80,7 @@ def _things(picture: Instances, photograph: int) -> Iterator[BoxedThing]:
             yield BoxedThing(photograph, (left, upper, right, lower), label)
 
 
-def read_shop(folder: Path, rule: SplitRule) -> list[ShopProduct]:
+def read_shop(folder: Path, split: SplitConfig) -> list[ShopProduct]:
     """Products of the training split, in the table's order.
 
     Raises:
@@ -90,8 +89,8 @@ def read_shop(folder: Path, rule: SplitRule) -> list[ShopProduct]:
     rows = read_table(folder / "captions.csv", label_columns=("baseColour",))
     found = [
         ShopProduct(folder / row.image, row.caption, row.labels["baseColour"].lower(), article_type(row.caption))
-        for row in rows
-        if rule.of(row.group) == "train"
+        for row, its in zip(rows, split.of(rows), strict=True)
+        if its == "train"
     ]
     if not found:
         raise ValueError(f"{folder}: no product of the training split")
