@@ -27,8 +27,8 @@ def report_split(
     """Judge a checkpoint in fp32 on one split of its own recipe; captions that training saw count as seen titles.
 
     data_folder: where a table lies here; scenes need none. by: what divides a table, by default what its recipe says; a
-    model that was trained by family is judged by number too, see training.data.families. base: where the base of adapters or of a class head lies, by
-    default where its recipe says; they are judged behind it.
+    model that was trained by family is judged by number too, see training.data.families. base: where the base of
+    adapters or of a class head lies, by default where its recipe says; they are judged behind it.
 
     Raises:
         ValueError: a checkpoint that cannot be opened, or another base than its own.

@@ -33,7 +33,8 @@ def test_what_touches_the_frame_is_background_and_a_hole_is_not(background: tupl
     assert found.colour == background
     assert alpha[40, 50] == 255  # the hole is the thing's
     assert alpha[40, 35] == 255
-    assert not alpha[:15].any() and not alpha[:, :25].any()
+    assert not alpha[:15].any()
+    assert not alpha[:, :25].any()
     on_blue = np.asarray(composed([(found, Pose(1.0))], plain_background(BLUE, 100)))
     # Nothing but the ring, its hole and the blue, and what is between two of them at an edge.
     rim = is_near(on_blue, background) & ~is_near(on_blue, RED)
@@ -60,7 +61,8 @@ def test_later_things_lie_on_earlier_ones() -> None:
     red = cut_out(ring((255, 255, 255)))
     blue = cut_out(Image.fromarray(np.asarray(ring((255, 255, 255)))[..., ::-1].copy()))
     shown = np.asarray(composed([(red, Pose(1.0)), (blue, Pose(1.0))], plain_background((255, 255, 255), 100)))
-    assert is_near(shown, (20, 20, 220)).any() and not is_near(shown, RED).any()
+    assert is_near(shown, (20, 20, 220)).any()
+    assert not is_near(shown, RED).any()
 
 
 @pytest.mark.parametrize("picture", ["plain", "noise"])
@@ -84,5 +86,6 @@ def test_a_part_of_a_photograph_is_inside_of_it() -> None:
     ]
     assert {part.shape for part in parts} == {(32, 32, 3)}
     widths = [int(part[0, -1, 0]) - int(part[0, 0, 0]) for part in parts]
-    assert min(widths) >= 0.6 * 60 * 0.9 and max(widths) <= 60
+    assert min(widths) >= 0.6 * 60 * 0.9
+    assert max(widths) <= 60
     assert len({int(part[0, 0, 0]) for part in parts}) > 8

@@ -78,7 +78,8 @@ def test_an_encoder_that_knows_things_keeps_everything(things: Path, backgrounds
     assert chances["as it is"] == chances["grey, 50 %"] == 0.25
     # With another thing in the picture there is one rival less, unless it is of the same class.
     beside = chances["own background, 50 %, beside one other"]
-    assert beside is not None and 0.25 < beside <= 1 / 3
+    assert beside is not None
+    assert 0.25 < beside <= 1 / 3
     assert chances["kept: grey, 50 %"] is None
     assert scores(from_json(to_json(result))) == found
 

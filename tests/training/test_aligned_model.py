@@ -106,7 +106,8 @@ def test_int8_matrices_want_the_storage_that_keeps_them(aligned_squares: Path) -
     with pytest.raises(ValueError, match='text.matrices wants storage = "fp16"'):
         load_config(aligned_squares, ["model.text.matrices='int8'"])
     config = load_config(aligned_squares, ["model.text.matrices='int8'", "model.storage='fp16'"])
-    assert isinstance(config.model, AlignedConfig) and config.model.text.matrices == "int8"
+    assert isinstance(config.model, AlignedConfig)
+    assert config.model.text.matrices == "int8"
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp"])
