@@ -231,7 +231,7 @@ def recipe(aligned_model_table: str, tmp_path_factory: pytest.TempPathFactory) -
     image = "stages = [1, 2]\nunit = true\ngate = [0.0, 8.0]\nattention_px = 32\n"
     model = aligned_model_table.replace("[model.class_map]", f"{image}[model.class_map]\nlinear = 0.8")
     text = text[:start] + model + text[end:]
-    smaller = {"= 256": "= 64", "size_px = 32": "size_px = 64", "steps = 600": "steps = 80"}
+    smaller = {"= 256": "= 64", "size_px = 32": "size_px = 64", "steps = 1000": "steps = 80"}
     scenes = {f"scenes = {count}": "scenes = 40" for count in (700, 900, 400)}
     for there, here in {**smaller, **scenes}.items():
         assert there in text

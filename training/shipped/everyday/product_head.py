@@ -25,9 +25,10 @@ from training.shipped.everyday.photograph_head import Scaling
 F32 = NDArray[np.float32]
 F16 = NDArray[np.float16]
 _AS_THEY_ARE = 0.3  # of the products; the others are shown elsewhere
-_PHOTOGRAPHS, _THINGS, _SCENES, _CLASSES = 40, 24, 48, 96  # of a step
+_PHOTOGRAPHS, _THINGS, _SCENES, _CLASSES = 64, 48, 48, 96  # of a step
 _CLASS_NOISE = 0.3
 _ATTRIBUTES, _GATE = 0.7, 2.0  # weights of their losses
+_SHUT = 4.0  # what opening for a photograph weighs, beside not opening for a product
 _TITLES = 0.7  # of the products; the others are called by colour and kind
 _GATE_START = -2.0
 _SCALE_START = 20.0
@@ -165,7 +166,7 @@ def _losses(head: ProductHead, data: TrainingSet, rng: np.random.Generator, *, p
     # What the head says of photographs is right as well, should the gate be open; the gate is not asked about scenes.
     losses["head"] = (1 - (own[:photographs] * torch.from_numpy(said[:photographs])).sum(dim=1)).mean()
     shut = torch.cat([shut[:photographs], shut[len(shut) - classes :]])
-    losses["gate"] = _GATE * (softplus(shut).mean() + softplus(-gate).mean())
+    losses["gate"] = _GATE * (_SHUT * softplus(shut).mean() + softplus(-gate).mean())
     return losses
 
 
