@@ -136,8 +136,9 @@ class AlignedDualEncoder(DualEncoder):
         return mapped, self._pooled(grid)
 
     def encode_squares(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] -> [B, N, F]: features of the squares that the head's attention weighs, row by row; without
-        attention, of the cells of the last grid. Their mean is what `features` gives.
+        """uint8 [B, H, W, 3] -> [B, N, F]: features of the squares that the head's attention weighs, row by row.
+
+        Without attention, of the cells of the last grid. Their mean is what `features` gives.
         """
         return self._squares(self._grid(self.pixel_input.unit_range(pixels))).flatten(2).transpose(1, 2)
 
