@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model_store.files import sync, write_whole
-from model_store.identity import spec_digest
+from model_store.identity import sha256_file, spec_digest
 from model_store.manifest import ImageSpec, Presence, TextSpec
 from model_store.modality.text import Tokenizer
 from training.config import TrainConfig, parse_config
@@ -34,6 +34,7 @@ from training.models.towers import DualEncoder
 
 FORMAT = 1
 INFO_FILE, WEIGHTS_FILE, STATE_FILE = "checkpoint.json", "weights.safetensors", "state.safetensors"
+FILES = {TOKENIZER_FILE: "tokenizer_sha256", STATE_FILE: "state_sha256", WEIGHTS_FILE: "weights_sha256"}
 HEAD_WEIGHT, HEAD_BIAS = "class_head/weight", "class_head/bias"
 ARRAY_PREFIX = "array/"
 
@@ -106,8 +107,8 @@ def save_checkpoint(
     info = {
         "format": FORMAT,
         **info,
-        "weights_sha256": _sha256(parts[WEIGHTS_FILE]),
-        "state_sha256": _sha256(parts[STATE_FILE]),
+        "weights_sha256": sha256_file(parts[WEIGHTS_FILE]),
+        "state_sha256": sha256_file(parts[STATE_FILE]),
         "tokenizer_sha256": hashlib.sha256(tokenizer).hexdigest(),
     }
     parts[TOKENIZER_FILE].write_bytes(tokenizer)
@@ -120,10 +121,25 @@ def save_checkpoint(
 
 
 def note_metrics(folder: Path, metrics: dict[str, Any]) -> None:
-    """Put validation numbers into a checkpoint that is saved already."""
+    """Put numbers into a checkpoint that is saved already."""
     info = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
-    info["metrics"] = {"validation": metrics}
+    info["metrics"] = metrics
     write_whole(folder / INFO_FILE, (json.dumps(info, indent=2, sort_keys=True) + "\n").encode())
+
+
+def check_whole(folder: Path) -> int:
+    """The step of a checkpoint that a run can resume from, all of its files as they were written.
+
+    Raises:
+        ValueError: a file is missing or another one.
+    """
+    try:
+        info = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
+        for name, key in FILES.items():
+            _check(folder / name, info[key])
+        return info["step"]
+    except (OSError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder}: no whole checkpoint: {error}") from error
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -200,7 +216,7 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: the file differs from its digest.
     """
-    _checked(folder / WEIGHTS_FILE, read_checkpoint(folder).weights_sha256)
+    _check(folder / WEIGHTS_FILE, read_checkpoint(folder).weights_sha256)
     return load_file(folder / WEIGHTS_FILE)
 
 
@@ -223,7 +239,7 @@ def load_head(folder: Path) -> LoadedHead:
 def load_state(folder: Path) -> dict[str, Tensor]:
     """Tensors for resuming, checked against the digest in `checkpoint.json` (a run killed between the two files)."""
     info = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
-    _checked(folder / STATE_FILE, info["state_sha256"])
+    _check(folder / STATE_FILE, info["state_sha256"])
     return load_file(folder / STATE_FILE)
 
 
@@ -260,12 +276,10 @@ def git_sha(folder: Path) -> str | None:
 
 
 def _checked(path: Path, sha256: str) -> bytes:
-    data = path.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
+    _check(path, sha256)
+    return path.read_bytes()
+
+
+def _check(path: Path, sha256: str) -> None:
+    if (found := sha256_file(path)) != sha256:
         raise ValueError(f"{path}: sha256 is {found}, checkpoint.json says {sha256}")
-    return data
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -17,6 +17,7 @@ from training.aligned_sources import described
 from training.config_table import ConfigTable
 from training.data.families import split_by_family
 from training.data.rows import Row, Split, SplitRule
+from training.run_config import OptimConfig, RunConfig, WiseFt
 
 SplitBy = Literal["number", "name", "family"]
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -234,50 +235,6 @@ class StoredModel(ConfigTable):
 
 ModelConfig = Annotated[SmallConfig | OpenClipConfig | AlignedConfig | StoredModel, Field(discriminator="kind")]
 ARTIFACT = "artifact:"
-
-
-class OptimConfig(ConfigTable):
-    batch_size: int = Field(ge=2)
-    steps: int = Field(ge=1)
-    rate: float = Field(gt=0, description="peak learning rate")
-    warmup_steps: int = Field(ge=0)
-    final_rate_share: float = Field(default=0.0, ge=0, le=1)
-    betas: tuple[float, float] = (0.9, 0.98)
-    epsilon: float = 1e-6
-    weight_decay: float = Field(ge=0)
-    clip_norm: float = Field(gt=0)
-    ema_decay: float = Field(ge=0, lt=1)
-
-
-Report = Literal["retrieval", "fashion", "scenes"]
-
-
-class RunConfig(ConfigTable):
-    """`precision`: "auto" is bf16 autocast on a GPU and fp32 elsewhere; "bf16" also on CPUs (3x faster with AMX)."""
-
-    folder: Path
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    threads: int = Field(default=0, ge=0, description="torch CPU threads; 0 leaves torch's choice")
-    log_steps: int = Field(default=20, ge=1)
-    validate_steps: int = Field(default=500, ge=1)
-    checkpoint_steps: int = Field(default=500, ge=1)
-    report: Report = "retrieval"
-    features: Path | None = Field(default=None, description="where cached features lie; by default beside the run")
-    store: Path | None = Field(default=None, description="where the artifact of a base lies, beside the shipped ones")
-
-
-class WiseFt(ConfigTable):
-    """Interpolation between the base and what was trained (Wortsman et al., 2022, WiSE-FT), after the last step.
-
-    Of the `alphas` the one is taken that gains most on `cure` and loses at most `most_lost` on `neutral`; both are
-    paths of validation numbers, such as "relation/opposite relation"; higher is better.
-    """
-
-    cure: str
-    neutral: str
-    most_lost: float = Field(default=0.01, ge=0)
-    alphas: tuple[float, ...] = tuple(round(0.1 * step, 1) for step in range(11))
 
 
 class TrainConfig(ConfigTable):

@@ -7,14 +7,15 @@ is the loss: what is right for one process must be the mean over processes of wh
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
+P = TypeVar("P")
 T = TypeVar("T")
 
 
@@ -72,50 +73,36 @@ def part_of(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its mean over processes, in one exchange; the same ones must be there everywhere."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if count() == 1 or not gradients:
-        return
-    for dtype in sorted({gradient.dtype for gradient in gradients}, key=str):
-        alike = [gradient for gradient in gradients if gradient.dtype == dtype]
-        flat = mean(torch.cat([gradient.flatten() for gradient in alike]))
-        for gradient, part in zip(alike, flat.split([gradient.numel() for gradient in alike]), strict=True):
-            gradient.copy_(part.view_as(gradient))
-
-
-def average_statistics(modules: Iterable[nn.Module]) -> None:
-    """Replace the running statistics of norms in train mode by their mean over processes.
-
-    In the step itself a batch norm sees its own process's rows only, as in torch's DistributedDataParallel: with such
-    norms, two processes are not one.
-    """
-    if count() == 1:
-        return
-    for module in modules:
-        for norm in module.modules():
-            if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training:
-                for statistic in (norm.running_mean, norm.running_var):
-                    if statistic is not None:
-                        statistic.copy_(mean(statistic))
-
-
 def mean(value: Tensor) -> Tensor:
+    """Over processes; no gradient."""
+    return summed(value) / count() if count() > 1 else value
+
+
+def summed(value: Tensor) -> Tensor:
     """Over processes; no gradient."""
     if count() == 1:
         return value
-    total = value.clone()
+    total = value.clone(memory_format=torch.contiguous_format)
     distributed.all_reduce(total)
-    return total / count()
+    return total
 
 
-def from_first(value: T) -> T:
-    """What process 0 has."""
+def launched_first() -> bool:
+    """Whether this process speaks for all: process 0 of those that `torchrun` started, before and after they join."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def divided(parts: Sequence[P], work: Callable[[P], T]) -> list[T]:
+    """`work` of every part, in order: each process does every n-th of them, and all processes get all results.
+
+    All of them must call it with the same parts, and `work` must not speak to other processes.
+    """
     if count() == 1:
-        return value
-    box: list[Any] = [value]
-    distributed.broadcast_object_list(box, src=0)
-    return box[0]
+        return [work(part) for part in parts]
+    own = [work(part) for part in parts[rank() :: count()]]
+    everybody: list[list[T]] = [[] for _ in range(count())]
+    distributed.all_gather_object(everybody, own)
+    return [everybody[at % count()][at // count()] for at in range(len(parts))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +159,7 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone(memory_format=torch.contiguous_format)
-        distributed.all_reduce(total)
+        total = summed(gradients[0])
         return total[rank() * ctx.own : (rank() + 1) * ctx.own]
 
 

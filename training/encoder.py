@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from model_store.manifest import ImageSpec
 from model_store.modality.image import OWN_FILES, decode, prepare
 from model_store.modality.text import Tokenizer
 from model_store.presence import default_presence
+from training import distributed
 from training.checkpoint import LoadedModel, load_model
 from training.models.dense import DEFAULT_DENSE, DenseChoice, DenseSource, dense_of_model
 
@@ -28,6 +30,8 @@ class TorchEncoder:
     """The two doors of a model: uint8 [B, H, W, 3] -> [B, D] and int64 [B, L] -> [B, D], in fp32 without gradients.
 
     `space` and `fingerprint` name the weights: pass what changes when they do.
+
+    divided: of several processes that all ask for the same, each encodes its share, and all get all vectors.
     """
 
     def __init__(
@@ -41,37 +45,53 @@ class TorchEncoder:
         fingerprint: str,
         templates: tuple[str, ...] | None = None,
         device: str = "cpu",
+        divided: bool = False,
     ) -> None:
         self._encode_image, self._encode_text = encode_image, encode_text
         self._image_spec, self._tokenizer, self._device = image_spec, tokenizer, device
+        self._divided = divided
         self.name, self.space, self.fingerprint = name, fingerprint, fingerprint
         self.templates = templates
         self.image_px: int | None = min(image_spec.height_px, image_spec.width_px)
 
     def encode_images(self, images: Sequence[Shown]) -> Vectors:
-        opened = [decode(image, OWN_FILES) if isinstance(image, bytes) else Image.fromarray(image) for image in images]
-        return self.encode_prepared(np.stack([prepare(image, self._image_spec) for image in opened]))
+        return self._run(
+            self._encode_image, len(images), lambda at: np.stack([self._pixels(one) for one in images[at]])
+        )
 
     def encode_prepared(self, pixels: NDArray[np.uint8]) -> Vectors:
         """Pictures that are [N, H, W, 3] of the model's size already."""
-        return self._run(self._encode_image, pixels)
+        return self._run(self._encode_image, len(pixels), lambda at: pixels[at])
 
     def encode_texts(self, texts: Sequence[str]) -> Vectors:
         # Texts of similar length together: padding to the longest of a few is cheap.
         ids = [self._tokenizer.encode(text) for text in texts]
         order = sorted(range(len(ids)), key=lambda at: len(ids[at]))
-        parts = [order[at : at + _CHUNK] for at in range(0, len(order), _CHUNK)]
-        vectors = np.concatenate(
-            [self._run(self._encode_text, self._tokenizer.pad([ids[at] for at in part])) for part in parts]
+        vectors = self._run(
+            self._encode_text, len(order), lambda at: self._tokenizer.pad([ids[one] for one in order[at]])
         )
         out = np.empty_like(vectors)
         out[order] = vectors
         return out
 
-    def _run(self, encode: Callable[[Tensor], Tensor], inputs: NDArray[np.generic]) -> Vectors:
-        parts = [torch.from_numpy(inputs[at : at + _CHUNK]) for at in range(0, len(inputs), _CHUNK)]
-        with torch.inference_mode():
-            return normalize(np.concatenate([encode(part.to(self._device)).float().cpu().numpy() for part in parts]))
+    def _pixels(self, image: Shown) -> NDArray[np.uint8]:
+        opened = decode(image, OWN_FILES) if isinstance(image, bytes) else Image.fromarray(image)
+        return prepare(opened, self._image_spec)
+
+    def _run(
+        self, encode: Callable[[Tensor], Tensor], count: int, inputs: Callable[[slice], NDArray[np.generic]]
+    ) -> Vectors:
+        """Unit vectors [count, D]; `inputs` gives the rows of a slice."""
+
+        def vectors(at: slice) -> NDArray[np.float32]:
+            with torch.inference_mode():
+                return encode(torch.from_numpy(inputs(at)).to(self._device)).float().cpu().numpy()
+
+        sharing = distributed.count() if self._divided else 1
+        size = min(_CHUNK, max(1, math.ceil(count / sharing)))
+        parts = [slice(start, start + size) for start in range(0, count, size)]
+        found = distributed.divided(parts, vectors) if self._divided else [vectors(part) for part in parts]
+        return normalize(np.concatenate(found))
 
 
 class DenseTorchEncoder(TorchEncoder):

@@ -6,24 +6,41 @@ import csv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
+
+from training.wandb_log import WandbLog
 
 LOG_FILE = "log.csv"
 _COLUMNS = ("step", "series", "name", "value")
 
 
 class RunLog:
-    """Writes `folder/log.csv` (long form: step, series, name, value) and `folder/tensorboard/`.
+    """Writes `folder/log.csv` (long form: step, series, name, value) and `folder/tensorboard/`, and to Weights & Biases
+    where a project is named (`wandb`, with `settings` as the run's).
 
     A resumed run drops the lines behind its start, so no step is logged twice. Without a `console` nothing is printed.
+
+    Raises:
+        ValueError: a project is named, and wandb is not installed.
     """
 
-    def __init__(self, folder: Path, *, start: int, total: int, console: Console | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        start: int,
+        total: int,
+        console: Console | None,
+        wandb: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / LOG_FILE
+        self._wandb = None if wandb is None else WandbLog(wandb, folder, settings=settings or {}, start=start)
         kept: list[list[str]] = []
         if start and path.exists():
             with path.open(newline="", encoding="utf-8") as file:
@@ -56,6 +73,8 @@ class RunLog:
         self._progress.stop()
         self._board.close()
         self._file.close()
+        if self._wandb is not None:
+            self._wandb.close(failed=error is not None)
 
     def advance(self, done: int, loss: float | None) -> None:
         """`done` steps are finished; `loss` is shown when it is known (reading it waits for a GPU)."""
@@ -72,12 +91,18 @@ class RunLog:
             self._csv.writerow([step, series, name, f"{value:.6g}"])
             self._board.add_scalar(f"{series}/{name}", value, step)
         self._file.flush()
+        if self._wandb is not None:
+            self._wandb.write(step, {f"{series}/{name}": value for name, value in numbers.items()})
 
-    def validated(self, step: int, report: Mapping[str, object]) -> None:
-        """Log a validation report, and print its headline above the bar."""
-        self.write("validation", step, flatten(report))
+    def judged(self, series: str, step: int, report: Mapping[str, object]) -> None:
+        """Log a report, such as that of validation, and print its headline above the bar."""
+        self.write(series, step, flatten(report))
+        self.say(f"step {step}: {headline(report)}")
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
         if self._console is not None:
-            self._console.print(f"step {step}: {headline(report)}", highlight=False)
+            self._console.print(text, highlight=False, markup=False)
 
 
 class NoLog:
@@ -97,7 +122,10 @@ class NoLog:
     def write(self, series: str, step: int, numbers: Mapping[str, float]) -> None:
         pass
 
-    def validated(self, step: int, report: Mapping[str, object]) -> None:
+    def judged(self, series: str, step: int, report: Mapping[str, object]) -> None:
+        pass
+
+    def say(self, text: str) -> None:
         pass
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,30 +20,35 @@ from model_store.manifest import ImageSpec, TextSpec
 from model_store.modality.text import Tokenizer
 from training import distributed
 from training import method as methods
+from training.accumulation import add_gradients, check_accumulation, total
 from training.bases import open_base
+from training.batch_norms import average_statistics, norms_in_training, synchronise
 from training.checkpoint import (
     ARRAY_PREFIX,
     INFO_FILE,
     LoadedModel,
     git_sha,
     load_state,
-    note_metrics,
-    optimizer_state,
     read_checkpoint,
-    restore_optimizer,
     save_checkpoint,
 )
-from training.config import OptimConfig, StoredModel, TrainConfig, WiseFt, load_config
-from training.data.protocol import Source
+from training.config import StoredModel, TrainConfig, load_config
 from training.data.source import open_source
 from training.data.vocabulary import tokenizer_of
-from training.encoder import TorchEncoder
 from training.features import FeatureBatches, cached_features
+from training.gradient_exchange import GradientExchange
+from training.history import note_step, resumable, save_step, saved_steps
 from training.interrupts import TrainingStopped, asked_to_stop
+from training.judging import Judge
 from training.log import NoLog, RunLog
+from training.mirror import Mirror
 from training.models.building import image_spec as spec_of
+from training.models.towers import DualEncoder
+from training.optimization import LossWatch, adamw, rate_at
+from training.precision import MixedPrecision
 from training.progress import tracked_on
-from training.wise_ft import interpolate, wise_ft_curve
+from training.resuming import refuse_other_run
+from training.run_state import RunState
 
 STREAM, PROCESS_STREAM = 2**32, 2**24
 TOOLS = ("torch", "timm", "open_clip_torch", "numpy", "pillow", "tokenizers")
@@ -61,29 +64,39 @@ class TrainResult:
 
 
 def train(
-    config_path: Path, overrides: Sequence[str] = (), *, resume: bool = False, console: Console | None = None
+    config_path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    resume: bool = False,
+    from_step: int | None = None,
+    console: Console | None = None,
 ) -> TrainResult:
-    """Train a recipe, as `clipworks train CONFIG [--set key=value] [--resume]`.
+    """Train a recipe, as `clipworks train CONFIG [--set key=value] [--resume | --from-step STEP]`.
 
-    Under `torchrun` the processes share every batch; the first one validates and writes.
+    Under `torchrun` the processes share every batch and all judging; the first one writes.
 
     Raises:
         ValueError: the recipe, the data or the checkpoint to resume is wrong; the message says where.
         TrainingStopped: Ctrl-C; a checkpoint was saved.
     """
     config = load_config(config_path, overrides)
-    if not resume and (config.run.folder / INFO_FILE).exists():
+    folder, resume = config.run.folder, resume or from_step is not None
+    if not resume and ((folder / INFO_FILE).exists() or saved_steps(folder)):
         raise ValueError(
-            f"{config.run.folder} holds a run already: go on with --resume, or take another one: --set run.folder=..."
+            f"{folder} holds a run already: go on with --resume, or take another one: --set run.folder=..."
         )
-    _refuse_unwritable(config.run.folder)
+    _refuse_unwritable(folder)
     with distributed.joined(config.run.device):
-        return run(config, resume=resume, console=console)
+        return run(config, resume=resume, from_step=from_step, console=console)
 
 
 # Longer than 60 lines on purpose: the whole story of a run stands in one place, in the order in which it happens.
-def run(config: TrainConfig, *, resume: bool = False, console: Console | None = None) -> TrainResult:
-    """Train `config` to its last step and return the checkpoint; with `resume`, go on from the one in `run.folder`.
+def run(
+    config: TrainConfig, *, resume: bool = False, from_step: int | None = None, console: Console | None = None
+) -> TrainResult:
+    """Train `config` to its last step and return the checkpoint; with `resume`, go on from one in `run.folder`.
+
+    from_step: resume from the checkpoint of that step, not from the newest.
 
     On a CPU with the same thread count a resumed run is bit-equal to an uninterrupted one: batches and dropout depend
     on (seed, step) only, and the checkpoint holds every other state.
@@ -94,7 +107,6 @@ def run(config: TrainConfig, *, resume: bool = False, console: Console | None = 
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
-    bf16 = config.run.precision == "bf16" or (config.run.precision == "auto" and device == "cuda")
 
     # Data: the source draws or decodes every training picture once; a base brings its tokenizer and its specs.
     base = open_base(config)
@@ -142,12 +154,7 @@ def run(config: TrainConfig, *, resume: bool = False, console: Console | None = 
         module.to(memory_format=torch.channels_last).train(use != "frozen")
         if use == "frozen":
             module.requires_grad_(False)
-
-    if not isinstance(method, methods.FitMethod):
-        methods.check_produced(config.method, method)
-    judged = partial(_judged, config.method, method, source, image_spec=image_spec, tokenizer=tokenizer, device=device)
-    if first and not isinstance(method, methods.FitMethod):
-        judged(rehearsal=True)
+    trained = [module for module, use in modules.values() if use != "frozen"]
     facts = {
         "config": config.model_dump(mode="json"),
         "image_spec": image_spec.model_dump(mode="json"),
@@ -159,6 +166,8 @@ def run(config: TrainConfig, *, resume: bool = False, console: Console | None = 
         "base_sha256": base.info.weights_sha256 if base is not None else None,
         "tools": {name: importlib.metadata.version(name) for name in TOOLS},
     }
+
+    # A closed form takes no steps.
     if isinstance(method, methods.FitMethod):
         if features is None:
             raise ValueError(f"method {config.method} is fitted in closed form, and must ask for features")
@@ -171,6 +180,16 @@ def run(config: TrainConfig, *, resume: bool = False, console: Console | None = 
         return TrainResult(folder=folder, step=0, metrics=metrics)
     if not isinstance(method, methods.StepMethod):
         raise ValueError(f"method {config.method} has neither steps nor a closed form")
+
+    # What would go wrong late is found now.
+    methods.check_produced(config.method, method)
+    check_accumulation(config.method, method, optim.accumulate)
+    judge = Judge(
+        config.method, method, source, image_spec=image_spec, tokenizer=tokenizer, device=device, run=config.run
+    )
+    judge.rehearse()
+    mirror = Mirror(config.run.mirror if first else None)
+
     batches = method.batches(batch_size=optim.batch_size, seed=config.seed)
     if batches is None and features is not None:
         batches = FeatureBatches(features=features, batch_size=optim.batch_size, seed=config.seed)
@@ -184,102 +203,132 @@ def run(config: TrainConfig, *, resume: bool = False, console: Console | None = 
             captions=needs.captions,
             codes="meaning_code" in needs.fields,
         )
-    live = {name: tensor for name, tensor in _named_state(modules) if modules[name.split(".", 1)[0]][1] != "frozen"}
-    # What is locked never changes, and may be most of a model.
-    moving = {name: t for name, t in live.items() if t.requires_grad or not isinstance(t, nn.Parameter)}
-    average = {name: tensor.clone() for name, tensor in live.items()}
-    initial = {name: tensor.clone() for name, tensor in live.items()}
 
-    # Optimizer: AdamW without decay on vectors and scalars (norms, biases, the temperature).
-    groups, names = _optimizer_groups(method.param_groups(), weight_decay=optim.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=optim.rate, betas=optim.betas, eps=optim.epsilon)
+    # Optimizer and state; several processes are one in batch norms, gradients and losses.
+    with torch.no_grad():
+        method.constrain()
+    if config.run.gradient_checkpointing:
+        _checkpoint_gradients(config.method, trained)
+    if config.run.sync_batch_norm and distributed.count() > 1:
+        synchronise(trained, device=device)
+    precision = MixedPrecision(config.run.precision, device=device)
+    optimizer, names = adamw(method.param_groups(), optim)
+    state = RunState(modules, optimizer, names, precision)
+    initial = state.copied() if config.wise_ft is not None else {}
+    trainable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    exchange, watch = GradientExchange(trainable), LossWatch(device)
 
     # Resume: everything that a step changes comes back; batches and dropout depend on (seed, step) only.
-    start = 0
+    start, notes = 0, list[str]()
     if resume:
-        before = read_checkpoint(folder)
-        _refuse_other_run(before.config, config)
+        newest = resumable(folder, from_step)
+        before = read_checkpoint(newest)
+        refuse_other_run(before, config)
         if before.base_sha256 != facts["base_sha256"]:
             raise ValueError(f"cannot resume: base {config.base} has other weights than those the run started from")
-        state = load_state(folder)
-        with torch.no_grad():
-            for name, tensor in live.items():
-                tensor.copy_(state[f"live/{name}"])
-                average[name].copy_(state[f"average/{name}"])
-        restore_optimizer(optimizer, names, _below("optimizer/", state))
+        state.restore(load_state(newest))
         start = before.step
-    metrics: dict[str, Any] = {}
-    trainable = [parameter for group in groups for parameter in group["params"]]
+        if (planned := before.config.optim.steps) != optim.steps:
+            rates = " and now ".join(f"{rate_at(start, each):.3g}" for each in (before.config.optim, optim))
+            notes.append(f"{optim.steps} steps in place of {planned}: the rate of the next one was to be {rates}")
+    if optim.accumulate > 1 and norms_in_training(trained):
+        notes.append("optim.accumulate: batch norms see a part of the batch, gradients are not those of the whole")
+    metrics: dict[str, Any] = {"validation": {}}
 
-    def save(done: int, shipped: dict[str, Tensor]) -> None:
-        state = {
-            **{f"live/{name}": tensor for name, tensor in live.items()},
-            **{f"average/{name}": tensor for name, tensor in average.items()},
-            **{f"optimizer/{k}": v for k, v in optimizer_state(optimizer, names).items()},
-        }
-        with _weights(live, shipped):
+    def save(done: int, shipped: dict[str, Tensor]) -> Path:
+        with state.placed(shipped):
             weights = {name: tensor.clone() for name, tensor in _shipped(method).items()}
-        info = {**facts, "step": done, "metrics": {"validation": metrics}, **_produced(method)}
-        save_checkpoint(folder, info, weights=weights, state=state, tokenizer=tokenizer_bytes)
+        info = {**facts, "step": done, "metrics": metrics, **_produced(method)}
+        return save_step(
+            folder,
+            info,
+            weights=weights,
+            state=state.saved(),
+            tokenizer=tokenizer_bytes,
+            keep=config.run.keep,
+            in_use=mirror.in_use(),
+        )
 
+    log = NoLog()
+    if first:
+        log = RunLog(
+            folder, start=start, total=optim.steps, console=console, wandb=config.run.wandb, settings=facts["config"]
+        )
     alone = distributed.count() == 1
-    with (
-        RunLog(folder, start=start, total=optim.steps, console=console) if first else NoLog() as log,
-        asked_to_stop(listen=alone) as asked,
-    ):
+    with log, mirror, asked_to_stop(listen=alone) as asked:
+        for note in notes:
+            log.say(note)
         for step in range(start, optim.steps):
             began_s = time.perf_counter()
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(step, optim) * group["rate_share"]
             # Dropout's stream of this step, another one in every process.
-            torch.manual_seed(config.seed * STREAM + step + distributed.rank() * PROCESS_STREAM)
+            reseed = partial(torch.manual_seed, config.seed * STREAM + step + distributed.rank() * PROCESS_STREAM)
+            reseed()
             batch = {name: tensor.to(device) for name, tensor in distributed.part_of(needs.of(batches(step))).items()}
 
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
-                losses = method.step(batch, step / optim.steps)
-            loss = torch.stack(list(losses.values())).sum()
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            loss = distributed.mean(loss.detach())
-            if not torch.isfinite(loss):
-                raise ValueError(f"loss is {loss.item()} at step {step}: lower optim.rate or look at the data")
-            distributed.average_gradients(trainable)
+            losses = add_gradients(
+                method,
+                batch,
+                step / optim.steps,
+                parts=optim.accumulate,
+                modules=trained,
+                autocast=precision.autocast,
+                scaled=precision.scaled,
+                reseed=reseed,
+                before_last=exchange.start,
+            )
+            loss = distributed.mean(total(losses).detach())
+            watch.note(step, loss)
+            exchange.finish()
+            precision.unscale(optimizer)
             norm = nn.utils.clip_grad_norm_(trainable, optim.clip_norm)
-            optimizer.step()
-            distributed.average_statistics([module for module, use in modules.values() if use != "frozen"])
-
-            # Average: young averages follow fast, or the first hundreds of steps would stay in them.
-            decay = min(optim.ema_decay, (1 + step) / (10 + step))
+            precision.step(optimizer)
             with torch.no_grad():
-                for name, tensor in moving.items():
-                    if tensor.is_floating_point():
-                        average[name].lerp_(tensor, 1 - decay)
-                    else:
-                        average[name].copy_(tensor)
+                method.constrain()
+            average_statistics(trained)
+            state.follow(step, decay=optim.ema_decay)
 
             done = step + 1
-            if done % config.run.log_steps == 0 or done == optim.steps:
+            is_last = done == optim.steps
+            logs = done % config.run.log_steps == 0 or is_last
+            saves = done % config.run.checkpoint_steps == 0 or is_last or asked.stop
+            validates = done % config.run.validate_steps == 0 or is_last
+            every = config.run.zero_shot_steps
+            classifies = every > 0 and (done % every == 0 or is_last)
+            if logs or saves or validates or classifies:
+                watch.check()
+            if logs:
                 numbers = {name: distributed.mean(value.detach()).item() for name, value in losses.items()}
                 numbers |= {"loss": loss.item(), "grad_norm": norm.item(), "rate": rate_at(step, optim)}
+                numbers |= precision.numbers()
                 log.write("train", done, {**numbers, "pairs_per_s": optim.batch_size / (time.perf_counter() - began_s)})
             log.advance(done, loss.item() if done % config.run.log_steps == 0 else None)
             # Saved first: whatever goes wrong while judging, the steps are not lost.
-            saves = done % config.run.checkpoint_steps == 0 or done == optim.steps or asked.stop
-            if first and saves:
-                save(done, average)
-            if asked.stop and done < optim.steps:
+            saved = save(done, state.average) if first and saves else None
+            if asked.stop and not is_last:
+                if saved is not None:
+                    mirror.send(saved)
                 raise TrainingStopped(folder, done, optim.steps)
-            if first and (done % config.run.validate_steps == 0 or done == optim.steps):
-                with _weights(live, average):
-                    metrics = judged()
-                log.validated(done, metrics)
-                if saves:
-                    note_metrics(folder, metrics)
-            if first and config.wise_ft is not None and done == optim.steps:
-                curve, chosen = _interpolated(config.wise_ft, start=initial, end=average, live=live, judged=judged)
-                facts["wise_ft"], metrics = curve, curve["chosen"]["metrics"]
-                save(done, chosen)
-    return TrainResult(folder=folder, step=optim.steps, metrics=distributed.from_first(metrics))
+            for series, wanted, judged in (
+                ("validation", validates, judge.validated),
+                ("zero_shot", classifies, judge.classified),
+            ):
+                if wanted:
+                    with state.placed(state.average):
+                        metrics[series] = judged()
+                    log.judged(series, done, metrics[series])
+            if config.wise_ft is not None and is_last:
+                curve, chosen = judge.interpolated(
+                    config.wise_ft, start=initial, end=state.average, placed=state.placed
+                )
+                facts["wise_ft"], metrics["validation"] = curve, curve["chosen"]["metrics"]
+                saved = save(done, chosen) if first else None
+            if saved is not None:
+                note_step(folder, done, metrics)
+                mirror.send(saved)
+    return TrainResult(folder=folder, step=optim.steps, metrics=metrics["validation"])
 
 
 def _refuse_unwritable(folder: Path) -> None:
@@ -303,63 +352,6 @@ def _inputs_of(config: TrainConfig, base: LoadedModel | None) -> tuple[TextSpec,
     return text_spec, tokenizer_bytes, spec_of(config.model, size_px=config.data.cache_px), image_spec
 
 
-def _judged(
-    name: str,
-    method: methods.Method,
-    source: Source,
-    *,
-    image_spec: ImageSpec,
-    tokenizer: Tokenizer,
-    device: str,
-    rehearsal: bool = False,
-) -> dict[str, Any]:
-    """Validation numbers of the method's current weights, in fp32; modules are in train mode again afterwards.
-
-    rehearsal: only find out before the first step whether the data can be judged at all.
-    """
-    if (own := method.validated()) is not None:
-        return own
-    encode_image, encode_text = methods.judging_functions(name, method)
-    moved = [module for module, use in method.modules().values() if use != "frozen"]
-    for module in moved:
-        module.eval()
-    try:
-        encoder = TorchEncoder(
-            encode_image,
-            encode_text,
-            image_spec=image_spec,
-            tokenizer=tokenizer,
-            name="in training",
-            fingerprint="in training",
-            templates=method.artifact().templates,
-            device=device,
-        )
-        if rehearsal:
-            source.rehearse(encoder)
-            return {}
-        return source.judge(encoder, split="validation")
-    finally:
-        for module in moved:
-            module.train()
-
-
-def _interpolated(
-    config: WiseFt,
-    *,
-    start: dict[str, Tensor],
-    end: dict[str, Tensor],
-    live: dict[str, Tensor],
-    judged: Callable[[], dict[str, Any]],
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The validation curve over alpha, and the weights of the chosen one."""
-    measured: dict[float, dict[str, Any]] = {}
-    for alpha in config.alphas:
-        with _weights(live, interpolate(start, end, alpha)):
-            measured[alpha] = judged()
-    curve = wise_ft_curve(measured, cure=config.cure, neutral=config.neutral, most_lost=config.most_lost)
-    return curve, interpolate(start, end, curve["chosen"]["alpha"])
-
-
 def _produced(method: methods.Method) -> dict[str, Any]:
     """What the checkpoint says of the method's artifact."""
     produced = method.artifact()
@@ -378,78 +370,12 @@ def _shipped(method: methods.Method) -> dict[str, Tensor]:
     return {**method.weights(), **arrays}
 
 
-def rate_at(step: int, optim: OptimConfig) -> float:
-    """Learning rate of a 0-based step: linear warm-up, then half a cosine down to `final_rate_share` of the peak."""
-    if step < optim.warmup_steps:
-        return optim.rate * (step + 1) / optim.warmup_steps
-    share = (step - optim.warmup_steps) / max(1, optim.steps - optim.warmup_steps)
-    floor = optim.rate * optim.final_rate_share
-    return floor + (optim.rate - floor) * (1 + math.cos(math.pi * share)) / 2
-
-
-def _named_state(modules: dict[str, tuple[nn.Module, methods.ModuleUse]]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors themselves (not copies) of every module, buffers included, as `<module>.<path>`."""
-    for prefix, (module, _) in modules.items():
-        for name, tensor in module.state_dict(keep_vars=True).items():
-            yield f"{prefix}.{name}", tensor
-
-
-def _optimizer_groups(
-    groups: Sequence[methods.ParamGroup], *, weight_decay: float
-) -> tuple[list[dict[str, Any]], dict[nn.Parameter, str]]:
-    """torch's parameter groups: matrices with decay, the rest without; and every parameter's name."""
-    made: list[dict[str, Any]] = []
-    names: dict[nn.Parameter, str] = {}
-    for group in groups:
-        decay = weight_decay if group.weight_decay is None else group.weight_decay
-        names |= {parameter: name for name, parameter in group.parameters.items()}
-        for is_matrix in (True, False):
-            chosen = [p for p in group.parameters.values() if (p.ndim >= 2) == is_matrix]
-            made.append(
-                {
-                    "params": chosen,
-                    "weight_decay": decay if is_matrix else 0.0,
-                    "rate_share": group.rate_share,
-                    "maximize": group.maximize,
-                }
-            )
-    return [group for group in made if group["params"]], names
-
-
-@contextmanager
-def _weights(live: dict[str, Tensor], other: dict[str, Tensor]) -> Iterator[None]:
-    """Run a block with `other` in place of the live weights, and put the live ones back whatever happens."""
-    kept = {name: tensor.detach().clone() for name, tensor in live.items()}
-    with torch.no_grad():
-        for name, tensor in live.items():
-            tensor.copy_(other[name])
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, tensor in live.items():
-                tensor.copy_(kept[name])
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _refuse_other_run(before: TrainConfig, now: TrainConfig) -> None:
-    """A run resumes under its own recipe; only where it runs and where its data lie may have changed."""
-    free = {"run": True, "data": {"folder"}}
-    old, new = before.model_dump(exclude=free), now.model_dump(exclude=free)
-    changed = [f"{key} was {before}, is {after}" for key, before, after in _differences(old, new)]
-    if changed:
-        raise ValueError(
-            f"cannot resume under another recipe: {'; '.join(changed)}. Take the old values, or another run.folder"
-        )
-
-
-def _differences(old: Any, new: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(key, value before, value now) of every setting that differs, in two dumps of one kind of recipe."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted({*old, *new}):
-            yield from _differences(old.get(key), new.get(key), f"{at}.{key}" if at else key)
-    elif old != new:
-        yield at, old, new
+def _checkpoint_gradients(name: str, modules: Sequence[nn.Module]) -> None:
+    """Raises:
+    ValueError: the method `name` trains no towers, or towers that cannot do it.
+    """
+    towers = [module for module in modules if isinstance(module, DualEncoder)]
+    if not towers:
+        raise ValueError(f"run.gradient_checkpointing is for methods that train towers, which {name} does not")
+    for each in towers:
+        each.checkpoint_gradients()

@@ -219,6 +219,28 @@ class StepMethod(Method):
     def step(self, batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
         """Named losses of a batch, each a scalar, weighted already; `progress` is the share of steps done, [0, 1)."""
 
+    def constrain(self) -> None:
+        """Bring parameters back into their range; called without gradients before the first step and after each."""
+
+
+class ContrastiveMethod(StepMethod):
+    """A step in two halves: every row is encoded by itself, then the losses compare all rows of the batch.
+
+    That lets the loop encode a batch in parts (`optim.accumulate`): see `training.accumulation`. A subclass that
+    overrides `step` gives that up.
+    """
+
+    @abstractmethod
+    def encode(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the losses compare, by name: [b, ...] of this process's rows, row i of row i of the batch alone."""
+
+    @abstractmethod
+    def compare(self, vectors: dict[str, Tensor], batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
+        """Named losses as `step` gives them, of what `encode` gives for the whole batch; encodes nothing itself."""
+
+    def step(self, batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
+        return self.compare(self.encode(batch), batch, progress)
+
 
 class FitMethod(Method):
     """Fitted in closed form, from cached features."""

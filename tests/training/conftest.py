@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import timm
 import torch
@@ -125,6 +126,20 @@ def train_squares(squares: Path, tmp_path: Path) -> Train:
         return folder
 
     return call
+
+
+@pytest.fixture(scope="session")
+def tiny_vit(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The override that makes a recipe's model a small ViT of open_clip's, whose rows know nothing of each other."""
+    folder = tmp_path_factory.mktemp("tiny_vit")
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 16, "layers": 2, "width": 16, "head_width": 8, "patch_size": 8},
+        "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+    }
+    (folder / "clipworks-tiny-vit.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+    return 'model={kind = "open_clip", architecture = "clipworks-tiny-vit"}'
 
 
 @pytest.fixture

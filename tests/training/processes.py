@@ -6,13 +6,21 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
+from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 from torch.nn import functional
 
+from model_store.manifest import ImageSpec
+from model_store.modality.text import Tokenizer
 from training import distributed
+from training.batch_norms import average_statistics, synchronise
+from training.data.vocabulary import clip_merges, clip_text_spec
 from training.distributed import Gathering
+from training.encoder import TorchEncoder
+from training.gradient_exchange import GradientExchange
 from training.loop import train
 from training.losses import (
     focal_negative_loss,
@@ -76,10 +84,87 @@ def loss_and_gradients(loss: str, gathering: Gathering) -> dict[str, torch.Tenso
         value = negclip_loss(
             image, text, negative, scale, positives=positives, usable=usable, excused=excused, rows=rows
         )
+    # Small buckets: some leave during backward, and some wait for the end.
+    exchange = GradientExchange(list(towers.parameters()), bucket_bytes=64)
+    exchange.start()
     value.backward()
-    distributed.average_gradients(towers.parameters())
+    exchange.finish()
     found = {name: p.grad for name, p in towers.named_parameters() if p.grad is not None}
     return {"loss": distributed.mean(value.detach()), **found}
+
+
+class Convolutions(nn.Module):
+    """Batch norms behind a convolution, behind one of timm's with its activation, and of vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.first, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.second, self.act = nn.Conv2d(4, 5, 3), BatchNormAct2d(5)
+        self.last = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3, momentum=None))
+        for norm in (self.norm, self.act):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.act(self.second(self.norm(self.first(x)))).mean(dim=(2, 3)))
+
+
+def joint_norms() -> dict[str, torch.Tensor]:
+    """Outputs, gradients and statistics after two batches of ten; with two processes, four rows and six."""
+    model, stream = Convolutions(), torch.Generator().manual_seed(3)
+    synchronise([model], device="cpu")
+    exchange = GradientExchange(list(model.parameters()))
+    rows = slice(None) if distributed.count() == 1 else [slice(0, 4), slice(4, 10)][distributed.rank()]
+    for _ in range(2):
+        pictures, factors = torch.randn(10, 3, 8, 8, generator=stream), torch.randn(10, 3, generator=stream)
+        out = model(pictures[rows])
+        exchange.start()
+        # A sum over the rows of all, as the mean over processes of what each of them has.
+        (out * factors[rows]).tanh().sum().mul(distributed.count()).backward()
+        exchange.finish()
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {**found, **dict(model.named_buffers()), "input": model(pictures[rows]).detach()}
+
+
+def shared_vectors() -> dict[str, torch.Tensor]:
+    """Vectors of 300 pictures and of seven texts, and how many of them this process worked out."""
+    torch.manual_seed(4)
+    tower, embedding = nn.Linear(8 * 8 * 3, 5), nn.Embedding(800, 5)
+    spec, data = clip_text_spec(200, context_length=16), clip_merges(200)
+    worked: dict[str, list[int]] = {"pictures": [], "texts": []}
+
+    def encode_image(pixels: torch.Tensor) -> torch.Tensor:
+        worked["pictures"].append(len(pixels))
+        return tower(pixels.flatten(1).float() / 255)
+
+    def encode_text(ids: torch.Tensor) -> torch.Tensor:
+        worked["texts"].append(len(ids))
+        return (embedding(ids) * (ids > 0)[..., None]).sum(dim=1)  # padding says nothing
+
+    encoder = TorchEncoder(
+        encode_image,
+        encode_text,
+        image_spec=ImageSpec(
+            height_px=8,
+            width_px=8,
+            resize_mode="shortest",
+            interpolation="bicubic",
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+        ),
+        tokenizer=Tokenizer(spec, data),
+        name="shared",
+        fingerprint="shared",
+        divided=True,
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, size=(300, 8, 8, 3), dtype=np.uint8)
+    found = {
+        "prepared": encoder.encode_prepared(pixels),
+        "images": encoder.encode_images([pixels[at] for at in range(3)]),
+        "texts": encoder.encode_texts(["a", "red circle", "b", "blue", "a", "square", "no red circle"]),
+    }
+    counts = {f"own {name}": torch.tensor(sum(rows)) for name, rows in worked.items()}
+    return {**{name: torch.from_numpy(each) for name, each in found.items()}, **counts}
 
 
 def compare_losses(folder: Path) -> None:
@@ -93,8 +178,10 @@ def compare_losses(folder: Path) -> None:
     }
     norm = nn.BatchNorm1d(2)
     norm(torch.full((4, 2), float(distributed.rank())) + torch.arange(4.0)[:, None])
-    distributed.average_statistics([norm])
+    average_statistics([norm])
     found |= {"norm/running_mean": norm.running_mean, "norm/running_var": norm.running_var}
+    found |= {f"joint/{name}": tensor for name, tensor in joint_norms().items()}
+    found |= {f"vectors/{name}": tensor for name, tensor in shared_vectors().items()}
     save_file(found, folder / f"{distributed.rank()}.safetensors")
     try:
         distributed.part_of({"image": torch.zeros(7)})
@@ -114,3 +201,5 @@ if __name__ == "__main__":
     with distributed.joined("cpu"):
         compare_losses(Path(where))
         train_together(Path(where), Path(recipe), overrides)
+        parts = [*overrides, "optim.accumulate=2", f"run.folder={json.dumps(f'{where}/parts')}"]
+        train(Path(recipe), parts)

@@ -75,6 +75,27 @@ def test_statistics_of_norms_are_the_mean_of_both(together: Path) -> None:
         torch.testing.assert_close(found["norm/running_var"], torch.full((2,), 0.9 + 0.1 * 5 / 3))
 
 
+def test_joint_batch_norms_of_two_processes_are_those_of_one(together: Path, alone: ModuleType) -> None:
+    expected = alone.joint_norms()
+    assert {"norm.weight", "act.running_var", "last.1.num_batches_tracked"} <= expected.keys()
+    for process, rows in ((0, slice(0, 4)), (1, slice(4, 10))):
+        found = load_file(together / f"{process}.safetensors")
+        for name, tensor in expected.items():
+            wanted = tensor[rows] if name == "input" else tensor
+            torch.testing.assert_close(found[f"joint/{name}"], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_rows_that_judge_are_shared_out(together: Path, alone: ModuleType) -> None:
+    """300 pictures in parts of 128 and then three of them, texts in parts of four."""
+    expected = alone.shared_vectors()
+    assert (expected["own pictures"], expected["own texts"]) == (303, 7)
+    for process, counts in ((0, (128 + 44 + 2, 4)), (1, (128 + 1, 3))):
+        found = load_file(together / f"{process}.safetensors")
+        assert (found["vectors/own pictures"], found["vectors/own texts"]) == counts
+        for name in ("prepared", "images", "texts"):
+            torch.testing.assert_close(found[f"vectors/{name}"], expected[name], rtol=0, atol=1e-6)
+
+
 def test_a_batch_that_does_not_divide_is_refused(together: Path) -> None:
     for process in (0, 1):
         assert "a batch of 7 does not divide among 2 processes" in (together / f"{process}.txt").read_text()
@@ -109,6 +130,9 @@ def test_the_loop_under_torchrun_trains_what_one_process_trains(
         # Adam turns the rounding of gradients that are zero, such as those of key biases, into tiny steps.
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
     assert max((expected[name] - base[name]).abs().max().item() for name in expected) > 1e-3
+    parts = load_file(together / "parts" / "weights.safetensors")
+    for name, tensor in expected.items():  # each process encoded its four rows in two parts
+        torch.testing.assert_close(parts[name], tensor, rtol=1e-3, atol=1e-4)
     logs = []
     for folder in (one, two):
         with (folder / "log.csv").open(newline="") as file:

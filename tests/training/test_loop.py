@@ -19,7 +19,8 @@ from training import method as methods
 from training.checkpoint import load_model
 from training.config import MixedData, TableData, load_config, parse_config
 from training.data.source import TableSource
-from training.loop import rate_at, train
+from training.loop import train
+from training.optimization import rate_at
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "white": (240, 240, 240)}

@@ -13,8 +13,9 @@ from PIL import Image
 
 from model_store.manifest import ImageSpec
 from training.checkpoint import load_model
-from training.config import OptimConfig, SplitConfig
+from training.config import SplitConfig
 from training.models.aligned import AlignedDualEncoder
+from training.run_config import OptimConfig
 from training.shipped.everyday.__main__ import RECIPE, main
 from training.shipped.everyday.photograph_head import Examples, Scaling, class_pictures, fit_ridge
 from training.shipped.everyday.pictures import (

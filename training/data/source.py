@@ -20,7 +20,6 @@ from training.config import (
     DataPart,
     FolderData,
     MixedData,
-    Report,
     SceneData,
     SeveralData,
     SplitBy,
@@ -40,6 +39,7 @@ from training.data.several import SeveralSource
 from training.encoder import TorchEncoder
 from training.judge import table_report
 from training.progress import Track, untracked
+from training.run_config import Report
 
 ARTICLE_TYPE, COLOUR = "article_type", "baseColour"
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

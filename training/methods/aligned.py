@@ -83,8 +83,6 @@ class AlignedHeads(StepMethod):
         return PairBatches(self.features, batch_size=batch_size, seed=seed)
 
     def step(self, batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
-        with torch.no_grad():
-            self.model.logit_scale.clamp_(0, MAX_LOG_SCALE)
         features = batch["features"]
         image, text = self.model.from_features(features, self.model.logits(features)), batch["text_embeds"]
         losses = {"info_nce": info_nce(unit(image), unit(text), self.model.logit_scale.exp(), batch["positives"])}
@@ -93,6 +91,9 @@ class AlignedHeads(StepMethod):
         if self.options.decay_head and self.model.head is not None:
             losses["decay_head"] = self.options.decay_head * self.model.head(features).square().sum(dim=1).mean()
         return losses
+
+    def constrain(self) -> None:
+        self.model.logit_scale.clamp_(0, MAX_LOG_SCALE)
 
     def artifact(self) -> Produced:
         graphs = {

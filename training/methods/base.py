@@ -14,7 +14,7 @@ from training.config import OpenClipConfig
 from training.distributed import Gathering
 from training.exporting.derive import DerivationSource
 from training.losses import info_nce, positive_pairs, sigmoid_loss, unit
-from training.method import Context, ModuleUse, Needs, ParamGroup, Produced, StepMethod
+from training.method import Context, ContrastiveMethod, ModuleUse, Needs, ParamGroup, Produced
 from training.methods.parts.aligned_start import start_aligned
 from training.methods.parts.text_tower import text_derivation
 from training.models.aligned import AlignedDualEncoder
@@ -61,8 +61,8 @@ def create(options: dict[str, Any]) -> BaseMethod:
     return BaseMethod(BaseOptions.parse(options, method="base"))
 
 
-class TwoTowers(StepMethod):
-    """A dual encoder trained by steps, from a base or from scratch; subclasses say by which loss."""
+class TwoTowers(ContrastiveMethod):
+    """A dual encoder trained by steps, from a base or from scratch; subclasses say by which loss in `compare`."""
 
     model: DualEncoder
 
@@ -100,16 +100,19 @@ class TwoTowers(StepMethod):
         groups = [ParamGroup(parameters=rest)]
         return [*groups, ParamGroup(parameters=text, rate_share=self.options.text_rate_share)] if text else groups
 
-    def encode(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Unit vectors [B, D] of a batch's pictures and texts, in fp32, from all processes."""
-        with torch.no_grad():
-            self.model.logit_scale.clamp_(0, MAX_LOG_SCALE)
-        image, text = self.encode_pictures(batch), unit(self.model.encode_text(batch["text"]))
-        return self.gathering.vectors(image), self.gathering.vectors(text)
+    def encode(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Unit vectors [b, D] of this process's pictures, "image", and of their texts, "text", in fp32."""
+        return {"image": self.encode_pictures(batch), "text": unit(self.model.encode_text(batch["text"]))}
 
     def encode_pictures(self, batch: dict[str, Tensor]) -> Tensor:
         """Unit vectors [b, D] of this process's pictures."""
         return unit(self.model.encode_image(batch["image"]))
+
+    def compare(self, vectors: dict[str, Tensor], batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
+        raise NotImplementedError(f"{type(self).__name__} defines neither compare() nor a step() of its own")
+
+    def constrain(self) -> None:
+        self.model.logit_scale.clamp_(0, MAX_LOG_SCALE)
 
     def excused(self, batch: dict[str, Tensor]) -> Tensor | None:
         """bool [B, B] or [B, 2B] of a batch, from all processes; None if everything counts."""
@@ -155,8 +158,8 @@ class BaseMethod(TwoTowers):
                 self.model.logit_bias.fill_(-math.log(context.batch_size - 1))
                 self.model.logit_scale.fill_(math.log(10))
 
-    def step(self, batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
-        image, text = self.encode(batch)
+    def compare(self, vectors: dict[str, Tensor], batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
+        image, text = (self.gathering.vectors(vectors[name]) for name in ("image", "text"))
         scale, positives = self.model.logit_scale.exp(), positive_pairs(self.gathering.facts(batch["caption_id"]))
         rows = self.gathering.rows(len(batch["image"]))
         # The loss is small and sensitive: autocast's bf16 is for the towers.

@@ -174,8 +174,6 @@ class LabclipMethod(StepMethod):
         return [ParamGroup(parameters={f"map.{name}": p for name, p in self.map.named_parameters()}, weight_decay=0.0)]
 
     def step(self, batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
-        with torch.no_grad():
-            self.map.log_scale.clamp_(0, MAX_LOG_SCALE)
         with torch.autocast(batch["image_embeds"].device.type, enabled=False):
             image, text = unit(batch["image_embeds"]), unit(self.map(batch["text_embeds"]))
             scale, ids = self.map.log_scale.exp(), batch["caption_id"]
@@ -187,6 +185,9 @@ class LabclipMethod(StepMethod):
                 ids, batch["negative_id"], batch["has_negative"], own_only=self.options.own_negatives_only
             )
             return {"negclip": negclip_loss(image, text, negative, scale, positives=positives, usable=usable)}
+
+    def constrain(self) -> None:
+        self.map.log_scale.clamp_(0, MAX_LOG_SCALE)
 
     def fold(self) -> None:
         """Bring `model` up to date with the map.

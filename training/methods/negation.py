@@ -77,8 +77,14 @@ class NegationMethod(TwoTowers):
     def encode_pictures(self, batch: dict[str, Tensor]) -> Tensor:
         return self._pictures[batch["row"]] if self.cached_pictures else super().encode_pictures(batch)
 
-    def step(self, batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
-        image, text = self.encode(batch)
+    def encode(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        vectors = super().encode(batch)
+        if self.false_twin:
+            vectors["twin"] = unit(self.model.encode_text(batch["negative_text"]))
+        return vectors
+
+    def compare(self, vectors: dict[str, Tensor], batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
+        image, text = (self.gathering.vectors(vectors[name]) for name in ("image", "text"))
         ids = self.gathering.facts(batch["caption_id"])
         scale, rows, positives = (
             self.model.logit_scale.exp(),
@@ -88,7 +94,7 @@ class NegationMethod(TwoTowers):
         if not self.false_twin:
             with torch.autocast(image.device.type, enabled=False):
                 return {"info_nce": info_nce(image, text, scale, positives, excused=self.excused(batch), rows=rows)}
-        twin = self.gathering.vectors(unit(self.model.encode_text(batch["negative_text"])))
+        twin = self.gathering.vectors(vectors["twin"])
         negative_id, has_negative = (self.gathering.facts(batch[name]) for name in ("negative_id", "has_negative"))
         # "no red circle" is false of one picture and true of most others: a hard negative counts
         # against its own only, unless the data say of which others it is false.

@@ -64,9 +64,11 @@ class NegclipMethod(TwoTowers):
                 device=context.device,
             )
 
-    def step(self, batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
-        image, text = self.encode(batch)
-        negative = self.gathering.vectors(unit(self.model.encode_text(batch["negative_text"])))
+    def encode(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {**super().encode(batch), "negative": unit(self.model.encode_text(batch["negative_text"]))}
+
+    def compare(self, vectors: dict[str, Tensor], batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
+        image, text, negative = (self.gathering.vectors(vectors[name]) for name in ("image", "text", "negative"))
         ids, negative_id, has_negative = (
             self.gathering.facts(batch[name]) for name in ("caption_id", "negative_id", "has_negative")
         )

@@ -195,6 +195,10 @@ class AlignedDualEncoder(DualEncoder):
         parts = (self.pixel_input, self.trunk, self.head, self.class_map)
         return tuple(part for part in parts if part is not None)
 
+    def checkpoint_gradients(self) -> None:
+        super().checkpoint_gradients()
+        self.text.checkpointing = True
+
     def _maps(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The last feature map, and those of the chosen stages, each [B, C, h, w]."""
         x = self.pixel_input(x)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from training.aligned_config import BertConfig
 from training.aligned_sources import PAD_ID
@@ -45,6 +46,7 @@ class BertTower(nn.Module):
     """
 
     centre: Tensor
+    checkpointing: bool = False  # of gradients, see DualEncoder.checkpoint_gradients
 
     def __init__(self, config: BertConfig, *, vocab_size: int, context_length: int) -> None:
         super().__init__()
@@ -59,7 +61,7 @@ class BertTower(nn.Module):
         bias = torch.zeros_like(mask).masked_fill(mask == 0, float("-inf"))[:, None, None]
         x = self.norm(self.tokens(ids) + self.positions[: ids.shape[1]])
         for layer in self.layers:
-            x = layer(x, bias)
+            x = checkpoint(layer, x, bias, use_reentrant=False) if self.checkpointing else layer(x, bias)
         inside = mask[..., None]
         mean = (x * inside).sum(dim=1) / inside.sum(dim=1).clamp(min=1e-9)
         return nn.functional.normalize(mean, dim=-1) - self.centre

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout, normalize, softplus
 
-from training.config import OptimConfig
-from training.loop import rate_at
 from training.losses import info_nce
+from training.optimization import rate_at
+from training.run_config import OptimConfig
 from training.shipped.everyday.photograph_head import Scaling
 
 F32 = NDArray[np.float32]

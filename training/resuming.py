@@ -1,0 +1,37 @@
+"""What may change between a run and its continuation, and what may not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from training.checkpoint import Checkpoint
+from training.config import TrainConfig
+
+# Where it runs, where its data lie, how rows are cut to fit into memory: nothing of it is what was learnt.
+_FREE = {"run": True, "data": {"folder"}, "optim": {"steps", "accumulate"}}
+
+
+def refuse_other_run(before: Checkpoint, now: TrainConfig) -> None:
+    """A run resumes under its own recipe, to its own end or to another one that lies ahead.
+
+    Raises:
+        ValueError: the recipe differs.
+    """
+    old, new = before.config.model_dump(exclude=_FREE), now.model_dump(exclude=_FREE)
+    changed = [f"{key} was {before}, is {after}" for key, before, after in _differences(old, new)]
+    if now.optim.steps < before.step:
+        changed.append(f"optim.steps is {now.optim.steps}, and {before.step} steps are done")
+    if changed:
+        raise ValueError(
+            f"cannot resume under another recipe: {'; '.join(changed)}. Take the old values, or another run.folder"
+        )
+
+
+def _differences(old: Any, new: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key, value before, value now) of every setting that differs, in two dumps of one kind of recipe."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            yield from _differences(old.get(key), new.get(key), f"{at}.{key}" if at else key)
+    elif old != new:
+        yield at, old, new
