@@ -25,8 +25,9 @@ class JointBatchNorm(_BatchNorm):
         super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         self._parameters.update(norm._parameters)
         self._buffers.update(norm._buffers)
-        fused = isinstance(norm, BatchNormAct2d)  # timm's, which goes on with a drop and an activation
-        self.after = nn.Sequential(norm.drop, norm.act) if fused else nn.Identity()
+        # timm's norms go on with a drop and an activation.
+        following = [part for part in norm.children() if isinstance(norm, BatchNormAct2d)]
+        self.after = nn.Sequential(*following)
         self.train(norm.training)
 
     def forward(self, input: Tensor) -> Tensor:

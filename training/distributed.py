@@ -89,7 +89,7 @@ def summed(value: Tensor) -> Tensor:
 
 def launched_first() -> bool:
     """Whether this process speaks for all: process 0 of those that `torchrun` started, before and after they join."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1 or int(os.environ.get("RANK", "0")) == 0
 
 
 def divided(parts: Sequence[P], work: Callable[[P], T]) -> list[T]:

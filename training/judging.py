@@ -126,10 +126,10 @@ def _of_folder(encoder: TorchEncoder, folder: ImageFolder) -> dict[str, Any]:
 
 
 def _of_label(encoder: TorchEncoder, label: str, source: Source) -> dict[str, Any]:
-    """Over the validation rows that have a value."""
+    """Over the validation rows that have a value, among all values that occur there and in training."""
     values = source.labels(label, "validation")
     named = [at for at, value in enumerate(values) if value is not None]
-    names = sorted({value for value in values if value is not None})
+    names = sorted({value for value in (*values, *source.labels(label)) if value is not None})
     truth = np.array([names.index(values[at] or "") for at in named])
     images = encoder.encode_prepared(source.pictures("validation")[named])
     classes = class_matrix(encoder.encode_texts, names, encoder.templates or ("{}",))

@@ -216,7 +216,7 @@ def run(
     state = RunState(modules, optimizer, names, precision)
     initial = state.copied() if config.wise_ft is not None else {}
     trainable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    exchange, watch = GradientExchange(trainable), LossWatch(device)
+    exchange, watch = GradientExchange(trainable), LossWatch(device, at_once=device == "cpu")
 
     # Resume: everything that a step changes comes back; batches and dropout depend on (seed, step) only.
     start, notes = 0, list[str]()

@@ -34,8 +34,8 @@ class Mirror:
         ValueError: fsspec cannot open the address, for want of a package, for example.
     """
 
-    def __init__(self, address: str | None, *, pauses_s: Sequence[float] = PAUSES_S) -> None:
-        self._address, self._pauses_s = address, pauses_s
+    def __init__(self, address: str | None, *, pauses_s: Sequence[float] | None = None) -> None:
+        self._address, self._pauses_s = address, PAUSES_S if pauses_s is None else pauses_s
         self._lock = threading.Lock()
         self._copying: Path | None = None
         self._next: Path | None = None

@@ -47,21 +47,22 @@ def adamw(groups: Sequence[ParamGroup], optim: OptimConfig) -> tuple[torch.optim
 class LossWatch:
     """Remembers on the device the first loss that is no finite number, so that not every step waits to see it."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, *, at_once: bool) -> None:
+        """at_once: look at every loss as it comes, which costs nothing where the device is the CPU."""
         self._step = torch.full((), -1, dtype=torch.int64, device=device)
         self._loss = torch.zeros((), device=device)
-        self._waits = device != "cpu"
+        self._at_once = at_once
 
     def note(self, step: int, loss: Tensor) -> None:
-        """The loss of a 0-based step. On a CPU, where nothing is waited for, it is looked at at once.
+        """The loss of a 0-based step.
 
         Raises:
-            ValueError: as `check`.
+            ValueError: as `check`, where losses are looked at at once.
         """
         first = ~torch.isfinite(loss) & (self._step < 0)
         self._step = torch.where(first, step, self._step)
         self._loss = torch.where(first, loss, self._loss)
-        if not self._waits:
+        if self._at_once:
             self.check()
 
     def check(self) -> None:

@@ -25,7 +25,10 @@ def train(
             "--set", metavar="KEY=VALUE", help="Change one setting, such as optim.steps=100; may be repeated."
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in run.folder.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in run.folder.")] = False,
+    from_step: Annotated[
+        int | None, typer.Option("--from-step", metavar="STEP", help="Go on from that step's checkpoint instead.")
+    ] = None,
     list_recipes: Annotated[bool, typer.Option("--list", help="List the shipped recipes.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Print the recipe, to be saved and changed.")] = False,
     as_json: connect.AsJson = False,
@@ -48,22 +51,25 @@ def train(
     if show:
         sys.stdout.write(path.read_text(encoding="utf-8"))
         return
-    _run(path, config, overrides or [], resume=resume, as_json=as_json)
+    _run(path, config, overrides or [], resume=resume, from_step=from_step, as_json=as_json)
 
 
-def _run(path: Path, config: str, overrides: list[str], *, resume: bool, as_json: bool) -> None:
+def _run(path: Path, config: str, overrides: list[str], *, resume: bool, from_step: int | None, as_json: bool) -> None:
     from training import loop
+    from training.distributed import launched_first
     from training.interrupts import TrainingStopped
     from training.log import headline
 
     try:
-        result = loop.train(path, overrides, resume=resume, console=Console(stderr=True))
+        result = loop.train(path, overrides, resume=resume, from_step=from_step, console=Console(stderr=True))
     except TrainingStopped as stopped:
         words = ["clipworks", "train", config, *(word for each in overrides for word in ("--set", each)), "--resume"]
         output.say(f"{stopped}\ngo on with: {shlex.join(words)}")
         raise typer.Exit(INTERRUPTED) from None
     except ValueError as error:
         raise UsageError(str(error)) from error
+    if not launched_first():
+        return
     if as_json:
         output.print_json({"folder": str(result.folder), "step": result.step, "metrics": result.metrics})
         return

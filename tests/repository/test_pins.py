@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-EXTRAS = ["serve", "serve-gpu", "hub", "eval", "train", "parquet", "milvus", "heic", "test", "dev"]
+EXTRAS = ["serve", "serve-gpu", "hub", "eval", "train", "parquet", "milvus", "heic", "wandb", "test", "dev"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 

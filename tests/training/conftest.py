@@ -146,8 +146,8 @@ def tiny_vit(tmp_path_factory: pytest.TempPathFactory) -> str:
 def make_context(squares: Path) -> MakeContext:
     """What the loop gives a method's setup, for the squares with overrides."""
 
-    def call(*overrides: str, base: Path | None = None) -> methods.Context:
-        config = load_config(squares, overrides)
+    def call(*overrides: str, base: Path | None = None, recipe: Path = squares) -> methods.Context:
+        config = load_config(recipe, overrides)
         spec, data = tokenizer_of(config.model)
         size = image_spec(config.model)
         return methods.Context(

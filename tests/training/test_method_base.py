@@ -9,11 +9,30 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from training import method as methods
+from training.checkpoint import load_model, load_state
+from training.methods.aligned import AlignedHeads, AlignedOptions
 from training.methods.base import BaseMethod
+from training.methods.labclip import LabclipMethod, LabclipOptions, TextMap
+from training.models.towers import DualEncoder
 
 MakeContext = Callable[..., methods.Context]
+LN_100 = float(torch.tensor(math.log(100)))
+# Its loss falls as the temperature's factor grows, by a rate of 1 in each step.
+HOT = """
+from training.methods.base import BaseMethod, BaseOptions
+
+
+def create(options):
+    return Hot(BaseOptions.parse(options, method="hot"))
+
+
+class Hot(BaseMethod):
+    def compare(self, vectors, batch, progress):
+        return {**super().compare(vectors, batch, progress), "hot": -10 * self.model.logit_scale}
+"""
 
 
 def started(context: methods.Context, **options: Any) -> BaseMethod:
@@ -49,3 +68,23 @@ def test_a_base_is_taken_as_it_is(make_context: MakeContext, square_base: Path) 
 def test_a_sigmoid_without_a_bias_is_refused(make_context: MakeContext) -> None:
     with pytest.raises(ValueError, match=r"loss sigmoid needs model\.logit_bias = true"):
         started(make_context(), loss="sigmoid")
+
+
+def test_no_step_leaves_the_factor_above_a_hundred(
+    added: Callable[[str, str], Path], train_squares: Callable[..., Path]
+) -> None:
+    added("hot", HOT)
+    run = train_squares("method=hot", "optim.rate=1.0", "optim.warmup_steps=0", "optim.steps=4", "optim.ema_decay=0.5")
+    state, model = load_state(run), load_model(run).model
+    assert state["live/model.logit_scale"].item() == LN_100
+    assert math.log(1 / 0.07) < model.logit_scale.item() <= LN_100
+
+
+def test_every_method_with_a_factor_bounds_it() -> None:
+    heads, labclip, model = AlignedHeads(AlignedOptions()), LabclipMethod(LabclipOptions()), DualEncoder()
+    model.logit_scale = nn.Parameter(torch.tensor(9.0))
+    heads.model, labclip.map = model, TextMap(2, log_scale=9.0)  # type: ignore[assignment]
+    with torch.no_grad():
+        heads.constrain()
+        labclip.constrain()
+    assert model.logit_scale.item() == labclip.map.log_scale.item() == LN_100
