@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_BOOTSTRAP_DRAWS = 1000
+from evaluation.confidence import mean_error, share_interval
+
+TIE = 1e-6  # cosines closer than this differ by float32 rounding only
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean with its bootstrap 95 % interval over `n` cases; all in [0, 1]."""
+    """A mean with its 95 % interval over `n` cases; all in [0, 1]."""
 
     value: float
     low: float
@@ -40,14 +42,20 @@ def first_hit_rank(scores: NDArray[np.floating], relevant: NDArray[np.bool_]) ->
     return ((scores >= best) & ~relevant).sum(axis=1)
 
 
-def bootstrap(outcomes: NDArray[np.floating] | NDArray[np.bool_], *, seed: int = 0) -> Estimate:
-    """Mean of `outcomes` [N] with a percentile interval over resampled cases (Efron and Tibshirani, 1993)."""
+def mean_estimate(
+    outcomes: NDArray[np.floating] | NDArray[np.bool_], *, groups: NDArray[np.int64] | None = None
+) -> Estimate:
+    """Mean of `outcomes` [N], each in 0..1, with its interval (see evaluation.confidence.share_interval).
+
+    groups: int [N], cases of one group are answered alike, such as the captions of one picture; None: each its own.
+    """
     outcomes = np.asarray(outcomes, dtype=np.float64)
     if not len(outcomes):
         raise ValueError("no outcomes to average")
-    picks = np.random.default_rng(seed).integers(len(outcomes), size=(_BOOTSTRAP_DRAWS, len(outcomes)))
-    low, high = np.percentile(outcomes[picks].mean(axis=1), [2.5, 97.5])
-    return Estimate(value=float(outcomes.mean()), low=float(low), high=float(high), n=len(outcomes))
+    groups = np.arange(len(outcomes)) if groups is None else groups
+    value = float(outcomes.mean())
+    low, high = share_interval(value, mean_error(outcomes, groups), groups)
+    return Estimate(value=value, low=low, high=high, n=len(outcomes))
 
 
 def class_mean_accuracy(predicted: NDArray[np.integer], truth: NDArray[np.integer]) -> float:

@@ -14,10 +14,10 @@ import numpy as np
 from evaluation.dense.overlays import Overlay, overlay_from_json
 from evaluation.probes.examples import Example, example_from_json
 from evaluation.probes.figures import Figures, figures_from_json
-from evaluation.probes.rows import F64, Mean, ProbeRow, Unit, interval
+from evaluation.probes.rows import Mean, ProbeRow, Unit
 from model_store.files import write_whole
 
-FORMAT = 2
+FORMAT = 3
 Control = Literal["blind", "bag", "truth"]
 
 
@@ -40,7 +40,7 @@ class Outcomes:
 class ResultRow:
     """None where there is no such number: no item settled it, or the control does not exist for the probe.
 
-    low, high: 95 % bootstrap interval over groups of scenes. blind: the same encoder without pictures, ties shared.
+    low, high: 95 % interval over groups of scenes. blind: the same encoder without pictures, ties shared.
     bag: a bag of words. truth: what a perfect encoder scores (for localisation: the best that the grid allows).
     better: "at chance" marks a bias: the further from chance, the worse. outcomes: None in files of format 1.
     """
@@ -112,8 +112,7 @@ def result_rows(
             raise ValueError(f"the {kind} control has rows {[row.name for row in found]}, the encoder {names}")
     out: list[ResultRow] = []
     for index, row in enumerate(rows):
-        draws = row.draws()
-        low, high = interval(draws)
+        low, high = row.interval()
         beside = {kind: found[index].value if found is not None else None for kind, found in controls.items()}
         out.append(
             ResultRow(
@@ -128,19 +127,19 @@ def result_rows(
                 blind=_finite(beside.get("blind")),
                 bag=_finite(beside.get("bag")),
                 truth=_finite(beside.get("truth")),
-                outcomes=_outcomes(row, draws),
+                outcomes=_outcomes(row),
             )
         )
     return tuple(out)
 
 
-def _outcomes(row: ProbeRow, draws: F64) -> Outcomes:
+def _outcomes(row: ProbeRow) -> Outcomes:
     ids, inverse, sizes = np.unique(row.clusters, return_inverse=True, return_counts=True)
     groups = Outcomes(clusters=tuple(ids.tolist()), sizes=tuple(sizes.tolist()))
     if isinstance(row.statistic, Mean):
         sums = np.bincount(inverse, row.statistic.outcomes, minlength=len(ids))
         return replace(groups, sums=tuple(sums.tolist()))
-    return replace(groups, draws=tuple(_finite(value) for value in draws.tolist()))
+    return replace(groups, draws=tuple(_finite(value) for value in row.draws().tolist()))
 
 
 def to_json(result: ProbeResult) -> dict[str, Any]:

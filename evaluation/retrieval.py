@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.metrics import Estimate, bootstrap, first_hit_rank, normalize
+from evaluation.metrics import Estimate, first_hit_rank, mean_estimate, normalize
 
 CUTS = (1, 5, 10)
 
@@ -30,7 +30,8 @@ def retrieval(
     `images` and `texts` [N, D] belong to the N rows of `titles`. Text queries are the rows' titles, candidates all
     images; image queries are the rows' images, candidates the distinct titles. Equal titles (case-folded) are hits.
     `queries` restricts who asks, never who is a candidate. `pictures` names the picture of each row, where rows share
-    some: a picture is then one candidate, asks once, and all of its titles are hits.
+    some: a picture is then one candidate, asks once, and all of its titles are hits. Intervals take the titles of one
+    picture, and else equal titles, to be answered alike.
     """
     if not len(images) == len(texts) == len(titles):
         raise ValueError(f"{len(images)} images, {len(texts)} texts, {len(titles)} titles: they must be equal")
@@ -44,13 +45,13 @@ def retrieval(
     alone = np.isin(np.arange(len(ids)), shown) & asked
     scores = normalize(images) @ normalize(texts).T
     report: dict[str, Estimate] = {}
-    for name, table, relevant in (
-        ("t2i", scores.T[asked][:, shown], titled.T[ids[asked]]),
-        ("i2t", scores[alone][:, distinct], titled[shown_by[alone]]),
+    for name, table, relevant, groups in (
+        ("t2i", scores.T[asked][:, shown], titled.T[ids[asked]], ids[asked] if pictures is None else shown_by[asked]),
+        ("i2t", scores[alone][:, distinct], titled[shown_by[alone]], shown_by[alone]),
     ):
         ranks = first_hit_rank(table, relevant)
         for cut in CUTS:
-            report[f"{name}_r@{cut}"] = bootstrap(ranks < cut)
+            report[f"{name}_r@{cut}"] = mean_estimate(ranks < cut, groups=groups)
         chance = float(np.mean(relevant.sum(axis=1) / relevant.shape[1]))
         report[f"chance_{name}_r@1"] = Estimate(value=chance, low=chance, high=chance, n=len(relevant))
     return report

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from evaluation.confidence import t_p, t_quantile
 from evaluation.probes.rows import F64
 
 DRAWS = 4000
@@ -87,39 +88,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
         out[index] = highest
     return out
-
-
-def t_p(t: float, degrees: int) -> float:
-    """P(|T| >= t) of Student's t (Abramowitz and Stegun, 1964, 26.7.3 and 26.7.4), to about 1e-12.
-
-    Raises:
-        ValueError: no degree of freedom.
-    """
-    if degrees < 1:
-        raise ValueError(f"degrees of freedom: expected 1 or more, got {degrees}")
-    angle = math.atan(abs(t) / math.sqrt(degrees))
-    cos, sin = math.cos(angle), math.sin(angle)
-    odd = degrees % 2
-    term = total = cos if odd else 1.0
-    for index in range(2 + odd, degrees, 2):
-        term *= cos * cos * (index - 1) / index
-        total += term
-    if odd:
-        total = 2 / math.pi * (angle + (sin * total if degrees > 1 else 0.0))
-    else:
-        total *= sin
-    return min(1.0, max(0.0, 1.0 - total))
-
-
-def t_quantile(degrees: int, *, p: float = 0.05) -> float:
-    """The t with P(|T| >= t) = p, by halving."""
-    low, high = 0.0, 1.0
-    while t_p(high, degrees) > p:
-        high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_p(middle, degrees) > p else (low, middle)
-    return (low + high) / 2
 
 
 def _p(value: float, error: float, degrees: int) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.metrics import Estimate, bootstrap, class_mean_accuracy, majority_share, normalize
+from evaluation.metrics import TIE, Estimate, class_mean_accuracy, majority_share, mean_estimate, normalize
 from model_store.label_vectors import filled, label_means
 
 EncodeTexts = Callable[[Sequence[str]], NDArray[np.floating]]
@@ -39,10 +39,15 @@ def class_matrix(encode: EncodeTexts, labels: Sequence[str], templates: Sequence
 def zero_shot(
     images: NDArray[np.floating], truth: NDArray[np.integer], classes: NDArray[np.floating]
 ) -> ZeroShotReport:
-    """Judge `images` [N, D] against unit `classes` [C, D]; `truth` int [N] indexes rows of `classes`."""
-    predicted = (normalize(images) @ classes.T).argmax(axis=1)
+    """Judge `images` [N, D] against unit `classes` [C, D]; `truth` int [N] indexes rows of `classes`.
+
+    Classes that fit best alike (cosines closer than TIE) are no answer, so a model that sees nothing scores 0.
+    """
+    scores = normalize(images) @ classes.T
+    best = scores >= scores.max(axis=1, keepdims=True) - TIE
+    predicted = np.where(best.sum(axis=1) == 1, scores.argmax(axis=1), -1)
     return ZeroShotReport(
-        accuracy=bootstrap(predicted == truth),
+        accuracy=mean_estimate(predicted == truth),
         class_mean=class_mean_accuracy(predicted, truth),
         majority=majority_share(truth),
         chance=1 / len(classes),

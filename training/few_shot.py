@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.metrics import bootstrap, class_mean_accuracy, majority_share, normalize
+from evaluation.metrics import class_mean_accuracy, majority_share, mean_estimate, normalize
 from training import method as methods
 from training.bases import load_stored, open_stored
 from training.checkpoint import LoadedModel, load_model
@@ -182,11 +182,11 @@ def _numbers(heads: Sequence[ClassHead], judged: Judged) -> dict[str, Any]:
     right = np.stack([one == judged.truth for one in predicted]).astype(np.float64)
     single = right.mean(axis=1)
     return {
-        "accuracy": asdict(bootstrap(right.mean(axis=0))),
+        "accuracy": asdict(mean_estimate(right.mean(axis=0))),
         "lowest": float(single.min()),
         "highest": float(single.max()),
         "class_mean": float(np.mean([class_mean_accuracy(one, judged.truth) for one in predicted])),
-        "unseen_title": asdict(bootstrap(right[:, judged.unseen].mean(axis=0))) if judged.unseen.any() else None,
+        "unseen_title": asdict(mean_estimate(right[:, judged.unseen].mean(axis=0))) if judged.unseen.any() else None,
     }
 
 

@@ -177,8 +177,6 @@ def _mark(row: ResultRow) -> tuple[str, str]:
     """The report's verdict, in a word and a colour."""
     from evaluation.report.verdicts import verdict
 
-    if row.better == "less" and row.chance == 0:
-        return _MARKS["unknown"]  # a gap between groups is never below 0, so an interval above it tells nothing
     return _MARKS[verdict(row)]
 
 

@@ -25,7 +25,7 @@ from evaluation.dense.truth import LabelledPictures, PictureWithTruth, Truth
 from evaluation.encoder import DenseEncoder, own_templates
 from evaluation.locating import Found, Label, Looking
 from evaluation.probes.localisation import centres, pointing
-from evaluation.probes.ranking import average_precision
+from evaluation.probes.ranking import average_precision, lucky_precision
 from evaluation.probes.rows import F64, ProbeRow, mean_row
 from evaluation.zero_shot import class_matrix
 from model_store.errors import InputError
@@ -223,7 +223,7 @@ def _rows(answers: _Answers, luck: _Luck, whole: F64) -> list[ProbeRow]:
     count = len(answers.points)
     pictures = np.arange(count, dtype=np.int64)
     there = np.stack(luck.there)
-    share = _mean(there.mean(axis=0)[there.any(axis=0)])
+    lucky = _mean([lucky_precision(int(held), count) for held in there.sum(axis=0) if held])
 
     def row(name: str, statistic: Callable[[NDArray[np.intp]], float], chance: float | None) -> ProbeRow:
         return ProbeRow(name=name, chance=_known(chance), clusters=pictures, statistic=statistic)
@@ -239,9 +239,9 @@ def _rows(answers: _Answers, luck: _Luck, whole: F64) -> list[ProbeRow]:
         truths, _, whole_found = np.sum(luck.boxes, axis=0).astype(np.float64)
         chance = precision_of_recall(whole_found, truths, whole_found / count)
         rows.append(row(BOX_AP, box_precision(answers.boxes), chance))
-    rows.append(row(MAP, _MeanPrecision(np.stack(answers.scores), there), share))
-    rows.append(row(MAP_PEAK, _MeanPrecision(np.stack(answers.peaks), there), share))
-    rows.append(row(MAP_POOLED, _MeanPrecision(whole, there), share))
+    rows.append(row(MAP, _MeanPrecision(np.stack(answers.scores), there), lucky))
+    rows.append(row(MAP_PEAK, _MeanPrecision(np.stack(answers.peaks), there), lucky))
+    rows.append(row(MAP_POOLED, _MeanPrecision(whole, there), lucky))
     return rows
 
 

@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.probes.luck import lucky_value
 from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import Pool
 from evaluation.probes.questions import Question, Quiz, question
@@ -47,16 +48,23 @@ def build(pool: Pool) -> Quiz:
 
 
 def _gap(questions: Sequence[Question], outcomes: F64) -> list[ProbeRow]:
-    """Best cell less worst cell. Luck alone makes it positive when cells are small."""
+    """Best cell less worst cell. Luck alone makes it positive, the more so the smaller the cells: chance is measured."""
     names = list(dict.fromkeys(asked.row for asked in questions))
     cells = np.array([names.index(asked.row) for asked in questions])
 
-    def gap(picks: NDArray[np.intp]) -> float:
-        means = [outcomes[picks][cells[picks] == index] for index in range(len(names))]
-        if any(not len(values) for values in means):
+    def gap(values: F64, at: NDArray[np.int64]) -> float:
+        sizes = np.bincount(at, minlength=len(names))
+        if not sizes.all():
             return float("nan")
-        averages = [values.mean() for values in means]
-        return float(max(averages) - min(averages))
+        return float(np.ptp(np.bincount(at, values, minlength=len(names)) / sizes))
 
-    clusters = np.array([asked.cluster for asked in questions], dtype=np.int64)
-    return [ProbeRow(name="best cell less worst", chance=0.0, clusters=clusters, statistic=gap, better="less")]
+    return [
+        ProbeRow(
+            name="best cell less worst",
+            chance=lucky_value(questions, lambda marks: gap(marks, cells)),
+            clusters=np.array([asked.cluster for asked in questions], dtype=np.int64),
+            statistic=lambda picks: gap(outcomes[picks], cells[picks]),
+            better="less",
+            smooth=False,
+        )
+    ]

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from evaluation.metrics import TIE
 from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import MOST, Pool
-from evaluation.probes.questions import TIE, Question, Quiz, Reads, question
+from evaluation.probes.questions import Question, Quiz, Reads, question
 from evaluation.probes.readers import Reader, Sentence, said
 from evaluation.probes.rows import ProbeRow, mean_row
 from evaluation.scenes.meaning import Count as Number

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from evaluation.metrics import TIE
 from evaluation.probes.pictures import Picture
-from evaluation.probes.questions import TIE
 from evaluation.probes.rows import F64
 from evaluation.scenes.dice import Dice
 from evaluation.scenes.scene import scene_from_json

@@ -18,6 +18,7 @@ from evaluation.scenes.meaning import Enumeration, What
 from evaluation.scenes.scene import SceneError
 
 _FRAME = "a picture of {a}"
+_CHANCE_DRAWS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +78,20 @@ class FewShot:
             for name, (marks, tests, classes) in found.items()
         ]
         clusters = [example.cluster for example in (*self.base_tests, *self.new_tests)]
-        chance = 2 / (len(self.base) + len(self.new))
         base_marks, new_marks = found[f"base, {per_class} shots"][0], found["new, zero-shot"][0]
-        return [*rows, harmonic_row(base_marks, new_marks, clusters, chance=chance)]
+        return [*rows, harmonic_row(base_marks, new_marks, clusters, classes=(len(self.base), len(self.new)))]
 
     def _vectors(self, reader: Reader, examples: tuple[ShotExample, ...]) -> F64:
         return reader.image_vectors([example.picture for example in examples])
 
 
 def harmonic_row(
-    base: F64, new: F64, clusters: Sequence[int], *, chance: float, name: str = "harmonic mean"
+    base: F64, new: F64, clusters: Sequence[int], *, classes: tuple[int, int], name: str = "harmonic mean"
 ) -> ProbeRow:
-    """Of the mean marks on base and on new tests; `clusters` belong to the base tests, then to the new ones."""
+    """Of the mean marks on base and on new tests; `clusters` belong to the base tests, then to the new ones.
+
+    classes: of base and new. Chance is measured: a harmonic mean of two lucky shares lies below that of their means.
+    """
     marks = np.concatenate([base, new])
     is_base = np.arange(len(marks)) < len(base)
 
@@ -99,6 +102,10 @@ def harmonic_row(
         a, b = float(first.mean()), float(second.mean())
         return 2 * a * b / (a + b) if a + b else 0.0
 
+    random = np.random.default_rng(0)
+    lucky = [random.binomial(len(part), 1 / count, _CHANCE_DRAWS) / len(part) for part, count in zip((base, new), classes, strict=True)]
+    both = lucky[0] + lucky[1]
+    chance = float((2 * lucky[0] * lucky[1] / np.where(both > 0, both, 1)).mean())
     return ProbeRow(name=name, chance=chance, clusters=np.array(clusters), statistic=harmonic)
 
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from evaluation.metrics import TIE
 from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import Pool
-from evaluation.probes.questions import TIE, Reads
-from evaluation.probes.ranking import average_precision
+from evaluation.probes.questions import Reads
+from evaluation.probes.ranking import average_precision, lucky_precision
 from evaluation.probes.readers import Reader, Sentence
 from evaluation.probes.rows import ProbeRow, mean_row
 from evaluation.scenes.scene import SceneError
@@ -27,23 +28,27 @@ class ImageToImage:
     texts: tuple[Sentence, ...] = ()
 
     def measure(self, reader: Reader) -> list[ProbeRow]:
-        """Recall at 1 (a wrong picture of equal score ranks first) and mean average precision over queries."""
+        """Recall at 1 (a tie with a wrong picture is wrong) and mean average precision over queries.
+
+        The pictures of one label are one cluster: whoever is near is near from both sides.
+        """
         vectors = reader.image_vectors(self.pictures)
         similar = vectors @ vectors.T
         labels, groups = np.array(self.labels), np.array(self.groups)
         firsts: list[float] = []
         precisions: list[float] = []
-        prevalence: list[float] = []
+        lucky: list[tuple[float, float]] = []
         for query in range(len(self.pictures)):
             candidates = groups != groups[query]
             scores, relevant = similar[query][candidates], (labels == labels[query])[candidates]
-            firsts.append(float(scores[relevant].max() > scores[~relevant].max() + TIE))
-            precisions.append(average_precision(scores, relevant))
-            prevalence.append(float(relevant.mean()))
-        chance = float(np.mean(prevalence))
+            best = relevant[scores >= scores.max() - TIE]
+            firsts.append(float(best.all() if reader.ties_wrong else best.mean()))
+            precisions.append(average_precision(scores, relevant, ties_wrong=reader.ties_wrong))
+            lucky.append((float(relevant.mean()), lucky_precision(int(relevant.sum()), len(relevant))))
+        first, precision = (float(value) for value in np.mean(lucky, axis=0))
         return [
-            mean_row("recall at 1", firsts, groups, chance=chance),
-            mean_row("mAP", precisions, groups, chance=chance),
+            mean_row("recall at 1", firsts, labels, chance=first),
+            mean_row("mAP", precisions, labels, chance=precision),
         ]
 
 

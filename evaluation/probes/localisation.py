@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.metrics import TIE
 from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import Pool, named
-from evaluation.probes.questions import TIE, Reads
+from evaluation.probes.questions import Reads
 from evaluation.probes.readers import EncoderReader, NotApplicable, Reader, Sentence, said
 from evaluation.probes.rows import ProbeRow, mean_row
 from evaluation.scenes.meaning import Enumeration

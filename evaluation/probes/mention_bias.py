@@ -7,9 +7,10 @@ from itertools import permutations
 
 import numpy as np
 
+from evaluation.metrics import TIE
 from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import Pool, named
-from evaluation.probes.questions import TIE, Reads
+from evaluation.probes.questions import Reads
 from evaluation.probes.readers import Reader, Sentence, said
 from evaluation.probes.rows import ProbeRow, mean_row
 from evaluation.scenes.meaning import Enumeration, What
@@ -52,6 +53,8 @@ class MentionBias:
             nearest = similar >= similar.max(axis=1, keepdims=True) - TIE
             at = np.array([[self.gallery.index(what) for what in query.whats] for query in queries])
             wins = np.take_along_axis(nearest, at, axis=1) / nearest.sum(axis=1, keepdims=True)  # [Q, length]
+            if reader.ties_wrong:
+                wins[wins.sum(axis=1) < 1 - TIE] = 0  # a text that nobody mentioned is as near
             found = wins.sum(axis=1)
             clusters = [query.cluster for query in queries]
             name = f"{length} things"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import Pool
 from evaluation.probes.questions import Reads
-from evaluation.probes.ranking import average_precision
+from evaluation.probes.ranking import average_precision, lucky_precision
 from evaluation.probes.readers import Reader, Sentence, said
 from evaluation.probes.rows import F64, ProbeRow, mean_row
 from evaluation.scenes.meaning import What, is_true
@@ -39,11 +39,14 @@ class MultiLabel:
         yes, no = self._table(reader, self._yes()), self._table(reader, self._no())
         truth = np.array([[is_true(has(label), picture.scene) for label in self.labels] for picture in self.pictures])
         clusters = np.array([cluster for _, cluster in self.shown], dtype=np.int64)
-        chance = float(truth.mean(axis=0)[truth.any(axis=0)].mean())
+        chance = float(np.mean([lucky_precision(int(held), len(truth)) for held in truth.sum(axis=0) if held]))
 
         def row(name: str, table: F64) -> ProbeRow:
             def statistic(picks: NDArray[np.intp]) -> float:
-                found = [average_precision(table[picks, at], truth[picks, at]) for at in range(len(self.labels))]
+                found = [
+                    average_precision(table[picks, at], truth[picks, at], ties_wrong=reader.ties_wrong)
+                    for at in range(len(self.labels))
+                ]
                 kept = [value for value in found if not np.isnan(value)]
                 return float(np.mean(kept)) if kept else float("nan")
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from evaluation.metrics import TIE
 from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import Pool, named
-from evaluation.probes.questions import TIE, Reads
+from evaluation.probes.questions import Reads
 from evaluation.probes.readers import Reader, Sentence, said
 from evaluation.probes.rows import F64, ProbeRow, mean_row
 from evaluation.scenes.contrasts import swap_attribute, swap_roles

@@ -9,12 +9,12 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from evaluation.metrics import TIE
 from evaluation.probes.pictures import Picture
 from evaluation.probes.readers import Reader, Sentence
 from evaluation.probes.rows import F64, ProbeRow, mean_row
 
 Reads = Literal["both", "images", "texts", "dense"]
-TIE = 1e-6  # cosines closer than this differ by float32 rounding only
 
 
 class Probe(Protocol):

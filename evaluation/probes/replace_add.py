@@ -47,15 +47,18 @@ def _objects(pool: Pool) -> Iterator[Question]:
 
 
 def _attributes(pool: Pool) -> Iterator[Question]:
-    """Colours and shapes of the grid go in twos; each is mistaken for its partner."""
+    """Colours and shapes of the grid go in twos; each is mistaken for its partner, and both are one cluster: who likes
+    one of their captions better is right in the one and wrong in the other."""
     shapes, colours = pool.grid
-    for cluster, groups in enumerate(pool.class_groups):
-        what = pool.classes[cluster]
+    for groups in pool.class_groups:
+        what = groups[0].what
         colour = colours[colours.index(what.colour or "") ^ 1]
         shape = shapes[shapes.index(what.shape or "") ^ 1]
+        columns, here = len(colours), (shapes.index(what.shape or ""), colours.index(what.colour or ""))
+        of_colour, of_shape = here[0] * columns + here[1] // 2, here[0] // 2 * columns + here[1]
         for scene in (scene for group in groups for scene in group.scenes):
-            yield _asked(scene, (what,), (What(shape=what.shape, colour=colour),), "replace colour", cluster)
-            yield _asked(scene, (what,), (What(shape=shape, colour=what.colour),), "replace shape", cluster)
+            yield _asked(scene, (what,), (What(shape=what.shape, colour=colour),), "replace colour", of_colour)
+            yield _asked(scene, (what,), (What(shape=shape, colour=what.colour),), "replace shape", of_shape)
 
 
 def _relations(pool: Pool) -> Iterator[Question]:

@@ -1,4 +1,4 @@
-"""One line of a probe's result before it is printed: a statistic over items, its chance, its bootstrap interval."""
+"""One line of a probe's result before it is printed: a statistic over items, its chance, its confidence interval."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.confidence import jackknife_error, mean_error, share_interval, t_quantile
+
 Unit = Literal["share", "count", "cosine", "log ratio"]
 F64 = NDArray[np.float64]
-_DRAWS, _SLOW_DRAWS = 1000, 200
+_DRAWS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeRow:
     """`statistic` maps item indexes to a number; NaN where those items settle nothing (no hits, one class missing).
 
-    clusters: int [n], items of one cluster come from one group of scenes and are resampled together, because they
-    are answered alike. better: whether more, less, or nearness to chance is good.
+    clusters: int [n], items of one cluster come from one group of scenes and are drawn together, because they are
+    answered alike. smooth: a little change of the items changes the statistic a little; not so for a best or a worst.
+    better: whether more, less, or nearness to chance is good.
     """
 
     name: str
@@ -28,6 +31,7 @@ class ProbeRow:
     statistic: Callable[[NDArray[np.intp]], float]
     unit: Unit = "share"
     better: Literal["more", "less", "at chance"] = "more"
+    smooth: bool = True
 
     @property
     def n(self) -> int:
@@ -37,35 +41,46 @@ class ProbeRow:
     def value(self) -> float:
         return self.statistic(np.arange(self.n)) if self.n else float("nan")
 
-    def interval(self, *, seed: int = 0) -> tuple[float, float]:
-        """Percentile 95 % interval over resampled clusters (Efron and Tibshirani, 1993); NaN without items."""
-        return interval(self.draws(seed=seed))
+    def interval(self) -> tuple[float, float]:
+        """95 %, from the score's standard error over groups of scenes; NaN where the items settle nothing.
+
+        Of shares: `evaluation.confidence.share_interval`; of anything else Student's t about the score. The error of a
+        statistic that jumps (`smooth` False) is that of resampled clusters, a jackknife knows nothing of it.
+        """
+        value = self.value
+        if np.isnan(value):
+            return float("nan"), float("nan")
+        error = self._error()
+        if self.unit == "share":
+            return share_interval(value, error, self.clusters)
+        groups = len(np.unique(self.clusters))
+        reach = t_quantile(groups - 1) * error if groups > 1 else float("nan")
+        return value - reach, value + reach
 
     def draws(self, *, seed: int = 0) -> F64:
-        """The statistic of resampled clusters, float64 [draws], empty without items.
+        """The statistic of resampled clusters (Efron and Tibshirani, 1993), float64 [draws], empty without items.
 
-        Equal clusters and an equal seed give equal resamples, so the draws of two encoders are paired.
+        Equal clusters and an equal seed give equal resamples, so the draws of two encoders are paired. They are for
+        differences: one resample holds items twice, and lifts rankings of both encoders alike.
         """
         if not self.n:
             return np.zeros(0)
         random = np.random.default_rng(seed)
         ids, inverse = np.unique(self.clusters, return_inverse=True)
-        if isinstance(self.statistic, Mean):
-            sums, sizes = np.bincount(inverse, self.statistic.outcomes), np.bincount(inverse)
-            picks = random.integers(len(ids), size=(_DRAWS, len(ids)))
-            return sums[picks].sum(axis=1) / sizes[picks].sum(axis=1)
         members = [np.flatnonzero(inverse == index) for index in range(len(ids))]
-        picks = random.integers(len(ids), size=(_SLOW_DRAWS, len(ids)))
+        picks = random.integers(len(ids), size=(_DRAWS, len(ids)))
         return np.array([self.statistic(np.concatenate([members[at] for at in drawn])) for drawn in picks])
 
-
-def interval(draws: F64) -> tuple[float, float]:
-    """The middle 95 % of the draws that are not NaN; NaN if none is."""
-    kept = draws[~np.isnan(draws)]
-    if not len(kept):
-        return float("nan"), float("nan")
-    low, high = np.percentile(kept, [2.5, 97.5])
-    return float(low), float(high)
+    def _error(self) -> float:
+        if isinstance(self.statistic, Mean):
+            return mean_error(self.statistic.outcomes, self.clusters)
+        if self.smooth:
+            return jackknife_error(self.statistic, self.clusters)
+        draws, groups = self.draws(), len(np.unique(self.clusters))
+        kept = draws[~np.isnan(draws)]
+        if groups < 2 or len(kept) < 2:
+            return float("nan")
+        return float(kept.std(ddof=1)) * (groups / (groups - 1)) ** 0.5
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from evaluation.metrics import TIE
 from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import RATIOS, Pool
-from evaluation.probes.questions import TIE, Reads
+from evaluation.probes.questions import Reads
 from evaluation.probes.readers import Reader, Sentence
 from evaluation.probes.rows import F64, ProbeRow, mean_row
 from evaluation.scenes.meaning import What
@@ -43,7 +44,7 @@ class SizeBias:
         """Rows: how often either thing is found at all, and by ratio the larger one's share of what was found."""
         gallery = reader.image_vectors([picture for picture, _ in self.gallery])
         similar = reader.image_vectors([query.picture for query in self.queries]) @ gallery.T
-        larger, smaller = self._wins(similar)
+        larger, smaller = self._wins(similar, ties_wrong=reader.ties_wrong)
         clusters = np.array([query.cluster for query in self.queries])
         kinds = len({kind for _, kind in self.gallery})
         rows = [mean_row("a thing is found", larger + smaller, clusters, chance=2 / kinds)]
@@ -55,14 +56,20 @@ class SizeBias:
             rows.append(mean_row(name, share[at], clusters[at], chance=1 / 2, better="at chance"))
         return rows
 
-    def _wins(self, similar: F64) -> tuple[F64, F64]:
-        """Shares of the nearest gallery pictures (several where they tie) of the larger and the smaller class."""
+    def _wins(self, similar: F64, *, ties_wrong: bool) -> tuple[F64, F64]:
+        """Shares of the nearest gallery pictures (several where they tie) of the larger and the smaller class.
+
+        ties_wrong: none where another class ties with them.
+        """
         nearest = similar >= similar.max(axis=1, keepdims=True) - TIE
         larger, smaller = np.zeros(len(similar)), np.zeros(len(similar))
         for index, query in enumerate(self.queries):
             kinds = [kind for (_, kind), near in zip(self.gallery, nearest[index], strict=True) if near]
             larger[index] = kinds.count(query.larger) / len(kinds)
             smaller[index] = kinds.count(query.smaller) / len(kinds)
+        if ties_wrong:
+            tied = larger + smaller < 1 - TIE  # a picture of another class is as near
+            larger[tied] = smaller[tied] = 0
         return larger, smaller
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.metrics import TIE
+from evaluation.probes.luck import lucky_value
 from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import Pool
-from evaluation.probes.questions import TIE, Question, Quiz, Reads, question
+from evaluation.probes.questions import Question, Quiz, Reads, question
 from evaluation.probes.readers import Reader, Sentence, said
 from evaluation.probes.rows import F64, ProbeRow, mean_row
 from evaluation.scenes.meaning import Enumeration, What
@@ -42,59 +45,76 @@ class Spurious:
     def measure(self, reader: Reader) -> list[ProbeRow]:
         """Rows: the shape is named (all, worst group of shape and colour), the skew of neutral queries; and, where the
         training's correlation is known, pictures that keep it and pictures that break it."""
-        marks = self.quiz.outcomes(reader)
+        marks, groups = self.quiz.outcomes(reader), self._groups
         clusters = np.array([asked.cluster for asked in self.quiz.questions], dtype=np.int64)
-        things = [asked.picture.scene.things[0] for asked in self.quiz.questions]
-        groups = [(thing.shape, thing.colour) for thing in things]
+        worst = ProbeRow(
+            name=f"worst of {groups.max() + 1} groups",
+            chance=self._lucky_worst,
+            clusters=clusters,
+            statistic=lambda picks: _worst(marks[picks], groups[picks]),
+            smooth=False,
+        )
         chance = 1 / len(self.quiz.questions[0].options)
-        rows = [mean_row("shape named", marks, clusters, chance=chance), _worst(marks, groups, clusters)]
+        rows = [mean_row("shape named", marks, clusters, chance=chance), worst]
         if self.aligned is not None:
-            keeps = np.array([self.aligned.get(shape) == colour for shape, colour in groups])
+            things = [asked.picture.scene.things[0] for asked in self.quiz.questions]
+            keeps = np.array([self.aligned.get(thing.shape) == thing.colour for thing in things])
             for name, at in (("shape named, training's colour", keeps), ("shape named, other colours", ~keeps)):
                 rows.append(mean_row(name, marks[at], clusters[at], chance=chance))
-        return [*rows, self._skew(reader)]
+        scores = reader.scores([(asked.picture, asked.options[asked.answer]) for asked in self.quiz.questions])
+        skew = ProbeRow(
+            name="skew of neutral queries",
+            chance=self._lucky_skew,
+            clusters=clusters,
+            statistic=lambda picks: self._skew(scores[picks], picks),
+            unit="log ratio",
+            better="less",
+            smooth=False,
+        )
+        return [*rows, skew]
 
-    def _skew(self, reader: Reader) -> ProbeRow:
+    @cached_property
+    def _kinds(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """The numbers of each question's shape and colour."""
+        things = [asked.picture.scene.things[0] for asked in self.quiz.questions]
+        shapes = np.unique([thing.shape for thing in things], return_inverse=True)[1]
+        return shapes, np.unique([thing.colour for thing in things], return_inverse=True)[1]
+
+    @cached_property
+    def _groups(self) -> NDArray[np.intp]:
+        shapes, colours = self._kinds
+        return np.unique(shapes * (colours.max() + 1) + colours, return_inverse=True)[1]
+
+    @cached_property
+    def _lucky_worst(self) -> float:
+        return lucky_value(self.quiz.questions, lambda marks: _worst(marks, self._groups))
+
+    @cached_property
+    def _lucky_skew(self) -> float:
+        random, everyone = np.random.default_rng(0), np.arange(len(self.quiz.questions))
+        return float(np.mean([self._skew(random.normal(size=len(everyone)), everyone) for _ in range(_CHANCE_DRAWS)]))
+
+    def _skew(self, scores: F64, picks: NDArray[np.intp]) -> float:
         """MaxSkew (Geyik et al., 2019): of the quarter of a shape's pictures that fit "a circle" best, the log ratio
         of the most frequent colour's share to its even share; mean over shapes."""
-        pictures = self.pictures
-        items: list[float] = []
-        chances: list[float] = []
-        random = np.random.default_rng(0)
-        for text in self.texts:
-            shape = text.meaning.whats[0].shape if isinstance(text.meaning, Enumeration) else None
-            own = [picture for picture in pictures if picture.scene.things[0].shape == shape]
-            colours = np.array([picture.scene.things[0].colour for picture in own])
-            scores = reader.scores([(picture, text) for picture in own])
-            items.append(_max_skew(scores, colours))
-            chances += [
-                _max_skew(random.permutation(len(own)).astype(np.float64), colours) for _ in range(_CHANCE_DRAWS)
-            ]
-        chance = float(np.mean(chances))
-        clusters = np.arange(len(items))
-        return mean_row("skew of neutral queries", items, clusters, chance=chance, unit="log ratio", better="less")
+        shapes, colours = (kind[picks] for kind in self._kinds)
+        return float(np.mean([_max_skew(scores[own], colours[own]) for own in shapes == np.unique(shapes)[:, None]]))
 
 
-def _worst(marks: F64, groups: list[tuple[str, str]], clusters: NDArray[np.int64]) -> ProbeRow:
-    names = sorted(set(groups))
-    at = np.array([names.index(group) for group in groups])
-
-    def worst(picks: NDArray[np.intp]) -> float:
-        values = [marks[picks][at[picks] == index] for index in range(len(names))]
-        return float(min(part.mean() for part in values if len(part))) if len(picks) else float("nan")
-
-    return ProbeRow(name=f"worst of {len(names)} groups", chance=None, clusters=clusters, statistic=worst)
+def _worst(marks: F64, groups: NDArray[np.intp]) -> float:
+    """The mean mark of the group that has the lowest."""
+    sizes = np.bincount(groups)
+    return float((np.bincount(groups, marks)[sizes > 0] / sizes[sizes > 0]).min())
 
 
-def _max_skew(scores: F64, colours: NDArray[np.str_]) -> float:
+def _max_skew(scores: F64, colours: NDArray[np.intp]) -> float:
     """Pictures that tie at the end of the top share its last places evenly."""
     top = max(1, round(_TOP_SHARE * len(scores)))
     last = np.sort(scores)[-top]
     above, level = scores > last + TIE, np.abs(scores - last) <= TIE
     weights = above + level * (top - above.sum()) / level.sum()
-    names = np.unique(colours)
-    shares = np.array([weights[colours == name].sum() for name in names]) / top
-    even = np.array([(colours == name).mean() for name in names])
+    sizes = np.bincount(colours)
+    shares, even = np.bincount(colours, weights) / top, sizes / len(scores)
     return float(np.log(shares.max() / even[shares.argmax()]))
 
 

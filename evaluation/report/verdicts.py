@@ -27,8 +27,8 @@ def verdict(row: ResultRow) -> Verdict:
     """yes: the whole interval lies on the good side of chance and of the blind control, and the score has gone 80 % of
     the way from chance to the truth's score. partly: less of the way. texts alone: better than chance, but not than
     the blind control. no: chance lies in the interval. worse: the whole interval lies on the bad side of chance.
-    leans, even: for a bias, whether chance lies outside the interval. unknown: no score, nothing to compare with, or a
-    gap, which is never below 0 and by luck alone above.
+    leans, even: for a bias, whether chance lies outside the interval; a gap or a skew, where none at all is ideal,
+    leans above chance only. unknown: no score, nothing to compare with, or a gap of a file whose chance is 0.
     """
     if row.score is None or row.low is None or row.high is None or row.chance is None:
         return "unknown"
@@ -36,6 +36,8 @@ def verdict(row: ResultRow) -> Verdict:
         return "even" if row.low <= row.chance <= row.high else "leans"
     if row.better == "less" and row.chance == 0:
         return "unknown"
+    if row.better == "less" and row.unit in ("share", "log ratio"):
+        return "leans" if row.low > row.chance else "even"
     sign = 1.0 if row.better == "more" else -1.0
     worst, best = sorted((sign * row.low, sign * row.high))
     chance, score = sign * row.chance, sign * row.score

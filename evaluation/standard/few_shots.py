@@ -96,7 +96,7 @@ class FewShots:
         return [
             mean_row("base, zero-shot", marks[0], clusters[: len(base)], chance=1 / self.base),
             mean_row("new, zero-shot", marks[1], clusters[len(base) :], chance=1 / (classes - self.base)),
-            harmonic_row(*marks, clusters, chance=2 / classes, name="harmonic mean, zero-shot"),
+            harmonic_row(*marks, clusters, classes=(self.base, classes - self.base), name="harmonic mean, zero-shot"),
         ]
 
     def _marks(self, pools: list[Vectors], tests: Vectors, truth: NDArray[np.int64], count: int) -> F64:

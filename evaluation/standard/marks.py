@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.metrics import first_hit_rank
-from evaluation.probes.questions import TIE
+from evaluation.metrics import TIE, first_hit_rank
 from evaluation.probes.rows import F64, ProbeRow
 
 _QUERIES = 512

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from evaluation.metrics import bootstrap, class_mean_accuracy, first_hit_rank, majority_share, normalize
+from evaluation.metrics import class_mean_accuracy, first_hit_rank, majority_share, mean_estimate, normalize
 from evaluation.retrieval import retrieval, title_ids
 from evaluation.zero_shot import class_matrix, zero_shot
 
@@ -36,15 +37,27 @@ def test_class_mean_weighs_classes_equally() -> None:
     assert majority_share(truth) == 0.75
 
 
-def test_bootstrap_interval_holds_the_mean_and_repeats() -> None:
+def test_the_interval_of_a_mean_is_wilsons_and_repeats() -> None:
     outcomes = np.random.default_rng(1).random(400) < 0.3
-    estimate = bootstrap(outcomes)
-    assert estimate.value == outcomes.mean()
-    # The normal approximation: 1.96 * sqrt(p (1 - p) / n) on either side.
-    half = 1.96 * (estimate.value * (1 - estimate.value) / 400) ** 0.5
-    assert estimate.low == pytest.approx(estimate.value - half, abs=0.01)
-    assert estimate.high == pytest.approx(estimate.value + half, abs=0.01)
-    assert estimate == bootstrap(outcomes)
+    found = mean_estimate(outcomes)
+    assert found.value == outcomes.mean()
+    known = stats.binomtest(int(outcomes.sum()), 400).proportion_ci(method="wilson")
+    assert (found.low, found.high) == pytest.approx((known.low, known.high), abs=5e-4)
+    assert found == mean_estimate(outcomes)
+    twins = mean_estimate(np.repeat(outcomes, 4), groups=np.repeat(np.arange(400), 4))
+    assert (twins.low, twins.high) == pytest.approx((found.low, found.high))
+    assert twins.n == 1600
+
+
+def test_no_hit_and_no_miss_leave_the_interval_open() -> None:
+    none, every = mean_estimate(np.zeros(40)), mean_estimate(np.ones(40))
+    assert (none.low, every.high) == (0, 1)
+    assert [none.high, 1 - every.low] == pytest.approx([stats.binomtest(0, 40).proportion_ci(method="wilson").high] * 2)
+
+
+def test_classes_that_fit_alike_are_no_answer() -> None:
+    report = zero_shot(np.ones((3, 2)), np.array([0, 0, 1]), np.full((2, 2), 0.5**0.5, dtype=np.float32))
+    assert (report.accuracy.value, report.class_mean) == (0, 0)
 
 
 def test_equal_titles_are_hits_whatever_their_case() -> None:

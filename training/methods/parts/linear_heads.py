@@ -14,7 +14,7 @@ from sklearn.covariance import ledoit_wolf
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from evaluation.metrics import bootstrap, class_mean_accuracy, majority_share
+from evaluation.metrics import class_mean_accuracy, majority_share, mean_estimate
 
 F32, F64, I64 = NDArray[np.float32], NDArray[np.float64], NDArray[np.int64]
 Shrinkage = Literal["ledoit_wolf", "ridge"] | float
@@ -160,7 +160,7 @@ def judge_head(head: ClassHead, vectors: NDArray[np.floating], truth: I64) -> di
     """Accuracy with its interval, averaged over classes, and its floors; unit vectors [n, D], truth in [0, C)."""
     predicted = head(vectors).argmax(axis=1)
     return {
-        "accuracy": asdict(bootstrap(predicted == truth)),
+        "accuracy": asdict(mean_estimate(predicted == truth)),
         "class_mean": class_mean_accuracy(predicted, truth),
         "majority": majority_share(truth),
         "chance": 1 / len(head.bias),
