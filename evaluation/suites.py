@@ -44,6 +44,8 @@ from evaluation.scenes.scene import SceneError
 QUICK_PICTURES, QUICK_TEXTS = 500, 2000
 UNKNOWN_PX = 224
 _TIMED_PICTURES, _TIMED_TEXTS = 8, 32
+# Asked first: they rank all their pictures, so these are sent in one shuffled batch and not some with an earlier probe.
+_GALLERIES = ("multi-label", "image-to-image")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,16 +170,21 @@ def run(
     reader = EncoderReader(encoder, size_px=size_px, progress=count_done.add)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    results: list[ProbeResult] = []
-    for name, probe in built.items():
+    results: dict[str, ProbeResult] = {}
+    order = sorted(built, key=lambda name: name not in _GALLERIES)
+    count_done.begin(order[0])
+    texts = dict.fromkeys(text for probe in waiting if probe.reads in ("both", "texts") for text in probe.texts)
+    if texts:  # all in one shuffled order: some are a true caption in one probe and stand beside false ones in another
+        reader.text_vectors(list(texts))
+    for name in order:
         count_done.begin(name)
         result = stored[name]
         if result is None:
-            result = _ask(probe, reader, encoder, _key(encoder, chosen, name, size_px))
+            result = _ask(built[name], reader, encoder, _key(encoder, chosen, name, size_px))
             if folder is not None:
                 write_result(result, _path(folder, name))
-        results.append(result)
-    return results
+        results[name] = result
+    return [results[name] for name in built]
 
 
 def _ask(probe: Probe | _Unasked, reader: EncoderReader, encoder: Encoder, key: RunKey) -> ProbeResult:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from evaluation.encoder import DenseEncoder, Encoder
 from evaluation.locating import Label
 from evaluation.metrics import normalize
+from evaluation.shuffling import shuffled
 from evaluation.probes.pictures import Picture
 from evaluation.probes.rows import F64
 from evaluation.scenes.config import Pair, all_pairs
@@ -68,6 +69,9 @@ class Reader(Protocol):
 class EncoderReader:
     """An encoder behind a memory, so that a picture or text that several probes ask about is encoded once.
 
+    They are sent in a shuffled order, the same on every run: neighbours of a probe are about one thing, and vectors
+    that only told when they were asked for would find each other.
+
     size_px: the side of the drawn pictures, 48 to 448. progress: told how many more inputs were encoded.
     """
 
@@ -87,7 +91,7 @@ class EncoderReader:
         return np.einsum("nd,nd->n", images[rows], words[columns])
 
     def image_vectors(self, pictures: Sequence[Picture]) -> F64:
-        missing = [picture for picture in dict.fromkeys(pictures) if picture not in self._images]
+        missing = shuffled([one for one in dict.fromkeys(pictures) if one not in self._images], (0, len(self._images)))
         for start in range(0, len(missing), _BATCH):
             part = missing[start : start + _BATCH]
             vectors = self.encoder.encode_images([picture.draw(self.size_px) for picture in part])
@@ -133,7 +137,7 @@ class EncoderReader:
         return _with_places(self.encoder).locate([blank], [Label("thing")], boxes=False)[0].grid
 
     def _text_rows(self, texts: Sequence[str]) -> F64:
-        missing = [text for text in dict.fromkeys(texts) if text not in self._texts]
+        missing = shuffled([text for text in dict.fromkeys(texts) if text not in self._texts], (1, len(self._texts)))
         for start in range(0, len(missing), _BATCH):
             part = missing[start : start + _BATCH]
             self._texts.update(zip(part, _checked(self.encoder.encode_texts(part), len(part)), strict=True))

@@ -14,6 +14,7 @@ from evaluation.encoder import Encoder, Shown, Vectors
 from evaluation.metrics import normalize
 from evaluation.probe_results import Control, ProbeResult, RunKey, result_rows
 from evaluation.probes.rows import ProbeRow
+from evaluation.shuffling import shuffled
 from evaluation.standard.photographs import Photograph, name_the_broken
 from evaluation.suites import Step, Tell
 
@@ -48,7 +49,7 @@ class Asking:
 
     def image_vectors(self, photographs: Sequence[Photograph]) -> Vectors:
         """Unit float32 [n, D]; equal photographs are encoded once."""
-        return self._distinct(photographs, self._encode_images)
+        return self._distinct(photographs, self._encode_images, seed=0)
 
     def drawn_vectors(self, pictures: Iterable[Shown]) -> Vectors:
         """Unit float32 [n, D] of at least one picture; they are made while others are encoded."""
@@ -63,7 +64,7 @@ class Asking:
         """Unit float32 [n, D]; equal texts are encoded once, also over several calls."""
         missing = [text for text in dict.fromkeys(texts) if text not in self._known]
         if missing:
-            found = self._distinct(missing, self.encoder.encode_texts)
+            found = self._distinct(missing, self.encoder.encode_texts, seed=1)
             self._known.update(zip(missing, found, strict=True))
         return np.stack([self._known[text] for text in texts])
 
@@ -75,15 +76,19 @@ class Asking:
             name_the_broken(part)
             raise
 
-    def _distinct(self, items: Sequence[Item], encode: Callable[[Sequence[Item]], Vectors]) -> Vectors:
-        seen: dict[Item, int] = {}
-        order = [seen.setdefault(item, len(seen)) for item in items]
-        distinct, parts = list(seen), []
-        for start in range(0, len(distinct), _BATCH):
-            part = distinct[start : start + _BATCH]
+    def _distinct(
+        self, items: Sequence[Item], encode: Callable[[Sequence[Item]], Vectors], *, seed: int
+    ) -> Vectors:
+        """Sent in a shuffled order: those of one class, and a picture and its caption, lie side by side on disk, and
+        vectors that only told when they were asked for would find each other."""
+        seen = dict.fromkeys(items)
+        sent, parts = shuffled(list(seen), (seed, len(self._known))), []
+        for start in range(0, len(sent), _BATCH):
+            part = sent[start : start + _BATCH]
             parts.append(_checked(encode(part), len(part)))
             self._add(len(part))
-        return np.concatenate(parts)[order]
+        at = {item: place for place, item in enumerate(sent)}
+        return np.concatenate(parts)[[at[item] for item in items]]
 
     def _add(self, count: int) -> None:
         self._done += count

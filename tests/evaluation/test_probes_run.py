@@ -189,3 +189,36 @@ def test_unknown_suites_and_sizes() -> None:
     for own, drawn in ((None, 224), (32, 48), (336, 336), (1024, 448)):
         encoder.image_px = own
         assert picture_px(encoder) == drawn
+
+
+class DriftingEncoder(LuckyEncoder):
+    """Vectors that tell when an input came and nothing else: a half turn in `turn` inputs, from the run's start or, as
+    places in a request, anew with each call."""
+
+    def __init__(self, turn: int, *, by_request: bool) -> None:
+        super().__init__(fingerprint=f"drift {turn} {by_request}")
+        self._turn, self._by_request = turn, by_request
+        self._came = {"image": 0, "text": 0}
+
+    def encode_images(self, images: Sequence[Shown]) -> NDArray[np.float32]:
+        return self._told("image", len(images))
+
+    def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return self._told("text", len(texts))
+
+    def _told(self, kind: str, count: int) -> NDArray[np.float32]:
+        first = 0 if self._by_request else self._came[kind]
+        self._came[kind] += count
+        angles = np.pi * (first + np.arange(count)) / self._turn
+        return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize(("turn", "by_request"), [(2000, False), (500, False), (64, True)])
+def test_the_order_of_arrival_wins_nothing(turn: int, by_request: bool) -> None:
+    results = run(DriftingEncoder(turn, by_request=by_request), suite("quick"))
+    rows = {(result.key.probe, row.name): row for result in results for row in result.rows if row.better == "more"}
+    won = [name for name, row in rows.items() if row.low is not None and row.chance is not None and row.low > row.chance]
+    assert len(rows) > 60
+    assert len(won) <= 2, won  # of 95 % intervals
+    assert not {probe for probe, _ in won} & {"image-to-image", "multi-label", "few-shot"}
+    assert ("negation", "four options, near thing absent") not in won
