@@ -4,7 +4,9 @@
 sentences. `recombined` holds new sentences made only of words that occur in `train`
 (a test compares the vocabularies), so it measures whether a negation was understood or a template learnt. `unseen`
 uses negation words that training never shows ("without", "lacks", "missing", "instead of"); its affirmative frames use
-unseen words too, so that an unknown word is no sign of a negation.
+unseen words too, so that an unknown word is no sign of a negation. No sentence of these two begins like one of training:
+neither with the first three words of one, nor with the whole of a shorter one, where any slot counts as a word and all
+slots as the same one. In `recombined` each beginning stands in all three kinds, so that it tells none of them.
 
 Slots: {a} a list with articles; {no} a bare noun phrase; {a_no} the same with its article; {place} {relation} {b};
 {be} {n} {things}; {tone}.
@@ -21,8 +23,8 @@ WORDS: tuple[Words, ...] = ("train", "recombined", "unseen")  # what probes ask 
 FRAMES: dict[Family, dict[Words, tuple[str, ...]]] = {
     "affirmative": {
         "train": ("{a}", "a picture of {a}", "there is {a}", "a picture with {a}", "{a} in the picture"),
-        "recombined": ("in the picture there is {a}", "there is {a} in the picture", "there is a picture of {a}"),
-        "unseen": ("the image shows {a}", "the image contains {a}", "{a} appears here", "look at {a}"),
+        "recombined": ("there in the picture is {a}", "in a picture there is {a}", "the picture is with {a}"),
+        "unseen": ("the image shows {a}", "the image contains {a}", "here appears {a}", "look at {a}"),
     },
     "negative": {
         "train": (
@@ -31,22 +33,30 @@ FRAMES: dict[Family, dict[Words, tuple[str, ...]]] = {
             "no {no} in the picture",
             "{a_no} is not in the picture",
         ),
-        "recombined": ("in the picture there is no {no}", "there is not {a_no} in the picture", "no {no} is there"),
+        "recombined": (
+            "there in the picture is no {no}",
+            "in a picture there is not {a_no}",
+            "the picture is with no {no}",
+        ),
         "unseen": (
             "an image without {a_no}",
             "the image lacks {a_no}",
-            "{a_no} is missing here",
+            "missing here is {a_no}",
             "nothing here is {a_no}",
         ),
     },
     "hybrid": {
         "train": ("there is {a} but no {no}", "a picture with {a} and no {no}", "{a} but no {no} in the picture"),
         "recombined": (
-            "there is no {no} but there is {a}",
-            "in the picture there is {a} but not {a_no}",
-            "{a} with no {no}",
+            "there in the picture is {a} but no {no}",
+            "in a picture there is {a} but not {a_no}",
+            "the picture is with {a} and with no {no}",
         ),
-        "unseen": ("{a} without {a_no}", "{a} instead of {a_no}", "the image shows {a} yet lacks {a_no}"),
+        "unseen": (
+            "an image of {a} without {a_no}",
+            "here is {a} instead of {a_no}",
+            "the image shows {a} yet lacks {a_no}",
+        ),
     },
     "no_place": {"train": ("no {no} {place}", "there is no {no} {place}", "a picture with no {no} {place}")},
     "place": {"train": ("{a} {place}", "there is {a} {place}", "a picture with {a} {place}", "{place} there is {a}")},

@@ -164,6 +164,22 @@ def test_held_out_negation_recombines_training_words_and_unseen_words_are_unseen
     assert in_negations - affirmative - {"and"} <= cues | {"is"}  # no other word gives a negation away
 
 
+def test_no_held_out_sentence_begins_like_one_of_training() -> None:
+    def begins(frame: str) -> tuple[str, ...]:
+        return tuple(re.sub(r"\{\w+\}", "*", frame).split()[:3])
+
+    families = list(FRAMES)
+    trained = {begins(frame) for family in families for words in ("train", "varied") for frame in frames(family, words)}
+    held_out = [(family, words, each) for family in families for words in WORDS[1:] for each in FRAMES[family].get(words, ())]
+    assert len(trained) > 20
+    assert len(held_out) >= 18
+    for family, words, frame in held_out:
+        found = begins(frame)
+        assert not {found[:length] for length in (1, 2, 3)} & trained, (family, words, frame)
+    openings = [{begins(each) for each in FRAMES[family]["recombined"]} for family in ("affirmative", "negative", "hybrid")]
+    assert openings[0] == openings[1] == openings[2]
+
+
 def test_a_training_run_names_no_held_out_pair() -> None:
     parts = split(SceneConfig())
     held = {f"{colour} {shape}" for shape, colour in parts.heldout.pairs}
