@@ -85,7 +85,10 @@ def main() -> None:
         share, z = np.mean(judged[name] or [np.nan]), far(rows)
         mark = "  chance?" if abs(z) > _FAR else ""
         chance = "-" if rows[0].chance is None else f"{rows[0].chance:.3f}"
-        print(f"{name[0]:15s} {name[1]:58s} n {rows[0].n:5d} mean {score:.3f} chance {chance} outside {share:.2f} z {z:6.1f}{mark}")
+        print(
+            f"{name[0]:15s} {name[1]:58s} n {rows[0].n:5d} mean {score:.3f} chance {chance} "
+            f"outside {share:.2f} z {z:6.1f}{mark}"
+        )
     print(f"outside of their own interval: {missed} of {total} rows, {100 * missed / total:.1f} %")
 
 

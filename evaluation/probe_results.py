@@ -14,6 +14,7 @@ import numpy as np
 from evaluation.dense.overlays import Overlay, overlay_from_json
 from evaluation.probes.examples import Example, example_from_json
 from evaluation.probes.figures import Figures, figures_from_json
+from evaluation.probes.priors import BestPrior
 from evaluation.probes.rows import Mean, ProbeRow, Unit
 from model_store.files import write_whole
 
@@ -43,6 +44,8 @@ class ResultRow:
     low, high: 95 % interval over groups of scenes. blind: the same encoder without pictures, ties shared.
     bag: a bag of words. truth: what a perfect encoder scores (for localisation: the best that the grid allows).
     better: "at chance" marks a bias: the further from chance, the worse. outcomes: None in files of format 1.
+    prior: the best that a simple rule scores which sees the texts alone, or the pictures alone, and prior_name the rule
+    (evaluation.probes.priors); not known in files of format 1 and 2.
     """
 
     name: str
@@ -57,6 +60,8 @@ class ResultRow:
     bag: float | None
     truth: float | None
     outcomes: Outcomes | None = None
+    prior: float | None = None
+    prior_name: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +104,11 @@ class ProbeResult:
 
 
 def result_rows(
-    rows: Sequence[ProbeRow], controls: Mapping[Control, Sequence[ProbeRow] | None]
+    rows: Sequence[ProbeRow],
+    controls: Mapping[Control, Sequence[ProbeRow] | None],
+    priors: Sequence[BestPrior | None] = (),
 ) -> tuple[ResultRow, ...]:
-    """Join an encoder's rows with its controls'.
+    """Join an encoder's rows with its controls' and with the best priors, which have as many entries or none.
 
     Raises:
         ValueError: a control has other rows than the encoder.
@@ -113,6 +120,7 @@ def result_rows(
     out: list[ResultRow] = []
     for index, row in enumerate(rows):
         low, high = row.interval()
+        prior = priors[index] if priors else None
         beside = {kind: found[index].value if found is not None else None for kind, found in controls.items()}
         out.append(
             ResultRow(
@@ -128,6 +136,8 @@ def result_rows(
                 bag=_finite(beside.get("bag")),
                 truth=_finite(beside.get("truth")),
                 outcomes=_outcomes(row),
+                prior=_finite(prior.value) if prior else None,
+                prior_name=prior.name if prior else None,
             )
         )
     return tuple(out)

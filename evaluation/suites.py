@@ -33,6 +33,7 @@ from evaluation.probes.figures import figures
 from evaluation.probes.localisation import LocalisationProbe
 from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import FULL, QUICK, Pool, PoolSize
+from evaluation.probes.priors import best_priors
 from evaluation.probes.questions import Probe
 from evaluation.probes.readers import NO_GRID, BagReader, BlindReader, EncoderReader, NotApplicable, TruthReader
 from evaluation.probes.rows import ProbeRow
@@ -193,7 +194,7 @@ def _ask(probe: Probe | _Unasked, reader: EncoderReader, encoder: Encoder, key: 
     pictures, texts = len(set(probe.pictures)), len({text.text for text in probe.texts})
     try:
         rows = probe.measure(reader)
-        joined = result_rows(rows, _controls(probe, reader))
+        joined = result_rows(rows, _controls(probe, reader), best_priors(probe))
     except NotApplicable as error:
         return ProbeResult(key=key, encoder=encoder.name, pictures=0, texts=0, rows=(), not_applicable=str(error))
     return ProbeResult(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from evaluation.probe_results import ProbeResult, ResultRow
     from evaluation.results_file import EvaluationRun
 
-_LONGEST_ROW = 41  # so that everything fits into 100 columns
+_LONGEST_ROW = 35  # so that everything fits into 100 columns
 _MARKS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "yes": ("clear", "green"),
@@ -33,10 +33,11 @@ _MARKS: Mapping[str, tuple[str, str]] = MappingProxyType(
     }
 )
 _LEGEND = (
-    "Scores in %, ties are wrong; in brackets the 95 % interval. blind: the texts alone; bag: a bag of words; truth: "
-    "the best there can be. clear: better than chance and blind, 80 % of the way to truth; partly: less of the way; "
-    "as blind: no better than blind; at chance: chance lies in the interval; worse: than chance; even, biased: chance "
-    "lies in, outside the interval."
+    "Scores in %, ties are wrong; in brackets the 95 % interval. prior: the best of some rules that see the texts (or "
+    "the pictures) alone; blind: this model without the pictures; bag: a bag of words; truth: the best there can be. "
+    "clear: better than chance, prior and blind, 80 % of the way to truth; partly: less of the way; as blind: no "
+    "better than blind or prior; at chance: chance lies in the interval; worse: than chance; even, biased: chance lies "
+    "in, outside the interval."
 )
 
 
@@ -49,7 +50,7 @@ def print_run(run: EvaluationRun) -> None:
         _print_run_plain(run)
         return
     console = Console()
-    table = _table(("row", "n", "score", "95 %", "chance", "blind", "bag", "truth", ""), first=_LONGEST_ROW)
+    table = _table(("row", "n", "score", "95 %", "chance", "prior", "blind", "bag", "truth", ""), first=_LONGEST_ROW)
     for result in run.results:
         table.add_row(f"[bold]{_safe(_title(result))}[/bold]")
         for row in result.rows:
@@ -59,7 +60,7 @@ def print_run(run: EvaluationRun) -> None:
                 str(row.n),
                 _score(row.score, row.unit),
                 _interval(row.low, row.high, row.unit),
-                *(_score(value, row.unit) for value in (row.chance, row.blind, row.bag, row.truth)),
+                *(_score(value, row.unit) for value in (row.chance, row.prior, row.blind, row.bag, row.truth)),
                 f"[{colour}]{text}[/{colour}]" if text else "",
             )
     console.print(f"[bold]{_safe(title_of(run))}[/bold], seed {run.seed}, pictures {run.size_px} px, {run.date}")
@@ -72,13 +73,14 @@ def print_run(run: EvaluationRun) -> None:
 
 
 def _print_run_plain(run: EvaluationRun) -> None:
-    columns = ("probe", "row", "n", "unit", "score", "low", "high", "chance", "blind", "bag", "truth", "mark")
+    columns = ("probe", "row", "n", "unit", "score", "low", "high", "chance", "blind", "bag", "truth", "mark", "prior")
     rows: list[list[str]] = []
     for result in run.results:
         for row in result.rows:
             numbers = (row.score, row.low, row.high, row.chance, row.blind, row.bag, row.truth)
             plain = ("" if value is None else f"{value:.6g}" for value in numbers)
-            rows.append([_title(result), row.name, str(row.n), row.unit, *plain, _mark(row)[0]])
+            prior = "" if row.prior is None else f"{row.prior:.6g}"
+            rows.append([_title(result), row.name, str(row.n), row.unit, *plain, _mark(row)[0], prior])
         if result.not_applicable:
             rows.append([_title(result), f"n/a: {result.not_applicable}", *[""] * (len(columns) - 2)])
     output.print_table(columns, rows)

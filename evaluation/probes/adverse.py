@@ -48,7 +48,7 @@ def build(pool: Pool) -> Quiz:
 
 
 def _gap(questions: Sequence[Question], outcomes: F64) -> list[ProbeRow]:
-    """Best cell less worst cell. Luck alone makes it positive, the more so the smaller the cells: chance is measured."""
+    """Best cell less worst cell. Luck makes it positive, the more so the smaller the cells: chance is measured."""
     names = list(dict.fromkeys(asked.row for asked in questions))
     cells = np.array([names.index(asked.row) for asked in questions])
 

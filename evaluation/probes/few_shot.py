@@ -103,7 +103,10 @@ def harmonic_row(
         return 2 * a * b / (a + b) if a + b else 0.0
 
     random = np.random.default_rng(0)
-    lucky = [random.binomial(len(part), 1 / count, _CHANCE_DRAWS) / len(part) for part, count in zip((base, new), classes, strict=True)]
+    lucky = [
+        random.binomial(len(part), 1 / count, _CHANCE_DRAWS) / len(part)
+        for part, count in zip((base, new), classes, strict=True)
+    ]
     both = lucky[0] + lucky[1]
     chance = float((2 * lucky[0] * lucky[1] / np.where(both > 0, both, 1)).mean())
     return ProbeRow(name=name, chance=chance, clusters=np.array(clusters), statistic=harmonic)

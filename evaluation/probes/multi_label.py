@@ -36,6 +36,14 @@ class MultiLabel:
 
     def measure(self, reader: Reader) -> list[ProbeRow]:
         """Mean over labels of the average precision over pictures; and how alike the labels' texts are."""
+        vectors = reader.text_vectors(self._yes())
+        pairs = np.triu_indices(len(self.labels), k=1)
+        alike = (vectors @ vectors.T)[pairs]
+        cosine = mean_row("cosine between labels' texts", alike, pairs[0], chance=None, unit="cosine", better="less")
+        return [*self.precision_rows(reader), cosine]
+
+    def precision_rows(self, reader: Reader) -> list[ProbeRow]:
+        """The rows that rank pictures."""
         yes, no = self._table(reader, self._yes()), self._table(reader, self._no())
         truth = np.array([[is_true(has(label), picture.scene) for label in self.labels] for picture in self.pictures])
         clusters = np.array([cluster for _, cluster in self.shown], dtype=np.int64)
@@ -52,11 +60,7 @@ class MultiLabel:
 
             return ProbeRow(name=name, chance=chance, clusters=clusters, statistic=statistic)
 
-        vectors = reader.text_vectors(self._yes())
-        pairs = np.triu_indices(len(self.labels), k=1)
-        alike = (vectors @ vectors.T)[pairs]
-        cosine = mean_row("cosine between labels' texts", alike, pairs[0], chance=None, unit="cosine", better="less")
-        return [row("mAP, there is", yes), row("mAP, there is less there is no", yes - no), cosine]
+        return [row("mAP, there is", yes), row("mAP, there is less there is no", yes - no)]
 
     def _table(self, reader: Reader, texts: tuple[Sentence, ...]) -> F64:
         asked = [(picture, text) for picture in self.pictures for text in texts]

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from evaluation.encoder import DenseEncoder, Encoder
 from evaluation.locating import Label
 from evaluation.metrics import normalize
-from evaluation.shuffling import shuffled
 from evaluation.probes.pictures import Picture
 from evaluation.probes.rows import F64
 from evaluation.scenes.config import Pair, all_pairs
@@ -21,6 +20,7 @@ from evaluation.scenes.meaning import Enumeration, Meaning, What, judge
 from evaluation.scenes.palette import COLOURS, SHAPES, TEXTURES, TONES
 from evaluation.scenes.phrases import noun, say
 from evaluation.scenes.scene import Scene
+from evaluation.shuffling import shuffled
 
 Key = TypeVar("Key")
 _BATCH, _GRIDS = 128, 16

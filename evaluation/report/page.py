@@ -103,7 +103,8 @@ def _summary(encoder: str, found: Sequence[Finding]) -> Markup:
         lead += f" It leans in {counts['leans']} of {counts['leans'] + counts['even']} tests for a bias."
     note = (
         "Each mark is a score on 0 to 100 % with its 95 % interval, the bar is chance. “Can” needs the whole interval "
-        "above chance and above the same model without the picture, and four fifths of the way to a perfect score."
+        "above chance, above the same model without the picture and above every simple rule that sees the texts alone, "
+        "and four fifths of the way to a perfect score."
     )
     return element(
         "section",
@@ -144,8 +145,10 @@ def _how_to_read() -> Markup:
     words = (
         "Scores of drawn scenes compare models and say little about photographs. Options that fit equally well are "
         "a tie, and a tie is wrong, so a model that cannot tell two sentences apart scores below chance. A dash is a "
-        "number that does not exist. Examples are drawn by the seed, half of them right as far as there are any: they "
-        "show what happens, not how often. The number beside an option is its cosine."
+        "number that does not exist. Prior is the best that any of some simple rules scores without the picture (or "
+        "without the text), such as “the shortest sentence without a no”. Examples are drawn by the seed, half of them "
+        "right as far as there are any: they show what happens, not how often. The number beside an option is its "
+        "cosine."
     )
     return element(
         "section",

@@ -20,7 +20,7 @@ _GROUPS: Mapping[Verdict, tuple[str, str]] = {
     "even": ("▬", "No leaning seen"),
     "unknown": ("?", "Not settled"),
 }
-_COLUMNS = ("n", "score", "95 % interval", "chance", "blind", "bag", "truth")
+_COLUMNS = ("n", "score", "95 % interval", "chance", "prior", "blind", "bag", "truth")
 
 
 def rows_table(result: ProbeResult) -> Markup:
@@ -46,6 +46,7 @@ def _cells(row: ResultRow) -> list[Markup]:
         "score": data(row.score, row.unit),
         "95 % interval": element("span", {"data-low": repr(row.low), "data-high": repr(row.high)}, interval(row)),
         "chance": data(row.chance, row.unit),
+        "prior": _prior(row),
         "blind": data(row.blind, row.unit),
         "bag": data(row.bag, row.unit),
         "truth": data(row.truth, row.unit),
@@ -55,6 +56,12 @@ def _cells(row: ResultRow) -> list[Markup]:
         element("td", {"class": "drawn"}, plot(row)),
         *(element("td", {"data-name": key}, value) for key, value in numbers.items()),
     ]
+
+
+def _prior(row: ResultRow) -> Markup:
+    """The best rule's score, and which rule it is where somebody points at it."""
+    number = data(row.prior, row.unit)
+    return element("span", {"title": row.prior_name}, number) if row.prior_name else number
 
 
 def summary(findings: Sequence[Finding]) -> Markup:

@@ -24,11 +24,12 @@ class Finding:
 
 
 def verdict(row: ResultRow) -> Verdict:
-    """yes: the whole interval lies on the good side of chance and of the blind control, and the score has gone 80 % of
-    the way from chance to the truth's score. partly: less of the way. texts alone: better than chance, but not than
-    the blind control. no: chance lies in the interval. worse: the whole interval lies on the bad side of chance.
-    leans, even: for a bias, whether chance lies outside the interval; a gap or a skew, where none at all is ideal,
-    leans above chance only. unknown: no score, nothing to compare with, or a gap of a file whose chance is 0.
+    """yes: the whole interval lies on the good side of chance, of the blind control and of the best prior, and the
+    score has gone 80 % of the way from chance to the truth's score. partly: less of the way. texts alone: better than
+    chance, but not than the blind control or a prior. no: chance lies in the interval. worse: the whole interval lies
+    on the bad side of chance. leans, even: for a bias, whether chance lies outside the interval; a gap or a skew, where
+    none at all is ideal, leans above chance only. unknown: no score, nothing to compare with, or a gap of a file whose
+    chance is 0.
     """
     if row.score is None or row.low is None or row.high is None or row.chance is None:
         return "unknown"
@@ -45,7 +46,7 @@ def verdict(row: ResultRow) -> Verdict:
         return "worse"
     if worst <= chance:
         return "no"
-    if row.blind is not None and worst <= sign * row.blind:
+    if any(other is not None and worst <= sign * other for other in (row.blind, row.prior)):
         return "texts alone"
     reach = sign * (row.truth if row.truth is not None else 1.0) - chance
     return "yes" if reach > 0 and score - chance >= CLEARLY * reach else "partly"

@@ -4,9 +4,9 @@
 sentences. `recombined` holds new sentences made only of words that occur in `train`
 (a test compares the vocabularies), so it measures whether a negation was understood or a template learnt. `unseen`
 uses negation words that training never shows ("without", "lacks", "missing", "instead of"); its affirmative frames use
-unseen words too, so that an unknown word is no sign of a negation. No sentence of these two begins like one of training:
-neither with the first three words of one, nor with the whole of a shorter one, where any slot counts as a word and all
-slots as the same one. In `recombined` each beginning stands in all three kinds, so that it tells none of them.
+unseen words too, so that an unknown word is no sign of a negation. No sentence of these two begins like one of
+training: neither with the first three words of one, nor with the whole of a shorter one, where any slot counts as a
+word and all slots as the same one. In `recombined` each beginning stands in all three kinds, so that it tells none.
 
 Slots: {a} a list with articles; {no} a bare noun phrase; {a_no} the same with its article; {place} {relation} {b};
 {be} {n} {things}; {tone}.

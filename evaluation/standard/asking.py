@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from evaluation.encoder import Encoder, Shown, Vectors
 from evaluation.metrics import normalize
 from evaluation.probe_results import Control, ProbeResult, RunKey, result_rows
+from evaluation.probes.priors import BestPrior
 from evaluation.probes.rows import ProbeRow
 from evaluation.shuffling import shuffled
 from evaluation.standard.photographs import Photograph, name_the_broken
@@ -76,9 +77,7 @@ class Asking:
             name_the_broken(part)
             raise
 
-    def _distinct(
-        self, items: Sequence[Item], encode: Callable[[Sequence[Item]], Vectors], *, seed: int
-    ) -> Vectors:
+    def _distinct(self, items: Sequence[Item], encode: Callable[[Sequence[Item]], Vectors], *, seed: int) -> Vectors:
         """Sent in a shuffled order: those of one class, and a picture and its caption, lie side by side on disk, and
         vectors that only told when they were asked for would find each other."""
         seen = dict.fromkeys(items)
@@ -115,6 +114,7 @@ def joined(
     *,
     asked: str,
     blind: Sequence[ProbeRow] | None = None,
+    priors: Sequence[BestPrior | None] = (),
     notes: Sequence[str] = (),
 ) -> ProbeResult:
     controls: Mapping[Control, Sequence[ProbeRow] | None] = {"blind": blind}
@@ -123,7 +123,7 @@ def joined(
         encoder=asking.encoder.name,
         pictures=asking.pictures,
         texts=asking.texts,
-        rows=result_rows(rows, controls),
+        rows=result_rows(rows, controls, priors),
         notes=tuple(notes),
         questions=asked,
     )

@@ -10,6 +10,7 @@ import numpy as np
 from evaluation.encoder import Encoder
 from evaluation.metrics import normalize
 from evaluation.probe_results import ProbeResult, RunKey
+from evaluation.probes.priors import TEXT_PRIORS, best_of
 from evaluation.probes.questions import credit
 from evaluation.probes.rows import F64, ProbeRow, mean_row
 from evaluation.standard.asking import Asking, Tell, digest, joined, run_key
@@ -52,7 +53,8 @@ class Choices:
     def measure(self, encoder: Encoder, *, progress: Tell | None = None) -> ProbeResult:
         """Rows: every group, all choices, and the mean over groups. A tie is wrong; the blind control shares it.
 
-        Blind is the same encoder that sees the mean of all pictures: what it scores, the wording alone gives away.
+        Blind is the same encoder that sees the mean of all pictures, prior the best simple rule about the wording: what
+        they score, the wording alone gives away.
         """
         photographs = [choice.photograph for choice in self.choices]
         options = [option for choice in self.choices for option in choice.options]
@@ -64,12 +66,17 @@ class Choices:
         mean = normalize(images[list(distinct.values())].mean(axis=0)).astype(np.float64)
         seen = self._outcomes(np.einsum("nd,nd->n", np.repeat(images, sizes, axis=0), texts), sizes, ties_wrong=True)
         blind = self._outcomes(texts @ mean, sizes, ties_wrong=False)
+        liked = {
+            name: np.array([rule(option) for option in options], dtype=np.float64) for name, rule in TEXT_PRIORS.items()
+        }
+        ruled = {name: self._outcomes(scores, sizes, ties_wrong=False) for name, scores in liked.items()}
         return joined(
             self.key(encoder),
             asking,
             self._rows(seen),
             asked=self._asked(),
             blind=self._rows(blind),
+            priors=best_of({name: self._rows(outcomes) for name, outcomes in ruled.items()}),
             notes=self.notes,
         )
 

@@ -62,7 +62,8 @@ def test_a_quick_run_of_a_model_of_the_store(shop: Path) -> None:
     assert [result.key.probe for result in found.results] == list(probe_names())
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", found.date)
     lines = [line.split("\t") for line in (shop / "table.tsv").read_text().splitlines()]
-    assert lines[0] == ["probe", "row", "n", "unit", "score", "low", "high", "chance", "blind", "bag", "truth", "mark"]
+    columns = "probe row n unit score low high chance blind bag truth mark prior"
+    assert lines[0] == columns.split()
     printed = {(line[0], line[1]): line for line in lines[1:]}
     for result in found.results:
         for row in result.rows:
@@ -71,7 +72,9 @@ def test_a_quick_run_of_a_model_of_the_store(shop: Path) -> None:
             for text, number in zip(line[4:7], (row.score, row.low, row.high), strict=True):
                 assert text == ("" if number is None else f"{number:.6g}")
     assert [line for line in lines if line[0] == "localisation"]  # it has a vector for each position
-    assert printed["binding", "colours swapped"][-1] == "worse"  # it scores all captions of the same words alike
+    assert printed["binding", "colours swapped"][-2] == "worse"  # it scores all captions of the same words alike
+    assert printed["binding", "colours swapped"][-1] == "0.5"
+    assert float(printed["negation", "four options, hybrid"][-1]) > 0.6  # longest of those that deny something
     remarks = (shop / "remarks.txt").read_text()
     assert "spurious: colours of the training pictures: n/a" in remarks
     assert "run.json" in remarks

@@ -93,7 +93,9 @@ def test_a_bias_of_a_random_encoder_is_seldom_seen() -> None:
     for _ in range(TRIALS):
         settled = int(random.binomial(24, 0.1))
         if settled:
-            row = mean_row("larger wins", random.integers(2, size=settled), random.integers(3, size=settled), chance=0.5)
+            row = mean_row(
+                "larger wins", random.integers(2, size=settled), random.integers(3, size=settled), chance=0.5
+            )
             low, high = row.interval()
             biased += not low <= 0.5 <= high
             trials += 1
@@ -137,8 +139,10 @@ def test_recall_at_one_with_captions_of_one_picture() -> None:
     assert covered(found["items"], truth) < 0.8
 
 
-def ranking(random: np.random.Generator, signal: float) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.int64]]:
-    """Scores and truth [pictures, labels] of 26 groups of 6 pictures, and the groups; labels are shared inside of one."""
+def ranking(
+    random: np.random.Generator, signal: float
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.int64]]:
+    """Scores and truth [pictures, labels] of 26 groups of 6 pictures, and the groups, which share labels."""
     truth = np.zeros((156, 16), dtype=bool)
     groups = np.repeat(np.arange(26), 6)
     for group in range(26):

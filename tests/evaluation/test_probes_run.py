@@ -217,7 +217,9 @@ class DriftingEncoder(LuckyEncoder):
 def test_the_order_of_arrival_wins_nothing(turn: int, by_request: bool) -> None:
     results = run(DriftingEncoder(turn, by_request=by_request), suite("quick"))
     rows = {(result.key.probe, row.name): row for result in results for row in result.rows if row.better == "more"}
-    won = [name for name, row in rows.items() if row.low is not None and row.chance is not None and row.low > row.chance]
+    won = [
+        name for name, row in rows.items() if row.low is not None and row.chance is not None and row.low > row.chance
+    ]
     assert len(rows) > 60
     assert len(won) <= 2, won  # of 95 % intervals
     assert not {probe for probe, _ in won} & {"image-to-image", "multi-label", "few-shot"}

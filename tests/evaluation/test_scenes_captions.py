@@ -170,13 +170,17 @@ def test_no_held_out_sentence_begins_like_one_of_training() -> None:
 
     families = list(FRAMES)
     trained = {begins(frame) for family in families for words in ("train", "varied") for frame in frames(family, words)}
-    held_out = [(family, words, each) for family in families for words in WORDS[1:] for each in FRAMES[family].get(words, ())]
+    held_out = [
+        (family, words, each) for family in families for words in WORDS[1:] for each in FRAMES[family].get(words, ())
+    ]
     assert len(trained) > 20
     assert len(held_out) >= 18
     for family, words, frame in held_out:
         found = begins(frame)
         assert not {found[:length] for length in (1, 2, 3)} & trained, (family, words, frame)
-    openings = [{begins(each) for each in FRAMES[family]["recombined"]} for family in ("affirmative", "negative", "hybrid")]
+    openings = [
+        {begins(each) for each in FRAMES[family]["recombined"]} for family in ("affirmative", "negative", "hybrid")
+    ]
     assert openings[0] == openings[1] == openings[2]
 
 
