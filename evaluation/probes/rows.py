@@ -51,7 +51,7 @@ class ProbeRow:
         if np.isnan(value):
             return float("nan"), float("nan")
         error = self._error()
-        if self.unit == "share":
+        if self.unit == "share" and 0 <= value <= 1:  # a share that is kept of another may be more than all of it
             return share_interval(value, error, self.clusters)
         groups = len(np.unique(self.clusters))
         reach = t_quantile(groups - 1) * error if groups > 1 else float("nan")

@@ -19,8 +19,8 @@ from evaluation.cutouts import (
     plain_background,
 )
 from evaluation.encoder import Encoder, Vectors
+from evaluation.metrics import TIE
 from evaluation.probe_results import ProbeResult, RunKey
-from evaluation.probes.questions import TIE
 from evaluation.probes.rows import F64, ProbeRow, mean_row
 from evaluation.standard.asking import Asking, Tell, digest, joined, run_key, unasked
 from evaluation.standard.classify import NO_TEMPLATES, Wording, judged, wording

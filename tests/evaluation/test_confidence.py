@@ -176,6 +176,16 @@ def test_mean_average_precision(signal: float) -> None:
         assert np.mean([low <= truth <= high for low, high in resampled]) < 0.9
 
 
+def test_more_than_all_is_no_share_and_has_an_interval() -> None:
+    outcomes = np.random.default_rng(11).random(50)
+    row = ProbeRow(
+        name="kept", chance=None, clusters=np.arange(50), statistic=lambda picks: float(2.2 * outcomes[picks].mean())
+    )
+    low, high = row.interval()
+    assert row.value > 1
+    assert low < row.value < high
+
+
 def test_the_jackknife_of_a_mean_is_its_error() -> None:
     random = np.random.default_rng(8)
     groups = np.repeat(np.arange(30), 10)
