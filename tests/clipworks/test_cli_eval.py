@@ -201,13 +201,13 @@ def test_ctrl_c_leaves_results_that_the_next_call_uses(tiny: EvaluationRun, cach
     assert json.loads(other.stdout)["results"] == json.loads(json.dumps(_plain(tiny.results)))
     assert list(cache.iterdir()) == [folder]
 
-    binding = folder / "binding.json"
-    marked = json.loads(binding.read_text()) | {"notes": ["from the first call"]}
-    binding.write_text(json.dumps(marked))
+    first = folder / "multi-label.json"
+    marked = json.loads(first.read_text()) | {"notes": ["from the first call"]}
+    first.write_text(json.dumps(marked))
     again = run(*arguments)
     assert again.exit_code == 0
     assert f"{kept} of 17 results lie in {folder} already and are used" in again.stderr
-    assert "binding: from the first call" in again.stderr
+    assert "multi-label: from the first call" in again.stderr
     assert len(again.stdout.splitlines()) > 60
     assert list(cache.iterdir()) == []
 
