@@ -15,13 +15,14 @@ _UNSEEN_CORRELATION = 0.5  # inside of a group, where nothing varies and so noth
 _HALVINGS = 60
 
 
-def share_interval(value: float, error: float, groups: NDArray[np.int64]) -> tuple[float, float]:
+def share_interval(value: float, error: float, groups: NDArray[np.int64], *, parts: int = 1) -> tuple[float, float]:
     """Of a score in 0..1 with the standard error `error`: Wilson's (1927) at the effective number of items.
 
     value (1 - value) / error^2 is how many independent items would have this error (Korn and Graubard, 1998); groups
     (int [n], the number of each item's group) give Student's t its degrees of freedom. Without an error, at 0 and 1
     above all, items of one group are taken to be correlated by one half, and so n items are fewer, but never none:
-    the interval stays open. One group says nothing about the next, nor does an error that is not known (NaN): 0..1.
+    the interval stays open; of a best or a worst of `parts` parts only one part's items count. One group says nothing
+    about the next, nor does an error that is not known (NaN): 0..1.
     """
     sizes = np.unique(groups, return_counts=True)[1]
     if len(sizes) < 2 or math.isnan(error):
@@ -29,7 +30,7 @@ def share_interval(value: float, error: float, groups: NDArray[np.int64]) -> tup
     if error > 0 and 0 < value < 1:
         return wilson(value, value * (1 - value) / error**2, t_quantile(len(sizes) - 1))
     size = float((sizes**2).sum() / sizes.sum())  # of the group that an item is in
-    return wilson(value, len(groups) / (1 + (size - 1) * _UNSEEN_CORRELATION), _Z)
+    return wilson(value, len(groups) / parts / (1 + (size - 1) * _UNSEEN_CORRELATION), _Z)
 
 
 def wilson(share: float, number: float, quantile: float) -> tuple[float, float]:

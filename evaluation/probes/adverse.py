@@ -65,6 +65,6 @@ def _gap(questions: Sequence[Question], outcomes: F64) -> list[ProbeRow]:
             clusters=np.array([asked.cluster for asked in questions], dtype=np.int64),
             statistic=lambda picks: gap(outcomes[picks], cells[picks]),
             better="less",
-            smooth=False,
+            parts=len(names),
         )
     ]

@@ -107,7 +107,7 @@ def best_of(found: Mapping[str, Sequence[ProbeRow]]) -> list[BestPrior | None]:
     for rows in zip(*found.values(), strict=True):
         sign = 1 if rows[0].better == "more" else -1
         an_error = rows[0].better == "less" and rows[0].unit == "count"
-        winnable = rows[0].chance is not None and rows[0].smooth and (rows[0].better == "more" or an_error)
+        winnable = rows[0].chance is not None and rows[0].parts == 1 and (rows[0].better == "more" or an_error)
         values = [sign * row.value for row in rows]
         if not winnable or np.isnan(values).any():
             out.append(None)

@@ -21,8 +21,8 @@ class ProbeRow:
     """`statistic` maps item indexes to a number; NaN where those items settle nothing (no hits, one class missing).
 
     clusters: int [n], items of one cluster come from one group of scenes and are drawn together, because they are
-    answered alike. smooth: a little change of the items changes the statistic a little; not so for a best or a worst.
-    better: whether more, less, or nearness to chance is good.
+    answered alike. parts: of how many parts of the items the statistic takes the best or the worst; 1 if of none, and
+    then a little change of the items changes it a little. better: whether more, less, or nearness to chance is good.
     """
 
     name: str
@@ -31,7 +31,7 @@ class ProbeRow:
     statistic: Callable[[NDArray[np.intp]], float]
     unit: Unit = "share"
     better: Literal["more", "less", "at chance"] = "more"
-    smooth: bool = True
+    parts: int = 1
 
     @property
     def n(self) -> int:
@@ -45,14 +45,14 @@ class ProbeRow:
         """95 %, from the score's standard error over groups of scenes; NaN where the items settle nothing.
 
         Of shares: `evaluation.confidence.share_interval`; of anything else Student's t about the score. The error of a
-        statistic that jumps (`smooth` False) is that of resampled clusters, a jackknife knows nothing of it.
+        best or a worst of parts is that of resampled clusters, because a jackknife knows nothing of jumps.
         """
         value = self.value
         if np.isnan(value):
             return float("nan"), float("nan")
         error = self._error()
         if self.unit == "share" and 0 <= value <= 1:  # a share that is kept of another may be more than all of it
-            return share_interval(value, error, self.clusters)
+            return share_interval(value, error, self.clusters, parts=self.parts)
         groups = len(np.unique(self.clusters))
         reach = t_quantile(groups - 1) * error if groups > 1 else float("nan")
         return value - reach, value + reach
@@ -74,7 +74,7 @@ class ProbeRow:
     def _error(self) -> float:
         if isinstance(self.statistic, Mean):
             return mean_error(self.statistic.outcomes, self.clusters)
-        if self.smooth:
+        if self.parts == 1:
             return jackknife_error(self.statistic, self.clusters)
         draws, groups = self.draws(), len(np.unique(self.clusters))
         kept = draws[~np.isnan(draws)]

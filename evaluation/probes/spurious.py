@@ -52,7 +52,7 @@ class Spurious:
             chance=self._lucky_worst,
             clusters=clusters,
             statistic=lambda picks: _worst(marks[picks], groups[picks]),
-            smooth=False,
+            parts=int(groups.max()) + 1,
         )
         chance = 1 / len(self.quiz.questions[0].options)
         rows = [mean_row("shape named", marks, clusters, chance=chance), worst]
@@ -69,7 +69,7 @@ class Spurious:
             statistic=lambda picks: self._skew(scores[picks], picks),
             unit="log ratio",
             better="less",
-            smooth=False,
+            parts=int(self._kinds[1].max()) + 1,
         )
         return [*rows, skew]
 

@@ -94,7 +94,10 @@ def test_a_bias_of_a_random_encoder_is_seldom_seen() -> None:
         settled = int(random.binomial(24, 0.1))
         if settled:
             row = mean_row(
-                "larger wins", random.integers(2, size=settled), random.integers(3, size=settled), chance=0.5
+                "larger wins",
+                random.integers(2, size=settled).astype(np.float64),
+                random.integers(3, size=settled),
+                chance=0.5,
             )
             low, high = row.interval()
             biased += not low <= 0.5 <= high
@@ -212,7 +215,7 @@ def test_items_of_one_group_count_as_fewer() -> None:
 def test_wilson_is_scipys() -> None:
     for hits, number in ((0, 16), (1, 16), (7, 40), (40, 40), (500, 1000)):
         known = stats.binomtest(hits, number).proportion_ci(method="wilson")
-        assert wilson(hits / number, number, stats.norm.ppf(0.975)) == pytest.approx((known.low, known.high))
+        assert wilson(hits / number, number, float(stats.norm.ppf(0.975))) == pytest.approx((known.low, known.high))
     low, high = share_interval(0.3, (0.3 * 0.7 / 50) ** 0.5, np.arange(1_000_000))
     known = stats.binomtest(15, 50).proportion_ci(method="wilson")
     assert (low, high) == pytest.approx((known.low, known.high), abs=1e-4)
