@@ -67,19 +67,22 @@ PICTURE_PRIORS: Mapping[str, Callable[[Picture], float]] = {
 
 
 class PriorReader:
-    """Scores by one rule; what ties is shared by luck. It has no vectors."""
+    """Scores by one rule about texts, or by one about pictures; what ties is shared by luck. It has no vectors."""
 
     ties_wrong = False
 
-    def __init__(self, rule: Callable[[Picture, Sentence], float]) -> None:
-        self._rule = rule
+    def __init__(
+        self, *, texts: Callable[[str], float] | None = None, pictures: Callable[[Picture], float] | None = None
+    ) -> None:
+        self._texts, self._pictures = texts, pictures
 
     def scores(self, asked: Sequence[tuple[Picture, Sentence]]) -> F64:
-        known: dict[tuple[Picture, Sentence], float] = {}
-        for pair in asked:
-            if pair not in known:
-                known[pair] = float(self._rule(*pair))
-        return np.array([known[pair] for pair in asked])
+        if self._pictures is not None:
+            return np.array([float(self._pictures(picture)) for picture, _ in asked])
+        if self._texts is None:
+            return np.zeros(len(asked))
+        known = {text: float(self._texts(text)) for text in {sentence.text for _, sentence in asked}}
+        return np.array([known[sentence.text] for _, sentence in asked])
 
     def image_vectors(self, pictures: Sequence[Picture]) -> F64:
         raise NotImplementedError("a rule has no vectors")
@@ -93,12 +96,12 @@ def best_priors(probe: Probe) -> list[BestPrior | None]:
     that compares vectors."""
     match probe:
         case Quiz() | Quads() | Counting() | Spurious():
-            rules = {name: _of_texts(rule) for name, rule in TEXT_PRIORS.items()}
+            return best_of({name: probe.measure(PriorReader(texts=rule)) for name, rule in TEXT_PRIORS.items()})
         case MultiLabel():
-            return _best_orders(probe)
+            orders = {n: probe.precision_rows(PriorReader(pictures=rule)) for n, rule in PICTURE_PRIORS.items()}
+            return [*best_of(orders), None]  # of the texts' cosines
         case _:
             return []
-    return best_of({name: probe.measure(PriorReader(rule)) for name, rule in rules.items()})
 
 
 def best_of(found: Mapping[str, Sequence[ProbeRow]]) -> list[BestPrior | None]:
@@ -115,16 +118,3 @@ def best_of(found: Mapping[str, Sequence[ProbeRow]]) -> list[BestPrior | None]:
         best = int(np.argmax(values))
         out.append(BestPrior(name=list(found)[best], value=sign * values[best]))
     return out
-
-
-def _of_texts(rule: Callable[[str], float]) -> Callable[[Picture, Sentence], float]:
-    return lambda _, text: rule(text.text)
-
-
-def _best_orders(probe: MultiLabel) -> list[BestPrior | None]:
-    rows = {name: probe.precision_rows(PriorReader(_of_pictures(rule))) for name, rule in PICTURE_PRIORS.items()}
-    return [*best_of(rows), None]
-
-
-def _of_pictures(rule: Callable[[Picture], float]) -> Callable[[Picture, Sentence], float]:
-    return lambda picture, _: rule(picture)
