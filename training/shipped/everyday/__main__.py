@@ -34,7 +34,7 @@ from training.loop import TOOLS
 from training.models.aligned import AlignedDualEncoder
 from training.models.building import image_spec
 from training.models.pretrained import class_texts, start_from_pretrained
-from training.shipped.everyday.looking import F16, F32, Looking, TextVectors, pooled, unit_rows
+from training.shipped.everyday.looking import F16, F32, TrunkGraph, TextVectors, pooled, unit_rows
 from training.shipped.everyday.photograph_head import Examples, Scaling, class_pictures, fit_ridge
 from training.shipped.everyday.pictures import (
     CROPS,
@@ -114,10 +114,10 @@ class Recipe:
         for view in range(_VIEWS):
             moved = products_elsewhere(self.shop, self.photographs, side, view=view)
             sets[_elsewhere(view)] = (products, moved)
-        looking = Looking(self.model, side)
+        trunk = TrunkGraph(self.model, side)
         found: dict[str, F16] = {}
         for name, (count, pictures) in sets.items():
-            found[name] = looking.at(pictures, self.kept / f"{name}.npy", count=count)
+            found[name] = trunk.at(pictures, self.kept / f"{name}.npy", count=count)
             print(f"{name}: {count} pictures", flush=True)
         return found
 

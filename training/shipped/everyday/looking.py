@@ -29,7 +29,7 @@ def unit_rows(rows: F32) -> F32:
     return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-8)
 
 
-class Looking:
+class TrunkGraph:
     """The trunk as a graph, which ONNX Runtime runs several times as fast as torch on a CPU."""
 
     def __init__(self, model: AlignedDualEncoder, side_px: int) -> None:
