@@ -93,7 +93,7 @@ class ScenePart(ConfigTable):
 class SceneData(ConfigTable):
     """Drawn scenes: nothing is read from disk, the same seed draws the same pictures and captions.
 
-    `held_out` of the (shape, colour) pairs never occur, neither drawn nor named.
+    `held_out` of the (shape, colour) pairs never occur, neither drawn nor named; `split_seed` says which.
     """
 
     kind: Literal["scenes"]
@@ -101,6 +101,7 @@ class SceneData(ConfigTable):
     cache_px: int = Field(ge=48, le=448, description="side of the drawn pictures")
     seed: int = Field(default=0, ge=0)
     held_out: float = Field(default=0.25, gt=0, le=0.5)
+    split_seed: int = Field(default=0, ge=0, exclude_if=lambda value: value == 0)
 
 
 class MixedData(ConfigTable):

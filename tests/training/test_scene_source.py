@@ -125,6 +125,15 @@ def test_held_out_pairs_are_neither_drawn_nor_named(rows: SceneRows) -> None:
     assert named.isdisjoint(held)
 
 
+def test_a_recipe_says_which_pairs_are_held_out() -> None:
+    held = [set(scene_splits(DATA.model_copy(update={"split_seed": seed})).heldout.pairs) for seed in (0, 1, 2)]
+    assert held[0] == set(scene_splits(DATA).heldout.pairs), "recipes of before hold out what they always did"
+    assert len({frozenset(each) for each in held}) == 3
+    other = draw_scenes(DATA.model_copy(update={"split_seed": 1}), seed=5)
+    assert {(thing.shape, thing.colour) for scene in other.scenes for thing in scene.things}.isdisjoint(held[1])
+    assert "split_seed" not in DATA.model_dump(), "a recipe that says nothing keeps its digest"
+
+
 def test_captions_are_true_and_their_twins_plainly_false(rows: SceneRows) -> None:
     with_twin = 0
     for row in range(0, len(rows.scenes), 3):

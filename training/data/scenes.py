@@ -25,8 +25,8 @@ _SAMPLED_TEXTS = 8000
 
 
 def scene_splits(data: SceneData) -> Splits:
-    """Which pairs training may see and name, and which are held out, for any recipe with this share."""
-    return split(SceneConfig(), share=data.held_out)
+    """Which pairs training may see and name, and which are held out, for any recipe with this share and split_seed."""
+    return split(SceneConfig(), seed=data.split_seed, share=data.held_out)
 
 
 @dataclass(frozen=True, kw_only=True)
