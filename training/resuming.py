@@ -9,7 +9,8 @@ from training.checkpoint import Checkpoint
 from training.config import TrainConfig
 
 # Where it runs, where its data lie, how rows are cut to fit into memory: nothing of it is what was learnt.
-_FREE = {"run": True, "data": {"folder"}, "optim": {"steps", "accumulate"}}
+# A base is its weights, which are compared apart: a relative and an absolute path name the same one.
+_FREE = {"run": True, "base": True, "data": {"folder"}, "optim": {"steps", "accumulate"}}
 
 
 def refuse_other_run(before: Checkpoint, now: TrainConfig) -> None:
