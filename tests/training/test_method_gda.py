@@ -42,6 +42,17 @@ def test_it_is_sklearns_discriminant_up_to_a_constant_of_each_row(shrinkage: flo
     np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("sizes", "equal"), [((20, 20, 20), True), ((30, 12, 18), False)])
+def test_with_equal_priors_it_is_sklearns_for_equal_classes_only(sizes: tuple[int, ...], equal: bool) -> None:
+    """scikit-learn weighs the covariance of a class by its prior, and not by how many pictures it was seen in."""
+    vectors, truth = drawn(sizes)
+    weight, bias = gaussian_discriminant(vectors, truth, classes=3, shrinkage=0.3, priors="equal")
+    theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.3, priors=[1 / 3] * 3)
+    expected = theirs.fit(vectors.astype(np.float64), truth).decision_function(vectors.astype(np.float64))
+    ours, expected = (logits - logits.mean(axis=1, keepdims=True) for logits in (vectors @ weight + bias, expected))
+    assert (np.abs(ours - expected).max() < 1e-5) == equal
+
+
 def test_ridge_is_the_papers_inverse() -> None:
     vectors, truth = drawn((9, 9))
     weight, _ = gaussian_discriminant(vectors, truth, classes=2, shrinkage="ridge", priors="equal")
