@@ -1,153 +1,114 @@
-"""The study of methods on scenes: trains what is missing, judges every checkpoint on held-out scenes, writes the table.
+"""The study of methods on scenes: trains what is missing, judges every checkpoint on held-out scenes, writes the page.
 
-    python benchmarks/lab.py --list                 what there is and what is done
-    python benchmarks/lab.py --run 'grid/*'         train and judge the runs of a pattern, one after the other
-    python benchmarks/lab.py --write-docs           docs/lab.md's tables and pictures from the judged runs
+    python benchmarks/lab.py --list                 what was run here, and what there are records of
+    python benchmarks/lab.py --run 'grid/*'         train and judge the runs of a pattern, bases first
+    python benchmarks/lab.py --write-docs           docs/lab.md's tables and pictures from the records
 
-A run is a recipe with overrides; its checkpoint lies in .runs/lab/NAME and is trained once. Judging writes
-`test.json` beside it: scenes of a seed that no validation saw, out of the training pairs, and binding, places and
-relations again on pairs that training neither drew nor named.
+A run is a recipe of training/configs/lab with seeds; its checkpoint lies in .runs/lab/NAME. Replications (r0, r1, ...)
+differ in all that chance decides: the base, the drawn scenes, the split of pairs and the seed of training. Shufflings
+(r0-seed1, ...) differ from their replication in the seed of training only.
 """
 
 from __future__ import annotations
 
-import argparse
-import fnmatch
-import json
-import shutil
 import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-import torch
-from rich.console import Console
+from benchmarks.lab_records import Record
+from benchmarks.lab_runs import RECORDS, RUNS, TOY, Measurement, StudyRun, shuffles, suffix
+from benchmarks.lab_study import Study, command_line
 
-from evaluation.probe_results import ProbeResult, from_json, to_json
-from evaluation.probes.pool import PoolSize
-from evaluation.scenes_report import single_accuracy
-from evaluation.suites import Suite, run
-from training.checkpoint import read_checkpoint
-from training.config import SceneData
-from training.data.scenes import scene_splits
-from training.data.source import JUDGED
-from training.loop import train
-from training.opening import open_checkpoint
-
-ROOT = Path(__file__).resolve().parents[1]
-RUNS, CONFIGS = ROOT / ".runs" / "lab", ROOT / "training" / "configs" / "lab"
-SIZE = PoolSize(compass=64, class_groups=8, squares=8, counts=8, additions=8, spoilt=16)
-PROBES = ("binding", "place", "relation", "order", "negation")
-COMPOSED = ("binding", "relation")
-SINGLES = 2000
-SEEDS = (0, 1, 2)
+REPLICATED = ("control", "negclip", "negclip-neighbours", "labclip")
+ONCE = ("negclip-focal", "negation", "negation-reader", "one-topic")
+FINE_TUNES = ("negclip", "negation-reader", "one-topic")  # whose way from the base WiSE-FT walks
 
 
-@dataclass(frozen=True, kw_only=True)
-class LabRun:
-    """`base`: the run that it starts from, by name. Overrides as on the command line."""
-
-    name: str
-    recipe: str
-    overrides: tuple[str, ...] = ()
-    base: str | None = None
-
-    @property
-    def folder(self) -> Path:
-        return RUNS / self.name
+def base_run(replication: int, *, small: bool) -> StudyRun:
+    """B0, from which all fine-tunes start."""
+    return _run("b0", "b0", replication, small=small)
 
 
-def runs() -> list[LabRun]:
-    """Everything that the study trains, bases first."""
-    out = [LabRun(name="b0", recipe="b0"), LabRun(name="b1", recipe="b1")]
+def runs(replications: int, small: bool) -> list[StudyRun]:
+    """Everything that the study trains and measures, bases first."""
+    counted, further = range(replications), shuffles(small=small)
+    bases = [base_run(r, small=small) for r in counted]
+    out = [*bases, _run("b1", "b1", 0, small=small)]
     for head in ("mean", "flat"):
         for captions in ("places", "no-places"):
-            pool = f'model.image.pool="{head}"'
-            out += [
-                LabRun(
-                    name=f"grid/{head}-{captions}/seed{seed}",
-                    recipe=f"grid-{captions}",
-                    overrides=(pool, f"seed={seed}"),
-                )
-                for seed in SEEDS
-            ]
-    for tuning in ("control", "negclip", "negclip-focal", "negation", "negation-reader", "labclip"):
-        out += [
-            LabRun(name=f"{tuning}/seed{seed}", recipe=tuning, overrides=(f"seed={seed}",), base="b0") for seed in SEEDS
-        ]
-    return out
+            pool = (f'model.image.pool="{head}"',)
+            kind, recipe = f"grid/{head}-{captions}", f"grid-{captions}"
+            out += [_run(kind, recipe, 0, seed=seed, overrides=pool, small=small) for seed in (0, *further)]
+    for tuning in REPLICATED:
+        out += [_run(tuning, tuning, r, base=bases[r], small=small) for r in counted]
+    for tuning in ("control", "negclip", "labclip"):
+        out += [_run(tuning, tuning, 0, seed=seed, base=bases[0], small=small) for seed in further]
+    out += [_run(tuning, tuning, 0, base=bases[0], small=small) for tuning in ONCE]
+    tuned = [one for one in out if one.kind in FINE_TUNES and one.seed == one.replication]
+    out += [_measured(f"wise-ft/{one.name}", one, "wise-ft") for one in tuned]
+    return [*out, _measured("probe/b0/r0", bases[0], "linear probe"), _measured("bounds/b0/r0", bases[0], "bounds")]
 
 
-def ensure(one: LabRun, console: Console) -> None:
-    """Train the run unless its checkpoint stands; resume what was cut."""
-    finished = one.folder / "finished.json"
-    if not finished.exists():
-        overrides = [*one.overrides, f"run.folder={json.dumps(str(one.folder))}"]
-        if one.base is not None:
-            overrides.append(f"base={json.dumps(str(RUNS / one.base))}")
-        resume = (one.folder / "checkpoint.json").exists()
-        began_s, cpu_s = time.time(), time.process_time()
-        result = train(CONFIGS / f"{one.recipe}.toml", overrides, resume=resume, console=console)
-        spent = {"wall_s": time.time() - began_s, "cpu_s": time.process_time() - cpu_s, "step": result.step}
-        finished.write_text(json.dumps({**spent, "resumed": resume}) + "\n", encoding="utf-8")
-    if not (one.folder / "test.json").exists():
-        (one.folder / "test.json").write_text(json.dumps(judged(one.folder)) + "\n", encoding="utf-8")
+def _run(
+    kind: str,
+    recipe: str | None,
+    replication: int,
+    *,
+    seed: int | None = None,
+    overrides: tuple[str, ...] = (),
+    base: StudyRun | None = None,
+    measured: Measurement = "questions",
+    small: bool,
+) -> StudyRun:
+    seed = replication if seed is None else seed
+    name = f"{kind}/{suffix(replication, seed)}"
+    return StudyRun(
+        name=name,
+        folder=RUNS / name,
+        record=(TOY / "records" if small else RECORDS) / f"{name.replace('/', '-')}.json",
+        recipe=recipe,
+        measured=measured,
+        replication=replication,
+        seed=seed,
+        overrides=overrides,
+        base=base,
+        small=small,
+    )
 
 
-def judged(folder: Path) -> dict[str, Any]:
-    """The held-out numbers of a checkpoint, as plain data."""
-    torch.set_num_threads(1)
-    data = read_checkpoint(folder).config.data
-    if not isinstance(data, SceneData):
-        raise ValueError(f"{folder} was not trained on scenes")
-    encoder, splits, seed = open_checkpoint(folder), scene_splits(data), JUDGED["test"]
-    known = Suite(name="lab", probes=PROBES, size=SIZE, seed=seed, pairs=splits.validation.pairs)
-    composed = Suite(name="lab, held-out pairs", probes=COMPOSED, size=SIZE, seed=seed, pairs=splits.heldout.pairs)
-    return {
-        "single": single_accuracy(encoder, pairs=splits.validation.pairs, seed=seed, count=SINGLES),
-        "single, held-out pairs": single_accuracy(encoder, pairs=splits.heldout.pairs, seed=seed, count=SINGLES),
-        "known": [to_json(result) for result in run(encoder, known)],
-        "held-out pairs": [to_json(result) for result in run(encoder, composed)],
-    }
+def _measured(name: str, of: StudyRun, measured: Measurement) -> StudyRun:
+    """Something more that is measured of a run."""
+    kind = name.rsplit("/", 1)[0]
+    return _run(kind, None, of.replication, base=of, measured=measured, small=of.small)
 
 
-def read_judged(one: LabRun) -> tuple[dict[str, Any], list[ProbeResult], list[ProbeResult]] | None:
-    """(raw, probes on known pairs, probes on held-out pairs), None if the run is not judged."""
-    path = one.folder / "test.json"
-    if not path.exists():
-        return None
-    raw = json.loads(path.read_text(encoding="utf-8"))
-    return raw, [from_json(each) for each in raw["known"]], [from_json(each) for each in raw["held-out pairs"]]
+def measure(one: StudyRun) -> Record:
+    from benchmarks import lab_judge
+
+    return lab_judge.measure(one)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--list", action="store_true")
-    parser.add_argument("--run", metavar="PATTERN", action="append", default=[])
-    parser.add_argument("--again", action="store_true", help="throw the runs of the pattern away first")
-    options = parser.parse_args(arguments)
-    for one in runs():
-        chosen = any(fnmatch.fnmatch(one.name, pattern) for pattern in options.run)
-        if options.list or not options.run:
-            print(f"{one.name:24} {'judged' if (one.folder / 'test.json').exists() else '-'}")
-        if not chosen:
-            continue
-        if options.again:
-            shutil.rmtree(one.folder, ignore_errors=True)
-        print(f"== {one.name}", flush=True)
-        ensure(one, Console(stderr=True))
-        found = read_judged(one)
-        if found is not None:
-            raw, known, composed = found
-            print(f"   single {raw['single']:.3f}, held-out pairs {raw['single, held-out pairs']:.3f}")
-            for result in (*known, *composed):
-                for row in result.rows:
-                    where = f"{result.key.suite.split(';')[0]}: {result.key.probe}: {row.name}"
-                    print(f"   {where} {row.score} [{row.low}, {row.high}] n {row.n}")
-    return 0
+def lines(found: Record) -> Iterator[str]:
+    """What `--run` prints of a record."""
+    if "single" in found:
+        yield f"single {found['single']:.3f}, held-out pairs {found['single, held-out pairs']:.3f}"
+        for where in ("known", "held-out pairs"):
+            for probe, rows in found[where].items():
+                for row in rows:
+                    interval = f"[{row['low']}, {row['high']}]"
+                    yield f"{where}: {probe}: {row['name']} {row['score']} {interval} n {row['n']}"
+    elif "chosen" in found:
+        yield f"alpha {found['chosen']['alpha']} of {found['cure']}"
+    else:
+        yield from (f"{name} {each['accuracy']:.3f} n {each['n']}" for name, each in found["questions"].items())
 
+
+def write(chosen: Sequence[StudyRun], small: bool) -> None:
+    from benchmarks import lab_report
+
+    lab_report.write(chosen, small=small)
+
+
+STUDY = Study(about=__doc__ or "", runs=runs, measure=measure, lines=lines, write=write)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(STUDY))

@@ -9,24 +9,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
-from lab import RUNS, SIZE
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.lab_runs import StudyRun, expected
 from evaluation.probes.binding import build as binding_questions
 from evaluation.probes.negation import build as negation_questions
-from evaluation.probes.pool import Pool
+from evaluation.probes.pool import Pool, PoolSize
 from evaluation.probes.questions import Question
 from evaluation.scenes.captions import name_of
 from evaluation.scenes.config import Pair
 from evaluation.scenes.meaning import And, Enumeration, Meaning, Not
 from evaluation.scenes.negation import KINDS, Absence, negation_question
 from evaluation.scenes.scene import Scene
-from training.checkpoint import read_checkpoint
 from training.config import SceneData
 from training.data.scenes import SceneRows, draw_scenes
 from training.data.source import JUDGED
@@ -40,18 +40,18 @@ Accuracy = dict[str, dict[str, float]]
 F32 = NDArray[np.float32]
 
 
-def bounds(name: str, *, like: str) -> Accuracy:
-    """Accuracy and n of both readers over the run `name`, on scenes of the recipe of the run `like`, by question.
+def bounds(base: StudyRun, *, size: PoolSize) -> Accuracy:
+    """Accuracy and n of both readers over a base, on scenes of the recipe "negation", by question.
 
     Raises:
-        ValueError: the run `like` was not trained on scenes.
+        ValueError: the recipe trains on something else than scenes.
     """
-    data = read_checkpoint(RUNS / like).config.data
+    data = expected(replace(base, recipe="negation", base=base)).data
     if not isinstance(data, SceneData):
-        raise ValueError(f"{like} was not trained on scenes")
+        raise ValueError("the recipe negation trains on no scenes")
     torch.manual_seed(0)
-    encoder, rows = open_checkpoint(RUNS / name), draw_scenes(data, seed=0)
-    held_out = Pool(SIZE, seed=JUDGED["test"], pairs=rows.pairs)
+    encoder, rows = open_checkpoint(base.folder), draw_scenes(data, seed=base.seed)
+    held_out = Pool(size, seed=JUDGED["test"], pairs=rows.pairs)
     return {**sentences_understood(encoder, rows, held_out), **text_embedding_read(encoder, rows, held_out)}
 
 
@@ -101,7 +101,7 @@ def text_embedding_read(encoder: TorchEncoder, rows: SceneRows, held_out: Pool) 
     named = _named([meaning for _, meaning in texts], rows.pairs)
     vectors = encoder.encode_texts([text for text, _ in texts])
     seen = encoder.encode_prepared(rows.pixels[two])
-    validation = Pool(SIZE, seed=JUDGED["validation"], pairs=rows.pairs)
+    validation = Pool(held_out.size, seed=JUDGED["validation"], pairs=rows.pairs)
 
     def outcomes(pool: Pool, of_text: _Ridge, of_image: _Ridge) -> tuple[list[Question], dict[str, NDArray[np.bool_]]]:
         questions = list(binding_questions(pool).questions)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-from lab import LabRun
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -36,30 +34,22 @@ def draw_curves(curves: Mapping[str, dict[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
-def draw_learning(chosen: Sequence[LabRun], path: Path, name: str, *, label: str, chance: float) -> None:
-    """A validation number over optimizer steps, one line a run."""
+def draw_learning(points: Mapping[str, Sequence[tuple[int, float]]], path: Path, *, label: str, chance: float) -> None:
+    """A validation number over optimizer steps, one line a run; points: (step, share) by name."""
     figure, axis = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
-    for one, style in zip(chosen, _STYLES, strict=False):
-        points = _validated(one, name)
-        if points:
-            axis.plot(*zip(*points, strict=True), style, label=one.name, markersize=4)
+    for number, (name, line) in enumerate(points.items()):
+        axis.plot(
+            [step for step, _ in line],
+            [100 * share for _, share in line],
+            _STYLES[number % len(_STYLES)],
+            label=name,
+            markersize=4,
+        )
     axis.axhline(100 * chance, color="#888888", linewidth=1)
     axis.set(xlabel="optimizer steps", ylabel=f"{label}, % on validation", ylim=(0, 103))
     axis.legend(fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
-
-
-def _validated(one: LabRun, name: str) -> list[tuple[int, float]]:
-    log = one.folder / "log.csv"
-    if not log.exists():
-        return []
-    with log.open(newline="", encoding="utf-8") as file:
-        return [
-            (int(line["step"]), 100 * float(line["value"]))
-            for line in csv.DictReader(file)
-            if line["series"] == "validation" and line["name"] == name
-        ]
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from lab import SIZE, LabRun
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
+from benchmarks.lab_runs import StudyRun
 from evaluation.encoder import Encoder
 from evaluation.probes.binding import build as binding_questions
 from evaluation.probes.negation import build as negation_questions
 from evaluation.probes.pictures import Picture
-from evaluation.probes.pool import Pool
+from evaluation.probes.pool import Pool, PoolSize
 from evaluation.probes.questions import Question
 from evaluation.scenes.config import Pair
 from evaluation.scenes.meaning import And, Enumeration, Meaning, Not
@@ -27,7 +27,7 @@ _SCENES = 12_000
 F64 = NDArray[np.float64]
 
 
-def probed(base: LabRun) -> dict[str, dict[str, float]]:
+def probed(base: StudyRun, *, size: PoolSize) -> dict[str, dict[str, float]]:
     """Accuracy and n, by kind of question, of logistic regressions of which pairs are there: fitted on image embeddings
     of training scenes, asked the questions of the held-out seed by the log probability of what each caption says.
 
@@ -38,12 +38,12 @@ def probed(base: LabRun) -> dict[str, dict[str, float]]:
     if not isinstance(data, SceneData):
         raise ValueError(f"{base.name} was not trained on scenes")
     encoder, pairs = open_checkpoint(base.folder), scene_splits(data).train.pairs
-    rows = draw_scenes(data, seed=0)
+    rows = draw_scenes(data, seed=base.seed)
     two = [at for at, scene in enumerate(rows.scenes) if len(scene.things) == 2][:_SCENES]
     vectors = encoder.encode_prepared(rows.pixels[two])
     named = [{(thing.shape, thing.colour) for thing in rows.scenes[at].things} for at in two]
     probes = [LogisticRegression(C=100.0, max_iter=500).fit(vectors, [pair in one for one in named]) for pair in pairs]
-    pool = Pool(SIZE, seed=JUDGED["test"], pairs=pairs)
+    pool = Pool(size, seed=JUDGED["test"], pairs=pairs)
     asked = [each for each in negation_questions(pool).questions if each.row.startswith("four options")]
     return _accuracies(
         [*binding_questions(pool).questions, *asked], probes, encoder, pairs=pairs, side_px=data.cache_px

@@ -1,169 +1,132 @@
-"""The study of Unmix heads on scenes: trains what is missing, judges it on held-out scenes, writes docs/unmix.md.
+"""The study of Unmix heads on scenes: trains what is missing, judges it on held-out scenes, writes the page.
 
-    python benchmarks/unmix.py --list                 what there is and what is done
-    python benchmarks/unmix.py --run '64px/*'         train and judge the runs of a pattern
+    python benchmarks/unmix.py --list                 what was run here, and what there are records of
+    python benchmarks/unmix.py --run '64px/*'         train and judge the runs of a pattern, bases first
     python benchmarks/unmix.py --write-docs           tables and picture of docs/unmix.md from benchmarks/lab/unmix/
 
-A run is training/configs/lab/unmix.toml with overrides; its checkpoint lies in .runs/lab/unmix/NAME. The base is
-training/configs/lab/unmix-base.toml, trained once from b0. Records are small JSON files and are kept in git.
+A run is training/configs/lab/unmix.toml with overrides; its checkpoint lies in .runs/lab/unmix/NAME. Its base is
+training/configs/lab/unmix-base.toml, trained from b0 of the same replication. `training-free` is the base as it is.
+Replications and shufflings are those of benchmarks/lab.py.
 """
 
 from __future__ import annotations
 
-import argparse
-import fnmatch
 import json
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
 
-import torch
-from unmix_judge import Judge, of_heads, training_free
+from benchmarks.lab import base_run
+from benchmarks.lab_records import Record
+from benchmarks.lab_runs import RECORDS, RUNS, TOY, Measurement, StudyRun, shuffles, suffix
+from benchmarks.lab_study import Study, command_line
 
-from training.checkpoint import load_model
-from training.loop import train
-from training.methods.parts.unmix import load_unmix
-
-ROOT = Path(__file__).resolve().parents[1]
-RUNS, CONFIGS = ROOT / ".runs" / "lab", ROOT / "training" / "configs" / "lab"
-BASE, RECORDS = RUNS / "unmix" / "base", ROOT / "benchmarks" / "lab" / "unmix"
-SEEDS = (0, 1, 2)
 SIDES = (64, 112)
-WEIGHTS = {64: (0.0, 1.0, 10.0, 30.0), 112: (0.0, 1.0, 10.0, 30.0)}
-SMALLER: dict[int, tuple[str, ...]] = {
-    64: (),
-    112: ("optim.batch_size=32",),
-}  # three times the cells: half the pictures in a batch
+WEIGHTS = (0.0, 1.0, 10.0, 30.0)
+REPLICATED = ("64px/mfi-0", "64px/mfi-30")
 FREE = "training-free"
-Judges = dict[Literal["validation", "test"], Judge]
 
 
-@dataclass(frozen=True, kw_only=True)
-class UnmixRun:
-    """`kind`: what all seeds share; overrides as on the command line."""
-
-    kind: str
-    seed: int
-    side_px: int
-    overrides: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        return f"{self.kind}/seed{self.seed}"
-
-    @property
-    def folder(self) -> Path:
-        return RUNS / "unmix" / self.name
-
-    @property
-    def record(self) -> Path:
-        return RECORDS / f"{self.name.replace('/', '-')}.json"
+def runs(replications: int, small: bool) -> list[StudyRun]:
+    """Everything that is measured here: the bases as they are, the curve of MFI's weight, and the ablations."""
+    counted = range(replications)
+    bases = [_run("base", r, recipe="unmix-base", base=base_run(r, small=small), small=small) for r in counted]
+    sides = (64,) if small else SIDES
+    out = [*bases]
+    for side_px in sides:
+        # In replications too only where heads are replicated.
+        free = bases if side_px == 64 else bases[:1]
+        kind = f"{side_px}px/{FREE}"
+        out += [_run(kind, each.replication, measured="training-free", base=each, small=small) for each in free]
+    for kind, overrides in _kinds(small).items():
+        replicated = counted if kind in REPLICATED else counted[:1]
+        out += [_head(kind, r, r, overrides, bases[r], small=small) for r in replicated]
+        out += [_head(kind, 0, seed, overrides, bases[0], small=small) for seed in shuffles(small=small)]
+    return out
 
 
-def runs() -> list[UnmixRun]:
-    """Everything that is trained here: the curve of MFI's weight, and the ablations, at each size of pictures."""
-    kinds: dict[str, tuple[int, tuple[str, ...]]] = {}
+def side_of(one: StudyRun) -> int:
+    """Side of the pictures, in pixels, of heads and of what is training-free."""
+    return int(one.name.split("px/")[0])
+
+
+def _kinds(small: bool) -> dict[str, tuple[str, ...]]:
+    kinds: dict[str, tuple[str, ...]] = {}
+    for side_px in (64,) if small else SIDES:
+        for weight in (0.0, 30.0) if small else WEIGHTS:
+            kinds[f"{side_px}px/mfi-{weight:g}"] = (f"method_options.mfi={weight}",)
+        kinds[f"{side_px}px/pooling-kept"] = ("method_options.pooling_kept=true",)
+    if small:
+        return kinds
     for side_px in SIDES:
-        for weight in WEIGHTS[side_px]:
-            kinds[f"{side_px}px/mfi-{weight:g}"] = side_px, (f"method_options.mfi={weight}",)
-        kinds[f"{side_px}px/pooling-kept"] = side_px, ("method_options.pooling_kept=true",)
-    for side_px in SIDES:
-        cosine = ('method_options.similarity="cosine"', "method_options.slope=1.0")
-        kinds[f"{side_px}px/cosine"] = side_px, cosine
-    kinds["64px/others"] = 64, ('method_options.templates=["a {}"]',)
-    kinds["64px/no-residual"] = 64, ("method_options.residual=false", 'method_options.norm="batch"')
-    kinds["64px/sources"] = 64, ('method_options.preset="sources"',)
-    return [
-        UnmixRun(
-            kind=kind,
-            seed=seed,
-            side_px=side_px,
-            overrides=(*overrides, f"method_options.dense_px={side_px}", f"seed={seed}", *SMALLER[side_px]),
-        )
-        for seed in SEEDS
-        for kind, (side_px, overrides) in kinds.items()
-    ]
-
-
-def ensure_base() -> None:
-    if not (BASE / "finished.json").exists():
-        began_s, cpu_s = time.time(), time.process_time()
-        resume = (BASE / "checkpoint.json").exists()
-        overrides = [f"base={json.dumps(str(RUNS / 'b0'))}", f"run.folder={json.dumps(str(BASE))}"]
-        result = train(CONFIGS / "unmix-base.toml", overrides, resume=resume)
-        spent = {"wall_s": time.time() - began_s, "cpu_s": time.process_time() - cpu_s, "step": result.step}
-        (BASE / "finished.json").write_text(json.dumps(spent) + "\n", encoding="utf-8")
-
-
-def ensure(one: UnmixRun, judges: Judges) -> dict[str, Any]:
-    """Train and judge the run unless its record stands."""
-    if one.record.exists():
-        return json.loads(one.record.read_text(encoding="utf-8"))
-    cpu_s = time.process_time()
-    if not (one.folder / "checkpoint.json").exists():
-        places = (f"base={json.dumps(str(BASE))}", f"run.folder={json.dumps(str(one.folder))}")
-        features = f"run.features={json.dumps(str(RUNS / 'unmix' / 'features'))}"
-        train(CONFIGS / "unmix.toml", [*one.overrides, *places, features])
-    trained_s = time.process_time() - cpu_s
-    loaded = load_unmix(one.folder)
-    found = {
-        **judges["test"].scored(of_heads(loaded, judges["test"].base)),
-        "validation": judges["validation"].scored(of_heads(loaded, judges["validation"].base)),
-        "cpu_s": round(trained_s, 1),
+        kinds[f"{side_px}px/cosine"] = ('method_options.similarity="cosine"', "method_options.slope=1.0")
+    return {
+        **kinds,
+        "64px/others": ('method_options.templates=["a {}"]',),
+        "64px/no-residual": ("method_options.residual=false", 'method_options.norm="batch"'),
+        "64px/sources": ('method_options.preset="sources"',),
     }
-    write(one.record, found)
-    return found
 
 
-def ensure_free(side_px: int, judges: Judges) -> None:
-    """Judge the scores of the base without any training."""
-    path = RECORDS / f"{side_px}px-{FREE}.json"
-    if not path.exists():
-        test, validation = judges["test"], judges["validation"]
-        found: dict[str, Any] = {}
-        for name, bare in training_free(test.base).items():
-            each = validation.calibrated(bare)
-            found[name] = {**test.scored(each, intervals=True), "validation": validation.scored(each)}
-        write(path, found)
+def _head(
+    kind: str, replication: int, seed: int, overrides: tuple[str, ...], base: StudyRun, *, small: bool
+) -> StudyRun:
+    side_px = int(kind.split("px/")[0])
+    # Larger pictures have three times the cells: half as many in a batch.
+    size = (f"method_options.dense_px={side_px}", *(("optim.batch_size=32",) if side_px == 112 else ()))
+    chosen = (*overrides, *size)
+    return _run(
+        kind, replication, seed=seed, recipe="unmix", overrides=chosen, base=base, measured="heads", small=small
+    )
 
 
-def shortly(found: Mapping[str, Any]) -> dict[str, float]:
-    return {name: round(value, 3) for name, value in found.items() if isinstance(value, float)}
+def _run(
+    kind: str,
+    replication: int,
+    *,
+    recipe: str | None = None,
+    seed: int | None = None,
+    overrides: tuple[str, ...] = (),
+    base: StudyRun,
+    measured: Measurement = "nothing",
+    small: bool,
+) -> StudyRun:
+    seed = replication if seed is None else seed
+    name = f"{kind}/{suffix(replication, seed)}"
+    return StudyRun(
+        name=name,
+        folder=RUNS / "unmix" / name,
+        record=(TOY / "records" if small else RECORDS) / "unmix" / f"{name.replace('/', '-')}.json",
+        recipe=recipe,
+        measured=measured,
+        replication=replication,
+        seed=seed,
+        overrides=overrides,
+        base=base,
+        small=small,
+    )
 
 
-def write(path: Path, found: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+def measure(one: StudyRun) -> Record:
+    from benchmarks import unmix_judge
+
+    return unmix_judge.measure(one, side_px=side_of(one))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--list", action="store_true")
-    parser.add_argument("--run", metavar="PATTERN", action="append", default=[])
-    parser.add_argument("--write-docs", action="store_true")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    chosen = [one for one in runs() if any(fnmatch.fnmatch(one.name, pattern) for pattern in options.run)]
-    if options.list or not (chosen or options.write_docs):
-        for one in runs():
-            print(f"{one.name:28} {'judged' if one.record.exists() else '-'}")
-    if chosen:
-        ensure_base()
-        base = load_model(BASE)
-        for side_px in dict.fromkeys(one.side_px for one in chosen):
-            judges: Judges = {split: Judge(base, side_px, split) for split in ("validation", "test")}
-            ensure_free(side_px, judges)
-            for one in (each for each in chosen if each.side_px == side_px):
-                print(one.name, json.dumps(shortly(ensure(one, judges))), flush=True)
-    if options.write_docs:
-        from unmix_tables import write_page
+def lines(found: Record) -> Iterator[str]:
+    """What `--run` prints of a record."""
+    scores = found.get("scores", {"": found})
+    for name, numbers in scores.items():
+        short = {key: round(value, 3) for key, value in numbers.items() if isinstance(value, float) and key != "cpu_s"}
+        yield f"{name}{': ' if name else ''}{json.dumps(short)}"
 
-        write_page([one.name for one in runs()], RECORDS, free=FREE)
-    return 0
 
+def write(chosen: Sequence[StudyRun], small: bool) -> None:
+    from benchmarks import unmix_tables
+
+    unmix_tables.write(chosen, small=small)
+
+
+STUDY = Study(about=__doc__ or "", runs=runs, measure=measure, lines=lines, write=write)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(STUDY))

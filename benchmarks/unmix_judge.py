@@ -7,35 +7,67 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.lab_records import Record
+from benchmarks.lab_runs import StudyRun
 from evaluation.probes.localisation import best_overlap, centres, enlarged, overlap, pointing
 from evaluation.probes.ranking import average_precision
-from evaluation.scenes.config import Pair, SceneConfig
+from evaluation.scenes.config import Pair
 from evaluation.scenes.rendering import Rendered, render
 from evaluation.scenes.scene import Scene
-from evaluation.scenes.splits import split
 from model_store.label_vectors import LabelVectors
 from model_store.manifest import Presence
 from model_store.presence import aggregate_scores, score_maps
 from model_store.regions import refine
 from model_store.towers import activated, normalized
-from training.checkpoint import LoadedModel
-from training.data.scenes import several_scenes
+from training.checkpoint import LoadedModel, load_model
+from training.config import SceneData
+from training.data.scenes import scene_splits, several_scenes
 from training.data.source import JUDGED
 from training.features import dense_source
 from training.methods.parts.presence_calibration import calibrate
-from training.methods.parts.unmix import LoadedUnmix, off_diagonal
+from training.methods.parts.unmix import LoadedUnmix, load_unmix, off_diagonal
 
-COUNTS = {"validation": 200, "test": 400}
+Stream = Literal["validation", "test"]
+COUNTS: dict[Stream, int] = {"validation": 200, "test": 400}
+TOY_COUNT = 60
 # The lab's held-out stream was seen while the judge was being written, so these tables are of another, opened once.
-STREAMS = {"validation": JUDGED["validation"], "test": 3_000}
+STREAMS: dict[Stream, int] = {"validation": JUDGED["validation"], "test": 3_000}
 _RESAMPLES = 100
 F32, F64, Bools = NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_]
+
+
+def measure(one: StudyRun, *, side_px: int) -> Record:
+    """The numbers of heads that stand here, or, under "scores", of the ways to score their base without any.
+
+    Raises:
+        ValueError: the run has no base.
+    """
+    if one.base is None:
+        raise ValueError(f"{one.name} has no base")
+    torch.set_num_threads(1)
+    test, validation = (_judge(one.base.folder, side_px, stream, one.small) for stream in ("test", "validation"))
+    if one.measured == "heads":
+        heads = of_heads(load_unmix(one.folder), test.base)
+        return {**test.scored(heads, intervals=True), "validation": validation.scored(heads)}
+    scores: Record = {}
+    for name, bare in training_free(test.base).items():
+        each = validation.calibrated(bare)
+        scores[name] = {**test.scored(each, intervals=True), "validation": validation.scored(each)}
+    return {"scores": scores}
+
+
+@lru_cache(maxsize=2)
+def _judge(base: Path, side_px: int, stream: Stream, small: bool) -> Judge:
+    """Pictures go through a base once for all its heads."""
+    return Judge(load_model(base), side_px, stream, count=TOY_COUNT if small else COUNTS[stream])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,13 +145,16 @@ class Judge:
     On validation, where every knob was set, pairs that are held out do not count: there, all is about trained pairs.
     """
 
-    def __init__(self, base: LoadedModel, side_px: int, stream: Literal["validation", "test"]) -> None:
-        parts = split(SceneConfig())
+    def __init__(self, base: LoadedModel, side_px: int, stream: Stream, *, count: int) -> None:
+        data = base.info.config.data
+        if not isinstance(data, SceneData):
+            raise ValueError("the base was not trained on scenes")
+        parts, seed = scene_splits(data), STREAMS[stream]
         self.base, self.side_px = base, side_px
         self._trained = len(parts.train.pairs)
-        self._known = _shown(base, parts.train.pairs, side_px, stream)
+        self._known = _shown(base, parts.train.pairs, side_px, seed=seed, count=count)
         every = (*parts.train.pairs, *parts.heldout.pairs)
-        self._all = _shown(base, every, side_px, stream) if stream == "test" else None
+        self._all = _shown(base, every, side_px, seed=seed, count=count) if stream == "test" else None
 
     def scored(self, candidate: Candidate, *, intervals: bool = False) -> dict[str, Any]:
         """mAP by labels and scenes, pointing and mIoU with the grid's bounds, and the texts' mean |cosine|."""
@@ -217,8 +252,8 @@ def _interval(scores: F64, present: Bools) -> list[float]:
     return [float(each) for each in np.percentile(found, [2.5, 97.5])]
 
 
-def _shown(base: LoadedModel, pairs: tuple[Pair, ...], side_px: int, stream: Literal["validation", "test"]) -> Shown:
-    scenes = several_scenes(pairs=pairs, seed=STREAMS[stream], count=COUNTS[stream])
+def _shown(base: LoadedModel, pairs: tuple[Pair, ...], side_px: int, *, seed: int, count: int) -> Shown:
+    scenes = several_scenes(pairs=pairs, seed=seed, count=count)
     drawn = [render(scene, side_px) for scene in scenes]
     module = dense_source(base).module
     found: list[tuple[F32, F32]] = []
