@@ -34,7 +34,7 @@ from training.loop import TOOLS
 from training.models.aligned import AlignedDualEncoder
 from training.models.building import image_spec
 from training.models.pretrained import class_texts, start_from_pretrained
-from training.shipped.everyday.looking import F16, F32, TrunkGraph, TextVectors, pooled, unit_rows
+from training.shipped.everyday.looking import F16, F32, TextVectors, TrunkGraph, pooled, unit_rows
 from training.shipped.everyday.photograph_head import Examples, Scaling, class_pictures, fit_ridge
 from training.shipped.everyday.pictures import (
     CROPS,
