@@ -66,12 +66,14 @@ def fashion_report(
     colours: Sequence[str],
     *,
     training_titles: frozenset[str] = frozenset(),
+    kin_in_training: NDArray[np.bool_] | None = None,
     templates: Sequence[str] = ("{}",),
 ) -> dict[str, object]:
     """Retrieval, colour and article-type numbers of rows, over all of them and over those with an unseen title.
 
-    `images` [N, D] belong to `titles` and `colours`; `training_titles` are case-folded. A colour counts when
-    MIN_PHOTOGRAPHS rows show it. The class list is the same for both sets of rows.
+    `images` [N, D] belong to `titles` and `colours`; `training_titles` are case-folded. kin_in_training, bool [N]: who
+    has a near relative among the training rows; the others are a third set, "unseen_family". A colour counts when
+    MIN_PHOTOGRAPHS rows show it. The class list and the gallery are the same for all sets of rows.
     """
     texts = encode_texts(list(titles))
     unseen = np.array([title.casefold() not in training_titles for title in titles])
@@ -81,7 +83,11 @@ def fashion_report(
         "type": [article_type(title) for title in titles],
     }
     report: dict[str, object] = {"rows": len(titles), "rows_with_unseen_title": int(unseen.sum())}
-    for subset, chosen in (("all", np.ones(len(titles), dtype=bool)), ("unseen_title", unseen)):
+    subsets = {"all": np.ones(len(titles), dtype=bool), "unseen_title": unseen}
+    if kin_in_training is not None:
+        report["rows_with_unseen_family"] = int((~kin_in_training).sum())
+        subsets["unseen_family"] = ~kin_in_training
+    for subset, chosen in subsets.items():
         if not chosen.any():
             continue
         numbers: dict[str, object] = {k: asdict(v) for k, v in retrieval(images, texts, titles, queries=chosen).items()}

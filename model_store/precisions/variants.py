@@ -20,7 +20,7 @@ Progress = Callable[[str], None]
 ALL_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 COSINE_FLOOR: dict[Precision, float] = {"fp16": 0.9999, "int8": 0.995}
 FP32_RELATIVE_L2_MAX = 1e-4
-KEEP_FP32_SHARES = (0.0, 0.15, 0.4, 0.6, 0.75)  # int8 is tried with each in turn until it meets its floor
+KEEP_FP32_SHARES = (0.0, 0.15, 0.4, 0.6)  # int8 is tried with each in turn until it meets its floor
 
 
 class MissedFloor(Exception):

@@ -46,7 +46,10 @@ def test_report_counts_unseen_titles_and_frequent_colours() -> None:
         titles,
         colours,
         training_titles=frozenset({titles[0]}),
+        kin_in_training=np.arange(len(titles)) < 4,
     )
+    assert report["rows_with_unseen_family"] == report["unseen_family"]["t2i_r@1"]["n"] == 6
+    assert report["unseen_family"]["type"]["accuracy"]["value"] == pytest.approx(5 / 6)
     assert (report["rows"], report["rows_with_unseen_title"]) == (10, 9)
     assert report["all"]["colour"]["classes"] == 1  # one photograph does not make blue a class
     assert report["all"]["colour"]["accuracy"]["n"] == MIN_PHOTOGRAPHS

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.config import SplitConfig
-from training.data.families import families, split_by_family
+from training.data.families import families, has_kin, split_by_family
 from training.data.rows import Row, SplitRule
 
 RULE = SplitRule(modulo=5, validation=(2,), test=(1,))
@@ -43,6 +43,14 @@ def test_families_are_the_components_of_a_brute_force_search(pairs: list[tuple[i
     for at, name in enumerate(label):
         members[name].append(rows[at].group)
     assert families(rows).tolist() == [min(members[name]) for name in label]
+
+
+@given(ROWS, ROWS)
+def test_kin_are_equal_titles_and_near_numbers_with_like_titles(
+    pairs: list[tuple[int, str]], others: list[tuple[int, str]]
+) -> None:
+    rows, training = rows_of(pairs), rows_of(others)
+    assert has_kin(rows, training).tolist() == [any(related(row, other) for other in training) for row in rows]
 
 
 @given(ROWS)

@@ -13,19 +13,15 @@ from PIL import Image
 
 from model_store.manifest import ImageSpec
 from training.checkpoint import load_model
-from training.config import SplitConfig
+from training.config import OptimConfig, SplitConfig
 from training.models.aligned import AlignedDualEncoder
-from training.run_config import OptimConfig
 from training.shipped.everyday.__main__ import RECIPE, main
 from training.shipped.everyday.photograph_head import Examples, Scaling, class_pictures, fit_ridge
 from training.shipped.everyday.pictures import (
     CROPS,
     REDUCED_CROPS,
-    CaptionedPhotograph,
-    ShopProduct,
     boxed,
     crops,
-    products_elsewhere,
     read_photographs,
     read_shop,
     reduced,
@@ -137,32 +133,6 @@ def test_pictures_of_photographs(data: Path) -> None:
     assert np.array_equal(made["boxes"][1], np.asarray(expected))
 
 
-def test_products_elsewhere_are_smaller_and_on_other_backgrounds(tmp_path: Path) -> None:
-    products: list[ShopProduct] = []
-    for number in range(60):
-        image = Image.new("RGB", (60, 60), "white")
-        image.paste((250, 10, 10), (10, 10, 50, 50))
-        image.save(tmp_path / f"{number}.png")
-        products.append(ShopProduct(tmp_path / f"{number}.png", "a thing", "red", None))
-    green = np.zeros((50, 80, 3), dtype=np.uint8)
-    green[..., 1] = np.random.default_rng(0).integers(150, 256, (50, 80))
-    Image.fromarray(green).save(tmp_path / "photograph.png")
-    photographs = [CaptionedPhotograph(tmp_path / "photograph.png", ("a lawn",))]
-    shown = np.stack(list(products_elsewhere(products, photographs, 64, view=0))).astype(int)
-    assert shown.shape == (60, 64, 64, 3)
-    red = (shown[..., 0] > 200) & (shown[..., 1:].max(axis=-1) < 60)
-    areas = red.mean(axis=(1, 2))
-    # The thing covers 4/9 of its photograph, which is .3 to 1 of the side; a smaller one may lie beside it.
-    assert 0.02 < areas.min() < 0.1
-    assert 0.3 < areas.max() < 0.46
-    corners = shown[:, 0, 0]
-    assert 0.2 < (corners == 255).all(axis=1).mean() < 0.45
-    assert 0.25 < ((corners[:, 0] == 0) & (corners[:, 2] == 0) & (corners[:, 1] > 140)).mean() < 0.65
-    again, other = (np.stack(list(products_elsewhere(products, photographs, 64, view=view))) for view in (0, 1))
-    assert np.array_equal(again, shown)
-    assert not np.array_equal(other, shown)
-
-
 def test_the_gate_opens_for_products_alone() -> None:
     """Products differ from photographs along the first feature; the head learns their titles, the gate who is one."""
     rng = np.random.default_rng(0)
@@ -171,31 +141,21 @@ def test_the_gate_opens_for_products_alone() -> None:
         found = rng.normal(size=(count, 8)).astype(F32)
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
-    def shown(count: int, first: float, squares: int = 4) -> ShownPictures:
-        features = rng.normal(size=(count, squares, 12))
-        features[..., 0] = first
-        return ShownPictures(features.astype(np.float16), units(count))
+    def shown(count: int, first: float) -> ShownPictures:
+        features = rng.normal(size=(count, 12)).astype(F32)
+        features[:, 0] = first
+        return ShownPictures(features, units(count))
 
-    def told(count: int, copies: int = 1, squares: int = 4) -> Told:
-        return Told(shown(count * copies, -2, squares), [units(2) for _ in range(count)], np.arange(count))
+    def told(count: int, copies: int = 1) -> Told:
+        return Told(shown(count * copies, -2), [units(2) for _ in range(count)], np.arange(count))
 
-    def placed(things: np.ndarray) -> ShownPictures:
-        """One square of each picture has the thing, the others are of a photograph."""
-        found = shown(len(things), -2)
-        where = rng.integers(4, size=len(things))
-        found.squares[np.arange(len(things)), where] = things
-        return found
-
-    things = shown(400, 2, 1).squares[:, 0]
-    said = things[:, 1:9].astype(F32)
-    titles = said / np.linalg.norm(said, axis=1, keepdims=True)
-    products, unseen = placed(things), placed(things)
+    products = shown(400, 2)
+    titles = products.features[:, 1:9] / np.linalg.norm(products.features[:, 1:9], axis=1, keepdims=True)
     classes = titles[:, :3].argmax(axis=1)
     corners = np.eye(3, 8, dtype=F32)
     data = TrainingSet(
         products=Products(
             shown=products,
-            elsewhere=[placed(things) for _ in range(2)],
             titles=titles,
             named=list(titles[:, None]),
             colours=classes,
@@ -207,16 +167,15 @@ def test_the_gate_opens_for_products_alone() -> None:
         reduced=shown(100, -2),
         things=told(30),
         scenes=told(60),
-        classes=told(100, squares=1),
+        classes=told(100),
     )
     optim = OptimConfig(
-        batch_size=64, steps=80, rate=5e-2, warmup_steps=2, weight_decay=0.0, clip_norm=10.0, ema_decay=0.0
+        batch_size=64, steps=60, rate=5e-2, warmup_steps=2, weight_decay=0.0, clip_norm=10.0, ema_decay=0.0
     )
     lines: list[str] = []
-    scaling = Scaling(np.zeros(12, F32), np.ones(12, F32))
-    head = train_product_head(data, scaling, optim, high=8.0, drop=0.0, seed=0, say=lines.append)
+    head = train_product_head(data, optim, high=8.0, drop=0.0, seed=0, say=lines.append)
     with torch.no_grad():
-        image, _, opened = head(unseen)
+        image, _, opened = head(products)
         _, _, shut = head(data.photographs.shown)
     assert opened.min() > shut.max() + 1
     ranks = (image @ torch.from_numpy(titles).T).argsort(dim=1, descending=True)[:, 0]
@@ -229,10 +188,10 @@ def recipe(aligned_model_table: str, tmp_path_factory: pytest.TempPathFactory) -
     """The shipped recipe with sources of a few kilobytes, and few scenes."""
     text = RECIPE.read_text(encoding="utf-8")
     start, end = text.index("[model]"), text.index("[optim]")
-    image = "stages = [1, 2]\nunit = true\ngate = [0.0, 8.0]\nattention_px = 32\n"
+    image = "stages = [1, 2]\nunit = true\ngate = [0.0, 8.0]\n"
     model = aligned_model_table.replace("[model.class_map]", f"{image}[model.class_map]\nlinear = 0.8")
     text = text[:start] + model + text[end:]
-    smaller = {"= 256": "= 64", "size_px = 32": "size_px = 64", "steps = 1000": "steps = 80"}
+    smaller = {"= 256": "= 64", "size_px = 32": "size_px = 64", "steps = 600": "steps = 30"}
     scenes = {f"scenes = {count}": "scenes = 40" for count in (700, 900, 400)}
     for there, here in {**smaller, **scenes}.items():
         assert there in text
@@ -258,8 +217,8 @@ def test_the_command_writes_a_checkpoint(data: Path, recipe: Path, tmp_path: Pat
     assert loaded.model.head is not None
     outputs = {}
     for name in ("products", "crops", "scenes"):
-        squares = torch.from_numpy(np.load(run / "features" / f"{name}.npy")).float()
-        outputs[name] = loaded.model.head.out(loaded.model.head.attended(squares))[:, -1]
+        rows = torch.from_numpy(np.load(run / "features" / f"{name}.npy"))
+        outputs[name] = loaded.model.head.out(rows)[:, -1]
     assert outputs["products"].mean() > outputs["crops"].mean() + 1
     assert len(outputs["crops"]) == 2 * CROPS
     # A second run reads the features, and ends at the same weights.

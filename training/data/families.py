@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
 
@@ -30,19 +31,40 @@ def families(rows: Sequence[Row]) -> NDArray[np.int64]:
         return at
 
     order = sorted(range(len(rows)), key=lambda at: rows[at].group)
-    words = [frozenset(row.caption.casefold().split()) for row in rows]
+    words = [_words(row) for row in rows]
     titles: dict[str, int] = {}
     for place, at in enumerate(order):
         parents[root(at)] = root(titles.setdefault(rows[at].caption.casefold(), at))
         for other in order[place + 1 :]:
             if rows[other].group - rows[at].group > _WITHIN:
                 break
-            if len(words[at] & words[other]) >= _SHARED_WORDS * max(len(words[at]), len(words[other]), 1):
+            if _alike(words[at], words[other]):
                 parents[root(other)] = root(at)
     least: dict[int, int] = {}
     for at in order:
         least.setdefault(root(at), rows[at].group)
     return np.array([least[root(at)] for at in range(len(rows))], dtype=np.int64)
+
+
+def has_kin(rows: Sequence[Row], others: Sequence[Row]) -> NDArray[np.bool_]:
+    """bool [N]: whether one of `others` is of a row's family without a third one between them."""
+    titles = {other.caption.casefold() for other in others}
+    ordered = sorted(others, key=lambda other: other.group)
+    numbers, words = [other.group for other in ordered], [_words(other) for other in ordered]
+    found: list[bool] = []
+    for row in rows:
+        near = range(bisect_left(numbers, row.group - _WITHIN), bisect_right(numbers, row.group + _WITHIN))
+        own = _words(row)
+        found.append(row.caption.casefold() in titles or any(_alike(own, words[at]) for at in near))
+    return np.array(found, dtype=np.bool_)
+
+
+def _words(row: Row) -> frozenset[str]:
+    return frozenset(row.caption.casefold().split())
+
+
+def _alike(one: frozenset[str], other: frozenset[str]) -> bool:
+    return len(one & other) >= _SHARED_WORDS * max(len(one), len(other), 1)
 
 
 def split_by_family(rows: Sequence[Row], rule: SplitRule) -> list[Split | None]:

@@ -297,7 +297,7 @@ class TableSource:
             encoder,
             rows=self._of(split),
             pixels=self.pictures(split),
-            training_titles=frozenset(row.caption.casefold() for row in self.rows),
+            training=self.rows,
             report="fashion" if self._report == "fashion" else "retrieval",
         )
 

@@ -15,7 +15,7 @@ import importlib.metadata
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,19 +34,17 @@ from training.loop import TOOLS
 from training.models.aligned import AlignedDualEncoder
 from training.models.building import image_spec
 from training.models.pretrained import class_texts, start_from_pretrained
-from training.shipped.everyday.looking import F16, F32, TextVectors, TrunkGraph, pooled, unit_rows
+from training.shipped.everyday.looking import F32, TextVectors, features, unit_rows
 from training.shipped.everyday.photograph_head import Examples, Scaling, class_pictures, fit_ridge
 from training.shipped.everyday.pictures import (
     CROPS,
     REDUCED_CROPS,
-    U8,
     BoxedThing,
     CaptionedPhotograph,
     ShopProduct,
     boxed,
     crops,
     drawn_scenes,
-    products_elsewhere,
     read_photographs,
     read_shop,
     reduced_crops,
@@ -64,10 +62,7 @@ from training.shipped.everyday.product_head import (
 RECIPE = Path(__file__).with_name("model.toml")
 # Chosen on the photographs of train2017 by folds, and on the products of the validation split.
 _CLASS_WEIGHT, _BOX_WEIGHT, _RIDGE = 3.0, 0.3, 3000.0
-# The gate that is trained opens a little for photographs too: it is made steeper, and opens later and less far.
-_TRAINED_HIGH, _GATE_STEEPNESS, _GATE_THRESHOLD = 8.0, 2.0, 2.0
-_VIEWS = 2  # of each product elsewhere
-_SAMPLED = 6  # of the pictures, for the scale of the features
+_GATE_SHIFT = -3.0
 _LEAST_COLOUR = 20  # products of the training split
 _TEMPLATES = ("{}", "a photo of a {}", "a {}")
 
@@ -98,27 +93,22 @@ class Recipe:
         self.shop = read_shop(products, config.data.table.split)
         self.pooled = self.model.trunk.head_hidden_size
 
-    def look(self) -> dict[str, F16]:
-        """Features of the squares of every set of pictures, by name."""
+    def look(self) -> dict[str, F32]:
+        """Features of every set of pictures, by name."""
         side, spec = self.spec.height_px, self.spec
         scenes, self.scene_captions = drawn_scenes(self.data.scenes)
-        photographs, products = len(self.photographs), len(self.shop)
-        sets: dict[str, tuple[int, Iterator[U8]]] = {
-            "photographs": (photographs, whole([each.path for each in self.photographs], spec)),
-            "crops": (photographs * CROPS, crops(self.photographs, side)),
-            "reduced-crops": (photographs * REDUCED_CROPS, reduced_crops(self.photographs, side)),
-            "boxes": (len(self.things), boxed(self.photographs, self.things, side)),
-            "products": (products, whole([each.path for each in self.shop], spec)),
-            "scenes": (len(scenes), iter(scenes)),
+        sets = {
+            "photographs": whole([each.path for each in self.photographs], spec),
+            "crops": crops(self.photographs, side),
+            "reduced-crops": reduced_crops(self.photographs, side),
+            "boxes": boxed(self.photographs, self.things, side),
+            "products": whole([each.path for each in self.shop], spec),
+            "scenes": iter(scenes),
         }
-        for view in range(_VIEWS):
-            moved = products_elsewhere(self.shop, self.photographs, side, view=view)
-            sets[_elsewhere(view)] = (products, moved)
-        trunk = TrunkGraph(self.model, side)
-        found: dict[str, F16] = {}
-        for name, (count, pictures) in sets.items():
-            found[name] = trunk.at(pictures, self.kept / f"{name}.npy", count=count)
-            print(f"{name}: {count} pictures", flush=True)
+        found: dict[str, F32] = {}
+        for name, pictures in sets.items():
+            found[name] = features(self.model, pictures, self.kept / f"{name}.npy")
+            print(f"{name}: {len(found[name])} pictures", flush=True)
         return found
 
     def class_vectors(self) -> F32:
@@ -131,14 +121,9 @@ class Recipe:
         return self.model.trunk.get_classifier().weight.numpy()
 
 
-def _elsewhere(view: int) -> str:
-    return f"products-elsewhere-{view}"
-
-
-def fit_photograph_head(recipe: Recipe, seen: dict[str, F16]) -> None:
+def fit_photograph_head(recipe: Recipe, seen: dict[str, F32]) -> None:
     """Puts the ridge regression into the model's class map."""
-    names = ("photographs", "crops", "reduced-crops", "boxes")
-    inner = {name: pooled(seen[name])[:, : recipe.pooled] for name in names}
+    inner = {name: rows[:, : recipe.pooled] for name, rows in seen.items()}
     scaling = Scaling.of(np.concatenate([inner["crops"], inner["reduced-crops"]]))
     captions = np.stack([unit_rows(recipe.texts.of(each.captions).mean(axis=0)) for each in recipe.photographs])
     things = recipe.texts.of([f"a photo of a {each.name}" for each in recipe.things])
@@ -158,17 +143,16 @@ def fit_photograph_head(recipe: Recipe, seen: dict[str, F16]) -> None:
     linear.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
 
 
-def fit_product_head(recipe: Recipe, seen: dict[str, F16]) -> None:
-    """Trains head, attention and gate, and puts them into the model's head, the gate steeper than it was trained."""
-    image, into = recipe.aligned.image, recipe.model.head
-    if image.gate is None or into is None or into.attention is None:
-        raise ValueError("the recipe has no head with attention and a gate")
-    sample = (seen["crops"][::_SAMPLED], seen["products"][::_SAMPLED])
-    scaling = Scaling.of(np.concatenate(sample).astype(np.float32).reshape(-1, sample[0].shape[-1]))
-    shown = {name: ShownPictures(squares, _without_head(recipe.model, squares)) for name, squares in seen.items()}
+def fit_product_head(recipe: Recipe, seen: dict[str, F32]) -> None:
+    """Trains head and gate, and puts both into the model's head with the gate a little more shut."""
+    scaling = Scaling.of(np.concatenate([seen["crops"], seen["products"][::4]]))
+    shown = {name: ShownPictures(scaling(rows), _without_head(recipe.model, rows)) for name, rows in seen.items()}
+    image = recipe.aligned.image
+    if image.gate is None or recipe.model.head is None:
+        raise ValueError("the recipe has no head with a gate")
     head: ProductHead = train_product_head(
         TrainingSet(
-            products=_products(recipe, shown),
+            products=_products(recipe, shown["products"]),
             photographs=_photographs(recipe.photographs, recipe.texts, shown["crops"]),
             reduced=shown["reduced-crops"],
             things=_things(recipe.things, recipe.texts, shown["boxes"]),
@@ -177,36 +161,34 @@ def fit_product_head(recipe: Recipe, seen: dict[str, F16]) -> None:
                 [recipe.texts.of(captions) for captions in recipe.scene_captions],
                 np.arange(len(recipe.scene_captions)),
             ),
-            classes=_classes(recipe, scaling, seen["photographs"]),
+            classes=_classes(recipe, scaling, shown["photographs"]),
         ),
-        scaling,
         recipe.config.optim,
-        high=_TRAINED_HIGH,
+        high=image.gate[1],
         drop=image.dropout,
         seed=recipe.config.seed,
         say=lambda line: print(line, flush=True),
     )
     with torch.no_grad():
-        weight = torch.cat([head.linear.weight, _GATE_STEEPNESS * head.gate.weight]).numpy()
-        bias = torch.cat([head.linear.bias, _GATE_STEEPNESS * (head.gate.bias - _GATE_THRESHOLD)]).numpy()
-        for layer, (matrix, offset) in (
-            (into.out, scaling.folded(weight, bias)),
-            (into.attention, scaling.folded(head.attention.weight.numpy(), head.attention.bias.numpy())),
-        ):
-            layer.load_state_dict({"weight": torch.from_numpy(matrix), "bias": torch.from_numpy(offset)})
+        weight = torch.cat([head.linear.weight, head.gate.weight]).numpy()
+        bias = torch.cat([head.linear.bias, head.gate.bias + _GATE_SHIFT]).numpy()
+        weight, bias = scaling.folded(weight, bias)
+        recipe.model.head.out.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
         recipe.model.logit_scale.copy_(head.log_scale)
 
 
-def _without_head(model: AlignedDualEncoder, squares: F16) -> F32:
-    """[n, N, F] -> [n, D] of length 1: what class map and photograph head say."""
-    x = torch.from_numpy(pooled(squares))
+def _without_head(model: AlignedDualEncoder, rows: F32) -> F32:
+    """[n, D] of length 1: what class map and photograph head say."""
+    if model.class_map is None:
+        raise ValueError("the recipe has no class_map")
+    x = torch.from_numpy(rows)
     logits = model.logits(x)
-    if model.class_map is None or logits is None:
+    if logits is None:
         raise ValueError("the recipe has no class_map")
     return unit_rows(model.class_map(logits, x[:, : model.trunk.head_hidden_size]).numpy())
 
 
-def _products(recipe: Recipe, shown: dict[str, ShownPictures]) -> Products:
+def _products(recipe: Recipe, shown: ShownPictures) -> Products:
     shop, texts = recipe.shop, recipe.texts
     counted = Counter(each.colour for each in shop)
     colours, kinds = sorted(c for c, n in counted.items() if n >= _LEAST_COLOUR), sorted(ARTICLE_TYPES)
@@ -219,8 +201,7 @@ def _products(recipe: Recipe, shown: dict[str, ShownPictures]) -> Products:
     }
     titles = texts.of([each.title for each in shop])
     return Products(
-        shown=shown["products"],
-        elsewhere=[shown[_elsewhere(view)] for view in range(_VIEWS)],
+        shown=shown,
         titles=titles,
         named=[_named(each, named, title) for each, title in zip(shop, titles, strict=True)],
         colours=_numbers([each.colour for each in shop], colours),
@@ -255,21 +236,20 @@ def _things(things: Sequence[BoxedThing], texts: TextVectors, shown: ShownPictur
     return Told(shown, [said[each.name] for each in things], _numbers([each.name for each in things], names))
 
 
-def _classes(recipe: Recipe, scaling: Scaling, photographs: F16) -> Told:
+def _classes(recipe: Recipe, scaling: Scaling, photographs: ShownPictures) -> Told:
     """The trunk's classes: their rows as pictures, their captions as texts; nothing is known of the stages."""
     if recipe.aligned.class_map is None:
         raise ValueError("the recipe has no class_map")
     inner = Scaling(scaling.mean[: recipe.pooled], scaling.deviation[: recipe.pooled])
-    length = float(np.linalg.norm(inner(pooled(photographs)[:, : recipe.pooled]), axis=1).mean())
+    length = float(np.linalg.norm(photographs.features[:, : recipe.pooled], axis=1).mean())
     rows = class_pictures(recipe.class_rows(), inner, length=length)
     pictures = np.zeros((len(rows), len(scaling.mean)), dtype=np.float32)
     pictures[:, : recipe.pooled] = rows
-    squares = (pictures * scaling.deviation + scaling.mean).astype(np.float16)[:, None]
     captions = [recipe.texts.of(texts) for texts in class_texts(recipe.aligned.class_map)]
-    return Told(ShownPictures(squares, recipe.class_vectors()), captions, np.arange(len(rows)))
+    return Told(ShownPictures(pictures, recipe.class_vectors()), captions, np.arange(len(rows)))
 
 
-def save(recipe: Recipe, seen: dict[str, F16], out: Path) -> None:
+def save(recipe: Recipe, seen: dict[str, F32], out: Path) -> None:
     """The checkpoint, as `clipworks train` would have left it."""
     digest = hashlib.sha256()
     for name in sorted(seen):

@@ -12,15 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from evaluation.cutouts import (
-    Cutout,
-    NoPlainBackground,
-    Pose,
-    composed,
-    cut_out,
-    part_of_photograph,
-    plain_background,
-)
 from evaluation.fashion import article_type
 from model_store.manifest import ImageSpec
 from model_store.modality.image import OWN_FILES, decode, prepare
@@ -36,11 +27,6 @@ _REDUCED_QUALITY = 85
 _LEAST_BOX_PX2 = 40 * 40
 _BOX_MARGIN = 1.25
 _CAPTIONS = 4  # of each scene
-_BACKGROUNDS = ("own", "colour", "photograph")  # behind products
-_OFTEN = (0.3, 0.25, 0.45)
-_SIZES = (0.3, 1.0)  # of a product's photograph, as a share of the picture's side
-_BESIDE, _BESIDE_SIZES = 0.2, (0.2, 0.4)  # how often there is another product, and how large
-_GREYS = 0.5  # of the plain colours
 
 
 @dataclass(frozen=True)
@@ -149,48 +135,6 @@ def boxed(photographs: Sequence[CaptionedPhotograph], things: Sequence[BoxedThin
             round(min(image.height, y + side / 2)),
         )
         yield np.asarray(image.crop(edges).resize((side_px, side_px), Image.Resampling.BICUBIC))
-
-
-def products_elsewhere(
-    products: Sequence[ShopProduct], photographs: Sequence[CaptionedPhotograph], side_px: int, *, view: int
-) -> Iterator[U8]:
-    """Each product smaller, moved, on its own background, another colour or a part of a photograph; one of five beside
-    a smaller one. What cannot be cut out is pasted with its background.
-    """
-    backgrounds = [_opened(each.path) for each in photographs]
-    for number, product in enumerate(products):
-        rng = np.random.default_rng((view, number))
-        thing = _cut(product.path)
-        background = _background(thing, backgrounds, side_px, rng)
-        things: list[tuple[Cutout, Pose]] = []
-        if rng.random() < _BESIDE:
-            other = _cut(products[int(rng.integers(len(products)))].path)
-            things.append((other, Pose(rng.uniform(*_BESIDE_SIZES), rng.random(), rng.random())))
-        things.append((thing, Pose(rng.uniform(*_SIZES), rng.random(), rng.random())))
-        yield np.asarray(composed(things, background))
-
-
-def _background(
-    thing: Cutout, photographs: Sequence[Image.Image], side_px: int, rng: np.random.Generator
-) -> Image.Image:
-    kind = rng.choice(_BACKGROUNDS, p=_OFTEN)
-    if kind == "photograph":
-        return part_of_photograph(photographs[int(rng.integers(len(photographs)))], side_px, rng)
-    colour = thing.colour
-    if kind == "colour":
-        red, green, blue = rng.integers(256, size=3).tolist()
-        colour = (red, red, red) if rng.random() < _GREYS else (red, green, blue)
-    return plain_background(colour, side_px)
-
-
-def _cut(path: Path) -> Cutout:
-    image = _opened(path)
-    try:
-        return cut_out(image)
-    except NoPlainBackground:
-        opaque = image.copy()
-        opaque.putalpha(255)
-        return Cutout(opaque, (255, 255, 255))
 
 
 def drawn_scenes(data: SceneData) -> tuple[U8, list[tuple[str, ...]]]:
