@@ -17,9 +17,7 @@ class AlignedImageConfig(ConfigTable):
     """weights: of the trunk with its classifier, a path or `package:NAME/FILE` (safetensors, or a torch file that holds
     tensors only). stages: of these feature maps the mean over positions is given to the head too; an index into the
     trunk's feature_info, or a module's name. gate: (low, high); the head's vector, of length 1, is multiplied by
-    low + high * sigmoid of one more output of the head. attention_px: the head sees the mean over squares of so many
-    pixels, weighed by a softmax over a linear map of their features (Ilse et al., 2018), not the mean over all.
-    head_weights: a safetensors file that the head starts from.
+    low + high * sigmoid of one more output of the head. head_weights: a safetensors file that the head starts from.
     """
 
     trunk: str = Field(description="name of a timm model")
@@ -34,7 +32,6 @@ class AlignedImageConfig(ConfigTable):
     hidden: int = Field(default=1024, ge=1, description="width of the mlp")
     dropout: float = Field(default=0.0, ge=0, lt=1)
     gate: tuple[float, float] | None = Field(default=None, exclude_if=lambda value: value is None)
-    attention_px: int | None = Field(default=None, ge=1, exclude_if=lambda value: value is None)
     head_weights: str = ""
     unit: bool = Field(default=False, description="the head's vector is brought to length 1 before it is added")
 
@@ -104,8 +101,6 @@ class AlignedConfig(ConfigTable):
     def _fits_together(self) -> AlignedConfig:
         if self.image.gate is not None and not (self.image.unit and self.image.head != "none"):
             raise ValueError("image.gate wants a head, and image.unit = true")
-        if self.image.attention_px is not None and self.image.head == "none":
-            raise ValueError("image.attention_px wants a head")
         if self.text.matrices is not None and self.storage != "fp16":
             raise ValueError('text.matrices wants storage = "fp16": else they are rounded and stored as they were')
         if self.class_map is None and (self.image.head == "none" or self.text.centre == "classes"):

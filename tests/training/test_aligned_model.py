@@ -100,7 +100,6 @@ def test_a_recipe_without_one_says_what_it_said_before(aligned_squares: Path) ->
     _, config, _ = started(aligned_squares)
     assert "linear" not in str(config.model_dump(mode="json")["class_map"])
     assert "matrices" not in config.structure()
-    assert "attention" not in config.structure()
 
 
 def test_int8_matrices_want_the_storage_that_keeps_them(aligned_squares: Path) -> None:
@@ -140,7 +139,6 @@ def test_the_head_is_added(aligned_squares: Path, head: str, unit: str) -> None:
         (),
         ('model.image.head="mlp"', "model.image.stages=[0, 3]"),
         ("model.image.unit=true",),
-        ("model.image.unit=true", "model.image.stages=[0, 3]", "model.image.attention_px=64"),
     ],
 )
 def test_positions_and_picture_come_from_one_run(aligned_squares: Path, overrides: tuple[str, ...]) -> None:
@@ -157,40 +155,6 @@ def test_positions_and_picture_come_from_one_run(aligned_squares: Path, override
     source = dense_of_model(model, image_spec(config))
     assert isinstance(source, DenseSource)
     assert (source.spec.pooling, source.spec.stride_px, source.spec.short_px) == ("token", 32, 448)
-
-
-def test_attention_weighs_squares_by_a_softmax(aligned_squares: Path) -> None:
-    """image = class map + head(softmax(a . squares) @ squares), worked out in numpy from the squares themselves."""
-    overrides = ("model.image.unit=true", "model.image.attention_px=64", "model.image.size_px=128")
-    model, config, _ = started(aligned_squares, *overrides, "model.image.stages=[0, 3]")
-    assert model.head is not None
-    assert model.head.attention is not None
-    assert model.class_map is not None
-    torch.nn.init.normal_(model.head.attention.weight, std=5.0)
-    pixels = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (3, 128, 128, 3)).astype(np.uint8))
-    with torch.no_grad():
-        features = model.features(pixels.permute(0, 3, 1, 2).float() / 255)
-        squares = model.encode_squares(pixels)
-        assert squares.shape == (3, 4, features.shape[1])
-        assert torch.allclose(squares.mean(dim=1), features, atol=1e-5)
-        rows = squares.double().numpy()
-        logits = rows @ model.head.attention.weight[0].double().numpy()
-        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-        weights /= weights.sum(axis=1, keepdims=True)
-        assert weights.max() > 0.5  # so it is not the mean
-        attended = torch.from_numpy(np.einsum("bn,bnf->bf", weights, rows)).float()
-        said = model.class_map(model.logits(features), features[:, : model.trunk.head_hidden_size])
-        expected = said + model.head(attended)
-        assert torch.allclose(model.encode_image(pixels), expected, atol=1e-4)
-        assert (model.head(attended) - model.head(features)).abs().max() > 0.01
-        # A picture of three cells in a row has squares of 2 x 2 and of 1 x 2.
-        assert model.encode_squares(pixels[:, :64, :96]).shape[1] == 2
-    assert "attention_px" in config.structure()
-    for wrong in (48, 96):
-        with pytest.raises(ValueError, match="multiple of the trunk's stride, 32, that divides size_px, 128"):
-            started(aligned_squares, "model.image.size_px=128", f"model.image.attention_px={wrong}")
-    with pytest.raises(ValueError, match="attention_px wants a head"):
-        load_config(aligned_squares, ["model.image.head='none'", "model.image.attention_px=64"])
 
 
 def test_a_gate_opens_the_head(aligned_squares: Path, tmp_path: Path) -> None:

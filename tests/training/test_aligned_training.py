@@ -124,7 +124,6 @@ def test_ridge_is_the_least_squares_solution(aligned_squares: Path, tmp_path: Pa
     ("overrides", "said"),
     [
         (["model.image.head='none'"], "head is none"),
-        (["model.image.attention_px=32"], "features of whole pictures: model.image.attention_px"),
         (["model.image.head='mlp'", "method_options={ridge = 0.1}"], "linear"),
         (["optim.batch_size=600"], "do not fill one batch of 600"),
     ],

@@ -56,8 +56,6 @@ class AlignedHeads(StepMethod):
             raise ValueError(f"method aligned trains models of kind aligned, not {context.model.kind}")
         if context.model.image.head == "none":
             raise ValueError("method aligned trains the head: model.image.head is none")
-        if context.model.image.attention_px is not None:
-            raise ValueError("method aligned trains on features of whole pictures: model.image.attention_px is set")
         self.model = aligned_model(context.model, context)
         with torch.no_grad():
             self.model.logit_scale.fill_(math.log(self.options.scale))

@@ -53,20 +53,13 @@ class FeatureHead(nn.Module):
         outputs = dim if config.gate is None else dim + 1
         self.out = nn.Linear(inputs if self.hidden is None else config.hidden, outputs)
         self.unit, self.gate = config.unit, config.gate
-        self.attention = None if config.attention_px is None else nn.Linear(inputs, 1)
         if silent and not self.unit:
             nn.init.zeros_(self.out.weight)
             nn.init.zeros_(self.out.bias)
 
     @property
     def is_linear(self) -> bool:
-        return self.hidden is None and not self.unit and self.attention is None
-
-    def attended(self, squares: Tensor) -> Tensor:
-        """[B, N, F] -> [B, F]: their mean, weighed by the attention."""
-        if self.attention is None:
-            raise ValueError("this head has no attention")
-        return (self.attention(squares).softmax(dim=1) * squares).sum(dim=1)
+        return self.hidden is None and not self.unit
 
     def forward(self, features: Tensor) -> Tensor:
         x = self.dropout(features)
@@ -95,7 +88,6 @@ class AlignedDualEncoder(DualEncoder):
         self.stride_px = int(infos[-1]["reduction"])
         if image.size_px % self.stride_px == 0:
             fix_same_padding(self.trunk)
-        self.square = None if image.attention_px is None else _square(image, self.stride_px)
         self.stages = tuple(infos[at]["module"] if isinstance(at, int) else at for at in image.stages)
         channels, self.strides = self._shapes_of_stages()
         inputs = self.trunk.head_hidden_size + sum(channels)
@@ -114,10 +106,8 @@ class AlignedDualEncoder(DualEncoder):
         self.logit_bias = None
 
     def encode_pixels(self, x: Tensor) -> Tensor:
-        if self.square is None:
-            features = self.features(x)
-            return self.from_features(features, self.logits(features))
-        return self._pooled(self._grid(x))
+        features = self.features(x)
+        return self.from_features(features, self.logits(features))
 
     def encode_text(self, ids: Tensor) -> Tensor:
         return self.text(ids)
@@ -128,41 +118,18 @@ class AlignedDualEncoder(DualEncoder):
     def encode_dense_and_pooled(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Every cell of the last grid is mapped as the whole picture's features are; sides are multiples of
         `stride_px`."""
-        grid = self._grid(self.pixel_input.unit_range(pixels))
-        batch, channels, rows, columns = grid.shape
-        # As rows of a matrix: an exported graph then holds the weights as the image encoder's does, and can share them.
-        positions = grid.permute(0, 2, 3, 1).reshape(-1, channels)
-        mapped = self.from_features(positions, self.logits(positions)).view(batch, rows, columns, -1)
-        return mapped, self._pooled(grid)
-
-    def encode_squares(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] -> [B, N, F]: features of the squares that the head's attention weighs, row by row.
-
-        Without attention, of the cells of the last grid. Their mean is what `features` gives.
-        """
-        return self._squares(self._grid(self.pixel_input.unit_range(pixels))).flatten(2).transpose(1, 2)
-
-    def _grid(self, x: Tensor) -> Tensor:
-        """[B, F, h, w]: the last feature map and the chosen stages, at the last map's cells."""
-        last, stages = self._maps(x)
+        last, stages = self._maps(self.pixel_input.unit_range(pixels))
         # Finer stages are averaged over the cells of the last grid: their mean over cells is then their mean.
         ratios = [self.stride_px // stride for stride in self.strides]
         finer = zip(stages, ratios, strict=True)
-        return torch.cat([last, *(nn.functional.avg_pool2d(each, ratio) for each, ratio in finer)], dim=1)
-
-    def _squares(self, grid: Tensor) -> Tensor:
-        if self.square is None or self.square == 1:
-            return grid
-        # A last row or column of cells that fills no square is a smaller one.
-        return nn.functional.avg_pool2d(grid, self.square, ceil_mode=True, count_include_pad=False)
-
-    def _pooled(self, grid: Tensor) -> Tensor:
-        """[B, F, h, w] -> [B, D]: the picture's vector."""
+        cells = [last, *(nn.functional.avg_pool2d(each, ratio) for each, ratio in finer)]
+        grid = torch.cat(cells, dim=1)
+        batch, channels, rows, columns = grid.shape
         pooled = grid.mean(dim=(2, 3))
-        if self.square is None or self.head is None:
-            return self.from_features(pooled, self.logits(pooled))
-        attended = self.head.attended(self._squares(grid).flatten(2).transpose(1, 2))
-        return self._sum(pooled, self.logits(pooled), self.head(attended))
+        # As rows of a matrix: an exported graph then holds the weights as the image encoder's does, and can share them.
+        positions = grid.permute(0, 2, 3, 1).reshape(-1, channels)
+        mapped = self.from_features(positions, self.logits(positions)).view(batch, rows, columns, -1)
+        return mapped, self.from_features(pooled, self.logits(pooled))
 
     def features(self, x: Tensor) -> Tensor:
         """float [B, 3, H, W] in [0, 1] -> [B, F]: the trunk's pooled features, then the means of the chosen stages."""
@@ -178,12 +145,11 @@ class AlignedDualEncoder(DualEncoder):
 
     def from_features(self, features: Tensor, logits: Tensor | None) -> Tensor:
         """[..., F] and [..., K] -> [..., D]."""
-        return self._sum(features, logits, None if self.head is None else self.head(features))
-
-    def _sum(self, features: Tensor, logits: Tensor | None, head: Tensor | None) -> Tensor:
-        parts = [] if head is None else [head]
+        parts: list[Tensor] = []
         if self.class_map is not None and logits is not None:
-            parts.insert(0, self.class_map(logits, features[..., : self.trunk.head_hidden_size]))
+            parts.append(self.class_map(logits, features[..., : self.trunk.head_hidden_size]))
+        if self.head is not None:
+            parts.append(self.head(features))
         return sum(parts[1:], start=parts[0])
 
     @property
@@ -229,21 +195,6 @@ class AlignedDualEncoder(DualEncoder):
             if found.ndim != 4 or self.stride_px % (side // found.shape[-1]):
                 raise ValueError(f"model.image.stages: {name} gives {list(found.shape)}, no map of positions")
         return [each.shape[1] for each in stages], [side // each.shape[-1] for each in stages]
-
-
-def _square(image: AlignedImageConfig, stride_px: int) -> int:
-    """Cells along a side of the squares that attention weighs.
-
-    Raises:
-        ValueError: a picture is not made of such squares.
-    """
-    side_px = image.attention_px or 0
-    if not side_px or side_px % stride_px or image.size_px % side_px:
-        raise ValueError(
-            f"model.image.attention_px is {side_px}: expected a multiple of the trunk's stride, {stride_px}, that "
-            f"divides size_px, {image.size_px}"
-        )
-    return side_px // stride_px
 
 
 @contextmanager
