@@ -73,11 +73,14 @@ def main() -> None:
     lab = Suite(name="lab", probes=probe_names(), size=SIZE)
     chosen = lab if arguments.suite == "lab" else suite(arguments.suite)
     found: dict[tuple[str, str], list[ResultRow]] = defaultdict(list)
-    for number in range(arguments.first, arguments.first + arguments.encoders):
-        for result in run(RandomEncoder(number), chosen):
-            for row in result.rows:
-                found[result.key.probe, row.name].append(row)
-        print(f"{number + 1 - arguments.first} of {arguments.encoders}", end="\r", file=sys.stderr)
+    try:
+        for number in range(arguments.first, arguments.first + arguments.encoders):
+            for result in run(RandomEncoder(number), chosen):
+                for row in result.rows:
+                    found[result.key.probe, row.name].append(row)
+            print(f"{number + 1 - arguments.first} of {arguments.encoders}", end="\r", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("stopped: of the encoders so far", file=sys.stderr)
     judged = {name: [missed for row in rows if (missed := outside(row)) is not None] for name, rows in found.items()}
     total, missed = sum(map(len, judged.values())), sum(map(sum, judged.values()))
     for name, rows in found.items():
