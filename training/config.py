@@ -18,6 +18,7 @@ from training.config_table import ConfigTable
 from training.data.families import split_by_family
 from training.data.rows import Row, Split, SplitRule
 from training.run_config import OptimConfig, RunConfig, WiseFt
+from training.shards_config import WebdatasetData
 
 SplitBy = Literal["number", "name", "family"]
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -158,7 +159,8 @@ DataConfig = Annotated[
     | Annotated[FolderData, Tag("folder")]
     | Annotated[SceneData, Tag("scenes")]
     | Annotated[MixedData, Tag("mixed")]
-    | Annotated[SeveralData, Tag("several")],
+    | Annotated[SeveralData, Tag("several")]
+    | Annotated[WebdatasetData, Tag("webdataset")],
     Discriminator(_data_kind),
 ]
 
@@ -273,6 +275,8 @@ def with_data_folder(config: TrainConfig, folder: Path | None) -> TrainConfig:
     data = config.data
     if folder is None or isinstance(data, SceneData | SeveralData):
         return config
+    if isinstance(data, WebdatasetData):
+        return config.model_copy(update={"data": data.model_copy(update={"folder": str(folder)})})
     if isinstance(data, MixedData):
         table = data.table.model_copy(update={"folder": folder})
         return config.model_copy(update={"data": data.model_copy(update={"table": table})})

@@ -49,7 +49,7 @@ class RunLog:
         self._csv = csv.writer(self._file)
         self._csv.writerows([_COLUMNS, *kept])
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start or None)
-        self._console = console
+        self._console, self._total, self._told = console, total, 0.0
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -94,6 +94,15 @@ class RunLog:
         if self._wandb is not None:
             self._wandb.write(step, {f"{series}/{name}": value for name, value in numbers.items()})
 
+    def left_out(self, step: int, counts: Mapping[str, float]) -> None:
+        """Log how many samples were left out since the first step, by what was wrong; print that when it doubled."""
+        self.write("bad_samples", step, counts)
+        bad = sum(counts.values())
+        if (bad >= 2 * self._told or step == self._total) and bad > 0:
+            self._told = bad
+            by_fault = ", ".join(f"{count:.0f} {name}" for name, count in counts.items() if count)
+            self.say(f"step {step}: {bad:.0f} samples left out so far ({by_fault})")
+
     def judged(self, series: str, step: int, report: Mapping[str, object]) -> None:
         """Log a report, such as that of validation, and print its headline above the bar."""
         self.write(series, step, flatten(report))
@@ -120,6 +129,9 @@ class NoLog:
         pass
 
     def write(self, series: str, step: int, numbers: Mapping[str, float]) -> None:
+        pass
+
+    def left_out(self, step: int, counts: Mapping[str, float]) -> None:
         pass
 
     def judged(self, series: str, step: int, report: Mapping[str, object]) -> None:

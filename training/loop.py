@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,9 +33,11 @@ from training.checkpoint import (
     save_checkpoint,
 )
 from training.config import StoredModel, TrainConfig, load_config
+from training.data.batches import TextIds
 from training.data.source import open_source
 from training.data.vocabulary import tokenizer_of
 from training.features import FeatureBatches, cached_features
+from training.fetching import Fetching
 from training.gradient_exchange import GradientExchange
 from training.history import note_step, resumable, save_step, saved_steps
 from training.interrupts import TrainingStopped, asked_to_stop
@@ -195,7 +197,7 @@ def run(
         batches = FeatureBatches(features=features, batch_size=optim.batch_size, seed=config.seed)
     elif batches is None:
         batches = source.batches(
-            lambda texts: tokenizer.pad([tokenizer.encode(text) for text in texts]),
+            TextIds(text_spec, tokenizer_bytes),
             batch_size=optim.batch_size,
             negatives=needs.negatives,
             truth="excused" in needs.fields,
@@ -203,6 +205,7 @@ def run(
             captions=needs.captions,
             codes="meaning_code" in needs.fields,
         )
+    fetch = Fetching(batches, needs.of, batch_size=optim.batch_size, device=device)
 
     # Optimizer and state; several processes are one in batch norms, gradients and losses.
     with torch.no_grad():
@@ -226,7 +229,9 @@ def run(
         refuse_other_run(before, config)
         if before.base_sha256 != facts["base_sha256"]:
             raise ValueError(f"cannot resume: base {config.base} has other weights than those the run started from")
-        state.restore(load_state(newest))
+        tensors = load_state(newest)
+        state.restore(tensors)
+        fetch.resume(tensors)
         start = before.step
         if (planned := before.config.optim.steps) != optim.steps:
             rates = " and now ".join(f"{rate_at(start, each):.3g}" for each in (before.config.optim, optim))
@@ -235,7 +240,7 @@ def run(
         notes.append("optim.accumulate: batch norms see a part of the batch, gradients are not those of the whole")
     metrics: dict[str, Any] = {"validation": {}}
 
-    def save(done: int, shipped: dict[str, Tensor]) -> Path:
+    def save(done: int, shipped: dict[str, Tensor], position: dict[str, Tensor]) -> Path:
         with state.placed(shipped):
             weights = {name: tensor.clone() for name, tensor in _shipped(method).items()}
         info = {**facts, "step": done, "metrics": metrics, **_produced(method)}
@@ -243,7 +248,7 @@ def run(
             folder,
             info,
             weights=weights,
-            state=state.saved(),
+            state={**state.saved(), **position},
             tokenizer=tokenizer_bytes,
             keep=config.run.keep,
             in_use=mirror.in_use(),
@@ -255,17 +260,16 @@ def run(
             folder, start=start, total=optim.steps, console=console, wandb=config.run.wandb, settings=facts["config"]
         )
     alone = distributed.count() == 1
-    with log, mirror, asked_to_stop(listen=alone) as asked:
+    with log, mirror, closing(fetch), asked_to_stop(listen=alone) as asked:
         for note in notes:
             log.say(note)
         for step in range(start, optim.steps):
-            began_s = time.perf_counter()
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(step, optim) * group["rate_share"]
             # Dropout's stream of this step, another one in every process.
             reseed = partial(torch.manual_seed, config.seed * STREAM + step + distributed.rank() * PROCESS_STREAM)
             reseed()
-            batch = {name: tensor.to(device) for name, tensor in distributed.part_of(needs.of(batches(step))).items()}
+            batch = fetch(step)
 
             optimizer.zero_grad(set_to_none=True)
             losses = add_gradients(
@@ -290,6 +294,7 @@ def run(
             average_statistics(trained)
             state.follow(step, decay=optim.ema_decay)
 
+            fetch.stepped()
             done = step + 1
             is_last = done == optim.steps
             logs = done % config.run.log_steps == 0 or is_last
@@ -303,10 +308,12 @@ def run(
                 numbers = {name: distributed.mean(value.detach()).item() for name, value in losses.items()}
                 numbers |= {"loss": loss.item(), "grad_norm": norm.item(), "rate": rate_at(step, optim)}
                 numbers |= precision.numbers()
-                log.write("train", done, {**numbers, "pairs_per_s": optim.batch_size / (time.perf_counter() - began_s)})
+                log.write("train", done, {**numbers, **fetch.speed()})
+                log.left_out(done, fetch.bad_samples())
             log.advance(done, loss.item() if done % config.run.log_steps == 0 else None)
             # Saved first: whatever goes wrong while judging, the steps are not lost.
-            saved = save(done, state.average) if first and saves else None
+            position = fetch.position() if saves else {}
+            saved = save(done, state.average, position) if first and saves else None
             if asked.stop and not is_last:
                 if saved is not None:
                     mirror.send(saved)
@@ -324,7 +331,7 @@ def run(
                     config.wise_ft, start=initial, end=state.average, placed=state.placed
                 )
                 facts["wise_ft"], metrics["validation"] = curve, curve["chosen"]["metrics"]
-                saved = save(done, chosen) if first else None
+                saved = save(done, chosen, position) if first else None
             if saved is not None:
                 note_step(folder, done, metrics)
                 mirror.send(saved)

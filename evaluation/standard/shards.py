@@ -6,27 +6,28 @@ Nothing is unpacked to disk; only plain members are read, and none beyond the de
 from __future__ import annotations
 
 import json
-import os
 import re
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal, get_args
 
+from evaluation.standard.tar_members import BrokenTar, ByteStream, TarMember, tar_members
 from model_store.modality.image import DEFAULT_LIMITS
 
 _IMAGES = ("png", "jpg", "jpeg", "webp")
-_TAR_END = bytes(1024)
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+Fault = Literal["no picture", "no caption", "unreadable text", "too large", "broken picture", "broken shard"]
+FAULTS: tuple[Fault, ...] = get_args(Fault)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSample:
     """A captioned picture: its undecoded bytes, where they lie in the tar file, and its `json` ({} without one).
 
-    name: `SHARD/KEY.EXTENSION`.
+    name: `SHARD/KEY.EXTENSION`. at, end: offsets of the sample's first header, and of what follows it.
     """
 
     name: str
@@ -34,12 +35,16 @@ class ShardSample:
     data: bytes
     start: int
     meta: dict[str, Any]
+    at: int
+    end: int
 
 
-@dataclass(frozen=True)
-class _Part:
-    data: bytes
-    start: int
+class BadSample(ValueError):
+    """A sample that cannot be used, or a shard that ends too early. end: offset of what follows it."""
+
+    def __init__(self, fault: Fault, message: str, *, end: int) -> None:
+        super().__init__(message)
+        self.fault, self.end = fault, end
 
 
 def shard_paths(pattern: str) -> list[Path]:
@@ -68,30 +73,40 @@ def shard_samples(shard: Path) -> Iterator[ShardSample]:
         ValueError: no tar file, or one that is cut off; a sample without picture or caption.
     """
     try:
-        _check_end(shard)
-        with tarfile.open(shard, "r:") as tar:
-            for key, entries in groupby(_members(tar, shard), key=lambda entry: _split(entry.name)[0]):
-                yield _sample(shard, key, {_split(e.name)[1]: _Part(_read(tar, e), e.offset_data) for e in entries})
-    except (tarfile.TarError, OSError) as error:
-        raise ValueError(f"{shard.name}: not a complete tar file ({error})") from error
+        with shard.open("rb") as file:
+            for sample in streamed_samples(file, shard.name):
+                if isinstance(sample, BadSample):
+                    raise sample
+                yield sample
+    except OSError as error:
+        raise ValueError(f"{shard.name}: {error}") from error
 
 
-def _check_end(shard: Path) -> None:
-    """tarfile takes a cut in the middle of a header for the end; a complete tar ends in two blocks of zeros."""
-    with shard.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - len(_TAR_END)))
-        if file.read() != _TAR_END:
-            raise tarfile.ReadError("its end mark is missing")
+def streamed_samples(file: ByteStream, shard: str, *, at: int = 0) -> Iterator[ShardSample | BadSample]:
+    """The samples behind the offset `at`, where `file` stands already and a sample begins; bad ones in their places.
+
+    A shard that breaks off ends in a `BadSample`, and takes the sample along that it breaks off in.
+
+    Raises:
+        OSError: of reading.
+    """
+    end = at
+    try:
+        for key, found in groupby(_visible(file, at), key=lambda member: _split(member.name)[0]):
+            members = list(found)
+            end = members[-1].end
+            try:
+                yield _sample(shard, key, members)
+            except BadSample as bad:
+                yield bad
+    except BrokenTar as error:
+        yield BadSample("broken shard", f"{shard}: not a complete tar file ({error})", end=end)
 
 
-def _members(tar: tarfile.TarFile, shard: Path) -> Iterator[tarfile.TarInfo]:
-    for entry in tar:
-        if not entry.isfile() or PurePosixPath(entry.name).name.startswith("."):
-            continue
-        if entry.size > DEFAULT_LIMITS.max_bytes:
-            raise ValueError(f"{shard.name}: {entry.name} has {entry.size} bytes, limit {DEFAULT_LIMITS.max_bytes}")
-        yield entry
+def _visible(file: ByteStream, at: int) -> Iterator[TarMember]:
+    for member in tar_members(file, at=at, max_bytes=DEFAULT_LIMITS.max_bytes):
+        if not PurePosixPath(member.name).name.startswith("."):
+            yield member
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -101,26 +116,32 @@ def _split(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def _read(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(entry)
-    data = b"" if file is None else file.read()
-    if len(data) != entry.size:
-        raise tarfile.ReadError(f"{entry.name} is cut off")
-    return data
-
-
-def _sample(shard: Path, key: str, parts: dict[str, _Part]) -> ShardSample:
+def _sample(shard: str, key: str, members: list[TarMember]) -> ShardSample:
+    end = members[-1].end
+    for member in members:
+        if member.data is None:
+            what = f"{shard}: {member.name} has {member.size} bytes, limit {DEFAULT_LIMITS.max_bytes}"
+            raise BadSample("too large", what, end=end)
+    parts = {_split(member.name)[1]: member for member in members}
+    data = {extension: member.data or b"" for extension, member in parts.items()}
     extension = next((name for name in _IMAGES if name in parts), None)
     if extension is None:
-        raise ValueError(f"{shard.name}: {key} has no picture, only {', '.join(sorted(parts))}")
+        raise BadSample("no picture", f"{shard}: {key} has no picture, only {', '.join(sorted(parts))}", end=end)
     try:
-        meta = json.loads(parts["json"].data) if "json" in parts else {}
-        caption = parts["txt"].data.decode().strip() if "txt" in parts else str(meta.get("caption") or "").strip()
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{shard.name}: the text of {key} cannot be read ({error})") from error
+        meta = json.loads(data["json"]) if "json" in data else {}
+        caption = data["txt"].decode().strip() if "txt" in data else str(meta.get("caption") or "").strip()
+        caption.encode()
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise BadSample("unreadable text", f"{shard}: the text of {key} cannot be read ({error})", end=end) from error
     if not isinstance(meta, dict) or not caption:
-        raise ValueError(f"{shard.name}: {key} has no caption (a txt member, or a caption in its json)")
-    picture = parts[extension]
+        what = f"{shard}: {key} has no caption (a txt member, or a caption in its json)"
+        raise BadSample("no caption", what, end=end)
     return ShardSample(
-        name=f"{shard.name}/{key}.{extension}", caption=caption, data=picture.data, start=picture.start, meta=meta
+        name=f"{shard}/{key}.{extension}",
+        caption=caption,
+        data=data[extension],
+        start=parts[extension].start,
+        meta=meta,
+        at=members[0].at,
+        end=end,
     )

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model_store.manifest import TextSpec
+from model_store.modality.text import Tokenizer
 from training.data.augment import CaptionAugment, ImageAugment
 from training.data.rows import Drawn, Row, caption_ids
 from training.data.scenes import SceneRows
@@ -17,6 +19,21 @@ Tokenize = Callable[[Sequence[str]], NDArray[np.int64]]
 Neighbours = NDArray[np.int64]
 Ids = tuple[NDArray[np.int64], NDArray[np.int64]]
 _BATCH_STREAM, _EPOCH_STREAM, _NEIGHBOUR_STREAM = 0, 1, 4
+
+
+class TextIds:
+    """Tokenises texts to int64 [n, L], as short as the text spec allows; can be sent to another process."""
+
+    def __init__(self, spec: TextSpec, tokenizer_bytes: bytes) -> None:
+        self._made_of = (spec, tokenizer_bytes)
+        self._tokenizer = Tokenizer(spec, tokenizer_bytes)
+
+    def __reduce__(self) -> tuple[type[TextIds], tuple[TextSpec, bytes]]:
+        return TextIds, self._made_of
+
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Raises InvalidText."""
+        return self._tokenizer.pad([self._tokenizer.encode(text) for text in texts])
 
 
 @dataclass(frozen=True)

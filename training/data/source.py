@@ -36,10 +36,12 @@ from training.data.reader import data_digest, load_pixels, read_table
 from training.data.rows import Drawn, LabelledRow, Row, Split, group_of, group_of_name
 from training.data.scenes import SceneRows, draw_scenes, labelled_scenes, scene_splits, several_scenes
 from training.data.several import SeveralSource
+from training.data.webdataset import WebdatasetSource
 from training.encoder import TorchEncoder
 from training.judge import table_report
 from training.progress import Track, untracked
 from training.run_config import Report
+from training.shards_config import WebdatasetData
 
 ARTICLE_TYPE, COLOUR = "article_type", "baseColour"
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -77,7 +79,44 @@ def open_source(
         if config.run.report != "scenes":
             raise ValueError(f"run.report is {config.run.report!r}: scenes are judged by 'scenes'")
         return _scene_source(data, config, image_spec=image_spec)
+    if isinstance(data, WebdatasetData):
+        return _webdataset_source(data, config, cache_spec=cache_spec, image_spec=image_spec, track=track)
     return _table_source(data, config, cache_spec=cache_spec, image_spec=image_spec, track=track)
+
+
+def _webdataset_source(
+    data: WebdatasetData, config: TrainConfig, *, cache_spec: ImageSpec, image_spec: ImageSpec, track: Track
+) -> WebdatasetSource:
+    if config.run.report != "retrieval":
+        raise ValueError(f"run.report is {config.run.report!r}: shards are judged by 'retrieval'")
+    return WebdatasetSource(
+        data,
+        image_augment=image_augment(config.augment, size_px=image_spec.height_px),
+        caption_augment=caption_augment(config.augment),
+        seed=config.seed,
+        cache_spec=cache_spec,
+        image_spec=image_spec,
+        track=track,
+    )
+
+
+def image_augment(augment: AugmentConfig, *, size_px: int) -> ImageAugment:
+    return ImageAugment(
+        size_px=size_px,
+        scale=augment.crop_scale,
+        aspect=augment.crop_aspect,
+        shift_px=augment.shift_px,
+        flip=augment.flip,
+    )
+
+
+def caption_augment(augment: AugmentConfig) -> CaptionAugment:
+    return CaptionAugment(
+        templates=augment.templates,
+        template_share=augment.template_share,
+        word_drop=augment.word_drop,
+        tail=augment.tail,
+    )
 
 
 def _part_source(
@@ -266,19 +305,8 @@ class TableSource:
         return Batches(
             rows=self.rows,
             pixels=self.pixels,
-            image_augment=ImageAugment(
-                size_px=self._image_spec.height_px,
-                scale=augment.crop_scale,
-                aspect=augment.crop_aspect,
-                shift_px=augment.shift_px,
-                flip=augment.flip,
-            ),
-            caption_augment=CaptionAugment(
-                templates=augment.templates,
-                template_share=augment.template_share,
-                word_drop=augment.word_drop,
-                tail=augment.tail,
-            ),
+            image_augment=image_augment(augment, size_px=self._image_spec.height_px),
+            caption_augment=caption_augment(augment),
             tokenize=tokenize,
             batch_size=batch_size,
             seed=self._seed,

@@ -1,0 +1,99 @@
+"""Names of shards: braces, globs and lists of paths and URLs -> one path or URL for each shard."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import fsspec
+from fsspec.core import url_to_fs
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_GLOB = re.compile(r"[*?\[]")
+_MOST = 1_000_000
+
+
+def shard_urls(patterns: str | Sequence[str], *, folder: str = "") -> tuple[str, ...]:
+    """One path or URL for each shard, in the order of the patterns; what a glob finds is sorted.
+
+    `{00000..00099}` counts, with the width of its first number; `{a,b}` takes each. A relative pattern is below
+    `folder`, a path or URL.
+
+    Raises:
+        ValueError: braces that are neither, a range that runs backwards, a glob or a local path without a file, no
+            shard, or one shard twice.
+    """
+    found: list[str] = []
+    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+        if not pattern.strip():
+            raise ValueError("a shard without a name")
+        for name in expanded(pattern):
+            found += _existing(_below(folder, name))
+    if not found:
+        raise ValueError("no shards are named")
+    twice, times = Counter(found).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"the shard {twice} is named twice: its samples would be seen twice in an epoch")
+    return tuple(found)
+
+
+def expanded(pattern: str) -> list[str]:
+    """Every name that a pattern with braces stands for; the last braces change fastest.
+
+    Raises:
+        ValueError: see `shard_urls`.
+    """
+    names, parts = [""], _BRACES.split(pattern)
+    for at, part in enumerate(parts):
+        if at % 2 == 0 and re.search(r"[{}]", part):
+            raise ValueError(f"{pattern}: braces do not match, or stand in braces")
+        choices = _choices(part, pattern) if at % 2 else [part]
+        if len(names) * len(choices) > _MOST:
+            raise ValueError(f"{pattern}: over {_MOST:,} shards")
+        names = [name + choice for name in names for choice in choices]
+    return names
+
+
+def local(url: str) -> bool:
+    """Whether a shard is a path of this machine, written without a protocol."""
+    return "://" not in url and "::" not in url
+
+
+def open_shard(url: str) -> fsspec.core.OpenFile:
+    """A context manager that gives the shard's bytes as a stream."""
+    return fsspec.open(url, "rb")  # pyright: ignore[reportReturnType]
+
+
+def _choices(inside: str, pattern: str) -> list[str]:
+    if counted := _RANGE.fullmatch(inside):
+        low, high = counted.groups()
+        if int(low) > int(high):
+            raise ValueError(f"{pattern}: {{{inside}}} runs backwards")
+        if int(high) - int(low) >= _MOST:
+            raise ValueError(f"{pattern}: over {_MOST:,} shards")
+        return [f"{number:0{len(low)}d}" for number in range(int(low), int(high) + 1)]
+    if "," in inside:
+        return inside.split(",")
+    raise ValueError(f"{pattern}: {{{inside}}} is neither a range such as {{0000..0099}} nor a list such as {{a,b}}")
+
+
+def _below(folder: str, name: str) -> str:
+    if not folder or not local(name) or os.path.isabs(name):
+        return name
+    return f"{folder.rstrip('/')}/{name}" if folder != "/" else f"/{name}"
+
+
+def _existing(url: str) -> list[str]:
+    # A query of an https address may hold a question mark; of such files there is no list to choose from.
+    if _GLOB.search(url) and not url.startswith(("http://", "https://")):
+        files, path = url_to_fs(url)
+        found = sorted(str(each) for each in files.glob(path))
+        if not found:
+            raise ValueError(f"no shard matches {url}")
+        return found if local(url) else [files.unstrip_protocol(each) for each in found]
+    if local(url) and not os.path.isfile(url):
+        raise ValueError(f"no shard {url}")
+    return [url]
