@@ -62,15 +62,19 @@ def part_of(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: the batch does not divide evenly.
     """
-    found: dict[str, Tensor] = {}
-    for name, tensor in batch.items():
-        if len(tensor) % count():
-            raise ValueError(
-                f"a batch of {len(tensor)} does not divide among {count()} processes: set optim.batch_size"
-            )
-        share = len(tensor) // count()
-        found[name] = tensor[rank() * share : (rank() + 1) * share]
-    return found
+    return {name: tensor[own_rows(len(tensor), process=rank(), processes=count())] for name, tensor in batch.items()}
+
+
+def own_rows(rows: int, *, process: int, processes: int) -> slice:
+    """Which of a batch's rows are one process's.
+
+    Raises:
+        ValueError: the batch does not divide evenly.
+    """
+    if rows % processes:
+        raise ValueError(f"a batch of {rows} does not divide among {processes} processes: set optim.batch_size")
+    share = rows // processes
+    return slice(process * share, (process + 1) * share)
 
 
 def mean(value: Tensor) -> Tensor:

@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from training import distributed
-from training.data.protocol import StepBatches
+from training.data.protocol import DividedBatches, StepBatches, StreamedBatches
 
 Fields = dict[str, Tensor]
-
-
-@runtime_checkable
-class DividedBatches(Protocol):
-    """Batches that can make the rows of one process alone: `part` is what `distributed.part_of` would leave."""
-
-    def part(self, step: int, *, process: int, processes: int) -> Fields: ...
-
-
-@runtime_checkable
-class StreamedBatches(Protocol):
-    """Batches that are read on and on; every process has its own already, and a place to go on from."""
-
-    def __call__(self, step: int) -> Fields: ...
-    def position(self) -> Fields: ...
-    def resume(self, position: Mapping[str, Tensor]) -> None: ...
-    def bad_samples(self) -> dict[str, int]: ...
 
 
 class Fetching:
@@ -95,6 +77,11 @@ class Fetching:
         """Go on from a position."""
         if isinstance(self._batches, StreamedBatches):
             self._batches.resume(position)
+
+    def close(self) -> None:
+        """End what works ahead."""
+        if isinstance(self._batches, StreamedBatches):
+            self._batches.close()
 
     def _own(self, step: int) -> Fields:
         if isinstance(self._batches, StreamedBatches):

@@ -11,6 +11,16 @@ from PIL import Image
 
 
 @dataclass(frozen=True, kw_only=True)
+class View:
+    """What was drawn for one picture: its shift, the border and the box of its crop, and whether it is mirrored."""
+
+    shift: NDArray[np.integer] | None
+    margin_px: int
+    box: tuple[float, float, float, float] | None
+    flipped: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageAugment:
     """Random shift, crop and horizontal flip.
 
@@ -30,26 +40,44 @@ class ImageAugment:
 
     def __call__(self, pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
         """uint8 [S, S, 3] -> uint8 [size_px, size_px, 3]."""
-        if self.shift_px:
-            pixels = _shifted(pixels, rng.integers(-self.shift_px, self.shift_px + 1, size=2), self.fill)
-        if self.scale != (1.0, 1.0) or self.aspect != 1.0 or pixels.shape[0] != self.size_px:
-            pixels = self._cropped(pixels, rng)
-        return pixels[:, ::-1] if rng.random() < self.flip else pixels
+        return self.seen(pixels, self.draw(pixels.shape[0], rng))
 
-    def _cropped(self, pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-        side = pixels.shape[0]
+    def draw(self, side_px: int, rng: np.random.Generator) -> View:
+        """How a picture of this side will be seen: cheap, where drawing the pixels is not."""
+        shift, crop = None, None
+        if self.shift_px:
+            shift = rng.integers(-self.shift_px, self.shift_px + 1, size=2)
+        if self.scale != (1.0, 1.0) or self.aspect != 1.0 or side_px != self.size_px:
+            crop = self._crop(side_px, rng)
+        return View(
+            shift=shift,
+            margin_px=crop[0] if crop else 0,
+            box=crop[1] if crop else None,
+            flipped=rng.random() < self.flip,
+        )
+
+    def seen(self, pixels: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
+        """uint8 [S, S, 3] -> uint8 [size_px, size_px, 3]."""
+        if view.shift is not None:
+            pixels = _shifted(pixels, view.shift, self.fill)
+        if view.box is not None:
+            image, side = Image.fromarray(pixels), pixels.shape[0] + 2 * view.margin_px
+            if view.margin_px:
+                canvas = Image.new("RGB", (side, side), (self.fill, self.fill, self.fill))
+                canvas.paste(image, (view.margin_px, view.margin_px))
+                image = canvas
+            pixels = np.asarray(image.resize((self.size_px, self.size_px), Image.Resampling.BILINEAR, box=view.box))
+        return pixels[:, ::-1] if view.flipped else pixels
+
+    def _crop(self, side: int, rng: np.random.Generator) -> tuple[int, tuple[float, float, float, float]]:
+        """The margin that is put around the picture, and the box that is cut out of both."""
         stretch = self.aspect ** rng.uniform(-1, 1)
         crop = side * rng.uniform(*self.scale)
         width, height = crop * stretch**0.5, crop / stretch**0.5
-        image = Image.fromarray(pixels)
-        margin = int(np.ceil(max(0.0, max(width, height) - side) / 2)) + 1
-        if max(width, height) > side:
-            canvas = Image.new("RGB", (side + 2 * margin, side + 2 * margin), (self.fill, self.fill, self.fill))
-            canvas.paste(image, (margin, margin))
-            image, side = canvas, side + 2 * margin
+        margin = int(np.ceil((max(width, height) - side) / 2)) + 1 if max(width, height) > side else 0
+        side += 2 * margin
         left, top = rng.uniform(0, side - width), rng.uniform(0, side - height)
-        box = (left, top, left + width, top + height)
-        return np.asarray(image.resize((self.size_px, self.size_px), Image.Resampling.BILINEAR, box=box))
+        return margin, (left, top, left + width, top + height)
 
 
 def _shifted(pixels: NDArray[np.uint8], offset: NDArray[np.integer], fill: int) -> NDArray[np.uint8]:

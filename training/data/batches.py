@@ -14,6 +14,7 @@ from model_store.modality.text import Tokenizer
 from training.data.augment import CaptionAugment, ImageAugment
 from training.data.rows import Drawn, Row, caption_ids
 from training.data.scenes import SceneRows
+from training.distributed import own_rows
 
 Tokenize = Callable[[Sequence[str]], NDArray[np.int64]]
 Neighbours = NDArray[np.int64]
@@ -68,21 +69,26 @@ class Batches:
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
         """The batch of 0-based `step`."""
+        return self.part(step, process=0, processes=1)
+
+    def part(self, step: int, *, process: int, processes: int) -> dict[str, torch.Tensor]:
+        """One process's rows of it. What is drawn is drawn for all, so that it does not depend on their number."""
         epoch, position = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng((self.seed, _EPOCH_STREAM, epoch)).permutation(len(self.rows))
         picks = order[position * self.batch_size : (position + 1) * self.batch_size]
         picks = with_neighbours(picks, self.neighbours, seed=self.seed, step=step)
         rng = np.random.default_rng((self.seed, _BATCH_STREAM, step))
-        images = np.stack([self.image_augment(self.pixels[i], rng) for i in picks])
-        drawn = [
-            Drawn(text=self.caption_augment(self.rows[i].caption, rng), negative=self.rows[i].negative) for i in picks
-        ]
+        views = [self.image_augment.draw(self.pixels.shape[1], rng) for _ in picks]
+        texts = [self.caption_augment(self.rows[i].caption, rng) for i in picks]
+        own = own_rows(len(picks), process=process, processes=processes)
+        picks = picks[own]
+        images = [self.image_augment.seen(self.pixels[i], view) for i, view in zip(picks, views[own], strict=True)]
+        drawn = [Drawn(text, self.rows[i].negative) for i, text in zip(picks, texts[own], strict=True)]
         ids: Ids = object.__getattribute__(self, "_ids")
-        picked = (ids[0][picks], ids[1][picks])
         return {
-            "image": torch.from_numpy(images),
+            "image": torch.from_numpy(np.stack(images)),
             "row": torch.from_numpy(picks),
-            **text_fields(drawn, self.tokenize, ids=picked, negatives=self.negatives),
+            **text_fields(drawn, self.tokenize, ids=(ids[0][picks], ids[1][picks]), negatives=self.negatives),
         }
 
 
@@ -106,19 +112,26 @@ class SceneBatches:
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
         """The batch of 0-based `step`."""
+        return self.part(step, process=0, processes=1)
+
+    def part(self, step: int, *, process: int, processes: int) -> dict[str, torch.Tensor]:
+        """One process's rows of it; captions are drawn for all, which have to be told apart."""
         picks = self.rows.pick(step, self.batch_size // self.captions)
         picks = with_neighbours(picks, self.neighbours, seed=self.rows.seed, step=step).repeat(self.captions)
         draws = [step * self.captions + at % self.captions for at in range(len(picks))]
         drawn = [
             self.rows.draw(int(row), draw, negative=self.negatives) for row, draw in zip(picks, draws, strict=True)
         ]
-        excused = self.rows.excused(picks, drawn, negatives=self.negatives) if self.truth else None
+        own = own_rows(len(picks), process=process, processes=processes)
+        excused = self.rows.excused(picks[own], drawn, negatives=self.negatives) if self.truth else None
+        caption_id, negative_id = shared_ids(drawn)
+        picks, drawn = picks[own], drawn[own]
         return {
             "image": torch.from_numpy(self.rows.pixels[picks]),
             "row": torch.from_numpy(picks),
             **({"excused": torch.from_numpy(excused)} if excused is not None else {}),
             **(self._codes(drawn) if self.codes else {}),
-            **text_fields(drawn, self.tokenize, ids=shared_ids(drawn), negatives=self.negatives),
+            **text_fields(drawn, self.tokenize, ids=(caption_id[own], negative_id[own]), negatives=self.negatives),
         }
 
     def _codes(self, drawn: Sequence[Drawn]) -> dict[str, torch.Tensor]:

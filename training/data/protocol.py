@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +19,24 @@ class StepBatches(Protocol):
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
         """The batch of a 0-based step; it depends on (seed, step) only."""
         ...
+
+
+@runtime_checkable
+class DividedBatches(Protocol):
+    """Batches that can make the rows of one process alone: `part` is what `distributed.part_of` would leave."""
+
+    def part(self, step: int, *, process: int, processes: int) -> dict[str, torch.Tensor]: ...
+
+
+@runtime_checkable
+class StreamedBatches(Protocol):
+    """Batches that are read on and on; every process has its own already, and a place to go on from."""
+
+    def __call__(self, step: int) -> dict[str, torch.Tensor]: ...
+    def position(self) -> dict[str, torch.Tensor]: ...
+    def resume(self, position: Mapping[str, torch.Tensor]) -> None: ...
+    def bad_samples(self) -> dict[str, int]: ...
+    def close(self) -> None: ...
 
 
 class Source(Protocol):

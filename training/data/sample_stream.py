@@ -16,7 +16,7 @@ from evaluation.standard.shards import FAULTS, BadSample, Fault, ShardSample, st
 from training.data.shard_urls import local, open_shard
 
 _ORDER_STREAM, _DRAW_STREAM, _BATCH_STREAM = 6, 7, 8
-_SURE_OF = 1000  # samples: among fewer a share says little
+_SURE_OF_SAMPLES, _SURE_OF_SHARDS = 1000, 10  # among fewer a share says little
 _TRIES, _PAUSE_S = 3, 1.0
 _CHUNK_BYTES = 2**20
 
@@ -155,7 +155,8 @@ class SampleStream:
         self._last_bad = f"; the last bad one: {message}"
         bad = sum(now.faults)
         seen = bad + now.good
-        if bad > self._plan.bad_share * max(seen, _SURE_OF):
+        sure_of = max(_SURE_OF_SAMPLES, _SURE_OF_SHARDS * self._plan.mean_samples)
+        if bad > self._plan.bad_share * max(seen, sure_of):
             counts = ", ".join(f"{count} {name}" for name, count in zip(FAULTS, now.faults, strict=True) if count)
             raise ValueError(
                 f"{bad} of {seen} samples are bad ({counts}), the limit data.bad_share is {self._plan.bad_share}"

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from training.data.batches import Neighbours, Tokenize
 from training.data.meaning_code import MeaningCode
-from training.data.protocol import Source, StepBatches
+from training.data.protocol import DividedBatches, Source, StepBatches
 from training.data.rows import Drawn, LabelledRow, Split
+from training.distributed import own_rows
 from training.encoder import TorchEncoder
 
 
@@ -31,13 +32,23 @@ class SeveralBatches:
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
         """The batch of 0-based `step`."""
+        return self.part(step, process=0, processes=1)
+
+    def part(self, step: int, *, process: int, processes: int) -> dict[str, torch.Tensor]:
+        """One process's rows of it."""
         while len(self._turns) <= step:
             behind = [share * (len(self._turns) + 1) - had for share, had in zip(self._shares, self._had, strict=True)]
             part = behind.index(max(behind))
             self._turns.append((part, self._had[part]))
             self._had[part] += 1
         part, own = self._turns[step]
-        return self._parts[part](own)
+        batches = self._parts[part]
+        if isinstance(batches, DividedBatches):
+            return batches.part(own, process=process, processes=processes)
+        return {
+            name: tensor[own_rows(len(tensor), process=process, processes=processes)]
+            for name, tensor in batches(own).items()
+        }
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,10 @@ class StreamBatches:
         else:
             self._places = moved_places(before, readers=self._readers)[self._first : self._first + self._own]
 
+    def close(self) -> None:
+        """End the workers."""
+        self._batches = None
+
     def bad_samples(self) -> dict[str, int]:
         """How many samples this process's readers had to leave out so far, by what was wrong with them."""
         counts = np.sum([place.faults for place in self._places], axis=0).tolist()
