@@ -8,11 +8,13 @@ import sys
 from rich.console import Console
 
 from training.distributed import launched_first
-from training.loop import train
 from training.recipes import find_recipe
 
 
 def main() -> int:
+    # Here, because loader processes import this module again, and have no use for the loop.
+    from training.loop import train
+
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("config", help="a recipe: a TOML file, or the name of a shipped one")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")

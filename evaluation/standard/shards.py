@@ -44,7 +44,8 @@ class BadSample(ValueError):
 
     def __init__(self, fault: Fault, message: str, *, end: int) -> None:
         super().__init__(message)
-        self.fault, self.end = fault, end
+        self.fault: Fault = fault
+        self.end = end
 
 
 def shard_paths(pattern: str) -> list[Path]:

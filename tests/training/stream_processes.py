@@ -1,27 +1,29 @@
-"""What each process does in test_stream_training: run by torchrun, with a folder, a recipe and overrides."""
+"""What each process does in test_stream_training: run by torchrun, with a folder, a recipe and overrides.
+
+Loader processes import this file again, so what is heavy is imported by the functions.
+"""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from safetensors.torch import save_file
-
-from training import distributed
-from training.config import load_config
-from training.data.batches import TextIds
-from training.data.source import open_source
-from training.data.vocabulary import tokenizer_of
-from training.fetching import Fetching
-from training.loop import train
-from training.models.building import image_spec
+if TYPE_CHECKING:
+    from training.fetching import Fetching
 
 EPOCH_STEPS, MIDDLE = 6, 2
 
 
 def fetching(recipe: Path, overrides: list[str]) -> Fetching:
     """This process's batches, as the loop gets them."""
+    from training.config import load_config
+    from training.data.batches import TextIds
+    from training.data.source import open_source
+    from training.data.vocabulary import tokenizer_of
+    from training.fetching import Fetching
+    from training.models.building import image_spec
+
     config = load_config(recipe, overrides)
     source = open_source(
         config, cache_spec=image_spec(config.model, size_px=config.data.cache_px), image_spec=image_spec(config.model)
@@ -38,6 +40,11 @@ def fetching(recipe: Path, overrides: list[str]) -> Fetching:
 
 def epoch(folder: Path, recipe: Path, overrides: list[str]) -> None:
     """The rows of an epoch, and those of another try that begins in its middle."""
+    import torch
+    from safetensors.torch import save_file
+
+    from training import distributed
+
     whole = fetching(recipe, overrides)
     rows, position = [], {}
     for step in range(EPOCH_STEPS):
@@ -61,10 +68,18 @@ def epoch(folder: Path, recipe: Path, overrides: list[str]) -> None:
     )
 
 
-if __name__ == "__main__":
+def main(where: str, recipe: str, *overrides: str) -> None:
+    import torch
+
+    from training import distributed
+    from training.loop import train
+
     torch.set_num_threads(1)
-    where, recipe, *overrides = sys.argv[1:]
     with distributed.joined("cpu"):
-        epoch(Path(where), Path(recipe), overrides)
+        epoch(Path(where), Path(recipe), [*overrides])
         train(Path(recipe), overrides)
         train(Path(recipe), [*overrides, "run.checkpoint_steps=5"], resume=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
