@@ -14,6 +14,9 @@ from training.data.protocol import DividedBatches, StepBatches, StreamedBatches
 Fields = dict[str, Tensor]
 
 
+_STATE = "data/"
+
+
 class Fetching:
     """Gives this process its rows of each step's batch, and keeps the time.
 
@@ -64,19 +67,20 @@ class Fetching:
         return dict(zip(counts, (total * distributed.count()).round().tolist(), strict=True))
 
     def position(self) -> Fields:
-        """What goes on from here, of all processes; {} for batches that depend on the step alone.
+        """What goes on from here, of all processes, for a checkpoint; {} for batches that depend on the step alone.
 
         Every process asks at the same step.
         """
         if not isinstance(self._batches, StreamedBatches):
             return {}
         every = distributed.gathered(self._batches.position())
-        return {name: tensor for each in every for name, tensor in each.items()}
+        return {f"{_STATE}{name}": tensor for each in every for name, tensor in each.items()}
 
     def resume(self, position: Fields) -> None:
-        """Go on from a position."""
+        """Go on from a position, which may lie among other tensors."""
+        own = {name.removeprefix(_STATE): tensor for name, tensor in position.items() if name.startswith(_STATE)}
         if isinstance(self._batches, StreamedBatches):
-            self._batches.resume(position)
+            self._batches.resume(own)
 
     def close(self) -> None:
         """End what works ahead."""

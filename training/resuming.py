@@ -10,7 +10,12 @@ from training.config import TrainConfig
 
 # Where it runs, where its data lie, how rows are cut to fit into memory: nothing of it is what was learnt.
 # A base is its weights, which are compared apart: a relative and an absolute path name the same one.
-_FREE = {"run": True, "base": True, "data": {"folder", "workers", "prefetch", "bad_share"}, "optim": {"steps", "accumulate"}}
+_FREE = {
+    "run": True,
+    "base": True,
+    "data": {"folder", "workers", "prefetch", "bad_share"},
+    "optim": {"steps", "accumulate"},
+}
 
 
 def refuse_other_run(before: Checkpoint, now: TrainConfig) -> None:

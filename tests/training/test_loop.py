@@ -149,6 +149,10 @@ def test_the_log_holds_losses_rates_and_validation(whole: Path) -> None:
     losses = [float(row["value"]) for row in rows if (row["series"], row["name"]) == ("train", "loss")]
     assert losses == [float(row["value"]) for row in rows if row["name"] == "info_nce"]
     assert len(losses) == 6
+    for name, least, most in (("pairs_per_s", 1e-3, 1e9), ("data_wait_s", 0, 1e3), ("data_wait_share", 0, 1)):
+        found = [float(row["value"]) for row in rows if (row["series"], row["name"]) == ("train", name)]
+        assert len(found) == 6
+        assert all(least <= value <= most for value in found)
     assert {row["step"] for row in rows if row["series"] == "validation"} == {"3", "6"}
     assert list((whole / "tensorboard").iterdir())
 

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from evaluation.scenes.export_webdataset import write_webdataset
 from evaluation.scenes.mixing import draw_records
 from tests.tars import tar_bytes
 from training import method as methods
-from training.config import load_config
+from training.config import load_config, parse_config
 from training.loop import train
 from training.report import report_split
 
@@ -174,7 +175,7 @@ def test_bad_samples_are_told_and_logged(recipe: Path, tmp_path: Path) -> None:
         ("data.workers=5", "4 shards for 5 readers"),
         ('run.report="fashion"', "judged by 'retrieval'"),
         ('method="negclip"', "streamed"),
-        ("data.bufer=3", r"is data\.buffer meant"),
+        ("data.bufer=3", r"data\.bufer: there is no such setting"),
         ("data.cache_px=4", r"data\.cache_px"),
     ],
 )
@@ -182,6 +183,14 @@ def test_what_is_wrong_is_said_before_the_first_step(recipe: Path, tmp_path: Pat
     with pytest.raises(ValueError, match=message):
         train(recipe, [run_in(tmp_path / "run"), override])
     assert not (tmp_path / "run").exists()
+
+
+def test_the_recipe_of_the_page_is_one() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training-at-size.md").read_text(encoding="utf-8")
+    recipe = page.partition("```toml\n")[2].partition("```")[0]
+    config = parse_config(tomllib.loads(recipe), where="docs/training-at-size.md")
+    assert config.data.samples == 10_000_000
+    assert config.optim.steps == pytest.approx(20 * config.data.samples / config.optim.batch_size, rel=0.01)
 
 
 def test_more_workers_may_resume(recipe: Path, whole: Path, tmp_path: Path) -> None:
