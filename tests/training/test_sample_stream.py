@@ -24,7 +24,7 @@ from model_store.modality.image import decode, prepare
 from tests.tars import picture, tar_bytes
 from training.data.augment import CaptionAugment, ImageAugment
 from training.data.batches import TextIds
-from training.data.sample_stream import Place, SampleStream, StreamPlan, moved_places
+from training.data.sample_stream import SampleStream, StreamPlace, StreamPlan, moved_places
 from training.data.stream_batches import SampleRows, StreamBatches
 from training.data.vocabulary import clip_merges, clip_text_spec
 
@@ -124,7 +124,7 @@ def test_a_stream_goes_on_from_every_place(
     plan = plan_of(shards, buffer=buffer, resampled=resampled)
     whole = SampleStream(plan, reader=reader, readers=2)
     drawn(whole, before)
-    place = Place.of(whole.place().tensors())
+    place = StreamPlace.of(whole.place().tensors())
     assert place == whole.place()
     again = SampleStream(plan, reader=reader, readers=2, place=place)
     assert again.place() == place

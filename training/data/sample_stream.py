@@ -46,7 +46,7 @@ class StreamPlan:
 
 
 @dataclass(kw_only=True)
-class Place:
+class StreamPlace:
     """Where a reader is: turn `turn` at byte `at` after `read` of its samples, with samples (turn, byte) in the buffer.
 
     start: the first turn of reader 0. made: batches so far. good, faults: samples so far, by what was wrong with them.
@@ -68,7 +68,7 @@ class Place:
         return {"place": torch.tensor(numbers, dtype=torch.int64), "buffer": torch.from_numpy(held)}
 
     @classmethod
-    def of(cls, tensors: Mapping[str, torch.Tensor]) -> Place:
+    def of(cls, tensors: Mapping[str, torch.Tensor]) -> StreamPlace:
         start, turn, at, read, made, good, *faults = tensors["place"].tolist()
         buffer = [(int(turn), int(at)) for turn, at in tensors["buffer"].tolist()]
         return cls(start=start, turn=turn, at=at, read=read, made=made, good=good, faults=faults, buffer=buffer)
@@ -81,20 +81,20 @@ class SampleStream:
     of the next comes in, so each reader gives every sample of its turns exactly once.
     """
 
-    def __init__(self, plan: StreamPlan, *, reader: int, readers: int, place: Place | None = None) -> None:
+    def __init__(self, plan: StreamPlan, *, reader: int, readers: int, place: StreamPlace | None = None) -> None:
         self._plan, self._reader, self._readers = plan, reader, readers
-        self._place = Place(turn=reader) if place is None else place
+        self._place = StreamPlace(turn=reader) if place is None else place
         self._orders: tuple[int, NDArray[np.int64]] | None = None
         self._reading: Iterator[ShardSample | BadSample] | None = None
         self._held: list[tuple[int, ShardSample]] | None = None
         self._last_bad = ""
         self._barren = 0
 
-    def place(self) -> Place:
+    def place(self) -> StreamPlace:
         """As of now; a copy."""
         now = self._place
         held = now.buffer if self._held is None else [(turn, sample.at) for turn, sample in self._held]
-        return Place(**{**vars(now), "faults": [*now.faults], "buffer": [*held]})
+        return StreamPlace(**{**vars(now), "faults": [*now.faults], "buffer": [*held]})
 
     def begin_batch(self) -> np.random.Generator:
         """The random numbers of the next batch."""
@@ -222,7 +222,7 @@ def _forward(file: IO[bytes], at: int) -> None:
             at -= skipped
 
 
-def moved_places(places: Sequence[Place], *, readers: int) -> list[Place]:
+def moved_places(places: Sequence[StreamPlace], *, readers: int) -> list[StreamPlace]:
     """Places for another number of readers: on behind every shard that has been begun.
 
     No sample is seen twice in its epoch; what the old readers had not read of the shards that they had open, and what
@@ -231,6 +231,6 @@ def moved_places(places: Sequence[Place], *, readers: int) -> list[Place]:
     start = max(place.turn + (place.at > 0) for place in places)
     good = sum(place.good for place in places)
     faults = np.sum([place.faults for place in places], axis=0).tolist()
-    moved = [Place(start=start, turn=start + reader) for reader in range(readers)]
+    moved = [StreamPlace(start=start, turn=start + reader) for reader in range(readers)]
     moved[0].good, moved[0].faults = good, faults
     return moved

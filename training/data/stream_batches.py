@@ -20,7 +20,7 @@ from model_store.manifest import ImageSpec
 from model_store.modality.image import decode, prepare
 from training.data.augment import CaptionAugment, ImageAugment
 from training.data.batches import Tokenize
-from training.data.sample_stream import Place, SampleStream, StreamPlan, moved_places
+from training.data.sample_stream import SampleStream, StreamPlace, StreamPlan, moved_places
 
 Fields = dict[str, torch.Tensor]
 
@@ -111,7 +111,7 @@ class StreamBatches:
         self._plan, self._rows, self._size = plan, rows, batch_size // processes
         self._workers, self._prefetch = workers, prefetch
         self._first = process * self._own
-        self._places = [Place(turn=self._first + own) for own in range(self._own)]
+        self._places = [StreamPlace(turn=self._first + own) for own in range(self._own)]
         self._taken = 0
         self._batches: Iterator[tuple[int, Fields, Fields | str]] | None = None
 
@@ -126,7 +126,7 @@ class StreamBatches:
         own, batch, place = next(self._batches)
         if isinstance(place, str):
             raise ValueError(place)
-        self._places[own] = Place.of(place)
+        self._places[own] = StreamPlace.of(place)
         self._taken += 1
         return batch
 
@@ -146,7 +146,7 @@ class StreamBatches:
         if self._batches is not None:
             raise ValueError("batches were taken already")
         before = [
-            Place.of({name: position[f"{reader}/{name}"] for name in ("place", "buffer")})
+            StreamPlace.of({name: position[f"{reader}/{name}"] for name in ("place", "buffer")})
             for reader in range(sum(name.endswith("/place") for name in position))
         ]
         if len(before) == self._readers:
@@ -194,7 +194,7 @@ class _Made(IterableDataset[Any]):
         plan: StreamPlan,
         rows: SampleRows,
         size: int,
-        places: Sequence[Place],
+        places: Sequence[StreamPlace],
         *,
         first: int,
         readers: int,
