@@ -138,7 +138,7 @@ class WebdatasetSource:
         self._report(encoder, rows[:_REHEARSED], pixels[:_REHEARSED])
 
     def _report(self, encoder: TorchEncoder, rows: list[Row], pixels: NDArray[np.uint8]) -> dict[str, Any]:
-        return table_report(encoder, rows=rows, pixels=pixels, training_titles=frozenset(), report="retrieval")
+        return table_report(encoder, rows=rows, pixels=pixels, training=(), report="retrieval")
 
     def _shards(self) -> tuple[str, ...]:
         return shard_urls(self._data.shards, folder=self._data.folder)
