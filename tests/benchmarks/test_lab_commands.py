@@ -92,7 +92,8 @@ def test_every_command_of_the_pages_runs(outputs: dict[str, str], clone: Path) -
 
 
 def test_what_is_run_is_run_here_and_not_read_from_the_records(outputs: dict[str, str], clone: Path) -> None:
-    assert "judged" not in outputs["python benchmarks/unmix.py --list"], "nothing was run when it was listed"
+    listed = outputs["python benchmarks/unmix.py --list"].replace("not judged", "")
+    assert "judged" not in listed, "nothing was judged when it was listed"
     said = outputs["python benchmarks/unmix.py --run '*'"]
     assert "64px/mfi-30/r0: training" in said
     assert "64px/mfi-30/r0: judging" in said
