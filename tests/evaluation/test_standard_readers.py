@@ -314,7 +314,7 @@ def test_specifications_are_read_as_they_were_written(path: str, options: dict[s
     ("text", "message"),
     [
         ("photos", "expected KIND:PATH"),
-        ("films:x", "KIND one of folder, captions, pairs, order, few-shot, linear"),
+        ("films:x", "KIND one of folder, captions, pairs, order, few-shot, shifted, linear"),
         ("folder:", "expected a path after folder:"),
         ("folder:x,seed=1", "folder has no option 'seed', it has templates"),
         ("folder:x,colour=1", "folder has no option 'colour'"),
