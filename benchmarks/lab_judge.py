@@ -1,4 +1,4 @@
-"""What is measured of the study's runs: the questions on held-out scenes, WiSE-FT's curve, linear probes, bounds."""
+"""Measurements of the study's runs: questions on held-out scenes, WiSE-FT's curve, linear probes, bounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was measured, with the identity of what it was measured on: here, and kept in git by those who ran it."""
+"""Records of measurements, each with the recipe, seeds, commits and weights that it is of."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often random encoders lie outside of their own intervals: the probes asked of many encoders that know nothing.
+"""Coverage of the probes' intervals, measured with many random encoders.
 
     python benchmarks/probe_coverage.py --encoders 24 --suite quick
 

@@ -65,13 +65,13 @@ def measure(one: StudyRun, *, side_px: int) -> Record:
 
 
 @lru_cache(maxsize=2)
-def _judge(base: Path, side_px: int, stream: Stream, small: bool) -> Judge:
+def _judge(base: Path, side_px: int, stream: Stream, small: bool) -> SceneJudge:
     """Pictures go through a base once for all its heads."""
-    return Judge(load_model(base), side_px, stream, count=TOY_COUNT if small else COUNTS[stream])
+    return SceneJudge(load_model(base), side_px, stream, count=TOY_COUNT if small else COUNTS[stream])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
+class WayToScore:
     """A way to score: rule, and what it makes of prompts, and of positions or pooled vectors, [..., D] -> [..., D']."""
 
     rule: Presence
@@ -87,7 +87,7 @@ class Candidate:
         )
 
 
-def training_free(base: LoadedModel) -> dict[str, Candidate]:
+def training_free(base: LoadedModel) -> dict[str, WayToScore]:
     """The base's own vectors, scored in four ways."""
     plain: dict[str, Any] = {"positive_templates": ("a {}",), "scale": float(base.model.logit_scale.exp())}
     denied = {"positive_templates": ("there is a {}",), "negative_templates": ("there is no {}",), "scale": 20.0}
@@ -99,12 +99,12 @@ def training_free(base: LoadedModel) -> dict[str, Candidate]:
         "cosine, denials": Presence(**denied, similarity="cosine", aggregation="softmax_sum"),
     }
     return {
-        name: Candidate(rule=rule, text=lambda texts: base_rows(base, texts), image=lambda vectors: vectors)
+        name: WayToScore(rule=rule, text=lambda texts: base_rows(base, texts), image=lambda vectors: vectors)
         for name, rule in rules.items()
     }
 
 
-def of_heads(loaded: LoadedUnmix, base: LoadedModel) -> Candidate:
+def of_heads(loaded: LoadedUnmix, base: LoadedModel) -> WayToScore:
     """Trained heads behind the base."""
     heads = loaded.heads
 
@@ -113,7 +113,7 @@ def of_heads(loaded: LoadedUnmix, base: LoadedModel) -> Candidate:
             return normalized(heads.text(torch.from_numpy(base_rows(base, texts))).numpy())
 
     weight = heads.image.weight.numpy()
-    return Candidate(rule=loaded.presence, text=text, image=lambda vectors: vectors @ weight.T)
+    return WayToScore(rule=loaded.presence, text=text, image=lambda vectors: vectors @ weight.T)
 
 
 def base_rows(base: LoadedModel, texts: Sequence[str]) -> F32:
@@ -139,7 +139,7 @@ class Shown:
         return [f"{colour} {shape}" for shape, colour in self.pairs]
 
 
-class Judge:
+class SceneJudge:
     """Scenes of a stream, through the base once: of trained pairs only, and of all pairs.
 
     On validation, where every knob was set, pairs that are held out do not count: there, all is about trained pairs.
@@ -156,7 +156,7 @@ class Judge:
         every = (*parts.train.pairs, *parts.heldout.pairs)
         self._all = _shown(base, every, side_px, seed=seed, count=count) if stream == "test" else None
 
-    def scored(self, candidate: Candidate, *, intervals: bool = False) -> dict[str, Any]:
+    def scored(self, candidate: WayToScore, *, intervals: bool = False) -> dict[str, Any]:
         """mAP by labels and scenes, pointing and mIoU with the grid's bounds, and the texts' mean |cosine|."""
         known, trained = self._maps(candidate, self._known), slice(0, self._trained)
         tables = {"mAP": (known.scores, self._known.present)}
@@ -177,12 +177,12 @@ class Judge:
             found["95 %"] = {name: _interval(*table) for name, table in tables.items()}
         return found
 
-    def calibrated(self, candidate: Candidate) -> Candidate:
+    def calibrated(self, candidate: WayToScore) -> WayToScore:
         """With slope, offset and threshold fitted on these scenes, as heads have them from their own validation."""
         found = calibrate(self._maps(candidate, self._known).scores, self._known.present)
         return replace(candidate, rule=candidate.rule.model_copy(update=found.settings()))
 
-    def _maps(self, candidate: Candidate, shown: Shown) -> _Scored:
+    def _maps(self, candidate: WayToScore, shown: Shown) -> _Scored:
         labels = candidate.labels(shown.names)
         positions, pooled = candidate.image(shown.positions), candidate.image(shown.pooled)
         maps = np.stack([score_maps(each, labels, candidate.rule) for each in positions])

@@ -284,10 +284,11 @@ def with_data_folder(config: TrainConfig, folder: Path | None) -> TrainConfig:
 
 
 def divided_by(config: TrainConfig, by: SplitBy | None) -> TrainConfig:
-    """The recipe with its table divided by another rule, with the same remainders.
+    """The recipe with its table divided by another rule, with the same remainders, to judge what it trained.
 
     Raises:
-        ValueError: its data are no table.
+        ValueError: its data are no table; or the other rule would hold out rows that were trained on. Only a split by
+            family keeps what another one (by number) holds out.
     """
     if by is None:
         return config
@@ -295,6 +296,10 @@ def divided_by(config: TrainConfig, by: SplitBy | None) -> TrainConfig:
     table = data.table if isinstance(data, MixedData) else data
     if not isinstance(table, TableData):
         raise ValueError(f"data of kind {data.kind!r} are not divided by {by}")
+    if by != table.split.by and (table.split.by, by) != ("family", "number"):
+        raise ValueError(
+            f"trained on a split by {table.split.by}: a split by {by} would hold out rows that it has seen"
+        )
     table = table.model_copy(update={"split": table.split.model_copy(update={"by": by})})
     changed = data.model_copy(update={"table": table}) if isinstance(data, MixedData) else table
     return config.model_copy(update={"data": changed})

@@ -1,4 +1,4 @@
-"""What may change between a run and its continuation, and what may not."""
+"""The check that a resumed run has the recipe that it was started with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a random encoder scores in rows that no formula knows: seeded random scores, asked the same questions."""
+"""Chance in rows for which there is no formula: the scores of seeded random encoders."""
 
 from __future__ import annotations
 

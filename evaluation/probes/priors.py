@@ -1,4 +1,4 @@
-"""What simple rules score that look at the texts alone, or at the pictures alone: the best of them beside each row."""
+"""Blind controls: simple rules that look at the texts alone or at the pictures alone, and the best score of them."""
 
 from __future__ import annotations
 

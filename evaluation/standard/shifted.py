@@ -149,16 +149,14 @@ class ShiftedTask:
     def _shown(
         self, things: Sequence[CutPhotograph], beside: NDArray[np.int64], shift: Shift, number: int
     ) -> Iterator[NDArray[np.uint8]]:
-        pools: list[Image.Image] = []
-        if shift.background == "photographs":
-            pools = [_decoded(each) for each in self.backgrounds]
         for at, each in enumerate(things):
             random = np.random.default_rng((self.seed, number, 1, at))
             places = [_CORNERS[place] for place in random.permutation(4)] if shift.corner else [(0.5, 0.5)]
             poses = [Pose(shift.size, *place) for place in places]
             others = [things[other].cutout for other in beside[at]]
-            if pools:
-                background = part_of_photograph(pools[random.integers(len(pools))], SIDE_PX, random)
+            if shift.background == "photographs":
+                photograph = _decoded(self.backgrounds[random.integers(len(self.backgrounds))])
+                background = part_of_photograph(photograph, SIDE_PX, random)
             else:
                 background = plain_background(_GREY if shift.background == "grey" else each.cutout.colour, SIDE_PX)
             drawn = composed(list(zip((each.cutout, *others), poses, strict=False)), background)
@@ -176,11 +174,13 @@ class CutPhotograph:
 
 
 def _cut(items: Sequence[LabelledPhotograph]) -> tuple[list[CutPhotograph], int]:
-    """Those that can be cut out, and how many cannot."""
+    """Those that can be cut out, and how many cannot. They are kept no larger than they are ever shown."""
     found: list[CutPhotograph] = []
     for item in items:
+        image = _decoded(item.photograph)
+        image.thumbnail((SIDE_PX, SIDE_PX))
         try:
-            found.append(CutPhotograph(item, cut_out(_decoded(item.photograph))))
+            found.append(CutPhotograph(item, cut_out(image)))
         except NoPlainBackground:
             continue
     return found, len(items) - len(found)

@@ -94,6 +94,14 @@ def test_an_encoder_that_knows_frames_is_seen_to(things: Path, backgrounds: Path
         assert score == (0.25 if small else 1.0), name
 
 
+def test_large_photographs_are_shown_as_small_ones_are(things: Path, tmp_path: Path) -> None:
+    for name in NAMES:
+        (tmp_path / name).mkdir()
+        with Image.open(things / name / "0.png") as image:
+            image.resize((900, 900)).save(tmp_path / name / "0.png")
+    assert set(scores(task(f"shifted:{tmp_path}").measure(Counting())).values()) == {1.0}
+
+
 def test_rivals_in_the_picture_do_not_count(things: Path) -> None:
     """Of several things of one size the encoder names another half of the time: that is no error."""
     found = scores(task(f"shifted:{things}").measure(Counting()))

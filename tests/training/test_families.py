@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.config import SplitConfig
+from training.config import SplitBy, SplitConfig, divided_by, load_config
 from training.data.families import families, has_kin, split_by_family
 from training.data.rows import Row, SplitRule
 
+RECIPE = Path(__file__).parents[2] / "training" / "configs" / "fashion.toml"
 RULE = SplitRule(modulo=5, validation=(2,), test=(1,))
 TITLES = st.lists(st.sampled_from(["Red", "blue", "Nike", "Puma", "cap", "shirt", "Men"]), min_size=1, max_size=5)
 ROWS = st.lists(st.tuples(st.integers(0, 60), TITLES.map(" ".join)), min_size=1, max_size=25, unique_by=lambda r: r[0])
@@ -81,6 +84,21 @@ def test_a_family_of_repeated_titles_beyond_a_hundred_is_for_training() -> None:
     splits = split_by_family(rows_of(same), SplitRule(modulo=10, validation=(2,), test=tuple(range(3, 10))))
     assert set(splits) == {"train"}
     assert set(split_by_family(rows_of(same[:90]), SplitRule(modulo=2, validation=(), test=(0, 1)))) == {"test"}
+
+
+@pytest.mark.parametrize(
+    ("trained", "judged"), [("number", "family"), ("name", "family"), ("number", "name"), ("family", "name")]
+)
+def test_a_model_is_not_judged_by_a_split_whose_held_out_rows_it_has_seen(trained: str, judged: SplitBy) -> None:
+    config = load_config(RECIPE, ["data.folder=x", f"data.split.by={trained}"])
+    with pytest.raises(ValueError, match=f"trained on a split by {trained}: a split by {judged} would hold out rows"):
+        divided_by(config, judged)
+
+
+def test_a_model_trained_by_family_is_judged_by_number_too() -> None:
+    config = load_config(RECIPE, ["data.folder=x", "data.split.by=family"])
+    assert divided_by(config, "number") == load_config(RECIPE, ["data.folder=x"])
+    assert divided_by(config, "family") == divided_by(config, None) == config
 
 
 def test_a_recipe_may_ask_for_it() -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
+from tests.training.broken_off import dies_in_the_fifth_step
 from training import method as methods
 from training.checkpoint import load_model
 from training.config import MixedData, TableData, load_config, parse_config
@@ -97,24 +98,7 @@ def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_resumed_run_is_bit_equal(recipe: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, override = run_folder(tmp_path, "broken")
-    create = methods.create
-
-    def dies_in_the_fifth_step(name: str, options: dict) -> methods.Method:
-        method = create(name, options)
-        step, calls = method.step, iter(range(100))
-
-        def stop(batch: dict, progress: float) -> dict:
-            if next(calls) == 4:
-                raise KeyboardInterrupt
-            return step(batch, progress)
-
-        monkeypatch.setattr(method, "step", stop)
-        return method
-
-    with monkeypatch.context() as patch:
-        patch.setattr(methods, "create", dies_in_the_fifth_step)
-        with pytest.raises(KeyboardInterrupt):
-            train(recipe, [override])
+    dies_in_the_fifth_step(recipe, override, monkeypatch)
     assert json.loads((folder / "checkpoint.json").read_text())["step"] == 3
     assert not same_tensors(folder / "state.safetensors", whole / "state.safetensors")
     torch.manual_seed(99)  # what happened before a resume must not matter

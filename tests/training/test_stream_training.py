@@ -23,7 +23,7 @@ from evaluation.scenes.config import SceneConfig
 from evaluation.scenes.export_webdataset import write_webdataset
 from evaluation.scenes.mixing import draw_records
 from tests.tars import tar_bytes
-from training import method as methods
+from tests.training.broken_off import dies_in_the_fifth_step
 from training.config import load_config, parse_config
 from training.loop import train
 from training.report import report_split
@@ -114,25 +114,8 @@ def test_the_command_trains_judges_and_logs(whole: Path) -> None:
 
 
 def test_a_resumed_run_is_bit_equal(recipe: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    create = methods.create
-
-    def dies_in_the_fifth_step(name: str, options: dict) -> methods.Method:
-        method = create(name, options)
-        step, calls = method.step, iter(range(100))
-
-        def stop(batch: dict, progress: float) -> dict:
-            if next(calls) == 4:
-                raise KeyboardInterrupt
-            return step(batch, progress)
-
-        monkeypatch.setattr(method, "step", stop)
-        return method
-
     folder = tmp_path / "broken"
-    with monkeypatch.context() as patch:
-        patch.setattr(methods, "create", dies_in_the_fifth_step)
-        with pytest.raises(KeyboardInterrupt):
-            train(recipe, [run_in(folder)])
+    dies_in_the_fifth_step(recipe, run_in(folder), monkeypatch)
     assert json.loads((folder / "checkpoint.json").read_text())["step"] == 3
     torch.manual_seed(99)
     train(recipe, [run_in(folder)], resume=True)

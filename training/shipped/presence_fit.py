@@ -359,7 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="folder of one artifact, with its manifest.json")
     parser.add_argument("--products", type=Path, help="folder with captions.csv and images/")
     parser.add_argument("--coco", type=Path, help="folder with annotations/, train2017/ and val2017/")
-    parser.add_argument("--by", choices=get_args(SplitBy), default="number", help="what divides products (number)")
+    parser.add_argument("--by", choices=get_args(SplitBy), default="number", help="as in its recipe (number)")
     parser.add_argument("--collages", type=int, default=COLLAGES, help="of each layout that are judged")
     parser.add_argument("--short-px", type=int, action="append", help="sizes to judge at; default: the artifact's own")
     parser.add_argument("--aggregation", choices=AGGREGATIONS, action="append", help="compare these only")
