@@ -35,6 +35,9 @@ def test_what_touches_the_frame_is_background_and_a_hole_is_not(background: tupl
     assert alpha[40, 35] == 255
     assert not alpha[:15].any()
     assert not alpha[:, :25].any()
+    outside = is_near(np.asarray(ring(background)), background, by=0)
+    outside[30:50, 40:60] = False  # the hole and around it
+    assert not alpha[outside].any()  # no rim, which would show on another background
     on_blue = np.asarray(composed([(found, Pose(1.0))], plain_background(BLUE, 100)))
     # Nothing but the ring, its hole and the blue, and what is between two of them at an edge.
     rim = is_near(on_blue, background) & ~is_near(on_blue, RED)
