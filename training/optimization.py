@@ -41,7 +41,7 @@ def adamw(groups: Sequence[ParamGroup], optim: OptimConfig) -> tuple[torch.optim
                 }
             )
     filled = [group for group in made if group["params"]]
-    return torch.optim.AdamW(filled, lr=optim.rate, betas=optim.betas, eps=optim.epsilon), names
+    return torch.optim.AdamW(filled, lr=optim.rate, betas=optim.betas, eps=optim.epsilon, fused=True), names
 
 
 class LossWatch:
