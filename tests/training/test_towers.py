@@ -51,6 +51,27 @@ def test_dense_vectors_average_to_the_pooled_embedding(pixels: torch.Tensor) -> 
     assert dense.std(dim=(1, 2)).min() > 1e-4  # positions do differ
 
 
+@pytest.mark.parametrize("side", [32, 48])
+def test_a_vit_says_where_and_takes_pictures_of_any_size(side: int) -> None:
+    torch.manual_seed(0)
+    trunk = timm.create_model("clipworks_vit_t", num_classes=0).eval()
+    grid = side // TOTAL_STRIDE
+    picture = torch.zeros(1, 3, side, side)
+    with torch.no_grad():
+        features = trunk.forward_features(picture)
+    assert features.shape == (1, trunk.num_features, grid, grid)
+    cells = features[0].flatten(1).T
+    # Of a picture that is the same everywhere, cells differ by their place alone: rows, columns, and both.
+    apart = torch.cdist(cells, cells) + torch.eye(grid * grid) * 9
+    assert apart.min() > 1e-2
+    # The cell of a patch answers to its patch: more than any other cell does.
+    spot = picture.clone()
+    spot[..., :TOTAL_STRIDE, -TOTAL_STRIDE:] = 1
+    with torch.no_grad():
+        moved = (trunk.forward_features(spot) - features)[0].norm(dim=0)
+    assert moved.flatten().argmax() == grid - 1
+
+
 def test_pixels_are_normalised_inside(pixels: torch.Tensor) -> None:
     model = small()
     outside = (pixels.permute(0, 3, 1, 2).float() / 255 - model.pixel_input.mean) / model.pixel_input.std

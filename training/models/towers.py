@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from training.config import OpenClipConfig, SmallConfig, TextTowerConfig
 from training.models.positions import resample_grid
-from training.models.trunks import TOTAL_STRIDE  # the import also registers the own trunks with timm
+from training.models.trunks import TOTAL_STRIDE, scale_init  # the import also registers the own trunks with timm
 
 OPENAI_SCALE = math.log(1 / 0.07)
 
@@ -120,7 +120,7 @@ class TextTower(nn.Module):
         if config.pool != "bag":
             self.positional_embedding = nn.Parameter(torch.randn(length, width) * 0.01)
             self.transformer = Transformer(width=width, layers=config.layers, heads=config.heads, batch_first=True)
-            self._scale_init(width, config.layers)
+            scale_init(self.transformer, width)
             self.ln_final = nn.LayerNorm(width)
             self.projection = nn.Linear(width, embed_dim, bias=False)
             mask = torch.full((length, length), float("-inf")).triu_(1)
@@ -158,15 +158,6 @@ class TextTower(nn.Module):
     def checkpoint_gradients(self) -> None:
         if self.pool != "bag":
             self.transformer.grad_checkpointing = True
-
-    def _scale_init(self, width: int, layers: int) -> None:
-        """CLIP's initialisation: residual branches shrink with depth (open_clip's TextTransformer.init_parameters)."""
-        residual_std, attention_std, hidden_std = width**-0.5 * (2 * layers) ** -0.5, width**-0.5, (2 * width) ** -0.5
-        for block in self.transformer.resblocks:
-            nn.init.normal_(block.attn.in_proj_weight, std=attention_std)
-            nn.init.normal_(block.attn.out_proj.weight, std=residual_std)
-            nn.init.normal_(block.mlp.c_fc.weight, std=hidden_std)
-            nn.init.normal_(block.mlp.c_proj.weight, std=residual_std)
 
 
 class MeanHead(nn.Linear):

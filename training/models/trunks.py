@@ -1,16 +1,18 @@
-"""Small convolutional trunks, registered with timm: plain 3x3 convolutions with BatchNorm, which folds away at export.
+"""Small trunks, registered with timm: plain 3x3 convolutions with BatchNorm, which folds away at export, and ViTs.
 
 The total stride is 8, so that a position's vector still says where: 8 x 8 positions for a 64 px picture.
 Residual blocks follow He et al., 2016; on two cores they learn in minutes what a ViT of equal cost does not.
 """
 
 # torch gives every submodule the type Tensor | Module.
-# pyright: reportArgumentType=false
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+from open_clip.transformer import Transformer
 from timm.models import register_model
 from torch import Tensor, nn
 
@@ -95,6 +97,53 @@ class PlainTrunk(nn.Module):
         return self.forward_features(x).mean(dim=(2, 3))
 
 
+class VitTrunk(nn.Module):
+    """Normalised pixels [B, 3, H, W] -> features [B, width, H/8, W/8]: patches of 8 px through a transformer with norms
+    in front of its branches (Dosovitskiy et al., 2021), without a class token: the head pools.
+
+    Positions are sines and cosines of row and column (Beyer et al., 2022, "Better plain ViT baselines for ImageNet"),
+    so it takes pictures of any size.
+    """
+
+    def __init__(self, *, width: int, layers: int, heads: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, kernel_size=TOTAL_STRIDE, stride=TOTAL_STRIDE)
+        self.transformer = Transformer(width=width, layers=layers, heads=heads, batch_first=True)
+        self.norm = nn.LayerNorm(width)
+        self.num_features = width
+        scale_init(self.transformer, width)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self.patches(x)
+        rows, columns = x.shape[2:]
+        tokens = x.flatten(2).permute(0, 2, 1) + sine_positions(rows, columns, x.shape[1]).to(x)
+        tokens = self.norm(self.transformer(tokens))
+        return tokens.permute(0, 2, 1).unflatten(2, (rows, columns))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pooled features [B, num_features]."""
+        return self.forward_features(x).mean(dim=(2, 3))
+
+
+def scale_init(transformer: Transformer, width: int) -> None:
+    """CLIP's initialisation: residual branches shrink with depth (open_clip's TextTransformer.init_parameters)."""
+    blocks = transformer.resblocks
+    residual_std, attention_std, hidden_std = width**-0.5 * (2 * len(blocks)) ** -0.5, width**-0.5, (2 * width) ** -0.5
+    for block in blocks:
+        nn.init.normal_(block.attn.in_proj_weight, std=attention_std)
+        nn.init.normal_(block.attn.out_proj.weight, std=residual_std)
+        nn.init.normal_(block.mlp.c_fc.weight, std=hidden_std)
+        nn.init.normal_(block.mlp.c_proj.weight, std=residual_std)
+
+
+def sine_positions(rows: int, columns: int, width: int) -> Tensor:
+    """[rows * columns, width], width divisible by 4: sines and cosines of the row, then those of the column."""
+    rates = 10_000 ** -(torch.arange(width // 4) / (width // 4))
+    down, across = torch.arange(rows)[:, None] * rates, torch.arange(columns)[:, None] * rates
+    down, across = (torch.cat([angle.sin(), angle.cos()], dim=1) for angle in (down, across))
+    return torch.cat([down.repeat_interleave(columns, dim=0), across.repeat(rows, 1)], dim=1)
+
+
 # timm's registry calls entry points with its own keywords, which own weights have no use for.
 @register_model
 def clipworks_conv_t(pretrained: bool = False, **_timm_options: object) -> ConvTrunk:
@@ -118,3 +167,15 @@ def clipworks_conv_m(pretrained: bool = False, **_timm_options: object) -> ConvT
 def clipworks_plain_s(pretrained: bool = False, **_timm_options: object) -> PlainTrunk:
     """1.2 M parameters."""
     return PlainTrunk(widths=(32, 32, 64, 64, 128, 128, 256, 256))
+
+
+@register_model
+def clipworks_vit_t(pretrained: bool = False, **_timm_options: object) -> VitTrunk:
+    """1.2 M parameters: width 128, 6 layers of 4 heads."""
+    return VitTrunk(width=128, layers=6, heads=4)
+
+
+@register_model
+def clipworks_vit_s(pretrained: bool = False, **_timm_options: object) -> VitTrunk:
+    """4.8 M parameters: width 256, 6 layers of 4 heads."""
+    return VitTrunk(width=256, layers=6, heads=4)
