@@ -33,7 +33,7 @@ from training.checkpoint import (
     save_checkpoint,
 )
 from training.config import StoredModel, TrainConfig, load_config
-from training.data.batches import TextIds
+from training.data.batches import BatchPlan, TextIds
 from training.data.source import open_source
 from training.data.vocabulary import tokenizer_of
 from training.features import FeatureBatches, cached_features
@@ -198,12 +198,14 @@ def run(
     elif batches is None:
         batches = source.batches(
             TextIds(text_spec, tokenizer_bytes),
-            batch_size=optim.batch_size,
-            negatives=needs.negatives,
-            truth="excused" in needs.fields,
-            neighbours=method.neighbours,
-            captions=needs.captions,
-            codes="meaning_code" in needs.fields,
+            BatchPlan(
+                batch_size=optim.batch_size,
+                negatives=needs.negatives,
+                truth="excused" in needs.fields,
+                codes="meaning_code" in needs.fields,
+                captions=needs.captions,
+                neighbours=method.neighbours,
+            ),
         )
     fetch = Fetching(batches, needs.of, batch_size=optim.batch_size, device=device)
 

@@ -18,7 +18,7 @@ EPOCH_STEPS, MIDDLE = 6, 2
 def fetching(recipe: Path, overrides: list[str]) -> Fetching:
     """This process's batches, as the loop gets them."""
     from training.config import load_config
-    from training.data.batches import TextIds
+    from training.data.batches import BatchPlan, TextIds
     from training.data.source import open_source
     from training.data.vocabulary import tokenizer_of
     from training.fetching import Fetching
@@ -30,10 +30,7 @@ def fetching(recipe: Path, overrides: list[str]) -> Fetching:
     )
     batches = source.batches(
         TextIds(*tokenizer_of(config.model)),
-        batch_size=config.optim.batch_size,
-        negatives=False,
-        truth=False,
-        neighbours=None,
+        BatchPlan(batch_size=config.optim.batch_size),
     )
     return Fetching(batches, lambda batch: batch, batch_size=config.optim.batch_size, device="cpu")
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from training import method as methods
 from training.accumulation import add_gradients, check_accumulation, split, total
+from training.data.batches import BatchPlan
 from training.method import ContrastiveMethod, StepMethod
 
 pytestmark = pytest.mark.torch
@@ -42,10 +43,7 @@ def started(name: str, options: dict[str, Any], context: methods.Context) -> Con
 def batch_of(context: methods.Context, method: methods.Method) -> dict[str, Tensor]:
     batches = context.source.batches(
         lambda texts: context.tokenizer.pad([context.tokenizer.encode(text) for text in texts]),
-        batch_size=8,
-        negatives=method.needs.negatives,
-        truth=False,
-        neighbours=None,
+        BatchPlan(batch_size=8, negatives=method.needs.negatives),
     )
     return method.needs.of(batches(0))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from model_store.manifest import ImageSpec
 from model_store.modality.text import Tokenizer
 from training.data.augment import CaptionAugment, ImageAugment
-from training.data.batches import Batches
+from training.data.batches import Batches, BatchPlan, TableRows
 from training.data.reader import data_digest, load_pixels, read_table
 from training.data.rows import Row, SplitRule, caption_ids, group_of
 from training.data.vocabulary import clip_merges, clip_text_spec
@@ -172,15 +173,14 @@ def make_batches(seed: int = 0) -> Batches:
     spec = clip_text_spec(100, context_length=12)
     tokenizer = Tokenizer(spec, clip_merges(100))
     rows = [Row(image=f"{i}.png", caption=f"thing {i % 7}", group=i) for i in range(10)]
-    return Batches(
+    table = TableRows(
         rows=rows,
         pixels=np.random.default_rng(0).integers(0, 256, (10, 16, 16, 3), dtype=np.uint8),
         image_augment=ImageAugment(size_px=12),
         caption_augment=CaptionAugment(),
-        tokenize=tokenizer,
-        batch_size=4,
         seed=seed,
     )
+    return Batches(table, tokenizer, BatchPlan(batch_size=4))
 
 
 def test_a_batch_depends_on_seed_and_step_only() -> None:
@@ -201,15 +201,7 @@ def test_an_epoch_shows_each_row_at_most_once() -> None:
 def test_too_few_rows_for_a_batch_are_refused() -> None:
     batches = make_batches()
     with pytest.raises(ValueError, match="do not fill one batch"):
-        Batches(
-            rows=batches.rows[:3],
-            pixels=batches.pixels,
-            image_augment=batches.image_augment,
-            caption_augment=batches.caption_augment,
-            tokenize=batches.tokenize,
-            batch_size=4,
-            seed=0,
-        )
+        Batches(replace(batches.table, rows=batches.table.rows[:3]), batches.tokenize, batches.plan)
 
 
 def test_a_merges_prefix_is_a_tokenizer() -> None:

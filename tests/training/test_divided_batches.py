@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.data.augment import CaptionAugment, ImageAugment
-from training.data.batches import Batches, SceneBatches
+from training.data.batches import Batches, BatchPlan, SceneBatches, SecondLook, TableRows
 from training.data.protocol import DividedBatches
 from training.data.rows import Row
 from training.data.several import SeveralBatches
@@ -33,17 +34,10 @@ def lengths(texts: Sequence[str]) -> np.ndarray:
 
 
 def batches_of(augment: ImageAugment, *, neighbours: bool = False) -> Batches:
-    return Batches(
-        rows=ROWS,
-        pixels=PIXELS,
-        image_augment=augment,
-        caption_augment=CaptionAugment(templates=("see {}",), tail=0.2),
-        tokenize=lengths,
-        batch_size=12,
-        seed=5,
-        negatives=True,
-        neighbours=np.roll(np.arange(24), 1)[:, None] if neighbours else None,
-    )
+    said = CaptionAugment(templates=("see {}",), tail=0.2)
+    table = TableRows(rows=ROWS, pixels=PIXELS, image_augment=augment, caption_augment=said, seed=5)
+    near = np.roll(np.arange(24), 1)[:, None] if neighbours else None
+    return Batches(table, lengths, BatchPlan(batch_size=12, negatives=True, neighbours=near))
 
 
 def together(batches: DividedBatches, step: int, processes: int) -> dict[str, torch.Tensor]:
@@ -94,7 +88,7 @@ def test_parts_of_several_kinds_are_the_batch() -> None:
         has_negative=np.empty(0, dtype=np.bool_),
     )
     table = batches_of(ImageAugment(size_px=16))
-    several = SeveralBatches([table, FeatureBatches(features=features, batch_size=12, seed=1)], [2, 1])
+    several = SeveralBatches([table, FeatureBatches(features=features, batch_size=12, seed=1)], [2, 1], [0, 24])
     for step in range(6):
         check(several, step, 3)
 
@@ -103,6 +97,40 @@ def test_parts_of_scenes_are_the_batch(make_scenes: Callable[[], SceneBatches]) 
     batches = make_scenes()
     for step in range(3):
         check(batches, step, 4)
+
+
+@pytest.mark.parametrize("augment", [ImageAugment(size_px=8), ImageAugment(size_px=20, scale=(1.0, 1.0), flip=0.5)])
+def test_a_second_look_shows_the_same_crop_to_another_model(augment: ImageAugment) -> None:
+    smooth = np.tile(np.linspace(0, 255, 20, dtype=np.uint8)[None, :, None], (24, 20, 1, 3))
+    smooth[..., 1] = smooth[..., 1].transpose(0, 2, 1)
+    plain = batches_of(augment)
+    plan = replace(plain.plan, second=SecondLook(size_px=12, tokenize=lambda texts: lengths(texts) + 1))
+    batches = Batches(replace(plain.table, pixels=smooth), lengths, plan)
+    batch = batches(3)
+    assert batch["second_image"].shape == (12, 12, 12, 3)
+    assert torch.equal(batch["second_text"], batch["text"] + 1)
+    # Nothing else is drawn because of it.
+    assert torch.equal(plain(3)["text"], batch["text"])
+    corner, other = (batch[name].float()[:, [0, 0, -1, -1], [0, -1, 0, -1]] for name in ("image", "second_image"))
+    assert (corner - other).abs().max() < 16, "another crop, or mirrored"
+    check(batches, 3, 4)
+
+
+def test_fixed_looks_come_again_and_are_what_the_source_says() -> None:
+    plain = batches_of(ImageAugment(size_px=8))
+    batches = Batches(plain.table, lengths, replace(plain.plan, looks=2))
+    seen: dict[tuple[int, int], tuple[bytes, tuple[int, ...]]] = {}
+    for step in range(40):
+        batch = batches(step)
+        for row, look, image, text in zip(batch["row"], batch["look"], batch["image"], batch["text"], strict=True):
+            shown = (image.numpy().tobytes(), tuple(text.tolist()))
+            assert seen.setdefault((int(row), int(look)), shown) == shown
+    assert len(seen) == 48
+    assert len({shown for shown, _ in seen.values()}) > 40, "the looks of a row are alike"
+    for (row, look), (image, _) in seen.items():
+        view, _ = batches.table.look(row, look)
+        assert batches.table.shown(np.array([row]), [view], size_px=8).tobytes() == image
+    check(batches, 3, 4)
 
 
 @pytest.fixture
@@ -115,9 +143,7 @@ def make_scenes() -> Callable[[], SceneBatches]:
 
     def call() -> SceneBatches:
         rows = draw_scenes(data, seed=2)
-        return SceneBatches(
-            rows=rows, tokenize=lengths, batch_size=8, negatives=True, truth=True, codes=True, captions=2
-        )
+        return SceneBatches(rows, lengths, BatchPlan(batch_size=8, negatives=True, truth=True, codes=True, captions=2))
 
     return call
 

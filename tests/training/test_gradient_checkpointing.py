@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from training import method as methods
+from training.data.batches import BatchPlan
 from training.methods.base import BaseMethod
 
 pytestmark = pytest.mark.torch
@@ -31,10 +32,7 @@ def gradients(method: BaseMethod, context: methods.Context, block: nn.Module) ->
     """Of one batch, and how often `block` was run."""
     batches = context.source.batches(
         lambda texts: context.tokenizer.pad([context.tokenizer.encode(text) for text in texts]),
-        batch_size=8,
-        negatives=False,
-        truth=False,
-        neighbours=None,
+        BatchPlan(batch_size=8),
     )
     runs: list[int] = []
     counting = block.register_forward_pre_hook(lambda *given: runs.append(1))

@@ -19,6 +19,7 @@ from evaluation.scenes.mixing import Topic, draw_with_negative
 from evaluation.scenes.sampling import sample
 from training import method as methods
 from training.checkpoint import load_model
+from training.data.batches import BatchPlan
 from training.loop import train
 from training.losses import info_nce, negclip_loss
 from training.opening import open_checkpoint
@@ -70,10 +71,7 @@ def test_the_twin_is_one_more_column_of_its_own_picture(make_context: Callable[.
     context = make_context(base=square_base)
     batch = context.source.batches(
         lambda texts: context.tokenizer.pad([context.tokenizer.encode(text) for text in texts]),
-        batch_size=8,
-        negatives=True,
-        truth=False,
-        neighbours=None,
+        BatchPlan(batch_size=8, negatives=True),
     )(0)
     losses = {}
     for option in (True, False):
@@ -101,10 +99,7 @@ def test_cached_pictures_give_the_loss_of_the_pictures(make_context: Callable[..
     context = make_context("augment.crop_scale=[1.0, 1.0]", "augment.crop_aspect=1", "augment.flip=0", base=square_base)
     batch = context.source.batches(
         lambda texts: context.tokenizer.pad([context.tokenizer.encode(text) for text in texts]),
-        batch_size=8,
-        negatives=True,
-        truth=False,
-        neighbours=None,
+        BatchPlan(batch_size=8, negatives=True),
     )(1)
     losses: dict[bool, torch.Tensor] = {}
     for cached in (True, False):

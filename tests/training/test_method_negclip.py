@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from training import method as methods
 from training.checkpoint import load_model
-from training.data.batches import shared_ids
+from training.data.batches import BatchPlan, shared_ids
 from training.data.rows import Drawn
 from training.loop import train
 from training.losses import focal_negative_loss, info_nce, negclip_loss, positive_pairs, usable_negatives
@@ -141,10 +141,7 @@ def test_the_fields_of_a_table(make_context: Callable[..., Any], square_base: Pa
     context = make_context()
     batches = context.source.batches(
         lambda texts: context.tokenizer.pad([context.tokenizer.encode(text) for text in texts]),
-        batch_size=24,
-        negatives=True,
-        truth=False,
-        neighbours=None,
+        BatchPlan(batch_size=24, negatives=True),
     )
     batch = batches(0)
     texts = {tuple(ids.tolist()): int(i) for ids, i in zip(batch["text"], batch["caption_id"], strict=True)}

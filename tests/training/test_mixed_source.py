@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from training.checkpoint import read_checkpoint
 from training.config import MixedData, load_config, with_data_folder
+from training.data.batches import BatchPlan
 from training.data.source import open_source
 from training.loop import train
 from training.models.building import image_spec
@@ -48,7 +49,7 @@ def batches(recipe: Path, *, negatives: bool = True, truth: bool = True) -> Call
     config = load_config(recipe)
     spec = image_spec(config.model)
     source = open_source(config, cache_spec=spec, image_spec=spec)
-    return source.batches(tokenize, batch_size=8, negatives=negatives, truth=truth, neighbours=None)
+    return source.batches(tokenize, BatchPlan(batch_size=8, negatives=negatives, truth=truth))
 
 
 def said(batch: dict[str, torch.Tensor]) -> list[str]:
@@ -114,4 +115,4 @@ def test_what_only_scenes_have_is_refused(recipe: Path) -> None:
     spec = image_spec(config.model)
     source = open_source(config, cache_spec=spec, image_spec=spec)
     with pytest.raises(ValueError, match="neither neighbours nor several captions"):
-        source.batches(tokenize, batch_size=8, negatives=False, truth=False, neighbours=None, captions=2)
+        source.batches(tokenize, BatchPlan(batch_size=8, captions=2))

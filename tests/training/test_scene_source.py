@@ -15,6 +15,7 @@ from evaluation.scenes.meaning import is_false, is_true, judge
 from evaluation.scenes.mixing import draw_with_negative
 from evaluation.scenes.palette import COLOURS, SHAPES
 from training.config import SceneData, ScenePart
+from training.data.batches import BatchPlan
 from training.data.protocol import StepBatches
 from training.data.scenes import SceneRows, draw_scenes, scene_splits
 from training.data.source import SceneSource
@@ -65,7 +66,8 @@ def batches(
 ) -> StepBatches:
     source = SceneSource(rows, data=DATA)
     return source.batches(
-        tokenize, batch_size=24, negatives=negatives, truth=truth, neighbours=neighbours, captions=captions
+        tokenize,
+        BatchPlan(batch_size=24, negatives=negatives, truth=truth, neighbours=neighbours, captions=captions),
     )
 
 

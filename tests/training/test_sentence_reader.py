@@ -13,6 +13,7 @@ import torch
 from evaluation.scenes.meaning import And, Enumeration, Not, Place, What, is_true
 from training import method as methods
 from training.config import SceneData, ScenePart
+from training.data.batches import BatchPlan
 from training.data.meaning_code import MeaningCode, affirmed_and_denied
 from training.data.scenes import SceneRows, draw_scenes
 from training.data.source import SceneSource
@@ -129,11 +130,7 @@ def test_batches_carry_codes_of_captions_and_twins(rows: SceneRows) -> None:
     source = SceneSource(rows, data=DATA)
     batch = source.batches(
         lambda texts: np.zeros((len(texts), 4), dtype=np.int64),
-        batch_size=16,
-        negatives=True,
-        truth=False,
-        neighbours=None,
-        codes=True,
+        BatchPlan(batch_size=16, negatives=True, codes=True),
     )(0)
     picks = rows.pick(0, 16)
     assert torch.equal(batch["row"], torch.from_numpy(picks))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from training.checkpoint import read_checkpoint
 from training.config import SeveralData, load_config
+from training.data.batches import BatchPlan
 from training.data.several import SeveralBatches
 from training.data.source import open_source
 from training.loop import train
@@ -62,13 +63,12 @@ def recipe(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def several() -> SeveralBatches:
-    return SeveralBatches([lambda step, at=at: {"at": torch.tensor([at, step])} for at in range(3)], (2, 1, 5))
+    parts = [lambda step, at=at: {"at": torch.tensor([at, step]), "row": torch.tensor([0, 1])} for at in range(3)]
+    return SeveralBatches(parts, (2, 1, 5), (0, 2, 4))
 
 
 def test_turns_follow_the_shares() -> None:
-    batches = SeveralBatches(
-        [lambda step, part=part: {"at": torch.tensor([part, step])} for part in range(3)], (2, 1, 5)
-    )
+    batches = several()
     turns = [tuple(batches(step)["at"].tolist()) for step in range(80)]
     assert Counter(part for part, _ in turns) == {0: 20, 1: 10, 2: 50}
     for part, share in enumerate((2 / 8, 1 / 8, 5 / 8)):
@@ -76,6 +76,8 @@ def test_turns_follow_the_shares() -> None:
         assert own == list(range(len(own)))  # no step of a part is left out
         had = np.cumsum([at == part for at, _ in turns])
         assert np.abs(had - share * np.arange(1, 81)).max() < 1.5
+    # Rows are numbered over all parts.
+    assert all(batches(at)["row"].tolist() == [2 * turns[at][0], 2 * turns[at][0] + 1] for at in range(8))
     again = several()
     assert [tuple(again(step)["at"].tolist()) for step in (79, 3, 40)] == [turns[79], turns[3], turns[40]]
 
@@ -92,10 +94,10 @@ def test_a_row_is_drawn_by_its_parts_share(recipe: Path) -> None:
     assert [row for row, _ in drawn] == list(range(sum(sizes)))
     assert "shirt" in drawn[119][1].text
     assert "shirt" not in drawn[120][1].text
-    batch = source.batches(tokenize, batch_size=8, negatives=False, truth=False, neighbours=None)(0)
+    batch = source.batches(tokenize, BatchPlan(batch_size=8))(0)
     assert batch["image"].shape == (8, 48, 48, 3)
     with pytest.raises(ValueError, match="no negatives"):
-        source.batches(tokenize, batch_size=8, negatives=True, truth=False, neighbours=None)
+        source.batches(tokenize, BatchPlan(batch_size=8, negatives=True))
 
 
 def test_a_run_is_judged_on_all(recipe: Path, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ class ImageAugment:
         """uint8 [S, S, 3] -> uint8 [size_px, size_px, 3]."""
         if view.shift is not None:
             pixels = _shifted(pixels, view.shift, self.fill)
-        if view.box is not None:
+        if view.box is not None or pixels.shape[0] != self.size_px:
             image, side = Image.fromarray(pixels), pixels.shape[0] + 2 * view.margin_px
             if view.margin_px:
                 canvas = Image.new("RGB", (side, side), (self.fill, self.fill, self.fill))

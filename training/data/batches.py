@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from model_store.manifest import TextSpec
 from model_store.modality.text import Tokenizer
-from training.data.augment import CaptionAugment, ImageAugment
+from training.data.augment import CaptionAugment, ImageAugment, View
 from training.data.rows import Drawn, Row, caption_ids
 from training.data.scenes import SceneRows
 from training.distributed import own_rows
@@ -19,7 +19,37 @@ from training.distributed import own_rows
 Tokenize = Callable[[Sequence[str]], NDArray[np.int64]]
 Neighbours = NDArray[np.int64]
 Ids = tuple[NDArray[np.int64], NDArray[np.int64]]
-_BATCH_STREAM, _EPOCH_STREAM, _NEIGHBOUR_STREAM = 0, 1, 4
+_BATCH_STREAM, _EPOCH_STREAM, _NEIGHBOUR_STREAM, _LOOK_STREAM = 0, 1, 4, 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondLook:
+    """How another model, such as a teacher, takes what a batch holds: the side of its pictures, and its tokens."""
+
+    size_px: int
+    tokenize: Tokenize
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPlan:
+    """What a run wants in its batches, beside pictures and captions.
+
+    negatives: also the rows' false captions, see `text_fields`. truth: with the field `excused`; codes: with
+    `meaning_code`; both only where data have an oracle. captions: so many rows of a batch are about one picture.
+    neighbours: int64 [N, K]; the second half of a batch are then neighbours of the first, one each.
+    looks: a row is shown and said in so many ways that are drawn once for all, and the field look int64 [B] says which
+    a batch has of each; 0: every step draws anew. second: also second_image uint8 [B, size_px, size_px, 3] and
+    second_text int64 [B, L'], the same crops and captions for another model.
+    """
+
+    batch_size: int
+    negatives: bool = False
+    truth: bool = False
+    codes: bool = False
+    captions: int = 1
+    neighbours: Neighbours | None = None
+    looks: int = 0
+    second: SecondLook | None = None
 
 
 class TextIds:
@@ -37,35 +67,54 @@ class TextIds:
         return self._tokenizer.pad([self._tokenizer.encode(text) for text in texts])
 
 
-@dataclass(frozen=True)
-class Batches:
-    """Shuffled, augmented batches of captioned images; the last incomplete batch of an epoch is dropped.
-
-    `pixels` uint8 [N, S, S, 3] belong to `rows`. Batch fields: image uint8 [B, size, size, 3], row int64 [B],
-    text int64 [B, L], caption_id int64 [B] (equal for equal case-folded captions, before augmentation).
-    negatives: also the rows' false captions, see `text_fields`.
-    neighbours: int64 [N, K]; the second half of a batch are then neighbours of the first, one each.
-    """
+@dataclass(frozen=True, kw_only=True)
+class TableRows:
+    """Rows of a table with their pictures uint8 [N, S, S, 3], and how both are augmented."""
 
     rows: Sequence[Row]
     pixels: NDArray[np.uint8]
     image_augment: ImageAugment
     caption_augment: CaptionAugment
-    tokenize: Tokenize
-    batch_size: int
     seed: int
-    negatives: bool = False
-    neighbours: Neighbours | None = None
+
+    def look(self, row: int, look: int) -> tuple[View, str]:
+        """How a row is shown and said in one of its fixed looks; it depends on the seed and these numbers only."""
+        rng = np.random.default_rng((self.seed, _LOOK_STREAM, row, look))
+        return self.view(rng), self.text(row, rng)
+
+    def view(self, rng: np.random.Generator) -> View:
+        return self.image_augment.draw(self.pixels.shape[1], rng)
+
+    def text(self, row: int, rng: np.random.Generator) -> str:
+        return self.caption_augment(self.rows[row].caption, rng)
+
+    def shown(self, picks: NDArray[np.int64], views: Sequence[View], *, size_px: int) -> NDArray[np.uint8]:
+        """uint8 [n, size_px, size_px, 3]: each row's picture as its view shows it."""
+        augment = replace(self.image_augment, size_px=size_px)
+        return np.stack([augment.seen(self.pixels[i], view) for i, view in zip(picks, views, strict=True)])
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Shuffled, augmented batches of captioned images; the last incomplete batch of an epoch is dropped.
+
+    Batch fields: image uint8 [B, size, size, 3], row int64 [B], text int64 [B, L], caption_id int64 [B] (equal for
+    equal case-folded captions, before augmentation), and what `plan` asks for; captions and truth are not for tables.
+    """
+
+    table: TableRows
+    tokenize: Tokenize
+    plan: BatchPlan
 
     def __post_init__(self) -> None:
-        if len(self.rows) < self.batch_size:
-            raise ValueError(f"{len(self.rows)} training rows do not fill one batch of {self.batch_size}")
-        ids = shared_ids([Drawn(row.caption, row.negative) for row in self.rows])
-        object.__setattr__(self, "_ids", ids)
+        rows = self.table.rows
+        if len(rows) < self.plan.batch_size:
+            raise ValueError(f"{len(rows)} training rows do not fill one batch of {self.plan.batch_size}")
+        object.__setattr__(self, "_ids", shared_ids([Drawn(row.caption, row.negative) for row in rows]))
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(self.rows) // self.batch_size
+        return len(self.table.rows) // self.plan.batch_size
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
         """The batch of 0-based `step`."""
@@ -73,22 +122,32 @@ class Batches:
 
     def part(self, step: int, *, process: int, processes: int) -> dict[str, torch.Tensor]:
         """One process's rows of it. What is drawn is drawn for all, so that it does not depend on their number."""
+        table, plan, size = self.table, self.plan, self.plan.batch_size
         epoch, position = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng((self.seed, _EPOCH_STREAM, epoch)).permutation(len(self.rows))
-        picks = order[position * self.batch_size : (position + 1) * self.batch_size]
-        picks = with_neighbours(picks, self.neighbours, seed=self.seed, step=step)
-        rng = np.random.default_rng((self.seed, _BATCH_STREAM, step))
-        views = [self.image_augment.draw(self.pixels.shape[1], rng) for _ in picks]
-        texts = [self.caption_augment(self.rows[i].caption, rng) for i in picks]
-        own = own_rows(len(picks), process=process, processes=processes)
+        order = np.random.default_rng((table.seed, _EPOCH_STREAM, epoch)).permutation(len(table.rows))
+        picks = order[position * size : (position + 1) * size]
+        picks = with_neighbours(picks, plan.neighbours, seed=table.seed, step=step)
+        rng = np.random.default_rng((table.seed, _BATCH_STREAM, step))
+        own, found = own_rows(len(picks), process=process, processes=processes), dict[str, torch.Tensor]()
+        if plan.looks:
+            looks = rng.integers(plan.looks, size=len(picks))[own]
+            seen = [table.look(row, look) for row, look in zip(picks[own].tolist(), looks.tolist(), strict=True)]
+            views, texts = [view for view, _ in seen], [text for _, text in seen]
+            found["look"] = torch.from_numpy(looks)
+        else:
+            views = [table.view(rng) for _ in picks][own]
+            texts = [table.text(row, rng) for row in picks.tolist()][own]
         picks = picks[own]
-        images = [self.image_augment.seen(self.pixels[i], view) for i, view in zip(picks, views[own], strict=True)]
-        drawn = [Drawn(text, self.rows[i].negative) for i, text in zip(picks, texts[own], strict=True)]
+        if plan.second is not None:
+            found["second_image"] = torch.from_numpy(table.shown(picks, views, size_px=plan.second.size_px))
+            found["second_text"] = torch.from_numpy(plan.second.tokenize(texts))
+        drawn = [Drawn(text, table.rows[i].negative) for i, text in zip(picks, texts, strict=True)]
         ids: Ids = object.__getattribute__(self, "_ids")
         return {
-            "image": torch.from_numpy(np.stack(images)),
+            "image": torch.from_numpy(table.shown(picks, views, size_px=table.image_augment.size_px)),
             "row": torch.from_numpy(picks),
-            **text_fields(drawn, self.tokenize, ids=(ids[0][picks], ids[1][picks]), negatives=self.negatives),
+            **found,
+            **text_fields(drawn, self.tokenize, ids=(ids[0][picks], ids[1][picks]), negatives=plan.negatives),
         }
 
 
@@ -96,19 +155,15 @@ class Batches:
 class SceneBatches:
     """Batches of drawn scenes with captions drawn for this batch; fields as those of `Batches`.
 
-    truth: also excused bool [B, B], with negatives [B, 2B]: which texts are not plainly false of which pictures.
-    codes: also meaning_code float32 [B, C], with negatives negative_code [B, C]; zero where the code cannot say it.
-    captions: the batch has B / captions pictures, each so many times, with another draw of its captions.
+    With `plan.truth` also excused bool [B, B], with negatives [B, 2B]: which texts are not plainly false of which
+    pictures; with codes meaning_code float32 [B, C], with negatives negative_code [B, C]; zero where the code cannot
+    say it. With several captions the batch has B / captions pictures, each so many times, with another draw of them.
+    A look is another caption: the picture is always the same.
     """
 
     rows: SceneRows
     tokenize: Tokenize
-    batch_size: int
-    negatives: bool = False
-    neighbours: Neighbours | None = None
-    truth: bool = False
-    codes: bool = False
-    captions: int = 1
+    plan: BatchPlan
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
         """The batch of 0-based `step`."""
@@ -116,27 +171,37 @@ class SceneBatches:
 
     def part(self, step: int, *, process: int, processes: int) -> dict[str, torch.Tensor]:
         """One process's rows of it; captions are drawn for all, which have to be told apart."""
-        picks = self.rows.pick(step, self.batch_size // self.captions)
-        picks = with_neighbours(picks, self.neighbours, seed=self.rows.seed, step=step).repeat(self.captions)
-        draws = [step * self.captions + at % self.captions for at in range(len(picks))]
+        plan = self.plan
+        picks = self.rows.pick(step, plan.batch_size // plan.captions)
+        picks = with_neighbours(picks, plan.neighbours, seed=self.rows.seed, step=step).repeat(plan.captions)
+        draws = np.array([step * plan.captions + at % plan.captions for at in range(len(picks))])
+        if plan.looks:
+            draws = np.random.default_rng((self.rows.seed, _LOOK_STREAM, step)).integers(plan.looks, size=len(picks))
         drawn = [
-            self.rows.draw(int(row), draw, negative=self.negatives) for row, draw in zip(picks, draws, strict=True)
+            self.rows.draw(row, draw, negative=plan.negatives)
+            for row, draw in zip(picks.tolist(), draws.tolist(), strict=True)
         ]
         own = own_rows(len(picks), process=process, processes=processes)
-        excused = self.rows.excused(picks[own], drawn, negatives=self.negatives) if self.truth else None
+        excused = self.rows.excused(picks[own], drawn, negatives=plan.negatives) if plan.truth else None
         caption_id, negative_id = shared_ids(drawn)
-        picks, drawn = picks[own], drawn[own]
+        picks, drawn, found = picks[own], drawn[own], dict[str, torch.Tensor]()
+        if plan.looks:
+            found["look"] = torch.from_numpy(draws[own])
+        if plan.second is not None:
+            found["second_image"] = torch.from_numpy(self.rows.shown(picks, size_px=plan.second.size_px))
+            found["second_text"] = torch.from_numpy(plan.second.tokenize([one.text for one in drawn]))
         return {
             "image": torch.from_numpy(self.rows.pixels[picks]),
             "row": torch.from_numpy(picks),
+            **found,
             **({"excused": torch.from_numpy(excused)} if excused is not None else {}),
-            **(self._codes(drawn) if self.codes else {}),
-            **text_fields(drawn, self.tokenize, ids=(caption_id[own], negative_id[own]), negatives=self.negatives),
+            **(self._codes(drawn) if plan.codes else {}),
+            **text_fields(drawn, self.tokenize, ids=(caption_id[own], negative_id[own]), negatives=plan.negatives),
         }
 
     def _codes(self, drawn: Sequence[Drawn]) -> dict[str, torch.Tensor]:
         said = {"meaning_code": [one.meaning for one in drawn]}
-        if self.negatives:
+        if self.plan.negatives:
             said["negative_code"] = [one.negative_meaning or one.meaning for one in drawn]
         return {name: torch.from_numpy(self.rows.code.of(meanings)[0]) for name, meanings in said.items()}
 

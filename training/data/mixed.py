@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.data.batches import Neighbours, Tokenize
+from training.data.batches import BatchPlan, Tokenize
 from training.data.meaning_code import MeaningCode
 from training.data.protocol import Source, StepBatches
 from training.data.rows import Drawn, LabelledRow, Split
@@ -78,28 +78,18 @@ class MixedSource:
     def captions(self, count: int, *, negatives: bool) -> list[tuple[int, Drawn]]:
         return self.table.captions(count, negatives=negatives)
 
-    def batches(
-        self,
-        tokenize: Tokenize,
-        *,
-        batch_size: int,
-        negatives: bool,
-        truth: bool,
-        neighbours: Neighbours | None,
-        captions: int = 1,
-        codes: bool = False,
-    ) -> StepBatches:
-        if codes:
+    def batches(self, tokenize: Tokenize, plan: BatchPlan) -> StepBatches:
+        if plan.codes:
             self.meaning_code()
-        if neighbours is not None or captions != 1:
+        if plan.neighbours is not None or plan.captions != 1:
             raise ValueError("a table mixed with scenes has neither neighbours nor several captions a picture")
-        table = self.table.batches(
-            tokenize, batch_size=batch_size, negatives=False, truth=False, neighbours=None, captions=1
-        )
-        scenes = self.scenes.batches(
-            tokenize, batch_size=batch_size, negatives=negatives, truth=truth, neighbours=None, captions=1
-        )
-        return MixedBatches(table, scenes, self.scene_share, negatives, truth)
+        if plan.looks:
+            raise ValueError('fixed looks are for data.kind = "several", not for "mixed"')
+        table = self.table.batches(tokenize, replace(plan, negatives=False, truth=False))
+        return MixedBatches(table, self.scenes.batches(tokenize, plan), self.scene_share, plan.negatives, plan.truth)
+
+    def looks(self, rows: NDArray[np.int64], look: int, *, size_px: int) -> tuple[NDArray[np.uint8], list[str]]:
+        raise ValueError('fixed looks are for data.kind = "several", not for "mixed"')
 
     def meaning_code(self) -> MeaningCode:
         return self.table.meaning_code()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.data.batches import Neighbours, Tokenize
+from training.data.batches import BatchPlan, Tokenize
 from training.data.meaning_code import MeaningCode
 from training.data.rows import Drawn, LabelledRow, Split
 from training.encoder import TorchEncoder
@@ -79,22 +79,17 @@ class Source(Protocol):
         """`count` captions of every row, as (row, drawn): for methods that work on cached features."""
         ...
 
-    def batches(
-        self,
-        tokenize: Tokenize,
-        *,
-        batch_size: int,
-        negatives: bool,
-        truth: bool,
-        neighbours: Neighbours | None,
-        captions: int = 1,
-        codes: bool = False,
-    ) -> StepBatches:
-        """truth: with the field `excused`; codes: with `meaning_code`; both only where data have an oracle.
-        captions: so many rows of a batch are about one picture.
+    def batches(self, tokenize: Tokenize, plan: BatchPlan) -> StepBatches:
+        """Raises:
+        ValueError: these data lack what is asked for.
+        """
+        ...
+
+    def looks(self, rows: NDArray[np.int64], look: int, *, size_px: int) -> tuple[NDArray[np.uint8], list[str]]:
+        """Pictures uint8 [n, size_px, size_px, 3] and captions of these rows as batches with fixed looks have them.
 
         Raises:
-            ValueError: these data lack what is asked for.
+            ValueError: these data have no rows to name.
         """
         ...
 

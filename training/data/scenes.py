@@ -59,6 +59,12 @@ class SceneRows:
         ]
         return rng.permutation(np.concatenate(picks))
 
+    def shown(self, picks: NDArray[np.int64], *, size_px: int) -> NDArray[np.uint8]:
+        """uint8 [n, size_px, size_px, 3]: the scenes of these rows drawn at another size."""
+        if size_px == self.pixels.shape[1]:
+            return self.pixels[picks]
+        return np.stack([render(self.scenes[row], size_px).image for row in picks])
+
     def draw(self, row: int, number: int, *, negative: bool) -> Drawn:
         """The caption that `row` has in the draw `number`; equal arguments give equal captions."""
         scene, part = self.scenes[row], self.parts[self.part_of[row]]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.data.batches import Neighbours, Tokenize
+from training.data.batches import BatchPlan, Tokenize
 from training.data.meaning_code import MeaningCode
 from training.data.protocol import DividedBatches, Source, StepBatches
 from training.data.rows import Drawn, LabelledRow, Split
@@ -25,8 +25,9 @@ class SeveralBatches:
     So of any first n steps a part of share s has had n s, give or take one.
     """
 
-    def __init__(self, parts: Sequence[StepBatches], shares: Sequence[float]) -> None:
-        self._parts, self._shares = parts, [share / sum(shares) for share in shares]
+    def __init__(self, parts: Sequence[StepBatches], shares: Sequence[float], starts: Sequence[int]) -> None:
+        """starts: the number of each part's first row among those of all parts."""
+        self._parts, self._shares, self._starts = parts, [share / sum(shares) for share in shares], starts
         self._had = [0] * len(parts)
         self._turns: list[tuple[int, int]] = []
 
@@ -44,11 +45,13 @@ class SeveralBatches:
         part, own = self._turns[step]
         batches = self._parts[part]
         if isinstance(batches, DividedBatches):
-            return batches.part(own, process=process, processes=processes)
-        return {
-            name: tensor[own_rows(len(tensor), process=process, processes=processes)]
-            for name, tensor in batches(own).items()
-        }
+            found = batches.part(own, process=process, processes=processes)
+        else:
+            found = {
+                name: tensor[own_rows(len(tensor), process=process, processes=processes)]
+                for name, tensor in batches(own).items()
+            }
+        return {name: tensor + self._starts[part] if name == "row" else tensor for name, tensor in found.items()}
 
 
 @dataclass(frozen=True)
@@ -91,26 +94,25 @@ class SeveralSource:
             start += len(part.pixels)
         return found
 
-    def batches(
-        self,
-        tokenize: Tokenize,
-        *,
-        batch_size: int,
-        negatives: bool,
-        truth: bool,
-        neighbours: Neighbours | None,
-        captions: int = 1,
-        codes: bool = False,
-    ) -> StepBatches:
-        if negatives or truth or codes or neighbours is not None or captions != 1:
+    def batches(self, tokenize: Tokenize, plan: BatchPlan) -> StepBatches:
+        if plan.negatives or plan.truth or plan.codes or plan.neighbours is not None or plan.captions != 1:
             raise ValueError("several kinds of data have pictures and captions only: no negatives, truth or neighbours")
-        made = [
-            part.batches(
-                tokenize, batch_size=batch_size, negatives=False, truth=False, neighbours=None, captions=1, codes=False
-            )
-            for part in self.parts
-        ]
-        return SeveralBatches(made, self.shares)
+        starts = np.cumsum([0, *(len(part.pixels) for part in self.parts[:-1])]).tolist()
+        return SeveralBatches([part.batches(tokenize, plan) for part in self.parts], self.shares, starts)
+
+    def looks(self, rows: NDArray[np.int64], look: int, *, size_px: int) -> tuple[NDArray[np.uint8], list[str]]:
+        counts = np.cumsum([len(part.pixels) for part in self.parts])
+        part_of = np.searchsorted(counts, rows, side="right")
+        pixels = np.empty((len(rows), size_px, size_px, 3), dtype=np.uint8)
+        texts = [""] * len(rows)
+        for number, part in enumerate(self.parts):
+            where = np.flatnonzero(part_of == number)
+            start = counts[number] - len(part.pixels)
+            if len(where):
+                pixels[where], said = part.looks(rows[where] - start, look, size_px=size_px)
+                for at, text in zip(where.tolist(), said, strict=True):
+                    texts[at] = text
+        return pixels, texts
 
     def meaning_code(self) -> MeaningCode:
         raise ValueError("this method wants to know what captions mean, as drawn scenes do: tables do not")

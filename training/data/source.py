@@ -27,7 +27,7 @@ from training.config import (
     TrainConfig,
 )
 from training.data.augment import CaptionAugment, ImageAugment
-from training.data.batches import Batches, Neighbours, SceneBatches, Tokenize
+from training.data.batches import Batches, BatchPlan, SceneBatches, TableRows, Tokenize
 from training.data.classes import CLASS, read_classes
 from training.data.meaning_code import MeaningCode
 from training.data.mixed import MixedSource
@@ -280,39 +280,25 @@ class TableSource:
             raise ValueError("this method wants false captions: name data.negative_column")
         return [(at, Drawn(row.caption, row.negative if negatives else None)) for at, row in enumerate(self.rows)]
 
-    def batches(
-        self,
-        tokenize: Tokenize,
-        *,
-        batch_size: int,
-        negatives: bool,
-        truth: bool,
-        neighbours: Neighbours | None,
-        captions: int = 1,
-        codes: bool = False,
-    ) -> StepBatches:
-        if codes:
+    def batches(self, tokenize: Tokenize, plan: BatchPlan) -> StepBatches:
+        if plan.codes:
             self.meaning_code()
-        if truth:
+        if plan.truth:
             raise ValueError("excuse_true wants to know which captions are true of which pictures: a table does not")
-        if captions != 1:
-            raise ValueError(f"{captions} captions a picture: a table has one")
-        augment = self._augment
-        if negatives and not self._table.has_negatives:
+        if plan.captions != 1:
+            raise ValueError(f"{plan.captions} captions a picture: a table has one")
+        if plan.negatives and not self._table.has_negatives:
             raise ValueError("this method wants false captions: name data.negative_column")
-        if len(self.rows) < batch_size:
+        if len(self.rows) < plan.batch_size:
             raise ValueError(f"{len(self.rows)} training rows do not fill a batch: set optim.batch_size below that")
-        return Batches(
-            rows=self.rows,
-            pixels=self.pixels,
-            image_augment=image_augment(augment, size_px=self._image_spec.height_px),
-            caption_augment=caption_augment(augment),
-            tokenize=tokenize,
-            batch_size=batch_size,
-            seed=self._seed,
-            negatives=negatives,
-            neighbours=neighbours,
-        )
+        if plan.second is not None:
+            self._refuse_blown_up(plan.second.size_px)
+        return Batches(self._augmented, tokenize, plan)
+
+    def looks(self, rows: NDArray[np.int64], look: int, *, size_px: int) -> tuple[NDArray[np.uint8], list[str]]:
+        self._refuse_blown_up(size_px)
+        seen = [self._augmented.look(row, look) for row in rows.tolist()]
+        return self._augmented.shown(rows, [view for view, _ in seen], size_px=size_px), [text for _, text in seen]
 
     def meaning_code(self) -> MeaningCode:
         raise ValueError("this method wants to know what captions mean, as drawn scenes do: a table does not")
@@ -332,8 +318,24 @@ class TableSource:
     def rehearse(self, encoder: TorchEncoder) -> None:
         self.judge(encoder, split="validation")
 
+    @property
+    def _augmented(self) -> TableRows:
+        return TableRows(
+            rows=self.rows,
+            pixels=self.pixels,
+            image_augment=image_augment(self._augment, size_px=self._image_spec.height_px),
+            caption_augment=caption_augment(self._augment),
+            seed=self._seed,
+        )
+
     def _of(self, split: Split) -> list[Row]:
         return self._table.rows[split]
+
+    def _refuse_blown_up(self, size_px: int) -> None:
+        if size_px > (kept := self.pixels.shape[1]):
+            raise ValueError(
+                f"the teacher takes pictures of {size_px} px, and data.cache_px keeps {kept}: set it to {size_px}"
+            )
 
     def _refuse_empty_splits(self) -> None:
         counts = {split: len(rows) for split, rows in self._table.rows.items()}
@@ -384,29 +386,14 @@ class SceneSource:
         rows = range(len(self.rows.scenes))
         return [(row, self.rows.draw(row, number, negative=negatives)) for row in rows for number in range(count)]
 
-    def batches(
-        self,
-        tokenize: Tokenize,
-        *,
-        batch_size: int,
-        negatives: bool,
-        truth: bool,
-        neighbours: Neighbours | None,
-        captions: int = 1,
-        codes: bool = False,
-    ) -> StepBatches:
-        if batch_size % captions:
-            raise ValueError(f"a batch of {batch_size} cannot hold {captions} captions of each picture")
-        return SceneBatches(
-            self.rows,
-            tokenize,
-            batch_size,
-            negatives=negatives,
-            neighbours=neighbours,
-            truth=truth,
-            codes=codes,
-            captions=captions,
-        )
+    def batches(self, tokenize: Tokenize, plan: BatchPlan) -> StepBatches:
+        if plan.batch_size % plan.captions:
+            raise ValueError(f"a batch of {plan.batch_size} cannot hold {plan.captions} captions of each picture")
+        return SceneBatches(self.rows, tokenize, plan)
+
+    def looks(self, rows: NDArray[np.int64], look: int, *, size_px: int) -> tuple[NDArray[np.uint8], list[str]]:
+        texts = [self.rows.draw(row, look, negative=False).text for row in rows.tolist()]
+        return self.rows.shown(rows, size_px=size_px), texts
 
     def meaning_code(self) -> MeaningCode:
         return self.rows.code

@@ -6,7 +6,7 @@ import hashlib
 import multiprocessing
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -19,7 +19,7 @@ from model_store.errors import ImageTooLarge, InputError
 from model_store.manifest import ImageSpec
 from model_store.modality.image import decode, prepare
 from training.data.augment import CaptionAugment, ImageAugment
-from training.data.batches import Tokenize
+from training.data.batches import SecondLook, Tokenize
 from training.data.sample_stream import SampleStream, StreamPlace, StreamPlan, moved_places
 
 Fields = dict[str, torch.Tensor]
@@ -33,15 +33,17 @@ class SampleRows:
     image_augment: ImageAugment
     caption_augment: CaptionAugment
     tokenize: Tokenize
+    second: SecondLook | None = None
 
     def batch(self, stream: SampleStream, size: int) -> Fields:
         """image uint8 [B, S, S, 3], text int64 [B, L], row and caption_id int64 [B]; samples that do not decode are
-        counted, and others take their places.
+        counted, and others take their places. With `second` also its second_image and second_text, as held data have.
 
         row is a digest of the sample's name, caption_id one of its case-folded caption: equal in all processes.
         """
         rng = stream.begin_batch()
         images: list[NDArray[np.uint8]] = []
+        others: list[NDArray[np.uint8]] = []
         texts: list[str] = []
         ids: list[NDArray[np.int64]] = []
         names: list[str] = []
@@ -58,16 +60,27 @@ class SampleRows:
                 continue
             text = self.caption_augment(sample.caption, rng)
             try:
-                ids.append(self.tokenize([text]))
+                own = self.tokenize([text])
+                if self.second is not None:
+                    self.second.tokenize([text])
             except InputError as error:
                 stream.refuse("unreadable text", f"{sample.name}: {error}")
                 continue
-            images.append(self.image_augment(pixels, rng))
+            view = self.image_augment.draw(pixels.shape[0], rng)
+            images.append(self.image_augment.seen(pixels, view))
+            if self.second is not None:
+                others.append(replace(self.image_augment, size_px=self.second.size_px).seen(pixels, view))
+            ids.append(own)
             texts.append(text)
             names.append(sample.name)
             captions.append(sample.caption.casefold())
         alike = len({each.shape for each in ids}) == 1
+        found = Fields()
+        if self.second is not None:
+            found["second_image"] = torch.from_numpy(np.stack(others))
+            found["second_text"] = torch.from_numpy(self.second.tokenize(texts))
         return {
+            **found,
             "image": torch.from_numpy(np.stack(images)),
             "row": torch.tensor([_digest(name) for name in names]),
             "text": torch.from_numpy(np.concatenate(ids) if alike else self.tokenize(texts)),

@@ -17,7 +17,7 @@ from model_store.manifest import ImageSpec
 from model_store.modality.image import decode, prepare
 from training import distributed
 from training.data.augment import CaptionAugment, ImageAugment
-from training.data.batches import Neighbours, Tokenize
+from training.data.batches import BatchPlan, Tokenize
 from training.data.meaning_code import MeaningCode
 from training.data.protocol import StepBatches
 from training.data.reader import load_pixels, read_table
@@ -82,21 +82,13 @@ class WebdatasetSource:
     def captions(self, count: int, *, negatives: bool) -> list[tuple[int, Drawn]]:
         self._refuse("all captions at once")
 
-    def batches(
-        self,
-        tokenize: Tokenize,
-        *,
-        batch_size: int,
-        negatives: bool,
-        truth: bool,
-        neighbours: Neighbours | None,
-        captions: int = 1,
-        codes: bool = False,
-    ) -> StepBatches:
-        if negatives or truth or codes or neighbours is not None or captions != 1:
+    def batches(self, tokenize: Tokenize, plan: BatchPlan) -> StepBatches:
+        if plan.negatives or plan.truth or plan.codes or plan.neighbours is not None or plan.captions != 1:
             self._refuse("false captions, truth, neighbours or several captions of a picture")
+        if plan.looks:
+            self._refuse("fixed looks at every picture")
         data = self._data
-        plan = StreamPlan(
+        stream = StreamPlan(
             shards=self._shards(),
             samples=data.samples,
             seed=self._seed,
@@ -104,21 +96,29 @@ class WebdatasetSource:
             bad_share=data.bad_share,
             resampled=data.resampled,
         )
+        if plan.second is not None and plan.second.size_px > data.cache_px:
+            raise ValueError(
+                f"the teacher takes pictures of {plan.second.size_px} px, and data.cache_px keeps {data.cache_px}"
+            )
         rows = SampleRows(
             spec=self._cache_spec,
             image_augment=self._image_augment,
             caption_augment=self._caption_augment,
             tokenize=tokenize,
+            second=plan.second,
         )
         return StreamBatches(
-            plan,
+            stream,
             rows,
-            batch_size=batch_size,
+            batch_size=plan.batch_size,
             workers=data.workers,
             prefetch=data.prefetch,
             process=distributed.rank(),
             processes=distributed.count(),
         )
+
+    def looks(self, rows: NDArray[np.int64], look: int, *, size_px: int) -> tuple[NDArray[np.uint8], list[str]]:
+        self._refuse("fixed looks at every picture")
 
     def meaning_code(self) -> MeaningCode:
         self._refuse("what captions mean")
