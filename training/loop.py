@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 from collections.abc import Sequence
@@ -117,6 +118,8 @@ def run(
     track = tracked_on(console if first else None)
     source = open_source(config, cache_spec=cache_spec, image_spec=image_spec, track=track)
 
+    digest = source.digest()
+
     # Method: it builds the modules; their weights depend on the seed alone.
     torch.manual_seed(config.seed)
     method = methods.create(config.method, config.method_options)
@@ -148,6 +151,7 @@ def run(
             base=base,
             features=features,
             features_folder=config.run.features or folder.parent / "features",
+            data_key=_data_key(config, digest, image_spec),
             track=track,
         )
     )
@@ -163,7 +167,7 @@ def run(
         "text_spec": text_spec.model_dump(mode="json"),
         "image_spec_digest": spec_digest(image_spec),
         "text_spec_digest": spec_digest(text_spec),
-        "data_digest": source.digest(),
+        "data_digest": digest,
         "git_sha": git_sha(Path(__file__).parent),
         "base_sha256": base.info.weights_sha256 if base is not None else None,
         "tools": {name: importlib.metadata.version(name) for name in TOOLS},
@@ -205,6 +209,8 @@ def run(
                 codes="meaning_code" in needs.fields,
                 captions=needs.captions,
                 neighbours=method.neighbours,
+                looks=method.looks,
+                second=method.second,
             ),
         )
     fetch = Fetching(batches, needs.of, batch_size=optim.batch_size, device=device)
@@ -359,6 +365,12 @@ def _inputs_of(config: TrainConfig, base: LoadedModel | None) -> tuple[TextSpec,
                 kind = type(ours).__name__
                 raise ValueError(f"base {config.base} was trained with another {kind} than this recipe's")
     return text_spec, tokenizer_bytes, spec_of(config.model, size_px=config.data.cache_px), image_spec
+
+
+def _data_key(config: TrainConfig, digest: str, image_spec: ImageSpec) -> str:
+    """What fixed looks at the data depend on, beside the looks' numbers."""
+    parts = (digest, config.seed, config.data.model_dump_json(), config.augment.model_dump_json(), image_spec.height_px)
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
 
 
 def _produced(method: methods.Method) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from model_store.modality.text import Tokenizer
 from training import methods
 from training.checkpoint import LoadedModel
 from training.config import ModelConfig
+from training.data.batches import SecondLook
 from training.data.protocol import Source, StepBatches
 from training.encoder import TorchEncoder
 from training.exporting.derive import DerivationSource
@@ -71,6 +72,7 @@ class Context:
 
     base: the checkpoint that the recipe starts from, in eval mode and frozen; None without one.
     features: of the base, for methods of that level. features_folder: where a method may keep what it has worked out.
+    data_key: a digest of the data and of how they are augmented, for the names of such files.
     """
 
     model: ModelConfig
@@ -82,6 +84,7 @@ class Context:
     base: LoadedModel | None = None
     features: Features | None = None
     features_folder: Path | None = None
+    data_key: str = ""
     track: Track = untracked
 
     def required_base(self, method: str) -> LoadedModel:
@@ -137,6 +140,10 @@ class Method(ABC):
     needs: Needs
     neighbours: NDArray[np.int64] | None = None
     """int64 [N, K] after `setup`: rows that belong in one batch with each row, or None."""
+    looks: int = 0
+    """In how many ways, drawn once for all, a row is shown and said; 0: in another one at every step."""
+    second: SecondLook | None = None
+    """After `setup`: how another model takes the pictures and captions of a batch, see `BatchPlan`."""
 
     @abstractmethod
     def setup(self, context: Context) -> None:
