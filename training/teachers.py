@@ -136,7 +136,10 @@ class _Opened:
 
 
 def _checkpoint(folder: str) -> _Opened:
-    loaded = load_model(Path(folder))
+    try:
+        loaded = load_model(Path(folder))
+    except OSError as error:
+        raise ValueError(f"teacher {folder} is no checkpoint, and stored models are artifact:NAME: {error}") from error
     info = loaded.info
     digests = (info.weights_sha256, info.image_spec_digest, info.text_spec_digest, info.tokenizer_sha256)
     return _Opened(

@@ -18,6 +18,13 @@ from model_store.modality.text import Tokenizer
 from training import distributed
 from training.batch_norms import average_statistics, synchronise
 from training.data.vocabulary import clip_merges, clip_text_spec
+from training.distillation_losses import (
+    PairVectors,
+    feature_distance,
+    gradient_distance,
+    interactive_contrast,
+    relation_distance,
+)
 from training.distributed import Gathering
 from training.encoder import TorchEncoder
 from training.gradient_exchange import GradientExchange
@@ -31,7 +38,7 @@ from training.losses import (
     usable_negatives,
 )
 
-LOSSES = ("info_nce", "sigmoid", "negclip", "own", "focal", "excused")
+LOSSES = ("info_nce", "sigmoid", "negclip", "own", "focal", "excused", "fd", "icl", "crd", "gd")
 GATHERINGS = {
     "whole": Gathering(),
     "local": Gathering(local_loss=True),
@@ -64,6 +71,8 @@ def loss_and_gradients(loss: str, gathering: Gathering) -> dict[str, torch.Tenso
             "negative_id": NEGATIVE_ID,
             "has_negative": HAS_NEGATIVE,
             "excused": torch.rand(8, 16, generator=stream) < 0.3,
+            "teacher_image": functional.normalize(torch.randn(8, 5, generator=stream), dim=-1),
+            "teacher_text": functional.normalize(torch.randn(8, 5, generator=stream), dim=-1),
         }
     )
     image, text, negative = (
@@ -77,6 +86,16 @@ def loss_and_gradients(loss: str, gathering: Gathering) -> dict[str, torch.Tenso
         value = info_nce(image, text, scale, positives, rows=rows)
     elif loss == "sigmoid":
         value = sigmoid_loss(image, text, scale, towers.bias, positives, rows=rows)
+    elif loss in ("fd", "icl", "crd", "gd"):
+        teacher = PairVectors(*(gathering.facts(batch[f"teacher_{tower}"]) for tower in ("image", "text")))
+        student, colder = PairVectors(image, text), scale.detach() * 3
+        # The bias takes part, so that every loss has a gradient of all parameters.
+        value = (towers.bias + 3) * {
+            "fd": lambda: feature_distance(student, teacher, rows=rows) * scale,
+            "icl": lambda: interactive_contrast(student, teacher, scale, positives=positives, rows=rows),
+            "crd": lambda: relation_distance(student, teacher, scale, colder, rows=rows),
+            "gd": lambda: gradient_distance(student, teacher, scale, colder, positives=positives, rows=rows),
+        }[loss]()
     elif loss == "focal":
         value = focal_negative_loss(image, text, negative, scale, has_negative=has, rows=rows)
     else:

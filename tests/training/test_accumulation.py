@@ -27,6 +27,7 @@ CASES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "own": ("negclip", {"own_negatives_only": True}, ()),
     "focal": ("negclip", {"loss": "focal"}, ()),
     "negation": ("negation", {}, ()),
+    "kd": ("kd", {"preset": "unified", "fd": 20.0, "mfd": 9.0, "gd": 1.0, "afd": 1.0, "mask_px": 4}, ()),
 }
 
 
@@ -43,7 +44,7 @@ def started(name: str, options: dict[str, Any], context: methods.Context) -> Con
 def batch_of(context: methods.Context, method: methods.Method) -> dict[str, Tensor]:
     batches = context.source.batches(
         lambda texts: context.tokenizer.pad([context.tokenizer.encode(text) for text in texts]),
-        BatchPlan(batch_size=8, negatives=method.needs.negatives),
+        BatchPlan(batch_size=8, negatives=method.needs.negatives, second=method.second),
     )
     return method.needs.of(batches(0))
 
@@ -72,7 +73,8 @@ def test_parts_have_the_gradients_of_the_whole(
     # The small model has batch norms: where its trunk is not locked, the model is a ViT.
     model = () if name == "negation" or case == "sigmoid" else (tiny_vit,)
     context = make_context(*overrides, *model, base=square_base if name == "negation" else None)
-    method = started(name, options, context)
+    taught = {"teacher": str(square_base)} if name == "kd" else {}
+    method = started(name, {**options, **taught}, context)
     batch, seen = batch_of(context, method), list[int]()
     encode = method.encode
 

@@ -56,7 +56,9 @@ def together(tmp_path_factory: pytest.TempPathFactory, squares: Path, square_bas
     return folder
 
 
-@pytest.mark.parametrize("loss", ["info_nce", "sigmoid", "negclip", "own", "focal", "excused"])
+@pytest.mark.parametrize(
+    "loss", ["info_nce", "sigmoid", "negclip", "own", "focal", "excused", "fd", "icl", "crd", "gd"]
+)
 def test_two_processes_see_the_loss_and_the_gradients_of_one(together: Path, alone: ModuleType, loss: str) -> None:
     expected = alone.loss_and_gradients(loss, Gathering())
     assert set(expected) >= {"loss", "image.weight", "text.weight", "scale"}
