@@ -27,7 +27,7 @@ CASES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "own": ("negclip", {"own_negatives_only": True}, ()),
     "focal": ("negclip", {"loss": "focal"}, ()),
     "negation": ("negation", {}, ()),
-    "kd": ("kd", {"preset": "unified", "fd": 20.0, "mfd": 9.0, "gd": 1.0, "afd": 1.0, "mask_px": 4}, ()),
+    "kd": ("kd", {"preset": "unified", "fd": 2.0, "mfd": 2.0, "gd": 1.0, "afd": 1.0, "mask_px": 4}, ()),
 }
 
 
