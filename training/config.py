@@ -74,6 +74,15 @@ class FolderData(ConfigTable):
     cache_px: int = Field(default=64, ge=8, description="as of a table; a stored model as base keeps its own size")
 
 
+class PicturesData(ConfigTable):
+    """Pictures without captions, below `folder`: for methods that learn from what a teacher sees in them."""
+
+    kind: Literal["pictures"]
+    folder: Path
+    cache_px: int = Field(default=64, ge=8, description="as of a table; a stored model as base keeps its own size")
+    split: SplitConfig = SplitConfig(by="name", modulo=10, validation=(2,), test=(1,))
+
+
 class ScenePart(ConfigTable):
     """One kind of scene and what is said about it; lengths as in evaluation.scenes.config.SceneConfig."""
 
@@ -157,6 +166,7 @@ def _data_kind(value: Any) -> str:
 DataConfig = Annotated[
     Annotated[TableData, Tag("table")]
     | Annotated[FolderData, Tag("folder")]
+    | Annotated[PicturesData, Tag("pictures")]
     | Annotated[SceneData, Tag("scenes")]
     | Annotated[MixedData, Tag("mixed")]
     | Annotated[SeveralData, Tag("several")]

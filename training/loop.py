@@ -112,8 +112,9 @@ def run(
         torch.set_num_threads(config.run.threads)
 
     # Data: the source draws or decodes every training picture once; a base brings its tokenizer and its specs.
-    base = open_base(config)
+    base, method = open_base(config), methods.create(config.method, config.method_options)
     text_spec, tokenizer_bytes, cache_spec, image_spec = _inputs_of(config, base)
+    image_spec = method.image_spec(image_spec)
     tokenizer = Tokenizer(text_spec, tokenizer_bytes)
     track = tracked_on(console if first else None)
     source = open_source(config, cache_spec=cache_spec, image_spec=image_spec, track=track)
@@ -122,7 +123,6 @@ def run(
 
     # Method: it builds the modules; their weights depend on the seed alone.
     torch.manual_seed(config.seed)
-    method = methods.create(config.method, config.method_options)
     needs, features = method.needs, None
     if needs.level != "rows":
         if base is None:
@@ -204,6 +204,7 @@ def run(
             TextIds(text_spec, tokenizer_bytes),
             BatchPlan(
                 batch_size=optim.batch_size,
+                pairs="text" in needs.fields,
                 negatives=needs.negatives,
                 truth="excused" in needs.fields,
                 codes="meaning_code" in needs.fields,

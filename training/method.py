@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model_store.manifest import ENCODERS, ROLES, Presence
+from model_store.manifest import ENCODERS, ROLES, ImageSpec, Presence
 from model_store.modality.text import Tokenizer
 from training import methods
 from training.checkpoint import LoadedModel
@@ -144,6 +144,10 @@ class Method(ABC):
     """In how many ways, drawn once for all, a row is shown and said; 0: in another one at every step."""
     second: SecondLook | None = None
     """After `setup`: how another model takes the pictures and captions of a batch, see `BatchPlan`."""
+
+    def image_spec(self, spec: ImageSpec) -> ImageSpec:
+        """How pictures reach what is trained; `spec` is that of the recipe's model or of its base."""
+        return spec
 
     @abstractmethod
     def setup(self, context: Context) -> None:

@@ -43,8 +43,10 @@ class Publication:
     report: Mapping[str, object] | None = None
     data_folder: Path | None = None
 
-    def base(self, *, roles: tuple[Role, ...] = ()) -> Artifact:
+    def base(self, *, roles: tuple[Role, ...] = (), own_image: bool = False) -> Artifact:
         """The artifact that was made of the very weights that training started from, and that has `roles`.
+
+        own_image: the checkpoint brings an image tower for pictures of its own size.
 
         Raises:
             ExportRefused: the store has none, or another one was named.
@@ -53,7 +55,7 @@ class Publication:
 
         def fits(artifact: Artifact) -> bool:
             names = (artifact.manifest.provenance.source_sha256, stored_digest(artifact))
-            made = info.base_sha256 in names and artifact.image_spec == info.image_spec
+            made = info.base_sha256 in names and (own_image or artifact.image_spec == info.image_spec)
             return made and set(roles) <= set(artifact.roles())
 
         having = f", with a {' and a '.join(roles)}" if roles else ""

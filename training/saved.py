@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from model_store.manifest import ImageSpec
 from training.bases import open_base
 from training.checkpoint import Checkpoint, LoadedModel, load_model, load_weights
 from training.encoder import TorchEncoder, encoder_of
@@ -62,13 +63,21 @@ class SavedRun:
         return found
 
     def encoder(
-        self, encode_image: Callable[[Tensor], Tensor], encode_text: Callable[[Tensor], Tensor], *, base: LoadedModel
+        self,
+        encode_image: Callable[[Tensor], Tensor],
+        encode_text: Callable[[Tensor], Tensor],
+        *,
+        base: LoadedModel,
+        image_spec: ImageSpec | None = None,
     ) -> TorchEncoder:
-        """An encoder of two functions, uint8 [B, H, W, 3] -> [B, D'] and int64 [B, L] -> [B, D'], behind `base`."""
+        """An encoder of two functions, uint8 [B, H, W, 3] -> [B, D'] and int64 [B, L] -> [B, D'], behind `base`.
+
+        image_spec: how pictures reach it; by default as they reach the base.
+        """
         return TorchEncoder(
             encode_image,
             encode_text,
-            image_spec=base.info.image_spec,
+            image_spec=image_spec or base.info.image_spec,
             tokenizer=base.tokenizer,
             name=self.name,
             fingerprint=f"checkpoint {self.info.weights_sha256}",

@@ -145,7 +145,7 @@ def test_a_file_of_answers_is_used_again_and_never_for_something_else(
     make_context: MakeContext, teacher: Path, square_base: Path, tmp_path: Path
 ) -> None:
     def keep(folder: Path, looks: int, key: str) -> None:
-        Teacher(str(folder)).cached(source, looks=looks, data_key=key, folder=tmp_path)
+        Teacher.open(str(folder)).cached(source, looks=looks, data_key=key, folder=tmp_path)
 
     source = make_context().source
     keep(teacher, 2, "a")

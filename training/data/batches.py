@@ -24,25 +24,30 @@ _BATCH_STREAM, _EPOCH_STREAM, _NEIGHBOUR_STREAM, _LOOK_STREAM = 0, 1, 4, 8
 
 @dataclass(frozen=True, kw_only=True)
 class SecondLook:
-    """How another model, such as a teacher, takes what a batch holds: the side of its pictures, and its tokens."""
+    """How another model, such as a teacher, takes what a batch holds: the side of its pictures, and its tokens.
+
+    tokenize None: it wants no texts.
+    """
 
     size_px: int
-    tokenize: Tokenize
+    tokenize: Tokenize | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
     """What a run wants in its batches, beside pictures and captions.
 
-    negatives: also the rows' false captions, see `text_fields`. truth: with the field `excused`; codes: with
-    `meaning_code`; both only where data have an oracle. captions: so many rows of a batch are about one picture.
-    neighbours: int64 [N, K]; the second half of a batch are then neighbours of the first, one each.
+    pairs: captions are asked for, and data without them refuse. negatives: also the rows' false captions, see
+    `text_fields`. truth: with the field `excused`; codes: with `meaning_code`; both only where data have an oracle.
+    captions: so many rows of a batch are about one picture. neighbours: int64 [N, K]; the second half of a batch are
+    then neighbours of the first, one each.
     looks: a row is shown and said in so many ways that are drawn once for all, and the field look int64 [B] says which
     a batch has of each; 0: every step draws anew. second: also second_image uint8 [B, size_px, size_px, 3] and
     second_text int64 [B, L'], the same crops and captions for another model.
     """
 
     batch_size: int
+    pairs: bool = True
     negatives: bool = False
     truth: bool = False
     codes: bool = False
@@ -76,11 +81,12 @@ class TableRows:
     image_augment: ImageAugment
     caption_augment: CaptionAugment
     seed: int
+    captioned: bool = True
 
     def look(self, row: int, look: int) -> tuple[View, str]:
         """How a row is shown and said in one of its fixed looks; it depends on the seed and these numbers only."""
         rng = np.random.default_rng((self.seed, _LOOK_STREAM, row, look))
-        return self.view(rng), self.text(row, rng)
+        return self.view(rng), self.text(row, rng) if self.captioned else ""
 
     def view(self, rng: np.random.Generator) -> View:
         return self.image_augment.draw(self.pixels.shape[1], rng)
@@ -100,6 +106,7 @@ class Batches:
 
     Batch fields: image uint8 [B, size, size, 3], row int64 [B], text int64 [B, L], caption_id int64 [B] (equal for
     equal case-folded captions, before augmentation), and what `plan` asks for; captions and truth are not for tables.
+    Of pictures without captions the fields of texts are missing.
     """
 
     table: TableRows
@@ -107,7 +114,9 @@ class Batches:
     plan: BatchPlan
 
     def __post_init__(self) -> None:
-        rows = self.table.rows
+        rows, plan = self.table.rows, self.plan
+        if not self.table.captioned and (plan.pairs or plan.negatives or (plan.second and plan.second.tokenize)):
+            raise ValueError("these pictures have no captions, and what is trained wants pairs (kd_image does not)")
         if len(rows) < self.plan.batch_size:
             raise ValueError(f"{len(rows)} training rows do not fill one batch of {self.plan.batch_size}")
         object.__setattr__(self, "_ids", shared_ids([Drawn(row.caption, row.negative) for row in rows]))
@@ -136,19 +145,20 @@ class Batches:
             found["look"] = torch.from_numpy(looks)
         else:
             views = [table.view(rng) for _ in picks][own]
-            texts = [table.text(row, rng) for row in picks.tolist()][own]
+            texts = [table.text(row, rng) if table.captioned else "" for row in picks.tolist()][own]
         picks = picks[own]
         if plan.second is not None:
             found["second_image"] = torch.from_numpy(table.shown(picks, views, size_px=plan.second.size_px))
-            found["second_text"] = torch.from_numpy(plan.second.tokenize(texts))
+            if plan.second.tokenize is not None:
+                found["second_text"] = torch.from_numpy(plan.second.tokenize(texts))
+        found["image"] = torch.from_numpy(table.shown(picks, views, size_px=table.image_augment.size_px))
+        found["row"] = torch.from_numpy(picks)
+        if not table.captioned:
+            return found
         drawn = [Drawn(text, table.rows[i].negative) for i, text in zip(picks, texts, strict=True)]
         ids: Ids = object.__getattribute__(self, "_ids")
-        return {
-            "image": torch.from_numpy(table.shown(picks, views, size_px=table.image_augment.size_px)),
-            "row": torch.from_numpy(picks),
-            **found,
-            **text_fields(drawn, self.tokenize, ids=(ids[0][picks], ids[1][picks]), negatives=plan.negatives),
-        }
+        ids = ids[0][picks], ids[1][picks]
+        return {**found, **text_fields(drawn, self.tokenize, ids=ids, negatives=plan.negatives)}
 
 
 @dataclass(frozen=True)
@@ -189,7 +199,8 @@ class SceneBatches:
             found["look"] = torch.from_numpy(draws[own])
         if plan.second is not None:
             found["second_image"] = torch.from_numpy(self.rows.shown(picks, size_px=plan.second.size_px))
-            found["second_text"] = torch.from_numpy(plan.second.tokenize([one.text for one in drawn]))
+            if plan.second.tokenize is not None:
+                found["second_text"] = torch.from_numpy(plan.second.tokenize([one.text for one in drawn]))
         return {
             "image": torch.from_numpy(self.rows.pixels[picks]),
             "row": torch.from_numpy(picks),

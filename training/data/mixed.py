@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model_store.manifest import ImageSpec
 from training.data.batches import BatchPlan, Tokenize
 from training.data.meaning_code import MeaningCode
 from training.data.protocol import Source, StepBatches
@@ -60,11 +61,15 @@ class MixedSource:
     def pixels(self) -> NDArray[np.uint8]:
         return self.table.pixels
 
+    @property
+    def captioned(self) -> bool:
+        return True
+
     def texts(self) -> Sequence[str]:
         return [*self.table.texts(), *self.scenes.texts()]
 
-    def pictures(self, split: Split) -> NDArray[np.uint8]:
-        return self.table.pictures(split)
+    def pictures(self, split: Split, spec: ImageSpec | None = None) -> NDArray[np.uint8]:
+        return self.table.pictures(split, spec)
 
     def labels(self, name: str, split: Split = "train") -> Sequence[str | None]:
         return self.table.labels(name, split)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model_store.manifest import ImageSpec
 from training.data.batches import BatchPlan, Tokenize
 from training.data.meaning_code import MeaningCode
 from training.data.rows import Drawn, LabelledRow, Split
@@ -47,12 +48,18 @@ class Source(Protocol):
         """uint8 [N, S, S, 3], the training pictures only."""
         ...
 
+    @property
+    def captioned(self) -> bool:
+        """Whether pictures have captions; without them there are no texts, and there is no judge."""
+        ...
+
     def texts(self) -> Sequence[str]:
         """What training may say, large enough a sample to hold every word."""
         ...
 
-    def pictures(self, split: Split) -> NDArray[np.uint8]:
-        """uint8 [n, H, W, 3] of a split, as the model takes them; of scenes that judge, those of one thing."""
+    def pictures(self, split: Split, spec: ImageSpec | None = None) -> NDArray[np.uint8]:
+        """uint8 [n, H, W, 3] of a split, as the model takes them, or as `spec` says; of scenes that judge, those of one
+        thing."""
         ...
 
     def labels(self, name: str, split: Split = "train") -> Sequence[str | None]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model_store.manifest import ImageSpec
 from training.data.batches import BatchPlan, Tokenize
 from training.data.meaning_code import MeaningCode
 from training.data.protocol import DividedBatches, Source, StepBatches
@@ -66,11 +67,15 @@ class SeveralSource:
     def pixels(self) -> NDArray[np.uint8]:
         return np.concatenate([part.pixels for part in self.parts])
 
+    @property
+    def captioned(self) -> bool:
+        return True
+
     def texts(self) -> Sequence[str]:
         return [text for part in self.parts for text in part.texts()]
 
-    def pictures(self, split: Split) -> NDArray[np.uint8]:
-        return np.concatenate([part.pictures(split) for part in self.parts])
+    def pictures(self, split: Split, spec: ImageSpec | None = None) -> NDArray[np.uint8]:
+        return np.concatenate([part.pictures(split, spec) for part in self.parts])
 
     def labels(self, name: str, split: Split = "train") -> Sequence[str | None]:
         raise ValueError(f"several kinds of data have no label {name!r} in common")

@@ -20,6 +20,7 @@ from training.config import (
     DataPart,
     FolderData,
     MixedData,
+    PicturesData,
     SceneData,
     SeveralData,
     SplitBy,
@@ -31,6 +32,7 @@ from training.data.batches import Batches, BatchPlan, SceneBatches, TableRows, T
 from training.data.classes import CLASS, read_classes
 from training.data.meaning_code import MeaningCode
 from training.data.mixed import MixedSource
+from training.data.pictures import read_pictures
 from training.data.protocol import Source, StepBatches
 from training.data.reader import data_digest, load_pixels, read_table
 from training.data.rows import Drawn, LabelledRow, Row, Split, group_of, group_of_name
@@ -135,10 +137,19 @@ def _scene_source(data: SceneData, config: TrainConfig, *, image_spec: ImageSpec
 
 
 def _table_source(
-    data: TableData | FolderData, config: TrainConfig, *, cache_spec: ImageSpec, image_spec: ImageSpec, track: Track
+    data: TableData | FolderData | PicturesData,
+    config: TrainConfig,
+    *,
+    cache_spec: ImageSpec,
+    image_spec: ImageSpec,
+    track: Track,
 ) -> TableSource:
+    if isinstance(data, TableData):
+        table = Table.of_file(data)
+    else:
+        table = Table.of_folder(data) if isinstance(data, FolderData) else Table.of_pictures(data)
     return TableSource(
-        Table.of_folder(data) if isinstance(data, FolderData) else Table.of_file(data),
+        table,
         augment=config.augment,
         report=config.run.report,
         seed=config.seed,
@@ -157,6 +168,7 @@ class Table:
     label_columns: tuple[str, ...]
     has_negatives: bool
     splitting: str
+    captioned: bool = True
 
     @classmethod
     def of_file(cls, data: TableData) -> Table:
@@ -185,6 +197,19 @@ class Table:
             label_columns=(CLASS,),
             has_negatives=False,
             splitting="a fifth of each class validates, a fifth is held out; three pictures a class are the least",
+        )
+
+    @classmethod
+    def of_pictures(cls, data: PicturesData) -> Table:
+        rows = read_pictures(data.folder)
+        splits = data.split.of(rows)
+        return cls(
+            folder=data.folder,
+            rows={split: [row for row, its in zip(rows, splits, strict=True) if its == split] for split in SPLITS},
+            label_columns=(),
+            has_negatives=False,
+            splitting=f"{_DECIDES[data.split.by]} modulo {data.split.modulo} decides (data.split)",
+            captioned=False,
         )
 
 
@@ -226,12 +251,18 @@ class TableSource:
     def pixels(self) -> NDArray[np.uint8]:
         return self._pixels
 
+    @property
+    def captioned(self) -> bool:
+        return self._table.captioned
+
     def texts(self) -> Sequence[str]:
         """Captions, their hard negatives and the bare templates."""
         negatives = [row.negative for row in self.rows if row.negative is not None]
         return [*(row.caption for row in self.rows), *negatives, *(t.format("") for t in self._augment.templates)]
 
-    def pictures(self, split: Split) -> NDArray[np.uint8]:
+    def pictures(self, split: Split, spec: ImageSpec | None = None) -> NDArray[np.uint8]:
+        if spec is not None and spec != self._image_spec:
+            return load_pixels(self._table.folder, self._of(split), spec, track=self._track)
         if split == "train" and self._cache_spec == self._image_spec:
             return self._pixels
         if split not in self._prepared:
@@ -276,6 +307,7 @@ class TableSource:
 
     def captions(self, count: int, *, negatives: bool) -> list[tuple[int, Drawn]]:
         """One a row: a table has no other. Augmentation is left out."""
+        self._refuse_uncaptioned()
         if negatives and not self._table.has_negatives:
             raise ValueError("this method wants false captions: name data.negative_column")
         return [(at, Drawn(row.caption, row.negative if negatives else None)) for at, row in enumerate(self.rows)]
@@ -307,6 +339,7 @@ class TableSource:
         return data_digest(self.rows, self.pixels)
 
     def judge(self, encoder: TorchEncoder, *, split: Literal["validation", "test"]) -> dict[str, Any]:
+        self._refuse_uncaptioned()
         return table_report(
             encoder,
             rows=self._of(split),
@@ -326,10 +359,15 @@ class TableSource:
             image_augment=image_augment(self._augment, size_px=self._image_spec.height_px),
             caption_augment=caption_augment(self._augment),
             seed=self._seed,
+            captioned=self.captioned,
         )
 
     def _of(self, split: Split) -> list[Row]:
         return self._table.rows[split]
+
+    def _refuse_uncaptioned(self) -> None:
+        if not self.captioned:
+            raise ValueError("these pictures have no captions, by which a model is judged and pairs are trained")
 
     def _refuse_blown_up(self, size_px: int) -> None:
         if size_px > (kept := self.pixels.shape[1]):
@@ -357,13 +395,18 @@ class SceneSource:
     def pixels(self) -> NDArray[np.uint8]:
         return self.rows.pixels
 
+    @property
+    def captioned(self) -> bool:
+        return True
+
     def texts(self) -> Sequence[str]:
         return self.rows.texts()
 
-    def pictures(self, split: Split) -> NDArray[np.uint8]:
+    def pictures(self, split: Split, spec: ImageSpec | None = None) -> NDArray[np.uint8]:
+        side_px = self.data.cache_px if spec is None else spec.height_px
         if split == "train":
-            return self.rows.pixels
-        return np.stack([render(scene, self.data.cache_px).image for scene in self._scenes(split)])
+            return self.rows.shown(np.arange(len(self.rows.pixels)), size_px=side_px)
+        return np.stack([render(scene, side_px).image for scene in self._scenes(split)])
 
     def labels(self, name: str, split: Split = "train") -> Sequence[str | None]:
         """ "shape", "colour" or "pair" (both words) of scenes of one thing; the other scenes have none."""

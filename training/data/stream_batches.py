@@ -61,7 +61,7 @@ class SampleRows:
             text = self.caption_augment(sample.caption, rng)
             try:
                 own = self.tokenize([text])
-                if self.second is not None:
+                if self.second is not None and self.second.tokenize is not None:
                     self.second.tokenize([text])
             except InputError as error:
                 stream.refuse("unreadable text", f"{sample.name}: {error}")
@@ -78,7 +78,8 @@ class SampleRows:
         found = Fields()
         if self.second is not None:
             found["second_image"] = torch.from_numpy(np.stack(others))
-            found["second_text"] = torch.from_numpy(self.second.tokenize(texts))
+            if self.second.tokenize is not None:
+                found["second_text"] = torch.from_numpy(self.second.tokenize(texts))
         return {
             **found,
             "image": torch.from_numpy(np.stack(images)),

@@ -60,14 +60,20 @@ class WebdatasetSource:
     def pixels(self) -> NDArray[np.uint8]:
         self._refuse("all pictures at once")
 
+    @property
+    def captioned(self) -> bool:
+        return True
+
     def texts(self) -> Sequence[str]:
         """The first captions of the shards, and the bare templates."""
         captions = (sample.caption for sample in _readable(self._shards()))
         return [*islice(captions, _SAMPLED_TEXTS), *(each.format("") for each in self._caption_augment.templates)]
 
-    def pictures(self, split: Split) -> NDArray[np.uint8]:
+    def pictures(self, split: Split, spec: ImageSpec | None = None) -> NDArray[np.uint8]:
         if split == "train":
             self._refuse("all pictures at once")
+        if spec is not None and spec != self._image_spec:
+            self._refuse("pictures of another size")
         return self._judging(split)[1]
 
     def labels(self, name: str, split: Split = "train") -> Sequence[str | None]:

@@ -62,8 +62,9 @@ from training.models.dense import DenseSource
 class DerivationSource:
     """What a method brings; everything that is None or empty is the base's.
 
-    image, text: encoders as in ExportSource, with the base's image and text spec and tokeniser; another spec is
-        another base. Their weights, as the fingerprint covers them, may be given apart.
+    image, text: encoders as in ExportSource, with the base's text spec and tokeniser; another one is another base.
+        Their weights, as the fingerprint covers them, may be given apart. image_spec: of a new image encoder, where
+        pictures reach it otherwise than they reach the base's.
     dense: a new image encoder read position by position; without it a new image encoder has no dense role.
     dense_adapter: AdapterSource of positions [N, D] -> [N, D'], behind the base's dense encoder. Positions and pooled
         vectors must end in one space, so it comes with an image_adapter unless it keeps their size and meaning; an
@@ -78,6 +79,7 @@ class DerivationSource:
     structure: str
     provenance: Provenance
     image: nn.Module | None = None
+    image_spec: ImageSpec | None = None
     text: nn.Module | None = None
     image_weights: Mapping[str, Tensor] | None = None
     text_weights: Mapping[str, Tensor] | None = None
@@ -174,7 +176,7 @@ def export_derivation(
     """
     say = progress or (lambda message: None)
     base = _base_in(store, source)
-    inputs = _inputs(base, pictures, texts)
+    inputs = _inputs(source, base, pictures, texts)
     plan = _plan(source, base, inputs)
     with store.staging() as folder:
         staged = _Staged(folder)
@@ -207,19 +209,21 @@ def _base_in(store: Store, source: DerivationSource) -> Artifact:
     return base
 
 
-def _inputs(base: Artifact, pictures: Sequence[bytes], texts: Sequence[str]) -> _Inputs:
+def _inputs(source: DerivationSource, base: Artifact, pictures: Sequence[bytes], texts: Sequence[str]) -> _Inputs:
     owner = base
     while owner.manifest.text is None and owner.base is not None:
         owner = owner.base
     if base.image_spec is None or owner.manifest.text is None:
         raise ExportRefused(f"{base.reference} needs an image and a text encoder to be derived from")
-    tokenizer = base.tokenizer()
+    if source.image_spec is not None and source.image is None:
+        raise ExportRefused("an image spec of its own belongs to an image encoder of its own")
+    tokenizer, image_spec = base.tokenizer(), source.image_spec or base.image_spec
     return _Inputs(
-        image_spec=base.image_spec,
+        image_spec=image_spec,
         text_spec=owner.manifest.text,
         tokenizer=tokenizer,
         tokenizer_bytes=owner.read(owner.manifest.text.tokenizer_file),
-        calibration=calibration_for(base.image_spec, tokenizer, pictures=pictures, texts=texts),
+        calibration=calibration_for(image_spec, tokenizer, pictures=pictures, texts=texts),
     )
 
 
@@ -368,7 +372,7 @@ def _manifest(
         base=BaseReference(name=above.name, version=above.version, fingerprint=above.fingerprint),
         dim=dim,
         dimensions=() if changed else above.dimensions,
-        image=None,
+        image=source.image_spec,
         text=None,
         dense=dense_spec_of(source.dense, staged.graphs),
         graphs=tuple(staged.graphs),

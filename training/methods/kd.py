@@ -26,6 +26,7 @@ from training.distillation_losses import (
 from training.losses import info_nce, positive_pairs, unit
 from training.method import Context, ModuleUse, ParamGroup
 from training.methods.base import MAX_LOG_SCALE, TowerOptions, TwoTowers
+from training.methods.parts.masking import masked
 from training.teachers import Teacher, TeacherVectors
 
 Term = Literal["task", "fd", "mfd", "gd", "icl", "crd", "afd"]
@@ -130,7 +131,7 @@ class KdMethod(TwoTowers):
 
     def setup(self, context: Context) -> None:
         super().setup(context)
-        self.teacher = Teacher(self.kd.teacher, store=self.kd.store, device=context.device)
+        self.teacher = Teacher.open(self.kd.teacher, store=self.kd.store, device=context.device)
         self.vectors: TeacherVectors | None = None
         if self.kd.looks:
             self.vectors = self.teacher.cached(
@@ -163,7 +164,9 @@ class KdMethod(TwoTowers):
         """Un-normalised vectors [b, D] of pictures and texts, and of masked pictures where mfd wants them."""
         found = {"image": self.model.encode_image(batch["image"]), "text": self.model.encode_text(batch["text"])}
         if "mfd" in self.terms:
-            found["masked"] = self.model.encode_image(self._masked(batch["image"]))
+            mean = self.model.pixel_input.get_buffer("mean")
+            hidden = masked(batch["image"], share=self.kd.mask_share, patch_px=self.kd.mask_px, mean=mean)
+            found["masked"] = self.model.encode_image(hidden)
         return {name: vectors.float() for name, vectors in found.items()}
 
     def compare(self, vectors: dict[str, Tensor], batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
@@ -184,8 +187,8 @@ class KdMethod(TwoTowers):
             crd_scale = crd_its = torch.full_like(its_scale, self.kd.kd_scale)
 
         def mfd() -> Tensor:
-            masked = PairVectors(self.adapters.projected(vectors["masked"], "image"), near.text)
-            return feature_distance(masked, its, rows=rows)
+            hidden = PairVectors(self.adapters.projected(vectors["masked"], "image"), near.text)
+            return feature_distance(hidden, its, rows=rows)
 
         def afd() -> Tensor:
             image = self.adapters.fused(near.image, its.image, "image")
@@ -207,14 +210,3 @@ class KdMethod(TwoTowers):
         if self.vectors is not None:
             return self.vectors.of(batch["row"], batch["look"])
         return self.teacher.vectors(batch["second_image"], batch["second_text"])
-
-    def _masked(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] with `mask_share` of its patches, at random, in the colour that normalises to 0."""
-        rows, columns = (-(-side // self.kd.mask_px) for side in pixels.shape[1:3])
-        order = torch.rand(len(pixels), rows * columns, device=pixels.device).argsort(dim=1).argsort(dim=1)
-        hidden = (order < round(self.kd.mask_share * rows * columns)).view(-1, rows, columns)
-        hidden = hidden.repeat_interleave(self.kd.mask_px, dim=1).repeat_interleave(self.kd.mask_px, dim=2)
-        hidden = hidden[:, : pixels.shape[1], : pixels.shape[2], None]
-        mean: Tensor = self.model.pixel_input.get_buffer("mean")
-        grey = (mean.view(1, 1, 1, 3) * 255).round().to(torch.uint8)
-        return torch.where(hidden, grey, pixels)

@@ -17,6 +17,7 @@ from model_store.errors import ExportRefused
 from model_store.manifest import DenseSpec, ImageSpec
 from training.models.aligned import AlignedDualEncoder
 from training.models.dense_towers import Attention, NoPositions, ResNetDense, TimmDense, VitDense
+from training.models.image_tower import ImageTower
 from training.models.pixels import PixelNormalize
 from training.models.towers import AttentionHead, DualEncoder, FlatHead, MeanHead, OpenClipDualEncoder, SmallDualEncoder
 from training.models.trunks import TOTAL_STRIDE
@@ -53,7 +54,7 @@ class DenseGraph(nn.Module):
 class OwnDenseGraph(nn.Module):
     """An own trunk and head; it has its normalisation inside."""
 
-    def __init__(self, model: SmallDualEncoder | AlignedDualEncoder) -> None:
+    def __init__(self, model: SmallDualEncoder | AlignedDualEncoder | ImageTower) -> None:
         super().__init__()
         self.model = model
 
@@ -116,7 +117,7 @@ def _stride_of(visual: TimmModel) -> int:
     return stride
 
 
-def dense_of_own(model: SmallDualEncoder, spec: ImageSpec) -> DenseSource:
+def dense_of_own(model: SmallDualEncoder | ImageTower, spec: ImageSpec) -> DenseSource:
     """The dense role of an own trunk: free sizes, except behind a flat head, whose places have weights of their own."""
     head = model.image_projection
     module = OwnDenseGraph(model).eval()

@@ -15,7 +15,7 @@ from open_clip.transformer import Transformer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from training.config import OpenClipConfig, SmallConfig, TextTowerConfig
+from training.config import ImageTowerConfig, OpenClipConfig, SmallConfig, TextTowerConfig
 from training.models.positions import resample_grid
 from training.models.trunks import TOTAL_STRIDE, scale_init  # the import also registers the own trunks with timm
 
@@ -258,7 +258,7 @@ class SmallDualEncoder(DualEncoder):
         image = config.image
         self.pixel_input = PixelInput(image.mean, image.std)
         self.trunk = timm.create_model(image.trunk, pretrained=False, num_classes=0)
-        self.image_projection = _head(config, channels=self.trunk.num_features)
+        self.image_projection = pooling_head(image, channels=self.trunk.num_features, embed_dim=config.embed_dim)
         self.text = TextTower(config.text, vocab_size=vocab_size, end_id=end_id, embed_dim=config.embed_dim)
         self.logit_scale = nn.Parameter(torch.tensor(OPENAI_SCALE))
         self.logit_bias = nn.Parameter(torch.tensor(0.0)) if config.logit_bias else None
@@ -326,11 +326,11 @@ class OpenClipDualEncoder(DualEncoder):
         self.clip.set_grad_checkpointing(True)
 
 
-def _head(config: SmallConfig, *, channels: int) -> MeanHead | FlatHead | AttentionHead:
-    image = config.image
+def pooling_head(image: ImageTowerConfig, *, channels: int, embed_dim: int) -> MeanHead | FlatHead | AttentionHead:
+    """What turns a trunk's features into vectors."""
     grid = image.size_px // TOTAL_STRIDE
     if image.pool == "mean":
-        return MeanHead(channels, config.embed_dim, dropout=image.dropout)
+        return MeanHead(channels, embed_dim, dropout=image.dropout)
     if image.pool == "flat":
-        return FlatHead(channels, config.embed_dim, grid=grid, dropout=image.dropout)
-    return AttentionHead(channels, config.embed_dim, grid=grid, heads=4, dropout=image.dropout)
+        return FlatHead(channels, embed_dim, grid=grid, dropout=image.dropout)
+    return AttentionHead(channels, embed_dim, grid=grid, heads=4, dropout=image.dropout)
