@@ -16,6 +16,7 @@ from clipworks.cli import (
     bench,
     classify,
     collections,
+    distill,
     embed,
     export,
     index,
@@ -75,6 +76,7 @@ app.command("index")(index.index)
 app.command("search")(search.search)
 app.add_typer(collections.app, name="collections")
 app.command("train")(train.train)
+app.command("distill")(distill.distill)
 app.command("export")(export.export)
 app.add_typer(evaluation.app, name="eval")
 app.command("bench")(bench.bench)

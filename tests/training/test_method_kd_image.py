@@ -193,21 +193,19 @@ def test_a_resumed_student_is_bit_equal(train_squares: Train, teacher: Path, squ
 def test_two_processes_train_the_student_that_one_does(squares: Path, teacher: Path, tmp_path: Path) -> None:
     options = ["method=kd_image", STUDENT, f"base={json.dumps(str(teacher))}", "optim.steps=4"]
     options += ["method_options.icl=1", "method_options.crd=1", "method_options.local_loss=true"]
-    for name, start in {
-        "one": [],
-        "two": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],
-    }.items():
-        where = [f"--set=run.folder={json.dumps(str(tmp_path / name))}", *(f"--set={each}" for each in options)]
-        done = subprocess.run(
-            [sys.executable, *start, "-m", "training", str(squares), *where],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            cwd=Path(__file__).parents[2],
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
+    where = tmp_path / "one", tmp_path / "two"
+    train(squares, [f"run.folder={json.dumps(str(where[0]))}", *options])
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "training"]
+        + [str(squares), *(f"--set={each}" for each in (f"run.folder={json.dumps(str(where[1]))}", *options))],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (load_file(folder / "weights.safetensors") for folder in where)
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
 

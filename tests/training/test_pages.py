@@ -53,6 +53,20 @@ def test_train_on_your_own_captions(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "held-out.json").read_text())["report"]["all"]
 
 
+def test_distil_a_smaller_model(tmp_path: Path) -> None:
+    (tmp_path / "my-pictures" / "more").mkdir(parents=True)
+    for number in range(60):
+        pixels = Image.new("RGB", (64, 48 + number % 5), COLOURS[number % 5])
+        pixels.paste((20 * (number % 12), 4 * number, 99), (number % 40, 0, 60, 30))
+        pixels.save(tmp_path / "my-pictures" / ("more" if number % 3 else ".") / f"{number:03}.png")
+    printed = run_page("distillation.md", tmp_path)
+    assert "agreement/found_across" in printed
+    manifest = json.loads((tmp_path / "models" / "try" / "1" / "manifest.json").read_text())
+    assert (manifest["base"]["name"], manifest["image"]["height_px"]) == ("everyday-small", 64)
+    assert "space proof/R@1" in manifest["metrics"]
+    assert re.search(r"000\.png\t(red|green|blue)\t", printed)
+
+
 def test_five_classes_a_few_pictures_each(tmp_path: Path) -> None:
     for colour in COLOURS:
         (tmp_path / "my-classes" / colour).mkdir(parents=True)
