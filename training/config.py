@@ -19,6 +19,7 @@ from training.data.families import split_by_family
 from training.data.rows import Row, Split, SplitRule
 from training.run_config import OptimConfig, RunConfig, WiseFt
 from training.shards_config import WebdatasetData
+from training.slim_config import SlimShape
 
 SplitBy = Literal["number", "name", "family"]
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -218,13 +219,14 @@ class SmallConfig(ConfigTable):
     logit_bias: bool = False
     image: ImageTowerConfig
     text: TextTowerConfig
+    slim: SlimShape | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class OpenClipConfig(ConfigTable):
     """pretrained: weights to start from, a tag of open_clip, a file, or `artifact:NAME[@VERSION]`, a stored artifact.
 
     activation: of a file, which does not show it. store: where the artifact lies. They are what a run begins with; a
-    checkpoint holds its own weights and asks for them no more.
+    checkpoint holds its own weights and asks for them no more. slim: of a model smaller than its architecture.
     """
 
     kind: Literal["open_clip"]
@@ -232,6 +234,13 @@ class OpenClipConfig(ConfigTable):
     pretrained: str | None = Field(default=None, exclude_if=lambda value: value is None)
     activation: Literal["gelu", "quickgelu"] | None = Field(default=None, exclude_if=lambda value: value is None)
     store: Path | None = Field(default=None, exclude_if=lambda value: value is None)
+    slim: SlimShape | None = Field(default=None, exclude_if=lambda value: value is None)
+
+    @model_validator(mode="after")
+    def _whole_or_slim(self) -> OpenClipConfig:
+        if self.slim is not None and self.pretrained is not None:
+            raise ValueError("pretrained weights are of the whole architecture: leave pretrained or slim out")
+        return self
 
     def structure(self) -> str:
         """What shapes the answer and is not in the weights; what they started from is left out."""

@@ -180,7 +180,7 @@ def run(
         method.fit(features)
         methods.check_produced(config.method, method)
         metrics = method.report()
-        info = {**facts, "step": 0, "metrics": {"validation": metrics}, **_produced(method)}
+        info = {**facts, "step": 0, "metrics": {"validation": metrics}, **_produced(method, config)}
         if first:
             save_checkpoint(folder, info, weights=_shipped(method), state={}, tokenizer=tokenizer_bytes)
         return TrainResult(folder=folder, step=0, metrics=metrics)
@@ -235,7 +235,7 @@ def run(
     if resume:
         newest = resumable(folder, from_step)
         before = read_checkpoint(newest)
-        refuse_other_run(before, config)
+        refuse_other_run(before, config, own_model=method.artifact().model is not None)
         if before.base_sha256 != facts["base_sha256"]:
             raise ValueError(f"cannot resume: base {config.base} has other weights than those the run started from")
         tensors = load_state(newest)
@@ -252,7 +252,7 @@ def run(
     def save(done: int, shipped: dict[str, Tensor], position: dict[str, Tensor]) -> Path:
         with state.placed(shipped):
             weights = {name: tensor.clone() for name, tensor in _shipped(method).items()}
-        info = {**facts, "step": done, "metrics": metrics, **_produced(method)}
+        info = {**facts, "step": done, "metrics": metrics, **_produced(method, config)}
         return save_step(
             folder,
             info,
@@ -281,6 +281,8 @@ def run(
             batch = fetch(step)
 
             optimizer.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                method.prepare(step, step / optim.steps)
             losses = add_gradients(
                 method,
                 batch,
@@ -374,10 +376,13 @@ def _data_key(config: TrainConfig, digest: str, image_spec: ImageSpec) -> str:
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
 
 
-def _produced(method: methods.Method) -> dict[str, Any]:
-    """What the checkpoint says of the method's artifact."""
+def _produced(method: methods.Method, config: TrainConfig) -> dict[str, Any]:
+    """What the checkpoint says of the method's artifact; its config names the model that the checkpoint holds."""
     produced = method.artifact()
+    if produced.model is not None:
+        config = config.model_copy(update={"model": produced.model})
     return {
+        "config": config.model_dump(mode="json"),
         "graphs": produced.graphs,
         "templates": list(produced.templates),
         "labels": list(produced.labels),

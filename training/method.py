@@ -124,6 +124,7 @@ class Produced:
     arrays: what is no module, such as a class head's weight [D, C] and bias [C]. labels: the classes of such a head.
     inherited: roles that the base keeps providing; with any, the method has a `Method.derivation`.
     presence: how scores of positions become "is it there?", where the method fitted that.
+    model: of the checkpoint, where the method makes another one than the recipe's.
     """
 
     graphs: dict[str, str] = field(default_factory=dict)
@@ -132,6 +133,7 @@ class Produced:
     templates: tuple[str, ...] = ("{}",)
     inherited: tuple[str, ...] = ()
     presence: Presence | None = None
+    model: ModelConfig | None = None
 
 
 class Method(ABC):
@@ -225,6 +227,13 @@ class StepMethod(Method):
     def batches(self, *, batch_size: int, seed: int) -> StepBatches | None:
         """Batches of what `setup` has worked out; None: of the source, or of the base's features."""
         return None
+
+    def prepare(self, step: int, progress: float) -> None:
+        """Work out what all rows of a step share, such as a random mask; called before each step, without gradients.
+
+        It must depend on the 0-based step, the seed and the trained state only: several processes, and the parts of a
+        batch that `optim.accumulate` makes, then have the same.
+        """
 
     @abstractmethod
     def step(self, batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:

@@ -18,13 +18,16 @@ _FREE = {
 }
 
 
-def refuse_other_run(before: Checkpoint, now: TrainConfig) -> None:
+def refuse_other_run(before: Checkpoint, now: TrainConfig, *, own_model: bool = False) -> None:
     """A run resumes under its own recipe, to its own end or to another one that lies ahead.
+
+    own_model: the method makes the model of its base; the checkpoint names the one that it has made, not the recipe's.
 
     Raises:
         ValueError: the recipe differs.
     """
-    old, new = before.config.model_dump(exclude=_FREE), now.model_dump(exclude=_FREE)
+    free: dict[str, Any] = {**_FREE, "model": True} if own_model else _FREE
+    old, new = before.config.model_dump(exclude=free), now.model_dump(exclude=free)
     changed = [f"{key} was {before}, is {after}" for key, before, after in _differences(old, new)]
     if now.optim.steps < before.step:
         changed.append(f"optim.steps is {now.optim.steps}, and {before.step} steps are done")

@@ -11,6 +11,7 @@ from model_store.manifest import ImageSpec
 from training.aligned_config import AlignedConfig, AlignedImageConfig
 from training.config import ModelConfig, SmallConfig, StoredModel
 from training.models.aligned import AlignedDualEncoder
+from training.models.slimming import slim_towers
 from training.models.towers import DualEncoder, OpenClipDualEncoder, SmallDualEncoder
 
 
@@ -21,11 +22,15 @@ def build_model(config: ModelConfig, *, vocab_size: int, end_id: int) -> DualEnc
             f"{config.reference} is a stored model, whose weights are not trained: take its checkpoint as base, "
             "or a method that works on its vectors (gda, linear_probe)"
         )
-    if isinstance(config, SmallConfig):
-        return SmallDualEncoder(config, vocab_size=vocab_size, end_id=end_id)
     if isinstance(config, AlignedConfig):
         return AlignedDualEncoder(config, vocab_size=vocab_size)
-    return OpenClipDualEncoder(config)
+    if isinstance(config, SmallConfig):
+        model = SmallDualEncoder(config, vocab_size=vocab_size, end_id=end_id)
+    else:
+        model = OpenClipDualEncoder(config)
+    if config.slim is not None:
+        slim_towers(model, config.slim)
+    return model
 
 
 def image_spec(config: ModelConfig, *, size_px: int | None = None) -> ImageSpec:

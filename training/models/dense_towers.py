@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.models.positions import centre_distances, resample_grid
+from training.models.slim_blocks import SlimBlock
 
 Attention = Literal["maskclip", "sclip", "naclip"]
 Dense = tuple[Tensor, Tensor]
@@ -48,7 +49,7 @@ class VitDense(nn.Module):
         last = visual.transformer.resblocks[-1]
         if visual.attn_pool is not None:
             raise NoPositions("its tokens are pooled by attention of their own (CoCa)")
-        if type(last) is not ResidualAttentionBlock or not visual.transformer.batch_first:
+        if type(last) not in (ResidualAttentionBlock, SlimBlock) or not visual.transformer.batch_first:
             raise NoPositions(f"its last block is a {type(last).__name__} of a form that is not known here")
         if visual.pool_type not in ("tok", "avg"):
             raise NoPositions(f"it pools by {visual.pool_type!r}")
@@ -117,14 +118,14 @@ def attention_weights(kind: Attention, query: Tensor, key: Tensor, rows: int, co
     return (by_key + functional.pad(near, (1, 0, 1, 0))).softmax(dim=-1)
 
 
-def split_heads(block: ResidualAttentionBlock, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def split_heads(block: ResidualAttentionBlock | SlimBlock, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key and value [B, heads, L, width / heads] of a block's packed projection."""
     packed = functional.linear(x, block.attn.in_proj_weight, block.attn.in_proj_bias)
     query, key, value = (each.unflatten(2, (block.attn.num_heads, -1)).transpose(1, 2) for each in packed.chunk(3, -1))
     return query, key, value
 
 
-def merge_heads(block: ResidualAttentionBlock, attended: Tensor) -> Tensor:
+def merge_heads(block: ResidualAttentionBlock | SlimBlock, attended: Tensor) -> Tensor:
     """[B, heads, L, width / heads] -> [B, L, width] through the block's output projection."""
     return rows_through(block.attn.out_proj, attended.transpose(1, 2).flatten(2))
 

@@ -102,7 +102,8 @@ class VitTrunk(nn.Module):
     in front of its branches (Dosovitskiy et al., 2021), without a class token: the head pools.
 
     Positions are sines and cosines of row and column (Beyer et al., 2022, "Better plain ViT baselines for ImageNet"),
-    so it takes pictures of any size.
+    so it takes pictures of any size. A trunk that has lost channels keeps the positions of those that are left,
+    `position_channels` of the `position_width` that there were.
     """
 
     def __init__(self, *, width: int, layers: int, heads: int) -> None:
@@ -111,12 +112,17 @@ class VitTrunk(nn.Module):
         self.transformer = Transformer(width=width, layers=layers, heads=heads, batch_first=True)
         self.norm = nn.LayerNorm(width)
         self.num_features = width
+        self.position_width = width
+        self.position_channels: tuple[int, ...] | None = None
         scale_init(self.transformer, width)
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.patches(x)
         rows, columns = x.shape[2:]
-        tokens = x.flatten(2).permute(0, 2, 1) + sine_positions(rows, columns, x.shape[1]).to(x)
+        positions = sine_positions(rows, columns, self.position_width)
+        if self.position_channels is not None:
+            positions = positions[:, list(self.position_channels)]
+        tokens = x.flatten(2).permute(0, 2, 1) + positions.to(x)
         tokens = self.norm(self.transformer(tokens))
         return tokens.permute(0, 2, 1).unflatten(2, (rows, columns))
 
