@@ -115,14 +115,31 @@ def square_base(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+@pytest.fixture(scope="session")
+def vit_squares(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe of the squares with transformers on both sides."""
+    recipe = squares.read_text(encoding="utf-8").replace("clipworks_conv_t", "clipworks_vit_t")
+    path = tmp_path_factory.mktemp("vit") / "vit.toml"
+    path.write_text(recipe.replace('layers = 1, heads = 2, pool = "eos"', 'layers = 2, heads = 2, pool = "eos+bag"'))
+    return path
+
+
+@pytest.fixture(scope="session")
+def vit_base(vit_squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of forty steps of it."""
+    folder = tmp_path_factory.mktemp("vit_runs") / "base"
+    train(vit_squares, [f"run.folder={json.dumps(str(folder))}", "optim.steps=40"])
+    return folder
+
+
 @pytest.fixture
 def train_squares(squares: Path, tmp_path: Path) -> Train:
     """Train the squares with overrides into a new folder, which is returned."""
 
-    def call(*overrides: str, base: Path | None = None, name: str = "run") -> Path:
+    def call(*overrides: str, base: Path | None = None, name: str = "run", recipe: Path = squares) -> Path:
         folder = tmp_path / name
         start = [] if base is None else [f"base={json.dumps(str(base))}"]
-        train(squares, [f"run.folder={json.dumps(str(folder))}", *start, *overrides])
+        train(recipe, [f"run.folder={json.dumps(str(folder))}", *start, *overrides])
         return folder
 
     return call

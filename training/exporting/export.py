@@ -274,6 +274,7 @@ def source_of_checkpoint(
             )
         quick = (open_clip.get_model_config(info.config.model.architecture) or {}).get("quick_gelu")
         architecture, activation = info.config.model.architecture, "quickgelu" if quick else "gelu"
+        architecture += "" if info.config.model.slim is None else ", slim"
     else:
         image = EncoderGraph(model, "encode_image")
         text = EncoderGraph(model, "encode_text", context_length=info.text_spec.context_length)

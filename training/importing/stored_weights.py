@@ -122,8 +122,10 @@ def _refuse_other_kinds(artifact: Artifact, config: OpenClipConfig) -> None:
             f"{name} is another project's export ({provenance.layout}), whose graphs do not say which weight is which: "
             f"start from {instead}. Methods that work on vectors take it as base = artifact:{artifact.manifest.name}"
         )
-    kind, described = _structure_of(artifact), provenance.architecture
-    if kind in ("small", "aligned"):
+    structure, described = _structure_of(artifact), provenance.architecture
+    if "slim" in structure:
+        raise ExportRefused(f"{name} is smaller than its architecture ({described}): start from its checkpoint (base)")
+    if structure.get("kind") in ("small", "aligned"):
         raise ExportRefused(
             f"{name} is a {described}, no model of open_clip; its batch norms were folded into the convolutions, so "
             f"its graphs hold other numbers than were trained: start from its checkpoint (base)"
@@ -138,13 +140,13 @@ def _refuse_other_kinds(artifact: Artifact, config: OpenClipConfig) -> None:
         )
 
 
-def _structure_of(artifact: Artifact) -> str | None:
-    """The kind of model that the recipe of a graph describes, where it is one of ours."""
+def _structure_of(artifact: Artifact) -> dict[str, Any]:
+    """The model that the recipe of a graph describes, where it is one of ours; else nothing."""
     try:
         described = json.loads(artifact.manifest.provenance.recipe.removeprefix(f"{GRAPH_RECIPE};"))
     except ValueError:
-        return None
-    return described.get("kind") if isinstance(described, dict) else None
+        return {}
+    return described if isinstance(described, dict) else {}
 
 
 def _refuse_folded_norms(artifact: Artifact, module: nn.Module) -> None:

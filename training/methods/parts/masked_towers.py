@@ -34,6 +34,7 @@ class MaskedLayerNorm(nn.LayerNorm):
         super().__init__(norm.normalized_shape, eps=norm.eps)
         self.weight, self.bias = norm.weight, norm.bias
         self.register_buffer("open", torch.ones_like(norm.weight, requires_grad=False), persistent=False)
+        self.open: Tensor
         self.train(norm.training)
 
     def forward(self, x: Tensor) -> Tensor:
