@@ -19,7 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from evaluation.encoder import open_artifact
+from model_store.session import SessionSettings
 from model_store.store import Store
+from model_store.towers import open_dense_tower
 from training import loop
 from training import method as methods
 from training.accumulation import add_gradients, total
@@ -270,6 +272,11 @@ def test_the_served_artifact_gives_the_checkpoints_vectors(pruned: Path, tmp_pat
     ):
         assert np.ptp(right, axis=0).max() > 0.05
         np.testing.assert_allclose(left, right, atol=2e-5)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 112, 144, 3), dtype=np.uint8)
+    positions = open_dense_tower(store.open("tiny"), "fp32", SessionSettings())(pixels).positions
+    wanted = load_model(pruned).model.encode_dense(torch.from_numpy(pixels)).numpy()
+    assert positions.shape == (1, 14, 18, 16)
+    np.testing.assert_allclose(positions, wanted, atol=2e-4)
 
 
 def test_validation_judges_what_is_shipped(pruned: Path, vit_base: Path) -> None:
@@ -369,7 +376,7 @@ def test_multipliers_climb_and_masks_fall(
     make_context: MakeContext, vit_squares: Path, vit_base: Path, train_squares: Train
 ) -> None:
     folder = train_squares(
-        "method=tinyclip", HASTY.replace("0.5}", "0.2}"), "optim.steps=8", base=vit_base, recipe=vit_squares
+        "method=tinyclip", HASTY.replace("0.5}", "0.2}"), "optim.steps=16", base=vit_base, recipe=vit_squares
     )
     state = load_file(folder / "state.safetensors")
     for side in ("image", "text"):

@@ -172,6 +172,21 @@ def test_as_many_gates_stay_as_are_open_on_average_and_one_at_least() -> None:
     assert not shut.log_alpha.requires_grad
 
 
+def test_roundings_do_not_add_up(tmp_path: Path) -> None:
+    """Every layer keeps 1.7 of 2 heads on average; all of them rounded up would be a larger tower."""
+    gates = TowerGates(SlimTower(width=64, head_width=8, heads=(2,) * 6, mlp=(16,) * 6), start=9.0)
+    for gate in gates.heads:
+        gate.log_alpha.data.fill_(0.1)  # type: ignore[union-attr]
+    expected = float(gates.sparsity().detach())
+    for at, gate in enumerate(gates.heads):
+        assert gate.decided().all()  # type: ignore[operator]
+        gate.log_alpha.data += 0.01 * at  # type: ignore[operator]
+    kept = gates.kept()
+    assert {*map(len, kept.heads)} == {1, 2}
+    left = SlimTower(width=64, head_width=8, heads=tuple(map(len, kept.heads)), mlp=tuple(map(len, kept.mlp)))
+    assert 1 - block_parameters(left) / block_parameters(gates.shape) == pytest.approx(expected, abs=0.05)
+
+
 def test_sparsity_is_the_share_of_the_blocks_parameters(tmp_path: Path) -> None:
     config = config_of("mean", tmp_path)
     model = built(config)

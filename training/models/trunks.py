@@ -147,7 +147,9 @@ def sine_positions(rows: int, columns: int, width: int) -> Tensor:
     rates = 10_000 ** -(torch.arange(width // 4) / (width // 4))
     down, across = torch.arange(rows)[:, None] * rates, torch.arange(columns)[:, None] * rates
     down, across = (torch.cat([angle.sin(), angle.cos()], dim=1) for angle in (down, across))
-    return torch.cat([down.repeat_interleave(columns, dim=0), across.repeat(rows, 1)], dim=1)
+    # Expanded, not repeated: the exporter writes a repetition for the size that it sees, and grids are free.
+    down, across = down[:, None].expand(-1, columns, -1), across[None].expand(rows, -1, -1)
+    return torch.cat([down, across], dim=2).flatten(0, 1)
 
 
 # timm's registry calls entry points with its own keywords, which own weights have no use for.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +18,7 @@ UNITS: tuple[Unit, ...] = ("channels", "layers", "heads", "mlp")
 # Louizos et al., 2018, "Learning Sparse Neural Networks through L0 Regularization", section 4; TinyCLIP has the same.
 TEMPERATURE, LOWEST, HIGHEST = 2 / 3, -0.1, 1.1
 _EDGE = 1e-6
+_SHIFTED, _HALVINGS, _EXACT = 4.0, 14, 0.005
 
 
 class HardConcrete(nn.Module):
@@ -35,11 +36,11 @@ class HardConcrete(nn.Module):
         self.kept: Tensor
         self._noise = torch.zeros(count)
 
-    def open_probability(self) -> Tensor:
-        """[n]: the probability that a gate is not 0 (equation 12)."""
+    def open_probability(self, shift: float = 0.0) -> Tensor:
+        """[n]: the probability that a gate is not 0 (equation 12), with `shift` added to log_alpha."""
         if not self.learned:
             return torch.ones_like(self.log_alpha)
-        return (self.log_alpha - TEMPERATURE * math.log(-LOWEST / HIGHEST)).sigmoid()
+        return (self.log_alpha + shift - TEMPERATURE * math.log(-LOWEST / HIGHEST)).sigmoid()
 
     def draw(self, stream: torch.Generator) -> None:
         """Draw the noise of the next samples from a stream of the CPU."""
@@ -53,11 +54,11 @@ class HardConcrete(nn.Module):
         stretched = ((self._noise + self.log_alpha) / TEMPERATURE).sigmoid() * (HIGHEST - LOWEST) + LOWEST
         return stretched.clamp(0, 1)
 
-    def decided(self) -> Tensor:
+    def decided(self, shift: float = 0.0) -> Tensor:
         """bool [n]: as many gates as are open on average, those with the largest log_alpha; at least one."""
         if not self.learned:
             return torch.ones_like(self.kept)
-        probability = self.open_probability().detach()
+        probability = self.open_probability(shift).detach()
         count = max(1, round(float(probability.double().sum())))
         kept = torch.zeros_like(self.kept)
         kept[probability.argsort(descending=True, stable=True)[:count]] = True
@@ -101,17 +102,18 @@ class TowerGates(nn.Module):
     def fix(self) -> None:
         """Decide which gates stay open; from now on nothing about them changes."""
         if not self.fixed:
+            shift = self._shift()
             for gate in self.gates():
-                gate.kept.copy_(gate.decided())
+                gate.kept.copy_(gate.decided(shift))
             self.fixed.fill_(True)
 
     def values(self) -> GateValues:
         """Samples in training; 0 or 1 once the gates are fixed, and in eval mode."""
-        return self._each(HardConcrete.sampled if self.training and not self.fixed else self._closed_or_open)
+        return self._each(HardConcrete.sampled) if self.training and not self.fixed else self._closed_or_open()
 
     def kept(self) -> Kept:
         """What of the tower stays, if training ended now."""
-        found = self._each(self._closed_or_open)
+        found = self._closed_or_open()
         layers = _places(found.layers)
         return Kept(
             layers=layers,
@@ -126,10 +128,36 @@ class TowerGates(nn.Module):
         whole = block_parameters(self.shape)
         return 1 - expected_parameters(probability, head_width=self.shape.head_width) / whole
 
-    def _closed_or_open(self, gate: HardConcrete) -> Tensor:
-        return (gate.kept if self.fixed else gate.decided()).to(gate.log_alpha.dtype)
+    def _closed_or_open(self) -> GateValues:
+        if self.fixed:
+            return self._each(lambda gate: gate.kept.to(gate.log_alpha.dtype))
+        return self._decided(self._shift())
 
-    def _each(self, value) -> GateValues:
+    def _decided(self, shift: float) -> GateValues:
+        return self._each(lambda gate: gate.decided(shift).to(gate.log_alpha.dtype))
+
+    @torch.no_grad()
+    def _shift(self) -> float:
+        """What to add to every log_alpha, so that what is decided has the expected size as nearly as can be.
+
+        Without it every gate's number of open ones is rounded by itself, and in a tower of few heads all of them the
+        same way. The size grows with the shift, so it is found by halving.
+        """
+        width = self.shape.head_width
+        expected = float(expected_parameters(self._each(HardConcrete.open_probability), head_width=width))
+
+        def missed(shift: float) -> float:
+            return float(expected_parameters(self._decided(shift), head_width=width)) - expected
+
+        low, high = -_SHIFTED, _SHIFTED
+        if abs(missed(0.0)) <= _EXACT * expected:
+            return 0.0
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if missed(middle) < 0 else (low, middle)
+        return low if abs(missed(low)) < abs(missed(high)) else high
+
+    def _each(self, value: Callable[[HardConcrete], Tensor]) -> GateValues:
         return GateValues(
             channels=value(self.channels),
             layers=value(self.layers),
