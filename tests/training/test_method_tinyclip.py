@@ -255,6 +255,7 @@ def test_masks_reach_their_sparsity(pruned: Path, vit_base: Path) -> None:
     assert found["text"] == pytest.approx(0.3, abs=0.12)  # two layers of two heads: steps are coarse
     gaps = logged(pruned, "sparsity_image")
     assert len(gaps) == 140, "masks are fixed after 70 % of 200 steps"
+    assert gaps[0] == 0 < gaps[20] < gaps[40], "the target rises from 0"
     assert max(gaps) > 1.0
     assert np.mean(gaps[-5:]) < 0.2 * max(gaps)
     affinity = logged(pruned, "affinity")
@@ -279,12 +280,24 @@ def test_the_served_artifact_gives_the_checkpoints_vectors(pruned: Path, tmp_pat
     np.testing.assert_allclose(positions, wanted, atol=2e-4)
 
 
-def test_validation_judges_what_is_shipped(pruned: Path, vit_base: Path) -> None:
-    """The masked model that the loop judged and the small one that it wrote are one."""
+def test_the_small_model_is_the_masked_one_that_the_loop_judged(
+    pruned: Path, make_context: MakeContext, vit_squares: Path, vit_base: Path
+) -> None:
     info = read_checkpoint(pruned)
-    config = info.config
-    source = loop.open_source(config, cache_spec=info.image_spec, image_spec=info.image_spec)
-    judged = source.judge(open_checkpoint(pruned), split="validation")
+    context = make_context(recipe=vit_squares, base=vit_base)
+    method = started(info.config.method_options, context)
+    state = load_file(pruned / "state.safetensors")
+    prefix = "average/model."
+    method.model.load_state_dict(
+        {name.removeprefix(prefix): each for name, each in state.items() if name.startswith(prefix)}
+    )
+    method.model.eval()
+    small, batch = load_model(pruned).model, batch_of(context, method)
+    for function, rows in (("encode_image", batch["image"]), ("encode_text", batch["text"])):
+        masked = getattr(method.model, function)(rows)
+        torch.testing.assert_close(getattr(small, function)(rows), masked, rtol=1e-4, atol=2e-5)
+        assert (getattr(method.student, function)(rows) - masked).abs().max() > 1e-2, "nothing is masked"
+    judged = context.source.judge(open_checkpoint(pruned), split="validation")
     assert json.loads(json.dumps(judged)) == info.metrics["validation"]
 
 
@@ -416,6 +429,24 @@ def test_two_processes_train_what_one_trains(
         assert logged(two, name) == pytest.approx(logged(one, name), rel=1e-3, abs=1e-5)
 
 
+def test_masks_over_heads_close_heads_only(
+    make_context: MakeContext, vit_squares: Path, vit_base: Path, train_squares: Train
+) -> None:
+    masks = HASTY.replace("image=0.5,text=0.5", 'image=0.25,over=["heads"]')
+    folder = train_squares("method=tinyclip", masks, "optim.steps=40", base=vit_base, recipe=vit_squares)
+    found = slim_of(folder)
+    assert found["text"] is None
+    assert found["image"] is not None
+    assert (found["image"].width, found["image"].mlp) == (128, (512,) * 6)
+    assert 6 <= sum(found["image"].heads) < 24
+    fixed = ("model.text.bag_projection=false", "model.embed_dim=16")
+    base = train_squares(*fixed, "optim.steps=1", recipe=vit_squares, name="fixed")
+    with pytest.raises(ValueError, match="the text tower's channels stay, its token vectors are the embedding"):
+        train_squares("method=tinyclip", HASTY, *fixed, base=base, recipe=vit_squares, name="refused")
+    with pytest.raises(ValueError, match=r"text\.width stays 16: its token vectors are the embedding"):
+        train_squares("method=tinyclip", HAND[1], *fixed, base=base, recipe=vit_squares, name="by_hand")
+
+
 # What is refused
 
 
@@ -428,7 +459,8 @@ def test_two_processes_train_what_one_trains(
         ({"image": {"depth": 2}}, r"image\.depth"),
         ({"masks": {"image": 1.0}}, r"masks\.image"),
         ({"masks": {"image": 0.5}, "text": {"width": 8}}, "by hand .* or by masks, not both"),
-        ({"masks": {"ramp_share": 0.7, "fixed_share": 0.5}}, "the ramp ends before the masks are fixed"),
+        ({"masks": {}}, "masks of no tower"),
+        ({"masks": {"image": 0.5, "ramp_share": 0.7, "fixed_share": 0.5}}, "the ramp ends before the masks are fixed"),
         ({"masks": {"over": ["patches"]}}, r"masks\.over"),
     ],
 )

@@ -71,6 +71,7 @@ CURES = {
     "negclip": ("optim.steps=20",),
     "negation": ("optim.steps=20", "method_options.excuse_true=true"),
     "labclip": ("optim.steps=20", "optim.rate=1e-2"),
+    "tinyclip": ("optim.steps=20", "method_options.text={width=24,mlp=64}"),
 }
 HEADS = {"gda": "shape", "linear_probe": "pair"}
 KEPT = ("negation", "labclip")  # they leave the image tower alone

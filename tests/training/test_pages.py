@@ -17,6 +17,7 @@ pytest.importorskip("torch")
 from tests.model_store.hub.layouts import transformers_layouts  # noqa: E402
 from tests.model_store.hub.layouts.captions import taught_captions  # noqa: E402
 from tests.model_store.hub.layouts.source_models import tiny_clip  # noqa: E402
+from training.methods.tinyclip import MaskOptions, TinyclipOptions  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
@@ -65,6 +66,39 @@ def test_distil_a_smaller_model(tmp_path: Path) -> None:
     assert (manifest["base"]["name"], manifest["image"]["height_px"]) == ("everyday-small", 64)
     assert "space proof/R@1" in manifest["metrics"]
     assert re.search(r"000\.png\t(red|green|blue)\t", printed)
+def test_a_smaller_model(tmp_path: Path) -> None:
+    folder = tmp_path / "my-pictures"
+    folder.mkdir()
+    with (folder / "captions.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "caption"])
+        for number in range(50):
+            colour = COLOURS[number % 5]
+            Image.new("RGB", (64, 48), colour).save(folder / f"{number:04}.png")
+            writer.writerow([f"{number:04}.png", f"a {colour} wall"])
+    run_page("tinyclip.md", tmp_path)
+    runs = {name: tmp_path / "runs" / name for name in ("large", "by-hand", "by-masks")}
+    sizes = {name: (folder / "weights.safetensors").stat().st_size for name, folder in runs.items()}
+    assert max(sizes["by-hand"], sizes["by-masks"]) < 0.9 * sizes["large"]
+    told = {name: json.loads((each / "checkpoint.json").read_text()) for name, each in runs.items()}
+    models = {name: each["config"]["model"] for name, each in told.items()}
+    assert "slim" not in models["large"]
+    assert models["by-hand"]["slim"]["image"]["heads"] == [2, 2, 2]
+    assert models["by-masks"]["slim"].keys() == {"image", "text"}
+
+
+def test_every_option_of_tinyclip_is_in_its_page() -> None:
+    page = (DOCS / "tinyclip.md").read_text(encoding="utf-8")
+    for table, options in (("| option |", TinyclipOptions), ("| `masks` |", MaskOptions)):
+        start = page.index(table)
+        rows = [row.split("|")[1:3] for row in page[start : page.index("\n\n", start)].splitlines()[2:]]
+        told = {name: default.strip() for names, default in rows for name in re.findall(r"`(\w+)`", names)}
+        fields = options.model_fields if options is MaskOptions else options.__annotations__
+        assert sorted(told) == sorted(fields)
+        for name, default in told.items():
+            value = options.model_fields[name].default
+            if isinstance(value, float):
+                assert float(default) == value, name
 
 
 def test_five_classes_a_few_pictures_each(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from training.methods.parts.masked_towers import MaskedDualEncoder, MaskedLayerN
 from training.models.building import build_model
 from training.models.tower_plans import SIDES, Side, plan_of, shape_of
 from training.models.towers import DualEncoder
+from training.models.trunks import sine_positions
 from training.slim_config import SlimShape, SlimTower
 
 pytestmark = pytest.mark.torch
@@ -126,6 +127,22 @@ def test_half_open_gates_reach_every_weight_they_stand_for(tmp_path: Path) -> No
         # Where a sample is 0 or 1, it has no gradient; half of them are in between.
         assert (parameter.grad != 0).float().mean() > 0.2 or len(parameter) <= 4, name
     assert sum(float(parameter.grad.abs().sum()) for parameter in found.gates.parameters()) > 0.1  # type: ignore[union-attr]
+
+
+def test_a_gate_of_a_channel_multiplies_the_stream(tmp_path: Path) -> None:
+    found = masked(built(config_of("mean", tmp_path)), start=1.0).train()
+    trunk, gates = found.dense.trunk, found.tower_gates("image")
+    gates.layers.log_alpha.data.fill_(-30.0)  # type: ignore[operator]
+    gates.draw(torch.Generator().manual_seed(1))
+    stream = gates.values().channels
+    assert ((stream > 0) & (stream < 1)).sum() > 10
+    open_ = (stream > 0).nonzero().flatten()
+    x = trunk.patches(found.pixel_input(found.pixel_input.unit_range(PIXELS))).flatten(2).mT  # type: ignore[operator]
+    x = ((x + sine_positions(2, 2, 128)) * stream)[..., open_]
+    norm = torch.nn.functional.layer_norm(x, (len(open_),), trunk.norm.weight[open_], trunk.norm.bias[open_])  # type: ignore[index, union-attr]
+    head = found.dense.image_projection
+    expected = norm.mean(dim=1) @ head.weight[:, open_].T + head.bias  # type: ignore[index, union-attr]
+    torch.testing.assert_close(found.encode_image(PIXELS), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_norm_over_open_channels_is_a_norm_of_those_channels() -> None:

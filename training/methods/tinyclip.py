@@ -65,6 +65,8 @@ class MaskOptions(Options):
     def _takes_its_time(self) -> Self:
         if self.ramp_share + self.fixed_share > 1:
             raise ValueError("ramp_share and fixed_share exceed the steps: the ramp ends before the masks are fixed")
+        if not self.image and not self.text:
+            raise ValueError("masks of no tower: set image or text to the sparsity that is wanted")
         return self
 
     def target(self, side: Side) -> float:
@@ -118,22 +120,13 @@ class TinyclipMethod(TwoTowers):
         self.teacher = self._teacher(base).to(context.device)
         self.seed = context.seed
         student, self.described = self._student(base, described, context)
-        student.to(context.device)
-        self.model = student
-        self.student = student
+        self.model = self.student = student.to(context.device)
         student.lock(*(self._part(name) for name in self.options.frozen))
         self.multipliers = nn.ModuleDict()
         if masks := self.tinyclip.masks:
-            gates: dict[Side, TowerGates] = {}
-            for side in SIDES:
-                if masks.target(side):
-                    plan = plan_of(student, side)
-                    if plan.fixed_width is not None and "channels" in masks.over:
-                        raise ValueError(
-                            f"the {side} tower's channels stay, {plan.fixed_width}: leave them out of masks.over"
-                        )
-                    gates[side] = TowerGates(shape_of(student, plan), start=masks.start, over=masks.over)
-                    self.multipliers[side] = Multipliers(masks.multiplier)
+            sides: list[Side] = [side for side in SIDES if masks.target(side)]
+            gates = {side: self._gates(side, masks) for side in sides}
+            self.multipliers.update({side: Multipliers(masks.multiplier) for side in sides})
             self.model = MaskedDualEncoder(student, gates).to(context.device)
             self.multipliers.to(context.device)
             self._pruned(self.model)
@@ -249,6 +242,15 @@ class TinyclipMethod(TwoTowers):
         if self.tinyclip.start == "inherited":
             student.load_state_dict(state)
         return student, described
+
+    def _gates(self, side: Side, masks: MaskOptions) -> TowerGates:
+        """Raises:
+        ValueError: a tower that cannot shrink, or not in its channels.
+        """
+        plan = plan_of(self.student, side)
+        if plan.fixed_width is not None and "channels" in masks.over:
+            raise ValueError(f"the {side} tower's channels stay, {plan.fixed_width}: leave them out of masks.over")
+        return TowerGates(shape_of(self.student, plan), start=masks.start, over=masks.over)
 
     def _pruned(self, model: MaskedDualEncoder) -> dict[str, Tensor]:
         """The state of what the masks leave, whose description is noted."""

@@ -34,7 +34,8 @@ class HardConcrete(nn.Module):
         self.log_alpha = nn.Parameter(torch.full((count,), start), requires_grad=learned)
         self.register_buffer("kept", torch.ones(count, dtype=torch.bool))
         self.kept: Tensor
-        self._noise = torch.zeros(count)
+        self.register_buffer("noise", torch.zeros(count), persistent=False)
+        self.noise: Tensor
 
     def open_probability(self, shift: float = 0.0) -> Tensor:
         """[n]: the probability that a gate is not 0 (equation 12), with `shift` added to log_alpha."""
@@ -45,13 +46,13 @@ class HardConcrete(nn.Module):
     def draw(self, stream: torch.Generator) -> None:
         """Draw the noise of the next samples from a stream of the CPU."""
         uniform = torch.rand(len(self.log_alpha), generator=stream).clamp(_EDGE, 1 - _EDGE)
-        self._noise = uniform.logit().to(self.log_alpha.device)
+        self.noise = uniform.logit().to(self.log_alpha.device)
 
     def sampled(self) -> Tensor:
         """[n] in [0, 1] of the noise that was drawn last (equations 10 and 11)."""
         if not self.learned:
             return torch.ones_like(self.log_alpha)
-        stretched = ((self._noise + self.log_alpha) / TEMPERATURE).sigmoid() * (HIGHEST - LOWEST) + LOWEST
+        stretched = ((self.noise + self.log_alpha) / TEMPERATURE).sigmoid() * (HIGHEST - LOWEST) + LOWEST
         return stretched.clamp(0, 1)
 
     def decided(self, shift: float = 0.0) -> Tensor:
@@ -161,8 +162,8 @@ class TowerGates(nn.Module):
         return GateValues(
             channels=value(self.channels),
             layers=value(self.layers),
-            heads=[value(gate) for gate in self.heads],
-            mlp=[value(gate) for gate in self.mlp],
+            heads=[value(gate) for gate in self.heads if isinstance(gate, HardConcrete)],
+            mlp=[value(gate) for gate in self.mlp if isinstance(gate, HardConcrete)],
         )
 
 

@@ -144,7 +144,9 @@ def _prepare(dense: DualEncoder, plan: TowerPlan) -> None:
     """Let a tower's norms look at open channels, and its stream be gated where it enters the blocks."""
     transformer = dense.get_submodule(plan.transformer)
     transformer.register_buffer("entry", torch.ones(plan.blocks(dense)[0].attn.out_proj.weight.shape[0]), False)
-    transformer.register_forward_pre_hook(lambda module, given: (given[0] * module.entry, *given[1:]))
+    transformer.register_forward_pre_hook(
+        lambda module, given: (given[0] * module.entry.to(given[0].dtype), *given[1:])
+    )
     for path in plan.norms:
         owner, _, name = path.rpartition(".")
         setattr(dense.get_submodule(owner), name, MaskedLayerNorm(dense.get_submodule(path)))
