@@ -1,4 +1,5 @@
-"""The terms of CLIP-KD (Yang et al., 2024, "CLIP-KD: An Empirical Study of CLIP Model Distillation") as pure functions.
+"""Losses of distillation as pure functions: the terms of CLIP-KD (Yang et al., 2024, "CLIP-KD: An Empirical Study of
+CLIP Model Distillation"), and TinyCLIP's affinity mimicking.
 
 Student and teacher have vectors of one size, unless a function says otherwise. `scale` is an inverse temperature, a
 scalar that multiplies cosines. `positives`: bool [B, B] with the diagonal set, symmetric: which captions
@@ -129,3 +130,28 @@ def gradient_distance(
         wanted = contrast_gradients(teacher, teacher_scale, positives=positives)
     parts = [functional.mse_loss(mine[rows], its[rows]) for mine, its in zip(own, wanted, strict=True)]
     return torch.stack(parts).sum()
+
+
+def affinity_loss(
+    student: PairVectors,
+    teacher: PairVectors,
+    scale: Tensor | float,
+    teacher_scale: Tensor | float,
+    *,
+    rows: slice | None = None,
+) -> Tensor:
+    """Affinity mimicking, a scalar: the mean of the cross entropies of the student's image-to-text and text-to-image
+    softmax against the teacher's (Wu et al., 2023, "TinyCLIP", equations 1 to 3).
+
+    Vectors of student and teacher may have different sizes; the teacher's get no gradient. At its smallest it is the
+    teacher's mean entropy; what it is above that is `relation_distance`.
+    """
+    rows = rows or slice(None)
+    its = PairVectors(teacher.image.detach(), teacher.text.detach())
+    from_image = functional.cross_entropy(
+        scale * student.image[rows] @ student.text.T, (teacher_scale * its.image[rows] @ its.text.T).softmax(dim=1)
+    )
+    from_text = functional.cross_entropy(
+        scale * student.text[rows] @ student.image.T, (teacher_scale * its.text[rows] @ its.image.T).softmax(dim=1)
+    )
+    return (from_image + from_text) / 2

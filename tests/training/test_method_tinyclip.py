@@ -27,9 +27,10 @@ from training import method as methods
 from training.accumulation import add_gradients, total
 from training.checkpoint import load_model, read_checkpoint
 from training.config import SmallConfig
+from training.data.batches import BatchPlan
+from training.distillation_losses import PairVectors, affinity_loss
 from training.history import saved_steps
 from training.losses import unit
-from training.losses_of_teachers import affinity_loss
 from training.methods.parts.gates import block_parameters
 from training.methods.tinyclip import TinyclipMethod
 from training.opening import open_checkpoint
@@ -74,10 +75,7 @@ def started(options: dict[str, Any], context: methods.Context) -> TinyclipMethod
 def batch_of(context: methods.Context, method: methods.Method) -> dict[str, Tensor]:
     batches = context.source.batches(
         lambda texts: context.tokenizer.pad([context.tokenizer.encode(text) for text in texts]),
-        batch_size=8,
-        negatives=False,
-        truth=False,
-        neighbours=None,
+        BatchPlan(batch_size=8),
     )
     return method.needs.of(batches(0))
 
@@ -88,7 +86,7 @@ def batch_of(context: methods.Context, method: methods.Method) -> dict[str, Tens
 def test_affinity_by_hand() -> None:
     image, text = torch.eye(2), torch.tensor([[0.6, 0.8], [1.0, 0.0]])
     teacher_image, teacher_text = torch.tensor([[1.0, 0, 0], [0, 0, 1.0]]), torch.tensor([[0.8, 0, 0.6], [0, 1.0, 0]])
-    found = affinity_loss(image, text, teacher_image, teacher_text, 2.0, 3.0)
+    found = affinity_loss(PairVectors(image, text), PairVectors(teacher_image, teacher_text), 2.0, 3.0)
     student, teacher = np.array([[1.2, 2.0], [1.6, 0.0]]), np.array([[2.4, 0.0], [1.8, 0.0]])
     losses = []
     for ours, theirs in ((student, teacher), (student.T, teacher.T)):
@@ -101,7 +99,7 @@ def test_a_teacher_that_mimics_itself_has_its_entropy_and_no_gradient() -> None:
     torch.manual_seed(0)
     image, text = (unit(torch.randn(6, 4)).requires_grad_() for _ in range(2))
     teacher = [each.detach().clone().requires_grad_() for each in (image, text)]
-    loss = affinity_loss(image, text, *teacher, 20.0, 20.0)
+    loss = affinity_loss(PairVectors(image, text), PairVectors(*teacher), 20.0, 20.0)
     loss.backward()
     logits = 20 * image.detach() @ text.detach().T
     entropy = [-(each.softmax(dim=1) * each.log_softmax(dim=1)).sum(dim=1).mean() for each in (logits, logits.T)]
@@ -109,13 +107,13 @@ def test_a_teacher_that_mimics_itself_has_its_entropy_and_no_gradient() -> None:
     for each in (image, text):
         torch.testing.assert_close(each.grad, torch.zeros(6, 4), atol=1e-6, rtol=0)
     assert all(each.grad is None for each in teacher), "the teacher learns nothing"
-    affinity_loss(image, text, *teacher, 10.0, 20.0).backward()
+    affinity_loss(PairVectors(image, text), PairVectors(*teacher), 10.0, 20.0).backward()
     assert float(image.grad.abs().max()) > 1e-2  # type: ignore[union-attr]
 
 
 def test_parts_of_the_rows_average_to_the_whole() -> None:
     torch.manual_seed(0)
-    given = [unit(torch.randn(6, 4)) for _ in range(2)] + [unit(torch.randn(6, 5)) for _ in range(2)]
+    given = [PairVectors(unit(torch.randn(6, size)), unit(torch.randn(6, size))) for size in (4, 5)]
     halves = [affinity_loss(*given, 20.0, 30.0, rows=rows) for rows in (slice(0, 3), slice(3, 6))]
     torch.testing.assert_close((halves[0] + halves[1]) / 2, affinity_loss(*given, 20.0, 30.0))
 

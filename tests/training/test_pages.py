@@ -66,6 +66,8 @@ def test_distil_a_smaller_model(tmp_path: Path) -> None:
     assert (manifest["base"]["name"], manifest["image"]["height_px"]) == ("everyday-small", 64)
     assert "space proof/R@1" in manifest["metrics"]
     assert re.search(r"000\.png\t(red|green|blue)\t", printed)
+
+
 def test_a_smaller_model(tmp_path: Path) -> None:
     folder = tmp_path / "my-pictures"
     folder.mkdir()

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from training.checkpoint import LoadedModel, load_model
 from training.config import ModelConfig, OpenClipConfig, SmallConfig
+from training.distillation_losses import PairVectors, affinity_loss
 from training.losses import info_nce, positive_pairs, unit
-from training.losses_of_teachers import affinity_loss
 from training.method import Context, ModuleUse, ParamGroup, Produced
 from training.methods.base import TowerOptions, TwoTowers
 from training.methods.parts.gates import UNITS, Multipliers, TowerGates, Unit
@@ -125,7 +125,7 @@ class TinyclipMethod(TwoTowers):
         self.multipliers = nn.ModuleDict()
         if masks := self.tinyclip.masks:
             sides: list[Side] = [side for side in SIDES if masks.target(side)]
-            gates = {side: self._gates(side, masks) for side in sides}
+            gates: dict[Side, TowerGates] = {side: self._gates(side, masks) for side in sides}
             self.multipliers.update({side: Multipliers(masks.multiplier) for side in sides})
             self.model = MaskedDualEncoder(student, gates).to(context.device)
             self.multipliers.to(context.device)
@@ -174,18 +174,16 @@ class TinyclipMethod(TwoTowers):
         return {**super().encode(batch), **seen}
 
     def compare(self, vectors: dict[str, Tensor], batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
-        image, text = (self.gathering.vectors(vectors[name]) for name in ("image", "text"))
-        teacher_image, teacher_text = (
-            self.gathering.facts(vectors[f"teacher_{name}"].detach()) for name in ("image", "text")
-        )
+        student = PairVectors(*(self.gathering.vectors(vectors[side]) for side in SIDES))
+        teacher = PairVectors(*(self.gathering.facts(vectors[f"teacher_{side}"].detach()) for side in SIDES))
         rows, given = self.gathering.rows(len(batch["image"])), self.tinyclip.scale
-        with torch.autocast(image.device.type, enabled=False):
+        with torch.autocast(student.image.device.type, enabled=False):
             scale = self.teacher.logit_scale.detach().exp() if given == "teacher" else given
-            losses = {"affinity": affinity_loss(image, text, teacher_image, teacher_text, scale, scale, rows=rows)}
+            losses = {"affinity": affinity_loss(student, teacher, scale, scale, rows=rows)}
             if self.tinyclip.task_weight:
                 positives = positive_pairs(self.gathering.facts(batch["caption_id"]))
                 own, excused = self.model.logit_scale.exp(), self.excused(batch)
-                task = info_nce(image, text, own, positives, excused=excused, rows=rows)
+                task = info_nce(*student, own, positives, excused=excused, rows=rows)
                 losses["info_nce"] = self.tinyclip.task_weight * task
             return {**losses, **self._sparsity_losses(progress)}
 
