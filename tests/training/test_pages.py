@@ -91,7 +91,7 @@ def test_a_smaller_model(tmp_path: Path) -> None:
 
 def test_every_option_of_tinyclip_is_in_its_page() -> None:
     page = (DOCS / "tinyclip.md").read_text(encoding="utf-8")
-    for table, options in (("| option |", TinyclipOptions), ("| `masks` |", MaskOptions)):
+    for table, options in (("| option | default |", TinyclipOptions), ("| `masks` | default |", MaskOptions)):
         start = page.index(table)
         rows = [row.split("|")[1:3] for row in page[start : page.index("\n\n", start)].splitlines()[2:]]
         told = {name: default.strip() for names, default in rows for name in re.findall(r"`(\w+)`", names)}
