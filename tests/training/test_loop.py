@@ -204,7 +204,7 @@ def test_rate_warms_up_and_ends_at_its_floor() -> None:
 def test_every_recipe_loads_and_names_a_method(path: Path) -> None:
     values = tomllib.loads(path.read_text(encoding="utf-8"))
     kind, somewhere = values["data"].get("kind", "table"), {"folder": "somewhere"}
-    if kind in ("table", "folder"):
+    if kind in ("table", "folder", "pictures"):
         values["data"] = {**somewhere, **values["data"]}
     elif kind == "mixed":
         values["data"]["table"] = {**somewhere, **values["data"]["table"]}
