@@ -69,7 +69,7 @@ report = "scenes"
 """
 CURES = {
     "negclip": ("optim.steps=20",),
-    # Small steps: a base of 300 steps names few things, and a proof of its space has no room for a text tower far from it.
+    # Small steps: a base of 300 steps names few things, and the proof of its space leaves no room for large ones.
     "negation": ("optim.steps=20", "optim.rate=5e-4", "method_options.excuse_true=true"),
     "labclip": ("optim.steps=20", "optim.rate=5e-4"),
     "tinyclip": ("optim.steps=20", "method_options.text={width=24,mlp=64}"),
