@@ -160,19 +160,22 @@ def write_shards(folder: Path, size_bytes: int) -> tuple[int, int]:
         out = io.BytesIO()
         Image.fromarray(noisy).save(out, format="JPEG", quality=_QUALITY)
         pictures.append((out.getvalue(), record.captions[0].text.encode()))
-    _write(folder / "validation.tar", pictures, range(_PICTURES))
+    write_shard(folder / "validation.tar", pictures, range(_PICTURES))
     mean = sum(len(data) for data, _ in pictures) / len(pictures)
     samples = max(2 * _PER_SHARD, round(size_bytes / mean))
     starts = range(0, samples, _PER_SHARD)
     for number, start in enumerate(starts):
-        _write(folder / f"train-{number:06d}.tar", pictures, range(start, min(samples, start + _PER_SHARD)), cut=1000)
+        write_shard(
+            folder / f"train-{number:06d}.tar", pictures, range(start, min(samples, start + _PER_SHARD)), cut=1000
+        )
     last = folder / f"train-{len(starts) - 1:06d}.tar"
     with last.open("r+b") as file:
         file.truncate(last.stat().st_size * 9 // 10)
     return len(starts), samples
 
 
-def _write(path: Path, pictures: list[tuple[bytes, bytes]], keys: range, *, cut: int = 0) -> None:
+def write_shard(path: Path, pictures: list[tuple[bytes, bytes]], keys: range, *, cut: int = 0) -> None:
+    """A tar of JPEGs and captions, the pictures again and again under new keys; cut: every so many-th is cut off."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for key in keys:
             data, text = pictures[key % len(pictures)]

@@ -24,7 +24,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable
@@ -36,6 +35,7 @@ import psutil
 from PIL import Image
 
 from benchmarks.figures import RESULTS
+from benchmarks.stream_memory import write_shard
 from evaluation.scenes.config import SceneConfig
 from evaluation.scenes.mixing import draw_records
 from evaluation.scenes.rendering import render
@@ -113,14 +113,9 @@ def write_shards(folder: Path, samples: int) -> None:
         square = Image.fromarray(render(drawn.scene, _SIZE_PX[1]).image)
         square.resize(_SIZE_PX).save(out, format="JPEG", quality=_QUALITY)
         pictures.append((out.getvalue(), drawn.captions[0].text.encode()))
-    parts = {f"train-{shard}": range(shard, samples, _SHARDS) for shard in range(_SHARDS)} | {"validation": range(2)}
-    for name, keys in parts.items():
-        with tarfile.open(folder / f"{name}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-            for key in keys:
-                for suffix, data in zip(("jpg", "txt"), pictures[key % _PICTURES], strict=True):
-                    entry = tarfile.TarInfo(f"{key:08d}.{suffix}")
-                    entry.size = len(data)
-                    tar.addfile(entry, io.BytesIO(data))
+    for shard in range(_SHARDS):
+        write_shard(folder / f"train-{shard}.tar", pictures, range(shard, samples, _SHARDS))
+    write_shard(folder / "validation.tar", pictures, range(2))
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:

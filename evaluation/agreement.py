@@ -1,4 +1,4 @@
-"""How near a student's vectors are to its teacher's: in one space, and in what is found with them."""
+"""Measures of agreement between the vectors of two models, such as a student and its teacher."""
 
 from __future__ import annotations
 

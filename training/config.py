@@ -83,6 +83,12 @@ class PicturesData(ConfigTable):
     cache_px: int = Field(default=64, ge=8, description="as of a table; a stored model as base keeps its own size")
     split: SplitConfig = SplitConfig(by="name", modulo=10, validation=(2,), test=(1,))
 
+    @model_validator(mode="after")
+    def _has_no_families(self) -> PicturesData:
+        if self.split.by == "family":
+            raise ValueError("families are read from titles, and pictures have none: split by name or number")
+        return self
+
 
 class ScenePart(ConfigTable):
     """One kind of scene and what is said about it; lengths as in evaluation.scenes.config.SceneConfig."""

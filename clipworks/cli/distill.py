@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Annotated
 
@@ -54,33 +55,20 @@ def distill(
     By default an image tower that keeps the teacher's texts, for which pictures need no captions. Ctrl-C saves a
     checkpoint; --resume goes on from it.
     """
-    from training import loop
-    from training.config import load_config
-    from training.interrupts import TrainingStopped
-    from training.log import headline
     from training.publication import WeightsStatement
     from training.publish import publish_checkpoint
     from training.recipes import find_recipe
 
     target, folder = writable_store(store), run or Path("runs") / name
-    changed = [f"run.folder={json.dumps(str(folder))}", *(overrides or [])]
     try:
         recipe = find_recipe(student)
-        settings = [*_settings(recipe, teacher, data, target.root), *changed]
-        method = load_config(recipe, settings).method
-        if method not in ("kd", "kd_image"):
-            raise UsageError(f"--student {student}: its method is {method}, expected kd or kd_image")
-        result = loop.train(recipe, settings, resume=resume, console=Console(stderr=True))
-    except TrainingStopped as stopped:
-        again = ["clipworks", "distill", "--teacher", teacher, "--data", str(data), "--name", name, "--resume"]
-        again += ["--student", student, "--run", str(folder), *(w for each in overrides or () for w in ("--set", each))]
-        again += ["--store", str(target.root)] if store else []
-        output.say(f"{stopped}\ngo on with: {shlex.join(again)}")
-        raise typer.Exit(INTERRUPTED) from None
     except ValueError as error:
         raise UsageError(str(error)) from error
-    if numbers := headline(result.metrics):
-        output.say(f"validation: {numbers}")
+    own = [f"run.folder={json.dumps(str(folder))}", *_settings(recipe, teacher, data, target.root)]
+    again = ["clipworks", "distill", "--teacher", teacher, "--data", str(data), "--name", name, "--student", student]
+    again += ["--run", str(folder), "--store", str(target.root), "--resume"]
+    again += [word for each in overrides or () for word in ("--set", each)]
+    _train(recipe, [*own, *(overrides or [])], resume=resume, again=again)
     with output.steps(name) as step:
         artifact = publish_checkpoint(
             folder,
@@ -93,23 +81,40 @@ def distill(
     model_making.print_published(artifact, as_json)
 
 
-def _settings(recipe: Path, teacher: str, data: Path, store: Path | None) -> list[str]:
-    """What the command's own options change in the recipe."""
-    import tomllib
+def _train(recipe: Path, settings: list[str], *, resume: bool, again: list[str]) -> None:
+    """again: the command that goes on with a run that was stopped."""
+    from training import loop
+    from training.interrupts import TrainingStopped
+    from training.log import headline
 
+    try:
+        result = loop.train(recipe, settings, resume=resume, console=Console(stderr=True))
+    except TrainingStopped as stopped:
+        output.say(f"{stopped}\ngo on with: {shlex.join(again)}")
+        raise typer.Exit(INTERRUPTED) from None
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if numbers := headline(result.metrics):
+        output.say(f"validation: {numbers}")
+
+
+def _settings(recipe: Path, teacher: str, data: Path, store: Path | None) -> list[str]:
+    """What the command's own options change in the recipe.
+
+    Raises:
+        UsageError: it trains by another method.
+    """
     written = tomllib.loads(recipe.read_text(encoding="utf-8"))
-    checkpoint = (Path(teacher) / "checkpoint.json").is_file()
-    named = json.dumps(str(Path(teacher)) if checkpoint else f"artifact:{teacher}")
+    method = written.get("method")
+    if method not in ("kd", "kd_image"):
+        raise UsageError(f"--student {recipe}: its method is {method}, expected kd or kd_image")
     found = [f"data.folder={json.dumps(str(data))}"]
     if (data / _CAPTIONS).is_file() and written.get("data", {}).get("kind") == "pictures":
         # The same split rule as of pictures without captions.
         split = '{by = "name", modulo = 10, validation = [2], test = [1]}'
         cache = written["data"].get("cache_px", 64)
         found = [f'data={{kind = "table", cache_px = {cache}, split = {split}, folder = {json.dumps(str(data))}}}']
-    if written.get("method") == "kd_image":
-        found.append(f"base={named}")
-        place = "run.store"
-    else:
-        found.append(f"method_options.teacher={named}")
-        place = "method_options.store"
-    return [*found, f"{place}={json.dumps(str(store))}"] if store and not checkpoint else found
+    named, place = ("base", "run.store") if method == "kd_image" else ("method_options.teacher", "method_options.store")
+    if (Path(teacher) / "checkpoint.json").is_file():
+        return [*found, f"{named}={json.dumps(teacher)}"]
+    return [*found, f'{named}="artifact:{teacher}"', f"{place}={json.dumps(str(store))}"]

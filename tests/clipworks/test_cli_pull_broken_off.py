@@ -23,7 +23,7 @@ from tests.model_store.hub.ask import environment_of_child  # noqa: E402
 from tests.model_store.hub.layouts import immich  # noqa: E402
 from tests.model_store.hub.layouts.captions import taught_captions  # noqa: E402
 from tests.model_store.hub.layouts.source_models import tiny_clip  # noqa: E402
-from tests.model_store.hub.local_hub import LocalHub, local_hub  # noqa: E402
+from tests.model_store.hub.local_hub import LocalHub, came_bytes, local_hub  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -94,10 +94,6 @@ def reads_until(child: subprocess.Popen[str], words: str) -> str:
         if words in line:
             return seen
     raise AssertionError(f"it ended without {words!r}: {seen}")
-
-
-def came_bytes(home: Path) -> int:
-    return max((file.stat().st_size for file in home.rglob("*.incomplete")), default=0)
 
 
 def wait_for_bytes(child: subprocess.Popen[str], home: Path, count: int) -> None:

@@ -1,4 +1,4 @@
-"""The terms of CLIP-KD against numpy, autograd and the notes' formulas."""
+"""The losses of distillation against numpy, autograd and the notes' formulas."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from torch.nn import functional
 
 from training.distillation_losses import (
     PairVectors,
+    affinity_loss,
     contrast_gradients,
     feature_distance,
     gradient_distance,
     interactive_contrast,
     relation_distance,
 )
-from training.losses import info_nce, positive_pairs
+from training.losses import info_nce, positive_pairs, unit
 
 SCALE, TEACHER_SCALE = torch.tensor(7.0), torch.tensor(20.0)
 POSITIVES = positive_pairs(torch.tensor([0, 1, 1, 2, 0, 3]))
@@ -98,3 +99,38 @@ def test_gd_sees_the_temperature_multiply() -> None:
     assert plain.abs().max() > 0.1
     colder = contrast_gradients(STUDENT, 1 / SCALE, positives=EYE)[0]
     assert colder.abs().max() < 0.05
+
+
+def test_affinity_by_hand() -> None:
+    image, text = torch.eye(2), torch.tensor([[0.6, 0.8], [1.0, 0.0]])
+    teacher_image, teacher_text = torch.tensor([[1.0, 0, 0], [0, 0, 1.0]]), torch.tensor([[0.8, 0, 0.6], [0, 1.0, 0]])
+    found = affinity_loss(PairVectors(image, text), PairVectors(teacher_image, teacher_text), 2.0, 3.0)
+    student, teacher = np.array([[1.2, 2.0], [1.6, 0.0]]), np.array([[2.4, 0.0], [1.8, 0.0]])
+    losses = []
+    for ours, theirs in ((student, teacher), (student.T, teacher.T)):
+        wanted = np.exp(theirs) / np.exp(theirs).sum(axis=1, keepdims=True)
+        losses.append(-(wanted * (ours - np.log(np.exp(ours).sum(axis=1, keepdims=True)))).sum(axis=1).mean())
+    assert float(found) == pytest.approx(sum(losses) / 2, abs=1e-6)
+
+
+def test_a_teacher_that_mimics_itself_has_its_entropy_and_no_gradient() -> None:
+    torch.manual_seed(0)
+    image, text = (unit(torch.randn(6, 4)).requires_grad_() for _ in range(2))
+    teacher = [each.detach().clone().requires_grad_() for each in (image, text)]
+    loss = affinity_loss(PairVectors(image, text), PairVectors(*teacher), 20.0, 20.0)
+    loss.backward()
+    logits = 20 * image.detach() @ text.detach().T
+    entropy = [-(each.softmax(dim=1) * each.log_softmax(dim=1)).sum(dim=1).mean() for each in (logits, logits.T)]
+    torch.testing.assert_close(loss.detach(), (entropy[0] + entropy[1]) / 2)
+    for each in (image, text):
+        torch.testing.assert_close(each.grad, torch.zeros(6, 4), atol=1e-6, rtol=0)
+    assert all(each.grad is None for each in teacher), "the teacher learns nothing"
+    affinity_loss(PairVectors(image, text), PairVectors(*teacher), 10.0, 20.0).backward()
+    assert float(image.grad.abs().max()) > 1e-2  # type: ignore[union-attr]
+
+
+def test_parts_of_the_rows_average_to_the_whole() -> None:
+    torch.manual_seed(0)
+    given = [PairVectors(unit(torch.randn(6, size)), unit(torch.randn(6, size))) for size in (4, 5)]
+    halves = [affinity_loss(*given, 20.0, 30.0, rows=rows) for rows in (slice(0, 3), slice(3, 6))]
+    torch.testing.assert_close((halves[0] + halves[1]) / 2, affinity_loss(*given, 20.0, 30.0))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +23,7 @@ from training.data.vocabulary import tokenizer_of
 from training.loop import train
 from training.losses import unit
 from training.methods.kd import KdMethod
+from training.methods.parts.masking import masked
 from training.opening import open_checkpoint
 from training.publish import publish_checkpoint
 from training.teachers import Teacher
@@ -172,15 +170,14 @@ def test_an_artifact_teaches_what_its_checkpoint_does(make_context: MakeContext,
         torch.testing.assert_close(found[term], expected[term], rtol=1e-3, atol=1e-4)
 
 
-def test_masked_pictures_have_grey_patches_and_nothing_else_changes(make_context: MakeContext, teacher: Path) -> None:
-    context = make_context()
-    method = started({"teacher": str(teacher), "mfd": 1.0, "mask_px": 4, "mask_share": 0.5}, context)
-    pixels = batch_of(context, method)["image"]
-    masked = method._masked(pixels)
-    changed = (masked != pixels).any(dim=3).view(8, 4, 4, 4, 4).permute(0, 1, 3, 2, 4).reshape(8, 16, 16)
+def test_masked_pictures_have_grey_patches_and_nothing_else_changes() -> None:
+    torch.manual_seed(0)
+    pixels = torch.randint(200, 256, (8, 16, 16, 3), dtype=torch.uint8)
+    hidden = masked(pixels, share=0.5, patch_px=4, mean=torch.tensor([0.4, 0.5, 0.6]))
+    changed = (hidden != pixels).any(dim=3).view(8, 4, 4, 4, 4).permute(0, 1, 3, 2, 4).reshape(8, 16, 16)
     assert (changed.any(dim=2) == changed.all(dim=2)).all(), "a patch that is grey in part"
     assert (changed.any(dim=2).sum(dim=1) == 8).all()
-    assert masked[(masked != pixels).any(dim=3)].unique(dim=0).shape == (1, 3)
+    assert hidden[(hidden != pixels).any(dim=3)].unique(dim=0).tolist() == [[102, 128, 153]]
     assert len({tuple(row) for row in changed.any(dim=2).tolist()}) > 1, "every picture has the same mask"
 
 
@@ -236,7 +233,9 @@ def test_a_resumed_student_is_bit_equal(squares: Path, teacher: Path, tmp_path: 
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_two_processes_train_the_student_that_one_does(squares: Path, teacher: Path, tmp_path: Path) -> None:
+def test_two_processes_train_the_student_that_one_does(
+    squares: Path, teacher: Path, tmp_path: Path, train_on_two: Callable[..., str]
+) -> None:
     every = ", ".join(f"{term} = 1.0" for term in TERMS if term != "mfd")
     options = [
         f"method_options={{teacher = {json.dumps(str(teacher))}, looks = 2, {every}}}",
@@ -246,16 +245,7 @@ def test_two_processes_train_the_student_that_one_does(squares: Path, teacher: P
     ]
     where = tmp_path / "one", tmp_path / "two"
     train(squares, [f"run.folder={json.dumps(str(where[0]))}", *options])
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "training"]
-        + [str(squares), *(f"--set={each}" for each in (f"run.folder={json.dumps(str(where[1]))}", *options))],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    train_on_two(squares, f"run.folder={json.dumps(str(where[1]))}", *options)
     one, two = (load_file(folder / "weights.safetensors") for folder in where)
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -22,6 +19,8 @@ from evaluation.encoder import ServerEncoder, open_artifact, png
 from model_store.store import Store
 from training import method as methods
 from training.checkpoint import read_checkpoint
+from training.config import PicturesData
+from training.data.tables import Table
 from training.loop import train
 from training.opening import open_checkpoint
 from training.publish import publish_checkpoint
@@ -103,6 +102,15 @@ def test_pictures_alone_teach_the_space(student: Path, teacher: Path) -> None:
     assert {name.partition(".")[0] for name in load_file(student / "weights.safetensors")} == {"student"}
 
 
+def test_held_out_pictures_say_how_near_it_is(student: Path) -> None:
+    found = report_split(student, split="test")["agreement"]
+    assert found.keys() == read_checkpoint(student).metrics["validation"]["agreement"].keys()
+    assert found != read_checkpoint(student).metrics["validation"]["agreement"]
+    assert found["found_across"] > 0.8
+    validation = report_split(student, split="validation")["agreement"]
+    assert validation == pytest.approx(read_checkpoint(student).metrics["validation"]["agreement"], abs=1e-4)
+
+
 def test_it_is_published_in_its_teachers_space_with_the_proof(student: Path, store: Store) -> None:
     manifest, base = store.open("student").manifest, store.open("teacher").manifest
     assert (manifest.kind, manifest.space) == ("derivation", base.space)
@@ -110,18 +118,16 @@ def test_it_is_published_in_its_teachers_space_with_the_proof(student: Path, sto
     assert manifest.image is not None
     assert manifest.image.height_px == 24
     (proof,) = manifest.space_proofs
-    assert (proof.tower, proof.metric, proof.n) == ("image", "R@1", len(list(validation_names(student))))
+    assert (proof.tower, proof.metric, proof.n) == ("image", "R@1", len(validation_names(student)))
     assert proof.at_least is not None
     assert proof.value >= proof.at_least
     assert {graph.role for graph in manifest.graphs} == {"image_encoder", "dense_encoder"}
 
 
 def validation_names(student: Path) -> list[str]:
-    from training.data.pictures import read_pictures
-
     data = read_checkpoint(student).config.data
-    rows = read_pictures(data.folder)  # type: ignore[union-attr]
-    return [row.image for row, split in zip(rows, data.split.of(rows), strict=True) if split == "validation"]  # type: ignore[union-attr]
+    assert isinstance(data, PicturesData)
+    return [row.image for row in Table.of_pictures(data).rows["validation"]]
 
 
 def test_checkpoint_artifact_and_http_agree_and_collections_are_searched_across(
@@ -190,21 +196,14 @@ def test_a_resumed_student_is_bit_equal(train_squares: Train, teacher: Path, squ
     assert all(torch.equal(first[name], second[name]) and torch.equal(first[name], before[name]) for name in first)
 
 
-def test_two_processes_train_the_student_that_one_does(squares: Path, teacher: Path, tmp_path: Path) -> None:
+def test_two_processes_train_the_student_that_one_does(
+    squares: Path, teacher: Path, tmp_path: Path, train_on_two: Callable[..., str]
+) -> None:
     options = ["method=kd_image", STUDENT, f"base={json.dumps(str(teacher))}", "optim.steps=4"]
     options += ["method_options.icl=1", "method_options.crd=1", "method_options.local_loss=true"]
     where = tmp_path / "one", tmp_path / "two"
     train(squares, [f"run.folder={json.dumps(str(where[0]))}", *options])
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "training"]
-        + [str(squares), *(f"--set={each}" for each in (f"run.folder={json.dumps(str(where[1]))}", *options))],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    train_on_two(squares, f"run.folder={json.dumps(str(where[1]))}", *options)
     one, two = (load_file(folder / "weights.safetensors") for folder in where)
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +15,6 @@ from training.checkpoint import load_model
 from training.history import saved_steps
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
-TORCHRUN = Path(sys.executable).with_name("torchrun")
 # Batch norms are trained here: without the joint ones, two processes learn something else.
 OPTIONS = (
     "optim.steps=4",
@@ -32,26 +28,13 @@ OPTIONS = (
 TIMES = ("pairs_per_s", "data_wait_s", "data_wait_share")
 
 
-def launched(squares: Path, folder: Path, *more: str) -> str:
-    options = [word for each in (f"run.folder={json.dumps(str(folder))}", *OPTIONS) for word in ("--set", each)]
-    command = [str(TORCHRUN), "--standalone", "--nproc_per_node", "2", "-m", "training", str(squares), *options, *more]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 def test_torchrun_trains_what_one_process_trains(
-    squares: Path, train_squares: Callable[..., Path], tmp_path: Path
+    squares: Path, train_squares: Callable[..., Path], train_on_two: Callable[..., str], tmp_path: Path
 ) -> None:
     two, mirror = tmp_path / "two", tmp_path / "mirror"
-    said = launched(squares, two, "--set", f"run.mirror={json.dumps(str(mirror))}")
+    said = train_on_two(
+        squares, f"run.folder={json.dumps(str(two))}", f"run.mirror={json.dumps(str(mirror))}", *OPTIONS
+    )
     assert said.count("checkpoint at step 4") == 1
     one = train_squares(*OPTIONS)
     expected, found = load_file(one / "weights.safetensors"), load_file(two / "weights.safetensors")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,21 +22,19 @@ from training.config import (
     PicturesData,
     SceneData,
     SeveralData,
-    SplitBy,
     TableData,
     TrainConfig,
 )
 from training.data.augment import CaptionAugment, ImageAugment
 from training.data.batches import Batches, BatchPlan, SceneBatches, TableRows, Tokenize
-from training.data.classes import CLASS, read_classes
 from training.data.meaning_code import MeaningCode
 from training.data.mixed import MixedSource
-from training.data.pictures import read_pictures
 from training.data.protocol import Source, StepBatches
-from training.data.reader import data_digest, load_pixels, read_table
-from training.data.rows import Drawn, LabelledRow, Row, Split, group_of, group_of_name
+from training.data.reader import data_digest, load_pixels
+from training.data.rows import Drawn, LabelledRow, Row, Split
 from training.data.scenes import SceneRows, draw_scenes, labelled_scenes, scene_splits, several_scenes
 from training.data.several import SeveralSource
+from training.data.tables import Table
 from training.data.webdataset import WebdatasetSource
 from training.encoder import TorchEncoder
 from training.judge import table_report
@@ -46,13 +43,7 @@ from training.run_config import Report
 from training.shards_config import WebdatasetData
 
 ARTICLE_TYPE, COLOUR = "article_type", "baseColour"
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 SEVERAL = 512
-_DECIDES: dict[SplitBy, str] = {
-    "number": "the last number of a file's name",
-    "name": "a hash of the file's name",
-    "family": "a hash of the product's family",
-}
 JUDGED = {"validation": 1_000, "test": 2_000}  # seeds of the judged scenes: no scene of one is in the other
 
 
@@ -157,60 +148,6 @@ def _table_source(
         image_spec=image_spec,
         track=track,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """Rows of captioned images below `folder`, each in its split already; `splitting` says what decided."""
-
-    folder: Path
-    rows: dict[Split, list[Row]]
-    label_columns: tuple[str, ...]
-    has_negatives: bool
-    splitting: str
-    captioned: bool = True
-
-    @classmethod
-    def of_file(cls, data: TableData) -> Table:
-        rows = read_table(
-            data.folder / data.table,
-            image_column=data.image_column,
-            caption_column=data.caption_column,
-            label_columns=data.label_columns,
-            negative_column=data.negative_column,
-            group=group_of_name if data.split.by == "name" else group_of,
-        )
-        splits = data.split.of(rows)
-        return cls(
-            folder=data.folder,
-            rows={split: [row for row, its in zip(rows, splits, strict=True) if its == split] for split in SPLITS},
-            label_columns=data.label_columns,
-            has_negatives=data.negative_column is not None,
-            splitting=f"{_DECIDES[data.split.by]} modulo {data.split.modulo} decides (data.split)",
-        )
-
-    @classmethod
-    def of_folder(cls, data: FolderData) -> Table:
-        return cls(
-            folder=data.folder,
-            rows=read_classes(data.folder),
-            label_columns=(CLASS,),
-            has_negatives=False,
-            splitting="a fifth of each class validates, a fifth is held out; three pictures a class are the least",
-        )
-
-    @classmethod
-    def of_pictures(cls, data: PicturesData) -> Table:
-        rows = read_pictures(data.folder)
-        splits = data.split.of(rows)
-        return cls(
-            folder=data.folder,
-            rows={split: [row for row, its in zip(rows, splits, strict=True) if its == split] for split in SPLITS},
-            label_columns=(),
-            has_negatives=False,
-            splitting=f"{_DECIDES[data.split.by]} modulo {data.split.modulo} decides (data.split)",
-            captioned=False,
-        )
 
 
 class TableSource:

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from evaluation.agreement import picture_agreement
 from model_store.manifest import ImageSpec
 from training.config import ImageTowerConfig
+from training.data.protocol import Source
 from training.distillation_losses import PairVectors, interactive_contrast, relation_distance, vector_distance
 from training.distributed import Gathering
 from training.encoder import TorchEncoder
 from training.exporting.derive import DerivationSource
 from training.losses import positive_pairs, unit
 from training.method import Context, ContrastiveMethod, ModuleUse, Needs, ParamGroup, Produced
-from training.methods.parts.image_student import image_derivation
+from training.methods.parts.image_student import ImageStudent, image_derivation
 from training.methods.parts.masking import masked
 from training.models.image_tower import ImageTower, tower_spec
 from training.options import Options
@@ -31,7 +32,6 @@ from training.saved import SavedRun
 from training.teachers import Teacher, TeacherVectors
 
 Term = Literal["fd", "mfd", "icl", "crd"]
-_TERMS: tuple[Term, ...] = ("fd", "mfd", "icl", "crd")
 _PAIRED: frozenset[Term] = frozenset(("icl", "crd"))
 
 
@@ -76,8 +76,8 @@ class KdImage(ContrastiveMethod):
     def __init__(self, options: KdImageOptions) -> None:
         self.options, self.terms, self.looks = options, options.weights(), options.looks
         self.paired = not _PAIRED.isdisjoint(self.terms)
-        seen = ("row", "look") if self.looks else ("second_image", *(("second_text",) if self.paired else ()))
-        # Captions are encoded by the teacher alone; that they are asked for at all says that pictures must have some.
+        seen = ("row", "look") if self.looks else ("second_image",)
+        # Texts are tokenised as the base, which is the teacher, takes them.
         self.needs = Needs(fields=("image", *seen, *(("text", "caption_id") if self.paired else ())))
         self.gathering = options.gathering()
 
@@ -100,7 +100,7 @@ class KdImage(ContrastiveMethod):
                 track=context.track,
             )
         else:
-            self.second = self.teacher.look(texts=self.paired)
+            self.second = self.teacher.look(texts=False)
         # Pictures without captions cannot be judged by what is found with texts.
         self.shown = None
         if not context.source.captioned:
@@ -166,14 +166,19 @@ class KdImage(ContrastiveMethod):
         return image_derivation(publication, self._trained(publication.run), self.options.image)
 
     def encoder(self, run: SavedRun) -> TorchEncoder:
-        base = run.base()
-        student = self._trained(run)
-        return run.encoder(student.encode_image, base.model.encode_text, base=base, image_spec=run.info.image_spec)
+        return self._trained(run).encoder()
 
-    def _trained(self, run: SavedRun) -> ImageTower:
-        student = ImageTower(self.options.image, embed_dim=Teacher.of(run.base()).dim)
-        student.load_state_dict(run.state("student"))
-        return student.eval().requires_grad_(False)
+    def judge(self, run: SavedRun, source: Source, *, split: Literal["validation", "test"]) -> dict[str, Any]:
+        """Of pictures without captions, how near the student is to its teacher."""
+        if source.captioned:
+            return super().judge(run, source, split=split)
+        return {"agreement": picture_agreement(*self._trained(run).both_vectors(source, split))}
+
+    def _trained(self, run: SavedRun) -> ImageStudent:
+        base = run.base()
+        tower = ImageTower(self.options.image, embed_dim=Teacher.of(base).dim)
+        tower.load_state_dict(run.state("student"))
+        return ImageStudent(run=run, base=base, tower=tower.eval().requires_grad_(False))
 
     def _teacher_vectors(self, batch: dict[str, Tensor]) -> PairVectors:
         """Of the rows of all processes; texts [B, 0] where no term wants them."""
@@ -181,6 +186,6 @@ class KdImage(ContrastiveMethod):
             its = self.vectors.of(batch["row"], batch["look"])
         else:
             image = self.teacher.image_vectors(batch["second_image"])
-            text = self.teacher.text_vectors(batch["second_text"]) if self.paired else image[:, :0]
+            text = self.teacher.text_vectors(batch["text"]) if self.paired else image[:, :0]
             its = PairVectors(image, text)
         return PairVectors(*(self.gathering.facts(each) for each in its))

@@ -25,10 +25,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from training.checkpoint import LoadedModel, load_model
+from training.checkpoint import LoadedModel
 from training.config import ModelConfig, OpenClipConfig, SmallConfig
 from training.distillation_losses import PairVectors, affinity_loss
-from training.losses import info_nce, positive_pairs, unit
+from training.losses import info_nce, positive_pairs
 from training.method import Context, ModuleUse, ParamGroup, Produced
 from training.methods.base import TowerOptions, TwoTowers
 from training.methods.parts.gates import UNITS, Multipliers, TowerGates, Unit
@@ -39,6 +39,7 @@ from training.models.tower_plans import SIDES, Side, plan_of, shape_of
 from training.models.towers import DualEncoder, SmallDualEncoder
 from training.options import Options
 from training.slim_config import SlimShape, SlimTower
+from training.teachers import Teacher
 
 _CHANNEL_STREAM, _MASK_STREAM = 2**40, 2**41
 
@@ -78,7 +79,8 @@ class TinyclipOptions(TowerOptions):
 
     channels: "random" takes channels, heads and MLP units at random in place of the first ones. start: "random" begins
     with new weights in the same shape. scale: in front of both softmaxes of the affinity loss, "teacher": the teacher's
-    own. task_weight: of InfoNCE, beside it. teacher: a checkpoint folder, for a second stage; None: the base.
+    own. task_weight: of InfoNCE, beside it. teacher: None: the base; else, for a second stage, the folder of a
+    checkpoint or `artifact:NAME[@VERSION]` of `store`, which sees the same crops and captions as it takes them.
     """
 
     image: TowerSize | None = None
@@ -89,6 +91,7 @@ class TinyclipOptions(TowerOptions):
     scale: float | Literal["teacher"] = 50.0
     task_weight: float = Field(default=0.0, ge=0)
     teacher: str | None = None
+    store: Path | None = None
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -105,6 +108,9 @@ def create(options: dict[str, Any]) -> TinyclipMethod:
 
 class TinyclipMethod(TwoTowers):
     def __init__(self, options: TinyclipOptions) -> None:
+        # The base takes a batch as the student does.
+        self.seen = ("image", "text") if options.teacher is None else ("second_image", "second_text")
+        self.fields = tuple(dict.fromkeys((*self.fields, *self.seen)))
         super().__init__(options)
         self.tinyclip = options
 
@@ -117,7 +123,11 @@ class TinyclipMethod(TwoTowers):
             raise ValueError(f"tinyclip shrinks models of kind small and open_clip, not {described.kind}")
         if _architecture(context.model) != _architecture(described):
             raise ValueError("the recipe's model is another one than the base's: leave [model] out")
-        self.teacher = self._teacher(base).to(context.device)
+        if self.tinyclip.teacher is None:
+            self.teacher = Teacher.of(base, device=context.device)
+        else:
+            self.teacher = Teacher.open(self.tinyclip.teacher, store=self.tinyclip.store, device=context.device)
+            self.second = self.teacher.look()
         self.seed = context.seed
         student, self.described = self._student(base, described, context)
         self.model = self.student = student.to(context.device)
@@ -134,7 +144,7 @@ class TinyclipMethod(TwoTowers):
     def modules(self) -> dict[str, tuple[nn.Module, ModuleUse]]:
         found: dict[str, tuple[nn.Module, ModuleUse]] = {
             "model": (self.model, "export"),
-            "teacher": (self.teacher, "frozen"),
+            "teacher": (self.teacher.model, "frozen"),
         }
         return {**found, "multipliers": (self.multipliers, "train_only")} if len(self.multipliers) else found
 
@@ -164,21 +174,13 @@ class TinyclipMethod(TwoTowers):
             else:
                 gates.draw(stream)
 
-    def encode(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The student's unit vectors, and the teacher's of the same rows."""
-        with torch.no_grad():
-            seen = {
-                "teacher_image": unit(self.teacher.encode_image(batch["image"])),
-                "teacher_text": unit(self.teacher.encode_text(batch["text"])),
-            }
-        return {**super().encode(batch), **seen}
-
     def compare(self, vectors: dict[str, Tensor], batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
         student = PairVectors(*(self.gathering.vectors(vectors[side]) for side in SIDES))
-        teacher = PairVectors(*(self.gathering.facts(vectors[f"teacher_{side}"].detach()) for side in SIDES))
+        its = self.teacher.vectors(*(batch[name] for name in self.seen))
+        teacher = PairVectors(*(self.gathering.facts(each) for each in its))
         rows, given = self.gathering.rows(len(batch["image"])), self.tinyclip.scale
         with torch.autocast(student.image.device.type, enabled=False):
-            scale = self.teacher.logit_scale.detach().exp() if given == "teacher" else given
+            scale = self.teacher.scale if given == "teacher" else given
             losses = {"affinity": affinity_loss(student, teacher, scale, scale, rows=rows)}
             if self.tinyclip.task_weight:
                 positives = positive_pairs(self.gathering.facts(batch["caption_id"]))
@@ -198,23 +200,6 @@ class TinyclipMethod(TwoTowers):
         if not isinstance(self.model, MaskedDualEncoder):
             return super().weights()
         return {f"model.{name}": tensor for name, tensor in self._pruned(self.model).items()}
-
-    def _teacher(self, base: LoadedModel) -> DualEncoder:
-        """Raises:
-        ValueError: the teacher sees other pixels or other tokens than the base.
-        """
-        if self.tinyclip.teacher is None:
-            return base.model
-        try:
-            teacher = load_model(Path(self.tinyclip.teacher))
-        except OSError as error:
-            raise ValueError(f"teacher {self.tinyclip.teacher} is no checkpoint: {error}") from error
-        for what in ("image_spec_digest", "text_spec_digest", "tokenizer_sha256"):
-            if getattr(teacher.info, what) != getattr(base.info, what):
-                raise ValueError(
-                    f"teacher {self.tinyclip.teacher} has another {what} than the base: it sees other rows"
-                )
-        return teacher.model
 
     def _student(
         self, base: LoadedModel, described: SmallConfig | OpenClipConfig, context: Context

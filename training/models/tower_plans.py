@@ -1,4 +1,4 @@
-"""Where a model's transformers lie, and which of its weights have a channel of theirs: what is cut together."""
+"""The transformer towers of a model: where they are, and which axes of their weights are channels, heads and units."""
 
 # torch gives every submodule the type Tensor | Module; open_clip builds on that.
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportIndexIssue=false

@@ -9,7 +9,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -101,6 +101,15 @@ def local_hub(root: Path, *, tls: ssl.SSLContext | None = None) -> Iterator[Loca
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def came_bytes(home: Path) -> int:
+    """The size of the largest file that a download in this hub cache has not finished."""
+    sizes = [0]
+    for file in home.rglob("*.incomplete"):
+        with suppress(FileNotFoundError):  # a download that ends between the listing and here renames its file
+            sizes.append(file.stat().st_size)
+    return max(sizes)
 
 
 def lay_cache(home: Path, name: str, folder: Path, *, commit: str = "1" * 40, ref: str | None = "main") -> Path:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.model_store.hub import ask as in_child
 from tests.model_store.hub.ask import ask, ask_each
-from tests.model_store.hub.local_hub import LocalHub, git_oid, lay_cache, local_hub
+from tests.model_store.hub.local_hub import LocalHub, came_bytes, git_oid, lay_cache, local_hub
 
 NAME = "acme/clip"
 GRAPH = "onnx/model.onnx"
@@ -273,20 +273,20 @@ def test_a_body_that_stays_short_is_refused_and_what_came_is_kept(hub: LocalHub,
 def test_a_killed_download_goes_on(hub: LocalHub, environment: dict[str, str], ranges: bool) -> None:
     hub.faults.pause_s = 0.05
     wanted = json.dumps([{"repo": NAME, "fetch": [GRAPH]}])
-    child = subprocess.Popen(
+    home, came = Path(environment["HF_HOME"]), 0
+    with subprocess.Popen(
         [sys.executable, in_child.__file__, wanted],
         cwd=in_child.ROOT,
         env=in_child.environment_of_child(environment),
         stderr=subprocess.DEVNULL,
-    )
-    blobs = Path(environment["HF_HOME"]) / "hub" / "models--acme--clip" / "blobs"
-    came = 0
-    while came < 100_000:
-        assert child.poll() is None
-        came = max((file.stat().st_size for file in blobs.glob("*.incomplete")), default=0)
-        time.sleep(0.01)
-    child.kill()
-    child.wait()
+    ) as child:
+        try:
+            while came < 100_000:
+                assert child.poll() is None
+                came = came_bytes(home)
+                time.sleep(0.01)
+        finally:
+            child.kill()
     hub.requests.clear()
     hub.faults.pause_s = 0.0
     hub.faults.no_ranges = not ranges
@@ -295,7 +295,7 @@ def test_a_killed_download_goes_on(hub: LocalHub, environment: dict[str, str], r
     assert int((asked or "").removeprefix("bytes=").removesuffix("-")) >= came
     assert (Path(found["folder"]) / GRAPH).read_bytes() == (hub.root / NAME / GRAPH).read_bytes()
     assert found["seen"][0][0] >= came
-    assert not list(blobs.glob("*.incomplete"))
+    assert not list(home.rglob("*.incomplete"))
 
 
 def test_a_listed_path_that_leaves_its_folder_is_refused(hub: LocalHub, environment: dict[str, str]) -> None:

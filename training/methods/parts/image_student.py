@@ -2,31 +2,57 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.agreement import found_across
 from model_store.manifest import SpaceProof
+from training.checkpoint import LoadedModel
 from training.config import ImageTowerConfig, with_data_folder
+from training.data.protocol import Source
 from training.data.source import open_source
 from training.encoder import TorchEncoder, encoder_of
 from training.exporting.derive import DerivationSource
 from training.models.dense import DenseSource, dense_of_own
 from training.models.image_tower import ImageTower, tower_spec
+from training.models.trunks import TOTAL_STRIDE
 from training.publication import Publication
+from training.saved import SavedRun
 
 PROOF_SHARE, PROOF_FOUND = 0.9, 0.9
 """A student keeps its teacher's space while captions find its pictures nine tenths as well as the teacher's, or, where
-pictures have no captions, while nine tenths of them are found across: teacher's vectors by the student's and back."""
+they are not asked, while nine tenths of the pictures are found across: teacher's vectors by the student's and back."""
 
 
-def image_derivation(publication: Publication, student: ImageTower, config: ImageTowerConfig) -> DerivationSource:
+@dataclass(frozen=True, kw_only=True)
+class ImageStudent:
+    """A trained image tower, in eval mode, and the teacher whose texts it shares."""
+
+    run: SavedRun
+    base: LoadedModel
+    tower: ImageTower
+
+    def encoder(self) -> TorchEncoder:
+        texts = self.base.model.encode_text
+        return self.run.encoder(self.tower.encode_image, texts, base=self.base, image_spec=self.run.info.image_spec)
+
+    def both_vectors(
+        self, source: Source, split: Literal["validation", "test"]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Unit vectors [N, D] of a split's pictures, of the student and of its teacher, each as it takes pictures."""
+        own = self.encoder().encode_prepared(source.pictures(split, self.run.info.image_spec))
+        teacher = encoder_of(self.base, name="teacher")
+        return own, teacher.encode_prepared(source.pictures(split, self.base.info.image_spec))
+
+
+def image_derivation(publication: Publication, student: ImageStudent, config: ImageTowerConfig) -> DerivationSource:
     """The student with the teacher's texts; in the teacher's space if it proves to be, else in one of its own.
 
     Raises:
-        ValueError: the teacher or the data are not where the recipe says.
+        ValueError: the data are not where the recipe says.
         ExportRefused: the store has no artifact of the teacher.
     """
     structure = f"kd_image/1;{config.model_dump_json()}"
@@ -36,46 +62,38 @@ def image_derivation(publication: Publication, student: ImageTower, config: Imag
         base=publication.base(own_image=True),
         structure=structure,
         provenance=publication.provenance(structure, f"{config.trunk}, distilled"),
-        image=student,
+        image=student.tower,
         image_spec=tower_spec(config),
-        dense=_dense(student, config),
+        dense=_dense(student.tower, config),
         proofs=(proof,) if holds else (),
         metrics=publication.metrics() | {f"space proof/{proof.metric}": proof.value},
     )
 
 
-def space_proof(publication: Publication, student: ImageTower) -> SpaceProof:
-    """Measured on the validation pictures of the recipe.
+def space_proof(publication: Publication, student: ImageStudent) -> SpaceProof:
+    """Measured on the validation pictures of the recipe: by captions where the data are judged by what captions find.
 
     Raises:
         ValueError: the data are not where the recipe says.
     """
-    run = publication.run
-    base, spec = run.base(), run.info.image_spec
-    own = run.encoder(student.encode_image, base.model.encode_text, base=base, image_spec=spec)
-    config = with_data_folder(run.info.config, publication.data_folder)
+    config, spec = with_data_folder(student.run.info.config, publication.data_folder), student.run.info.image_spec
     source = open_source(config, cache_spec=spec, image_spec=spec)
-    if source.captioned:
-        # The teacher is asked about pictures as it takes them, the student as it does.
-        wide = open_source(config, cache_spec=base.info.image_spec, image_spec=base.info.image_spec)
-        found = [
-            _r10(each.judge(encoder, split="validation"))
-            for each, encoder in ((source, own), (wide, encoder_of(base, name="teacher")))
-        ]
-        (value, n), (base_value, _) = found
+    found = source.judge(student.encoder(), split="validation") if source.captioned else {}
+    if "all" in found:
+        wide = student.base.info.image_spec
+        as_teacher = open_source(config, cache_spec=wide, image_spec=wide)
+        teachers = as_teacher.judge(encoder_of(student.base, name="teacher"), split="validation")
+        own, base_value = found["all"]["t2i_r@10"], teachers["all"]["t2i_r@10"]["value"]
         return SpaceProof(
             tower="image",
             statement="each validation caption, by the teacher's text tower, finds its picture among all",
-            n=n,
+            n=own["n"],
             metric="R@10",
-            value=value,
+            value=own["value"],
             at_least=PROOF_SHARE * base_value,
             base_value=base_value,
         )
-    vectors = (
-        _vectors(own, source.pictures("validation")),
-        _vectors(encoder_of(base, name="teacher"), source.pictures("validation", base.info.image_spec)),
-    )
+    vectors = student.both_vectors(source, "validation")
     return SpaceProof(
         tower="image",
         statement="the student's vector of a validation picture finds the teacher's among all, and the other way round",
@@ -87,17 +105,7 @@ def space_proof(publication: Publication, student: ImageTower) -> SpaceProof:
     )
 
 
-def _vectors(encoder: TorchEncoder, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return encoder.encode_prepared(pixels)
-
-
-def _r10(report: dict[str, object]) -> tuple[float, int]:
-    found = report["all"]["t2i_r@10"]  # pyright: ignore[reportIndexIssue]
-    found = found if isinstance(found, dict) else asdict(found)
-    return found["value"], found["n"]
-
-
-def _dense(student: ImageTower, config: ImageTowerConfig) -> DenseSource | str:
-    if config.size_px % 8:
+def _dense(tower: ImageTower, config: ImageTowerConfig) -> DenseSource | str:
+    if config.size_px % TOTAL_STRIDE:
         return "its pictures are no multiple of the trunk's stride"
-    return dense_of_own(student, tower_spec(config))
+    return dense_of_own(tower, tower_spec(config))
