@@ -15,6 +15,8 @@ SERVE := .venv-$(EXTRA)
 export UV_SYSTEM_CERTS := 1
 export UV_HTTP_TIMEOUT := 180
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Where it is set, every process compiles all that it imports: half of the 13 s that training needs to start.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help serve shell test test-serve lint format bench pins proof

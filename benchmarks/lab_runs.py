@@ -22,7 +22,7 @@ SHUFFLES = (1, 2)
 CHECKPOINT, SPENT = "checkpoint.json", "spent.json"
 
 Standing = Literal["absent", "cut", "trained", "another recipe", "another base"]
-Measurement = Literal["questions", "heads", "training-free", "wise-ft", "linear probe", "bounds", "nothing"]
+Measurement = Literal["questions", "heads", "training-free", "wise-ft", "linear probe", "bounds", "student", "nothing"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,7 @@ class StudyRun:
     recipe: a file of training/configs/lab, without its ending; None trains nothing and measures the base as it is.
     replication: r draws the scenes and splits the pairs by r, and its base is the base of replication r. seed: of
     training, r as well; a run with another one is a shuffling of that replication. overrides: as on the command line.
+    base: the run that it starts from; where `taught`, the teacher of the method kd, from which nothing starts.
     """
 
     name: str
@@ -43,6 +44,7 @@ class StudyRun:
     seed: int = 0
     overrides: tuple[str, ...] = ()
     base: StudyRun | None = None
+    taught: bool = False
     small: bool = False
 
     @property
@@ -95,15 +97,16 @@ def overrides_of(one: StudyRun) -> list[str]:
 def expected(one: StudyRun) -> TrainConfig:
     """The run's whole recipe. The model is that of the base's recipe, so no checkpoint is needed to know it."""
     chosen = overrides_of(one)
-    if one.base is not None:
-        model = expected(one.base).model.model_dump(mode="json")
-        chosen += [f"base={json.dumps(str(one.base.folder))}", *_assignments("model", model)]
-    return load_config(CONFIGS / f"{one.recipe}.toml", chosen)
+    if one.base is not None and not one.taught:
+        chosen += _assignments("model", expected(one.base).model.model_dump(mode="json"))
+    return load_config(CONFIGS / f"{one.recipe}.toml", [*chosen, *_base_of(one)])
 
 
 def recipe_of(config: TrainConfig) -> dict[str, Any]:
-    """What decides a run's result beside its base's weights: where it lies, and how a base is spelt, does not."""
-    return config.model_dump(mode="json", exclude={"run": True, "base": True})
+    """What decides a run's result beside its base's or teacher's weights: where they lie does not."""
+    found = config.model_dump(mode="json", exclude={"run": True, "base": True})
+    found["method_options"].pop("teacher", None)
+    return found
 
 
 def same_recipe(stored: dict[str, Any], one: StudyRun) -> bool:
@@ -111,6 +114,8 @@ def same_recipe(stored: dict[str, Any], one: StudyRun) -> bool:
     wanted = expected(one)
     try:
         values = {**stored, "run": wanted.run.model_dump(mode="json"), "base": wanted.base}
+        if one.taught:
+            values["method_options"] = {**stored["method_options"], "teacher": wanted.method_options["teacher"]}
         return recipe_of(parse_config(values, where=one.name)) == recipe_of(wanted)
     except ValueError:
         return False
@@ -137,7 +142,7 @@ def standing(one: StudyRun) -> Standing:
         return "absent"
     if not same_recipe(found["config"], one):
         return "another recipe"
-    if one.base is not None and weights_of(one.base) not in (None, found["base_sha256"]):
+    if one.base is not None and not one.taught and weights_of(one.base) not in (None, found["base_sha256"]):
         return "another base"
     return "trained" if found["step"] == found["config"]["optim"]["steps"] else "cut"
 
@@ -159,9 +164,9 @@ def train_missing(one: StudyRun, console: Console) -> None:
         )
     from training.loop import train
 
-    places = [f"run.folder={json.dumps(str(one.folder))}"]
-    if one.base is not None:
-        places.append(f"base={json.dumps(str(one.base.folder))}")
+    # What teachers say of the scenes is kept once for all runs.
+    places = [f"run.folder={json.dumps(str(one.folder))}", f"run.features={json.dumps(str(RUNS / 'features'))}"]
+    places += _base_of(one)
     print(f"== {one.name}: training{', from where it was cut' if stands == 'cut' else ''}", flush=True)
     began_s, cpu_s = time.time(), time.process_time()
     train(CONFIGS / f"{one.recipe}.toml", [*overrides_of(one), *places], resume=stands == "cut", console=console)
@@ -180,6 +185,13 @@ def throw_away(one: StudyRun) -> None:
     if one.small and found is not None and not same_recipe(found["config"], one):
         raise ValueError(f"{one.folder} holds a run that is no toy: move it away first")
     shutil.rmtree(one.folder, ignore_errors=True)
+
+
+def _base_of(one: StudyRun) -> list[str]:
+    """The override that names the run's base or teacher."""
+    if one.base is None:
+        return []
+    return [f"{'method_options.teacher' if one.taught else 'base'}={json.dumps(str(one.base.folder))}"]
 
 
 def _assignments(key: str, value: Any) -> Iterator[str]:

@@ -347,6 +347,18 @@ class SpaceProof(Closed):
     fingerprint: Sha256 | None = None
 
 
+class Distillation(Closed):
+    """Whom a model learned from, and by which losses with which weights; `Provenance.source` names the data.
+
+    teacher: NAME@VERSION of an artifact, or the name of a checkpoint's recipe. teacher_digest: fingerprints of the
+    artifact's towers, or sha256 of the checkpoint's weights.
+    """
+
+    teacher: str
+    teacher_digest: str
+    terms: dict[str, float]
+
+
 class Provenance(Closed):
     """Where the weights come from and what made the files.
 
@@ -371,6 +383,7 @@ class Provenance(Closed):
     tools: dict[str, str]
     source_sha256: Sha256 | None = None
     recipe: str = Field(description="version of the graph recipe; part of the fingerprint")
+    distillation: Distillation | None = None
 
 
 class Manifest(Closed):

@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import math
 import os
 import subprocess
 import sys
@@ -36,10 +37,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def longest_first(items: list[pytest.Item]) -> None:
-    """Sort files by the seconds that they took in the recorded run, so that no long file is left over at the end."""
+    """Sort files by the seconds that they took in the recorded run, new ones first, so that no long one comes last."""
     recorded = json.loads(RECORD.read_text(encoding="utf-8"))["files"]
     seconds = {path: found["seconds"] for path, found in recorded.items()}
-    items.sort(key=lambda item: -seconds.get(item.location[0], 0))  # stable: within a file the order stays
+    items.sort(key=lambda item: -seconds.get(item.location[0], math.inf))  # stable: within a file the order stays
 
 
 def what_cuda_lacks() -> str | None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from model_store.files import sync, write_whole
 from model_store.identity import sha256_file, spec_digest
-from model_store.manifest import ImageSpec, Presence, TextSpec
+from model_store.manifest import Distillation, ImageSpec, Presence, TextSpec
 from model_store.modality.text import Tokenizer
 from training.config import TrainConfig, parse_config
 from training.data.vocabulary import TOKENIZER_FILE
@@ -65,6 +65,7 @@ class Checkpoint:
     inherited: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     presence: Presence | None = None
+    distillation: Distillation | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +152,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     info = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
     if info.get("format") != FORMAT:
         raise ValueError(f"{folder}: checkpoint format {info.get('format')!r}, expected {FORMAT}")
-    stored = info.get("presence")
+    presence, taught = info.get("presence"), info.get("distillation")
     checkpoint = Checkpoint(
         config=parse_config(info["config"], where=str(folder / INFO_FILE)),
         step=info["step"],
@@ -170,7 +171,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         base_sha256=info.get("base_sha256"),
         inherited=tuple(info.get("inherited", ())),
         labels=tuple(info.get("labels", ())),
-        presence=None if stored is None else Presence.model_validate_json(json.dumps(stored)),
+        presence=None if presence is None else Presence.model_validate_json(json.dumps(presence)),
+        distillation=None if taught is None else Distillation.model_validate(taught),
     )
     for spec, digest in (
         (checkpoint.image_spec, checkpoint.image_spec_digest),

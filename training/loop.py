@@ -388,6 +388,7 @@ def _produced(method: methods.Method, config: TrainConfig) -> dict[str, Any]:
         "labels": list(produced.labels),
         "inherited": list(produced.inherited),
         "presence": None if produced.presence is None else produced.presence.model_dump(mode="json"),
+        "distillation": None if produced.distillation is None else produced.distillation.model_dump(mode="json"),
     }
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model_store.manifest import ENCODERS, ROLES, ImageSpec, Presence
+from model_store.manifest import ENCODERS, ROLES, Distillation, ImageSpec, Presence
 from model_store.modality.text import Tokenizer
 from training import methods
 from training.checkpoint import LoadedModel
@@ -125,6 +125,7 @@ class Produced:
     inherited: roles that the base keeps providing; with any, the method has a `Method.derivation`.
     presence: how scores of positions become "is it there?", where the method fitted that.
     model: of the checkpoint, where the method makes another one than the recipe's.
+    distillation: whom it learned from, where the method has a teacher.
     """
 
     graphs: dict[str, str] = field(default_factory=dict)
@@ -134,6 +135,7 @@ class Produced:
     inherited: tuple[str, ...] = ()
     presence: Presence | None = None
     model: ModelConfig | None = None
+    distillation: Distillation | None = None
 
 
 class Method(ABC):

@@ -84,6 +84,7 @@ class Publication:
             training_data=statement.training_data,
             limits=statement.limits,
             source_sha256=info.weights_sha256,
+            distillation=info.distillation,
         )
 
     def metrics(self) -> dict[str, float]:

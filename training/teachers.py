@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model_store.files import whole_file
-from model_store.manifest import ImageSpec, TextSpec
+from model_store.manifest import Distillation, ImageSpec, TextSpec
 from training import distributed
 from training.bases import StoredTowers, open_stored, specs_of, stored_tokenizer
 from training.checkpoint import LoadedModel, load_model
@@ -29,6 +30,7 @@ from training.progress import Track, untracked
 _FORMAT = 1
 _CHUNK = 64
 F32 = NDArray[np.float32]
+TermName = TypeVar("TermName", bound=str)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +54,15 @@ class TeacherVectors:
 class Teacher:
     """A frozen model; of a stored artifact the fp32 ONNX graphs answer, so that it needs no weights.
 
-    digest: of all that its vectors depend on.
+    name: NAME@VERSION of an artifact, the name of a checkpoint's recipe. identity: fingerprints of the artifact's
+    towers, sha256 of the checkpoint's weights. digest: of all that its vectors depend on.
 
     Raises:
         ValueError: its pictures are not square.
     """
 
+    name: str
+    identity: str
     model: DualEncoder
     image_spec: ImageSpec
     text_spec: TextSpec
@@ -79,6 +84,8 @@ class Teacher:
         info = loaded.info
         digests = (info.weights_sha256, info.image_spec_digest, info.text_spec_digest, info.tokenizer_sha256)
         return cls(
+            name=info.config.name,
+            identity=info.weights_sha256,
             model=loaded.model,
             image_spec=info.image_spec,
             text_spec=info.text_spec,
@@ -104,12 +111,20 @@ class Teacher:
         image_spec, text_spec = specs_of(artifact)
         names = artifact.manifest.fingerprint
         return cls(
+            name=artifact.reference,
+            identity=f"{names.image} {names.text}",
             model=StoredTowers(artifact),
             image_spec=image_spec,
             text_spec=text_spec,
             tokenizer_bytes=stored_tokenizer(artifact)[1],
             digest=f"{names.image} {names.text}",
             device=device,
+        )
+
+    def taught(self, terms: Mapping[TermName, float]) -> Distillation:
+        """What a student's card says of it."""
+        return Distillation(
+            teacher=self.name, teacher_digest=self.identity, terms={str(term): weight for term, weight in terms.items()}
         )
 
     @property

@@ -72,6 +72,7 @@ def description(artifact: Artifact) -> list[tuple[str, str]]:
         ("licence", provenance.licence),
         ("made", provenance.created_utc),
         ("trained on", provenance.training_data),
+        ("distilled", _distilled(provenance)),
         ("limits", provenance.limits),
     ]
     facts += [(f"head {name}", _head(head)) for name, head in artifact.heads().items()]
@@ -92,6 +93,15 @@ def of_pulled(artifact: Artifact) -> list[tuple[str, str]]:
         ("scores", _scale(manifest)),
     ]
     return [(fact, value) for fact, value in facts if value]
+
+
+def _distilled(provenance: Provenance) -> str:
+    """Whom it learned from, and the terms of the loss."""
+    lesson = provenance.distillation
+    if lesson is None:
+        return ""
+    terms = ", ".join(f"{term} {weight:g}" for term, weight in lesson.terms.items())
+    return f"from {lesson.teacher} ({lesson.teacher_digest[:16]}) by {terms}"
 
 
 def _proven(provenance: Provenance) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -87,7 +85,6 @@ centre = "classes"
 WORDS = "plain shirt photo of red green blue white tree cat ##s ##ing \u00e9t ##\u00e9 \u65e5 a photo . ! ' & ; < >"
 
 Train = Callable[..., Path]
-TrainOnTwo = Callable[..., str]
 MakeContext = Callable[..., methods.Context]
 
 
@@ -144,28 +141,6 @@ def train_squares(squares: Path, tmp_path: Path) -> Train:
         start = [] if base is None else [f"base={json.dumps(str(base))}"]
         train(recipe, [f"run.folder={json.dumps(str(folder))}", *start, *overrides])
         return folder
-
-    return call
-
-
-@pytest.fixture(scope="session")
-def train_on_two() -> TrainOnTwo:
-    """Train a recipe with overrides on two processes under torchrun; what they print."""
-
-    def call(recipe: Path, *overrides: str) -> str:
-        torchrun = Path(sys.executable).with_name("torchrun")
-        options = [word for each in overrides for word in ("--set", each)]
-        command = [str(torchrun), "--standalone", "--nproc_per_node", "2", "-m", "training", str(recipe), *options]
-        done = subprocess.run(
-            command,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            cwd=Path(__file__).parents[2],
-            capture_output=True,
-            text=True,
-            timeout=500,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
 
     return call
 

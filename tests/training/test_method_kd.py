@@ -233,24 +233,6 @@ def test_a_resumed_student_is_bit_equal(squares: Path, teacher: Path, tmp_path: 
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_two_processes_train_the_student_that_one_does(
-    squares: Path, teacher: Path, tmp_path: Path, train_on_two: Callable[..., str]
-) -> None:
-    every = ", ".join(f"{term} = 1.0" for term in TERMS if term != "mfd")
-    options = [
-        f"method_options={{teacher = {json.dumps(str(teacher))}, looks = 2, {every}}}",
-        "method=kd",
-        WIDER,
-        "optim.steps=4",
-    ]
-    where = tmp_path / "one", tmp_path / "two"
-    train(squares, [f"run.folder={json.dumps(str(where[0]))}", *options])
-    train_on_two(squares, f"run.folder={json.dumps(str(where[1]))}", *options)
-    one, two = (load_file(folder / "weights.safetensors") for folder in where)
-    for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
-
-
 def test_what_cannot_teach_is_refused(
     make_context: MakeContext, train_squares: Train, teacher: Path, tmp_path: Path
 ) -> None:

@@ -196,19 +196,6 @@ def test_a_resumed_student_is_bit_equal(train_squares: Train, teacher: Path, squ
     assert all(torch.equal(first[name], second[name]) and torch.equal(first[name], before[name]) for name in first)
 
 
-def test_two_processes_train_the_student_that_one_does(
-    squares: Path, teacher: Path, tmp_path: Path, train_on_two: Callable[..., str]
-) -> None:
-    options = ["method=kd_image", STUDENT, f"base={json.dumps(str(teacher))}", "optim.steps=4"]
-    options += ["method_options.icl=1", "method_options.crd=1", "method_options.local_loss=true"]
-    where = tmp_path / "one", tmp_path / "two"
-    train(squares, [f"run.folder={json.dumps(str(where[0]))}", *options])
-    train_on_two(squares, f"run.folder={json.dumps(str(where[1]))}", *options)
-    one, two = (load_file(folder / "weights.safetensors") for folder in where)
-    for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
-
-
 def test_pictures_without_captions_are_refused_where_pairs_are_trained(
     make_context: Callable[..., methods.Context],
     squares: Path,

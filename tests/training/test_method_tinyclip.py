@@ -378,25 +378,6 @@ def test_multipliers_climb_and_masks_fall(
     assert not [name for name in weights if "gates" in name or "multipliers" in name]
 
 
-@pytest.mark.slow
-def test_two_processes_train_what_one_trains(
-    vit_squares: Path, vit_base: Path, train_squares: Train, tmp_path: Path, train_on_two: Callable[..., str]
-) -> None:
-    masks = "method_options.masks={image=0.5,text=0.5,rate_share=60,start=1.0,ramp_share=0.2,fixed_share=0.4}"
-    options = ("method=tinyclip", masks, "optim.steps=5", "optim.rate=1e-3", "method_options.local_loss=true")
-    two = tmp_path / "two"
-    train_on_two(vit_squares, f"run.folder={json.dumps(str(two))}", f"base={json.dumps(str(vit_base))}", *options)
-    one = train_squares(*options, base=vit_base, recipe=vit_squares, name="one")
-    assert slim_of(one) == slim_of(two)
-    assert slim_of(one)["image"].width < 128  # type: ignore[union-attr]
-    expected, found = load_file(one / "state.safetensors"), load_file(two / "state.safetensors")
-    for name, tensor in expected.items():
-        if name.startswith("live/"):
-            torch.testing.assert_close(found[name].float(), tensor.float(), rtol=1e-3, atol=5e-4, msg=lambda m: name)  # noqa: B023
-    for name in ("affinity", "sparsity_image", "sparsity_text"):
-        assert logged(two, name) == pytest.approx(logged(one, name), rel=1e-3, abs=1e-5)
-
-
 def test_masks_over_heads_close_heads_only(
     make_context: MakeContext, vit_squares: Path, vit_base: Path, train_squares: Train
 ) -> None:

@@ -22,6 +22,7 @@ from model_store.golden import (
 )
 from model_store.identity import fingerprint, space_of
 from model_store.manifest import (
+    Distillation,
     Fingerprint,
     GraphSpec,
     ImageSpec,
@@ -123,6 +124,7 @@ def provenance(
     training_data: str = "",
     limits: str = "",
     source_sha256: str | None = None,
+    distillation: Distillation | None = None,
 ) -> Provenance:
     """A Provenance with the time, the tools' versions and the recipe filled in."""
     tools = {name: importlib.metadata.version(name) for name in _TOOLS}
@@ -138,6 +140,7 @@ def provenance(
         tools={**tools, "python": platform.python_version()},
         source_sha256=source_sha256,
         recipe=recipe_of(structure),
+        distillation=distillation,
     )
 
 
@@ -303,6 +306,7 @@ def source_of_checkpoint(
             training_data=training_data,
             limits=limits,
             source_sha256=info.weights_sha256,
+            distillation=info.distillation,
         ),
         dense=dense_of_model(model, info.image_spec, dense),
         metrics=flatten({**info.metrics, **(report or {})}),

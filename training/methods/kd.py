@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -24,7 +25,7 @@ from training.distillation_losses import (
     relation_distance,
 )
 from training.losses import info_nce, positive_pairs, unit
-from training.method import Context, ModuleUse, ParamGroup
+from training.method import Context, ModuleUse, ParamGroup, Produced
 from training.methods.base import MAX_LOG_SCALE, TowerOptions, TwoTowers
 from training.methods.parts.masking import masked
 from training.teachers import Teacher, TeacherVectors
@@ -150,6 +151,9 @@ class KdMethod(TwoTowers):
 
     def modules(self) -> dict[str, tuple[nn.Module, ModuleUse]]:
         return {**super().modules(), "adapters": (self.adapters, "train_only")}
+
+    def artifact(self) -> Produced:
+        return replace(super().artifact(), distillation=self.teacher.taught(self.terms))
 
     def param_groups(self) -> list[ParamGroup]:
         beside = {f"adapters.{name}": parameter for name, parameter in self.adapters.named_parameters()}

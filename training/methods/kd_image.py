@@ -158,6 +158,7 @@ class KdImage(ContrastiveMethod):
             graphs={"image_encoder": "student.encode_image", "text_encoder": "model.encode_text"},
             templates=self.templates,
             inherited=("text_encoder",),
+            distillation=self.teacher.taught(self.terms),
         )
 
     # From a checkpoint

@@ -193,7 +193,8 @@ class TinyclipMethod(TwoTowers):
         produced = self.produced()
         if isinstance(self.student, SmallDualEncoder):
             produced.graphs["dense_encoder"] = "model.encode_dense"
-        return replace(produced, model=self.described)
+        terms = {"affinity": 1.0} | ({"task": self.tinyclip.task_weight} if self.tinyclip.task_weight else {})
+        return replace(produced, model=self.described, distillation=self.teacher.taught(terms))
 
     def weights(self) -> dict[str, Tensor]:
         """The dense model: what the masks close is cut off."""
