@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from evaluation.fashion import fashion_report
+from evaluation.metrics import normalize
 from training.config import OPENAI_MEAN, OPENAI_STD, load_config
+from training.data.families import has_kin
 from training.data.reader import load_pixels, read_table
 from training.data.rows import caption_ids
-from training.judge import judge_encoders
 from training.losses import info_nce, positive_pairs
 from training.models.building import image_spec
 
@@ -113,14 +115,16 @@ def main() -> None:
     answer: dict[str, object] = {"epochs": options.epochs, "seed": options.seed}
     for split in ("validation", "test"):
         judged = [row for row in rows if rule.of(row.group) == split]
-        answer[split] = judge_encoders(
-            cnn.eval(),
-            bag,
-            bag.tokenize,
-            rows=judged,
-            pixels=load_pixels(options.data, judged, spec),
+        with torch.no_grad():
+            parts = torch.from_numpy(load_pixels(options.data, judged, spec)).split(BATCH)
+            images = torch.cat([cnn.eval()(part).float() for part in parts]).numpy()
+        answer[split] = fashion_report(
+            normalize(images),
+            lambda texts: normalize(bag(torch.from_numpy(bag.tokenize(texts))).detach().numpy()),
+            [row.caption for row in judged],
+            [row.labels["baseColour"] for row in judged],
             training_titles=frozenset(title.casefold() for title in titles),
-            report="fashion",
+            kin_in_training=has_kin(judged, train_rows),
         )
     text = json.dumps(answer, indent=2)
     print(text)

@@ -38,6 +38,12 @@ STUDENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # overrides, a
     "vit": (('model.image.trunk="clipworks_vit_t"',), (NONE, "fd", "unified")),
     "half-text": (("model.text.layers=1",), (NONE, "unified")),
 }
+KNOBS = {  # other weights, once: validation decides
+    "fd-500": ("method_options.fd=500",),
+    "gd-1000": ("method_options.gd=1000",),
+    "unified-fd-500": ('method_options.preset="unified"', "method_options.fd=500"),
+    "unified-fd-8000": ('method_options.preset="unified"', "method_options.fd=8000"),
+}
 CUTS = {
     "by-hand-50": ("method_options.image={layers = 3}", "method_options.text={layers = 1}"),
     "by-hand-25": (
@@ -80,6 +86,10 @@ def runs(replications: int, small: bool) -> list[StudyRun]:
                 _run(f"{student}/{term}", "kd", seed, chosen, base=teacher, taught=True, measured=True, small=small)
                 for seed in seeds
             ]
+    out += [
+        _run(f"knobs/{knob}", "kd", 0, chosen, base=teacher, taught=True, measured=True, small=small)
+        for knob, chosen in KNOBS.items()
+    ]
     out += [_run("image/fd", "kd-image", seed, base=teacher, measured=True, small=small) for seed in seeds]
     whole = next(one for one in out if one.kind == "vit/unified")
     for kind, chosen in CUTS.items():

@@ -60,6 +60,8 @@ def students(found: Found) -> str:
     """One line a kind: the mean over seeds, with the smallest and the largest."""
     lines: list[list[str]] = []
     for kind, group in found.items():
+        if kind.startswith("knobs/"):
+            continue
         cells = [spread([record["scores"].get(key) for record in group.records]) for key in COLUMNS]
         lines.append([f"`{kind}`", *cells, closed(found, kind, "naming"), closed(found, kind, ASKED), seconds(group)])
     return markdown_table(["run", *COLUMNS.values(), "naming's gap closed", "R@10's", "core-s"], lines)

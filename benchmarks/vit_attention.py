@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 import open_clip
-from marked import ROOT
 
+from benchmarks.marked import ROOT
 from evaluation.dense.scene_set import chosen_pairs
 from evaluation.dense.task import scenes_task
 from evaluation.encoder import DenseArtifactEncoder

@@ -140,13 +140,18 @@ class DataPart(ConfigTable):
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     share: float = Field(gt=0)
     data: Annotated[
-        Annotated[TableData, Tag("table")] | Annotated[SceneData, Tag("scenes")], Discriminator(lambda v: _data_kind(v))
+        Annotated[TableData, Tag("table")]
+        | Annotated[PicturesData, Tag("pictures")]
+        | Annotated[SceneData, Tag("scenes")],
+        Discriminator(lambda v: _data_kind(v)),
     ]
     report: Literal["retrieval", "fashion"] = Field(default="retrieval", description="of a table")
 
 
 class SeveralData(ConfigTable):
-    """Several tables and kinds of scenes; a batch is of one part. The first part stands for the run in its headline."""
+    """Several tables, folders of pictures and kinds of scenes; a batch is of one part. The first part stands for the
+    run in its headline. With pictures without captions among them, there are none.
+    """
 
     kind: Literal["several"]
     parts: tuple[DataPart, ...] = Field(min_length=2)

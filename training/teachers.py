@@ -123,9 +123,8 @@ class Teacher:
 
     def taught(self, terms: Mapping[TermName, float]) -> Distillation:
         """What a student's card says of it."""
-        return Distillation(
-            teacher=self.name, teacher_digest=self.identity, terms={str(term): weight for term, weight in terms.items()}
-        )
+        weights = {str(term): weight for term, weight in terms.items()}
+        return Distillation(teacher=self.name, teacher_digest=self.identity, terms=weights)
 
     @property
     def size_px(self) -> int:
@@ -191,7 +190,7 @@ class Teacher:
         return found
 
     def _looked(self, source: Source, looks: int, texts: bool, track: Track) -> TeacherVectors:
-        count = len(source.pixels)
+        count = len(source.row_weights())
         parts = [
             (look, np.arange(at, min(at + _CHUNK, count))) for look in range(looks) for at in range(0, count, _CHUNK)
         ]

@@ -1,4 +1,4 @@
-"""The commands of docs/lab.md and docs/unmix.md, read from the pages and run at toy size in a clean clone."""
+"""The commands of the studies' pages, read from the pages and run at toy size in a clean clone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from benchmarks.lab_runs import toy_overrides
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
 REPOSITORY = Path(__file__).parents[2]
-PAGES = ("docs/lab.md", "docs/unmix.md")
+PAGES = ("docs/lab.md", "docs/unmix.md", "docs/distillation.md")
 _BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _LINE = re.compile(r"^ {4}((?:clipworks|python) .*)$", re.MULTILINE)
 
@@ -74,7 +74,7 @@ def run(clone: Path, table: Path) -> Callable[..., subprocess.CompletedProcess[s
 
 @pytest.fixture(scope="module")
 def outputs(run: Callable[..., subprocess.CompletedProcess[str]]) -> dict[str, str]:
-    """What every command of both pages printed, in the order of the pages; each must succeed."""
+    """What every command of the pages printed, in the order of the pages; each must succeed."""
     found: dict[str, str] = {}
     for page in PAGES:
         for words in commands(page):
@@ -85,7 +85,12 @@ def outputs(run: Callable[..., subprocess.CompletedProcess[str]]) -> dict[str, s
 
 
 def test_every_command_of_the_pages_runs(outputs: dict[str, str], clone: Path) -> None:
-    assert {words.split()[1] for words in outputs} >= {"train", "benchmarks/lab.py", "benchmarks/unmix.py"}
+    assert {words.split()[1] for words in outputs} >= {
+        "train",
+        "benchmarks/lab.py",
+        "benchmarks/unmix.py",
+        "benchmarks/distillation.py",
+    }
     assert len(outputs) >= 8
     changed = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True)
     assert changed.stdout == "", "toys write beside the records and pages of the study"

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from clipworks.cli import app
 from evaluation.encoder import open_artifact
 from model_store.store import Store
+from training.checkpoint import read_checkpoint
 from training.publish import publish_checkpoint
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
@@ -73,6 +74,9 @@ def test_the_folder_of_a_checkpoint_teaches_too(distill: Distill, square_base: P
     base = store.open("student").manifest.base
     assert base is not None
     assert base.name == "teacher"
+    shown = CliRunner().invoke(app, ["models", "show", "student", "--store", str(store.root)])
+    digest = read_checkpoint(square_base).weights_sha256
+    assert f"from squares ({digest[:16]}) by fd 2000" in " ".join(shown.stdout.split())
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from evaluation.encoder import open_artifact
+from model_store.manifest import Distillation
 from model_store.store import Store
 from training import method as methods
 from training.checkpoint import load_model
@@ -189,7 +190,13 @@ def test_a_student_of_another_size_is_a_plain_checkpoint_that_is_served(
         "method=kd", WIDER, "optim.steps=8", *(f"method_options.{name}={json.dumps(v)}" for name, v in options.items())
     )
     assert {name.partition(".")[0] for name in load_file(folder / "weights.safetensors")} == {"model"}
-    publish_checkpoint(folder, "student", store, precisions=("fp32",))
+    published = publish_checkpoint(folder, "student", store, precisions=("fp32",))
+    fingerprint = store.open("teacher").manifest.fingerprint
+    assert published.manifest.provenance.distillation == Distillation(
+        teacher="teacher@1",
+        teacher_digest=f"{fingerprint.image} {fingerprint.text}",
+        terms={"task": 1.0, "fd": 2000.0, "icl": 1.0, "crd": 1.0, "afd": 1.0},
+    )
     checkpoint, artifact = open_checkpoint(folder), open_artifact(store.open("student"))
     texts = ["plain red shirt 1", "plain blue shirt 2"]
     np.testing.assert_allclose(artifact.encode_texts(texts), checkpoint.encode_texts(texts), atol=2e-5)

@@ -196,6 +196,43 @@ def test_a_resumed_student_is_bit_equal(train_squares: Train, teacher: Path, squ
     assert all(torch.equal(first[name], second[name]) and torch.equal(first[name], before[name]) for name in first)
 
 
+def test_pictures_and_scenes_are_mixed_by_a_share(squares: Path, pictures: Path, store: Store, tmp_path: Path) -> None:
+    """The teacher sees both kinds at its own size, and the student is judged by both without captions."""
+    wide = tmp_path / "wide"  # scenes are drawn at 48 px or more
+    larger = ("model.image.size_px=48", "data.cache_px=48", "optim.steps=10", "seed=12")
+    train(squares, [f"run.folder={json.dumps(str(wide))}", *larger])
+    publish_checkpoint(wide, "wide", store, precisions=("fp32",))
+    text = without_captions(squares.read_text(), pictures, store).replace("artifact:teacher", "artifact:wide")
+    start, end = text.index("[data]"), text.index("[augment]")
+    parts = f"""
+[data]
+kind = "several"
+[[data.parts]]
+name = "photographs"
+share = 2
+data = {{kind = "pictures", folder = {json.dumps(str(pictures))}, cache_px = 48}}
+[[data.parts]]
+name = "drawn"
+share = 1
+[data.parts.data]
+kind = "scenes"
+cache_px = 48
+parts = [{{scenes = 40, share = 1, mix = {{mentions = 1.0}}}}]
+
+"""
+    recipe = tmp_path / "mix.toml"
+    recipe.write_text(text[:start] + parts + text[end:], encoding="utf-8")
+    where = f"run.folder={json.dumps(str(tmp_path / 'run'))}"
+    tower = 'method_options.image={trunk = "clipworks_conv_t", size_px = 48}'
+    result = train(recipe, [where, tower, "method_options.looks=1", "optim.steps=6"])
+    assert 0 < result.metrics["agreement"]["centred_distance"] < 2
+    (kept,) = (np.load(path) for path in (tmp_path / "features").glob("teacher-*.npz"))
+    assert kept["image"].shape == (134 + 40, 1, 16)
+    assert np.unique(kept["image"].round(4), axis=0).shape[0] > 150, "the teacher saw the same everywhere"
+    published = publish_checkpoint(tmp_path / "run", "mixed", store, precisions=("fp32",))
+    assert "space proof/R@1" in published.manifest.metrics
+
+
 def test_pictures_without_captions_are_refused_where_pairs_are_trained(
     make_context: Callable[..., methods.Context],
     squares: Path,

@@ -221,3 +221,26 @@ def test_two_processes_train_and_resume(together: Path) -> None:
     assert {name for name in state if name.startswith("data/") and name.endswith("/place")} == {
         f"data/{reader}/place" for reader in range(4)
     }
+
+
+@pytest.mark.slow
+def test_a_student_learns_from_shards_in_half_precision_and_parts_and_goes_on(recipe: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    train(recipe, [run_in(teacher), "optim.steps=2", "seed=5"])
+    taught = f'method_options={{teacher = {json.dumps(str(teacher))}, preset = "unified"}}'
+    options = ["method=kd", taught, "run.precision=bf16", "optim.accumulate=2", "run.keep=2"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        train(recipe, [run_in(folder), *options])
+    train(recipe, [run_in(parts), *options], from_step=3)
+    assert same_tensors(whole / "weights.safetensors", parts / "weights.safetensors")
+    with (whole / "log.csv").open(newline="") as file:
+        terms = {row["name"] for row in csv.DictReader(file) if row["series"] == "train"}
+    assert {"task", "fd", "icl", "crd"} <= terms
+    unseen = [
+        run_in(tmp_path / "refused"),
+        "method=kd",
+        taught.replace("unified", 'unified", looks = "2').replace('"2"', "2"),
+    ]
+    with pytest.raises(ValueError, match="looks"):
+        train(recipe, unseen)

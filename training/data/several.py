@@ -1,4 +1,7 @@
-"""Several tables and kinds of scenes in one run: each batch is of one part, so none is another's easy negative."""
+"""Several tables, folders of pictures and kinds of scenes in one run: each batch is of one part.
+
+So the rows of one part are no easy negatives for another's.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,7 @@ class SeveralSource:
 
     @property
     def captioned(self) -> bool:
-        return True
+        return all(part.captioned for part in self.parts)
 
     def texts(self) -> Sequence[str]:
         return [text for part in self.parts for text in part.texts()]

@@ -83,7 +83,7 @@ class WebdatasetSource:
         self._refuse(f"the label {name!r}")
 
     def row_weights(self) -> NDArray[np.float64]:
-        self._refuse("a weight for every picture")
+        self._refuse("a look at every picture beforehand")
 
     def captions(self, count: int, *, negatives: bool) -> list[tuple[int, Drawn]]:
         self._refuse("all captions at once")
