@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from evaluation.scenes.sampling import sample
 from evaluation.scenes.splits import Splits
 from evaluation.scenes_report import single_accuracy
 from evaluation.suites import Suite, picture_px, run
-from model_store.manifest import Precision
+from model_store.manifest import Precision, Role
 from model_store.store import Artifact, Store
 from training.data.scenes import scene_splits
 from training.data.source import JUDGED
@@ -36,6 +35,7 @@ from training.publish import publish_checkpoint
 
 PROBES = ("binding", "relation", "order", "negation")
 SCENES, TOY_SCENES = 1000, 40
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 STORE, TOY_STORE = RUNS / "distillation" / "store", TOY / "distillation" / "store"
 
 
@@ -55,7 +55,8 @@ class Questions:
         return cls(splits, seed, small, teacher.encode_images(shown), teacher.encode_texts(said))
 
     def answered_by(self, encoder: Encoder) -> dict[str, float]:
-        """Naming, retrieval and agreement; agreement across spaces means nothing unless a term drew them together."""
+        """Naming, retrieval and agreement: `overlap_10` is of pictures that a caption finds; the rest compares vectors,
+        and means nothing unless a term drew the two spaces together."""
         shown, said, titles = _scenes(self.splits, self.seed, self.small, picture_px(encoder))
         images, texts = encoder.encode_images(shown), encoder.encode_texts(said)
         found = retrieval(images, texts, titles)
@@ -80,9 +81,8 @@ class Questions:
 def measure(one: StudyRun, *, teacher: StudyRun, served: bool) -> Record:
     """The numbers of a run that stands here, as plain data. served: publish it, and judge int8 beside it."""
     torch.set_num_threads(1)
-    folder = one.folder if one.recipe else teacher.folder
     splits, size = scene_splits(scene_data(teacher)), TOY_SIZE if one.small else SIZE
-    expert, student = open_checkpoint(teacher.folder), open_checkpoint(folder)
+    expert, student = open_checkpoint(teacher.folder), open_checkpoint(one.folder)
     asked = {name: Questions.asked_of(expert, splits, seed=JUDGED[name], small=one.small) for name in JUDGED}
     probes = Suite(name="distillation", probes=PROBES, size=size, seed=JUDGED["test"], pairs=splits.validation.pairs)
     found: Record = {
@@ -92,7 +92,7 @@ def measure(one: StudyRun, *, teacher: StudyRun, served: bool) -> Record:
         "MFLOPs": _mflops(student),
     }
     if served:
-        artifact = _published(one, folder, small=one.small)
+        artifact = _published(one)
         found["int8"] = asked["test"].answered_by(ArtifactEncoder(artifact, precision="int8"))
         found["artifact"] = {"reference": artifact.reference, **_weighed(artifact)}
     return found
@@ -115,25 +115,30 @@ def _scenes(
     return [render(scene, size_px).image for scene in scenes], [mention(scene).text for scene in scenes], titles
 
 
-def _published(one: StudyRun, folder: Path, *, small: bool) -> Artifact:
+def _published(one: StudyRun) -> Artifact:
     """With fp32 and int8; what derives from the teacher, with the teacher before it."""
-    store = Store(TOY_STORE if small else STORE)
-    precisions: tuple[Precision, ...] = ("fp32", "int8")
+    store = Store(TOY_STORE if one.small else STORE)
     if one.recipe == "kd-image":
         assert one.base is not None
-        publish_checkpoint(one.base.folder, "base", store, precisions=precisions, dense="none")
-    return publish_checkpoint(folder, one.kind.replace("/", "-"), store, precisions=precisions, dense="none")
+        publish_checkpoint(one.base.folder, "base", store, precisions=PRECISIONS, dense="none")
+    return publish_checkpoint(one.folder, one.kind.replace("/", "-"), store, precisions=PRECISIONS, dense="none")
 
 
 def _weighed(artifact: Artifact) -> dict[str, Any]:
-    """Of each tower: parameters of the fp32 graph, and MB of graph and weights by precision."""
+    """Of each tower, inherited or not: parameters of the fp32 graph, and MB of graph and weights by precision."""
     found: dict[str, Any] = {"parameters": {}, "MB": {}}
-    for graph in artifact.manifest.graphs:
-        files = [artifact.folder / name for name in (graph.file, *graph.external_files)]
-        found["MB"][f"{graph.role} {graph.precision}"] = round(sum(file.stat().st_size for file in files) / 1e6, 3)
-        if graph.precision == "fp32":
-            weights = onnx.load(files[0], load_external_data=False).graph.initializer
-            found["parameters"][graph.role] = sum(math.prod(each.dims) for each in weights)
+    roles: tuple[Role, ...] = ("image_encoder", "text_encoder")
+    for role in roles:
+        for precision in PRECISIONS:
+            at = artifact.graph_spec(role, precision)
+            if at is None:
+                continue
+            owner, graph = at
+            files = [owner.folder / name for name in (graph.file, *graph.external_files)]
+            found["MB"][f"{role} {precision}"] = round(sum(file.stat().st_size for file in files) / 1e6, 3)
+            if precision == "fp32":
+                weights = onnx.load(files[0], load_external_data=False).graph.initializer
+                found["parameters"][role] = sum(math.prod(each.dims) for each in weights)
     return found
 
 
@@ -145,7 +150,10 @@ def _mflops(encoder: Encoder) -> dict[str, float]:
         ("image", lambda: encoder.encode_images([np.zeros((side_px, side_px, 3), np.uint8)])),
         ("text", lambda: encoder.encode_texts(["a red circle and a blue square"])),
     ):
+        # What torch fuses for inference is not counted.
+        torch.backends.mha.set_fastpath_enabled(False)
         with FlopCounterMode(display=False) as counter:
             encode()
+        torch.backends.mha.set_fastpath_enabled(True)
         found[name] = round(counter.get_total_flops() / 1e6, 2)
     return found

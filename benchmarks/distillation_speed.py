@@ -44,8 +44,8 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         servers: dict[str, Server] = {}
         sessions: dict[str, dict[str, RawSession]] = {}
         asked: dict[str, dict[str, Dialect]] = {}
-        for name, precision in models(options.store, options.teacher, options.models):
-            label = f"{name} {precision}"
+        for reference, precision in models(options.store, options.teacher, options.models):
+            label, name = f"{reference} {precision}", reference.split("@")[0]
             spec = clipworks_server(label, model=name, store=options.store, precision=precision)  # type: ignore[arg-type]
             servers[label] = stack.enter_context(Server(spec, RESULTS / "logs" / f"distillation-{name}.log"))
             asked[label] = {"image, HTTP": raw_images(images, name), "text, HTTP": own_texts(texts, name)}
@@ -77,14 +77,15 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 
 def models(store: Path, teacher: str, chosen: list[str]) -> list[tuple[str, str]]:
-    """(name, precision): the teacher first, fp32 of everything, int8 of what was built in it."""
+    """(NAME@VERSION, precision): the teacher first, fp32 of everything, int8 of what was built in it."""
     published = Store(store)
     stored = {each.manifest.name for each in Store(store, builtin=False).list()}
     names = [teacher, *(chosen or sorted(stored - {teacher, BASE}))]
     found: list[tuple[str, str]] = []
     for name in names:
         artifact = published.open(name)
-        found += [(name, "fp32")] + [(name, "int8")] * (artifact.graph_spec("image_encoder", "int8") is not None)
+        precisions = ("fp32", *(["int8"] if artifact.graph_spec("image_encoder", "int8") else []))
+        found += [(artifact.reference, precision) for precision in precisions]
     return found
 
 

@@ -20,7 +20,7 @@ from matplotlib import pyplot
 
 PAGE, PICTURE = ROOT / "docs" / "distillation.md", ROOT / "docs" / "pictures" / "lab" / "distillation.png"
 SPEED = RECORDS / "distillation-speed.json"
-ASKED = "t2i_r@10"
+ASKED, DRAWN = "t2i_r@10", "naming"
 COLUMNS = {
     "naming": "naming",
     "naming, held-out pairs": "of pairs never trained",
@@ -30,6 +30,7 @@ COLUMNS = {
     "images apart": "pictures apart",
     "found across": "found across",
 }
+ACROSS = ("images apart", "found across")
 RATES = ("image, HTTP", "image, graph", "text, HTTP", "text, graph")
 Found = Mapping[str, Group]  # by kind
 Rates = Mapping[str, Mapping[str, Mapping[str, float]]]  # by model and precision, then by what
@@ -39,15 +40,16 @@ def write(runs: Sequence[StudyRun], *, small: bool) -> None:
     """Fill the page's blocks; a toy's page and picture go to .runs/lab/toy."""
     page, picture = (TOY / "distillation.md", TOY / "distillation.png") if small else (PAGE, PICTURE)
     page.parent.mkdir(parents=True, exist_ok=True)
-    found = {group.kind: group for group in groups([one for one in runs if one.measured == "student"])}
-    rates = read_rates()
-    page.write_text(replace_blocks(PAGE.read_text(encoding="utf-8"), blocks(found, rates)), encoding="utf-8")
+    page.write_text(replace_blocks(PAGE.read_text(encoding="utf-8"), blocks(runs)), encoding="utf-8")
+    found, rates = by_kind(runs), read_rates()
     if rates and "teacher" in found:
         draw(found, rates, picture)
     print(f"written: {page}")
 
 
-def blocks(found: Found, rates: Rates) -> dict[str, str]:
+def blocks(runs: Sequence[StudyRun]) -> dict[str, str]:
+    """Every table of the page, by the name of its block."""
+    found, rates = by_kind(runs), read_rates()
     return {
         "distillation-students": students(found),
         "distillation-validation": validation(found),
@@ -56,15 +58,28 @@ def blocks(found: Found, rates: Rates) -> dict[str, str]:
     }
 
 
+def by_kind(runs: Sequence[StudyRun]) -> Found:
+    """The records of students and of the teacher."""
+    return {group.kind: group for group in groups([one for one in runs if one.measured == "student"])}
+
+
 def students(found: Found) -> str:
     """One line a kind: the mean over seeds, with the smallest and the largest."""
     lines: list[list[str]] = []
     for kind, group in found.items():
         if kind.startswith("knobs/"):
             continue
-        cells = [spread([record["scores"].get(key) for record in group.records]) for key in COLUMNS]
+        shown = [key for key in COLUMNS if key not in ACROSS or drawn_together(kind)]
+        cells = [
+            spread([record["scores"].get(key) for record in group.records]) if key in shown else "" for key in COLUMNS
+        ]
         lines.append([f"`{kind}`", *cells, closed(found, kind, "naming"), closed(found, kind, ASKED), seconds(group)])
     return markdown_table(["run", *COLUMNS.values(), "naming's gap closed", "R@10's", "core-s"], lines)
+
+
+def drawn_together(kind: str) -> bool:
+    """Whether a term of the run compares its vectors with the teacher's one by one."""
+    return kind.split("/")[1:] == [] or kind.split("/")[1] in ("fd", "mfd", "icl", "unified")
 
 
 def validation(found: Found) -> str:
@@ -77,11 +92,17 @@ def validation(found: Found) -> str:
 
 
 def closed(found: Found, kind: str, key: str) -> str:
-    """What share of the way from the control, of the same student, to the teacher: of means over seeds."""
+    """What share of the way from the control to the teacher, over the seeds that both the student and its control have:
+    they share initialisation and batches."""
     control, teacher = found.get(f"{kind.split('/')[0]}/{NONE}"), found.get("teacher")
     if control is None or teacher is None or kind.endswith(NONE):
         return ""
-    low, high, own = (mean(each, key) for each in (control, teacher, found[kind]))
+    of_control, of_student = (
+        {one.seed: record["scores"][key] for one, record in each.members} for each in (control, found[kind])
+    )
+    pairs = [(of_control[seed], of_student[seed]) for seed in of_control.keys() & of_student.keys()]
+    low, own = (statistics.mean(each) for each in zip(*pairs, strict=True))
+    high = mean(teacher, key)
     return f"{(own - low) / (high - low):.0%}" if high > low else ""
 
 
@@ -92,11 +113,11 @@ def costs(found: Found, rates: Rates) -> str:
         group = found.get(kind)
         if group is None or "artifact" not in group.records[0]:
             continue
-        record, name = group.records[0], kind.replace("/", "-")
+        record = group.records[0]
         weighed = record["artifact"]
         for precision in ("fp32", "int8"):
             scores = record["scores"] if precision == "fp32" else record["int8"]
-            size = [f"{weighed['MB'].get(f'{tower}_encoder {precision}', 0):.2f}" for tower in ("image", "text")]
+            size = [f"{weighed['MB'][f'{tower}_encoder {precision}']:.2f}" for tower in ("image", "text")]
             of_fp32 = precision == "fp32"
             lines.append(
                 [
@@ -109,7 +130,7 @@ def costs(found: Found, rates: Rates) -> str:
                     *size,
                     number(scores["naming"]),
                     number(scores[ASKED]),
-                    *(ratio(rates, f"{name} {precision}", what) for what in RATES),
+                    *(ratio(rates, f"{weighed['reference']} {precision}", what) for what in RATES),
                 ]
             )
     head = ["run", "M parameters: image", "text", "MFLOPs: image", "text", "MB: image", "text", "naming", "R@10"]
@@ -147,10 +168,11 @@ def read_rates() -> Rates:
     if not SPEED.exists():
         return {}
     repetitions: list[dict[str, dict[str, float]]] = json.loads(SPEED.read_text(encoding="utf-8"))["repetitions"]
+    first = next(iter(repetitions[0]))  # the teacher in fp32
     return {
         label: {
             what: ratio_of_runs(
-                [each[label][what] for each in repetitions], [each["teacher fp32"][what] for each in repetitions]
+                [each[label][what] for each in repetitions], [each[first][what] for each in repetitions]
             )
             for what in RATES
         }
@@ -164,16 +186,18 @@ def ratio(rates: Rates, label: str, what: str) -> str:
 
 
 def draw(found: Found, rates: Rates, path: Any) -> None:
-    """R@10 over images/s of the graph alone, both relative to the teacher; a line joins fp32 and int8 of a model."""
-    best = mean(found["teacher"], ASKED)
+    """Naming over images/s of the graph alone, both relative to the teacher; a line joins fp32 and int8 of a model."""
+    best = mean(found["teacher"], DRAWN)
     figure, axis = pyplot.subplots(figsize=(6.8, 4.2), layout="constrained")
     for number_, kind in enumerate(kind for kind in SERVED if kind in found and "int8" in found[kind].records[0]):
-        record, name = found[kind].records[0], kind.replace("/", "-")
+        record, reference = found[kind].records[0], found[kind].records[0]["artifact"]["reference"]
         points = [
-            (rates[f"{name} {precision}"]["image, graph"]["median"], 100 * scores[ASKED] / best)
+            (rates[f"{reference} {precision}"]["image, graph"]["median"], 100 * scores[DRAWN] / best)
             for precision, scores in (("fp32", record["scores"]), ("int8", record["int8"]))
-            if f"{name} {precision}" in rates
+            if f"{reference} {precision}" in rates
         ]
+        if not points:
+            continue
         axis.plot(*zip(*points, strict=True), "-", color=f"C{number_}", linewidth=1)
         axis.plot(*points[0], "o", color=f"C{number_}", label=kind)
         axis.plot(*points[-1], "s", color=f"C{number_}", markerfacecolor="white")
@@ -181,7 +205,7 @@ def draw(found: Found, rates: Rates, path: Any) -> None:
     axis.axvline(4, color="#888888", linewidth=1, linestyle=":")
     axis.set(
         xlabel="images/s of the graph, teacher in fp32 = 1 (filled: fp32, open: int8)",
-        ylabel="R@10, % of the teacher's",
+        ylabel="naming, % of the teacher's",
         xscale="log",
     )
     axis.legend(fontsize=8)

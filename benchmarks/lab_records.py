@@ -71,6 +71,8 @@ def record_state(one: StudyRun) -> str:
     if found is None:
         return "-"
     of = found["of"]
+    if (of["recipe"] is None) != (one.recipe is None):
+        return "record of another recipe"
     if of["recipe"] is not None and not same_recipe(of["recipe"], one):
         return "record of another recipe"
     if one.base is None:

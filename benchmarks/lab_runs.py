@@ -106,6 +106,7 @@ def recipe_of(config: TrainConfig) -> dict[str, Any]:
     """What decides a run's result beside its base's or teacher's weights: where they lie does not."""
     found = config.model_dump(mode="json", exclude={"run": True, "base": True})
     found["method_options"].pop("teacher", None)
+    found["model"].pop("slim", None)  # what a checkpoint has left of its base's towers is a result
     return found
 
 
@@ -142,8 +143,10 @@ def standing(one: StudyRun) -> Standing:
         return "absent"
     if not same_recipe(found["config"], one):
         return "another recipe"
-    if one.base is not None and not one.taught and weights_of(one.base) not in (None, found["base_sha256"]):
-        return "another base"
+    if one.base is not None:
+        learned_from = (found.get("distillation") or {}).get("teacher_digest") if one.taught else found["base_sha256"]
+        if weights_of(one.base) not in (None, learned_from):
+            return "another base"
     return "trained" if found["step"] == found["config"]["optim"]["steps"] else "cut"
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from model_store.files import whole_file
 from model_store.manifest import Distillation, ImageSpec, TextSpec
+from model_store.store import Artifact
 from training import distributed
 from training.bases import StoredTowers, open_stored, specs_of, stored_tokenizer
 from training.checkpoint import LoadedModel, load_model
@@ -81,6 +82,8 @@ class Teacher:
     @classmethod
     def of(cls, loaded: LoadedModel, *, device: str = "cpu") -> Teacher:
         """A checkpoint, or the base of a run."""
+        if isinstance(loaded.model, StoredTowers):
+            return cls.stored(loaded.model.artifact, device=device)
         info = loaded.info
         digests = (info.weights_sha256, info.image_spec_digest, info.text_spec_digest, info.tokenizer_sha256)
         return cls(
@@ -107,7 +110,11 @@ class Teacher:
             except OSError as error:
                 message = f"teacher {reference} is no checkpoint, and stored models are {ARTIFACT}NAME: {error}"
                 raise ValueError(message) from error
-        artifact = open_stored(StoredModel(kind="artifact", reference=reference.removeprefix(ARTIFACT), store=store))
+        model = StoredModel(kind="artifact", reference=reference.removeprefix(ARTIFACT), store=store)
+        return cls.stored(open_stored(model), device=device)
+
+    @classmethod
+    def stored(cls, artifact: Artifact, *, device: str = "cpu") -> Teacher:
         image_spec, text_spec = specs_of(artifact)
         names = artifact.manifest.fingerprint
         return cls(

@@ -67,11 +67,13 @@ def distill(
     own = [f"run.folder={json.dumps(str(folder))}", *_settings(recipe, teacher, data, target.root)]
     again = ["clipworks", "distill", "--teacher", teacher, "--data", str(data), "--name", name, "--student", student]
     again += ["--run", str(folder), "--store", str(target.root), "--resume"]
+    again += ["--precision", precision, "--licence", licence, "--training-data", training_data]
+    again += ["--json"] if as_json else []
     again += [word for each in overrides or () for word in ("--set", each)]
-    _train(recipe, [*own, *(overrides or [])], resume=resume, again=again)
+    trained = _train(recipe, [*own, *(overrides or [])], resume=resume, again=again)
     with output.steps(name) as step:
         artifact = publish_checkpoint(
-            folder,
+            trained,
             name,
             target,
             precisions=model_making.precisions_of(precision),
@@ -81,8 +83,8 @@ def distill(
     model_making.print_published(artifact, as_json)
 
 
-def _train(recipe: Path, settings: list[str], *, resume: bool, again: list[str]) -> None:
-    """again: the command that goes on with a run that was stopped."""
+def _train(recipe: Path, settings: list[str], *, resume: bool, again: list[str]) -> Path:
+    """The folder of the checkpoint. again: the command that goes on with a run that was stopped."""
     from training import loop
     from training.interrupts import TrainingStopped
     from training.log import headline
@@ -96,6 +98,7 @@ def _train(recipe: Path, settings: list[str], *, resume: bool, again: list[str])
         raise UsageError(str(error)) from error
     if numbers := headline(result.metrics):
         output.say(f"validation: {numbers}")
+    return result.folder
 
 
 def _settings(recipe: Path, teacher: str, data: Path, store: Path | None) -> list[str]:
@@ -104,16 +107,19 @@ def _settings(recipe: Path, teacher: str, data: Path, store: Path | None) -> lis
     Raises:
         UsageError: it trains by another method.
     """
+    from training.config import PicturesData
+
     written = tomllib.loads(recipe.read_text(encoding="utf-8"))
     method = written.get("method")
     if method not in ("kd", "kd_image"):
         raise UsageError(f"--student {recipe}: its method is {method}, expected kd or kd_image")
     found = [f"data.folder={json.dumps(str(data))}"]
     if (data / _CAPTIONS).is_file() and written.get("data", {}).get("kind") == "pictures":
-        # The same split rule as of pictures without captions.
-        split = '{by = "name", modulo = 10, validation = [2], test = [1]}'
-        cache = written["data"].get("cache_px", 64)
-        found = [f'data={{kind = "table", cache_px = {cache}, split = {split}, folder = {json.dumps(str(data))}}}']
+        # Divided as pictures without captions are.
+        own = PicturesData.model_validate({**written["data"], "folder": data})
+        split = ", ".join(f"{key} = {json.dumps(value)}" for key, value in own.split.model_dump(mode="json").items())
+        table = f'kind = "table", cache_px = {own.cache_px}, split = {{{split}}}, folder = {json.dumps(str(data))}'
+        found = [f"data={{{table}}}"]
     named, place = ("base", "run.store") if method == "kd_image" else ("method_options.teacher", "method_options.store")
     if (Path(teacher) / "checkpoint.json").is_file():
         return [*found, f"{named}={json.dumps(teacher)}"]

@@ -9,14 +9,18 @@ from typing import Any
 
 import pytest
 
-from benchmarks import lab, lab_report, unmix, unmix_tables
+from benchmarks import distillation, distillation_tables, lab, lab_report, unmix, unmix_tables
 from benchmarks.lab_records import here_state, record_state
 from benchmarks.lab_runs import StudyRun, expected, overrides_of, recipe_of, standing, throw_away
 from benchmarks.lab_tables import Replicated, groups, headline_table, t_interval
 from benchmarks.marked import replace_blocks
 from training.data.scenes import scene_splits
 
-PAGES = {"lab": (lab, lab_report), "unmix": (unmix, unmix_tables)}
+PAGES = {
+    "lab": (lab, lab_report),
+    "unmix": (unmix, unmix_tables),
+    "distillation": (distillation, distillation_tables),
+}
 
 
 @pytest.fixture
@@ -30,11 +34,18 @@ def tuned(tmp_path: Path, base: StudyRun) -> StudyRun:
     return replace(one, folder=tmp_path / "tuned", record=tmp_path / "tuned.json", base=base)
 
 
-def checkpoint(one: StudyRun, *, steps_left: int = 0, base_sha256: str | None = None, **changed: Any) -> None:
+def checkpoint(
+    one: StudyRun, *, steps_left: int = 0, base_sha256: str | None = None, teacher: str | None = None, **changed: Any
+) -> None:
     """What a checkpoint of the run says of itself; `changed` are settings of optim."""
     config = expected(one).model_dump(mode="json")
     config["optim"].update(changed)
-    said = {"config": config, "step": config["optim"]["steps"] - steps_left, "base_sha256": base_sha256}
+    said: dict[str, Any] = {
+        "distillation": teacher and {"teacher_digest": teacher},
+        "config": config,
+        "step": config["optim"]["steps"] - steps_left,
+        "base_sha256": base_sha256,
+    }
     one.folder.mkdir(exist_ok=True)
     (one.folder / "checkpoint.json").write_text(json.dumps({**said, "weights_sha256": f"weights of {one.name}"}))
 
@@ -57,6 +68,35 @@ def test_a_replication_varies_all_four_seeds() -> None:
     assert expected(second.base).data.split_seed == 1  # type: ignore[union-attr]
     shuffling = next(one for one in lab.runs(2, False) if one.name == "negclip/r0-seed2")
     assert shuffling.seeds == {"training": 2, "scenes": 0, "split": 0, "base": 0}
+
+
+def test_a_students_teacher_counts_by_its_weights_not_by_where_it_lies(tmp_path: Path, base: StudyRun) -> None:
+    one = next(one for one in distillation.runs(1, False) if one.name == "conv/unified/r0")
+    one = replace(one, folder=tmp_path / "student", record=tmp_path / "student.json", base=base)
+    checkpoint(base)
+    checkpoint(one, teacher="others")
+    assert standing(one) == "another base"
+    checkpoint(one, teacher=f"weights of {base.name}")
+    moved = replace(one, base=replace(base, folder=tmp_path / "elsewhere"))
+    assert (standing(one), standing(moved)) == ("trained", "trained")
+    assert expected(one).method_options["teacher"] == str(base.folder)
+    assert "teacher" not in recipe_of(expected(one))["method_options"]
+    assert standing(replace(one, overrides=("method_options.fd=1",))) == "another recipe"
+    record(one, base_sha256=f"weights of {base.name}")
+    assert record_state(one) == "record"
+    record(one, base_sha256="others")
+    assert record_state(one) == "record of another base"
+
+
+def test_what_a_checkpoint_has_left_of_its_base_is_no_other_recipe(tmp_path: Path) -> None:
+    one = next(one for one in distillation.runs(1, False) if one.name == "tinyclip/by-hand-50/r0")
+    one = replace(one, folder=tmp_path / "cut", base=None if one.base is None else replace(one.base, folder=tmp_path))
+    checkpoint(one)
+    said = json.loads((one.folder / "checkpoint.json").read_text())
+    tower = {"width": 128, "heads": [4], "head_width": 32, "mlp": [512]}
+    said["config"]["model"]["slim"] = {"image": None, "text": tower}
+    (one.folder / "checkpoint.json").write_text(json.dumps(said))
+    assert standing(one) == "trained"
 
 
 def test_a_run_stands_by_its_recipe_and_its_bases_weights(base: StudyRun, tuned: StudyRun) -> None:

@@ -182,6 +182,19 @@ def test_masked_pictures_have_grey_patches_and_nothing_else_changes() -> None:
     assert len({tuple(row) for row in changed.any(dim=2).tolist()}) > 1, "every picture has the same mask"
 
 
+def test_masked_pictures_leave_no_trace_in_the_norms(make_context: MakeContext, teacher: Path) -> None:
+    """The student will be shown whole pictures: statistics of masked ones would make it another model."""
+    kept: list[dict[str, torch.Tensor]] = []
+    for term in ("fd", "mfd"):
+        context = make_context()
+        method = started({"teacher": str(teacher), term: 1.0, "mask_px": 4}, context)
+        before = {name: each.clone() for name, each in method.model.state_dict().items() if "running" in name}
+        method.step(batch_of(context, method), 0.0)
+        kept.append({name: method.model.state_dict()[name] for name in before})
+        assert any(not torch.equal(kept[-1][name], each) for name, each in before.items())
+    assert all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
+
+
 def test_a_student_of_another_size_is_a_plain_checkpoint_that_is_served(
     train_squares: Train, store: Store, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from training.batch_norms import statistics_kept
 from training.distillation_losses import (
     PairVectors,
     feature_distance,
@@ -170,7 +171,8 @@ class KdMethod(TwoTowers):
         if "mfd" in self.terms:
             mean = self.model.pixel_input.get_buffer("mean")
             hidden = masked(batch["image"], share=self.kd.mask_share, patch_px=self.kd.mask_px, mean=mean)
-            found["masked"] = self.model.encode_image(hidden)
+            with statistics_kept([self.model]):  # the model will be shown whole pictures
+                found["masked"] = self.model.encode_image(hidden)
         return {name: vectors.float() for name, vectors in found.items()}
 
     def compare(self, vectors: dict[str, Tensor], batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from evaluation.agreement import picture_agreement
 from model_store.manifest import ImageSpec
+from training.batch_norms import statistics_kept
 from training.config import ImageTowerConfig
 from training.data.protocol import Source
 from training.distillation_losses import PairVectors, interactive_contrast, relation_distance, vector_distance
@@ -120,7 +121,8 @@ class KdImage(ContrastiveMethod):
         if "mfd" in self.terms:
             mean, options = self.student.pixel_input.get_buffer("mean"), self.options
             hidden = masked(batch["image"], share=options.mask_share, patch_px=options.mask_px, mean=mean)
-            found["masked"] = unit(self.student.encode_image(hidden))
+            with statistics_kept([self.student]):  # the model will be shown whole pictures
+                found["masked"] = unit(self.student.encode_image(hidden))
         return found
 
     def compare(self, vectors: dict[str, Tensor], batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
