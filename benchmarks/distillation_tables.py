@@ -150,7 +150,7 @@ def mistakes(found: Found) -> str:
         (probe, row["name"])
         for probe, each in found[kinds[0]].records[0]["probes"].items()
         for row in each
-        if row["score"] is not None
+        if row["score"] is not None and not row["name"].endswith((" words", ", absent half"))
     ]
     lines = [
         [f"{probe}: {name}", *(number(statistics.mean(probed(found[kind], probe, name))) for kind in kinds)]
@@ -208,7 +208,8 @@ def draw(found: Found, rates: Rates, path: Any) -> None:
         ylabel="naming, % of the teacher's",
         xscale="log",
     )
-    axis.legend(fontsize=8)
+    axis.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+    axis.legend(fontsize=8, loc="lower right")
     axis.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
