@@ -1,6 +1,6 @@
 """How fast the students of the study are beside their teacher: over HTTP, and their graphs alone, in turn.
 
-    python benchmarks/distillation_speed.py --out benchmarks/records/distillation-speed.json
+    python benchmarks/distillation_speed.py --out benchmarks/lab/distillation/speed.json
 
 One server and two raw sessions for each model that benchmarks/distillation.py has published (--store, a model named
 --teacher first) run at once and sleep; a repetition asks each of them in turn. What counts are ratios within a

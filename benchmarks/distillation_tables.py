@@ -11,15 +11,15 @@ import matplotlib
 
 from benchmarks.distillation import NONE, SERVED
 from benchmarks.figures import ratio_of_runs
-from benchmarks.lab_runs import ROOT, TOY, StudyRun
+from benchmarks.lab_runs import RECORDS, ROOT, TOY, StudyRun
 from benchmarks.lab_tables import Group, groups, mean_and_range, number
-from benchmarks.marked import RECORDS, markdown_table, replace_blocks
+from benchmarks.marked import markdown_table, replace_blocks
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
 PAGE, PICTURE = ROOT / "docs" / "distillation.md", ROOT / "docs" / "pictures" / "lab" / "distillation.png"
-SPEED = RECORDS / "distillation-speed.json"
+SPEED = RECORDS / "distillation" / "speed.json"
 ASKED, DRAWN = "t2i_r@10", "naming"
 COLUMNS = {
     "naming": "naming",
