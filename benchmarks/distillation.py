@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from benchmarks.lab_records import Record
-from benchmarks.lab_runs import RECORDS, RUNS, TOY, StudyRun, shuffles, suffix
+from benchmarks.lab_runs import StudyRun, shuffles, study_run
 from benchmarks.lab_study import Study, command_line
 
 NONE = "control"
@@ -73,26 +73,23 @@ SERVED = (
 
 def runs(replications: int, small: bool) -> list[StudyRun]:
     """Everything that the study trains and measures, teachers first; `replications` are those of other studies."""
-    teacher = _run("teacher", "b0", measured=True, small=small)
+    teacher = _run("teacher", "b0", small=small)
     seeds = (0, *shuffles(small=small))
     out = [teacher]
     for student, (shape, terms) in STUDENTS.items():
         for term in terms:
             chosen = (*shape, *TERMS[term])
             out += [
-                _run(f"{student}/{term}", "kd", seed, chosen, base=teacher, taught=True, measured=True, small=small)
+                _run(f"{student}/{term}", "kd", seed, chosen, base=teacher, taught=True, small=small)
                 for seed in (seeds[:1] if student in ONCE else seeds)
             ]
     out += [
-        _run(f"knobs/{knob}", "kd", 0, chosen, base=teacher, taught=True, measured=True, small=small)
-        for knob, chosen in KNOBS.items()
+        _run(f"knobs/{knob}", "kd", 0, chosen, base=teacher, taught=True, small=small) for knob, chosen in KNOBS.items()
     ]
-    out += [_run("image/fd", "kd-image", seed, base=teacher, measured=True, small=small) for seed in seeds]
+    out += [_run("image/fd", "kd-image", seed, base=teacher, small=small) for seed in seeds]
     whole = next(one for one in out if one.kind == WHOLE)
     for kind, chosen in CUTS.items():
-        out += [
-            _run(f"tinyclip/{kind}", "tinyclip", seed, chosen, base=whole, measured=True, small=small) for seed in seeds
-        ]
+        out += [_run(f"tinyclip/{kind}", "tinyclip", seed, chosen, base=whole, small=small) for seed in seeds]
     return out
 
 
@@ -109,20 +106,17 @@ def _run(
     *,
     base: StudyRun | None = None,
     taught: bool = False,
-    measured: bool = False,
     small: bool,
 ) -> StudyRun:
-    name = f"{kind}/{suffix(0, seed)}"
-    return StudyRun(
-        name=name,
-        folder=(TOY if small else RUNS) / "distillation" / name,
-        record=(TOY / "records" if small else RECORDS) / "distillation" / f"{name.replace('/', '-')}.json",
-        recipe=recipe,
-        measured="student" if measured else "nothing",
+    return study_run(
+        kind,
+        recipe,
+        study="distillation",
         seed=seed,
         overrides=overrides,
         base=base,
         taught=taught,
+        measured="student",
         small=small,
     )
 

@@ -1,4 +1,4 @@
-"""How fast the students of the study are beside their teacher: over HTTP, and their graphs alone, in turn.
+"""Images/s and texts/s of the distilled students and of their teacher, over HTTP and of the graphs alone, in turn.
 
     python benchmarks/distillation_speed.py --out benchmarks/lab/distillation/speed.json
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from benchmarks.lab_records import Record
-from benchmarks.lab_runs import RECORDS, RUNS, TOY, Measurement, StudyRun, shuffles, suffix
+from benchmarks.lab_runs import Measurement, StudyRun, shuffles, study_run
 from benchmarks.lab_study import Study, command_line
 
 REPLICATED = ("control", "negclip", "negclip-neighbours", "labclip")
@@ -25,60 +25,33 @@ FINE_TUNES = ("negclip", "negation-reader", "one-topic")  # whose way from the b
 
 def base_run(replication: int, *, small: bool) -> StudyRun:
     """B0, from which all fine-tunes start."""
-    return _run("b0", "b0", replication, small=small)
+    return study_run("b0", "b0", replication, small=small)
 
 
 def runs(replications: int, small: bool) -> list[StudyRun]:
     """Everything that the study trains and measures, bases first."""
     counted, further = range(replications), shuffles(small=small)
     bases = [base_run(r, small=small) for r in counted]
-    out = [*bases, _run("b1", "b1", 0, small=small)]
+    out = [*bases, study_run("b1", "b1", 0, small=small)]
     for head in ("mean", "flat"):
         for captions in ("places", "no-places"):
             pool = (f'model.image.pool="{head}"',)
             kind, recipe = f"grid/{head}-{captions}", f"grid-{captions}"
-            out += [_run(kind, recipe, 0, seed=seed, overrides=pool, small=small) for seed in (0, *further)]
+            out += [study_run(kind, recipe, 0, seed=seed, overrides=pool, small=small) for seed in (0, *further)]
     for tuning in REPLICATED:
-        out += [_run(tuning, tuning, r, base=bases[r], small=small) for r in counted]
+        out += [study_run(tuning, tuning, r, base=bases[r], small=small) for r in counted]
     for tuning in ("control", "negclip", "labclip"):
-        out += [_run(tuning, tuning, 0, seed=seed, base=bases[0], small=small) for seed in further]
-    out += [_run(tuning, tuning, 0, base=bases[0], small=small) for tuning in ONCE]
+        out += [study_run(tuning, tuning, 0, seed=seed, base=bases[0], small=small) for seed in further]
+    out += [study_run(tuning, tuning, 0, base=bases[0], small=small) for tuning in ONCE]
     tuned = [one for one in out if one.kind in FINE_TUNES and one.seed == one.replication]
     out += [_measured(f"wise-ft/{one.name}", one, "wise-ft") for one in tuned]
     return [*out, _measured("probe/b0/r0", bases[0], "linear probe"), _measured("bounds/b0/r0", bases[0], "bounds")]
 
 
-def _run(
-    kind: str,
-    recipe: str | None,
-    replication: int,
-    *,
-    seed: int | None = None,
-    overrides: tuple[str, ...] = (),
-    base: StudyRun | None = None,
-    measured: Measurement = "questions",
-    small: bool,
-) -> StudyRun:
-    seed = replication if seed is None else seed
-    name = f"{kind}/{suffix(replication, seed)}"
-    return StudyRun(
-        name=name,
-        folder=RUNS / name,
-        record=(TOY / "records" if small else RECORDS) / f"{name.replace('/', '-')}.json",
-        recipe=recipe,
-        measured=measured,
-        replication=replication,
-        seed=seed,
-        overrides=overrides,
-        base=base,
-        small=small,
-    )
-
-
 def _measured(name: str, of: StudyRun, measured: Measurement) -> StudyRun:
     """Something more that is measured of a run."""
     kind = name.rsplit("/", 1)[0]
-    return _run(kind, None, of.replication, base=of, measured=measured, small=of.small)
+    return study_run(kind, None, of.replication, base=of, measured=measured, small=of.small)
 
 
 def measure(one: StudyRun) -> Record:

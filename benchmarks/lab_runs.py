@@ -73,6 +73,37 @@ def suffix(replication: int, seed: int) -> str:
     return f"r{replication}" if seed == replication else f"r{replication}-seed{seed}"
 
 
+def study_run(
+    kind: str,
+    recipe: str | None,
+    replication: int = 0,
+    *,
+    study: str = "",
+    seed: int | None = None,
+    overrides: tuple[str, ...] = (),
+    base: StudyRun | None = None,
+    taught: bool = False,
+    measured: Measurement = "questions",
+    small: bool,
+) -> StudyRun:
+    """A run of a kind, with its places: runs and records of `study` lie in a folder of its own, toys' records too."""
+    seed = replication if seed is None else seed
+    name = f"{kind}/{suffix(replication, seed)}"
+    return StudyRun(
+        name=name,
+        folder=RUNS / study / name,
+        record=(TOY / "records" if small else RECORDS) / study / f"{name.replace('/', '-')}.json",
+        recipe=recipe,
+        measured=measured,
+        replication=replication,
+        seed=seed,
+        overrides=overrides,
+        base=base,
+        taught=taught,
+        small=small,
+    )
+
+
 def toy_overrides(recipe: Path) -> list[str]:
     """What makes a recipe seconds long: two steps, and scenes enough that each label is in one."""
     data = tomllib.loads(recipe.read_text(encoding="utf-8"))["data"]

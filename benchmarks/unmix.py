@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.lab import base_run
 from benchmarks.lab_records import Record
-from benchmarks.lab_runs import RECORDS, RUNS, TOY, Measurement, StudyRun, shuffles, suffix
+from benchmarks.lab_runs import Measurement, StudyRun, shuffles, study_run
 from benchmarks.lab_study import Study, command_line
 
 SIDES = (64, 112)
@@ -90,18 +90,15 @@ def _run(
     measured: Measurement = "nothing",
     small: bool,
 ) -> StudyRun:
-    seed = replication if seed is None else seed
-    name = f"{kind}/{suffix(replication, seed)}"
-    return StudyRun(
-        name=name,
-        folder=RUNS / "unmix" / name,
-        record=(TOY / "records" if small else RECORDS) / "unmix" / f"{name.replace('/', '-')}.json",
-        recipe=recipe,
-        measured=measured,
-        replication=replication,
+    return study_run(
+        kind,
+        recipe,
+        replication,
+        study="unmix",
         seed=seed,
         overrides=overrides,
         base=base,
+        measured=measured,
         small=small,
     )
 
