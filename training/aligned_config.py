@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from training.config_table import ConfigTable
 
 Centre = Literal["none", "classes", "captions"]
-Storage = Literal["fp32", "fp16"]
+Storage = Literal["fp32", "fp16", "int8"]
 TableStorage = Literal["fp32", "fp16", "int8"]
 
 
@@ -41,6 +41,7 @@ class ClassMapConfig(ConfigTable):
     the rows of C are the mean text vectors of the classes, of length 1. classes: "imagenet" for its names, or a text
     file of one class a line, in the order of the logits, several texts of one with semicolons between. linear: if not
     0, unit(mixture + linear * unit(A f + b)) in the place of the mixture, f the pooled features of the trunk.
+    merged: so many classes are left, the most similar being one.
     """
 
     classes: str = "imagenet"
@@ -48,6 +49,7 @@ class ClassMapConfig(ConfigTable):
     temperature: float = Field(default=2.0, gt=0)
     weight: float = Field(default=1.0, gt=0)
     linear: float = Field(default=0.0, ge=0, exclude_if=lambda value: value == 0)
+    merged: int | None = Field(default=None, ge=2, exclude_if=lambda value: value is None)
     count: int | None = Field(default=None, ge=1, description="of the classes; filled in when a recipe is read")
 
     @model_validator(mode="after")
@@ -58,27 +60,36 @@ class ClassMapConfig(ConfigTable):
 
 
 class BertConfig(ConfigTable):
-    """The shape of a BERT encoder, as its config.json says; filled in when a recipe is read."""
+    """The shape of a BERT encoder, as its config.json says; filled in when a recipe is read.
+
+    table_rank: the token embeddings are the product of a table of so many columns and a matrix (Lan et al., 2020).
+    """
 
     width: int = Field(ge=1)
     layers: int = Field(ge=1)
     heads: int = Field(ge=1)
     hidden: int = Field(ge=1)
     norm_epsilon: float = Field(gt=0)
+    table_rank: int | None = Field(default=None, ge=1, exclude_if=lambda value: value is None)
 
 
 class AlignedTextConfig(ConfigTable):
     """encoder: folder (or `package:NAME/FOLDER`) of a BERT sentence encoder with mean pooling: config.json,
     model.safetensors, tokenizer.json. centre: which texts' mean vector is subtracted. layers: which are kept, all when
-    empty. vocabulary: a text file; only tokens that its lines need are kept, and those of single characters.
-    table: how an exported artifact keeps the token embeddings; int8 has a scale for each token. matrices: the same of
-    the layers, where it is not as the model's `storage`; int8 has a scale for each output.
+    empty. hidden: so many units of each layer's MLP are kept, those with the largest weights. table_rank: as of
+    BertConfig. A tower that has only a part of its encoder is to be trained before it says anything of use.
+    vocabulary: a text file, only tokens that its lines need are kept, and those of single characters; or "ascii", for
+    the tokens of ASCII characters. table: how an
+    exported artifact keeps the token embeddings; int8 has a scale for each token. matrices: the same of the layers,
+    where it is not as the model's `storage`; int8 has a scale for each output.
     """
 
     encoder: str
     context_length: int = Field(default=64, ge=4)
     centre: Centre = "none"
     layers: tuple[int, ...] = ()
+    hidden: int | None = Field(default=None, ge=1, exclude_if=lambda value: value is None)
+    table_rank: int | None = Field(default=None, ge=1, exclude_if=lambda value: value is None)
     vocabulary: str = ""
     table: TableStorage = "fp32"
     matrices: Literal["int8"] | None = Field(default=None, exclude_if=lambda value: value is None)
@@ -88,7 +99,9 @@ class AlignedTextConfig(ConfigTable):
 class AlignedConfig(ConfigTable):
     """image vector = class map + head; text vector = unit mean-pooled vector - centre; both of the encoder's width.
 
-    storage: how the exported fp32 graphs keep their other weights; what is rounded is rounded in the torch model too.
+    storage: how the exported fp32 graphs keep their other weights; int8 is of the image tower's matrices and
+    convolutions, with a scale for each output, and halves of the rest. What is rounded is rounded in the torch model
+    too.
     """
 
     kind: Literal["aligned"]
@@ -101,8 +114,8 @@ class AlignedConfig(ConfigTable):
     def _fits_together(self) -> AlignedConfig:
         if self.image.gate is not None and not (self.image.unit and self.image.head != "none"):
             raise ValueError("image.gate wants a head, and image.unit = true")
-        if self.text.matrices is not None and self.storage != "fp16":
-            raise ValueError('text.matrices wants storage = "fp16": else they are rounded and stored as they were')
+        if self.text.matrices is not None and self.storage == "fp32":
+            raise ValueError('text.matrices wants storage = "fp16" or "int8": else they are stored as they were')
         if self.class_map is None and (self.image.head == "none" or self.text.centre == "classes"):
             raise ValueError("without a class_map there is a head, and no centre of its classes")
         return self

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from training.aligned_config import AlignedConfig, BertConfig
+from training.aligned_config import AlignedConfig, AlignedTextConfig, BertConfig
 from training.locations import located
 
 IMAGENET, IMAGENET_COUNT = "imagenet", 1000
@@ -23,10 +22,13 @@ def described(config: AlignedConfig) -> AlignedConfig:
     """
     text, mapped = config.text, config.class_map
     if text.shape is None:
-        shape = bert_shape(text.encoder, context_length=text.context_length, layers=text.layers)
+        shape = bert_shape(text)
         text = text.model_copy(update={"shape": shape})
     if mapped is not None and mapped.count is None:
         count = IMAGENET_COUNT if mapped.classes == IMAGENET else len(class_lines(mapped.classes))
+        if mapped.merged is not None and mapped.merged > count:
+            raise ValueError(f"class_map.merged is {mapped.merged}, there are {count} classes")
+        count = mapped.merged or count
         mapped = mapped.model_copy(update={"count": count})
     return config.model_copy(update={"text": text, "class_map": mapped})
 
@@ -47,12 +49,13 @@ def class_lines(where: str) -> tuple[tuple[str, ...], ...]:
     return classes
 
 
-def bert_shape(encoder: str, *, context_length: int, layers: Sequence[int] = ()) -> BertConfig:
-    """The shape that `encoder` (see AlignedTextConfig) has when only these of its layers are kept.
+def bert_shape(text: AlignedTextConfig) -> BertConfig:
+    """The shape that its encoder has when only a part of it is kept, as `text` says.
 
     Raises:
-        ValueError: it is no BERT, pools otherwise than by the mean, or has not so many positions or layers.
+        ValueError: it is no BERT, pools otherwise than by the mean, or has less of something than is to be kept.
     """
+    encoder, context_length, layers = text.encoder, text.context_length, text.layers
     folder = located(encoder)
     config = _json(folder / "config.json")
     expected = {"model_type": "bert", "hidden_act": "gelu", "pad_token_id": PAD_ID}
@@ -72,12 +75,18 @@ def bert_shape(encoder: str, *, context_length: int, layers: Sequence[int] = ())
     count = config["num_hidden_layers"]
     if any(not 0 <= layer < count for layer in layers) or len(set(layers)) != len(layers):
         raise ValueError(f"{encoder} has layers 0 to {count - 1}, layers is {list(layers)}")
+    width, hidden = config["hidden_size"], config["intermediate_size"]
+    if text.hidden is not None and text.hidden > hidden:
+        raise ValueError(f"{encoder} has {hidden} units in each MLP, hidden is {text.hidden}")
+    if text.table_rank is not None and text.table_rank >= width:
+        raise ValueError(f"{encoder} has token embeddings of {width} components, table_rank is {text.table_rank}")
     return BertConfig(
-        width=config["hidden_size"],
+        width=width,
         layers=len(layers) or count,
         heads=config["num_attention_heads"],
-        hidden=config["intermediate_size"],
+        hidden=text.hidden or hidden,
         norm_epsilon=config["layer_norm_eps"],
+        table_rank=text.table_rank,
     )
 
 

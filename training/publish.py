@@ -26,6 +26,7 @@ def publish_checkpoint(
     base: str | None = None,
     data_folder: Path | None = None,
     precisions: Iterable[Precision] = ALL_PRECISIONS,
+    text_precisions: Iterable[Precision] | None = None,
     pictures: Sequence[bytes] = (),
     texts: Sequence[str] = (),
     statement: WeightsStatement | None = None,
@@ -36,7 +37,8 @@ def publish_checkpoint(
     """Publish a checkpoint folder; one that inherits roles becomes the derivation that its method makes of it.
 
     base: the artifact it derives from, found in `store` when none is named. data_folder: where the table of its recipe
-    lies now, for the proof of a changed text tower. dense: as in `source_of_checkpoint`, for a model of its own.
+    lies now, for the proof of a changed text tower. text_precisions, dense: as in `export_checkpoint`, for a model of
+    its own.
 
     Raises:
         ExportRefused: no sound checkpoint, no such base in the store, another base than the checkpoint's, or a graph
@@ -56,6 +58,7 @@ def publish_checkpoint(
             name,
             store,
             precisions=precisions,
+            text_precisions=text_precisions,
             pictures=pictures,
             texts=texts,
             licence=statement.licence,

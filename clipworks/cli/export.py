@@ -23,6 +23,10 @@ def export(
     ],
     name: Annotated[str, typer.Option(help="Name of the artifact; exporting again makes its next version.")],
     precision: Annotated[str, typer.Option(help="Which to build, of fp32,fp16,int8.")] = "fp32,fp16,int8",
+    text_precision: Annotated[
+        str | None,
+        typer.Option(help="Which to build of the text encoder.", show_default="as --precision"),
+    ] = None,
     licence: Annotated[str, typer.Option(help="Licence of the weights; kept in the artifact.")] = "not stated",
     training_data: Annotated[str, typer.Option(help="What it was trained on; kept in the artifact.")] = "",
     limits: Annotated[str, typer.Option(help="What it does not know; kept in the artifact.")] = "",
@@ -94,6 +98,7 @@ def export(
             base=base,
             data_folder=data,
             precisions=model_making.precisions_of(precision),
+            text_precisions=None if text_precision is None else model_making.precisions_of(text_precision),
             statement=WeightsStatement(
                 licence=licence,
                 training_data=training_data,

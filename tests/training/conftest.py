@@ -267,3 +267,37 @@ def aligned_squares(squares: Path, aligned_model_table: str, tmp_path_factory: p
     path = tmp_path_factory.mktemp("aligned") / "aligned.toml"
     path.write_text(recipe.replace("cache_px = 16", "cache_px = 32"), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def everyday_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two photographs with boxes, and products of all three splits, for the recipes of the shipped models."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "coco" / "train2017").mkdir(parents=True)
+    (folder / "coco" / "annotations").mkdir()
+    rng = np.random.default_rng(0)
+    images = []
+    for number, size in ((7, (64, 48)), (3, (50, 90))):
+        pixels = rng.integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / "coco" / "train2017" / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "width": size[0], "height": size[1]})
+    captions = [{"id": n, "image_id": n % 2 * 4 + 3, "caption": f"caption {n}"} for n in range(6)]
+    boxes = [
+        {"id": 1, "image_id": 7, "category_id": 5, "bbox": [4, 2, 50, 44], "iscrowd": 0, "segmentation": []},
+        {"id": 2, "image_id": 7, "category_id": 5, "bbox": [0, 0, 60, 44], "iscrowd": 1, "segmentation": []},
+        {"id": 3, "image_id": 3, "category_id": 9, "bbox": [0, 0, 8, 9], "iscrowd": 0, "segmentation": []},
+        {"id": 4, "image_id": 3, "category_id": 9, "bbox": [0, 10, 45, 70], "iscrowd": 0, "segmentation": []},
+    ]
+    categories = [{"id": 5, "name": "cat"}, {"id": 9, "name": "tall tree"}]
+    for name, content in (("captions", captions), ("instances", boxes)):
+        text = json.dumps({"images": images, "annotations": content, "categories": categories})
+        (folder / "coco" / "annotations" / f"{name}_train2017.json").write_text(text)
+    (folder / "shop" / "images").mkdir(parents=True)
+    with (folder / "shop" / "captions.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["image", "caption", "baseColour"])
+        for number in range(1, 61):
+            Image.new("RGB", (20, 20), (number, 80, 90)).save(folder / "shop" / "images" / f"{number}.png")
+            kind = ("Shirt", "Watch", "Perfume")[number % 3]
+            writer.writerow([f"images/{number}.png", f"Brand {number} {kind}", ("Red", "Blue")[number // 10 % 2]])
+    return folder

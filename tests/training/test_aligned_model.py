@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +10,19 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from scipy.cluster.hierarchy import fcluster, linkage
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor
 from torch.nn import functional
 
 from model_store.modality.text import Tokenizer
 from training.aligned_config import AlignedConfig
+from training.aligned_sources import described
 from training.config import TrainConfig, load_config
 from training.data.sentence_vocabulary import sentence_tokenizer
 from training.models.aligned import AlignedDualEncoder, EvenPaddedConv2d, fix_same_padding
 from training.models.building import build_model, image_spec
+from training.models.class_merging import merged_classes
 from training.models.dense import DenseSource, dense_of_model
 from training.models.pretrained import load_trunk, start_from_pretrained
 
@@ -233,6 +237,73 @@ def test_the_names_of_efficientnet_lite_are_mapped(tmp_path: Path) -> None:
     assert torch.equal(headless.conv_head.weight, source.conv_head.weight)
     with pytest.raises(ValueError, match="weights of another model"):
         load_trunk(timm.create_model("tf_efficientnet_lite1", num_classes=7), str(tmp_path / "lite.pth"))
+
+
+def test_a_files_classifier_stays_out_of_other_classes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source = timm.create_model("tf_efficientnet_lite0", num_classes=7)
+    torch.save(lite_names(source.state_dict()), tmp_path / "lite.pth")
+    save_file(source.state_dict(), tmp_path / "own.safetensors")
+    for name in ("lite.pth", "own.safetensors"):
+        target = timm.create_model("tf_efficientnet_lite0", num_classes=3)
+        before = target.get_classifier().weight.detach().clone()
+        with pytest.raises(ValueError, match="weights of another model"):
+            load_trunk(target, str(tmp_path / name))
+        found = load_trunk(target, str(tmp_path / name), other_classes=True)
+        assert found is not None
+        assert torch.equal(found.weight, source.get_classifier().weight)
+        assert torch.equal(found.bias, source.get_classifier().bias)
+        assert torch.equal(target.get_classifier().weight, before)
+        assert torch.equal(target.conv_head.weight, source.conv_head.weight)
+
+
+@pytest.mark.parametrize("count", [1, 5, 12, 30])
+def test_similar_classes_are_merged_as_scipy_does(count: int) -> None:
+    torch.manual_seed(3)
+    vectors, rows = torch.randn(30, 6), torch.randn(30, 9)
+    said, looks = (functional.normalize(side, dim=1) for side in (vectors, rows - rows.mean(dim=0)))
+    points = torch.cat([said, 0.5 * looks], dim=1).numpy()
+    labels = fcluster(linkage(points, "ward"), count, "maxclust")
+    expected = {tuple(np.flatnonzero(labels == label).tolist()) for label in set(labels)}
+    assert {tuple(group.tolist()) for group in merged_classes(vectors, rows, count)} == expected
+
+
+def test_of_equal_logits_a_merged_class_is_as_large_as_its_members(aligned_model_table: str) -> None:
+    """Two classes of one text: what they are taken for together is what the merged one is taken for."""
+    table = tomllib.loads(aligned_model_table)["model"]
+    lines = ["red shirt", "green tree", "blue cat", "green tree"]
+    classes = Path(table["class_map"]["classes"]).with_name("equal.txt")
+    classes.write_text("\n".join(lines), encoding="utf-8")
+    weights = Path(table["image"]["weights"]).with_name("equal.safetensors")
+    stored = load_file(table["image"]["weights"])
+    for part in ("weight", "bias"):
+        stored[f"classifier.{part}"][3] = stored[f"classifier.{part}"][1]
+    save_file(stored, weights)
+    table["image"] |= {"weights": str(weights), "head": "none"}
+    table["class_map"] |= {"classes": str(classes)}
+    pixels = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
+    found: list[Tensor] = []
+    for merged in (None, 3):
+        table["class_map"]["merged"] = merged
+        config = described(AlignedConfig.model_validate(table))
+        sentences = sentence_tokenizer(config.text)
+        model = AlignedDualEncoder(config, vocab_size=sentences.spec.vocab_size).eval()
+        tokenizer = Tokenizer(sentences.spec, sentences.file)
+        start_from_pretrained(
+            model,
+            config,
+            lambda texts, its=tokenizer: its.pad([its.encode(text) for text in texts]),
+            kept_ids=sentences.kept_ids,
+            captions=(),
+        )
+        assert model.class_map is not None
+        assert len(model.class_map.vectors) == (merged or 4)
+        with torch.no_grad():
+            found.append(model.encode_image(pixels))
+    assert (found[0] - found[1]).abs().max() < 1e-5
+    table["class_map"]["merged"] = 5
+    with pytest.raises(ValueError, match="merged is 5, there are 4 classes"):
+        described(AlignedConfig.model_validate(table))
 
 
 def test_a_pickle_of_more_than_tensors_is_refused(tmp_path: Path) -> None:

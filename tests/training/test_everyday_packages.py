@@ -62,7 +62,7 @@ def test_the_sentence_encoder_is_transformers_own() -> None:
     config = AlignedTextConfig(encoder=ENCODER)
     sentences = sentence_tokenizer(config)
     tokenizer = Tokenizer(sentences.spec, sentences.file)
-    shape = bert_shape(ENCODER, context_length=64)
+    shape = bert_shape(config)
     tower = BertTower(shape, vocab_size=sentences.spec.vocab_size, context_length=64).eval()
     load_sentence_encoder(tower, config, kept_ids=sentences.kept_ids)
     folder: Path = located(ENCODER)

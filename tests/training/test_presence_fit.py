@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -18,7 +19,9 @@ from model_store.label_vectors import LabelVectors
 from model_store.manifest import Manifest, Presence
 from model_store.presence import aggregate_scores, presence_scores
 from model_store.seal import MANIFEST_FILE, write_manifest
+from model_store.session import SessionSettings
 from model_store.store import Store
+from model_store.towers import open_tower
 from tests.stores import SHOP_STORE
 from training.shipped.collages import collages, edges_of, read_products, singles
 from training.shipped.presence_fit import (
@@ -32,6 +35,7 @@ from training.shipped.presence_fit import (
     calibration_error,
     fit_calibration,
     log_loss,
+    look,
     main,
     open_folder,
     probabilities,
@@ -203,6 +207,38 @@ def test_the_script_writes_a_presence_and_judges_it(
     printed = capsys.readouterr().out
     assert printed.count("test, ") == 3
     assert "chosen" not in printed
+
+
+def test_a_model_without_places_is_asked_about_whole_pictures(
+    titled: Path, artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "placeless"
+    shutil.copytree(artifact, folder)
+    manifest = Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
+    encoders = tuple(graph for graph in manifest.graphs if graph.role != "dense_encoder")
+    changed = {"graphs": encoders, "dense": None, "no_dense": "left out", "presence": None}
+    write_manifest(folder, manifest.model_copy(update=changed))
+    main([str(folder), "--products", str(titled), "--by", "number", "--collages", "0", "--write"])
+    printed = capsys.readouterr().out
+    after = Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
+    assert after.presence is not None
+    assert after.presence.aggregation == "pooled"
+    assert "softmax_sum" not in printed
+    assert "mAP" in printed
+    assert "pointing" not in printed
+    # What is asked about is the vector that /embed gives, at its own length.
+    opened = open_folder(folder)
+    tower = open_tower(opened, "image_encoder", "fp32", SessionSettings(intra_threads=1))
+    pictures = list(singles(read_products(titled, "validation", by="number")))
+    seen = look(tower, opened, pictures, short_px=None)
+    data: list[bytes] = []
+    for each in pictures[:2]:
+        stream = io.BytesIO()
+        each.image.save(stream, "PNG")
+        data.append(stream.getvalue())
+    expected = open_artifact(opened).encode_images(data)
+    found = np.stack([each.pooled for each in seen[:2]])
+    np.testing.assert_allclose(found / np.linalg.norm(found, axis=1, keepdims=True), expected, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

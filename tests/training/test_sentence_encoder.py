@@ -6,12 +6,14 @@ import json
 import shutil
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as HubTokenizer
 from tokenizers import models
 from torch.nn import functional
@@ -30,11 +32,14 @@ BLNS = json.loads((Path(__file__).parents[1] / "data" / "blns" / "blns.json").re
 TEXTS = ["a photo of a red shirt", "cats", "", "x", "plain white tree, green cat! and a photo of a blue shirt & so on"]
 
 
-def tower_of(folder: Path, *, layers: tuple[int, ...] = (), vocabulary: str = "") -> tuple[BertTower, Tokenizer]:
-    config = AlignedTextConfig(encoder=str(folder), context_length=20, layers=layers, vocabulary=vocabulary)
+def part_of(folder: Path, **part: Any) -> AlignedTextConfig:
+    return AlignedTextConfig(encoder=str(folder), context_length=20, **part)
+
+
+def tower_of(folder: Path, **part: Any) -> tuple[BertTower, Tokenizer]:
+    config = part_of(folder, **part)
     sentences = sentence_tokenizer(config)
-    shape = bert_shape(str(folder), context_length=20, layers=layers)
-    tower = BertTower(shape, vocab_size=sentences.spec.vocab_size, context_length=20).eval()
+    tower = BertTower(bert_shape(config), vocab_size=sentences.spec.vocab_size, context_length=20).eval()
     load_sentence_encoder(tower, config, kept_ids=sentences.kept_ids)
     return tower, Tokenizer(sentences.spec, sentences.file)
 
@@ -67,6 +72,36 @@ def test_the_tower_is_the_published_model(sentence_encoder: Path, layers: tuple[
     assert (found - expected).abs().max() < 1e-5
     assert (centred - (expected - 0.25)).abs().max() < 1e-5
     assert (expected - expected.mean(dim=0)).norm() > 0.5  # texts differ, so that equality says something
+
+
+def test_a_table_of_two_factors_is_the_nearest_of_its_rank(sentence_encoder: Path) -> None:
+    """Against numpy's singular values."""
+    tower, tokenizer = tower_of(sentence_encoder, table_rank=12)
+    whole, _ = tower_of(sentence_encoder)
+    ids = torch.arange(tokenizer.spec.vocab_size)
+    with torch.inference_mode():
+        rows, found = whole.tokens(ids).numpy(), tower.tokens(ids).numpy()
+    left, values, right = np.linalg.svd(rows, full_matrices=False)
+    np.testing.assert_allclose(found, (left[:, :12] * values[:12]) @ right[:12], atol=1e-5)
+    assert np.linalg.norm(found - rows) == pytest.approx(np.linalg.norm(values[12:]), rel=1e-4)
+    assert sum(p.numel() for p in tower.tokens.parameters()) == 12 * (len(ids) + 32)
+
+
+def test_the_largest_units_of_a_layer_are_kept(sentence_encoder: Path, tmp_path: Path) -> None:
+    """A unit that adds nothing goes first: without it the tower says the same."""
+    folder = copied(sentence_encoder, tmp_path / "other")
+    weights = load_file(folder / "model.safetensors")
+    silent = {f"encoder.layer.{layer}.output.dense.weight": [layer, 5, 40] for layer in range(3)}
+    for name, units in silent.items():
+        weights[name][:, units] = 0
+    save_file(weights, folder / "model.safetensors")
+    whole, tokenizer = tower_of(folder)
+    part, _ = tower_of(folder, hidden=45)
+    ids = torch.from_numpy(tokenizer.pad([tokenizer.encode(text) for text in TEXTS]))
+    with torch.inference_mode():
+        assert (part(ids) - whole(ids)).abs().max() < 1e-5
+        assert (tower_of(folder, hidden=40)[0](ids) - whole(ids)).abs().max() > 1e-3
+    assert part.layers[0].mlp_in.weight.shape == (45, 32)
 
 
 def test_ids_are_those_of_the_published_tokenizer(sentence_encoder: Path) -> None:
@@ -131,6 +166,17 @@ def test_a_token_whose_characters_have_no_piece_is_kept(sentence_encoder: Path) 
     assert vocabulary["tree"] not in kept
 
 
+def test_tokens_of_ascii_say_the_same_alone(sentence_encoder: Path) -> None:
+    sentences, whole, part = both(sentence_encoder, "ascii")
+    kept = set(part.get_vocab())
+    assert {token for token in whole.get_vocab() if token not in kept} == {
+        token for token in whole.get_vocab() if not token.isascii() or token == "[unused]"
+    }
+    for text in ("red cats", "a photo of a red shirt!", "x1"):
+        assert part.encode(text).tokens == whole.encode(text).tokens
+        assert [sentences.kept_ids[number] for number in part.encode(text).ids] == whole.encode(text).ids
+
+
 def copied(folder: Path, to: Path, **changes: object) -> Path:
     shutil.copytree(folder, to)
     config = json.loads((to / "config.json").read_text())
@@ -153,7 +199,7 @@ def test_other_encoders_are_refused(
 ) -> None:
     folder = copied(sentence_encoder, tmp_path / "other", **changes)
     with pytest.raises(ValueError, match=said):
-        bert_shape(str(folder), context_length=20)
+        bert_shape(part_of(folder))
 
 
 def test_another_pooling_and_another_vocabulary_are_refused(sentence_encoder: Path, tmp_path: Path) -> None:
@@ -161,9 +207,13 @@ def test_another_pooling_and_another_vocabulary_are_refused(sentence_encoder: Pa
     pooling = {"word_embedding_dimension": 32, "pooling_mode_cls_token": True}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     with pytest.raises(ValueError, match="pools by"):
-        bert_shape(str(folder), context_length=20)
+        bert_shape(part_of(folder))
     with pytest.raises(ValueError, match="layers 0 to 2"):
-        bert_shape(str(sentence_encoder), context_length=20, layers=[0, 3])
+        bert_shape(part_of(sentence_encoder, layers=(0, 3)))
+    with pytest.raises(ValueError, match="48 units in each MLP, hidden is 49"):
+        bert_shape(part_of(sentence_encoder, hidden=49))
+    with pytest.raises(ValueError, match="embeddings of 32 components, table_rank is 32"):
+        bert_shape(part_of(sentence_encoder, table_rank=32))
     with pytest.raises(ValueError, match="cannot be pruned"):
         needed_ids(HubTokenizer(models.BPE()).to_str().encode(), [])
 

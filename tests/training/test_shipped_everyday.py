@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -56,42 +54,8 @@ def test_a_map_of_scaled_features_is_one_of_the_features() -> None:
     np.testing.assert_allclose(np.linalg.norm(pictures, axis=1), 2.5, rtol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two photographs with boxes, and products of all three splits."""
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "coco" / "train2017").mkdir(parents=True)
-    (folder / "coco" / "annotations").mkdir()
-    rng = np.random.default_rng(0)
-    images = []
-    for number, size in ((7, (64, 48)), (3, (50, 90))):
-        pixels = rng.integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / "coco" / "train2017" / f"{number}.png")
-        images.append({"id": number, "file_name": f"{number}.png", "width": size[0], "height": size[1]})
-    captions = [{"id": n, "image_id": n % 2 * 4 + 3, "caption": f"caption {n}"} for n in range(6)]
-    boxes = [
-        {"id": 1, "image_id": 7, "category_id": 5, "bbox": [4, 2, 50, 44], "iscrowd": 0, "segmentation": []},
-        {"id": 2, "image_id": 7, "category_id": 5, "bbox": [0, 0, 60, 44], "iscrowd": 1, "segmentation": []},
-        {"id": 3, "image_id": 3, "category_id": 9, "bbox": [0, 0, 8, 9], "iscrowd": 0, "segmentation": []},
-        {"id": 4, "image_id": 3, "category_id": 9, "bbox": [0, 10, 45, 70], "iscrowd": 0, "segmentation": []},
-    ]
-    categories = [{"id": 5, "name": "cat"}, {"id": 9, "name": "tall tree"}]
-    for name, content in (("captions", captions), ("instances", boxes)):
-        text = json.dumps({"images": images, "annotations": content, "categories": categories})
-        (folder / "coco" / "annotations" / f"{name}_train2017.json").write_text(text)
-    (folder / "shop" / "images").mkdir(parents=True)
-    with (folder / "shop" / "captions.csv").open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["image", "caption", "baseColour"])
-        for number in range(1, 61):
-            Image.new("RGB", (20, 20), (number, 80, 90)).save(folder / "shop" / "images" / f"{number}.png")
-            kind = ("Shirt", "Watch", "Perfume")[number % 3]
-            writer.writerow([f"images/{number}.png", f"Brand {number} {kind}", ("Red", "Blue")[number // 10 % 2]])
-    return folder
-
-
-def test_products_of_other_splits_are_not_seen(data: Path) -> None:
-    shop = read_shop(data / "shop", SplitConfig(modulo=10, test=(1,), validation=(2,)))
+def test_products_of_other_splits_are_not_seen(everyday_data: Path) -> None:
+    shop = read_shop(everyday_data / "shop", SplitConfig(modulo=10, test=(1,), validation=(2,)))
     assert len(shop) == 48
     assert {int(each.path.stem) % 10 for each in shop} == {0, 3, 4, 5, 6, 7, 8, 9}
     assert [each.kind for each in shop[:3]] == ["shirt", "watch", None]
@@ -109,8 +73,8 @@ def tiny_spec() -> ImageSpec:
     )
 
 
-def test_pictures_of_photographs(data: Path) -> None:
-    photographs, things = read_photographs(data / "coco")
+def test_pictures_of_photographs(everyday_data: Path) -> None:
+    photographs, things = read_photographs(everyday_data / "coco")
     assert [each.path.name for each in photographs] == ["7.png", "3.png"]
     assert photographs[1].captions == ("caption 0", "caption 2", "caption 4")
     # No crowd, nothing smaller than 40 x 40 pixels.
@@ -201,9 +165,9 @@ def recipe(aligned_model_table: str, tmp_path_factory: pytest.TempPathFactory) -
     return path
 
 
-def test_the_command_writes_a_checkpoint(data: Path, recipe: Path, tmp_path: Path) -> None:
+def test_the_command_writes_a_checkpoint(everyday_data: Path, recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    places = {"--coco": data / "coco", "--products": data / "shop", "--recipe": recipe, "--out": run}
+    places = {"--coco": everyday_data / "coco", "--products": everyday_data / "shop", "--recipe": recipe, "--out": run}
     arguments = [str(word) for place in places.items() for word in place]
     assert main(arguments) == 0
     loaded = load_model(run)
@@ -228,8 +192,8 @@ def test_the_command_writes_a_checkpoint(data: Path, recipe: Path, tmp_path: Pat
 
 
 def test_missing_data_are_a_sentence(
-    data: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    everyday_data: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    places = {"--coco": data, "--products": data / "shop", "--recipe": recipe, "--out": tmp_path}
+    places = {"--coco": everyday_data, "--products": everyday_data / "shop", "--recipe": recipe, "--out": tmp_path}
     assert main([str(word) for place in places.items() for word in place]) == 1
     assert "captions_train2017.json" in capsys.readouterr().err

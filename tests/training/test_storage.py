@@ -114,6 +114,37 @@ def test_rounded_matrices_are_near_and_take_a_quarter_of_the_bytes(tmp_path: Pat
         assert (tmp_path / f"{name}.data").stat().st_size == weight.size
 
 
+def test_outputs_that_are_silent_beside_the_others_become_zero() -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(8, 16, 1)
+    with torch.no_grad():
+        layer.weight[3] *= 1e-9
+        layer.weight[4] *= 1e-4
+    round_to_int8(layer)
+    assert not layer.weight[3].any()
+    assert layer.weight[4].any()
+
+
+@pytest.mark.parametrize("groups", [1, 24])
+def test_rounded_convolutions_take_a_quarter_of_the_bytes(tmp_path: Path, groups: int) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(24, 72, 5, groups=groups, bias=False).eval()
+    with torch.no_grad():
+        layer.weight.mul_(torch.logspace(-3, 1, 72)[:, None, None, None])
+        layer.weight[5] = 0
+    exact = layer.weight.detach().clone()
+    round_to_int8(layer)
+    most = exact.abs().amax(dim=(1, 2, 3), keepdim=True)
+    assert ((layer.weight - exact).abs() <= 0.51 / 127 * most).all()
+    assert (layer.weight - exact).abs().max() > 0
+    x = np.random.default_rng(0).normal(size=(2, 24, 9, 9)).astype(np.float32)
+    torch.onnx.export(layer, (torch.from_numpy(x),), tmp_path / "g.onnx", input_names=["x"], external_data=False)
+    before = ort.InferenceSession(str(tmp_path / "g.onnx")).run(None, {"x": x})[0]
+    share_weights(tmp_path, ("g.onnx",), "g.data", smaller=True)
+    assert np.array_equal(ort.InferenceSession(str(tmp_path / "g.onnx")).run(None, {"x": x})[0], before)
+    assert (tmp_path / "g.data").stat().st_size == layer.weight.numel()
+
+
 def test_graphs_share_equal_arrays(tmp_path: Path) -> None:
     weight = np.random.default_rng(0).normal(size=(40, 32)).astype(np.float16).astype(np.float32)
     for name in ("a.onnx", "b.onnx"):

@@ -15,6 +15,7 @@ from training.aligned_sources import PAD_ID
 from training.locations import located
 
 SENTENCE_TOKENIZER_FILE = "tokenizer.json"
+ASCII = "ascii"
 _CONTINUED = "##"
 
 
@@ -41,8 +42,10 @@ def sentence_tokenizer(config: AlignedTextConfig) -> SentenceTokenizer:
         raise ValueError(f"{path}: {error}") from error
     kept = tuple(range(whole.get_vocab_size(with_added_tokens=True)))
     if config.vocabulary:
-        lines = Path(config.vocabulary).read_text(encoding="utf-8").splitlines()
-        kept = needed_ids(data, lines)
+        if config.vocabulary == ASCII:
+            kept = ascii_ids(data)
+        else:
+            kept = needed_ids(data, Path(config.vocabulary).read_text(encoding="utf-8").splitlines())
         data = pruned(data, kept)
         whole = HubTokenizer.from_str(data.decode("utf-8"))
     whole.no_padding()
@@ -62,6 +65,20 @@ def sentence_tokenizer(config: AlignedTextConfig) -> SentenceTokenizer:
         dynamic_length=True,
     )
     return SentenceTokenizer(spec=spec, file=data, kept_ids=kept)
+
+
+def ascii_ids(tokenizer: bytes) -> tuple[int, ...]:
+    """Ids, ascending, of special tokens and of those that are spelt in ASCII, which a tokenizer that strips accents
+    makes of many languages. Tokens in brackets are none of a text's.
+
+    Raises:
+        ValueError: no WordPiece vocabulary.
+    """
+    parts = json.loads(tokenizer)
+    vocabulary = _wordpieces(parts)
+    special = {each["id"] for each in parts["added_tokens"]} | {vocabulary[parts["model"]["unk_token"]]}
+    plain = {n for token, n in vocabulary.items() if token.isascii() and not (token[0] == "[" and len(token) > 1)}
+    return tuple(sorted(special | plain))
 
 
 def needed_ids(tokenizer: bytes, lines: list[str]) -> tuple[int, ...]:

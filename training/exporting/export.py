@@ -150,6 +150,7 @@ def export_model(
     name: str,
     store: Store,
     precisions: Iterable[Precision] = ALL_PRECISIONS,
+    text_precisions: Iterable[Precision] | None = None,
     pictures: Sequence[bytes] = (),
     texts: Sequence[str] = (),
     notice: str = "",
@@ -160,13 +161,15 @@ def export_model(
     int8 is calibrated, and every precision measured, on the shipped pictures and texts and on `pictures` (encoded) and
     `texts` beside them: a model of a narrow domain should bring some of its own training data.
     Every graph is first opened in a child process. fp32 is always built; another precision that crashes or misses its
-    floor is left out, and `manifest.skipped` says why. notice: the text of the artifact's file NOTICE, if there is any.
+    floor is left out, and `manifest.skipped` says why. text_precisions: of the text encoder, where they are not those
+    of the image encoder. notice: the text of the artifact's file NOTICE, if there is any.
 
     Raises:
         ExportRefused: a tower cannot be exported, or its fp32 graph is not the torch model.
     """
     say = progress or (lambda message: None)
     wanted = fp32_first(precisions)
+    wanted_of_texts = wanted if text_precisions is None else fp32_first(text_precisions)
     tokenizer = Tokenizer(source.text_spec, source.tokenizer)
     calibration = calibration_for(source.image_spec, tokenizer, pictures=pictures, texts=texts)
     graphs: list[GraphSpec] = []
@@ -179,8 +182,8 @@ def export_model(
         text = text_tower(source.text, source.text_spec, tokenizer, calibration)
         if image.dim != text.dim:
             raise ExportRefused(f"image vectors have {image.dim} components, text vectors {text.dim}")
-        for tower in (image, text):
-            built, missed = build_tower(tower, wanted, folder, say)
+        for tower, its in ((image, wanted), (text, wanted_of_texts)):
+            built, missed = build_tower(tower, its, folder, say)
             graphs += built
             skipped += missed
         graphs, missed = add_dense(source.dense, source.image, graphs, calibration.pixels, folder, say)
@@ -201,6 +204,7 @@ def export_checkpoint(
     store: Store,
     *,
     precisions: Iterable[Precision] = ALL_PRECISIONS,
+    text_precisions: Iterable[Precision] | None = None,
     pictures: Sequence[bytes] = (),
     texts: Sequence[str] = (),
     licence: str = "not stated",
@@ -211,7 +215,8 @@ def export_checkpoint(
     dense: DenseChoice = DEFAULT_DENSE,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Publish a checkpoint folder of `training.checkpoint`; `dense` as in `source_of_checkpoint`.
+    """Publish a checkpoint folder of `training.checkpoint`; `dense` as in `source_of_checkpoint`, the rest as in
+    `export_model`.
 
     Raises:
         ExportRefused: the folder is not a sound checkpoint, or the model is refused by `export_model`.
@@ -228,6 +233,7 @@ def export_checkpoint(
         name=name,
         store=store,
         precisions=precisions,
+        text_precisions=text_precisions,
         pictures=pictures,
         texts=texts,
         notice=notice,

@@ -67,8 +67,8 @@ def share_weights(
 
 
 def store_smaller(model: ModelProto) -> int:
-    """Keep float weights that 8 bits and a scale for each row or column, or half precision, hold exactly as such, with
-    nodes behind them that make the same floats again; returns how many.
+    """Keep float weights that 8 bits and a scale for each row, column or output, or half precision, hold exactly as
+    such, with nodes behind them that make the same floats again; returns how many.
 
     ONNX Runtime works these nodes out once, when it opens the graph.
     """
@@ -92,9 +92,10 @@ def store_smaller(model: ModelProto) -> int:
 
 def _as_int8(graph: onnx.GraphProto, tensor: TensorProto, array: NDArray[np.float32]) -> list[onnx.NodeProto]:
     """Nodes that restore `array` from integers, which take its place; none if they would not be exact."""
-    if array.ndim != 2:
+    if array.ndim not in (2, 4):
         return []
-    for axis in (0, 1):
+    # A matrix may lie either way; a convolution's first axis is its outputs.
+    for axis in (0, 1) if array.ndim == 2 else ((1, 2, 3),):
         scale = np.abs(array).max(axis=axis, keepdims=True) / np.float32(127)
         scale[scale == 0] = 1
         whole = np.round(array / scale)

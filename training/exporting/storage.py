@@ -22,6 +22,7 @@ from model_store.manifest import GraphSpec, Role
 from training.aligned_config import AlignedConfig, Storage, TableStorage
 from training.exporting.shared_weights import share_weights
 from training.models.aligned import AlignedDualEncoder
+from training.models.bert import FactorisedTable
 
 _TOWERS: Mapping[str, tuple[Role, ...]] = {
     "image_weights.data": ("image_encoder", "dense_encoder"),
@@ -31,6 +32,7 @@ _SAME = 1e-4  # of the largest component
 _LEAST_ROUNDED = 256  # numbers; norms, biases and scalars cost nothing and stay as they are
 _LARGEST_HALF = 65504.0
 _SCALE_DIGITS = 2.0**11
+_SILENT = 1e-6
 
 
 class StoredTable(nn.Module):
@@ -58,7 +60,7 @@ def as_stored(model: AlignedDualEncoder, config: AlignedConfig) -> tuple[Aligned
         ExportRefused: folding its norms changes its answers, or a number is beyond the range of half precision.
     """
     model = copy.deepcopy(model).eval()
-    if config.storage == "fp16":
+    if config.storage != "fp32":
         pixels = torch.randint(0, 256, (2, *[config.image.size_px] * 2, 3), dtype=torch.uint8, generator=_seeded())
         with torch.no_grad():
             before = model.encode_image(pixels)
@@ -67,11 +69,15 @@ def as_stored(model: AlignedDualEncoder, config: AlignedConfig) -> tuple[Aligned
         if not off <= _SAME:
             raise ExportRefused(f"folding the norms of {config.image.trunk} changes its answers by {off:.1e}")
         round_to_half(model)
+        if config.storage == "int8":
+            for part in model.image_parts():
+                round_to_int8(part)
     if config.text.matrices == "int8":
         round_to_int8(model.text)
     rows = store_table(model.text, config.text.table)
-    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("text.tokens.")}
-    return model, {**state, "text.tokens.weight": rows}
+    table = "text.tokens.table" if isinstance(model.text.tokens, FactorisedTable) else "text.tokens"
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(f"{table}.")}
+    return model, {**state, f"{table}.weight": rows}
 
 
 def round_to_half(module: nn.Module) -> None:
@@ -90,14 +96,18 @@ def round_to_half(module: nn.Module) -> None:
 
 
 def round_to_int8(module: nn.Module) -> None:
-    """Round the matrix of every linear layer to 8 bits with a scale for each output, in place.
+    """Round the weights of every linear layer and convolution to 8 bits with a scale for each output, in place.
 
-    Scales are rounded up to 11 binary digits, so that their products with small integers are exact.
+    Scales are rounded up to 11 binary digits, so that their products with small integers are exact. Outputs that are
+    silent beside the layer's others become 0: a quantiser could not scale them (pretrained trunks have some).
     """
     with torch.no_grad():
         for layer in module.modules():
-            if isinstance(layer, nn.Linear):
-                mantissa, exponent = torch.frexp(layer.weight.abs().amax(dim=1, keepdim=True) / 127)
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                inputs = tuple(range(1, layer.weight.ndim))
+                loudest = layer.weight.abs().amax(dim=inputs, keepdim=True)
+                layer.weight[(loudest <= _SILENT * loudest.max()).flatten()] = 0
+                mantissa, exponent = torch.frexp(layer.weight.abs().amax(dim=inputs, keepdim=True) / 127)
                 scale = torch.ldexp((mantissa * _SCALE_DIGITS).ceil() / _SCALE_DIGITS, exponent)
                 scale[scale == 0] = 1
                 layer.weight.copy_((layer.weight / scale).round().clamp(-127, 127) * scale)
@@ -128,20 +138,24 @@ def fold_norms(module: nn.Module) -> None:
 
 
 def store_table(tower: nn.Module, kind: TableStorage) -> Tensor:
-    """Keep the token embeddings of `tower.tokens` as `kind`; returns the rows that they then stand for, in fp32."""
-    tokens = tower.tokens
+    """Keep the token embeddings of `tower.tokens`, or the table that is one of their factors, as `kind`; returns the
+    rows that they then stand for, in fp32."""
+    owner, name = (tower.tokens, "table") if isinstance(tower.tokens, FactorisedTable) else (tower, "tokens")
+    table = getattr(owner, name)
     if kind == "fp32":
-        return tokens.weight.detach()
-    tower.tokens = StoredTable(tokens.weight.detach(), kind)
+        return table.weight.detach()
+    stored = StoredTable(table.weight.detach(), kind)
+    setattr(owner, name, stored)
     with torch.no_grad():
-        return tower.tokens(torch.arange(tokens.num_embeddings, device=tokens.weight.device))
+        return stored(torch.arange(table.num_embeddings, device=table.weight.device))
 
 
 def keep_compact(
     graphs: list[GraphSpec], folder: Path, storage: Storage, *, feeds: Mapping[Role, NDArray[Any]]
 ) -> list[GraphSpec]:
-    """Put the weights of each tower's graphs in `folder` into one file, each array once, in half precision where
-    storage is "fp16" and no number changes; graphs of precision fp16 are left alone. Returns the changed entries.
+    """Put the weights of each tower's graphs in `folder` into one file, each array once, in half precision or in 8 bits
+    where storage is not "fp32" and no number changes; graphs of precision fp16 are left alone. Returns the changed
+    entries.
 
     feeds: an input for each role, on which every graph answers as before, bit by bit.
 
@@ -155,7 +169,7 @@ def keep_compact(
             continue
         before = [_answers(graph, folder, feeds) for graph in held]
         old = {name for graph in held for name in graph.external_files} - {file}
-        share_weights(folder, tuple(graph.file for graph in held), file, smaller=storage == "fp16")
+        share_weights(folder, tuple(graph.file for graph in held), file, smaller=storage != "fp32")
         for name in old:
             (folder / name).unlink(missing_ok=True)
         for graph, expected in zip(held, before, strict=True):

@@ -38,6 +38,18 @@ class BertLayer(nn.Module):
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
+class FactorisedTable(nn.Module):
+    """Token embeddings as the product of two matrices: ids [...] -> [..., W] (Lan et al., 2020, "ALBERT")."""
+
+    def __init__(self, vocab_size: int, *, rank: int, width: int) -> None:
+        super().__init__()
+        self.table: nn.Module = nn.Embedding(vocab_size, rank)
+        self.widen = nn.Linear(rank, width, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.widen(self.table(ids))
+
+
 class BertTower(nn.Module):
     """int64 [B, L] -> [B, W]: the mean over a text's tokens as a unit vector, less `centre`.
 
@@ -50,18 +62,30 @@ class BertTower(nn.Module):
 
     def __init__(self, config: BertConfig, *, vocab_size: int, context_length: int) -> None:
         super().__init__()
-        self.tokens: nn.Module = nn.Embedding(vocab_size, config.width)
+        self.tokens: nn.Module = (
+            nn.Embedding(vocab_size, config.width)
+            if config.table_rank is None
+            else FactorisedTable(vocab_size, rank=config.table_rank, width=config.width)
+        )
         self.positions = nn.Parameter(torch.zeros(context_length, config.width))
         self.norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
         self.layers = nn.ModuleList(BertLayer(config) for _ in range(config.layers))
         self.register_buffer("centre", torch.zeros(config.width))
 
     def forward(self, ids: Tensor) -> Tensor:
+        return self.pooled(self.token_vectors(ids), ids)
+
+    def token_vectors(self, ids: Tensor) -> Tensor:
+        """[B, L, W] of the last layer; what lies at paddings means nothing."""
         mask = (ids != PAD_ID).to(self.positions.dtype)
         bias = torch.zeros_like(mask).masked_fill(mask == 0, float("-inf"))[:, None, None]
         x = self.norm(self.tokens(ids) + self.positions[: ids.shape[1]])
         for layer in self.layers:
             x = checkpoint(layer, x, bias, use_reentrant=False) if self.checkpointing else layer(x, bias)
-        inside = mask[..., None]
+        return x
+
+    def pooled(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Token vectors [B, L, W] of the ids [B, L] -> [B, W]."""
+        inside = (ids != PAD_ID).to(x.dtype)[..., None]
         mean = (x * inside).sum(dim=1) / inside.sum(dim=1).clamp(min=1e-9)
         return nn.functional.normalize(mean, dim=-1) - self.centre

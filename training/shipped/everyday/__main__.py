@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.metadata
 import math
 import sys
 from collections import Counter
@@ -23,17 +22,15 @@ import torch
 from numpy.typing import NDArray
 
 from evaluation.fashion import ARTICLE_TYPES
-from model_store.identity import spec_digest
 from model_store.manifest import ImageSpec
 from model_store.modality.text import Tokenizer
 from training.aligned_config import AlignedConfig
-from training.checkpoint import git_sha, save_checkpoint
 from training.config import MixedData, TrainConfig, load_config
 from training.data.sentence_vocabulary import SentenceTokenizer, sentence_tokenizer
-from training.loop import TOOLS
 from training.models.aligned import AlignedDualEncoder
 from training.models.building import image_spec
 from training.models.pretrained import class_texts, start_from_pretrained
+from training.shipped.aligned_checkpoint import save_aligned
 from training.shipped.everyday.looking import F32, TextVectors, features, unit_rows
 from training.shipped.everyday.photograph_head import Examples, Scaling, class_pictures, fit_ridge
 from training.shipped.everyday.pictures import (
@@ -255,31 +252,17 @@ def save(recipe: Recipe, seen: dict[str, F32], out: Path) -> None:
     for name in sorted(seen):
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(seen[name]).data)
-    spec, text = recipe.spec, recipe.sentences.spec
-    info = {
-        "config": recipe.config.model_dump(mode="json"),
-        "image_spec": spec.model_dump(mode="json"),
-        "text_spec": text.model_dump(mode="json"),
-        "image_spec_digest": spec_digest(spec),
-        "text_spec_digest": spec_digest(text),
-        "data_digest": digest.hexdigest(),
-        "git_sha": git_sha(Path(__file__).parent),
-        "base_sha256": None,
-        "tools": {name: importlib.metadata.version(name) for name in TOOLS},
-        "step": recipe.config.optim.steps,
-        "metrics": {},
-        "graphs": {
-            "image_encoder": "model.encode_image",
-            "text_encoder": "model.encode_text",
-            "dense_encoder": "model.encode_dense",
-        },
-        "templates": list(_TEMPLATES),
-        "labels": [],
-        "inherited": [],
-        "presence": None,
-    }
-    weights = {f"model.{name}": tensor for name, tensor in recipe.model.state_dict().items()}
-    save_checkpoint(out, info, weights=weights, state={}, tokenizer=recipe.sentences.file)
+    save_aligned(
+        out,
+        recipe.model,
+        config=recipe.config,
+        image=recipe.spec,
+        text=recipe.sentences.spec,
+        tokenizer=recipe.sentences.file,
+        templates=_TEMPLATES,
+        data_digest=digest.hexdigest(),
+        steps=recipe.config.optim.steps,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,6 +18,7 @@ from model_store.modality.image import OWN_FILES, decode, prepare
 from training.config import SceneData, SplitConfig
 from training.data.coco import Instances, read_captions, read_instances
 from training.data.reader import read_table
+from training.data.rows import Split
 from training.data.scenes import draw_scenes
 
 U8 = NDArray[np.uint8]
@@ -80,8 +81,8 @@ def _things(picture: Instances, photograph: int) -> Iterator[BoxedThing]:
             yield BoxedThing(photograph, (left, upper, right, lower), label)
 
 
-def read_shop(folder: Path, split: SplitConfig) -> list[ShopProduct]:
-    """Products of the training split, in the table's order.
+def read_shop(folder: Path, split: SplitConfig, wanted: Split = "train") -> list[ShopProduct]:
+    """Products of one split, in the table's order.
 
     Raises:
         OSError, ValueError: no table with these columns in `folder`, or no product of this split.
@@ -90,10 +91,10 @@ def read_shop(folder: Path, split: SplitConfig) -> list[ShopProduct]:
     found = [
         ShopProduct(folder / row.image, row.caption, row.labels["baseColour"].lower(), article_type(row.caption))
         for row, its in zip(rows, split.of(rows), strict=True)
-        if its == "train"
+        if its == wanted
     ]
     if not found:
-        raise ValueError(f"{folder}: no product of the training split")
+        raise ValueError(f"{folder}: no product of the {wanted} split")
     return found
 
 
@@ -106,25 +107,25 @@ def whole(pictures: Sequence[Path], spec: ImageSpec) -> Iterator[U8]:
 def crops(photographs: Sequence[CaptionedPhotograph], side_px: int) -> Iterator[U8]:
     """CROPS nearly square parts of each, half of them mirrored."""
     for seed, each in enumerate(photographs):
-        yield from _crops(_opened(each.path), seed=seed, count=CROPS, side_px=side_px)
+        yield from _crops(opened(each.path), seed=seed, count=CROPS, side_px=side_px)
 
 
 def reduced(photographs: Sequence[CaptionedPhotograph], spec: ImageSpec) -> Iterator[U8]:
     """Each made as small as a thumbnail first."""
     for each in photographs:
-        yield prepare(_thumbnail(_opened(each.path)), spec)
+        yield prepare(thumbnail(opened(each.path)), spec)
 
 
 def reduced_crops(photographs: Sequence[CaptionedPhotograph], side_px: int) -> Iterator[U8]:
     """REDUCED_CROPS parts of each thumbnail."""
     for seed, each in enumerate(photographs):
-        yield from _crops(_thumbnail(_opened(each.path)), seed=seed, count=REDUCED_CROPS, side_px=side_px)
+        yield from _crops(thumbnail(opened(each.path)), seed=seed, count=REDUCED_CROPS, side_px=side_px)
 
 
 def boxed(photographs: Sequence[CaptionedPhotograph], things: Sequence[BoxedThing], side_px: int) -> Iterator[U8]:
     """The square around each thing, a quarter wider than it; what the photograph's edges cut off is not made up for."""
     for thing in things:
-        image = _opened(photographs[thing.photograph].path)
+        image = opened(photographs[thing.photograph].path)
         left, upper, right, lower = thing.box
         side = max(right - left, lower - upper) * _BOX_MARGIN
         x, y = (left + right) / 2, (upper + lower) / 2
@@ -147,11 +148,12 @@ def drawn_scenes(data: SceneData) -> tuple[U8, list[tuple[str, ...]]]:
     return rows.pixels, captions
 
 
-def _opened(path: Path) -> Image.Image:
+def opened(path: Path) -> Image.Image:
+    """RGB, as it is served."""
     return decode(path.read_bytes(), OWN_FILES).convert("RGB")
 
 
-def _thumbnail(image: Image.Image) -> Image.Image:
+def thumbnail(image: Image.Image) -> Image.Image:
     """As a JPEG whose short side is REDUCED_SHORT_PX."""
     scale = REDUCED_SHORT_PX / min(image.size)
     small = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)

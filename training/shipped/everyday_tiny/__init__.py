@@ -1,0 +1,1 @@
+"""everyday-tiny: a student of everyday-small, and how it is made."""
