@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from evaluation.encoder import open_artifact
 from model_store.graph import open_graph
 from model_store.store import Store
 from training.aligned_config import AlignedConfig
@@ -24,10 +25,12 @@ from training.checkpoint import load_model
 from training.losses import unit
 from training.models.aligned import AlignedDualEncoder
 from training.publish import publish_checkpoint
+from training.shipped.aligned_checkpoint import save_aligned
 from training.shipped.everyday.__main__ import RECIPE as EVERYDAY_RECIPE
 from training.shipped.everyday.__main__ import main as teach_everyday
 from training.shipped.everyday_tiny.__main__ import LESSONS, RECIPE, main
 from training.shipped.everyday_tiny.image_student import DividedTower
+from training.shipped.everyday_tiny.publish import main as publish
 from training.shipped.everyday_tiny.sentences import Sentences, whole_words
 from training.shipped.everyday_tiny.views import PictureSet, SeenViews, seen_views
 from training.teachers import Teacher
@@ -115,9 +118,17 @@ def arguments(data: Path, out: Path, *more: str | Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def distil(everyday_data: Path, teacher: Path, recipes: tuple[Path, Path]) -> Callable[[Path], int]:
+def store(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """With the teacher as an artifact."""
+    found = Store(tmp_path_factory.mktemp("store"), builtin=False)
+    publish_checkpoint(teacher, "teacher", found, precisions=["fp32"], dense="none")
+    return found
+
+
+@pytest.fixture(scope="module")
+def distil(everyday_data: Path, store: Store, recipes: tuple[Path, Path]) -> Callable[[Path], int]:
     model, lessons = recipes
-    more = ("--teacher", teacher, "--recipe", model, "--lessons", lessons)
+    more = ("--teacher", "artifact:teacher", "--store", store.root or "", "--recipe", model, "--lessons", lessons)
     return lambda out: main(arguments(everyday_data, out, *more))
 
 
@@ -134,7 +145,7 @@ def test_the_command_writes_a_student_that_is_near_its_teacher(
     loaded, taught = load_model(run), load_model(teacher)
     assert isinstance(loaded.model, AlignedDualEncoder)
     assert loaded.info.distillation is not None
-    assert loaded.info.distillation.teacher_digest == taught.info.weights_sha256
+    assert loaded.info.distillation.teacher == "teacher@1"
     assert loaded.info.distillation.terms == {"image fd": 1.0, "text fd": 1.0, "text tokens": 1.0}
     assert sum(p.numel() for p in loaded.model.text.parameters()) < sum(
         p.numel() for p in taught.model.text.parameters()
@@ -156,19 +167,29 @@ def test_the_command_writes_a_student_that_is_near_its_teacher(
 
 
 @pytest.mark.slow
-def test_the_student_is_published_small_and_is_its_checkpoint(distil: Callable[[Path], int], tmp_path: Path) -> None:
-    assert distil(tmp_path / "run") == 0
-    store = Store(tmp_path / "store", builtin=False)
-    published = publish_checkpoint(
-        tmp_path / "run", "small", store, precisions=["fp32", "int8"], text_precisions=["fp32"], dense="none"
-    )
+def test_a_student_is_published_small_and_is_its_checkpoint(
+    distil: Callable[[Path], int],
+    everyday_data: Path,
+    store: Store,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is far from its teacher: the proofs are kept as numbers, and the space is its own."""
+    run = tmp_path / "run"
+    assert distil(run) == 0
+    more = ("--name", "far", "--store", store.root or "", "--limits", "knows nothing")
+    assert publish([str(run), *arguments(everyday_data, run, *more)[:4], *map(str, more)]) == 0
+    assert "a space of its own" in capsys.readouterr().out
+    published = store.open("far")
     manifest = published.manifest
-    built = {(graph.role, graph.precision) for graph in manifest.graphs}
-    assert {("image_encoder", "fp32"), ("text_encoder", "fp32")} <= built
-    assert built <= {("image_encoder", "fp32"), ("text_encoder", "fp32"), ("image_encoder", "int8")}
+    assert manifest.kind == "base"
+    assert manifest.space != store.open("teacher").manifest.space
     assert manifest.provenance.distillation is not None
+    assert manifest.provenance.limits == "knows nothing"
+    assert sum(name.startswith("space proof/") for name in manifest.metrics) == 6
+    assert {graph.role for graph in manifest.graphs} == {"image_encoder", "text_encoder"}
     # Trained weights are moved by little: 8 bits of each, and of large arrays nothing else is kept.
-    loaded, tokenizer = load_model(tmp_path / "run"), published.tokenizer()
+    loaded, tokenizer = load_model(run), published.tokenizer()
     pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3)).astype(np.uint8)
     ids = tokenizer.pad([tokenizer.encode(text) for text in ("a red shirt", "cat")])
     for role, inputs, encode in (
@@ -183,6 +204,46 @@ def test_the_student_is_published_small_and_is_its_checkpoint(distil: Callable[[
         large = [each for each in kept if np.prod(each.dims) >= 1024]
         assert large
         assert {each.data_type for each in large} == {onnx.TensorProto.INT8}
+
+
+@pytest.mark.slow
+def test_a_student_that_proves_it_is_published_in_its_teachers_space(
+    everyday_data: Path, teacher: Path, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its towers are the teacher's with weights of 8 bits."""
+    taught = load_model(teacher)
+    recipe = taught.info.config
+    assert isinstance(recipe.model, AlignedConfig)
+    assert isinstance(taught.model, AlignedDualEncoder)
+    text = recipe.model.text.model_copy(update={"table": "int8", "matrices": "int8"})
+    model = recipe.model.model_copy(update={"storage": "int8", "text": text})
+    save_aligned(
+        tmp_path / "run",
+        taught.model,
+        config=recipe.model_copy(update={"model": model}),
+        image=taught.info.image_spec,
+        text=taught.info.text_spec,
+        tokenizer=taught.tokenizer_bytes,
+        templates=taught.info.templates,
+        data_digest="0" * 64,
+        steps=1,
+        distillation=Teacher.stored(store.open("teacher")).taught({"image fd": 1.0}),
+    )
+    more = ("--name", "near", "--store", store.root or "")
+    assert publish([str(tmp_path / "run"), *arguments(everyday_data, tmp_path)[:4], *map(str, more)]) == 0
+    assert "a space of its own" not in capsys.readouterr().out
+    published, above = store.open("near"), store.open("teacher")
+    manifest = published.manifest
+    assert (manifest.kind, manifest.space) == ("derivation", above.manifest.space)
+    assert manifest.fingerprint != above.manifest.fingerprint
+    assert {proof.tower for proof in manifest.space_proofs} == {"image", "text"}
+    assert all(proof.at_least is not None and proof.value >= proof.at_least for proof in manifest.space_proofs)
+    assert published.tokenizer().encode("a red shirt") == above.tokenizer().encode("a red shirt")
+    sizes = [sum(each.size_bytes for each in found.manifest.files) for found in (published, above)]
+    assert sizes[0] < sizes[1]
+    encoders = [open_artifact(found) for found in (published, above)]
+    vectors = [each.encode_texts(["a red shirt", "a blue cat"]) for each in encoders]
+    assert 0 < np.abs(vectors[0] - vectors[1]).max() < 0.1
 
 
 def test_a_divided_tower_is_the_model(aligned_model_table: str, everyday_data: Path) -> None:

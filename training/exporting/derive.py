@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from model_store.artifact import Artifact
 from model_store.derivation import TOWERS
 from model_store.errors import ArtifactNotFound, ExportRefused
-from model_store.golden import DerivationGoldens, Goldens, output_key, write_goldens
+from model_store.golden import DerivationGoldens, Goldens, dense_goldens, output_key, write_goldens
 from model_store.identity import adapted_fingerprint, fingerprint, space_of
 from model_store.manifest import (
     ADAPTERS,
@@ -40,6 +40,7 @@ from model_store.precisions.calibration import Calibration, calibration_for
 from model_store.precisions.measure import MeasuredRows
 from model_store.precisions.variants import ALL_PRECISIONS, Progress, build_tower, fp32_first, tolerances_of
 from model_store.store import Store, file_entries
+from training.aligned_config import Storage
 from training.exporting.dense_build import add_dense, dense_reference, dense_spec_of
 from training.exporting.derive_dense import build_dense_adapter
 from training.exporting.derived_graphs import (
@@ -55,6 +56,7 @@ from training.exporting.derived_graphs import (
 )
 from training.exporting.export import image_tower, recipe_of, text_tower, weight_arrays, write_notice
 from training.exporting.reference import torch_vectors
+from training.exporting.storage import keep_compact
 from training.models.dense import DenseSource
 
 
@@ -72,6 +74,7 @@ class DerivationSource:
     heads: classifiers on the image vectors by name; each becomes a label set of the model.
     proofs: one or more for every changed tower that keeps the base's space. Without proofs a changed tower makes the
         artifact a space of its own. `fingerprint` is filled in here.
+    storage: how the weights of new encoders lie in files, as of ExportSource.
     structure: what shapes the answer and is not in the weights, as one string.
     """
 
@@ -95,6 +98,7 @@ class DerivationSource:
     activation: Literal["softmax", "sigmoid"] | None = None
     presence: Presence | None = None
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    storage: Storage | None = None
 
 
 @dataclass
@@ -188,6 +192,8 @@ def export_derivation(
                 _build_heads(source, plan, way, staged, say)
         if len(staged.dims) > 1:
             raise ExportRefused(f"image and text vectors have different sizes: {sorted(staged.dims)}")
+        if source.storage is not None:
+            staged.graphs = keep_compact(staged.graphs, folder, source.storage, feeds=_feeds(source, inputs))
         say("goldens")
         _write_goldens(source, inputs, plan, staged)
         write_notice(folder, notice)
@@ -345,6 +351,15 @@ def _build_encoder(
     staged.graphs += graphs
     staged.skipped += skipped
     return way_of_tower(tower, goldens, graphs, staged.folder)
+
+
+def _feeds(source: DerivationSource, inputs: _Inputs) -> dict[Role, NDArray[Any]]:
+    """Some input for every new encoder."""
+    tokens = inputs.tokenizer.pad(inputs.calibration.rows[:2])
+    feeds: dict[Role, NDArray[Any]] = {"image_encoder": inputs.calibration.pixels[:2], "text_encoder": tokens}
+    if isinstance(source.dense, DenseSource):
+        feeds["dense_encoder"] = next(iter(dense_goldens(source.dense.spec).values()))
+    return feeds
 
 
 def _rows_of_base(base: Artifact, inputs: _Inputs, role: Role) -> MeasuredRows:

@@ -46,7 +46,7 @@ from training.teachers import Teacher
 
 RECIPE, LESSONS = Path(__file__).with_name("model.toml"), Path(__file__).with_name("lessons.toml")
 _TEACHER = "artifact:everyday-small"
-_HELD_PHOTOGRAPHS = 5  # every fifth is for validation
+HELD_PHOTOGRAPHS = 5  # every fifth is for validation
 _HELD_CLASSES = 10  # every tenth caption of a class
 _SHOWN_PRODUCTS, _SHOWN_TEXTS = 400, 400  # of validation
 _LEAST_SIMILAR = 0.99
@@ -103,7 +103,7 @@ class StudentRecipe:
         self.scenes, self.scene_captions = drawn_scenes(config.data.scenes)
 
     def teach_texts(self, say: Callable[[str], None]) -> None:
-        held = range(0, len(self.photographs), _HELD_PHOTOGRAPHS)
+        held = range(0, len(self.photographs), HELD_PHOTOGRAPHS)
         captions = [text for texts in self.classes for text in texts]
         corpora = [
             [text for at, text in enumerate(captions) if at % _HELD_CLASSES],
@@ -133,8 +133,8 @@ class StudentRecipe:
         views, shares, size = self.lessons.views, self.lessons.shares, self.spec.height_px
         tower = DividedTower(self.model, kept=self.lessons.kept_blocks)
         photographs = [_opening(each.path) for each in self.photographs]
-        held = photographs[::_HELD_PHOTOGRAPHS]
-        learned = [each for at, each in enumerate(photographs) if at % _HELD_PHOTOGRAPHS]
+        held = photographs[::HELD_PHOTOGRAPHS]
+        learned = [each for at, each in enumerate(photographs) if at % HELD_PHOTOGRAPHS]
         shop = [_opening(each.path) for each in self.shop]
         drawn = [lambda row=row: Image.fromarray(row) for row in self.scenes]
         sets = [
