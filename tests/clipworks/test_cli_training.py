@@ -78,9 +78,18 @@ def test_train_export_embed(recipe: Path, tmp_path: Path) -> None:
     assert code == 0, said
     trained = json.loads(printed)
     assert trained["step"] == 2
-    code, printed, said = run("export", trained["folder"], "--name", "squares", "--precision", "fp32", "--store", store)
+    kinds = ("--precision", "fp32", "--text-precision", "fp16")
+    code, printed, said = run(
+        "export", trained["folder"], "--name", "squares", *kinds, "--dense", "none", "--store", store
+    )
     assert code == 0, said
     assert "published squares@1" in said
+    graphs = Store(store).open("squares").manifest.graphs
+    assert {(graph.role, graph.precision) for graph in graphs} == {
+        ("image_encoder", "fp32"),
+        ("text_encoder", "fp32"),
+        ("text_encoder", "fp16"),
+    }
     assert run("models", "verify", "squares", "--store", store)[0] == 0
     vectors = tmp_path / "v.npy"
     code, _, said = run(

@@ -74,7 +74,11 @@ def recipes(aligned_model_table: str, tmp_path_factory: pytest.TempPathFactory) 
     model = model.replace("[model.class_map]", '[model.class_map]\ntemplate = "{}"\nmerged = 3')
     model = model.replace('kind = "aligned"', 'kind = "aligned"\nstorage = "int8"') + part + "\n\n"
     text = text[:start] + model + text[end:]
-    smaller = {"= 256": "= 64", "steps = 3000": "steps = 40", "warmup_steps = 100": "warmup_steps = 2"}
+    smaller = {
+        "cache_px = 160": "cache_px = 64",
+        "steps = 2000": "steps = 40",
+        "warmup_steps = 100": "warmup_steps = 2",
+    }
     scenes = {f"scenes = {count}": "scenes = 30" for count in (700, 900, 400)}
     lessons = LESSONS.read_text(encoding="utf-8")
     for there, here in {**smaller, **scenes}.items():

@@ -38,7 +38,7 @@ from model_store.presence import aggregate_scores, default_presence, presence_lo
 from model_store.regions import find_regions, overlap, refine
 from model_store.seal import MANIFEST_FILE
 from model_store.session import SessionSettings
-from model_store.store import copy_to_change, replace
+from model_store.store import Store, copy_to_change, replace
 from model_store.towers import DenseTower, Tower, normalized, open_dense_tower, open_tower
 from training.config import SplitBy
 from training.data.coco import category_names, read_instances
@@ -336,7 +336,10 @@ def write_presence(artifact: Artifact, presence: Presence) -> None:
 
 
 def open_folder(folder: Path) -> Artifact:
+    """The artifact in it; what it derives from lies in the same store."""
     manifest = Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
+    if manifest.base is not None:
+        return Store(folder.parent.parent).open(f"{manifest.name}@{manifest.version}")
     return Artifact(manifest=manifest, folder=folder, base=None, writable=False)
 
 

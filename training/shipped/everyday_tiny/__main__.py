@@ -100,7 +100,9 @@ class StudentRecipe:
         table = config.data.table
         self.shop = read_shop(products, table.split)
         self.other_shop = read_shop(products, table.split, "validation")
-        self.scenes, self.scene_captions = drawn_scenes(config.data.scenes)
+        self.scenes, self.scene_captions = drawn_scenes(
+            config.data.scenes.model_copy(update={"cache_px": teacher.size_px})
+        )
 
     def teach_texts(self, say: Callable[[str], None]) -> None:
         held = range(0, len(self.photographs), HELD_PHOTOGRAPHS)

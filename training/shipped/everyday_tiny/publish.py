@@ -185,7 +185,6 @@ def publish(
     proofs = [proof for each in pictures for proof in proofs_of(_vectors(student, each), _vectors(its, each), each)]
     for proof in proofs:
         say(f"{proof.statement}: {proof.metric} {proof.value}, to hold {proof.at_least}")
-    measured = {f"space proof/{proof.tower}/{proof.statement}": proof.value for proof in proofs}
     source = source_of_checkpoint(
         loaded,
         licence=statement.licence,
@@ -194,12 +193,13 @@ def publish(
         report=report,
         dense="none",
     )
-    source = dataclasses.replace(source, metrics={**source.metrics, **measured})
     own = loaded.info.text_spec == teacher.text_spec and loaded.tokenizer.spec == teacher.text_spec
     if own and all(holds(proof) for proof in proofs):
         derived = as_derivation(source, teacher, proofs)
         return export_derivation(derived, name=name, store=store, precisions=precisions, notice=statement.notice)
     say("a space of its own")
+    measured = {f"space proof/{proof.tower}/{proof.statement}": proof.value for proof in proofs}
+    source = dataclasses.replace(source, metrics={**source.metrics, **measured})
     return export_model(source, name=name, store=store, precisions=precisions, notice=statement.notice)
 
 
