@@ -41,7 +41,7 @@ class ClassMapConfig(ConfigTable):
     the rows of C are the mean text vectors of the classes, of length 1. classes: "imagenet" for its names, or a text
     file of one class a line, in the order of the logits, several texts of one with semicolons between. linear: if not
     0, unit(mixture + linear * unit(A f + b)) in the place of the mixture, f the pooled features of the trunk.
-    merged: so many classes are left, the most similar being one.
+    merged: the classes are reduced to this number, by merging the most similar ones.
     """
 
     classes: str = "imagenet"
@@ -76,7 +76,8 @@ class BertConfig(ConfigTable):
 class AlignedTextConfig(ConfigTable):
     """encoder: folder (or `package:NAME/FOLDER`) of a BERT sentence encoder with mean pooling: config.json,
     model.safetensors, tokenizer.json. centre: which texts' mean vector is subtracted. layers: which are kept, all when
-    empty. hidden: so many units of each layer's MLP are kept, those with the largest weights. table_rank: as of
+    empty. hidden: so many units of each layer's MLP are kept, those with the largest product of the
+    norms of their ingoing and outgoing weights. table_rank: as of
     BertConfig. A tower that has only a part of its encoder is to be trained before it says anything of use.
     vocabulary: a text file, only tokens that its lines need are kept, and those of single characters; or "ascii", for
     the tokens of ASCII characters. table: how an

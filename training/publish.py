@@ -69,6 +69,8 @@ def publish_checkpoint(
             dense=dense,
             progress=progress,
         )
+    if text_precisions is not None:
+        raise ExportRefused(f"{path.name} inherits {', '.join(info.inherited)}: leave --text-precision out")
     publication = Publication(
         run=SavedRun(folder=path, info=info),
         store=store,

@@ -25,7 +25,7 @@ def export(
     precision: Annotated[str, typer.Option(help="Which to build, of fp32,fp16,int8.")] = "fp32,fp16,int8",
     text_precision: Annotated[
         str | None,
-        typer.Option(help="Which to build of the text encoder.", show_default="as --precision"),
+        typer.Option(help="Which to build of the text encoder, of a model of its own.", show_default="as --precision"),
     ] = None,
     licence: Annotated[str, typer.Option(help="Licence of the weights; kept in the artifact.")] = "not stated",
     training_data: Annotated[str, typer.Option(help="What it was trained on; kept in the artifact.")] = "",

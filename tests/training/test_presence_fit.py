@@ -17,6 +17,7 @@ from scipy.optimize import minimize
 from evaluation.encoder import open_artifact
 from model_store.label_vectors import LabelVectors
 from model_store.manifest import Manifest, Presence
+from model_store.modality.image import OWN_FILES, decode, prepare
 from model_store.presence import aggregate_scores, presence_scores
 from model_store.seal import MANIFEST_FILE, write_manifest
 from model_store.session import SessionSettings
@@ -236,9 +237,16 @@ def test_a_model_without_places_is_asked_about_whole_pictures(
         stream = io.BytesIO()
         each.image.save(stream, "PNG")
         data.append(stream.getvalue())
-    expected = open_artifact(opened).encode_images(data)
     found = np.stack([each.pooled for each in seen[:2]])
-    np.testing.assert_allclose(found / np.linalg.norm(found, axis=1, keepdims=True), expected, atol=1e-5)
+    assert opened.image_spec is not None
+    pixels = np.stack([prepare(decode(each, OWN_FILES), opened.image_spec) for each in data])
+    np.testing.assert_allclose(found, tower(pixels), rtol=1e-4, atol=1e-5)
+    directions = found / np.linalg.norm(found, axis=1, keepdims=True)
+    np.testing.assert_allclose(directions, open_artifact(opened).encode_images(data), atol=1e-5)
+    for odd in (["--short-px", "320"], ["--aggregation", "max"]):
+        with pytest.raises(SystemExit):
+            main([str(folder), "--products", str(titled), *odd])
+        assert "has no dense role" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -142,6 +142,12 @@ def test_a_model_of_its_own_has_no_base(lab: Path) -> None:
     assert "inherits nothing: leave --base out" in " ".join(said.split())
 
 
+def test_a_derivation_has_its_bases_kinds_of_text_graphs(lab: Path) -> None:
+    code, said = export(lab, "head", "again", "--text-precision", "fp32")
+    assert code != 0
+    assert "leave --text-precision out" in " ".join(said.split())
+
+
 @pytest.mark.parametrize(
     ("label", "name"), [("baseColour", "basecolour"), ("Article type", "article-type"), ("色", "classes")]
 )

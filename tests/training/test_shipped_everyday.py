@@ -191,6 +191,16 @@ def test_the_command_writes_a_checkpoint(everyday_data: Path, recipe: Path, tmp_
     assert (run / "weights.safetensors").read_bytes() == before
 
 
+def test_merged_classes_have_no_captions_of_their_own(
+    everyday_data: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.toml"
+    other.write_text(recipe.read_text().replace("[model.class_map]", "[model.class_map]\nmerged = 2"), encoding="utf-8")
+    places = {"--coco": everyday_data, "--products": everyday_data / "shop", "--recipe": other, "--out": tmp_path}
+    assert main([str(word) for place in places.items() for word in place]) == 1
+    assert "class_map.merged is not known here" in capsys.readouterr().err
+
+
 def test_missing_data_are_a_sentence(
     everyday_data: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

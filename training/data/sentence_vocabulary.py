@@ -68,8 +68,8 @@ def sentence_tokenizer(config: AlignedTextConfig) -> SentenceTokenizer:
 
 
 def ascii_ids(tokenizer: bytes) -> tuple[int, ...]:
-    """Ids, ascending, of special tokens and of those that are spelt in ASCII, which a tokenizer that strips accents
-    makes of many languages. Tokens in brackets are none of a text's.
+    """Ids, ascending, of special tokens and of those that are spelt in ASCII; other characters become [UNK], unless the
+    tokenizer strips their accents. Tokens in brackets, such as [unused1], never come from a text.
 
     Raises:
         ValueError: no WordPiece vocabulary.

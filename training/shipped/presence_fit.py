@@ -339,7 +339,10 @@ def open_folder(folder: Path) -> Artifact:
     """The artifact in it; what it derives from lies in the same store."""
     manifest = Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
     if manifest.base is not None:
-        return Store(folder.parent.parent).open(f"{manifest.name}@{manifest.version}")
+        found = Store(folder.resolve().parent.parent).open(f"{manifest.name}@{manifest.version}")
+        if found.folder.resolve() != folder.resolve():
+            raise ValueError(f"{folder} derives from {manifest.base.name}: expected it in a store, as NAME/VERSION")
+        return found
     return Artifact(manifest=manifest, folder=folder, base=None, writable=False)
 
 
@@ -385,6 +388,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     artifact = open_folder(chosen.folder)
     settings = SessionSettings(intra_threads=1)
     located = artifact.dense_spec is not None
+    if not located and (chosen.short_px or set(chosen.aggregation or ()) - {"pooled"}):
+        parser.error(f"{artifact.reference} has no dense role: neither --short-px nor an aggregation but pooled")
     tower = (
         open_dense_tower(artifact, "fp32", settings)
         if located

@@ -54,6 +54,7 @@ def text_derivation(publication: Publication) -> DerivationSource:
         logit_bias=whole.logit_bias,
         activation=whole.activation,
         metrics=whole.metrics,
+        storage=whole.storage,
     )
 
 

@@ -70,6 +70,8 @@ class Recipe:
     def __init__(self, config: TrainConfig, coco: Path, products: Path, out: Path) -> None:
         if not isinstance(config.model, AlignedConfig) or not isinstance(config.data, MixedData):
             raise ValueError("expected the recipe of an aligned model with a table and scenes")
+        if config.model.class_map is not None and config.model.class_map.merged is not None:
+            raise ValueError("class_map.merged is not known here: its captions are those of single classes")
         self.config, self.aligned, self.data, self.kept = config, config.model, config.data, out / "features"
         self.kept.mkdir(parents=True, exist_ok=True)
         self.sentences: SentenceTokenizer = sentence_tokenizer(config.model.text)

@@ -12,16 +12,19 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from model_store.identity import sha256_file
 from model_store.manifest import ImageSpec
 from model_store.modality.text import Tokenizer
 from training.aligned_config import AlignedConfig, AlignedTextConfig
@@ -29,6 +32,7 @@ from training.aligned_sources import bert_shape
 from training.config import MixedData, OptimConfig, TrainConfig, load_config
 from training.config_table import ConfigTable
 from training.data.sentence_vocabulary import SentenceTokenizer, sentence_tokenizer
+from training.locations import located
 from training.losses import unit
 from training.models.aligned import AlignedDualEncoder
 from training.models.bert import BertTower
@@ -52,10 +56,24 @@ _SHOWN_PRODUCTS, _SHOWN_TEXTS = 400, 400  # of validation
 _LEAST_SIMILAR = 0.99
 
 
-class KindsOfPictures(ConfigTable):
+class ViewCounts(ConfigTable):
+    photographs: int = Field(ge=1)
+    products: int = Field(ge=1)
+    scenes: int = Field(ge=1)
+
+
+class ViewShares(ConfigTable):
+    """Their sum is 1."""
+
     photographs: float = Field(gt=0)
     products: float = Field(gt=0)
     scenes: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _are_all(self) -> ViewShares:
+        if not math.isclose(self.photographs + self.products + self.scenes, 1):
+            raise ValueError("expected shares whose sum is 1")
+        return self
 
 
 class Lessons(ConfigTable):
@@ -65,8 +83,8 @@ class Lessons(ConfigTable):
 
     kept_blocks: int = Field(ge=0)
     text: OptimConfig
-    views: KindsOfPictures
-    shares: KindsOfPictures
+    views: ViewCounts
+    shares: ViewShares
 
 
 class StudentRecipe:
@@ -87,6 +105,10 @@ class StudentRecipe:
         mapped = config.model.class_map
         if mapped is None or config.model.image.gate is None or config.model.image.head != "linear":
             raise ValueError("expected a student with a class map, and a linear head with a gate")
+        image = config.model.image
+        if mapped.linear or image.dropout or image.head_weights or config.optim.ema_decay or lessons.text.ema_decay:
+            raise ValueError("class_map.linear, dropout, head_weights and ema_decay are not known here")
+        self.templates = tuple(config.method_options.get("templates", ("{}",)))
         self.config, self.aligned, self.lessons, self.teacher = config, config.model, lessons, teacher
         self.folder, self.seed, self.classes = out / "views", config.seed, class_texts(mapped)
         self.sentences: SentenceTokenizer = sentence_tokenizer(config.model.text)
@@ -139,10 +161,13 @@ class StudentRecipe:
         learned = [each for at, each in enumerate(photographs) if at % HELD_PHOTOGRAPHS]
         shop = [_opening(each.path) for each in self.shop]
         drawn = [lambda row=row: Image.fromarray(row) for row in self.scenes]
+        of_photographs = _files_digest([each.path for each in self.photographs])
+        of_products = _files_digest([each.path for each in self.shop])
+        of_scenes = hashlib.sha256(np.ascontiguousarray(self.scenes).data).hexdigest()
         sets = [
-            PictureSet("photographs", learned, int(views.photographs), least=0.25, thumbnails=True),
-            PictureSet("products", shop, int(views.products), least=0.7),
-            PictureSet("scenes", drawn, int(views.scenes), least=0.7),
+            PictureSet("photographs", learned, of_photographs, views.photographs, least=0.25, thumbnails=True),
+            PictureSet("products", shop, of_products, views.products, least=0.7),
+            PictureSet("scenes", drawn, of_scenes, views.scenes, least=0.7),
         ]
         others = {"photographs": sets[:2], "products": sets[1:2], "scenes": sets[2:]}
         seen: dict[str, ViewShare] = {}
@@ -160,7 +185,7 @@ class StudentRecipe:
             seen[each.name] = ViewShare(found, getattr(shares, each.name))
             say(f"{each.name}: {len(found)} views of {len(each.open)}")
         validation = {
-            name: whole_pictures(PictureSet(name, pictures, 0, least=1.0), self.teacher, tower.look, size_px=size)
+            name: whole_pictures(PictureSet(name, pictures, "", 0, least=1.0), self.teacher, tower.look, size_px=size)
             for name, pictures in (
                 ("photographs", held),
                 ("products", [_opening(each.path) for each in self.other_shop[:_SHOWN_PRODUCTS]]),
@@ -173,7 +198,8 @@ class StudentRecipe:
     def _first_blocks(self) -> str:
         """What the maps depend on beside the pictures."""
         image = self.aligned.image
-        return f"{image.trunk} {image.weights} {image.mean} {image.std} {image.stages} {self.lessons.kept_blocks}"
+        weights = sha256_file(located(image.weights))
+        return f"{image.trunk} {weights} {image.mean} {image.std} {image.stages} {self.lessons.kept_blocks}"
 
     def _start(self) -> None:
         """Trunk and class map as they came, of the whole encoder's text vectors; the text tower as a part of it."""
@@ -228,7 +254,7 @@ class StudentRecipe:
             image=self.spec,
             text=self.sentences.spec,
             tokenizer=self.sentences.file,
-            templates=self.config.method_options["templates"],
+            templates=self.templates,
             data_digest=digest,
             steps=self.config.optim.steps,
             distillation=self.teacher.taught({**image_student.TERMS, **text_student.TERMS}),
@@ -237,6 +263,12 @@ class StudentRecipe:
 
 def _opening(path: Path) -> Callable[[], Image.Image]:
     return lambda: opened(path)
+
+
+def _files_digest(paths: Sequence[Path]) -> str:
+    """Of the files' names and sizes."""
+    lines = "\n".join(f"{path.name} {path.stat().st_size}" for path in paths)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _digest(seen: Sequence[SeenViews]) -> str:

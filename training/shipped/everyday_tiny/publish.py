@@ -5,7 +5,8 @@
 
 Both towers are measured against the teacher's other tower, as they are stored: products of the validation split, and
 the photographs that were not trained on. Where every proof holds, what is published derives from the teacher, whose
-tokenizer, templates and label sets it keeps, and their collections are one another's. Else it is a model of its own.
+tokenizer, templates and label sets it keeps, and their collections are one another's. Else, and where its tokenizer is
+another, it is a model of its own.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class PairOfVectors:
 
 
 def validation_sets(coco: Path, products: Path, data: MixedData) -> list[CaptionedPictures]:
-    """Products of the validation split, and photographs with those that were not trained on as the queries' own.
+    """Products of the validation split; all photographs, with the captions of those not trained on as queries.
 
     Raises:
         OSError, ValueError: as of `read_photographs` and `read_shop`.

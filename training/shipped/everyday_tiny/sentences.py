@@ -55,7 +55,7 @@ class Sentences:
 
     def _word(self, rng: random.Random) -> str:
         """By Zipf's law."""
-        return self.words[int(math.exp(rng.random() * math.log(len(self.words))))]
+        return self.words[int(math.exp(rng.random() * math.log(len(self.words) + 1))) - 1]
 
 
 def whole_words(vocabulary: dict[str, int]) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ def train_text_tower(
     """Train `student` in place: 1 - cosine of its text vectors and the teacher's, and the squared distance of their
     tokens' vectors, as a part of the teacher's own square. Both towers subtract the teacher's centre.
 
-    Every sentence is seen once. `say` is told how near the student is to its teacher on `validation`.
+    Sentences are drawn anew at every step. `say` is told how near the student is to its teacher on `validation`.
     """
     student.requires_grad_(True).train()
     student.centre.copy_(teacher.centre)

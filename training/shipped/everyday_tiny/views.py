@@ -35,12 +35,14 @@ _LEAST_LIGHT, _MOST_LIGHT = 0.7, 1.3
 
 @dataclass(frozen=True)
 class PictureSet:
-    """open: the pictures, each read when it is asked for. views: how many are drawn. least: the smallest part of a
-    short side that is shown. thumbnails: half of the views are of the picture made small before.
+    """open: the pictures, each read when it is asked for. digest: of what they are read from. views: how many are
+    drawn. least: the smallest part of a short side that is shown. thumbnails: half of the views are of the picture made
+    small before.
     """
 
     name: str
     open: Sequence[Callable[[], Image.Image]]
+    digest: str
     views: int
     least: float
     thumbnails: bool = False
@@ -79,9 +81,9 @@ def seen_views(
 
     others: what its views are mixed with. key: names what `look` depends on.
     """
-    drawn = [pictures.name, len(pictures.open), pictures.views, pictures.least, pictures.thumbnails]
-    mixed = [[each.name, len(each.open)] for each in others]
-    parts = [1, drawn, mixed, teacher.digest, size_px, seed, key]
+    drawn = [pictures.name, pictures.digest, pictures.views, pictures.least, pictures.thumbnails]
+    mixed = [[each.name, each.digest] for each in others]
+    parts = [2, drawn, mixed, teacher.digest, size_px, seed, key]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     paths = {part: folder / f"{pictures.name}-{digest}-{part}.npy" for part in ("maps", "stages", "vectors")}
     if not all(path.exists() for path in paths.values()):
@@ -147,7 +149,6 @@ def _view(
         image = thumbnail(image) if small else image
         if len(pictures.open) <= _KEPT_OPEN:
             opened[key] = image
-    # Parts of small area are as likely as those of large.
     side, ratio = min(image.size) * rng.uniform(pictures.least, 1.0), rng.uniform(0.85, 1.18)
     width, height = min(image.width, side * ratio**0.5), min(image.height, side / ratio**0.5)
     x, y = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
