@@ -76,13 +76,12 @@ class BertConfig(ConfigTable):
 class AlignedTextConfig(ConfigTable):
     """encoder: folder (or `package:NAME/FOLDER`) of a BERT sentence encoder with mean pooling: config.json,
     model.safetensors, tokenizer.json. centre: which texts' mean vector is subtracted. layers: which are kept, all when
-    empty. hidden: so many units of each layer's MLP are kept, those with the largest product of the
-    norms of their ingoing and outgoing weights. table_rank: as of
-    BertConfig. A tower that has only a part of its encoder is to be trained before it says anything of use.
-    vocabulary: a text file, only tokens that its lines need are kept, and those of single characters; or "ascii", for
-    the tokens of ASCII characters. table: how an
-    exported artifact keeps the token embeddings; int8 has a scale for each token. matrices: the same of the layers,
-    where it is not as the model's `storage`; int8 has a scale for each output.
+    empty. hidden: so many units of each layer's MLP are kept, those with the largest product of the norms of their
+    ingoing and outgoing weights. table_rank: as of BertConfig. A tower that has only a part of its encoder is to be
+    trained before it says anything of use. vocabulary: a text file, only tokens that its lines need are kept, and those
+    of single characters; or "ascii", for the tokens of ASCII characters. table: how an exported artifact keeps the
+    token embeddings; int8 has a scale for each token. matrices: the same of the layers, where it is not as the model's
+    `storage`; int8 has a scale for each output.
     """
 
     encoder: str

@@ -29,22 +29,19 @@ from model_store.artifact import Artifact
 from model_store.errors import ClipworksError
 from model_store.manifest import Precision, SpaceProof, TowerName
 from model_store.store import Store
-from training.aligned_config import AlignedConfig
+from training.bases import stored_tokenizer
 from training.checkpoint import load_model
 from training.config import MixedData
-from training.encoder import encoder_of
+from training.encoder import TorchEncoder
 from training.exporting.derive import DerivationSource, export_derivation
 from training.exporting.export import ExportSource, export_model, source_of_checkpoint
-from training.exporting.storage import as_stored
+from training.methods.parts.image_student import NEAREST, PROOF_FOUND, PROOF_SHARE
 from training.models.aligned import AlignedDualEncoder
 from training.publication import WeightsStatement
 from training.shipped.everyday.pictures import read_photographs, read_shop
 from training.shipped.everyday_tiny.__main__ import HELD_PHOTOGRAPHS
 
 F32 = NDArray[np.float32]
-SHARE, FOUND, NEAREST = 0.9, 0.9, 10
-"""A tower keeps the space while captions find nine tenths of what they find with the teacher's own tower, and nine
-tenths of the pictures' vectors have the teacher's of the same picture among the ten nearest, and back."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ def proofs_of(student: PairOfVectors, teacher: PairOfVectors, pictures: Captione
             n=int(asked.sum()),
             metric="R@10",
             value=round(_found(pair, pictures), 4),
-            at_least=round(SHARE * own, 4),
+            at_least=round(PROOF_SHARE * own, 4),
             base_value=round(own, 4),
         )
         for tower, pair in mixed.items()
@@ -119,7 +116,7 @@ def proofs_of(student: PairOfVectors, teacher: PairOfVectors, pictures: Captione
         n=len(shown),
         metric=f"picture R@{pictures.nearest}",
         value=round(across, 4),
-        at_least=FOUND,
+        at_least=PROOF_FOUND,
         base_value=1.0,
     )
     return [*proofs, across_proof]
@@ -176,16 +173,11 @@ def publish(
         graph is not the model.
     """
     loaded = load_model(run)
-    if not isinstance(loaded.model, AlignedDualEncoder) or not isinstance(loaded.info.config.model, AlignedConfig):
+    if not isinstance(loaded.model, AlignedDualEncoder):
         raise ValueError(f"{run} is no aligned model")
     if loaded.info.distillation is None:
         raise ValueError(f"{run} was not taught")
     teacher = store.open(loaded.info.distillation.teacher)
-    rounded, _ = as_stored(loaded.model, loaded.info.config.model)
-    student, its = encoder_of(dataclasses.replace(loaded, model=rounded), name=name), open_artifact(teacher)
-    proofs = [proof for each in pictures for proof in proofs_of(_vectors(student, each), _vectors(its, each), each)]
-    for proof in proofs:
-        say(f"{proof.statement}: {proof.metric} {proof.value}, to hold {proof.at_least}")
     source = source_of_checkpoint(
         loaded,
         licence=statement.licence,
@@ -194,8 +186,20 @@ def publish(
         report=report,
         dense="none",
     )
-    own = loaded.info.text_spec == teacher.text_spec and loaded.tokenizer.spec == teacher.text_spec
-    if own and all(holds(proof) for proof in proofs):
+    student = TorchEncoder(  # rounded as it will be stored
+        source.image,
+        source.text,
+        image_spec=source.image_spec,
+        tokenizer=loaded.tokenizer,
+        name=name,
+        fingerprint=loaded.info.weights_sha256,
+    )
+    its = open_artifact(teacher)
+    proofs = [proof for each in pictures for proof in proofs_of(_vectors(student, each), _vectors(its, each), each)]
+    for proof in proofs:
+        say(f"{proof.statement}: {proof.metric} {proof.value}, to hold {proof.at_least}")
+    same_tokens = (loaded.info.text_spec, loaded.tokenizer_bytes) == stored_tokenizer(teacher)
+    if same_tokens and all(holds(proof) for proof in proofs):
         derived = as_derivation(source, teacher, proofs)
         return export_derivation(derived, name=name, store=store, precisions=precisions, notice=statement.notice)
     say("a space of its own")
