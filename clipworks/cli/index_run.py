@@ -8,6 +8,7 @@ import json
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -94,10 +95,16 @@ async def index_entries(work: Work, entries: Sequence[PictureEntry], *, workers:
         ClientError: a request failed that was not about one picture. What was stored stays stored.
     """
     waiting = iter(entries)
+    # Which of two equal pictures is the first must not depend on which file is read faster.
+    turn = asyncio.Lock() if work.skip_duplicates else nullcontext()
 
     async def take() -> None:
-        while chunk := list(islice(waiting, batch)):
-            await _store_chunk(work, iter(chunk))
+        while True:
+            async with turn:
+                read = await asyncio.to_thread(_read, waiting, work, batch)
+            if read.count == 0:
+                return
+            await _store(work, read)
 
     tasks = [asyncio.create_task(take()) for _ in range(max(1, workers))]
     try:
@@ -116,17 +123,13 @@ def digest_of(metadata: Mapping[str, Any]) -> bytes:
     return hashlib.blake2b(json.dumps(lasting, sort_keys=True).encode("ascii"), digest_size=16).digest()
 
 
-async def _store_chunk(work: Work, chunk: Iterator[PictureEntry]) -> None:
-    while True:
-        read = await asyncio.to_thread(_read, chunk, work)
-        if read.count == 0:
-            return
-        work.report.add_read(read.hashes, unchanged=read.unchanged, failures=read.failures, copies=read.copies)
-        work.advance(read.unchanged + len(read.failures) + len(read.copies))
-        if work.later is not None:
-            work.later += read.later
-        if read.items:
-            await _upsert(work, read.items)
+async def _store(work: Work, read: _Read) -> None:
+    work.report.add_read(read.hashes, unchanged=read.unchanged, failures=read.failures, copies=read.copies)
+    work.advance(read.unchanged + len(read.failures) + len(read.copies))
+    if work.later is not None:
+        work.later += read.later
+    if read.items:
+        await _upsert(work, read.items)
 
 
 @dataclass
@@ -140,10 +143,10 @@ class _Read:
     count: int = 0
 
 
-def _read(chunk: Iterator[PictureEntry], work: Work) -> _Read:
-    """The next pictures of a chunk, as many as fit into a request; blocking."""
+def _read(waiting: Iterator[PictureEntry], work: Work, batch: int) -> _Read:
+    """The next pictures, as many as fit into a request; blocking. Asked from several threads."""
     read, size = _Read(), 0
-    for entry in chunk:
+    for entry in islice(waiting, batch):
         read.count += 1
         there = work.known.get(entry.id)
         if there and there.source not in (None, entry.source) and os.path.exists(name_of(there.source or "")):

@@ -154,6 +154,19 @@ def test_exact_duplicates_are_named_and_left_out_when_asked(told: Any, server_ur
     assert ids(server_url, "once") == ["a.png", "c.png", "copy.png"]
 
 
+def test_the_first_of_equal_pictures_is_stored_whichever_is_read_first(told: Any, server_url: str, tmp_path: Path) -> None:
+    pairs = [(f"{number:02}-a.png", f"{number:02}-b.png") for number in range(48)]
+    for number, (first, copy) in enumerate(pairs):
+        draw(tmp_path / "p" / first, f"rgb({number * 5},0,0)")
+        with (tmp_path / "p" / first).open("ab") as file:
+            file.write(bytes(2**20))  # read for long enough that others are read at the same time
+        shutil.copy(tmp_path / "p" / first, tmp_path / "p" / copy)
+    code, found = told(tmp_path / "p", "-c", "pairs", "--skip-duplicates", "--batch-size", "1", "--concurrency", "4")
+    assert (code, found["stored"]) == (0, 48)
+    assert found["duplicates"] == [{"id": copy, "of": first, "stored": False} for first, copy in pairs]
+    assert ids(server_url, "pairs") == [first for first, _ in pairs]
+
+
 def test_a_single_file_is_the_item_that_its_folder_gives(told: Any, server_url: str, tmp_path: Path) -> None:
     draw(tmp_path / "p" / "a.png", "red")
     draw(tmp_path / "p" / "b.png", "blue")
