@@ -36,7 +36,7 @@ STUDENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # overrides, a
     "vit": (('model.image.trunk="clipworks_vit_t"',), (NONE, "unified")),
     "half-text": (("model.text.layers=1",), (NONE, "unified")),
     "conv-long": (("optim.steps=3000",), (NONE, "unified")),
-    "vit-long": (('model.image.trunk="clipworks_vit_t"', "optim.steps=3000"), ("unified",)),
+    "vit-long": (('model.image.trunk="clipworks_vit_t"', "optim.steps=3000"), (NONE, "unified")),
 }
 ONCE = ("conv-long", "vit-long")  # with one seed
 WHOLE = "vit-long/unified"  # what TinyCLIP cuts

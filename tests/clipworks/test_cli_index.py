@@ -154,7 +154,9 @@ def test_exact_duplicates_are_named_and_left_out_when_asked(told: Any, server_ur
     assert ids(server_url, "once") == ["a.png", "c.png", "copy.png"]
 
 
-def test_the_first_of_equal_pictures_is_stored_whichever_is_read_first(told: Any, server_url: str, tmp_path: Path) -> None:
+def test_the_first_of_equal_pictures_is_stored_whichever_is_read_first(
+    told: Any, server_url: str, tmp_path: Path
+) -> None:
     pairs = [(f"{number:02}-a.png", f"{number:02}-b.png") for number in range(48)]
     for number, (first, copy) in enumerate(pairs):
         draw(tmp_path / "p" / first, f"rgb({number * 5},0,0)")

@@ -96,10 +96,12 @@ def small_clip(*, seed: int = 0) -> SourceModel:
     return _clip_of(config, merges=CLIP_MERGES, seed=seed, scale=43.5)
 
 
-def vit_b_32(*, seed: int = 0, quick_gelu: bool = False) -> SourceModel:
-    """The whole ViT-B-32 (151 M parameters) with random weights and CLIP's own vocabulary."""
+def vit_b_32(*, layers: int = 12, seed: int = 0, quick_gelu: bool = False) -> SourceModel:
+    """ViT-B-32 (151 M parameters if it is whole) with random weights, CLIP's own vocabulary, and so many layers."""
     config = open_clip.get_model_config("ViT-B-32-quickgelu" if quick_gelu else "ViT-B-32")
     assert config
+    for tower in ("vision_cfg", "text_cfg"):
+        config[tower]["layers"] = layers
     return _clip_of(config, merges=CLIP_MERGES, seed=seed, scale=100.0)
 
 
