@@ -12,7 +12,14 @@ if TYPE_CHECKING:
     __version__: str
     from clipworks.client import AsyncClient, AsyncCollection, Client, Collection, Item
     from clipworks.errors import ClientError
-    from clipworks.results import ClassifyResult, EmbedResult, LocalizeResult, SearchResult, UpsertResult
+    from clipworks.results import (
+        ClassifyResult,
+        EmbedResult,
+        LocalizeResult,
+        SearchResult,
+        TeachResult,
+        UpsertResult,
+    )
     from clipworks.retry import RetryPolicy
 
 __all__ = [
@@ -27,6 +34,7 @@ __all__ = [
     "LocalizeResult",
     "RetryPolicy",
     "SearchResult",
+    "TeachResult",
     "UpsertResult",
 ]
 
@@ -40,6 +48,7 @@ _HOMES = {
     "EmbedResult": "clipworks.results",
     "LocalizeResult": "clipworks.results",
     "SearchResult": "clipworks.results",
+    "TeachResult": "clipworks.results",
     "UpsertResult": "clipworks.results",
     "ClientError": "clipworks.errors",
     "RetryPolicy": "clipworks.retry",

@@ -15,7 +15,8 @@ from clipworks._collections_async import AsyncCollection
 from clipworks._exchange import Answer, Broken, Call, Pause, Request, Send, Steps
 from clipworks._progress import Progress, progress_bar
 from clipworks._setup import MIB, Setup, lower_case
-from clipworks.results import ClassifyResult, EmbedResult, LocalizeResult, Located
+from clipworks._teaching import ExampleSource, example_sources
+from clipworks.results import ClassifyResult, EmbedResult, LocalizeResult, Located, TeachResult
 from clipworks.retry import RetryPolicy
 from clipworks.schemas import (
     Activation,
@@ -25,6 +26,7 @@ from clipworks.schemas import (
     HeatmapFormat,
     Included,
     IndexKind,
+    KnownExample,
     LabelSetDetail,
     LabelSetInfo,
     ModelDetail,
@@ -36,6 +38,7 @@ from clipworks.schemas import (
 
 if TYPE_CHECKING:
     from clipworks._inputs import ImageSource
+    from clipworks._teaching import Examples
     from clipworks.results import Vectors
 
 T = TypeVar("T")
@@ -309,6 +312,49 @@ class AsyncClient:
         body = label_fields(labels, templates) | ({"model": model} if model else {})
         body |= unknown_fields(on_unknown)
         return await self._drive(self._setup.queries.put_label_set(name, body, wait=wait))
+
+    async def teach(
+        self,
+        name: str,
+        examples: Examples,
+        *,
+        labels: Labels | None = None,
+        templates: str | Sequence[str] | None = None,
+        model: str | None = None,
+        on_error: OnError = "item",
+        progress: bool = False,
+    ) -> TeachResult:
+        """See `Client.teach`."""
+        sources = example_sources(examples)
+        body = label_fields(list(examples) if labels is None else labels, templates) | (
+            {"model": model} if model else {}
+        )
+        await self._drive(self._setup.queries.begin_teaching(name, body | {"examples": []}))
+        return await self._taught(name, sources, on_error, progress)
+
+    async def add_examples(
+        self, name: str, examples: Examples, *, on_error: OnError = "item", progress: bool = False
+    ) -> TeachResult:
+        """See `Client.add_examples`."""
+        return await self._taught(name, example_sources(examples), on_error, progress)
+
+    async def remove_examples(
+        self, name: str, *, ids: Iterable[str] = (), labels: Iterable[str] = ()
+    ) -> LabelSetDetail:
+        """See `Client.remove_examples`."""
+        for key, given in (("ids", list(ids)), ("labels", list(labels))):
+            if given:
+                await self._drive(self._setup.queries.remove_examples(name, {key: given}))
+        return await self._drive(self._setup.queries.taught(name))
+
+    async def examples(self, name: str) -> list[KnownExample]:
+        """See `Client.examples`."""
+        return await self._drive(self._setup.queries.examples(name))
+
+    async def _taught(self, name: str, sources: list[ExampleSource], on_error: OnError, progress: bool) -> TeachResult:
+        parts = await self._run(self._setup.teaching.add(name, sources, on_error=on_error), progress)
+        found = await self._drive(self._setup.queries.taught(name))
+        return TeachResult(label_set=found, ids=parts.ids, errors=parts.errors)
 
     async def delete_label_set(self, name: str) -> None:
         await self._drive(self._setup.queries.delete_label_set(name))

@@ -69,7 +69,7 @@ class ItemSource:
         if item.vector is not None:
             body["vector"] = _vector_text(item.vector, self.index)
             return Entry(body, None, size + len(body["vector"]))
-        content, file = _content({"text": item.text, "image": item.image}, self.index)
+        content, file = content_of({"text": item.text, "image": item.image}, self.index)
         return Entry(body | content, file, size + len(file or b""))
 
 
@@ -100,7 +100,7 @@ class QuerySource:
             return body, None
         if "vector" in asked:
             return {"vector": _vector_text(asked["vector"], self.index)}, None
-        return _content(asked, self.index)
+        return content_of(asked, self.index)
 
 
 def item_sources(items: Iterable[Item | Mapping[str, Any]]) -> list[ItemSource]:
@@ -215,7 +215,7 @@ def _check_query(query: Any, where: str, *, in_combine: bool = False) -> None:
         raise ValueError(f"{where}: expected exactly one of {allowed}; got {', '.join(sorted(keys)) or 'nothing'}")
 
 
-def _content(given: Mapping[str, Any], index: int) -> tuple[dict[str, Any], bytes | None]:
+def content_of(given: Mapping[str, Any], index: int) -> tuple[dict[str, Any], bytes | None]:
     """The JSON of a text or an address, or the bytes of a picture."""
     is_text = given.get("text") is not None
     loaded = InputSource(index, given["text"] if is_text else given["image"], is_text).load()

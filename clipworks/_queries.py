@@ -14,7 +14,9 @@ from clipworks._exchange import Pause, Request, Steps, api_error, check, exchang
 from clipworks._json import json_bytes
 from clipworks.retry import RetryPolicy
 from clipworks.schemas import (
+    ExampleList,
     Health,
+    KnownExample,
     LabelSetDetail,
     LabelSetInfo,
     LabelSetList,
@@ -55,6 +57,31 @@ class Queries:
 
     def label_set(self, name: str) -> Steps[LabelSetDetail]:
         return (yield from self._get(f"/label-sets/{_name(name)}", LabelSetDetail))
+
+    def begin_teaching(self, name: str, body: dict[str, Any]) -> Steps[None]:
+        """Store the labels of a set that examples will come for."""
+        yield from self._json("PUT", f"/label-sets/{_name(name)}", body)
+
+    def taught(self, name: str) -> Steps[LabelSetDetail]:
+        """The set when its examples are fitted. Raises ServerFault: they were not, with its reason."""
+        while True:
+            found = yield from self.label_set(name)
+            if found.failed is not None:
+                raise errors.ServerFault(f"label set {name}: {found.failed}", status=500, code="label_set_failed")
+            if found.ready:
+                return found
+            yield Pause(_POLL_S)
+
+    def examples(self, name: str) -> Steps[list[KnownExample]]:
+        return (yield from self._get(f"/label-sets/{_name(name)}/examples", ExampleList)).data
+
+    def remove_examples(self, name: str, body: dict[str, Any]) -> Steps[None]:
+        yield from self._json("DELETE", f"/label-sets/{_name(name)}/examples", body)
+
+    def _json(self, method: str, path: str, body: dict[str, Any]) -> Steps[None]:
+        headers = {"Content-Type": "application/json"}
+        request = Request(method=method, path=path, content=json_bytes(body), headers=headers)
+        check((yield from exchange(request, self._policy, self._chance)))
 
     def delete_label_set(self, name: str) -> Steps[None]:
         yield from self._do("DELETE", f"/label-sets/{_name(name)}")

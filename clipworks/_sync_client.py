@@ -12,7 +12,8 @@ from clipworks._calls import Labels, label_fields, unknown_fields
 from clipworks._collections_sync import Collection
 from clipworks._setup import MIB, Setup
 from clipworks._sync_carrier import Carrier
-from clipworks.results import ClassifyResult, EmbedResult, LocalizeResult, Located
+from clipworks._teaching import ExampleSource, example_sources
+from clipworks.results import ClassifyResult, EmbedResult, LocalizeResult, Located, TeachResult
 from clipworks.retry import RetryPolicy
 from clipworks.schemas import (
     Activation,
@@ -22,6 +23,7 @@ from clipworks.schemas import (
     HeatmapFormat,
     Included,
     IndexKind,
+    KnownExample,
     LabelSetDetail,
     LabelSetInfo,
     ModelDetail,
@@ -33,6 +35,7 @@ from clipworks.schemas import (
 
 if TYPE_CHECKING:
     from clipworks._inputs import ImageSource
+    from clipworks._teaching import Examples
     from clipworks.results import Vectors
 
 
@@ -331,6 +334,59 @@ class Client:
         body = label_fields(labels, templates) | ({"model": model} if model else {})
         body |= unknown_fields(on_unknown)
         return self._drive(self._setup.queries.put_label_set(name, body, wait=wait))
+
+    def teach(
+        self,
+        name: str,
+        examples: Examples,
+        *,
+        labels: Labels | None = None,
+        templates: str | Sequence[str] | None = None,
+        model: str | None = None,
+        on_error: OnError = "item",
+        progress: bool = False,
+    ) -> TeachResult:
+        """Teach a label set with pictures by label, replacing what `name` held; returns when they are fitted.
+
+        examples: label -> pictures (paths, bytes, arrays or Pillow images), or {"item": {"collection": ..., "id": ...}}
+            for an image that a collection holds.
+        labels: their texts, as for `put_label_set`; default: the names in `examples`. Labels without examples are
+            judged by their texts alone.
+        on_error: "item": a picture that cannot be read is in `errors`, and the others are taken.
+
+        What was taught before an error or an interruption stays taught: the set is stored with every request.
+
+        Raises:
+            ServerFault: nothing could be fitted, with the reason.
+        """
+        sources = example_sources(examples)
+        body = label_fields(list(examples) if labels is None else labels, templates) | (
+            {"model": model} if model else {}
+        )
+        self._drive(self._setup.queries.begin_teaching(name, body | {"examples": []}))
+        return self._taught(name, sources, on_error, progress)
+
+    def add_examples(
+        self, name: str, examples: Examples, *, on_error: OnError = "item", progress: bool = False
+    ) -> TeachResult:
+        """As `teach`, in addition to what the label set was taught with."""
+        return self._taught(name, example_sources(examples), on_error, progress)
+
+    def remove_examples(self, name: str, *, ids: Iterable[str] = (), labels: Iterable[str] = ()) -> LabelSetDetail:
+        """Take examples away, by their ids or all of some labels; returns when the others are fitted."""
+        for key, given in (("ids", list(ids)), ("labels", list(labels))):
+            if given:
+                self._drive(self._setup.queries.remove_examples(name, {key: given}))
+        return self._drive(self._setup.queries.taught(name))
+
+    def examples(self, name: str) -> list[KnownExample]:
+        """Every example of a label set, and what it is taken for when it is left out."""
+        return self._drive(self._setup.queries.examples(name))
+
+    def _taught(self, name: str, sources: list[ExampleSource], on_error: OnError, progress: bool) -> TeachResult:
+        parts = self._run(self._setup.teaching.add(name, sources, on_error=on_error), progress)
+        found = self._drive(self._setup.queries.taught(name))
+        return TeachResult(label_set=found, ids=parts.ids, errors=parts.errors)
 
     def delete_label_set(self, name: str) -> None:
         self._drive(self._setup.queries.delete_label_set(name))

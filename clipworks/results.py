@@ -8,10 +8,11 @@ from __future__ import annotations
 import base64
 import sys
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from clipworks.schemas import EncoderFingerprint, Prediction
+from clipworks.schemas import EncoderFingerprint, LabelSetDetail, Prediction
 
 if TYPE_CHECKING:
     import numpy as np
@@ -146,6 +147,15 @@ class UpsertResult:
     ids: list[str]
     errors: dict[int, ClientError]
     warnings: list[str] = field(default_factory=list[str])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachResult:
+    """What the label set says of itself now; ids of the examples by (label, place), and why others are not in it."""
+
+    label_set: LabelSetDetail
+    ids: Mapping[tuple[str, int], str]
+    errors: Mapping[tuple[str, int], ClientError]
 
 
 @dataclass(frozen=True, kw_only=True)

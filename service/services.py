@@ -237,6 +237,7 @@ def build_services(settings: Settings, *, telemetry: Telemetry, with_collections
                 chars_setting="CLIPWORKS_MAX_LABEL_SET_CHARS",
             ),
             max_sets=settings.max_label_sets,
+            max_examples=settings.max_examples,
         ),
         collections=_collections(settings, registry, pool) if with_collections else None,
     )
@@ -336,6 +337,7 @@ def _ingress_limits(settings: Settings, labels: ListLimit, parsing: ParsingTurns
         lists={
             "inputs": inputs,
             "queries": inputs,
+            "examples": inputs,
             "input": ListLimit(settings.max_v1_inputs, "CLIPWORKS_MAX_V1_INPUTS"),
             "labels": labels,
             "templates": labels,

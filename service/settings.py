@@ -172,6 +172,7 @@ class Settings(BaseSettings):
         20_000_000, ge=1, description="characters of all labels x templates of a stored label set (413)"
     )
     max_label_sets: int = Field(1000, ge=1, description="stored label sets (413)")
+    max_examples: int = Field(10_000, ge=1, description="examples of one label set (413)")
     max_collections: int = Field(1000, ge=1, description="collections of the data folder (413)")
     max_offset: int = Field(10_000, ge=1, description="largest offset + top_k of a search, and largest page of items")
     class_cache: int = Field(256, ge=1, description="class matrices of inline labels that are remembered")

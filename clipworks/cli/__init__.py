@@ -25,6 +25,7 @@ from clipworks.cli import (
     models,
     search,
     serve,
+    teach,
     train,
 )
 from clipworks.cli import eval as evaluation
@@ -71,6 +72,7 @@ app.add_typer(models.app, name="models")
 app.command("embed")(embed.embed)
 app.command("classify")(classify.classify)
 app.add_typer(label_sets.app, name="label-sets")
+app.command("teach")(teach.teach)
 app.command("localize")(localize.localize)
 app.command("index")(index.index)
 app.command("search")(search.search)

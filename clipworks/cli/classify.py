@@ -34,6 +34,7 @@ def classify(
     url: connect.Url = None,
     api_key: connect.ApiKey = None,
     store: connect.StoreFolder = None,
+    data: connect.DataFolder = None,
     timeout_s: connect.RequestTimeoutS = None,
     as_json: connect.AsJson = False,
 ) -> None:
@@ -46,8 +47,14 @@ def classify(
     names = [text_of(each) for each in files.paths]
 
     async def run() -> ClassifyResult:
-        async with connect.vectors_client(
-            url=url, api_key=api_key, model=model, store=store, timeout_s=timeout_s
+        async with connect.label_sets_client(
+            url=url,
+            api_key=api_key,
+            model=model,
+            store=store,
+            data=data,
+            timeout_s=timeout_s,
+            is_stored=label_set is not None,
         ) as client:
             return await client.classify(
                 files.paths,

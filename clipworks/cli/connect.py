@@ -77,6 +77,35 @@ async def vectors_client(
 
 
 @asynccontextmanager
+async def label_sets_client(
+    *,
+    url: str | None,
+    api_key: str | None,
+    model: str | None,
+    store: Path | None,
+    data: Path | None,
+    timeout_s: float | None,
+    is_stored: bool,
+) -> AsyncGenerator[AsyncClient]:
+    """As `vectors_client`; with `is_stored` the label sets of the data folder are there too, if there is one.
+
+    Raises:
+        UsageError: as `collections_client`, or a data folder for a request that uses none.
+    """
+    if data is not None and (not is_stored or url):
+        raise UsageError("--data is where stored label sets are: it goes with --label-set, and not with --url")
+    if url is None and is_stored and has_collections(data_folder(data), must_be=data is not None):
+        limit_s = timeout_s or _IN_PROCESS_S
+        async with collections_client(
+            url=url, api_key=api_key, model=model, store=store, data=data, timeout_s=limit_s
+        ) as client:
+            yield client
+        return
+    async with vectors_client(url=url, api_key=api_key, model=model, store=store, timeout_s=timeout_s) as client:
+        yield client
+
+
+@asynccontextmanager
 async def collections_client(
     *,
     url: str | None,

@@ -12,6 +12,7 @@ import typer
 from clipworks.cli import connect, output
 from clipworks.cli.failures import UsageError
 from clipworks.cli.label_options import Labels, Templates, labels_of, templates_of
+from clipworks.cli.teach import print_report
 from clipworks.client import AsyncClient
 from clipworks.schemas import LabelSetInfo
 
@@ -94,10 +95,13 @@ def show(
         ("model", found.model),
         ("state", _state(found)),
         ("texts", f"{found.encoded} of {found.texts} encoded"),
+        ("examples", f"{found.examples} (version {found.version})" if found.version else ""),
         ("templates", " | ".join(found.templates)),
         ("labels", ", ".join(found.label_names)),
     ]
     output.print_facts([(fact, value) for fact, value in facts if value])
+    if found.per_label:
+        print_report(found)
 
 
 @app.command()
@@ -122,6 +126,8 @@ def _state(info: LabelSetInfo) -> str:
         return f"failed: {info.failed}"
     if info.built_in:
         return "class head"
+    if info.status == "fitting":
+        return "fitting"
     return "ready" if info.ready else f"{info.encoded} of {info.texts} encoded"
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from clipworks.wire.common import (
     MAX_WHOLE,
+    ByContent,
     EncoderFingerprint,
+    ImageInput,
     ImageOnly,
+    ImageUrlInput,
     ItemError,
     ModelName,
     OnError,
@@ -59,6 +63,74 @@ LabelsOrNone = Annotated[
     BeforeValidator(_labels_of_mapping, json_schema_input_type=LabelList | None | _LabelMapping),
     Field(description=_LABELS),
 ]
+_EXAMPLES = (
+    "pictures by label: {label: [picture, ...]}, or a list of pictures that each have a label; a picture is an image, "
+    "or an item of a collection"
+)
+
+
+class ItemReference(Wire):
+    collection: str = Field(min_length=1, max_length=128)
+    id: str
+
+
+class ExampleImage(ImageInput):
+    label: str
+
+
+class ExampleImageUrl(ImageUrlInput):
+    label: str
+
+
+class ExampleItem(Wire):
+    """An image that a collection holds: its vector is taken as it is."""
+
+    label: str
+    item: ItemReference
+
+
+_EXAMPLE_FIELDS: Mapping[str, type[Wire]] = {"image": ExampleImage, "image_url": ExampleImageUrl, "item": ExampleItem}
+Example = Annotated[ExampleImage | ExampleImageUrl | ExampleItem, ByContent(_EXAMPLE_FIELDS)]
+_ExampleList = Annotated[list[Example], Field(min_length=1, fail_fast=True)]
+_Picture = ImageInput | ImageUrlInput
+
+
+class _ItemPicture(Wire):
+    item: ItemReference
+
+
+_ExampleMapping = Annotated[dict[_LabelName, list[_Picture | _ItemPicture]], Field(min_length=1)]
+
+
+def _examples_of_mapping(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    by_label = cast(dict[Any, Any], value)
+    if any(not isinstance(each, list) for each in by_label.values()):
+        raise ValueError("expected a list of pictures for each label")
+    return [
+        {**cast(dict[Any, Any], picture), "label": label} if isinstance(picture, dict) else picture
+        for label, pictures in by_label.items()
+        for picture in pictures
+    ]
+
+
+Examples = Annotated[
+    _ExampleList,
+    BeforeValidator(_examples_of_mapping, json_schema_input_type=_ExampleList | _ExampleMapping),
+    Field(description=_EXAMPLES),
+]
+_AnyExamples = Annotated[list[Example], Field(fail_fast=True)]
+ExamplesOrNone = Annotated[
+    _AnyExamples | None,
+    BeforeValidator(_examples_of_mapping, json_schema_input_type=_AnyExamples | None | _ExampleMapping),
+    Field(description=f"{_EXAMPLES}; none yet: they will come with POST /label-sets/{{name}}/examples"),
+]
+OnExampleError = Annotated[
+    OnError,
+    Field(description="item: an example that cannot be read is named in the answer, and the others are taken"),
+]
+LabelSetStatus = Literal["ready", "encoding", "fitting", "failed"]
 Template = Annotated[str, StringConstraints(pattern=r"^[^{}]*\{\}[^{}]*$")]
 Templates = NamedTemplates | Annotated[list[Template], Field(min_length=1, fail_fast=True)]
 
@@ -111,10 +183,20 @@ class ClassifyResponse(Wire):
 
 
 class LabelSetRequest(Wire):
+    """Labels as texts, pictures that show them, or both."""
+
     model: ModelName | None = None
-    labels: Labels
+    labels: LabelsOrNone = None
     templates: Templates | None = None
+    examples: ExamplesOrNone = None
     on_unknown: OnUnknownField = "warn"
+    on_error: OnExampleError = "item"
+
+    @model_validator(mode="after")
+    def _labels_or_examples(self) -> LabelSetRequest:
+        if self.labels is None and not self.examples:
+            raise ValueError("give labels, examples, or both")
+        return self
 
 
 class LabelSetInfo(Wire):
@@ -124,14 +206,94 @@ class LabelSetInfo(Wire):
     texts: int
     encoded: int = Field(description="texts encoded so far; ready when equal to `texts`")
     ready: bool
+    status: LabelSetStatus = Field(
+        default="ready", description="encoding: its texts; fitting: its examples; failed: see `failed`"
+    )
     failed: str | None = None
+    examples: int = Field(default=0, description="pictures that it was taught with")
+    version: int | None = Field(default=None, description="of a taught set: grows with every change of its examples")
     warnings: Warnings = []
     built_in: bool = Field(default=False, description="a class head of `model`: it cannot be replaced or deleted")
+
+
+class LeaveOneOut(Wire):
+    """Each example judged by a head that was fitted to the others, beside zero-shot on the same pictures."""
+
+    tested: int = Field(description="examples whose label has another one")
+    accuracy: float
+    interval: tuple[float, float] = Field(description="of accuracy: 95 %, Wilson")
+    zero_shot: float | None = Field(description="accuracy of the labels' texts alone; null without a text encoder")
+    zero_shot_interval: tuple[float, float] | None = None
+
+
+class TaughtLabel(Wire):
+    label: str
+    examples: int
+    tested: int
+    accuracy: float | None = Field(description="leave-one-out; null where no example could be left out")
+    zero_shot: float | None
+
+
+class ConfusedLabels(Wire):
+    """So many examples of `label` were taken for `taken_for` when they were left out."""
+
+    label: str
+    taken_for: str
+    count: int
 
 
 class LabelSetDetail(LabelSetInfo):
     label_names: list[str]
     templates: list[str]
+    leave_one_out: LeaveOneOut | None = None
+    mix: float | None = Field(
+        default=None, description="weight of the fitted logits beside those of the texts; 0: the texts alone"
+    )
+    per_label: list[TaughtLabel] | None = None
+    confused: list[ConfusedLabels] | None = None
+
+
+class AddExamplesRequest(Wire):
+    examples: Examples
+    on_error: OnExampleError = "item"
+
+
+class StoredExample(Wire):
+    index: int
+    label: str
+    id: str
+
+
+class TaughtLabelSet(LabelSetInfo):
+    """What became of each example, in the order in which they were given."""
+
+    data: list[StoredExample | ItemError]
+
+
+class RemoveExamplesRequest(Wire):
+    """Examples by their ids, or all of these labels."""
+
+    ids: list[str] | None = Field(default=None, min_length=1, fail_fast=True)
+    labels: list[str] | None = Field(default=None, min_length=1, fail_fast=True)
+
+    @model_validator(mode="after")
+    def _ids_or_labels(self) -> RemoveExamplesRequest:
+        if (self.ids is None) == (self.labels is None):
+            raise ValueError("give either ids or labels")
+        return self
+
+
+class KnownExample(Wire):
+    """id: of the picture's content, or collection/id of an item. predicted: what it is taken for when it is left out;
+    null where it was not."""
+
+    id: str
+    label: str
+    predicted: str | None
+
+
+class ExampleList(Wire):
+    data: list[KnownExample]
 
 
 class LabelSetList(Wire):

@@ -42,6 +42,7 @@ from service.retrieval.errors import (
     InvalidFilter,
     InvalidItem,
     InvalidQuery,
+    ItemNotFound,
     RetrievalError,
     ScanNeeded,
 )
@@ -317,6 +318,25 @@ class Collections:
             budget=budget,
             stage="store",
         )
+
+    async def image_vectors(
+        self, name: str, ids: Sequence[str], model: RunningModel, *, budget: Budget
+    ) -> list[Any | ClipworksError]:
+        """Unit vectors float32 [D] of items, or ItemNotFound; of what else the items are the collection knows nothing.
+
+        Raises:
+            CollectionNotFound, ServiceNotReady, DeadlinePassed
+            SpaceMismatch: the collection does not hold images as the model's own image encoder makes them.
+        """
+        collection = await self.get(name, budget=budget)
+        spec, of = collection.spec, f"model {model.reference}"
+        spec.require_space(model.space, of=of)
+        spec.require_fingerprint("image", str(model.fingerprint.image), of=of)
+        found: list[Any] = await self._threads.run(
+            "read", lambda _: collection.vector_of(ids), budget=budget, stage="store"
+        )
+        missing = ItemNotFound(f"collection {name} has no item with this id")
+        return [missing if vector is None else vector for vector in found]
 
     async def page(
         self,

@@ -30,14 +30,23 @@ def distinct_labels(labels: Sequence[Label]) -> list[Label]:
 def _checked(label: Label, index: int) -> str:
     """The name without the space around it."""
     place = f"labels[{index}]"
-    given = label if isinstance(label, str) else label.name
+    name = checked_name(label if isinstance(label, str) else label.name, place)
+    if isinstance(label, LabelPrompts) and not all(prompt.strip() for prompt in label.prompts):
+        raise _refused(f"{place}: a prompt needs a character that is not a space", place)
+    return name
+
+
+def checked_name(given: str, place: str) -> str:
+    """The name of a label without the space around it; `place` is where it stands in the request.
+
+    Raises:
+        Refusal: 422, it has no character to read, or several lines.
+    """
     name = given.strip()
     if not name:
         raise _refused(f"{place}: a label needs a character that is not a space", place)
     if "\n" in name or "\r" in name:
         raise _refused(f"{place}: a label of several lines; give each line as a label of its own", place)
-    if isinstance(label, LabelPrompts) and not all(prompt.strip() for prompt in label.prompts):
-        raise _refused(f"{place}: a prompt needs a character that is not a space", place)
     return name
 
 

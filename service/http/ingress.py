@@ -37,7 +37,7 @@ _INLINE_BYTES = 2**16
 _INLINE_VALUES = 2**11
 _INLINE_FORM_BYTES = 2**18
 _INLINE_PARTS = 8
-_CONTENT = frozenset({"text", "image", "image_url", "vector"})
+_CONTENT = frozenset({"text", "image", "image_url", "vector", "item"})
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,12 @@ async def read_request(
     options: Options,
     inputs: str = "inputs",
     place: Place = "append",
+    key: str = "id",
 ) -> Received[Body]:
     """Read and validate a request to a route that takes images; `options` may also come as fields or in the query.
 
     place: files stand behind the inputs of the body ("append"), or each in the next object of `inputs` that has no
-    content of its own; the option `id` then stands for objects that have nothing but an id ("fill").
+    content of its own; the option `key` then stands for objects that have nothing but this field ("fill").
 
     Raises:
         Refusal: 400, 408, 413, 415 or 422; see docs/http.md.
@@ -98,8 +99,9 @@ async def read_request(
         if repeated:
             message = f"{repeated[0]} is given in the query and in the body"
             raise Refusal(422, "invalid_field", message, param=repeated[0])
-        put = _with_files if place == "append" else _with_files_in_objects
-        return put({**fields, **query}, files, model, limits, inputs)
+        if place == "append":
+            return _with_files({**fields, **query}, files, model, limits, inputs)
+        return _with_files_in_objects({**fields, **query}, files, model, limits, inputs, key)
 
     return await _parse(request, read, texts, limits, budget)
 
@@ -219,14 +221,16 @@ def _with_files(
 
 
 def _with_files_in_objects(
-    fields: dict[str, Any], files: tuple[bytes, ...], model: type[Body], limits: IngressLimits, inputs: str
+    fields: dict[str, Any], files: tuple[bytes, ...], model: type[Body], limits: IngressLimits, inputs: str, key: str
 ) -> Received[Body]:
     """As `_with_files`, but each file belongs to an object of `inputs`, which says what else is known about it."""
     fields = dict(fields)
-    ids = fields.pop("id", None)
-    if ids is not None and inputs in fields:
-        raise Refusal(422, "invalid_field", f"give either {inputs} or id", param="id")
-    given: Any = [{"id": each} for each in ids] if ids is not None else fields.get(inputs, [])
+    keys = fields.pop(key, None)
+    if keys is not None and inputs in fields:
+        raise Refusal(422, "invalid_field", f"give either {inputs} or {key}", param=key)
+    if keys is None and inputs not in fields and not files:
+        return Received(validate(fields, model, limits))
+    given: Any = [{key: each} for each in keys] if keys is not None else fields.get(inputs, [])
     if not isinstance(given, list):
         return Received(validate(fields, model, limits))
     _check_counts({inputs: given}, limits)
@@ -237,7 +241,7 @@ def _with_files_in_objects(
         if isinstance(each, dict) and not _CONTENT & cast(dict[str, Any], each).keys()
     ]
     if len(places) != len(files):
-        message = f"{inputs}: {len(places)} of them wait for an image, {len(files)} images came; give each its id"
+        message = f"{inputs}: {len(places)} of them wait for an image, {len(files)} images came; give each its {key}"
         raise Refusal(422, "invalid_field", message, param=inputs)
     filled = dict(zip(places, files, strict=True))
     fields[inputs] = [{**each, "image": ""} if index in filled else each for index, each in enumerate(objects)]

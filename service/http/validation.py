@@ -18,6 +18,8 @@ _FORMS: Mapping[str, str] = MappingProxyType(
     {
         "inputs": 'an input is {"image": base64}, or, where texts are taken, a string or {"text": string}',
         "items": 'an item is {"id": string} with one of "text", "image", "image_url", "vector", and maybe "metadata"',
+        "examples": 'examples are {label: [picture, ...]} or a list of {"label": string} with one of "image", '
+        '"image_url", "item": {"collection", "id"}',
         "queries": 'a query is a string or has one of "text", "image", "image_url", "id", "vector", "combine"',
         "input": 'input is a string, a list of strings, or a list of {"text": string} and {"image": base64}',
         "labels": 'labels are a list of strings that are not empty and {"name": string, "prompts": [string, ...]}, '

@@ -18,6 +18,7 @@ from service.routes.direct import DirectRoute
 from service.routes.labelled import LabelledAnswer, LabelledRequest, answer, label_vectors, read_asked, warnings_of
 from service.tasks import pipeline
 from service.tasks.scoring import ClassMatrix, Scored, presence_for
+from service.teaching.head import LEAST_FOR_SIGMOID, TaughtHead
 
 OPTIONS: Options = {
     "model": "text",
@@ -58,6 +59,9 @@ async def _score(asked: LabelledRequest[ClassifyRequest]) -> LabelledAnswer[list
         _check_classes(asked, len(classes.names))
         if presence is None:
             _refuse_unknown_scale(asked)
+    elif isinstance(classes, TaughtHead):
+        _check_amount(asked, len(classes.names))
+        _refuse_uncalibrated(asked, classes)
     else:
         _check_amount(asked, len(classes.spec.labels))
     if presence is not None and isinstance(classes, ClassMatrix):
@@ -110,6 +114,16 @@ def _refuse_unknown_scale(asked: LabelledRequest[ClassifyRequest]) -> None:
         message = (
             f"{manifest.name} has no logit scale ({manifest.scale_source}), so it has no {activation} scores: "
             'leave activation out, or ask for "none"'
+        )
+        raise Refusal(422, "scale_unknown", message, param="activation")
+
+
+def _refuse_uncalibrated(asked: LabelledRequest[ClassifyRequest], classes: TaughtHead) -> None:
+    """Raises Refusal (422): sigmoid of a set that was taught with too few examples to know what a logit is worth."""
+    if asked.body.activation == "sigmoid" and classes.sigmoid is None:
+        message = (
+            f"label set {asked.body.label_set} was taught with too few examples for sigmoid scores: it takes "
+            f"{LEAST_FOR_SIGMOID} whose label has another one; ask for softmax, or add examples"
         )
         raise Refusal(422, "scale_unknown", message, param="activation")
 

@@ -19,6 +19,7 @@ from service.services import Services, services_of
 from service.tasks.pipeline import FailedItem, ImageItem, Input
 from service.tasks.scoring import ClassMatrix
 from service.tasks.zero_shot import unknown_labels
+from service.teaching.head import TaughtHead
 from service.timing import Budget
 
 _I = TypeVar("_I", bound=Input)
@@ -63,7 +64,7 @@ async def classes_of(
     body: Labelled,
     templates: Templates | None,
     budget: Budget,
-) -> ClassMatrix | OpenedHead:
+) -> ClassMatrix | OpenedHead | TaughtHead:
     """The classes of a request: its label set, or its labels in `templates`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""/label-sets: labels and templates stored by name and encoded once."""
+"""/label-sets: labels and templates stored by name and encoded once, and taught by example."""
 
 from __future__ import annotations
 
@@ -8,14 +8,35 @@ from fastapi import APIRouter, Path
 from starlette.requests import Request
 from starlette.responses import Response
 
-from clipworks.schemas import LABEL_SET_PATTERN, LabelSetDetail, LabelSetInfo, LabelSetList, LabelSetRequest
+from clipworks.schemas import (
+    LABEL_SET_PATTERN,
+    AddExamplesRequest,
+    ExampleList,
+    LabelSetDetail,
+    LabelSetInfo,
+    LabelSetList,
+    LabelSetRequest,
+    RemoveExamplesRequest,
+    TaughtLabelSet,
+)
 from service.http.given_labels import distinct_labels
-from service.http.ingress import read_json
-from service.http.openapi import answers, json_body
+from service.http.ingress import query_options, read_json, read_request
+from service.http.openapi import answers, bodies, json_body
+from service.http.options import Options
 from service.http.respond import model_response
 from service.routes.common import budget_for, check_text_tower, model_for
+from service.routes.given_examples import new_examples, taught_response
 from service.services import services_of
 
+OPTIONS: Options = {"label": "texts", "on_error": "text"}
+PUT_OPTIONS: Options = {
+    **OPTIONS,
+    "model": "text",
+    "labels": "list",
+    "templates": "templates",
+    "on_unknown": "text",
+}
+REMOVE_OPTIONS: Options = {"ids": "list", "labels": "list"}
 router = APIRouter(prefix="/label-sets")
 Name = Annotated[str, Path(pattern=LABEL_SET_PATTERN, description="name of the label set")]
 
@@ -30,18 +51,91 @@ async def list_label_sets(request: Request) -> Response:
     status_code=202,
     summary="Store a label set",
     description="Its texts are encoded in the background; other content under the same name replaces the old set. "
-    "The name of a model's class head is refused.",
-    responses=answers(LabelSetInfo, 400, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504, 507, status=202),
-    openapi_extra=json_body(LabelSetRequest),
+    "With `examples` it is taught: a head is fitted to their vectors and mixed with the texts. The name of a model's "
+    "class head is refused.",
+    responses=answers(LabelSetInfo, 400, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504, 507, status=202),
+    openapi_extra=bodies(LabelSetRequest, PUT_OPTIONS, files="each is put into the next example that has no content"),
 )
 async def put_label_set(request: Request, name: Name) -> Response:
     services = services_of(request)
-    limits, budget = services.label_set_limits, budget_for(request)
-    body = await read_json(request, LabelSetRequest, limits, budget=budget)
+    budget = budget_for(request)
+    received = await read_request(
+        request,
+        LabelSetRequest,
+        services.label_set_limits,
+        budget=budget,
+        options=PUT_OPTIONS,
+        inputs="examples",
+        place="fill",
+        key="label",
+    )
+    body = received.body
     model = model_for(services, body.model)
-    check_text_tower(model)
-    body = body.model_copy(update={"labels": distinct_labels(body.labels)})
-    return model_response(await services.label_sets.put(name, body), status=202)
+    if body.examples is None:
+        check_text_tower(model)
+    if body.labels is not None:
+        body = body.model_copy(update={"labels": distinct_labels(body.labels)})
+    if not body.examples:
+        info, _ = await services.label_sets.put(name, body)
+        return model_response(info, status=202)
+    new = await new_examples(request, received, body.examples, model, on_error=body.on_error, budget=budget)
+    info, outcomes = await services.label_sets.put(name, body, new)
+    return taught_response(services, info, new, outcomes, on_error=body.on_error)
+
+
+@router.get(
+    "/{name}/examples", summary="List the examples of a label set", responses=answers(ExampleList, 404, 409, 422)
+)
+async def list_examples(request: Request, name: Name) -> Response:
+    return model_response(ExampleList(data=services_of(request).label_sets.examples(name)))
+
+
+@router.post(
+    "/{name}/examples",
+    status_code=202,
+    summary="Teach a label set with more examples",
+    description="202 says that they are on disk. The head is fitted in the background; until then /classify goes on "
+    "with the one before. A label that the set does not have is added. In multipart/form-data each example without "
+    "content takes the next file, and `label` fields stand for examples.",
+    responses=answers(TaughtLabelSet, 400, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504, 507, status=202),
+    openapi_extra=bodies(AddExamplesRequest, OPTIONS, files="each is put into the next example that has no content"),
+)
+async def add_examples(request: Request, name: Name) -> Response:
+    services = services_of(request)
+    budget = budget_for(request)
+    received = await read_request(
+        request,
+        AddExamplesRequest,
+        services.limits,
+        budget=budget,
+        options=OPTIONS,
+        inputs="examples",
+        place="fill",
+        key="label",
+    )
+    body = received.body
+    model = model_for(services, services.label_sets.model_of(name))
+    new = await new_examples(request, received, body.examples, model, on_error=body.on_error, budget=budget)
+    info, outcomes = await services.label_sets.add_examples(name, new, model)
+    return taught_response(services, info, new, outcomes, on_error=body.on_error)
+
+
+@router.delete(
+    "/{name}/examples",
+    status_code=202,
+    summary="Take examples away from a label set",
+    description="By their ids, or all of some labels, in the query or as JSON. What is not there is no error.",
+    responses=answers(LabelSetInfo, 400, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504, 507, status=202),
+    openapi_extra=json_body(RemoveExamplesRequest),
+)
+async def remove_examples(request: Request, name: Name) -> Response:
+    services = services_of(request)
+    if request.headers.get("content-type"):
+        body = await read_json(request, RemoveExamplesRequest, services.limits, budget=budget_for(request))
+    else:
+        body = query_options(request, REMOVE_OPTIONS, RemoveExamplesRequest, services.limits)
+    info = await services.label_sets.remove_examples(name, ids=set(body.ids or ()), labels=set(body.labels or ()))
+    return model_response(info, status=202)
 
 
 @router.get("/{name}", summary="Show a label set", responses=answers(LabelSetDetail, 404, 409, 422))

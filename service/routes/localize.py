@@ -81,7 +81,8 @@ async def _find(
     classes = await classes_of(services, model, body, templates, asked.budget)
     if not isinstance(classes, ClassMatrix):
         message = (
-            f"label set {body.label_set} is a class head: it judges whole pictures and has no vectors to point with; "
+            f"label set {body.label_set} judges whole pictures (a class head, or a set taught by example) and has no "
+            "vectors to point with; "
             "send the labels themselves, or store them under another name with PUT /label-sets/{name}"
         )
         raise Refusal(422, "unsupported_input", message, param="label_set")

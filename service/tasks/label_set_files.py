@@ -1,4 +1,7 @@
-"""The files of stored label sets: NAME.json says what a set is, NAME.npy holds its vectors; both carry digests."""
+"""The files of stored label sets: NAME.json says what a set is, NAME.npy holds its vectors; both carry digests.
+
+A set that was taught has NAME.DIGEST.examples beside them, which its NAME.json names: replacing that one changes it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ import os
 import re
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -20,11 +24,14 @@ from pydantic import ValidationError
 from clipworks.schemas import LABEL_SET_PATTERN, LabelSetRequest
 from model_store.files import make_folder, sync, whole_file
 from service.retrieval.errors import RetrievalError, StorageFailed, StorageFull
+from service.teaching.examples import ExampleVectors, UnreadableExamples
 
 log = logging.getLogger("clipworks.label_sets")
-FORMAT = 2
+FORMAT, TAUGHT_FORMAT = 2, 3  # a version that knows no examples must not serve a taught set without them
 _NAME = re.compile(LABEL_SET_PATTERN)
 _CONTENT = {"request", "model", "fingerprint"}
+_TAUGHT_CONTENT = {*_CONTENT, "taught"}
+_NAME_DIGITS = 16
 _DIGEST_BYTES = 32
 _MAX_HEADER_BYTES = 4096
 _MAX_JSON_BYTES = 2**28
@@ -37,21 +44,36 @@ class Damaged(Exception):
 
 
 @dataclass(frozen=True)
+class TaughtWith:
+    """sha256: of the examples' bytes. image_fingerprint: of what made their vectors. version: counts changes."""
+
+    sha256: str
+    image_fingerprint: str
+    version: int
+
+
+@dataclass(frozen=True)
 class StoredSet:
-    """What a set is: its request, and the model and text encoder it was put for."""
+    """What a set is: its request (without pictures), the model and text encoder it was put for, and its examples."""
 
     request: LabelSetRequest
     model: str
     fingerprint: str | None
+    taught: TaughtWith | None = None
 
     def content(self) -> dict[str, Any]:
-        request = self.request.model_dump(mode="json")
+        whole = self._text_content()
+        return whole if self.taught is None else {**whole, "taught": asdict(self.taught)}
+
+    def digest(self) -> bytes:
+        """Of what the vectors of its texts are of."""
+        return _digest_of(self._text_content())
+
+    def _text_content(self) -> dict[str, Any]:
+        request = self.request.model_dump(mode="json", exclude={"examples", "on_error"})
         if request["on_unknown"] == "warn":
             del request["on_unknown"]  # sets of before it keep their digest, and so their vectors
         return {"request": request, "model": self.model, "fingerprint": self.fingerprint}
-
-    def digest(self) -> bytes:
-        return _digest_of(self.content())
 
 
 class LabelSetFiles:
@@ -90,9 +112,12 @@ class LabelSetFiles:
         content = _content_of(found, path.name)
         try:
             request = LabelSetRequest.model_validate(content["request"])
-            return StoredSet(request, str(content["model"]), content["fingerprint"])
+            taught = TaughtWith(**content["taught"]) if "taught" in content else None
+            return StoredSet(request, str(content["model"]), content["fingerprint"], taught)
         except ValidationError as error:
             raise Damaged(f"{path.name} holds no label set: {error.error_count()} fields are wrong") from None
+        except TypeError:
+            raise Damaged(f"{path.name} does not say what it was taught with") from None
 
     def vectors(self, name: str, stored: StoredSet, shape: tuple[int, int]) -> np.ndarray | None:
         """Float32 vectors of this shape; None: there are none of this set, or they are not what was written."""
@@ -114,11 +139,37 @@ class LabelSetFiles:
             log.warning("label set %s is encoded again: %s: %s", name, path.name, error)
             return None
 
-    def write(self, name: str, stored: StoredSet) -> None:
-        """Raises StorageFull, StorageFailed: what was stored under this name is as it was."""
+    def examples(self, name: str, taught: TaughtWith) -> ExampleVectors:
+        """Raises Damaged, OSError."""
+        path = self._folder / _examples_name(name, taught.sha256)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise Damaged(f"{path.name} is missing, which holds its examples") from None
+        if hashlib.sha256(data).hexdigest() != taught.sha256:
+            raise Damaged(f"{path.name} does not match its sha256")
+        try:
+            return ExampleVectors.of_bytes(data)
+        except UnreadableExamples as error:
+            raise Damaged(f"{path.name}: {error}") from None
+
+    def write(self, name: str, stored: StoredSet, examples: ExampleVectors | None = None) -> None:
+        """examples: those that `stored.taught` names; None: it names none, or the ones that are there.
+
+        Raises:
+            StorageFull, StorageFailed: what was stored under this name is as it was.
+        """
         content = stored.content()
-        whole = {"format": FORMAT, "sha256": _digest_of(content).hex(), "content": content}
+        used = "" if stored.taught is None else _examples_name(name, stored.taught.sha256)
+        if examples is not None and len(examples):
+            self._write(used, lambda stream: _write_bytes(stream, examples.to_bytes()))
+        format = FORMAT if stored.taught is None else TAUGHT_FORMAT
+        whole = {"format": format, "sha256": _digest_of(content).hex(), "content": content}
         self._write(f"{name}.json", lambda stream: _write_json(stream, whole))
+        for path in self._examples_of(name):
+            if path.name != used:
+                with suppress(OSError):  # of an older version: nothing names it any more
+                    path.unlink()
 
     def write_vectors(self, name: str, stored: StoredSet, vectors: np.ndarray) -> None:
         """Raises StorageFull, StorageFailed."""
@@ -135,10 +186,17 @@ class LabelSetFiles:
         try:
             for suffix in ("npy", "json"):  # a set without vectors is encoded, vectors without their set are a loss
                 (self._folder / f"{name}.{suffix}").unlink(missing_ok=True)
+            for path in self._examples_of(name):
+                path.unlink(missing_ok=True)
             if self._folder.is_dir():
                 sync(self._folder)
         except OSError as error:
             raise _failure(error, name) from error
+
+    def _examples_of(self, name: str) -> list[Path]:
+        """Files of examples of this very name; "a.b" is none of the set "a"."""
+        pattern = re.compile(rf"{re.escape(name)}\.[0-9a-f]{{{_NAME_DIGITS}}}\.examples")
+        return [path for path in self._folder.glob(f"{name}.*.examples") if pattern.fullmatch(path.name)]
 
     def _write(self, name: str, write: Callable[[BinaryIO], None]) -> None:
         try:
@@ -166,16 +224,25 @@ def _content_of(found: Any, file_name: str) -> dict[str, Any]:
     whole = _object(found)
     if set(whole) == _CONTENT:  # format 1
         return whole
-    if set(whole) != {"format", "sha256", "content"} or whole["format"] != FORMAT:
-        raise Damaged(f"{file_name} is not of format 1 or {FORMAT}, the formats that this version reads")
+    expected = {FORMAT: _CONTENT, TAUGHT_FORMAT: _TAUGHT_CONTENT}.get(_number(whole.get("format")))
+    if set(whole) != {"format", "sha256", "content"} or expected is None:
+        raise Damaged(f"{file_name} is not of format 1, {FORMAT} or {TAUGHT_FORMAT}, which this version reads")
     content = _object(whole["content"])
-    if set(content) != _CONTENT or _digest_of(content).hex() != whole["sha256"]:
+    if set(content) != expected or _digest_of(content).hex() != whole["sha256"]:
         raise Damaged(f"{file_name} does not match its sha256")
     return content
 
 
 def _object(found: Any) -> dict[str, Any]:
     return cast(dict[str, Any], found) if isinstance(found, dict) else {}
+
+
+def _number(found: Any) -> int:
+    return found if isinstance(found, int) else 0
+
+
+def _examples_name(name: str, sha256: str) -> str:
+    return f"{name}.{sha256[:_NAME_DIGITS]}.examples"
 
 
 def _check_seal(stream: BinaryIO, size: int, start: bytes) -> None:
@@ -188,6 +255,10 @@ def _check_seal(stream: BinaryIO, size: int, start: bytes) -> None:
     if stream.read(_DIGEST_BYTES) != digest.digest():
         raise Damaged("it does not match its digest, or is of another set")
     stream.seek(0)
+
+
+def _write_bytes(stream: BinaryIO, data: bytes) -> None:
+    stream.write(data)
 
 
 def _write_json(stream: BinaryIO, whole: dict[str, Any]) -> None:

@@ -4,74 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
-from clipworks.schemas import LabelSetDetail, LabelSetInfo, LabelSetRequest
+from clipworks.schemas import KnownExample, Label, LabelSetDetail, LabelSetInfo, LabelSetRequest
 from model_store.errors import ArtifactNotFound, ClipworksError
 from model_store.manifest import HeadSpec
 from model_store.store import Artifact
 from model_store.towers import OpenedHead
 from service.engine.registry import Registry
 from service.engine.running import RunningModel
-from service.faults import LabelSetFailed, NoDirection, ServiceNotReady, StateConflict, TooManyItems, UnknownName
+from service.faults import LabelSetFailed, ServiceNotReady, StateConflict, TooManyItems, UnknownName
 from service.retrieval.errors import RetrievalError
-from service.tasks.label_set_files import Damaged, LabelSetFiles, StoredSet
+from service.tasks.kept_label_set import KeptLabelSet
+from service.tasks.label_set_files import Damaged, LabelSetFiles, StoredSet, TaughtWith
+from service.tasks.label_set_making import make_ready
 from service.tasks.prompts import Limits, Prompts
 from service.tasks.scoring import ClassMatrix
-from service.tasks.zero_shot import Classes, encode_classes, resolve_templates, unknown_labels, weak_labels
+from service.tasks.zero_shot import resolve_templates, weak_labels
+from service.teaching.examples import ExampleVectors, NewExample
+from service.teaching.head import TaughtHead
 from service.threads import in_thread
 
 log = logging.getLogger("clipworks.label_sets")
-_RETRY_S = 1.0
-_CHUNK_LABELS = 16
-_T = TypeVar("_T")
-
-
-@dataclass
-class _LabelSet:
-    """One set; `stored` is None for a file that cannot be read, which `failed` explains."""
-
-    name: str
-    stored: StoredSet | None
-    prompts: Prompts
-    vectors: np.ndarray | None = None
-    weak: frozenset[int] = frozenset()
-    encoded: int = 0
-    failed: str | None = None
-    task: asyncio.Task[None] | None = field(default=None, repr=False)
-
-    @property
-    def model(self) -> str:
-        return self.stored.model if self.stored else ""
-
-    def info(self) -> LabelSetInfo:
-        return LabelSetInfo(
-            name=self.name,
-            model=self.model,
-            labels=len(self.prompts.labels),
-            texts=self.prompts.texts,
-            encoded=self.encoded,
-            ready=self.vectors is not None,
-            failed=self.failed,
-            warnings=[unknown_labels(self.weak_names)] if self.weak else [],
-        )
-
-    @property
-    def weak_names(self) -> list[str]:
-        return [self.prompts.names[index] for index in sorted(self.weak)]
-
-    def same(self, other: _LabelSet) -> bool:
-        """Would both have the same vectors under the same labels?"""
-        mine, its = self.stored, other.stored
-        if mine is None or its is None or (mine.model, mine.fingerprint) != (its.model, its.fingerprint):
-            return False
-        if mine.request.on_unknown != its.request.on_unknown:
-            return False
-        return self.prompts.digest == other.prompts.digest
 
 
 class LabelSets:
@@ -81,13 +39,22 @@ class LabelSets:
     The class heads of loaded models are label sets too; those can be neither replaced nor deleted.
     """
 
-    def __init__(self, folder: Path | None, registry: Registry, *, limits: Limits, max_sets: int = 1000) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        registry: Registry,
+        *,
+        limits: Limits,
+        max_sets: int = 1000,
+        max_examples: int = 10_000,
+    ) -> None:
         self._files = LabelSetFiles(folder) if folder else None
         self._registry = registry
         self.limits = limits
         self._max_sets = max_sets
+        self._max_examples = max_examples
         self.is_restored = False
-        self._sets: dict[str, _LabelSet] = {}
+        self._sets: dict[str, KeptLabelSet] = {}
         self._changing = asyncio.Lock()
 
     async def start(self) -> None:
@@ -105,7 +72,7 @@ class LabelSets:
         for name in await asyncio.to_thread(files.names):
             async with self._changing:
                 if name not in self._sets:  # else it was put meanwhile
-                    label_set = self._sets[name] = _LabelSet(name, None, Prompts((), ()))
+                    label_set = self._sets[name] = KeptLabelSet(name, None, Prompts((), ()))
                     await self._try_to_restore(files, label_set)
 
     async def stop(self) -> None:
@@ -114,36 +81,93 @@ class LabelSets:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def put(self, name: str, request: LabelSetRequest) -> LabelSetInfo:
+    async def put(
+        self, name: str, request: LabelSetRequest, new: Sequence[NewExample] = ()
+    ) -> tuple[LabelSetInfo, list[str | ClipworksError]]:
         """Store a set and begin to encode it behind interactive texts; the same content again changes nothing.
+
+        new: what it is taught with, in place of `request.examples`; the answer has an id or an error for each.
 
         Raises:
             StateConflict: a class head has this name.
-            TooManyItems: too many texts or characters, or too many sets.
+            TooManyItems: too many texts or characters, too many sets, or too many examples.
             InvalidText: a text is too long.
             ArtifactNotFound, ServiceNotReady: the model.
             StorageFull, StorageFailed: it was not stored; what had this name is as it was.
         """
         self._refuse_head(name)
         model = self._registry.resolve(request.model)
-        prompts = Prompts.of(request.labels, resolve_templates(model.manifest, request.templates))
-        self.limits.check(prompts)
-        fresh = _LabelSet(name, StoredSet(request, model.reference, model.fingerprint.text), prompts)
-        await asyncio.to_thread(lambda: prompts.digest)  # up to a body's bytes
+        examples, outcomes = await in_thread(lambda: _grown(ExampleVectors.none(model.dim), new))
+        self._check_examples(examples)
+        labels = [*(request.labels or ()), *examples.labels]
+        request = request.model_copy(update={"labels": _each_once(labels), "examples": None})
+        stored = StoredSet(request, model.reference, model.fingerprint.text, _taught(model, examples, version=1))
+        fresh = self._prepared(name, stored, model, examples)
+        await asyncio.to_thread(lambda: fresh.prompts.digest)  # up to a body's bytes
         async with self._changing:
             old = self._sets.get(name)
             if old and not old.failed and old.same(fresh):
-                return old.info()
+                return old.info(), outcomes
             if old is None and len(self._sets) >= self._max_sets:
                 raise TooManyItems(
                     f"there are {len(self._sets)} label sets, the limit is {self._max_sets} (CLIPWORKS_MAX_LABEL_SETS)"
                 )
-            await self._save(fresh)
-            if old and old.task:
-                old.task.cancel()
-            self._sets[name] = fresh
-            self._begin(fresh)
-        return fresh.info()
+            await self._replace(old, fresh)
+        return fresh.info(), outcomes
+
+    async def add_examples(
+        self, name: str, new: Sequence[NewExample], model: RunningModel
+    ) -> tuple[LabelSetInfo, list[str | ClipworksError]]:
+        """Teach a stored set with more; labels that it does not have are added. `model` made the vectors.
+
+        Until they are fitted /classify goes on with what there was. The answer has an id or an error for each example.
+
+        Raises:
+            UnknownName, LabelSetFailed: no such set, or none that works.
+            StateConflict: it is a class head, or belongs to another model.
+            As `put`.
+        """
+        self._refuse_head(name)
+        async with self._changing:
+            old = self._find_sound(name)
+            _require_model(old, model)
+            before = old.examples if old.examples is not None else ExampleVectors.none(model.dim)
+            examples, outcomes = await in_thread(lambda: _grown(before, new))
+            if examples is not before:
+                self._check_examples(examples)
+                await self._change(old, examples, model)
+            return self._sets[name].info(), outcomes
+
+    async def remove_examples(self, name: str, *, ids: Collection[str], labels: Collection[str]) -> LabelSetInfo:
+        """Unteach a stored set; what is not there is no error. The labels themselves stay.
+
+        Raises:
+            UnknownName, LabelSetFailed: no such set, or none that works.
+            StateConflict: it is a class head.
+            ServiceNotReady: its model is not loaded.
+        """
+        self._refuse_head(name)
+        async with self._changing:
+            old = self._find_sound(name)
+            if (examples := old.examples) is None:
+                return old.info()
+            kept = await in_thread(lambda: _left(examples, ids, labels))
+            if len(kept) == len(examples):
+                return old.info()
+            await self._change(old, kept, self._registry.resolve(old.model))
+            return self._sets[name].info()
+
+    def examples(self, name: str) -> list[KnownExample]:
+        """What a stored set was taught with, in the order in which it came. Raises UnknownName, LabelSetFailed."""
+        found = self._find_sound(name)
+        if found.examples is None:
+            return []
+        names = found.prompts.names
+        predicted = found.report.predicted.tolist() if found.report is not None else [-1] * len(found.examples)
+        return [
+            KnownExample(id=id, label=label, predicted=names[index] if index >= 0 else None)
+            for id, label, index in zip(found.examples.ids, found.examples.labels, predicted, strict=True)
+        ]
 
     def get(self, name: str) -> LabelSetDetail:
         """A stored set, or the class head of this name.
@@ -155,10 +179,7 @@ class LabelSets:
         if name not in self._sets and (owner := self._head_owner(name)):
             head = owner.heads[name].spec
             return LabelSetDetail(**_head_info(owner, head).model_dump(), label_names=list(head.labels), templates=[])
-        found = self._find(name)
-        return LabelSetDetail(
-            **found.info().model_dump(), label_names=list(found.prompts.names), templates=list(found.prompts.templates)
-        )
+        return self._find(name).detail()
 
     def list(self) -> list[LabelSetInfo]:
         """Stored sets, then the class heads of every loaded model, by name and model."""
@@ -185,8 +206,8 @@ class LabelSets:
                 found.task.cancel()
             del self._sets[name]
 
-    def classes(self, name: str, model: RunningModel) -> ClassMatrix | OpenedHead:
-        """The class head of `model` with this name, or the encoded classes of a stored set.
+    def classes(self, name: str, model: RunningModel) -> ClassMatrix | OpenedHead | TaughtHead:
+        """The class head of `model` with this name, or the encoded or taught classes of a stored set.
 
         Raises:
             UnknownName: no such set.
@@ -201,17 +222,13 @@ class LabelSets:
                 f"label set {name} is a class head of {owner.reference}, the request is for {model.reference}"
             )
         found = self._find_sound(name)
-        fingerprint = found.stored.fingerprint if found.stored else None
-        if (found.model, fingerprint) != (model.reference, model.fingerprint.text):
-            raise StateConflict(
-                f"label set {name} belongs to {found.model} (text encoder {str(fingerprint)[:12]}), "
-                f"the request is for {model.reference} (text encoder {str(model.fingerprint.text)[:12]})"
-            )
-        if found.vectors is None:
+        _require_model(found, model)
+        classes = found.classes or found.before
+        if classes is None:
             raise ServiceNotReady(
                 f"label set {name} is not ready: {found.encoded} of {found.prompts.texts} texts are encoded"
             )
-        return ClassMatrix(found.prompts.names, found.vectors, found.weak)
+        return classes
 
     def model_of(self, name: str) -> str:
         """The model reference a set or head belongs to; requests that name no model mean this one.
@@ -248,70 +265,74 @@ class LabelSets:
                 f"label set {name} is a class head of {', '.join(owners)}: it cannot be replaced or deleted"
             )
 
-    def _find(self, name: str) -> _LabelSet:
+    def _find(self, name: str) -> KeptLabelSet:
         if name not in self._sets:
             raise UnknownName(f"no label set {name!r}; GET /label-sets lists them (clipworks label-sets list)")
         return self._sets[name]
 
-    def _find_sound(self, name: str) -> _LabelSet:
+    def _find_sound(self, name: str) -> KeptLabelSet:
         found = self._find(name)
         if found.failed:
             raise LabelSetFailed(f"label set {name} failed: {found.failed}; put it again or delete it")
         return found
 
-    def _begin(self, label_set: _LabelSet) -> None:
-        label_set.task = asyncio.create_task(self._encode(label_set), name=f"label set {label_set.name}")
+    def _begin(self, label_set: KeptLabelSet) -> None:
+        label_set.task = asyncio.create_task(self._make_ready(label_set), name=f"label set {label_set.name}")
 
-    async def _encode(self, label_set: _LabelSet) -> None:
-        """Ends with vectors or with the reason why there are none, whatever goes wrong."""
-        parts: list[np.ndarray] = []
-        weak: set[int] = set()
-        try:
-            for at, part in enumerate(label_set.prompts.parts(_CHUNK_LABELS)):
-                classes = await self._encoded(part, label_set)
-                parts.append(classes.vectors)
-                weak |= {at * _CHUNK_LABELS + index for index in classes.weak}
-                label_set.encoded += part.texts
-            vectors = await asyncio.to_thread(np.concatenate, parts)
-            label_set.weak = frozenset(weak)
-            if weak and label_set.stored and label_set.stored.request.on_unknown == "error":
-                raise NoDirection(unknown_labels(label_set.weak_names))
-        except ClipworksError as error:
-            label_set.failed = str(error)
-            log.error("label set %s: %s", label_set.name, error)
-            return
-        except Exception as error:
-            label_set.failed = f"internal error: {type(error).__name__}"
-            log.exception("label set %s", label_set.name)
-            return
-        label_set.vectors = vectors
-        async with self._changing:
-            if self._sets.get(label_set.name) is label_set:
-                await self._save_vectors(label_set, vectors)
+    def _prepared(
+        self, name: str, stored: StoredSet, model: RunningModel, examples: ExampleVectors | None
+    ) -> KeptLabelSet:
+        """Raises TooManyItems, InvalidText."""
+        request = stored.request
+        prompts = Prompts.of(request.labels or (), resolve_templates(model.manifest, request.templates))
+        self.limits.check(prompts)
+        scale = model.manifest.logit_scale or 1.0
+        return KeptLabelSet(name, stored, prompts, examples=examples if examples else None, scale=scale)
 
-    async def _encoded(self, part: Prompts, label_set: _LabelSet) -> Classes:
-        """A model that is restarted or not loaded is waited for.
+    def _check_examples(self, examples: ExampleVectors) -> None:
+        if len(examples) > self._max_examples:
+            raise TooManyItems(
+                f"the label set would have {len(examples)} examples, the limit is {self._max_examples} "
+                "(CLIPWORKS_MAX_EXAMPLES)"
+            )
 
-        Raises:
-            StateConflict: the model that was loaded has another text encoder.
-        """
-        while True:
-            model = await self._registry.until_loaded(label_set.model)
-            if label_set.stored and model.fingerprint.text != label_set.stored.fingerprint:
-                raise StateConflict(f"the text encoder of {model.reference} is another one now")
-            try:
-                return await encode_classes(model, part)
-            except ServiceNotReady as error:
-                log.info("label sets wait for %s: %s", model.reference, error)
-                await asyncio.sleep(_RETRY_S)
+    async def _change(self, old: KeptLabelSet, examples: ExampleVectors, model: RunningModel) -> None:
+        """Put other examples in the place of a set's; its lock is held."""
+        stored = old.stored
+        assert stored is not None, "a set that works was read"
+        version = (stored.taught.version if stored.taught else 0) + 1
+        request = stored.request.model_copy(
+            update={"labels": _each_once([*(stored.request.labels or ()), *examples.labels])}
+        )
+        changed = replace(stored, request=request, taught=_taught(model, examples, version=version))
+        fresh = self._prepared(old.name, changed, model, examples)
+        fresh.before = old.classes or old.before
+        if old.vectors is not None and old.same_texts(fresh):
+            fresh.vectors, fresh.weak, fresh.encoded = old.vectors, old.weak, old.encoded
+        await self._replace(old, fresh)
 
-    async def _save(self, label_set: _LabelSet) -> None:
+    async def _replace(self, old: KeptLabelSet | None, fresh: KeptLabelSet) -> None:
+        await self._save(fresh)
+        if old and old.task:
+            old.task.cancel()
+        self._sets[fresh.name] = fresh
+        self._begin(fresh)
+
+    async def _make_ready(self, label_set: KeptLabelSet) -> None:
+        is_encoded = label_set.vectors is not None
+        await make_ready(label_set, self._registry)
+        if not is_encoded and label_set.vectors is not None and not label_set.failed:
+            async with self._changing:
+                if self._sets.get(label_set.name) is label_set:
+                    await self._save_vectors(label_set, label_set.vectors)
+
+    async def _save(self, label_set: KeptLabelSet) -> None:
         """Raises StorageFull, StorageFailed."""
         files, stored = self._files, label_set.stored
         if files and stored:
-            await in_thread(lambda: files.write(label_set.name, stored))
+            await in_thread(lambda: files.write(label_set.name, stored, label_set.examples))
 
-    async def _save_vectors(self, label_set: _LabelSet, vectors: np.ndarray) -> None:
+    async def _save_vectors(self, label_set: KeptLabelSet, vectors: np.ndarray) -> None:
         """A set whose vectors cannot be written is encoded again after the next start."""
         files, stored = self._files, label_set.stored
         if files is None or stored is None:
@@ -321,7 +342,7 @@ class LabelSets:
         except RetrievalError as error:
             log.warning("label set %s will be encoded again after a restart: %s", label_set.name, error)
 
-    async def _try_to_restore(self, files: LabelSetFiles, label_set: _LabelSet) -> None:
+    async def _try_to_restore(self, files: LabelSetFiles, label_set: KeptLabelSet) -> None:
         """Ends with a set that is ready, one that is encoded, or the reason why it is neither."""
         name = label_set.name
         try:
@@ -334,13 +355,13 @@ class LabelSets:
             if isinstance(error, ArtifactNotFound):
                 label_set.task = asyncio.create_task(self._restore_later(files, label_set), name=f"label set {name}")
 
-    async def _restore_later(self, files: LabelSetFiles, label_set: _LabelSet) -> None:
+    async def _restore_later(self, files: LabelSetFiles, label_set: KeptLabelSet) -> None:
         await self._registry.until_loaded(label_set.model)
         async with self._changing:  # a set that was replaced or deleted meanwhile has had this task cancelled
             label_set.failed = None
             await self._try_to_restore(files, label_set)
 
-    async def _restore(self, files: LabelSetFiles, label_set: _LabelSet) -> None:
+    async def _restore(self, files: LabelSetFiles, label_set: KeptLabelSet) -> None:
         """Raises Damaged, OSError, ClipworksError."""
         name = label_set.name
         try:
@@ -349,25 +370,78 @@ class LabelSets:
             log.warning("label set %s is gone since its folder was listed", name)
             del self._sets[name]
             return
-        label_set.prompts = Prompts(tuple(stored.request.labels), ())
+        label_set.prompts = Prompts(tuple(stored.request.labels or ()), ())
         artifact = await asyncio.to_thread(self._artifact, stored.model)
         manifest = artifact.manifest
-        prompts = Prompts.of(stored.request.labels, resolve_templates(manifest, stored.request.templates))
+        prompts = Prompts.of(stored.request.labels or (), resolve_templates(manifest, stored.request.templates))
         self.limits.check(prompts)
-        current = StoredSet(stored.request, artifact.reference, manifest.fingerprint.text)
-        label_set.stored, label_set.prompts = current, prompts
+        current = StoredSet(stored.request, artifact.reference, manifest.fingerprint.text, stored.taught)
+        if (taught := stored.taught) is not None:
+            if taught.image_fingerprint != manifest.fingerprint.image:
+                raise StateConflict(f"the image encoder of {artifact.reference} is another one now: teach it again")
+            label_set.examples = await asyncio.to_thread(files.examples, name, taught)
+        label_set.stored, label_set.prompts, label_set.scale = current, prompts, manifest.logit_scale or 1.0
         label_set.vectors = await asyncio.to_thread(files.vectors, name, current, (len(prompts.labels), manifest.dim))
-        if (vectors := label_set.vectors) is not None:
+        if (vectors := label_set.vectors) is None:
+            await self._save(label_set)  # of an older format, or for another text encoder
+        else:
             label_set.encoded = prompts.texts
-            label_set.weak = await asyncio.to_thread(lambda: weak_labels(artifact.tokenizer(), prompts.labels, vectors))
-            return
-        await self._save(label_set)  # of an older format, or for another text encoder
-        self._begin(label_set)
+            if manifest.text is not None:
+                tokenizer = await asyncio.to_thread(artifact.tokenizer)
+                label_set.weak = await asyncio.to_thread(lambda: weak_labels(tokenizer, prompts.labels, vectors))
+        if vectors is None:
+            self._begin(label_set)
+        elif label_set.is_taught:  # takes less than reading many sets does
+            await make_ready(label_set, self._registry)
 
     def _artifact(self, reference: str) -> Artifact:
         """The artifact of a model, loaded or not. Raises ArtifactError."""
         loaded = next((model for model in self._registry.running() if model.reference == reference), None)
         return loaded.artifact if loaded else self._registry.store.open(reference)
+
+
+def _grown(examples: ExampleVectors, new: Sequence[NewExample]) -> tuple[ExampleVectors, list[str | ClipworksError]]:
+    """With its digest worked out, which takes a while of many."""
+    grown, outcomes = examples.with_new(new)
+    _ = grown.digest
+    return grown, outcomes
+
+
+def _left(examples: ExampleVectors, ids: Collection[str], labels: Collection[str]) -> ExampleVectors:
+    left = examples.without(ids=ids, labels=labels)
+    _ = left.digest
+    return left
+
+
+def _taught(model: RunningModel, examples: ExampleVectors, *, version: int) -> TaughtWith | None:
+    if not len(examples):
+        return None
+    return TaughtWith(sha256=examples.digest, image_fingerprint=str(model.fingerprint.image), version=version)
+
+
+def _each_once(labels: Sequence[Label]) -> list[Label]:
+    """By name without the space around it, the first of each."""
+    known: dict[str, Label] = {}
+    for label in labels:
+        known.setdefault((label if isinstance(label, str) else label.name).strip(), label)
+    return list(known.values())
+
+
+def _require_model(label_set: KeptLabelSet, model: RunningModel) -> None:
+    """Raises StateConflict: the set belongs to another model, or to other encoders of the same name."""
+    stored = label_set.stored
+    fingerprint = stored.fingerprint if stored else None
+    if (label_set.model, fingerprint) != (model.reference, model.fingerprint.text):
+        raise StateConflict(
+            f"label set {label_set.name} belongs to {label_set.model} (text encoder {str(fingerprint)[:12]}), "
+            f"the request is for {model.reference} (text encoder {str(model.fingerprint.text)[:12]})"
+        )
+    taught = stored.taught if stored else None
+    if taught is not None and taught.image_fingerprint != model.fingerprint.image:
+        raise StateConflict(
+            f"label set {label_set.name} was taught with vectors of image encoder {taught.image_fingerprint[:12]}, "
+            f"that of {model.reference} is {str(model.fingerprint.image)[:12]}: teach it again"
+        )
 
 
 def _head_info(model: RunningModel, head: HeadSpec) -> LabelSetInfo:

@@ -26,7 +26,8 @@ from service.engine.dense import unpacked
 from service.engine.running import RunningModel
 from service.faults import DeadlinePassed, NoDirection, ServiceOverloaded
 from service.tasks.localize import LocalizeOptions, LocatedLabels, WholePicture, locate
-from service.tasks.scoring import ClassMatrix, Scored, rank, rank_logits, rank_scores
+from service.tasks.scoring import ClassMatrix, Scored, rank, rank_logits, rank_scores, rank_taught
+from service.teaching.head import TaughtHead
 from service.timing import Budget, Deadline
 
 Vector = NDArray[np.float32]
@@ -126,7 +127,7 @@ async def embed(
 async def classify(
     model: RunningModel,
     items: Sequence[ImageItem | FailedItem],
-    classes: ClassMatrix | OpenedHead,
+    classes: ClassMatrix | OpenedHead | TaughtHead,
     *,
     pool: DecodePool,
     activation: Activation | None,
@@ -149,6 +150,8 @@ async def classify(
                 return rank(unit, matrix, model.manifest, activation=activation, top_k=top_k, threshold=threshold)
 
             return ranked() if len(classes.names) <= _AT_ONCE else await pool.run(ranked, "rank", budget)
+        if isinstance(classes, TaughtHead):
+            return rank_taught(unit, classes, activation=activation, top_k=top_k, threshold=threshold)
         logits = await model.head_batchers[classes.spec.name].submit(vector, budget)
         head = classes
 

@@ -1,4 +1,4 @@
-"""Predictions for an image from its scores against class vectors or by a class head, best first."""
+"""Predictions for an image from its scores against class vectors, by a class head or a taught one, best first."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from model_store.label_vectors import label_scores
 from model_store.manifest import Manifest, Presence
 from model_store.towers import Activation, OpenedHead
+from service.teaching.head import TaughtHead
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,23 @@ def rank_logits(
     scores = head.scores(logits, activation)
     order = _best(scores, top_k=top_k, threshold=threshold)
     return [Scored(head.spec.labels[i], float(scores[i]), None) for i in order]
+
+
+def rank_taught(
+    vector: NDArray[np.float32],
+    head: TaughtHead,
+    *,
+    activation: Activation | None,
+    top_k: int | None,
+    threshold: float | None,
+) -> list[Scored]:
+    """Predictions of a taught head for one unit image vector [D]; as `rank_logits`, softmax by default.
+
+    Raises:
+        ValueError: sigmoid of a head that has no curve for it.
+    """
+    scores = head.scores(head.logits(vector), activation)
+    return [Scored(head.names[i], float(scores[i]), None) for i in _best(scores, top_k=top_k, threshold=threshold)]
 
 
 def _pointless(classes: ClassMatrix) -> frozenset[int]:

@@ -1,0 +1,119 @@
+"""One label set of a server: what it is, how far it is, and what it tells of itself."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from clipworks.schemas import LabelSetDetail, LabelSetInfo, LabelSetStatus
+from service.tasks.label_set_files import StoredSet
+from service.tasks.prompts import Prompts
+from service.tasks.scoring import ClassMatrix
+from service.tasks.zero_shot import unknown_labels
+from service.teaching.examples import ExampleVectors
+from service.teaching.head import TaughtHead
+from service.teaching.report import TeachingReport
+
+
+@dataclass
+class KeptLabelSet:
+    """`stored` is None for a file that cannot be read, which `failed` explains.
+
+    examples: what it is taught with; `report` says how that went, and `head` is None where the texts alone decide.
+    scale: the model's logit scale, 1 where it is not known.
+    before: what /classify uses until this is ready, where only examples changed.
+    """
+
+    name: str
+    stored: StoredSet | None
+    prompts: Prompts
+    examples: ExampleVectors | None = None
+    scale: float = 1.0
+    vectors: np.ndarray | None = None
+    weak: frozenset[int] = frozenset()
+    encoded: int = 0
+    head: TaughtHead | None = None
+    report: TeachingReport | None = None
+    before: ClassMatrix | TaughtHead | None = None
+    failed: str | None = None
+    task: asyncio.Task[None] | None = field(default=None, repr=False)
+
+    @property
+    def model(self) -> str:
+        return self.stored.model if self.stored else ""
+
+    @property
+    def is_taught(self) -> bool:
+        return bool(self.stored and self.stored.taught)
+
+    @property
+    def classes(self) -> ClassMatrix | TaughtHead | None:
+        """What its labels are recognised by; None until it is ready."""
+        if self.vectors is None or (self.is_taught and self.report is None):
+            return None
+        return self.head or ClassMatrix(self.prompts.names, self.vectors, self.weak)
+
+    @property
+    def weak_names(self) -> list[str]:
+        return [self.prompts.names[index] for index in sorted(self.weak)]
+
+    @property
+    def status(self) -> LabelSetStatus:
+        if self.failed:
+            return "failed"
+        if self.classes is not None:
+            return "ready"
+        return "encoding" if not self.is_taught else "fitting"
+
+    def info(self) -> LabelSetInfo:
+        taught = self.stored.taught if self.stored else None
+        return LabelSetInfo(
+            name=self.name,
+            model=self.model,
+            labels=len(self.prompts.labels),
+            texts=self.prompts.texts,
+            encoded=self.encoded,
+            ready=self.classes is not None and not self.failed,
+            status=self.status,
+            failed=self.failed,
+            examples=len(self.examples) if self.examples is not None else 0,
+            version=taught.version if taught else None,
+            warnings=self._warnings(),
+        )
+
+    def detail(self) -> LabelSetDetail:
+        report = self.report
+        return LabelSetDetail(
+            **self.info().model_dump(),
+            label_names=list(self.prompts.names),
+            templates=list(self.prompts.templates),
+            leave_one_out=report.leave_one_out if report else None,
+            mix=report.mix if report else None,
+            per_label=list(report.per_label) if report else None,
+            confused=list(report.confused) if report else None,
+        )
+
+    def _warnings(self) -> list[str]:
+        said = [unknown_labels(self.weak_names)] if self.weak and self.head is None else []
+        return [*said, *(self.report.warnings if self.report else ())]
+
+    def same(self, other: KeptLabelSet) -> bool:
+        """Would both have the same vectors under the same labels, and the same examples?"""
+        mine, its = self.stored, other.stored
+        if mine is None or its is None or not self.same_texts(other):
+            return False
+        if mine.request.on_unknown != its.request.on_unknown:
+            return False
+        return _digest(mine) == _digest(its)
+
+    def same_texts(self, other: KeptLabelSet) -> bool:
+        mine, its = self.stored, other.stored
+        if mine is None or its is None or (mine.model, mine.fingerprint) != (its.model, its.fingerprint):
+            return False
+        return self.prompts.digest == other.prompts.digest
+
+
+def _digest(stored: StoredSet) -> str | None:
+    return stored.taught.sha256 if stored.taught else None

@@ -1,0 +1,134 @@
+"""`clipworks teach` and the client's `teach`: a folder a class, in the data folder and on a server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipworks import TeachResult
+from clipworks.errors import ApiError, NotFound, UnreadableInput
+
+COLOURS = {"mab": (30, 180, 40), "pel": (30, 40, 200), "zif": (200, 30, 30)}
+Cli = Callable[..., tuple[int, str, str]]
+
+
+def picture(label: str, seed: int) -> bytes:
+    rng = np.random.default_rng([seed, *label.encode()])
+    pixels = np.clip(np.array(COLOURS[label]) + rng.normal(0, 35, (40, 56, 3)), 0, 255).astype(np.uint8)
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(folder: Path, count: int, *, first: int = 0) -> Path:
+    for label in COLOURS:
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        for seed in range(first, first + count):
+            (folder / label / f"{seed}.png").write_bytes(picture(label, seed))
+    return folder
+
+
+@pytest.mark.parametrize("where", ["server", "data folder"])
+def test_a_folder_of_classes_is_taught_shown_and_used(where: str, cli: Cli, server_url: str, tmp_path: Path) -> None:
+    place = ["--url", server_url] if where == "server" else []
+    name = f"cli-{where.partition(' ')[0]}"
+    classes = write(tmp_path / "classes", 4)
+    (classes / "notes.txt").write_text("no class")
+    (classes / ".hidden").mkdir()
+    (classes / "pel" / "broken.png").write_bytes(b"no picture")
+    (classes / "pel" / "readme.txt").write_text("no picture")
+    code, out, err = cli("teach", classes, "--name", name, *place)
+    assert code == 1, err
+    assert "broken.png: not an image" in err
+    assert f"taught {name}: 12 examples of 3 labels, for tiny@1" in err
+    assert "1.000 [0.758, 1.000] of 12 right; from the texts alone" in err
+    assert [line.split("\t")[:3] for line in out.splitlines()[1:]] == [[label, "4", "1.000"] for label in COLOURS]
+    fresh = write(tmp_path / "fresh", 2, first=50)
+    code, out, err = cli("classify", *(fresh / label for label in COLOURS), "--label-set", name, "--json", *place)
+    assert code == 0, err
+    found = [each["predictions"][0]["label"] for each in json.loads(out)["data"]]
+    assert found == [label for label in COLOURS for _ in range(2)]
+    code, out, err = cli("teach", fresh, "--name", name, "--add", "--json", *place)
+    told = json.loads(out)
+    assert (code, told["examples"], told["failures"]) == (0, 18, [])
+    assert told["leave_one_out"]["tested"] == 18
+    assert f"18 (version {told['version']})" in cli("label-sets", "show", name, *place)[1]
+    again = json.loads(cli("teach", fresh, "--name", name, "--json", *place)[1])
+    assert again["examples"] == 6, "without --add it is replaced"
+    assert cli("label-sets", "delete", name, "--yes", *place)[0] == 0
+
+
+def test_wrong_usage_makes_nothing(cli: Cli, tmp_path: Path) -> None:
+    one = tmp_path / "one"
+    (one / "a").mkdir(parents=True)
+    empty = write(tmp_path / "empty", 1)
+    (empty / "none").mkdir()
+    for words, says in (
+        ((tmp_path / "typo", "--name", "x"), "No such file"),
+        ((one, "--name", "x"), "1 folders in it"),
+        ((empty, "--name", "x"), "/none: no pictures in it"),
+        ((write(tmp_path / "ok", 1), "--name", "x", "--add", "--labels", "a,b"), "leave --labels"),
+    ):
+        code, out, err = cli("teach", *words)
+        assert (code, out) == (2, ""), err
+        assert says in " ".join(err.split())
+    assert not (tmp_path / "data").exists()
+    picture_file = tmp_path / "ok" / "mab" / "0.png"
+    for words in (("--data", tmp_path / "typo", "--label-set", "x"), ("--data", tmp_path, "--labels", "a,b")):
+        assert cli("classify", picture_file, *words)[0] == 2
+
+
+def test_the_client_teaches_adds_removes_and_lists(call: Any, server_url: str) -> None:
+    given = {label: [picture(label, seed) for seed in range(5)] for label in COLOURS}
+    steps: dict[str, Any] = {"client": {"batch_size": 4, "concurrency": 3}}
+    taught: TeachResult = call(server_url, "teach", "client", given, **steps)
+    assert taught.label_set.leave_one_out
+    assert taught.label_set.leave_one_out.accuracy == 1.0
+    assert len(taught.ids) == len(set(taught.ids.values())) == 15
+    assert taught.errors == {}
+    more = call(server_url, "add_examples", "client", {"zif": [picture("zif", 9), b"none"]}, **steps)
+    assert (more.label_set.examples, list(more.errors)) == (16, [("zif", 1)])
+    assert isinstance(more.errors["zif", 1], ApiError)
+    assert more.errors["zif", 1].code == "unsupported_image"
+    less = call(server_url, "remove_examples", "client", ids=[more.ids["zif", 0]], labels=["pel"])
+    assert (less.examples, less.labels) == (10, 3)
+    known = call(server_url, "examples", "client")
+    assert {each.id for each in known} == {id for (label, _), id in taught.ids.items() if label != "pel"}
+    found = call(server_url, "classify", [picture("mab", 77)], label_set="client")
+    assert found[0][0].label == "mab"
+    call(server_url, "delete_label_set", "client")
+    with pytest.raises(NotFound):
+        call(server_url, "add_examples", "client", given)
+
+
+def test_the_client_takes_prompts_and_items_and_fails_where_it_is_told_to(
+    call: Any, server_url: str, tmp_path: Path
+) -> None:
+    given = {label: [picture(label, seed) for seed in range(2)] for label in COLOURS}
+    labels = {"zif": ["something red", "red noise"], "mab": "something green", "pel": "blue", "qua": "something yellow"}
+    taught = call(server_url, "teach", "client2", given, labels=labels)
+    assert taught.label_set.label_names == list(labels)
+    assert taught.label_set.texts == 5
+    assert any("no example of 'qua'" in each for each in taught.label_set.warnings)
+    for wrong, error in (
+        ({"zif": [tmp_path / "none.png"]}, UnreadableInput),
+        ({"zif": [b"none"]}, ApiError),
+        ({}, ValueError),
+        ({"zif": b"one"}, TypeError),
+        ({"zif": [{"text": "x"}]}, ValueError),
+    ):
+        with pytest.raises(error):
+            call(server_url, "add_examples", "client2", wrong, on_error="fail")
+    missing = call(server_url, "add_examples", "client2", {
+        "zif": [{"item": {"collection": "none", "id": "x"}}, picture("zif", 8)]
+    })  # fmt: skip
+    assert missing.errors["zif", 0].code == "collection_not_found"
+    assert missing.label_set.examples == 7
+    call(server_url, "delete_label_set", "client2")
