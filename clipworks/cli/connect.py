@@ -90,11 +90,9 @@ async def label_sets_client(
     """As `vectors_client`; with `is_stored` the label sets of the data folder are there too, if there is one.
 
     Raises:
-        UsageError: as `collections_client`, or a data folder for a request that uses none.
+        As `collections_client`.
     """
-    if data is not None and (not is_stored or url):
-        raise UsageError("--data is where stored label sets are: it goes with --label-set, and not with --url")
-    if url is None and is_stored and has_collections(data_folder(data), must_be=data is not None):
+    if url is None and is_stored and _has_label_sets(data):
         limit_s = timeout_s or _IN_PROCESS_S
         async with collections_client(
             url=url, api_key=api_key, model=model, store=store, data=data, timeout_s=limit_s
@@ -146,6 +144,14 @@ async def collections_client(
         AsyncClient("http://in-process", timeout_s=timeout_s, transport=transport, concurrency=concurrency) as client,
     ):
         yield client
+
+
+def _has_label_sets(data: Path | None) -> bool:
+    """Whether there is a data folder that can hold some. Raises UsageError: it was named, and is not there."""
+    from service.settings import read_settings
+
+    folder = read_settings({"data": str(data)} if data is not None else {}).data
+    return folder is not None and has_collections(folder, must_be=data is not None)
 
 
 def data_folder(data: Path | None) -> Path:

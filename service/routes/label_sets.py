@@ -53,7 +53,7 @@ async def list_label_sets(request: Request) -> Response:
     description="Its texts are encoded in the background; other content under the same name replaces the old set. "
     "With `examples` it is taught: a head is fitted to their vectors and mixed with the texts. The name of a model's "
     "class head is refused.",
-    responses=answers(LabelSetInfo, 400, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504, 507, status=202),
+    responses=answers(TaughtLabelSet, 400, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504, 507, status=202),
     openapi_extra=bodies(LabelSetRequest, PUT_OPTIONS, files="each is put into the next example that has no content"),
 )
 async def put_label_set(request: Request, name: Name) -> Response:
@@ -76,8 +76,8 @@ async def put_label_set(request: Request, name: Name) -> Response:
     if body.labels is not None:
         body = body.model_copy(update={"labels": distinct_labels(body.labels)})
     if not body.examples:
-        info, _ = await services.label_sets.put(name, body)
-        return model_response(info, status=202)
+        info, outcomes = await services.label_sets.put(name, body)
+        return taught_response(services, info, (), outcomes, on_error=body.on_error)
     new = await new_examples(request, received, body.examples, model, on_error=body.on_error, budget=budget)
     info, outcomes = await services.label_sets.put(name, body, new)
     return taught_response(services, info, new, outcomes, on_error=body.on_error)

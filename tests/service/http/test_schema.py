@@ -173,6 +173,8 @@ def aim(case: schemathesis.Case) -> None:
         case.path_parameters["id"] = "tiny"
     if case.operation.path.startswith("/collections"):
         aim_at_collection(case)
+    if case.operation.path.startswith("/label-sets/") and case.operation.method in ("put", "post"):
+        aim_at_label_set(case)
     if case.operation.path.startswith("/aliases/"):
         case.path_parameters["name"] = "alias"
         if isinstance(case.body, dict):
@@ -208,6 +210,35 @@ def aim(case: schemathesis.Case) -> None:
                 place.pop("templates", None)
         elif everything.get("labels") is None:
             (body if case.media_type == "application/json" else case.query)["labels"] = ["cat", "dog"]
+
+
+def aim_at_label_set(case: schemathesis.Case) -> None:
+    """Files have labels, labels can be read, and items are of a collection that is there."""
+    if case.operation.method == "put":
+        case.path_parameters["name"] = "new"
+    case.query.clear()
+    if (case.media_type or "").startswith("image/"):
+        case.query["label"] = ["cat"]
+    if not isinstance(case.body, dict):
+        return
+    body = case.body
+    if body.get("model") is not None:
+        body["model"] = "tiny"
+    if case.media_type == "multipart/form-data":
+        body.pop("request", None)
+        body["image"] = body.get("image") or [Binary(picture("PNG", 8, 8))]
+        body["label"] = ["cat"] * len(body["image"])
+        return
+    if case.operation.method == "put" and body.get("labels") is None:
+        body["labels"] = ["cat", "dog"]
+    given = body.get("examples")
+    if isinstance(given, dict):
+        body["examples"] = {f"label {number}": each for number, each in enumerate(given.values())}
+    for each in given if isinstance(given, list) else ():
+        if isinstance(each, dict):
+            each["label"] = "cat"
+            if "item" in each:
+                each["item"] = {"collection": "pets", "id": "a"}
 
 
 def aim_at_collection(case: schemathesis.Case) -> None:
