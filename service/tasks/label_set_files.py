@@ -166,9 +166,17 @@ class LabelSetFiles:
         format = FORMAT if stored.taught is None else TAUGHT_FORMAT
         whole = {"format": format, "sha256": _digest_of(content).hex(), "content": content}
         self._write(f"{name}.json", lambda stream: _write_json(stream, whole))
+        self.discard_unused(name, stored)
+
+    def discard_unused(self, name: str, stored: StoredSet) -> None:
+        """Remove examples that the set does not name: of an older version, or of a change that a crash cut off.
+
+        Only for who holds the folder: what another process is about to name looks the same.
+        """
+        used = "" if stored.taught is None else _examples_name(name, stored.taught.sha256)
         for path in self._examples_of(name):
             if path.name != used:
-                with suppress(OSError):  # of an older version: nothing names it any more
+                with suppress(OSError):
                     path.unlink()
 
     def write_vectors(self, name: str, stored: StoredSet, vectors: np.ndarray) -> None:

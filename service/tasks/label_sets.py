@@ -370,6 +370,7 @@ class LabelSets:
             log.warning("label set %s is gone since its folder was listed", name)
             del self._sets[name]
             return
+        await asyncio.to_thread(files.discard_unused, name, stored)
         label_set.prompts = Prompts(tuple(stored.request.labels or ()), ())
         artifact = await asyncio.to_thread(self._artifact, stored.model)
         manifest = artifact.manifest

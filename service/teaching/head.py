@@ -27,9 +27,10 @@ _STEPS, _RIDGE = 50, 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class TaughtHead:
-    """logits [C] = (unit image vector [D] @ weight [D, C] + bias [C]) / temperature, in the order of `names`.
+    """logits [C] = unit image vector [D] @ weight [D, C] + bias [C], in the order of `names`.
 
-    sigmoid: (slope, offset) of the probability that a label fits, from its logit; None: too few examples to know.
+    temperature: what they are divided by before a softmax. sigmoid: (slope, offset) of the probability that a label
+    fits, from its logit; None: too few examples to know.
     """
 
     names: tuple[str, ...]
@@ -40,7 +41,7 @@ class TaughtHead:
 
     def logits(self, vector: F32) -> F64:
         """Logits [..., C] of unit vectors [..., D]."""
-        return (vector @ self.weight + self.bias).astype(np.float64) / self.temperature
+        return (vector @ self.weight + self.bias).astype(np.float64)
 
     def scores(self, logits: F64, activation: Activation | None) -> F64:
         """Scores [..., C]; None is softmax, "none" gives the logits back.
@@ -51,7 +52,7 @@ class TaughtHead:
         if activation == "none":
             return logits
         if activation != "sigmoid":
-            return activated(logits, "softmax")
+            return activated(logits / self.temperature, "softmax")
         if self.sigmoid is None:
             raise ValueError("the head has no calibrated sigmoid")
         slope, offset = self.sigmoid
@@ -127,7 +128,7 @@ def _calibrated(head: TaughtHead, logits: F64, truth: I64) -> TaughtHead:
         return head
     is_shown = np.zeros(logits.shape, dtype=np.bool_)
     is_shown[np.arange(len(truth)), truth] = True
-    return replace(head, sigmoid=_logistic((logits / temperature).ravel(), is_shown.ravel()))
+    return replace(head, sigmoid=_logistic(logits.ravel(), is_shown.ravel()))
 
 
 def _surprise(logits: F64, truth: I64) -> float:

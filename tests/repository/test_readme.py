@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 STORE = ROOT / "tests" / "fixtures" / "tiny_store"
 PHOTO = STORE / "tiny" / "1" / "goldens" / "rgb_jpeg_331x227.bin"
-PAGES = ("README.md", "docs/client.md")
+PAGES = ("README.md", "docs/client.md", "docs/teach.md")
 BLOCK = re.compile(r"<!-- run -->\n```(\w+)\n(.*?)```", re.DOTALL)
 OF_THE_HUB = re.compile(r"<!-- (serve|run): hub -->\n```bash\n(.*?)```", re.DOTALL)
 HUB_MODEL = "immich-app/ViT-B-32__laion2b-s34b-b79k"
@@ -66,9 +67,13 @@ def url(environment: dict[str, str]) -> Iterator[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """What the blocks expect to find: the photographs of this repository, and for the client's page a photo.jpg."""
+    """What the blocks expect to find: the photographs of this repository, a photo.jpg, and five classes of pictures."""
     shutil.copytree(ROOT / "docs" / "photos", tmp_path / "docs" / "photos")
     shutil.copy(PHOTO, tmp_path / "photo.jpg")
+    for colour in ("red", "green", "blue", "white", "black"):
+        (tmp_path / "my-classes" / colour).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (64, 48 + number), colour).save(tmp_path / "my-classes" / colour / f"{number}.png")
     return tmp_path
 
 

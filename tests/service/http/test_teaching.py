@@ -323,7 +323,7 @@ def test_a_kill_loses_nothing_that_was_acknowledged(serve: Callable[..., Any], t
     """Killed in the middle of adding, again and again; what was answered with 202 is there, with the same head."""
     acknowledged: set[str] = set()
     fresh = [picture(label, 200) for label in COLOURS]
-    for turn in range(3):
+    for turn in range(2):
         server = serve(data=tmp_path)
         server.wait_for("ready")
         with urls(server) as client:

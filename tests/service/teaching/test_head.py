@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from model_store.discriminant import fit_gaussians
 from model_store.towers import activated
 from service.faults import LabelSetFailed
 from service.teaching.examples import ExampleVectors
@@ -51,11 +52,9 @@ def test_logits_are_zero_shot_plus_the_mix() -> None:
     vectors, truth, centres = clusters(2, [5] * 3)
     head, judged = teach(names(3), vectors, truth, texts=centres, scale=SCALE)
     by_texts = SCALE * vectors @ centres.T
-    from model_store.discriminant import fit_gaussians
-
     weight, bias = fit_gaussians(vectors, truth, classes=3).linear()
     expected = by_texts + judged.mix * (vectors @ weight + bias)
-    np.testing.assert_allclose(head.logits(vectors) * head.temperature, expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(head.logits(vectors), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_nothing_that_can_be_left_out() -> None:
@@ -100,8 +99,7 @@ def test_scores() -> None:
     assert (np.diff(probable.ravel()[np.argsort(logits.ravel())]) >= 0).all(), "it grows with the logit"
     assert probable.sum(axis=1).mean() == pytest.approx(1, abs=0.25), "one label of four fits each picture"
     assert head.temperature >= 1
-    flatter = activated(logits * head.temperature, "softmax")
-    assert flatter.max(axis=1).mean() >= head.scores(logits, None).max(axis=1).mean()
+    np.testing.assert_allclose(head.scores(logits, None), activated(logits / head.temperature, "softmax"))
     few, _ = teach(names(4), *(each[: LEAST_FOR_SIGMOID - 1] for each in (vectors, truth)), texts=centres, scale=SCALE)
     assert few.sigmoid is None
     with pytest.raises(ValueError, match="no calibrated sigmoid"):
