@@ -51,7 +51,6 @@ class GaussianClasses:
         here = self.present
         weight[:, here] -= weight[:, here].mean(axis=1, keepdims=True)
         bias[here] -= bias[here].mean()
-        weight[:, ~here], bias[~here] = 0.0, 0.0
         return weight, bias
 
 

@@ -126,6 +126,9 @@ def test_the_client_takes_prompts_and_items_and_fails_where_it_is_told_to(
     ):
         with pytest.raises(error):
             call(server_url, "add_examples", "client2", wrong, on_error="fail")
+    with pytest.raises(ApiError) as failed:
+        call(server_url, "add_examples", "client2", {"zif": [picture("zif", 3), b"none"]}, on_error="fail")
+    assert failed.value.index == 1
     missing = call(server_url, "add_examples", "client2", {
         "zif": [{"item": {"collection": "none", "id": "x"}}, picture("zif", 8)]
     })  # fmt: skip

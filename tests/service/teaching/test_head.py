@@ -11,7 +11,7 @@ from model_store.towers import activated
 from service.faults import LabelSetFailed
 from service.teaching.examples import ExampleVectors
 from service.teaching.fitting import fit_examples
-from service.teaching.head import LEAST_FOR_SIGMOID, MIXES, UNTESTED_MIX, USUAL_MIX, teach
+from service.teaching.head import LEAST_FOR_SIGMOID, MIXES, UNTESTED_MIX, USUAL_MIX, Judgement, teach
 from service.teaching.report import report_of, wilson
 
 F32, I64 = NDArray[np.float32], NDArray[np.int64]
@@ -131,9 +131,21 @@ def test_labels_that_are_one_class_are_named() -> None:
     report = report_of(names(3), truth, judged)
     assert any("'label 0' and 'label 1' are not told apart" in each for each in report.warnings)
     assert not any("label 2" in each for each in report.warnings)
+    assert report.leave_one_out
+    assert report.leave_one_out.accuracy < 0.9
     counted = sum(each.count for each in report.confused)
     assert counted == (judged.predicted != truth).sum()
     assert report.confused[0].count == max(each.count for each in report.confused)
+
+
+def test_labels_that_are_mixed_up_now_and_then_are_told_apart() -> None:
+    """Two of forty wrong is a line of `confused`, and no warning."""
+    truth = np.repeat([0, 1], 20)
+    predicted = np.array([1, *[0] * 19, *[1] * 19, 0])
+    judged = Judgement(tested=np.ones(40, dtype=np.bool_), predicted=predicted, zero_shot=predicted, mix=0.05)
+    report = report_of(["a", "b"], truth, judged)
+    assert [(each.label, each.taken_for, each.count) for each in report.confused] == [("a", "b", 1), ("b", "a", 1)]
+    assert report.warnings == []
 
 
 @pytest.mark.parametrize(
