@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -19,7 +20,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 PAGE, PICTURE = ROOT / "docs" / "distillation.md", ROOT / "docs" / "pictures" / "lab" / "distillation.png"
-SPEED = RECORDS / "distillation" / "speed.json"
+SPEED = RECORDS / "distillation"
 ASKED, DRAWN = "t2i_r@10", "naming"
 COLUMNS = {
     "naming": "naming",
@@ -164,10 +165,15 @@ def probed(group: Group, probe: str, name: str) -> list[float]:
 
 
 def read_rates() -> Rates:
-    """Ratios to the teacher in fp32, over repetitions of benchmarks/distillation_speed.py; empty without a record."""
-    if not SPEED.exists():
-        return {}
-    repetitions: list[dict[str, dict[str, float]]] = json.loads(SPEED.read_text(encoding="utf-8"))["repetitions"]
+    """Ratios to the teacher in fp32, over repetitions of benchmarks/distillation_speed.py; empty without a record.
+
+    Each record has a teacher of its own to compare with: models that came later were measured with it again.
+    """
+    return {label: each for path in sorted(SPEED.glob("speed*.json")) for label, each in _rates_of(path).items()}
+
+
+def _rates_of(path: Path) -> Rates:
+    repetitions: list[dict[str, dict[str, float]]] = json.loads(path.read_text(encoding="utf-8"))["repetitions"]
     first = next(iter(repetitions[0]))  # the teacher in fp32
     return {
         label: {
@@ -177,6 +183,7 @@ def read_rates() -> Rates:
             for what in RATES
         }
         for label in repetitions[0]
+        if label != first or path.name == "speed.json"
     }
 
 
