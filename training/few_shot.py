@@ -25,8 +25,9 @@ from training.config import ARTIFACT, StoredModel, load_config, with_data_folder
 from training.data.rows import Split
 from training.data.source import TableSource, open_source
 from training.features import Features, cached_features, picture_vectors
+from training.methods.parts.class_heads import ClassHead
 from training.methods.parts.few_shot import HeadMethod
-from training.methods.parts.linear_heads import ClassHead, truth_of
+from training.methods.parts.linear_heads import truth_of
 from training.recipes import find_recipe
 
 METHODS = ("gda", "linear_probe")

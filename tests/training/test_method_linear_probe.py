@@ -111,7 +111,7 @@ def test_a_head_becomes_a_checkpoint_that_explains_itself(table: Path, tmp_path:
     assert head.labels == info.labels == tuple(sorted(COLOURS))
     assert (info.graphs, info.inherited) == ({}, ("image_encoder", "text_encoder"))
     assert head.base_sha256 == base.info.weights_sha256
-    assert (head.weight.shape, head.bias.shape) == ((16, 4), (4,))
+    assert {name: array.shape for name, array in head.arrays.items()} == {"weight": (16, 4), "bias": (4,)}
     told = info.metrics["validation"]
     fewer = told["shots"]["classes_with_fewer"]
     assert sorted(fewer) == sorted(COLOURS)
