@@ -15,7 +15,7 @@ from evaluation.metrics import class_mean_accuracy, majority_share, mean_estimat
 from training.exporting.derived_graphs import HeadSource, linear_head
 
 F32, F64, I64 = NDArray[np.float32], NDArray[np.float64], NDArray[np.int64]
-Knob = TypeVar("Knob", float, tuple[float, ...])
+Knob = TypeVar("Knob", float, tuple[float, float])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ def fitted_bias(logits: F32, truth: I64) -> F64:
 
     def loss(bias: F64) -> tuple[float, F64]:
         shifted = fixed + bias
-        value = float((logsumexp(shifted, axis=1) - shifted[np.arange(len(truth)), truth]).mean())
+        value = float((np.asarray(logsumexp(shifted, axis=1)) - shifted[np.arange(len(truth)), truth]).mean())
         return value, softmax(shifted, axis=1).mean(axis=0) - wanted
 
     found = minimize(loss, np.zeros(len(wanted)), jac=True, method="L-BFGS-B").x
