@@ -34,6 +34,7 @@ from training.methods.parts.class_heads import ClassHead
 from training.methods.parts.controls import BiasControl, MeanControl
 from training.methods.parts.few_shot import HeadMethod, HeadOptions
 from training.methods.parts.linear_heads import truth_of
+from training.options import meant
 from training.recipes import find_recipe
 
 CONTROLS: dict[str, Callable[[HeadOptions], HeadMethod]] = {"bias": BiasControl, "mean": MeanControl}
@@ -287,6 +288,10 @@ def main() -> int:
         shots = [int(count) for count in options.shots.split(",")]
         if options.seeds < 1 or min(shots) < 0:
             raise ValueError(f"--seeds {options.seeds} must be at least 1, --shots {options.shots} at least 0")
+        known = head_methods()
+        for name in options.head or ():
+            if name not in known:
+                raise ValueError(f"no head {name!r}{meant(name, known)}; there are: {', '.join(known)}")
         bench = open_bench(
             options.base,
             options.data,
@@ -305,7 +310,7 @@ def main() -> int:
                 seeds=options.seeds,
                 least=options.least,
                 templates=templates,
-                heads=options.head or head_methods(),
+                heads=options.head or known,
             )
             for label in options.label
         ]

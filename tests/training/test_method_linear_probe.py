@@ -179,9 +179,9 @@ def test_the_comparison_prints_every_head_beside_zero_shot(
     assert few_shot.main() == 0
     (numbers,) = json.loads(out.read_text())
     assert {run["method"] for run in numbers["runs"]} == {"bias", "mean", "gda"}
-    monkeypatch.setattr("sys.argv", [*words, "--head", "labclip"])
+    monkeypatch.setattr("sys.argv", [*words, "--head", "tip_adaptor"])
     assert few_shot.main() == 1
-    assert "labclip" in capsys.readouterr().err
+    assert "no head 'tip_adaptor'; is tip_adapter meant?; there are: clip_adapter, gda" in capsys.readouterr().err
     monkeypatch.setattr("sys.argv", [*words, "--label", "size"])
     assert few_shot.main() == 1
     assert "no label 'size'" in capsys.readouterr().err
