@@ -35,7 +35,7 @@ from training.models.towers import DualEncoder
 FORMAT = 1
 INFO_FILE, WEIGHTS_FILE, STATE_FILE = "checkpoint.json", "weights.safetensors", "state.safetensors"
 FILES = {TOKENIZER_FILE: "tokenizer_sha256", STATE_FILE: "state_sha256", WEIGHTS_FILE: "weights_sha256"}
-HEAD_WEIGHT, HEAD_BIAS = "class_head/weight", "class_head/bias"
+HEAD_PREFIX = "class_head/"
 ARRAY_PREFIX = "array/"
 
 
@@ -80,14 +80,13 @@ class LoadedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedHead:
-    """A checkpoint that is a class head: logits [n, C] = unit image vectors [n, D] @ weight [D, C] + bias [C].
+    """A checkpoint that is a class head: float32 arrays by name, as its method's head has them.
 
     It means something behind the image tower of `base_sha256` only.
     """
 
     info: Checkpoint
-    weight: NDArray[np.float32]
-    bias: NDArray[np.float32]
+    arrays: dict[str, NDArray[np.float32]]
     labels: tuple[str, ...]
     base_sha256: str
 
@@ -223,19 +222,16 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def load_head(folder: Path) -> LoadedHead:
-    """Open a checkpoint that a closed-form method left.
+    """Open a checkpoint that a method of class heads left.
 
     Raises:
-        ValueError: it is none, or a file differs from its digest or from what `checkpoint.json` says.
+        ValueError: it is none, or a file differs from its digest.
     """
-    info, arrays = read_checkpoint(folder), load_weights(folder)
-    found = [arrays.get(f"{ARRAY_PREFIX}{name}") for name in (HEAD_WEIGHT, HEAD_BIAS)]
-    if found[0] is None or found[1] is None or info.base_sha256 is None:
-        raise ValueError(f"{folder} is no class head: method {info.config.method} made {sorted(arrays)[:3]}")
-    weight, bias = found[0].numpy(), found[1].numpy()
-    if weight.ndim != 2 or weight.shape[1:] != bias.shape or bias.shape != (len(info.labels),):
-        raise ValueError(f"{folder}: weight {weight.shape}, bias {bias.shape} and {len(info.labels)} labels differ")
-    return LoadedHead(info=info, weight=weight, bias=bias, labels=info.labels, base_sha256=info.base_sha256)
+    info, weights, prefix = read_checkpoint(folder), load_weights(folder), f"{ARRAY_PREFIX}{HEAD_PREFIX}"
+    arrays = {name.removeprefix(prefix): each.numpy() for name, each in weights.items() if name.startswith(prefix)}
+    if not arrays or info.base_sha256 is None:
+        raise ValueError(f"{folder} is no class head: method {info.config.method} made {sorted(weights)[:3]}")
+    return LoadedHead(info=info, arrays=arrays, labels=info.labels, base_sha256=info.base_sha256)
 
 
 def load_state(folder: Path) -> dict[str, Tensor]:

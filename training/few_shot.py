@@ -1,17 +1,21 @@
 """`python -m training.few_shot --base BASE --data FOLDER --label baseColour`: class heads beside zero-shot.
 
 BASE is a checkpoint folder, or artifact:NAME: any artifact of a store, whose vectors its ONNX graphs make.
-Every knob is set on validation. `--split test` judges on the held-out photographs: for the last run only.
+Beside the heads stand two controls: zero-shot with a fitted bias, and zero-shot on centred vectors. Every knob is set
+on validation. `--split test` judges on the held-out photographs: for the last run only.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,17 +23,21 @@ from numpy.typing import NDArray
 
 from evaluation.metrics import class_mean_accuracy, majority_share, mean_estimate, normalize
 from training import method as methods
+from training import methods as method_files
 from training.bases import load_stored, open_stored
 from training.checkpoint import LoadedModel, load_model
 from training.config import ARTIFACT, StoredModel, load_config, with_data_folder
 from training.data.rows import Split
 from training.data.source import TableSource, open_source
 from training.features import Features, cached_features, picture_vectors
-from training.methods.parts.few_shot import HeadMethod
-from training.methods.parts.linear_heads import ClassHead, truth_of
+from training.methods.parts.class_heads import ClassHead
+from training.methods.parts.controls import BiasControl, MeanControl
+from training.methods.parts.few_shot import HeadMethod, HeadOptions
+from training.methods.parts.linear_heads import truth_of
+from training.options import meant
 from training.recipes import find_recipe
 
-METHODS = ("gda", "linear_probe")
+CONTROLS: dict[str, Callable[[HeadOptions], HeadMethod]] = {"bias": BiasControl, "mean": MeanControl}
 _OF_FOLDERS = "classes"
 
 
@@ -55,8 +63,15 @@ class Bench:
     """Unit vectors [n, D] of all pictures of `split`."""
 
     def run(self, method: str, options: dict[str, Any]) -> HeadMethod:
-        """A fitted head."""
-        made = methods.create(method, options)
+        """A fitted head, or control.
+
+        Raises:
+            ValueError: the method makes no class head, or knows no such option.
+        """
+        if method in CONTROLS:
+            made = CONTROLS[method](HeadOptions.parse(options, method=method))
+        else:
+            made = methods.create(method, options)
         if not isinstance(made, HeadMethod):
             raise ValueError(f"method {method} makes no class head")
         made.setup(
@@ -130,22 +145,41 @@ def _stored(base: str, data_folder: Path, *, store: Path | None, recipe: str, ov
     return load_stored(config.model_copy(update={"base": base, "model": model}), open_stored(model))
 
 
+def head_methods() -> tuple[str, ...]:
+    """Names of the methods that make class heads: those whose file defines a `HeadMethod`."""
+    files = {name: importlib.import_module(f"{method_files.__name__}.{name}") for name in methods.available()}
+    return tuple(name for name, file in files.items() if any(_makes_heads(one, file) for one in vars(file).values()))
+
+
+def _makes_heads(found: object, file: ModuleType) -> bool:
+    return isinstance(found, type) and issubclass(found, HeadMethod) and found.__module__ == file.__name__
+
+
 def few_shot(
-    bench: Bench, *, label: str, shots: Sequence[int], seeds: int, least: int, templates: tuple[str, ...] | None
+    bench: Bench,
+    *,
+    label: str,
+    shots: Sequence[int],
+    seeds: int,
+    least: int,
+    templates: tuple[str, ...] | None,
+    heads: Sequence[str],
 ) -> dict[str, Any]:
     """{"zero_shot": numbers, "runs": [{"method", "shots", "chosen", ...numbers}], ...} of one label.
+
+    heads: methods; the controls are judged with them. chosen: by knob, a value for each seed.
 
     Accuracies are means over seeds; their interval resamples pictures, each with its share of right answers among the
     seeds. `lowest` and `highest` are single seeds.
     """
     common = {"label": label, "least": least, "templates": templates}
-    first = bench.run("gda", {**common, "shots": 1})
+    first = bench.run(next(iter(CONTROLS)), {**common, "shots": 1})
     judged = bench.judged(label, first.classes)
     if not len(judged.truth):
         raise ValueError(f"no picture of {bench.split} has one of the {len(first.classes)} classes of {label!r}")
     runs: list[dict[str, Any]] = []
     for count in shots:
-        for method in METHODS:
+        for method in (*CONTROLS, *heads):
             fitted = [
                 bench.run(method, {**common, "shots": count, "shots_seed": seed})
                 for seed in range(seeds if count else 1)
@@ -156,7 +190,7 @@ def few_shot(
                     "method": method,
                     "shots": count,
                     **_numbers([one.head for one in fitted], judged),
-                    "chosen": [report["tried"].get("mix", report["tried"].get("c")) for report in reports],
+                    "chosen": {knob: [report["tried"][knob] for report in reports] for knob in fitted[0].knobs},
                     "not_converged": sum(len(report["tried"].get("not_converged", [])) for report in reports),
                     "pictures": reports[0]["shots"]["pictures"],
                     "classes_with_fewer": reports[0]["shots"]["classes_with_fewer"],
@@ -197,16 +231,24 @@ def table(report: dict[str, Any]) -> str:
         f"({report['without_a_class']} pictures have none of them), majority {100 * report['majority']:.1f}, "
         f"chance {100 * report['chance']:.1f}; seeds: {report['seeds']}",
         "",
-        "| head | shots | accuracy (95 % interval) | lowest and highest seed | class mean | unseen titles | knob |",
+        "| head | shots | accuracy (95 % interval) | lowest and highest seed | class mean | unseen titles | knobs |",
         "|---|---|---|---|---|---|---|",
         _line("zero-shot", "0", report["zero_shot"], ""),
     ]
     for run in report["runs"]:
-        knob = ("mix " if run["method"] == "gda" else "C ") + ", ".join(f"{value:g}" for value in run["chosen"])
-        lines.append(_line(run["method"], str(run["shots"]) if run["shots"] else "all", run, knob))
-    lines += ["", *(_note(run) for run in report["runs"] if run["classes_with_fewer"] and run["method"] == "gda")]
-    stopped = sum(run["not_converged"] for run in report["runs"])
-    return "\n".join([*lines, *([f"{stopped} fits of linear_probe stopped before they converged."] if stopped else [])])
+        knobs = "; ".join(f"{knob} {', '.join(map(_short, values))}" for knob, values in run["chosen"].items())
+        lines.append(_line(run["method"], str(run["shots"]) if run["shots"] else "all", run, knobs))
+    thin = {run["shots"]: run for run in report["runs"] if run["classes_with_fewer"]}
+    lines += ["", *(_note(run) for run in thin.values())]
+    stopped: Counter[str] = Counter()
+    for run in report["runs"]:
+        stopped[run["method"]] += run["not_converged"]
+    lines += [f"{count} fits of {name} stopped before they converged." for name, count in stopped.items() if count]
+    return "\n".join(lines)
+
+
+def _short(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _line(name: str, shots: str, numbers: dict[str, Any], knob: str) -> str:
@@ -233,6 +275,7 @@ def main() -> int:
     parser.add_argument("--recipe", help="what says how --data is read, for an artifact; by default classes")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe; repeatable")
     parser.add_argument("--label", action="append", required=True, help="a label column, or article_type; repeatable")
+    parser.add_argument("--head", action="append", metavar="METHOD", help="repeatable; by default every one there is")
     parser.add_argument("--shots", default="1,2,4,8,16", help="pictures a class, with commas; 0 is all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--least", type=int, default=9, help="leave classes with fewer training pictures out")
@@ -245,6 +288,10 @@ def main() -> int:
         shots = [int(count) for count in options.shots.split(",")]
         if options.seeds < 1 or min(shots) < 0:
             raise ValueError(f"--seeds {options.seeds} must be at least 1, --shots {options.shots} at least 0")
+        known = head_methods()
+        for name in options.head or ():
+            if name not in known:
+                raise ValueError(f"no head {name!r}{meant(name, known)}; there are: {', '.join(known)}")
         bench = open_bench(
             options.base,
             options.data,
@@ -256,7 +303,15 @@ def main() -> int:
         )
         templates = tuple(options.template) if options.template else None
         reports = [
-            few_shot(bench, label=label, shots=shots, seeds=options.seeds, least=options.least, templates=templates)
+            few_shot(
+                bench,
+                label=label,
+                shots=shots,
+                seeds=options.seeds,
+                least=options.least,
+                templates=templates,
+                heads=options.head or known,
+            )
             for label in options.label
         ]
     except (ValueError, OSError) as error:

@@ -43,7 +43,7 @@ def write_recipe(folder: Path, squares: Path) -> None:
     before, tables = squares.read_text(encoding="utf-8").split("[data]")
     kept = [line for line in before.splitlines() if not line.startswith("method")]
     recipe = "\n".join([*kept, ours, f"[data]{tables}"]).replace("steps = 6", "steps = 40")
-    assert tomllib.loads(recipe)["method"] == "clip_adapter"
+    assert tomllib.loads(recipe)["method"] == "residual_adapter"
     (folder / "adapter.toml").write_text(recipe, encoding="utf-8")
 
 
@@ -67,11 +67,11 @@ def test_the_guides_one_file_is_trained_published_served_and_judged(
     serving: Callable[..., AbstractContextManager[str]],
 ) -> None:
     (source,), (commands,) = blocks("python"), blocks("sh")  # the one file, and what is done with it
-    assert source.startswith("# training/methods/clip_adapter.py\n")
+    assert source.startswith("# training/methods/residual_adapter.py\n")
     before = set(methods.available())
-    written = added("clip_adapter", source)
-    assert [path.name for path in written.parent.iterdir()] == ["clip_adapter.py"]
-    assert set(methods.available()) - before == {"clip_adapter"}
+    written = added("residual_adapter", source)
+    assert [path.name for path in written.parent.iterdir()] == ["residual_adapter.py"]
+    assert set(methods.available()) - before == {"residual_adapter"}
 
     shutil.copytree(square_base, tmp_path / ".runs" / "base")
     write_recipe(tmp_path, squares)

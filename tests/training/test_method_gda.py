@@ -10,11 +10,10 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from evaluation.metrics import normalize
 from training.method import create
+from training.methods.parts.class_heads import LinearHead, judge_head
 from training.methods.parts.linear_heads import (
-    ClassHead,
     classes_of,
     gaussian_discriminant,
-    judge_head,
     mixed,
     pick_shots,
     truth_of,
@@ -114,7 +113,7 @@ def test_classes_are_what_enough_pictures_show() -> None:
 
 
 def test_a_judged_head_stands_beside_its_floors() -> None:
-    head = ClassHead(weight=np.eye(3, dtype=np.float32), bias=np.array([0, 0, 9], dtype=np.float32))
+    head = LinearHead(weight=np.eye(3, dtype=np.float32), bias=np.array([0, 0, 9], dtype=np.float32))
     numbers = judge_head(head, np.eye(3, dtype=np.float32)[[0, 1, 2, 2]], np.array([0, 1, 2, 2]))
     assert (numbers["accuracy"]["value"], numbers["accuracy"]["n"], numbers["majority"]) == (0.5, 4, 0.5)
     assert (numbers["class_mean"], numbers["chance"]) == (pytest.approx(1 / 3), pytest.approx(1 / 3))

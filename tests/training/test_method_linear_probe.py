@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +113,7 @@ def test_a_head_becomes_a_checkpoint_that_explains_itself(table: Path, tmp_path:
     assert head.labels == info.labels == tuple(sorted(COLOURS))
     assert (info.graphs, info.inherited) == ({}, ("image_encoder", "text_encoder"))
     assert head.base_sha256 == base.info.weights_sha256
-    assert (head.weight.shape, head.bias.shape) == ((16, 4), (4,))
+    assert {name: array.shape for name, array in head.arrays.items()} == {"weight": (16, 4), "bias": (4,)}
     told = info.metrics["validation"]
     fewer = told["shots"]["classes_with_fewer"]
     assert sorted(fewer) == sorted(COLOURS)
@@ -161,14 +163,25 @@ def test_the_comparison_prints_every_head_beside_zero_shot(
     monkeypatch.setattr("sys.argv", words)
     assert few_shot.main() == 0
     printed, (numbers,) = capsys.readouterr().out, json.loads(out.read_text())
-    assert [(run["method"], run["shots"]) for run in numbers["runs"]] == [
-        ("gda", 1), ("linear_probe", 1), ("gda", 50), ("linear_probe", 50),
-    ]  # fmt: skip
+    heads = ("bias", "mean", "clip_adapter", "gda", "linear_probe", "tip_adapter", "tip_adapter_f")
+    assert [(run["method"], run["shots"]) for run in numbers["runs"]] == list(product(heads, (1,))) + list(
+        product(heads, (50,))
+    )
     assert (numbers["classes"], numbers["n"], numbers["split"]) == (4, 12, "validation")
     for run in numbers["runs"]:
         assert run["lowest"] <= run["accuracy"]["value"] <= run["highest"]
     assert "| zero-shot | 0 |" in printed
-    assert "With 50 shots these classes have fewer pictures" in printed
+    knobs = {run["method"]: sorted(run["chosen"]) for run in numbers["runs"]}
+    assert (knobs["gda"], knobs["tip_adapter_f"]) == (["mix"], ["alpha", "beta", "epoch"])
+    assert re.search(r"\| tip_adapter \| 50 \|.*\| alpha [\d.e+]+, [\d.e+]+; beta [\d.]+, [\d.]+ \|", printed)
+    assert printed.count("With 50 shots these classes have fewer pictures") == 1
+    monkeypatch.setattr("sys.argv", [*words, "--head", "gda"])
+    assert few_shot.main() == 0
+    (numbers,) = json.loads(out.read_text())
+    assert {run["method"] for run in numbers["runs"]} == {"bias", "mean", "gda"}
+    monkeypatch.setattr("sys.argv", [*words, "--head", "tip_adaptor"])
+    assert few_shot.main() == 1
+    assert "no head 'tip_adaptor'; is tip_adapter meant?; there are: clip_adapter, gda" in capsys.readouterr().err
     monkeypatch.setattr("sys.argv", [*words, "--label", "size"])
     assert few_shot.main() == 1
     assert "no label 'size'" in capsys.readouterr().err

@@ -160,13 +160,13 @@ def test_a_closed_form_has_no_steps(lab: Path, tmp_path: Path) -> None:
     result = train(lab / "dummy.toml", ['method="dummy_means"', f"run.folder={json.dumps(str(folder))}"])
     head, base = load_head(folder), load_model(lab / "base")
     assert (result.step, head.base_sha256) == (0, base.info.weights_sha256)
-    assert head.weight.shape == (16, len(head.labels))
+    assert head.arrays["weight"].shape == (16, len(head.labels))
     assert result.metrics == read_checkpoint(folder).metrics["validation"]
     # Its number on validation, worked out again from what was saved.
     recipe = base.info.config
     specs = image_spec(recipe.model), image_spec(recipe.model)
     source = open_source(recipe, cache_spec=specs[0], image_spec=specs[1])
-    scores = open_checkpoint(lab / "base").encode_prepared(source.pictures("validation")) @ head.weight
+    scores = open_checkpoint(lab / "base").encode_prepared(source.pictures("validation")) @ head.arrays["weight"]
     said = [head.labels[at] for at in scores.argmax(axis=1)]
     right = np.mean([a == b for a, b in zip(said, source.labels("shape", "validation"), strict=True)])
     assert result.metrics["right"] == pytest.approx(right, abs=1e-9)

@@ -112,7 +112,9 @@ def test_a_class_head_is_published_alone_and_gives_the_checkpoints_logits(lab: P
     assert served.spec.labels == head.labels == tuple(sorted(COLOURS))
     pictures = [(lab / f"{number}.png").read_bytes() for number in range(8)]
     vectors = open_checkpoint(lab / "base").encode_images(pictures)
-    np.testing.assert_allclose(served(vectors), vectors @ head.weight + head.bias, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        served(vectors), vectors @ head.arrays["weight"] + head.arrays["bias"], rtol=1e-4, atol=1e-4
+    )
     code, said = export(lab, "head", "colours", "--base", "colours@1")
     assert code != 0
     assert "is not the base of this checkpoint" in " ".join(said.split())

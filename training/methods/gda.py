@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from training.methods.parts.class_heads import F32, I64, ClassHead
 from training.methods.parts.few_shot import HeadMethod, HeadOptions, best, checked_grid
-from training.methods.parts.linear_heads import F32, I64, ClassHead, gaussian_discriminant, mixed
+from training.methods.parts.linear_heads import gaussian_discriminant, mixed
 
 MIX = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 100.0)
 
@@ -31,6 +32,8 @@ def create(options: dict[str, Any]) -> GdaMethod:
 
 
 class GdaMethod(HeadMethod):
+    knobs = ("mix",)
+
     def __init__(self, options: GdaOptions) -> None:
         super().__init__(options)
         self.gda = options

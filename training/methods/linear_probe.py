@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
+from training.methods.parts.class_heads import F32, I64, ClassHead, LinearHead
 from training.methods.parts.few_shot import HeadMethod, HeadOptions, best, checked_grid
-from training.methods.parts.linear_heads import F32, I64, ClassHead, logistic_probe
+from training.methods.parts.linear_heads import logistic_probe
 
 C_GRID = (0.1, 1.0, 10.0, 100.0, 1000.0)
 
@@ -25,6 +26,8 @@ def create(options: dict[str, Any]) -> LinearProbeMethod:
 
 
 class LinearProbeMethod(HeadMethod):
+    knobs = ("c",)
+
     def __init__(self, options: ProbeOptions) -> None:
         super().__init__(options)
         self.probe = options
@@ -36,7 +39,7 @@ class LinearProbeMethod(HeadMethod):
             (weight, bias), converged = logistic_probe(
                 shots, truth, classes=len(self.classes), c=c, steps=self.probe.steps
             )
-            tried[c] = ClassHead(weight=weight.astype("float32"), bias=bias.astype("float32"))
+            tried[c] = LinearHead(weight=weight.astype("float32"), bias=bias.astype("float32"))
             stopped += [] if converged else [c]
         c, curve = best(tried, validation, expected)
         return tried[c], {"c": c, "accuracy_by_c": curve, "not_converged": stopped}

@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections import Counter
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -16,25 +17,23 @@ from torch import nn
 
 from evaluation.metrics import normalize
 from evaluation.zero_shot import class_matrix
-from training.checkpoint import HEAD_BIAS, HEAD_WEIGHT, LoadedHead, LoadedModel, load_head
+from training.checkpoint import HEAD_PREFIX, LoadedModel, load_head
 from training.data.protocol import Source
-from training.data.rows import Split
 from training.encoder import TorchEncoder, encoder_of
 from training.exporting.derive import DerivationSource
-from training.exporting.derived_graphs import linear_head
 from training.features import Features, picture_vectors
 from training.method import Context, FitMethod, ModuleUse, Needs, Produced
-from training.methods.parts.linear_heads import (
+from training.methods.parts.class_heads import (
     F32,
     I64,
     ClassHead,
+    LinearHead,
     accuracy,
-    classes_of,
+    best_of,
     judge_head,
-    pick_shots,
-    truth_of,
-    zero_shot_head,
+    read,
 )
+from training.methods.parts.linear_heads import classes_of, pick_shots, truth_of, zero_shot_head
 from training.options import Options
 from training.publication import Publication
 from training.saved import SavedRun
@@ -55,11 +54,18 @@ class HeadOptions(Options):
 
 
 class HeadMethod(FitMethod):
-    """Subclasses turn shots into a head, and set their one knob on validation."""
+    """Subclasses turn shots into a head, and set their knobs on validation."""
+
+    kinds: ClassVar[tuple[type[ClassHead], ...]] = (LinearHead,)
+    """What its heads may be; a checkpoint is opened as the one whose arrays it holds."""
+    knobs: ClassVar[tuple[str, ...]] = ()
+    """What `choose` sets on validation: entries of what was tried."""
 
     classes: tuple[str, ...]
-    zero_shot: ClassHead
+    zero_shot: LinearHead
     head: ClassHead
+    seed: int
+    """The recipe's, for a subclass that draws."""
 
     def __init__(self, options: HeadOptions) -> None:
         self.options = options
@@ -67,10 +73,14 @@ class HeadMethod(FitMethod):
 
     @abstractmethod
     def choose(self, shots: F32, truth: I64, validation: F32, expected: I64) -> tuple[ClassHead, dict[str, Any]]:
-        """The head of these unit vectors [n, D] and classes int64 [n], and what was tried on validation."""
+        """The head of these unit vectors [n, D] and classes int64 [n], and what was tried on validation.
+
+        What was tried holds the chosen value of each of `knobs` under its name.
+        """
 
     def setup(self, context: Context) -> None:
         base, label = context.required_base("a class head"), self.options.label
+        self.seed = context.seed
         labels = context.source.labels(label)
         self.classes = classes_of(labels, least=self.options.least)
         self._truth = truth_of(labels, self.classes)
@@ -112,22 +122,36 @@ class HeadMethod(FitMethod):
 
     def artifact(self) -> Produced:
         return Produced(
-            arrays={HEAD_WEIGHT: self.head.weight, HEAD_BIAS: self.head.bias},
+            arrays={f"{HEAD_PREFIX}{name}": array for name, array in self.head.arrays().items()},
             labels=self.classes,
             templates=self.templates,
             inherited=("image_encoder", "text_encoder"),
         )
 
+    # From a checkpoint
+
+    def opened(self, run: SavedRun) -> ClassHead:
+        """The head that a checkpoint holds.
+
+        Raises:
+            ValueError: it holds none of this method's, or a file differs from its digest.
+        """
+        stored = load_head(run.folder)
+        try:
+            return read(self.kinds, stored.arrays, labels=stored.labels)
+        except ValueError as error:
+            raise ValueError(f"{run.folder}: {error}") from error
+
     def derivation(self, publication: Publication) -> DerivationSource:
         """Only the head is new; its base is the artifact that was made of the very weights it was fitted on."""
-        head = load_head(publication.run.folder)
-        method, label = head.info.config.method, self.options.label
+        run = publication.run
+        method, label = run.info.config.method, self.options.label
         structure = f"class_head/1;{method}"
         return DerivationSource(
             base=publication.base(),
             structure=structure,
             provenance=publication.provenance(structure, f"class head of {method} for {label}"),
-            heads={head_name(label): linear_head(head.weight.T, head.bias, head.labels)},
+            heads={head_name(label): self.opened(run).source(run.info.labels)},
             metrics=publication.metrics(),
         )
 
@@ -137,15 +161,28 @@ class HeadMethod(FitMethod):
 
     def judge(self, run: SavedRun, source: Source, *, split: Literal["validation", "test"]) -> dict[str, Any]:
         """The head behind its base, beside zero-shot."""
-        head = load_head(run.folder)
-        return report_head(head, run.base(), source, split=split)
+        head, base, info, label = self.opened(run), run.base(), run.info, self.options.label
+        truth = truth_of(source.labels(label, split), info.labels)
+        known = truth >= 0
+        if not known.any():
+            raise ValueError(f"no picture of {split} has one of the {len(info.labels)} classes of {label!r}")
+        vectors = normalize(picture_vectors(base, source.pictures(split)[known], device="cpu"))
+        encoder = encoder_of(base, name="base")
+        zero_shot = zero_shot_head(
+            class_matrix(encoder.encode_texts, info.labels, info.templates), scale=_scale_of(base)
+        )
+        return {
+            "label": label,
+            "without_a_class": int((~known).sum()),
+            "zero_shot": judge_head(zero_shot, vectors, truth[known]),
+            "head": judge_head(head, vectors, truth[known]),
+        }
 
 
-def best(tried: dict[float, ClassHead], validation: F32, expected: I64) -> tuple[float, dict[str, float]]:
+def best(tried: Mapping[float, ClassHead], validation: F32, expected: I64) -> tuple[float, dict[str, float]]:
     """The value that is most often right on validation, the smallest of equals, and every value's accuracy."""
     found = {value: accuracy(head, validation, expected) for value, head in tried.items()}
-    chosen = max(sorted(found), key=lambda value: found[value])
-    return chosen, {f"{value:g}": share for value, share in sorted(found.items())}
+    return best_of(found), {f"{value:g}": share for value, share in sorted(found.items())}
 
 
 def checked_grid(values: tuple[float, ...]) -> tuple[float, ...]:
@@ -155,31 +192,6 @@ def checked_grid(values: tuple[float, ...]) -> tuple[float, ...]:
     if not values or len(set(values)) != len(values) or min(values) < 0 or not np.isfinite(values).all():
         raise ValueError(f"grid {values} must be different numbers, none below 0")
     return values
-
-
-def report_head(head: LoadedHead, base: LoadedModel, source: Source, *, split: Split) -> dict[str, Any]:
-    """A stored head behind its base on one split, beside zero-shot; the caller knows that the base is its own.
-
-    Raises:
-        ValueError: no picture of the split has one of the head's classes.
-    """
-    label = str(head.info.config.method_options["label"])
-    truth = truth_of(source.labels(label, split), head.labels)
-    known = truth >= 0
-    if not known.any():
-        raise ValueError(f"no picture of {split} has one of the {len(head.labels)} classes of {label!r}")
-    vectors = normalize(picture_vectors(base, source.pictures(split)[known], device="cpu"))
-    encoder = encoder_of(base, name="base")
-    zero_shot = zero_shot_head(
-        class_matrix(encoder.encode_texts, head.labels, head.info.templates), scale=_scale_of(base)
-    )
-    fitted = ClassHead(weight=head.weight, bias=head.bias)
-    return {
-        "label": label,
-        "without_a_class": int((~known).sum()),
-        "zero_shot": judge_head(zero_shot, vectors, truth[known]),
-        "head": judge_head(fitted, vectors, truth[known]),
-    }
 
 
 def head_name(label: str) -> str:

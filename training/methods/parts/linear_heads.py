@@ -1,12 +1,11 @@
-"""Linear classifiers on unit image vectors, in closed form or by one convex fit; numpy and scikit-learn only."""
+"""Linear class heads, in closed form or by one convex fit; the fits are of numpy and scikit-learn only."""
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,22 +13,10 @@ from sklearn.covariance import ledoit_wolf
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from evaluation.metrics import class_mean_accuracy, majority_share, mean_estimate
+from training.methods.parts.class_heads import F64, I64, LinearHead
 
-F32, F64, I64 = NDArray[np.float32], NDArray[np.float64], NDArray[np.int64]
 Shrinkage = Literal["ledoit_wolf", "ridge"] | float
 _NO_SCATTER = 1e-12
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassHead:
-    """logits [n, C] = unit image vectors [n, D] @ weight [D, C] + bias [C]."""
-
-    weight: F32
-    bias: F32
-
-    def __call__(self, vectors: NDArray[np.floating]) -> F32:
-        return vectors.astype(np.float32) @ self.weight + self.bias
 
 
 def classes_of(labels: Sequence[str | None], *, least: int) -> tuple[str, ...]:
@@ -65,15 +52,15 @@ def pick_shots(truth: I64, *, classes: int, shots: int, seed: int) -> I64:
     return np.sort(np.concatenate(picked))
 
 
-def zero_shot_head(classes: NDArray[np.floating], *, scale: float) -> ClassHead:
+def zero_shot_head(classes: NDArray[np.floating], *, scale: float) -> LinearHead:
     """Class vectors [C, D] times the model's own factor, without bias."""
-    return ClassHead(
+    return LinearHead(
         weight=np.ascontiguousarray(np.float32(scale) * classes.T.astype(np.float32)),
         bias=np.zeros(len(classes), dtype=np.float32),
     )
 
 
-def mixed(zero_shot: ClassHead, fitted: tuple[F64, F64], share: float) -> ClassHead:
+def mixed(zero_shot: LinearHead, fitted: tuple[F64, F64], share: float) -> LinearHead:
     """zero-shot logits + share * fitted logits; 0 is zero-shot, to the bit.
 
     What all classes have in common is taken out of the fitted part first: no softmax sees it, and a large inverse
@@ -81,7 +68,7 @@ def mixed(zero_shot: ClassHead, fitted: tuple[F64, F64], share: float) -> ClassH
     """
     weight, bias = fitted
     weight, bias = weight - weight.mean(axis=1, keepdims=True), bias - bias.mean()
-    return ClassHead(
+    return LinearHead(
         weight=zero_shot.weight + (share * weight).astype(np.float32),
         bias=zero_shot.bias + (share * bias).astype(np.float32),
     )
@@ -150,19 +137,3 @@ def logistic_probe(
     if classes == 2:  # scikit-learn gives the difference of the two logits
         weight, bias = np.hstack([-weight / 2, weight / 2]), np.array([-bias[0] / 2, bias[0] / 2])
     return (weight, bias), converged
-
-
-def accuracy(head: ClassHead, vectors: NDArray[np.floating], truth: I64) -> float:
-    return float((head(vectors).argmax(axis=1) == truth).mean())
-
-
-def judge_head(head: ClassHead, vectors: NDArray[np.floating], truth: I64) -> dict[str, Any]:
-    """Accuracy with its interval, averaged over classes, and its floors; unit vectors [n, D], truth in [0, C)."""
-    predicted = head(vectors).argmax(axis=1)
-    return {
-        "accuracy": asdict(mean_estimate(predicted == truth)),
-        "class_mean": class_mean_accuracy(predicted, truth),
-        "majority": majority_share(truth),
-        "chance": 1 / len(head.bias),
-        "classes": len(head.bias),
-    }
