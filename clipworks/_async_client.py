@@ -15,7 +15,7 @@ from clipworks._collections_async import AsyncCollection
 from clipworks._exchange import Answer, Broken, Call, Pause, Request, Send, Steps
 from clipworks._progress import Progress, progress_bar
 from clipworks._setup import MIB, Setup, lower_case
-from clipworks._teaching import ExampleSource, example_sources
+from clipworks._teaching import ExampleSource, example_sources, removed
 from clipworks.results import ClassifyResult, EmbedResult, LocalizeResult, Located, TeachResult
 from clipworks.retry import RetryPolicy
 from clipworks.schemas import (
@@ -342,7 +342,7 @@ class AsyncClient:
         self, name: str, *, ids: Iterable[str] = (), labels: Iterable[str] = ()
     ) -> LabelSetDetail:
         """See `Client.remove_examples`."""
-        for key, given in (("ids", list(ids)), ("labels", list(labels))):
+        for key, given in removed(ids=ids, labels=labels).items():
             if given:
                 await self._drive(self._setup.queries.remove_examples(name, {key: given}))
         return await self._drive(self._setup.queries.taught(name))

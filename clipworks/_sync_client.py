@@ -12,7 +12,7 @@ from clipworks._calls import Labels, label_fields, unknown_fields
 from clipworks._collections_sync import Collection
 from clipworks._setup import MIB, Setup
 from clipworks._sync_carrier import Carrier
-from clipworks._teaching import ExampleSource, example_sources
+from clipworks._teaching import ExampleSource, example_sources, removed
 from clipworks.results import ClassifyResult, EmbedResult, LocalizeResult, Located, TeachResult
 from clipworks.retry import RetryPolicy
 from clipworks.schemas import (
@@ -374,7 +374,7 @@ class Client:
 
     def remove_examples(self, name: str, *, ids: Iterable[str] = (), labels: Iterable[str] = ()) -> LabelSetDetail:
         """Take examples away, by their ids or all of some labels; returns when the others are fitted."""
-        for key, given in (("ids", list(ids)), ("labels", list(labels))):
+        for key, given in removed(ids=ids, labels=labels).items():
             if given:
                 self._drive(self._setup.queries.remove_examples(name, {key: given}))
         return self._drive(self._setup.queries.taught(name))

@@ -109,6 +109,14 @@ def example_sources(examples: Examples) -> list[ExampleSource]:
     return found
 
 
+def removed(**given: Iterable[str]) -> dict[str, list[str]]:
+    """Lists by their name. Raises TypeError: one string where several are expected."""
+    for name, each in given.items():
+        if isinstance(each, str):
+            raise TypeError(f"{name}: expected several strings, got one; write {name}=[{each!r}]")
+    return {name: list(each) for name, each in given.items()}
+
+
 def _pack(path: str, fields: Mapping[str, Any], entries: Sequence[Entry]) -> Request:
     files = [entry.file for entry in entries if entry.file is not None]
     return post(path, {**fields, "examples": [entry.body for entry in entries]}, files)

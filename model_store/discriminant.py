@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 F64, I64 = NDArray[np.float64], NDArray[np.int64]
 _NO_SCATTER = 1e-12
+_LITTLE = 1e-6  # of all scatter; less within classes is rounding, or copies of one picture
+_LEAST_SHRINKAGE = 1e-3  # without it few directions of little scatter outweigh all others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +59,8 @@ class GaussianClasses:
 def fit_gaussians(vectors: NDArray[np.floating], truth: I64, *, classes: int) -> GaussianClasses:
     """Fit vectors [n, D] with truth int64 [n] in [0, classes). Classes are equally probable beforehand.
 
-    Where no class has two pictures there is no scatter within one: the covariance is then the mean variance of all
-    pictures times I, and the logits follow the distance to the one picture.
+    Where no class has two pictures that differ there is no scatter within one: the covariance is then the mean variance
+    of all pictures times I, and the logits follow the distance to the one picture. Shrinkage is .001 at least.
 
     Raises:
         ValueError: all vectors are equal, or of fewer than two classes.
@@ -72,15 +74,17 @@ def fit_gaussians(vectors: NDArray[np.floating], truth: I64, *, classes: int) ->
     means /= np.maximum(sizes, 1)[:, None]
     residuals = x - means[truth]
     scatter = residuals.T @ residuals
-    if np.trace(scatter) < _NO_SCATTER:
-        variance = float(x.var(axis=0).mean())
+    variance = float(x.var(axis=0).mean())
+    if np.trace(scatter) <= _LITTLE * variance * x.size:
         if variance < _NO_SCATTER:
             raise ValueError("all pictures have the same vector: nothing tells the classes apart")
         return GaussianClasses(
             means=means, sizes=sizes, scatter=np.zeros_like(scatter), shrinkage=1.0, variance=variance
         )
     shrinkage, variance = ledoit_wolf(residuals)
-    return GaussianClasses(means=means, sizes=sizes, scatter=scatter, shrinkage=shrinkage, variance=variance)
+    return GaussianClasses(
+        means=means, sizes=sizes, scatter=scatter, shrinkage=max(shrinkage, _LEAST_SHRINKAGE), variance=variance
+    )
 
 
 def ledoit_wolf(residuals: F64) -> tuple[float, float]:

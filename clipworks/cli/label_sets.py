@@ -14,7 +14,7 @@ from clipworks.cli.failures import UsageError
 from clipworks.cli.label_options import Labels, Templates, labels_of, templates_of
 from clipworks.cli.teach import print_report
 from clipworks.client import AsyncClient
-from clipworks.schemas import LabelSetInfo
+from clipworks.schemas import LabelSetDetail, LabelSetInfo
 
 T = TypeVar("T")
 app = typer.Typer(
@@ -86,7 +86,15 @@ def show(
     as_json: connect.AsJson = False,
 ) -> None:
     """One label set: its labels, templates, model and state."""
-    found = _ask(lambda client: client.label_set(name), url, api_key, store, data, timeout_s)
+
+    async def work(client: AsyncClient) -> LabelSetDetail:
+        found = await client.label_set(name)
+        while found.status == "fitting":  # soon over; a server that has just been started fits what it stored
+            await asyncio.sleep(0.1)
+            found = await client.label_set(name)
+        return found
+
+    found = _ask(work, url, api_key, store, data, timeout_s)
     if as_json:
         output.print_json(found.model_dump())
         return

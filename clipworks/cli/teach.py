@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -97,7 +98,25 @@ def classes_in(folder: Path, selection: picture_files.Selection) -> Mapping[str,
         raise UsageError(
             f"{folder}: {len(chosen)} folders in it; expected one folder of pictures for each class, and two classes"
         )
-    return {each.name: taken_pictures([str(each)], selection) for each in chosen}
+    found: dict[str, Taken] = {}
+    for each in chosen:
+        label = _label_of(each)
+        if label in found:
+            raise UsageError(f"{folder}: two folders are the label {label!r}; rename one of them")
+        found[label] = taken_pictures([str(each)], selection)
+    return found
+
+
+def _label_of(folder: Path) -> str:
+    """Its name without the space around it, in one form of Unicode (folders of macOS have another)."""
+    label = unicodedata.normalize("NFC", folder.name).strip()
+    try:
+        label.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UsageError(f"{text_of(str(folder))}: the name of a label has to be UTF-8; rename the folder") from None
+    if not label:
+        raise UsageError(f"{text_of(str(folder))}: the name of a label needs a character; rename the folder")
+    return label
 
 
 def print_report(found: LabelSetDetail) -> None:

@@ -71,7 +71,7 @@ _EXAMPLES = (
 
 class ItemReference(Wire):
     collection: str = Field(min_length=1, max_length=128)
-    id: str
+    id: str = Field(min_length=1, max_length=512)
 
 
 class ExampleImage(ImageInput):
@@ -108,6 +108,9 @@ def _examples_of_mapping(value: Any) -> Any:
     by_label = cast(dict[Any, Any], value)
     if any(not isinstance(each, list) for each in by_label.values()):
         raise ValueError("expected a list of pictures for each label")
+    pictures = (picture for pictures in by_label.values() for picture in pictures)
+    if any(isinstance(picture, dict) and "label" in picture for picture in pictures):
+        raise ValueError("a picture has its label from where it stands: leave its own out, or give a list")
     return [
         {**cast(dict[Any, Any], picture), "label": label} if isinstance(picture, dict) else picture
         for label, pictures in by_label.items()
@@ -191,6 +194,15 @@ class LabelSetRequest(Wire):
     examples: ExamplesOrNone = None
     on_unknown: OnUnknownField = "warn"
     on_error: OnExampleError = "item"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _labels_of_examples(cls, value: Any) -> Any:
+        """Without labels the names in `examples` are them, also those that have no picture yet."""
+        whole = cast(dict[str, Any], value) if isinstance(value, dict) else {}
+        if whole.get("labels") is None and isinstance(whole.get("examples"), dict) and whole["examples"]:
+            return {**whole, "labels": list(cast(dict[str, Any], whole["examples"]))}
+        return cast(Any, value)
 
     @model_validator(mode="after")
     def _labels_or_examples(self) -> LabelSetRequest:

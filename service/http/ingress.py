@@ -230,8 +230,10 @@ def _with_files_in_objects(
         raise Refusal(422, "invalid_field", f"give either {inputs} or {key}", param=key)
     if keys is None and inputs not in fields and not files:
         return Received(validate(fields, model, limits))
-    given: Any = [{key: each} for each in keys] if keys is not None else fields.get(inputs, [])
+    given: Any = [{key: each} for each in keys] if keys is not None else _in_a_list(fields.get(inputs, []), key)
     if not isinstance(given, list):
+        if files:
+            raise Refusal(422, "invalid_field", f"{inputs}: a list, where files belong to its objects", param=inputs)
         return Received(validate(fields, model, limits))
     _check_counts({inputs: given}, limits)
     objects = cast(list[Any], given)
@@ -246,6 +248,17 @@ def _with_files_in_objects(
     filled = dict(zip(places, files, strict=True))
     fields[inputs] = [{**each, "image": ""} if index in filled else each for index, each in enumerate(objects)]
     return Received(validate(fields, model, limits), filled)
+
+
+def _in_a_list(given: Any, key: str) -> Any:
+    """{name: [objects]} as objects that have the name as their `key`; anything else as it is."""
+    by_name = cast(dict[str, Any], given) if isinstance(given, dict) else {}
+    if not by_name or not all(isinstance(each, list) for each in by_name.values()):
+        return cast(Any, given)
+    objects = [(name, each) for name, listed in by_name.items() for each in cast(list[Any], listed)]
+    if not all(isinstance(each, dict) and key not in each for _, each in objects):
+        return cast(Any, given)
+    return [{**cast(dict[str, Any], each), key: name} for name, each in objects]
 
 
 def _is_quick_form(raw: bytes) -> bool:

@@ -13,7 +13,7 @@ from clipworks.schemas import ExampleItem, LabelSetInfo, OnError
 from model_store.errors import ClipworksError
 from service.engine.running import RunningModel
 from service.http.context import while_connected
-from service.http.errors import Refusal
+from service.http.errors import Refusal, located
 from service.http.given_labels import checked_name
 from service.http.ingress import Received, off_loop
 from service.http.inputs import encoded_bytes, item_of
@@ -40,8 +40,8 @@ async def new_examples(
     """Each example with its vector, or why it has none; pictures are encoded in one run.
 
     Raises:
-        Refusal: 422, a label without a name, or a model that takes no images; with on_error "fail" the first example
-            that has no vector.
+        Refusal: 422, a label without a name, or a model that takes no images; with on_error "fail" also the first
+            example that has no vector.
         TooManyItems: more than a request may bring.
     """
     services = services_of(request)
@@ -77,7 +77,11 @@ async def new_examples(
         NewExample(label, _id_of(source, index), vectors[index])
         for index, (label, source) in enumerate(zip(labels, sources, strict=True))
     ]
-    _refuse_nothing([each.vector for each in new], given, services, on_error)
+    if on_error == "fail":
+        for index, each in enumerate(new):
+            if isinstance(each.vector, ClipworksError):
+                services.telemetry.item_error(each.vector.code)
+                raise located(each.vector, _param(given[index], index))
     return new
 
 
@@ -86,8 +90,6 @@ def taught_response(
     info: LabelSetInfo,
     new: Sequence[NewExample],
     outcomes: Sequence[str | ClipworksError],
-    *,
-    on_error: OnError,
 ) -> Response:
     """202 with the set and an entry for each example."""
     labels = iter([each.label for each in new])
@@ -102,20 +104,6 @@ def taught_response(
     answer = json_response({**info.model_dump(mode="json"), "data": data})
     answer.status_code = 202
     return answer
-
-
-def _refuse_nothing(
-    vectors: Sequence[np.ndarray | ClipworksError], given: Given, services: Services, on_error: OnError
-) -> None:
-    """Raises Refusal: an example failed and on_error is "fail", or all of them failed."""
-    if on_error == "fail" or all(isinstance(each, ClipworksError) for each in vectors):
-        entries(
-            vectors,
-            lambda _: {},
-            on_error="fail",
-            place=lambda index: _param(given[index], index),
-            telemetry=services.telemetry,
-        )
 
 
 def _source(received: Received[Any], index: int, given: Any, services: Services) -> Input | ExampleItem:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Annotated
 
 from fastapi import APIRouter, Path
@@ -19,6 +21,7 @@ from clipworks.schemas import (
     RemoveExamplesRequest,
     TaughtLabelSet,
 )
+from service.http.errors import Refusal, located
 from service.http.given_labels import distinct_labels
 from service.http.ingress import query_options, read_json, read_request
 from service.http.openapi import answers, bodies, json_body
@@ -27,6 +30,7 @@ from service.http.respond import model_response
 from service.routes.common import budget_for, check_text_tower, model_for
 from service.routes.given_examples import new_examples, taught_response
 from service.services import services_of
+from service.teaching.examples import ExampleRefused, NewExample
 
 OPTIONS: Options = {"label": "texts", "on_error": "text"}
 PUT_OPTIONS: Options = {
@@ -36,7 +40,7 @@ PUT_OPTIONS: Options = {
     "templates": "templates",
     "on_unknown": "text",
 }
-REMOVE_OPTIONS: Options = {"ids": "list", "labels": "list"}
+REMOVE_OPTIONS: Options = {"ids": "texts", "labels": "texts"}
 router = APIRouter(prefix="/label-sets")
 Name = Annotated[str, Path(pattern=LABEL_SET_PATTERN, description="name of the label set")]
 
@@ -75,12 +79,12 @@ async def put_label_set(request: Request, name: Name) -> Response:
         check_text_tower(model)
     if body.labels is not None:
         body = body.model_copy(update={"labels": distinct_labels(body.labels)})
-    if not body.examples:
-        info, outcomes = await services.label_sets.put(name, body)
-        return taught_response(services, info, (), outcomes, on_error=body.on_error)
-    new = await new_examples(request, received, body.examples, model, on_error=body.on_error, budget=budget)
-    info, outcomes = await services.label_sets.put(name, body, new)
-    return taught_response(services, info, new, outcomes, on_error=body.on_error)
+    new: list[NewExample] = []
+    if body.examples:
+        new = await new_examples(request, received, body.examples, model, on_error=body.on_error, budget=budget)
+    with _named_example():
+        info, outcomes = await services.label_sets.put(name, body, new, all_or_nothing=body.on_error == "fail")
+    return taught_response(services, info, new, outcomes)
 
 
 @router.get(
@@ -116,8 +120,11 @@ async def add_examples(request: Request, name: Name) -> Response:
     body = received.body
     model = model_for(services, services.label_sets.model_of(name))
     new = await new_examples(request, received, body.examples, model, on_error=body.on_error, budget=budget)
-    info, outcomes = await services.label_sets.add_examples(name, new, model)
-    return taught_response(services, info, new, outcomes, on_error=body.on_error)
+    with _named_example():
+        info, outcomes = await services.label_sets.add_examples(
+            name, new, model, all_or_nothing=body.on_error == "fail"
+        )
+    return taught_response(services, info, new, outcomes)
 
 
 @router.delete(
@@ -130,12 +137,25 @@ async def add_examples(request: Request, name: Name) -> Response:
 )
 async def remove_examples(request: Request, name: Name) -> Response:
     services = services_of(request)
-    if request.headers.get("content-type"):
-        body = await read_json(request, RemoveExamplesRequest, services.limits, budget=budget_for(request))
-    else:
+    if request.scope["query_string"]:
+        if int(request.headers.get("content-length", "0") or 0):
+            raise Refusal(422, "invalid_field", "give ids or labels in the query or in the body, not in both")
         body = query_options(request, REMOVE_OPTIONS, RemoveExamplesRequest, services.limits)
-    info = await services.label_sets.remove_examples(name, ids=set(body.ids or ()), labels=set(body.labels or ()))
-    return model_response(info, status=202)
+    else:
+        body = await read_json(request, RemoveExamplesRequest, services.limits, budget=budget_for(request))
+    labels = {label.strip() for label in body.labels or ()}
+    return model_response(
+        await services.label_sets.remove_examples(name, ids=set(body.ids or ()), labels=labels), status=202
+    )
+
+
+@contextmanager
+def _named_example() -> Generator[None]:
+    """Raises Refusal with the place of an example that the whole request is refused for."""
+    try:
+        yield
+    except ExampleRefused as error:
+        raise located(error.error, f"examples[{error.index}]") from None
 
 
 @router.get("/{name}", summary="Show a label set", responses=answers(LabelSetDetail, 404, 409, 422))

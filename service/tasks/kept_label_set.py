@@ -23,7 +23,7 @@ class KeptLabelSet:
 
     examples: what it is taught with; `report` says how that went, and `head` is None where the texts alone decide.
     scale: the model's logit scale, 1 where it is not known.
-    before: what /classify uses until this is ready, where only examples changed.
+    before: what /classify uses while this is not ready, where only examples changed.
     """
 
     name: str
@@ -45,15 +45,30 @@ class KeptLabelSet:
         return self.stored.model if self.stored else ""
 
     @property
+    def version(self) -> int:
+        """Of its examples; 0: it was never taught."""
+        return self.stored.taught.version if self.stored and self.stored.taught else 0
+
+    @property
     def is_taught(self) -> bool:
-        return bool(self.stored and self.stored.taught)
+        """Whether it has examples."""
+        return bool(self.examples)
+
+    @property
+    def is_ready(self) -> bool:
+        return not self.failed and self.vectors is not None and (self.report is not None or not self.is_taught)
 
     @property
     def classes(self) -> ClassMatrix | TaughtHead | None:
-        """What its labels are recognised by; None until it is ready."""
-        if self.vectors is None or (self.is_taught and self.report is None):
+        """What its labels are recognised by; None unless it is ready."""
+        if not self.is_ready or self.vectors is None:
             return None
         return self.head or ClassMatrix(self.prompts.names, self.vectors, self.weak)
+
+    @property
+    def can_be_taught(self) -> bool:
+        """Whether examples can be added and taken away: also if it failed with those that it has."""
+        return not self.failed or self.is_taught
 
     @property
     def weak_names(self) -> list[str]:
@@ -63,9 +78,9 @@ class KeptLabelSet:
     def status(self) -> LabelSetStatus:
         if self.failed:
             return "failed"
-        if self.classes is not None:
+        if self.is_ready:
             return "ready"
-        return "encoding" if not self.is_taught else "fitting"
+        return "encoding" if self.vectors is None else "fitting"
 
     def info(self) -> LabelSetInfo:
         taught = self.stored.taught if self.stored else None
@@ -75,7 +90,7 @@ class KeptLabelSet:
             labels=len(self.prompts.labels),
             texts=self.prompts.texts,
             encoded=self.encoded,
-            ready=self.classes is not None and not self.failed,
+            ready=self.is_ready,
             status=self.status,
             failed=self.failed,
             examples=len(self.examples) if self.examples is not None else 0,

@@ -161,12 +161,22 @@ class LabelSetFiles:
         """
         content = stored.content()
         used = "" if stored.taught is None else _examples_name(name, stored.taught.sha256)
-        if examples is not None and len(examples):
+        if examples is not None:
             self._write(used, lambda stream: _write_bytes(stream, examples.to_bytes()))
         format = FORMAT if stored.taught is None else TAUGHT_FORMAT
         whole = {"format": format, "sha256": _digest_of(content).hex(), "content": content}
         self._write(f"{name}.json", lambda stream: _write_json(stream, whole))
         self.discard_unused(name, stored)
+
+    def discard_orphans(self) -> None:
+        """As `discard_unused`, of names that have no set."""
+        if not self._folder.is_dir():
+            return
+        known = set(self.names())
+        for path in self._folder.glob("*.examples"):
+            if path.name.rsplit(".", 2)[0] not in known:
+                with suppress(OSError):
+                    path.unlink()
 
     def discard_unused(self, name: str, stored: StoredSet) -> None:
         """Remove examples that the set does not name: of an older version, or of a change that a crash cut off.

@@ -21,13 +21,18 @@ _RETRY_S = 1.0
 _CHUNK_LABELS = 16
 
 
-async def make_ready(label_set: KeptLabelSet, registry: Registry) -> None:
-    """Ends with classes or with the reason why there are none, whatever goes wrong. Vectors that are there are kept."""
+async def make_ready(label_set: KeptLabelSet, registry: Registry, *, fitting: asyncio.Lock) -> None:
+    """Ends with classes or with the reason why there are none, whatever goes wrong. Vectors that are there are kept.
+
+    fitting: one fit of a server at a time, so that many never fill the threads that other work needs; whoever is
+    cancelled while it waits for it, because its set was changed again, costs nothing.
+    """
     try:
         if label_set.vectors is None:
             await _encode(label_set, registry)
         if label_set.is_taught:
-            await _fit(label_set)
+            async with fitting:
+                await _fit(label_set)
     except ClipworksError as error:
         label_set.failed = str(error)
         log.error("label set %s: %s", label_set.name, error)

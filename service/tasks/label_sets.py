@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clipworks.schemas import KnownExample, Label, LabelSetDetail, LabelSetInfo, LabelSetRequest
+from clipworks.schemas import KnownExample, LabelSetDetail, LabelSetInfo, LabelSetRequest
 from model_store.errors import ArtifactNotFound, ClipworksError
 from model_store.manifest import HeadSpec
 from model_store.store import Artifact
@@ -20,10 +20,11 @@ from service.engine.running import RunningModel
 from service.faults import LabelSetFailed, ServiceNotReady, StateConflict, TooManyItems, UnknownName
 from service.retrieval.errors import RetrievalError
 from service.tasks.kept_label_set import KeptLabelSet
-from service.tasks.label_set_files import Damaged, LabelSetFiles, StoredSet, TaughtWith
+from service.tasks.label_set_files import Damaged, LabelSetFiles, StoredSet
 from service.tasks.label_set_making import make_ready
 from service.tasks.prompts import Limits, Prompts
 from service.tasks.scoring import ClassMatrix
+from service.tasks.taught_sets import check_amount, each_once, grown, require_model, taught_with, without
 from service.tasks.zero_shot import resolve_templates, weak_labels
 from service.teaching.examples import ExampleVectors, NewExample
 from service.teaching.head import TaughtHead
@@ -56,6 +57,7 @@ class LabelSets:
         self.is_restored = False
         self._sets: dict[str, KeptLabelSet] = {}
         self._changing = asyncio.Lock()
+        self._fitting = asyncio.Lock()
 
     async def start(self) -> None:
         """Read stored sets; those whose vectors are missing, damaged or of another encoder are encoded again.
@@ -69,6 +71,7 @@ class LabelSets:
         self.is_restored = True
 
     async def _restore_all(self, files: LabelSetFiles) -> None:
+        await asyncio.to_thread(files.discard_orphans)
         for name in await asyncio.to_thread(files.names):
             async with self._changing:
                 if name not in self._sets:  # else it was put meanwhile
@@ -82,30 +85,34 @@ class LabelSets:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def put(
-        self, name: str, request: LabelSetRequest, new: Sequence[NewExample] = ()
+        self, name: str, request: LabelSetRequest, new: Sequence[NewExample] = (), *, all_or_nothing: bool = False
     ) -> tuple[LabelSetInfo, list[str | ClipworksError]]:
         """Store a set and begin to encode it behind interactive texts; the same content again changes nothing.
 
-        new: what it is taught with, in place of `request.examples`; the answer has an id or an error for each.
+        new: what it is taught with, in place of `request.examples`; the answer has an id or an error for each. Their
+        labels are the set's too, whether their pictures could be read or not.
 
         Raises:
             StateConflict: a class head has this name.
             TooManyItems: too many texts or characters, too many sets, or too many examples.
             InvalidText: a text is too long.
             ArtifactNotFound, ServiceNotReady: the model.
+            ExampleRefused: with all_or_nothing, one of them is not taken.
             StorageFull, StorageFailed: it was not stored; what had this name is as it was.
         """
         self._refuse_head(name)
         model = self._registry.resolve(request.model)
-        examples, outcomes = await in_thread(lambda: _grown(ExampleVectors.none(model.dim), new))
-        self._check_examples(examples)
-        labels = [*(request.labels or ()), *examples.labels]
-        request = request.model_copy(update={"labels": _each_once(labels), "examples": None})
-        stored = StoredSet(request, model.reference, model.fingerprint.text, _taught(model, examples, version=1))
-        fresh = self._prepared(name, stored, model, examples)
-        await asyncio.to_thread(lambda: fresh.prompts.digest)  # up to a body's bytes
+        examples, outcomes = await in_thread(lambda: grown(None, new, dim=model.dim, all_or_nothing=all_or_nothing))
+        labels = each_once([*(request.labels or ()), *(each.label for each in new)])
+        is_taught = request.examples is not None
+        request = request.model_copy(update={"labels": labels, "examples": None})
         async with self._changing:
             old = self._sets.get(name)
+            version = old.version + 1 if old else 1
+            taught = taught_with(model, examples, version=version) if is_taught else None
+            stored = StoredSet(request, model.reference, model.fingerprint.text, taught)
+            fresh = self._prepared(name, stored, model, examples if is_taught else None)
+            await asyncio.to_thread(lambda: fresh.prompts.digest)  # up to a body's bytes
             if old and not old.failed and old.same(fresh):
                 return old.info(), outcomes
             if old is None and len(self._sets) >= self._max_sets:
@@ -116,25 +123,27 @@ class LabelSets:
         return fresh.info(), outcomes
 
     async def add_examples(
-        self, name: str, new: Sequence[NewExample], model: RunningModel
+        self, name: str, new: Sequence[NewExample], model: RunningModel, *, all_or_nothing: bool = False
     ) -> tuple[LabelSetInfo, list[str | ClipworksError]]:
         """Teach a stored set with more; labels that it does not have are added. `model` made the vectors.
 
-        Until they are fitted /classify goes on with what there was. The answer has an id or an error for each example.
+        Until they are fitted /classify goes on with what there was, and it does if they cannot be. The answer has an id
+        or an error for each example.
 
         Raises:
-            UnknownName, LabelSetFailed: no such set, or none that works.
+            UnknownName, LabelSetFailed: no such set, or none that can be read.
             StateConflict: it is a class head, or belongs to another model.
             As `put`.
         """
         self._refuse_head(name)
         async with self._changing:
-            old = self._find_sound(name)
-            _require_model(old, model)
-            before = old.examples if old.examples is not None else ExampleVectors.none(model.dim)
-            examples, outcomes = await in_thread(lambda: _grown(before, new))
+            old = self._find_teachable(name)
+            require_model(old, model)
+            before = old.examples
+            examples, outcomes = await in_thread(
+                lambda: grown(before, new, dim=model.dim, all_or_nothing=all_or_nothing)
+            )
             if examples is not before:
-                self._check_examples(examples)
                 await self._change(old, examples, model)
             return self._sets[name].info(), outcomes
 
@@ -142,24 +151,26 @@ class LabelSets:
         """Unteach a stored set; what is not there is no error. The labels themselves stay.
 
         Raises:
-            UnknownName, LabelSetFailed: no such set, or none that works.
-            StateConflict: it is a class head.
+            UnknownName, LabelSetFailed: no such set, or none that can be read.
+            StateConflict: it is a class head, or its model has another encoder now.
             ServiceNotReady: its model is not loaded.
         """
         self._refuse_head(name)
         async with self._changing:
-            old = self._find_sound(name)
+            old = self._find_teachable(name)
             if (examples := old.examples) is None:
                 return old.info()
-            kept = await in_thread(lambda: _left(examples, ids, labels))
-            if len(kept) == len(examples):
+            left = await in_thread(lambda: without(examples, ids, labels))
+            if len(left) == len(examples):
                 return old.info()
-            await self._change(old, kept, self._registry.resolve(old.model))
+            model = self._registry.resolve(old.model)
+            require_model(old, model)
+            await self._change(old, left, model)
             return self._sets[name].info()
 
     def examples(self, name: str) -> list[KnownExample]:
         """What a stored set was taught with, in the order in which it came. Raises UnknownName, LabelSetFailed."""
-        found = self._find_sound(name)
+        found = self._find_teachable(name)
         if found.examples is None:
             return []
         names = found.prompts.names
@@ -221,8 +232,10 @@ class LabelSets:
             raise StateConflict(
                 f"label set {name} is a class head of {owner.reference}, the request is for {model.reference}"
             )
-        found = self._find_sound(name)
-        _require_model(found, model)
+        found = self._find(name)
+        if found.failed and found.before is None:
+            found = self._find_sound(name)
+        require_model(found, model)
         classes = found.classes or found.before
         if classes is None:
             raise ServiceNotReady(
@@ -240,7 +253,8 @@ class LabelSets:
         """
         if name not in self._sets and (owner := self._head_owner(name)):
             return owner.reference
-        return self._find_sound(name).model
+        found = self._find(name)
+        return found.model if found.can_be_taught else self._find_sound(name).model
 
     def _head_owner(self, name: str) -> RunningModel | None:
         """The loaded model whose head this is: the default model before others, of one name the highest version.
@@ -276,6 +290,10 @@ class LabelSets:
             raise LabelSetFailed(f"label set {name} failed: {found.failed}; put it again or delete it")
         return found
 
+    def _find_teachable(self, name: str) -> KeptLabelSet:
+        found = self._find(name)
+        return found if found.can_be_taught else self._find_sound(name)
+
     def _begin(self, label_set: KeptLabelSet) -> None:
         label_set.task = asyncio.create_task(self._make_ready(label_set), name=f"label set {label_set.name}")
 
@@ -286,26 +304,21 @@ class LabelSets:
         request = stored.request
         prompts = Prompts.of(request.labels or (), resolve_templates(model.manifest, request.templates))
         self.limits.check(prompts)
+        if examples is not None:
+            check_amount(len(examples), len(prompts.labels), most=self._max_examples)
         scale = model.manifest.logit_scale or 1.0
-        return KeptLabelSet(name, stored, prompts, examples=examples if examples else None, scale=scale)
-
-    def _check_examples(self, examples: ExampleVectors) -> None:
-        if len(examples) > self._max_examples:
-            raise TooManyItems(
-                f"the label set would have {len(examples)} examples, the limit is {self._max_examples} "
-                "(CLIPWORKS_MAX_EXAMPLES)"
-            )
+        return KeptLabelSet(name, stored, prompts, examples=examples, scale=scale)
 
     async def _change(self, old: KeptLabelSet, examples: ExampleVectors, model: RunningModel) -> None:
-        """Put other examples in the place of a set's; its lock is held."""
+        """Put other examples in the place of a set's; its lock is held. Raises as `put`."""
         stored = old.stored
-        assert stored is not None, "a set that works was read"
-        version = (stored.taught.version if stored.taught else 0) + 1
+        if stored is None:
+            return
         request = stored.request.model_copy(
-            update={"labels": _each_once([*(stored.request.labels or ()), *examples.labels])}
+            update={"labels": each_once([*(stored.request.labels or ()), *examples.labels])}
         )
-        changed = replace(stored, request=request, taught=_taught(model, examples, version=version))
-        fresh = self._prepared(old.name, changed, model, examples)
+        taught = taught_with(model, examples, version=old.version + 1)
+        fresh = self._prepared(old.name, replace(stored, request=request, taught=taught), model, examples)
         fresh.before = old.classes or old.before
         if old.vectors is not None and old.same_texts(fresh):
             fresh.vectors, fresh.weak, fresh.encoded = old.vectors, old.weak, old.encoded
@@ -320,7 +333,7 @@ class LabelSets:
 
     async def _make_ready(self, label_set: KeptLabelSet) -> None:
         is_encoded = label_set.vectors is not None
-        await make_ready(label_set, self._registry)
+        await make_ready(label_set, self._registry, fitting=self._fitting)
         if not is_encoded and label_set.vectors is not None and not label_set.failed:
             async with self._changing:
                 if self._sets.get(label_set.name) is label_set:
@@ -390,59 +403,13 @@ class LabelSets:
             if manifest.text is not None:
                 tokenizer = await asyncio.to_thread(artifact.tokenizer)
                 label_set.weak = await asyncio.to_thread(lambda: weak_labels(tokenizer, prompts.labels, vectors))
-        if vectors is None:
+        if vectors is None or label_set.is_taught:
             self._begin(label_set)
-        elif label_set.is_taught:  # takes less than reading many sets does
-            await make_ready(label_set, self._registry)
 
     def _artifact(self, reference: str) -> Artifact:
         """The artifact of a model, loaded or not. Raises ArtifactError."""
         loaded = next((model for model in self._registry.running() if model.reference == reference), None)
         return loaded.artifact if loaded else self._registry.store.open(reference)
-
-
-def _grown(examples: ExampleVectors, new: Sequence[NewExample]) -> tuple[ExampleVectors, list[str | ClipworksError]]:
-    """With its digest worked out, which takes a while of many."""
-    grown, outcomes = examples.with_new(new)
-    _ = grown.digest
-    return grown, outcomes
-
-
-def _left(examples: ExampleVectors, ids: Collection[str], labels: Collection[str]) -> ExampleVectors:
-    left = examples.without(ids=ids, labels=labels)
-    _ = left.digest
-    return left
-
-
-def _taught(model: RunningModel, examples: ExampleVectors, *, version: int) -> TaughtWith | None:
-    if not len(examples):
-        return None
-    return TaughtWith(sha256=examples.digest, image_fingerprint=str(model.fingerprint.image), version=version)
-
-
-def _each_once(labels: Sequence[Label]) -> list[Label]:
-    """By name without the space around it, the first of each."""
-    known: dict[str, Label] = {}
-    for label in labels:
-        known.setdefault((label if isinstance(label, str) else label.name).strip(), label)
-    return list(known.values())
-
-
-def _require_model(label_set: KeptLabelSet, model: RunningModel) -> None:
-    """Raises StateConflict: the set belongs to another model, or to other encoders of the same name."""
-    stored = label_set.stored
-    fingerprint = stored.fingerprint if stored else None
-    if (label_set.model, fingerprint) != (model.reference, model.fingerprint.text):
-        raise StateConflict(
-            f"label set {label_set.name} belongs to {label_set.model} (text encoder {str(fingerprint)[:12]}), "
-            f"the request is for {model.reference} (text encoder {str(model.fingerprint.text)[:12]})"
-        )
-    taught = stored.taught if stored else None
-    if taught is not None and taught.image_fingerprint != model.fingerprint.image:
-        raise StateConflict(
-            f"label set {label_set.name} was taught with vectors of image encoder {taught.image_fingerprint[:12]}, "
-            f"that of {model.reference} is {str(model.fingerprint.image)[:12]}: teach it again"
-        )
 
 
 def _head_info(model: RunningModel, head: HeadSpec) -> LabelSetInfo:

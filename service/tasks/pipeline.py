@@ -151,7 +151,12 @@ async def classify(
 
             return ranked() if len(classes.names) <= _AT_ONCE else await pool.run(ranked, "rank", budget)
         if isinstance(classes, TaughtHead):
-            return rank_taught(unit, classes, activation=activation, top_k=top_k, threshold=threshold)
+            taught = classes
+
+            def recognised() -> list[Scored]:
+                return rank_taught(unit, taught, activation=activation, top_k=top_k, threshold=threshold)
+
+            return recognised() if len(taught.names) <= _AT_ONCE else await pool.run(recognised, "rank", budget)
         logits = await model.head_batchers[classes.spec.name].submit(vector, budget)
         head = classes
 

@@ -25,6 +25,15 @@ class ExampleTaken(InputError):
     code = "example_taken"
 
 
+class ExampleRefused(Exception):
+    """The example that a request is refused for as a whole: its index, and why."""
+
+    def __init__(self, index: int, error: ClipworksError) -> None:
+        super().__init__(str(error))
+        self.index = index
+        self.error = error
+
+
 class UnreadableExamples(Exception):
     """Bytes that are no examples; the message says why."""
 

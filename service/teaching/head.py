@@ -23,6 +23,7 @@ UNTESTED_MIX = 0.01
 LEAST_FOR_SIGMOID = 20
 _SHARPEST, _FLATTEST, _TEMPERATURES = 1.0, 1000.0, 61
 _STEPS, _RIDGE = 50, 1e-6
+_NEVER = 30.0  # below the others, for a label that neither texts nor examples speak for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,8 @@ class TaughtHead:
     """logits [C] = unit image vector [D] @ weight [D, C] + bias [C], in the order of `names`.
 
     temperature: what they are divided by before a softmax. sigmoid: (slope, offset) of the probability that a label
-    fits, from its logit; None: too few examples to know.
+    fits, from its logit; None: too few examples to know, or they show none.
+    texts: [D, C] of the logits of the texts alone, where `untaught` labels (bool [C]) have no example; else None.
     """
 
     names: tuple[str, ...]
@@ -38,10 +40,20 @@ class TaughtHead:
     bias: F32
     temperature: float = 1.0
     sigmoid: tuple[float, float] | None = None
+    texts: F32 | None = None
+    untaught: NDArray[np.bool_] | None = None
 
     def logits(self, vector: F32) -> F64:
-        """Logits [..., C] of unit vectors [..., D]."""
-        return (vector @ self.weight + self.bias).astype(np.float64)
+        """Logits [..., C] of unit vectors [..., D].
+
+        With labels that have no example the examples only say which of the others it is: these have together what
+        their texts give them, so that the rest can be compared with them. Such logits need no temperature.
+        """
+        whole = (vector @ self.weight + self.bias).astype(np.float64)
+        if self.untaught is None:
+            return whole
+        shown = None if self.texts is None else (vector @ self.texts).astype(np.float64)
+        return _beside_untaught(whole / self.temperature, shown, self.untaught)
 
     def scores(self, logits: F64, activation: Activation | None) -> F64:
         """Scores [..., C]; None is softmax, "none" gives the logits back.
@@ -52,7 +64,7 @@ class TaughtHead:
         if activation == "none":
             return logits
         if activation != "sigmoid":
-            return activated(logits / self.temperature, "softmax")
+            return activated(logits / (self.temperature if self.untaught is None else 1.0), "softmax")
         if self.sigmoid is None:
             raise ValueError("the head has no calibrated sigmoid")
         slope, offset = self.sigmoid
@@ -77,8 +89,8 @@ def teach(
 ) -> tuple[TaughtHead, Judgement]:
     """Fit unit image vectors [n, D] with truth int64 [n] in [0, C); texts: unit vectors of the labels [C, D] or None.
 
-    scale: the model's logit scale. Labels without an example are judged by their texts alone. The mix is the one that
-    is most often right about examples that were left out, the temperature the likeliest there.
+    scale: the model's logit scale. The mix is the one that is most often right about examples that were left out, the
+    temperature the likeliest there. A text without a direction speaks for its label as the mean of the others does.
 
     Raises:
         ValueError: examples of one label only, or equal vectors throughout.
@@ -86,13 +98,19 @@ def teach(
     fitted = fit_gaussians(vectors, truth, classes=len(names))
     left_out = left_out_logits(fitted, vectors, truth)
     tested = fitted.sizes[truth] > 1
+    texts = None if texts is None else _with_directions(texts)
     shown = np.zeros_like(left_out) if texts is None else scale * (vectors @ texts.T).astype(np.float64)
-    mix = _best_mix(shown, left_out, truth, tested, has_texts=texts is not None)
+    seen = np.ix_(tested, fitted.present)
+    mix = _best_mix(shown[seen], left_out[seen], _among(truth[tested], fitted.present), has_texts=texts is not None)
     judged = shown + mix * left_out
     weight, bias = _mixed(fitted, mix, texts, scale)
     head = TaughtHead(names=tuple(names), weight=weight, bias=bias)
     if tested.any():
-        head = _calibrated(head, judged[tested], truth[tested])
+        head = _calibrated(head, judged[seen], _among(truth[tested], fitted.present))
+    if not fitted.present.all():
+        judged = _beside_untaught(judged / head.temperature, None if texts is None else shown, ~fitted.present)
+        by_texts = None if texts is None else np.float32(scale) * np.ascontiguousarray(texts.T)
+        head = replace(head, untaught=~fitted.present, texts=by_texts, sigmoid=None)
     return head, Judgement(
         tested=tested,
         predicted=np.where(tested, judged.argmax(axis=1), -1),
@@ -101,12 +119,40 @@ def teach(
     )
 
 
-def _best_mix(shown: F64, left_out: F64, truth: I64, tested: NDArray[np.bool_], *, has_texts: bool) -> float:
+def _beside_untaught(logits: F64, shown: F64 | None, untaught: NDArray[np.bool_]) -> F64:
+    """Logits [..., C] in which the taught labels have together what their texts give them, of tempered logits [..., C].
+
+    shown: of the texts, None without any: then nothing speaks for the others, and they come last.
+    """
+    whole, taught = logits.copy(), ~untaught
+    among = _log_softmax(logits[..., taught])
+    whole[..., taught] = among if shown is None else among + _log_sum(shown[..., taught])
+    whole[..., untaught] = among.min(axis=-1, keepdims=True) - _NEVER if shown is None else shown[..., untaught]
+    return whole
+
+
+def _with_directions(texts: F32) -> F32 | None:
+    """Rows of zeros, of words that the model does not know, as the mean of the others; None: there are no others."""
+    silent = np.flatnonzero(~np.any(texts, axis=1))
+    if len(silent) == len(texts):
+        return None
+    whole = texts.copy()
+    whole[silent] = texts.sum(axis=0) / (len(texts) - len(silent))
+    return whole
+
+
+def _among(truth: I64, present: NDArray[np.bool_]) -> I64:
+    """Indices into all labels as indices into those that are present."""
+    return (np.cumsum(present) - 1)[truth]
+
+
+def _best_mix(shown: F64, left_out: F64, truth: I64, *, has_texts: bool) -> float:
+    """Of logits [n, C] of examples that were left out, among the labels with examples."""
     if not has_texts:
         return 1.0
-    if not tested.any():
+    if not len(truth):
         return UNTESTED_MIX
-    right = {mix: int(((shown + mix * left_out).argmax(axis=1) == truth)[tested].sum()) for mix in MIXES}
+    right = {mix: int(np.equal((shown + mix * left_out).argmax(axis=1), truth).sum()) for mix in MIXES}
     most = max(right.values())
     least = min(mix for mix in MIXES if mix) / 4  # where 0 lies on a scale of factors
     best = [mix for mix in MIXES if right[mix] == most]
@@ -122,7 +168,9 @@ def _mixed(fitted: GaussianClasses, mix: float, texts: F32 | None, scale: float)
 def _calibrated(head: TaughtHead, logits: F64, truth: I64) -> TaughtHead:
     """With the temperature of softmax, and the curve of sigmoid where there are enough examples."""
     tried = np.geomspace(_SHARPEST, _FLATTEST, _TEMPERATURES)
-    temperature = float(min(tried, key=lambda each: _surprise(logits / each, truth)))
+    # As if one more example of each two had been mistaken: otherwise a few that are right would make it certain.
+    smoothing = 1 / (len(truth) + 2)
+    temperature = float(min(tried, key=lambda each: _surprise(logits / each, truth, smoothing)))
     head = replace(head, temperature=temperature)
     if len(truth) < LEAST_FOR_SIGMOID:
         return head
@@ -131,15 +179,28 @@ def _calibrated(head: TaughtHead, logits: F64, truth: I64) -> TaughtHead:
     return replace(head, sigmoid=_logistic(logits.ravel(), is_shown.ravel()))
 
 
-def _surprise(logits: F64, truth: I64) -> float:
-    """Mean negative log likelihood of softmax."""
-    highest = logits.max(axis=1)
-    total = np.log(np.exp(logits - highest[:, None]).sum(axis=1)) + highest
-    return float((total - logits[np.arange(len(truth)), truth]).mean())
+def _surprise(logits: F64, truth: I64, smoothing: float) -> float:
+    """Mean cross-entropy of softmax; so much of each target is shared by all labels."""
+    likely = _log_softmax(logits)
+    right = likely[np.arange(len(truth)), truth]
+    return float(-((1 - smoothing) * right + smoothing * likely.mean(axis=1)).mean())
 
 
-def _logistic(values: F64, truth: NDArray[np.bool_]) -> tuple[float, float]:
-    """(slope, offset) of the likeliest sigmoid(slope * value + offset), with the smoothed targets of Platt (1999)."""
+def _log_sum(logits: F64) -> F64:
+    """log of the sum of exp over the last axis, which is kept."""
+    highest = logits.max(axis=-1, keepdims=True)
+    return np.log(np.exp(logits - highest).sum(axis=-1, keepdims=True)) + highest
+
+
+def _log_softmax(logits: F64) -> F64:
+    return logits - _log_sum(logits)
+
+
+def _logistic(values: F64, truth: NDArray[np.bool_]) -> tuple[float, float] | None:
+    """(slope, offset) of the likeliest sigmoid(slope * value + offset), with the smoothed targets of Platt (1999).
+
+    None: it falls, so the logits say nothing about single labels.
+    """
     ones = int(truth.sum())
     targets = np.where(truth, (ones + 1) / (ones + 2), 1 / (len(truth) - ones + 2))
     centre, spread = float(values.mean()), float(values.std()) or 1.0
@@ -155,4 +216,4 @@ def _logistic(values: F64, truth: NDArray[np.bool_]) -> tuple[float, float]:
         if np.abs(change).max() < 1e-9:
             break
     slope = float(found[0]) / spread
-    return slope, float(found[1]) - slope * centre
+    return (slope, float(found[1]) - slope * centre) if slope > 0 else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +13,7 @@ from clipworks.schemas import ConfusedLabels, LeaveOneOut, TaughtLabel
 from service.teaching.head import Judgement
 
 I64 = NDArray[np.int64]
+Counts = Mapping[tuple[int, int], int]
 _Z = 1.959963984540054  # the normal distribution's quantile at .975
 _SHOWN = 10
 _MOST_CONFUSED = 50
@@ -91,20 +92,18 @@ def _summary(right: NDArray[np.bool_], by_texts: NDArray[np.bool_] | None) -> Le
     )
 
 
-def _confusions(classes: int, truth: I64, judged: Judgement) -> I64:
-    """int64 [C, C]: examples of the row's label that were taken for the column's."""
-    counts = np.zeros((classes, classes), dtype=np.int64)
-    np.add.at(counts, (truth[judged.tested], judged.predicted[judged.tested]), 1)
-    return counts
+def _confusions(classes: int, truth: I64, judged: Judgement) -> Counts:
+    """(label, what it was taken for) -> how many examples; right ones too."""
+    codes, counts = np.unique(truth[judged.tested] * classes + judged.predicted[judged.tested], return_counts=True)
+    return {divmod(code, classes): count for code, count in zip(codes.tolist(), counts.tolist(), strict=True)}
 
 
-def _most_confused(names: Sequence[str], counts: I64) -> list[ConfusedLabels]:
+def _most_confused(names: Sequence[str], counts: Counts) -> list[ConfusedLabels]:
     """The most frequent first."""
-    rows, columns = np.nonzero(counts - np.diag(np.diag(counts)))
-    pairs = sorted(zip(rows.tolist(), columns.tolist(), strict=True), key=lambda pair: (-int(counts[pair]), pair))
+    wrong = sorted((pair for pair in counts if pair[0] != pair[1]), key=lambda pair: (-counts[pair], pair))
     return [
-        ConfusedLabels(label=names[row], taken_for=names[column], count=int(counts[row, column]))
-        for row, column in pairs[:_MOST_CONFUSED]
+        ConfusedLabels(label=names[label], taken_for=names[other], count=counts[label, other])
+        for label, other in wrong[:_MOST_CONFUSED]
     ]
 
 
@@ -112,23 +111,23 @@ def _few(names: Sequence[str], truth: I64) -> list[str]:
     sizes = np.bincount(truth, minlength=len(names))
     none = [name for name, size in zip(names, sizes.tolist(), strict=True) if size == 0]
     single = [name for name, size in zip(names, sizes.tolist(), strict=True) if size == 1]
-    said = [f"no example of {_listed(none)}: judged by the words alone"] if none else []
+    said = [f"no example of {_listed(none)}: known by the words alone, if by them"] if none else []
     if single:
         said.append(f"one example of {_listed(single)}: it cannot be left out, so nothing says how well it is known")
     return said
 
 
-def _mixed_up(names: Sequence[str], counts: I64) -> list[str]:
+def _mixed_up(names: Sequence[str], counts: Counts) -> list[str]:
     """Pairs that are taken for each other, and right no more often than chance could be."""
     said: list[str] = []
-    rows, columns = np.nonzero(np.triu(counts + counts.T, k=1))
-    for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
-        right = int(counts[row, row] + counts[column, column])
-        wrong = int(counts[row, column] + counts[column, row])
+    for one, other in sorted({(min(pair), max(pair)) for pair in counts if pair[0] != pair[1]}):
+        right = counts.get((one, one), 0) + counts.get((other, other), 0)
+        wrong = counts.get((one, other), 0) + counts.get((other, one), 0)
         if wilson(right, right + wrong)[0] <= 0.5:
-            said.append(f"{names[row]!r} and {names[column]!r} are not told apart: {wrong} of {right + wrong} wrong")
+            both = f"{names[one]!r} and {names[other]!r}"
+            said.append(f"nothing shows that {both} are told apart: {wrong} of {right + wrong} are taken for the other")
     more = len(said) - _SHOWN
-    return [*said[:_SHOWN], f"and {more} more pairs are not told apart"] if more > 0 else said
+    return [*said[:_SHOWN], f"and {more} more pairs"] if more > 0 else said
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -33,6 +34,11 @@ def write(folder: Path, count: int, *, first: int = 0) -> Path:
         for seed in range(first, first + count):
             (folder / label / f"{seed}.png").write_bytes(picture(label, seed))
     return folder
+
+
+def write_one(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "0.png").write_bytes(picture("mab", 0))
 
 
 @pytest.mark.parametrize("where", ["server", "data folder"])
@@ -81,6 +87,20 @@ def test_wrong_usage_makes_nothing(cli: Cli, tmp_path: Path) -> None:
         assert says in " ".join(err.split())
     assert not (tmp_path / "data").exists()
     picture_file = tmp_path / "ok" / "mab" / "0.png"
+    for names, says in (
+        ((" mab", "mab"), "two folders are the label 'mab'"),
+        (("e\u0301", "\u00e9"), "two folders are the"),
+    ):
+        for name in names:
+            write_one(tmp_path / says[-5:] / name)
+        code, _, err = cli("teach", tmp_path / says[-5:], "--name", "x")
+        assert (code, says in " ".join(err.split())) == (2, True), err
+    strange = tmp_path / "strange"
+    write_one(strange / "a")
+    write_one(strange / os.fsdecode(b"b\xff"))
+    code, _, err = cli("teach", strange, "--name", "x")
+    assert (code, "has to be UTF-8" in " ".join(err.split())) == (2, True), err
+    assert not (tmp_path / "data").exists()
     nowhere = ("--data", tmp_path / "typo", "--label-set", "x")
     assert cli("classify", picture_file, *nowhere)[0] == 2
 
@@ -88,6 +108,8 @@ def test_wrong_usage_makes_nothing(cli: Cli, tmp_path: Path) -> None:
 def test_the_client_teaches_adds_removes_and_lists(call: Any, server_url: str) -> None:
     given = {label: [picture(label, seed) for seed in range(5)] for label in COLOURS}
     steps: dict[str, Any] = {"client": {"batch_size": 4, "concurrency": 3}}
+    alone = call(server_url, "teach", "client", {**given, "none": [b"none"] * 5}, **steps)
+    assert (alone.label_set.examples, len(alone.errors)) == (15, 5), "a whole request of bad pictures fails alone too"
     taught: TeachResult = call(server_url, "teach", "client", given, **steps)
     assert taught.label_set.leave_one_out
     assert taught.label_set.leave_one_out.accuracy == 1.0
@@ -99,10 +121,12 @@ def test_the_client_teaches_adds_removes_and_lists(call: Any, server_url: str) -
     assert more.errors["zif", 1].code == "unsupported_image"
     less = call(server_url, "remove_examples", "client", ids=[more.ids["zif", 0]], labels=["pel"])
     assert (less.examples, less.labels) == (10, 3)
+    with pytest.raises(TypeError):
+        call(server_url, "remove_examples", "client", labels="zif")
     known = call(server_url, "examples", "client")
     assert {each.id for each in known} == {id for (label, _), id in taught.ids.items() if label != "pel"}
-    found = call(server_url, "classify", [picture("mab", 77)], label_set="client")
-    assert found[0][0].label == "mab"
+    [found] = call(server_url, "classify", [picture("mab", 77)], label_set="client")
+    assert [each.label for each in found if each.label != "pel"] == ["mab", "zif"]
     call(server_url, "delete_label_set", "client")
     with pytest.raises(NotFound):
         call(server_url, "add_examples", "client", given)
