@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +31,7 @@ from training.data.vocabulary import clip_merges, clip_text_spec
 from training.features import cached_features
 from training.loop import train
 from training.method import Context, create
-from training.methods.coop import CoopMethod
+from training.methods.coop import CoopMethod, CoopOptions
 from training.methods.parts import text_tower
 from training.methods.parts.contexts import LearnedContexts, Position, PromptedText, name_ids, placed, word_vectors
 from training.methods.parts.shots import ShotBatches
@@ -246,7 +248,7 @@ def test_a_run_is_refused_before_its_first_step(train_squares: Train, square_bas
 def test_shots_come_equally_often_in_passes() -> None:
     image = np.arange(7, dtype=np.float32)[:, None]
     for size in (3, 7, 20):
-        batches = ShotBatches(image=image, truth=np.arange(7) % 2, batch_size=size, seed=1)
+        batches = ShotBatches(fields={"image_embeds": image, "class_id": np.arange(7) % 2}, batch_size=size, seed=1)
         shown = [batches(step) for step in range(21)]
         order = torch.cat([batch["image_embeds"][:, 0] for batch in shown]).int().tolist()
         assert all(sorted(order[at : at + 7]) == list(range(7)) for at in range(0, 21 * size, 7))
@@ -300,13 +302,21 @@ def test_only_contexts_get_gradients(make_context: MakeContext, square_base: Pat
 
 
 @pytest.fixture(scope="module")
-def learnt(squares: Path, square_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def base(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As square_base, with a prompt of its own."""
+    folder = tmp_path_factory.mktemp("prompted") / "base"
+    train(squares, [f"run.folder={json.dumps(str(folder))}", 'method_options.templates=["plain {} shirt"]'])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def learnt(squares: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Checkpoints of a shared context and of contexts of classes, of a base that has hardly learnt to name."""
     folder, found = tmp_path_factory.mktemp("learnt"), dict[str, Path]()
     for name, options in (("shared", ()), ("specific", ("method_options.specific=true",))):
         found[name] = folder / name
         options = (*SHOTS, "method_options.n_ctx=4", "optim.steps=80", "optim.rate=0.03", *options)
-        train(squares, [f"run.folder={json.dumps(str(found[name]))}", f"base={json.dumps(str(square_base))}", *options])
+        train(squares, [f"run.folder={json.dumps(str(found[name]))}", f"base={json.dumps(str(base))}", *options])
     return found
 
 
@@ -328,27 +338,38 @@ def test_training_names_more_than_zero_shot_and_ships_contexts_alone(learnt: dic
     assert (told["head"], told["zero_shot"]) == (judged["head"], judged["zero_shot"])
 
 
-def test_a_shared_context_reads_any_text_and_contexts_of_classes_do_not(
-    learnt: dict[str, Path], square_base: Path
-) -> None:
-    encoder, base = open_checkpoint(learnt["shared"]), load_model(square_base)
+def test_a_shared_context_reads_any_text_and_contexts_of_classes_do_not(learnt: dict[str, Path], base: Path) -> None:
+    encoder, loaded = open_checkpoint(learnt["shared"]), load_model(base)
     assert encoder.templates == ("{}",)
     texts = ["purple", "red", "a shirt"]
     vectors = load_file(learnt["shared"] / "weights.safetensors")["contexts.vectors"]
-    ids = torch.from_numpy(base.tokenizer.pad([base.tokenizer.encode(text) for text in texts]))
-    expected = prompted(token_reader(base.model), vectors, "end")(ids)
+    ids = torch.from_numpy(loaded.tokenizer.pad([loaded.tokenizer.encode(text) for text in texts]))
+    expected = prompted(token_reader(loaded.model), vectors, "end")(ids)
     np.testing.assert_allclose(encoder.encode_texts(texts), nn.functional.normalize(expected, dim=1), atol=1e-6)
     with pytest.raises(ValueError, match="has a context for each of its 4 classes, and none for other texts"):
         open_checkpoint(learnt["specific"])
+
+
+def test_the_pages_recipe_trains(squares: Path, base: Path, tmp_path: Path) -> None:
+    """Its options and its settings; the page says defaults where there are any."""
+    page = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text(encoding="utf-8")
+    ours = tomllib.loads(re.findall(r"## coop\n.*?```toml\n(.*?)```", page, flags=re.S)[0])
+    told = CoopOptions.parse(ours["method_options"], method="coop")
+    assert told == CoopOptions(label="colour")
+    assert set(CoopOptions.model_fields) - set(ours["method_options"]) == {"words", "least", "templates"}
+    settings = [f"optim.{name}={value}" for name, value in {**ours["optim"], "steps": 2}.items()]
+    options = ["method=coop", "method_options.label=colour", "method_options.n_ctx=2"]
+    places = [f"run.folder={json.dumps(str(tmp_path / 'run'))}", f"base={json.dumps(str(base))}"]
+    assert train(squares, [*places, *options, *settings]).step == 2
 
 
 # Publishing
 
 
 @pytest.fixture(scope="module")
-def store(square_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+def store(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     found = Store(tmp_path_factory.mktemp("store"), builtin=False)
-    publish_checkpoint(square_base, "base", found, precisions=("fp32",))
+    publish_checkpoint(base, "base", found, precisions=("fp32",))
     return found
 
 
@@ -399,15 +420,15 @@ def test_pictures_without_captions_prove_nothing(
 def test_a_shared_context_is_published_as_a_text_encoder_with_a_head(
     learnt: dict[str, Path], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = store.open("base").manifest
+    before = store.open("base").manifest
     for name, value in (("near", 1.0), ("far", 0.1)):
         monkeypatch.setattr(text_tower, "space_proof", lambda *_, value=value, **__: measured(value))
         artifact = publish_checkpoint(learnt["shared"], name, store, precisions=("fp32",))
         found = artifact.manifest
         assert {graph.role for graph in found.graphs} == {"text_encoder", "class_head"}
-        assert found.fingerprint.image == base.fingerprint.image
-        assert found.fingerprint.text != base.fingerprint.text
-        assert (found.space == base.space, bool(found.space_proofs)) == (name == "near", name == "near")
+        assert found.fingerprint.image == before.fingerprint.image
+        assert found.fingerprint.text != before.fingerprint.text
+        assert (found.space == before.space, bool(found.space_proofs)) == (name == "near", name == "near")
         assert (found.templates, found.heads[0].labels) == (("{}",), COLOURS)
         encoder, ours = open_artifact(artifact), open_checkpoint(learnt["shared"])
         # Trained names, new ones, nothing, and more than there is room for.
@@ -415,19 +436,18 @@ def test_a_shared_context_is_published_as_a_text_encoder_with_a_head(
         np.testing.assert_allclose(encoder.encode_texts(texts), ours.encode_texts(texts), atol=2e-5)
 
 
-def test_contexts_of_classes_are_published_as_a_head_alone(
-    learnt: dict[str, Path], store: Store, square_base: Path
-) -> None:
+def test_contexts_of_classes_are_published_as_a_head_alone(learnt: dict[str, Path], store: Store, base: Path) -> None:
     artifact = publish_checkpoint(learnt["specific"], "specific", store, precisions=("fp32",))
-    base, found = store.open("base").manifest, artifact.manifest
+    before, found = store.open("base").manifest, artifact.manifest
     assert [graph.role for graph in found.graphs] == ["class_head"]
-    assert (found.fingerprint, found.space, found.templates) == (base.fingerprint, base.space, base.templates)
-    loaded = load_model(square_base)
+    assert (found.fingerprint, found.space, found.templates) == (before.fingerprint, before.space, before.templates)
+    assert before.templates == ("plain {} shirt",)
+    loaded = load_model(base)
     vectors = load_file(learnt["specific"] / "weights.safetensors")["contexts.vectors"]
     ids = name_ids(COLOURS, loaded.tokenizer, count=4)
     classes = nn.functional.normalize(prompted(token_reader(loaded.model), vectors, "end")(ids), dim=1).numpy()
     pictures = [np.full((16, 16, 3), colour, dtype=np.uint8) for colour in ((220, 20, 20), (20, 200, 20))]
-    images = open_checkpoint(square_base).encode_images(pictures)
+    images = open_checkpoint(base).encode_images(pictures)
     logits = float(loaded.model.logit_scale.exp()) * images @ classes.T
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     expected = powers / powers.sum(axis=1, keepdims=True)

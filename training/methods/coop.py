@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from evaluation.metrics import normalize
 from evaluation.zero_shot import class_matrix
 from model_store.modality.text import Tokenizer
 from training.data.protocol import Source
@@ -85,14 +86,11 @@ class CoopMethod(StepMethod):
         except ValueError as error:
             raise ValueError(f"coop: {error}") from error
         self.task = shot_task(
-            context.source,
-            context.required_features(),
-            options.label,
-            shots=options.shots,
-            seed=options.shots_seed,
-            least=options.least,
+            context.source, options.label, shots=options.shots, seed=options.shots_seed, least=options.least
         )
-        classes = self.task.classes
+        classes, features = self.task.classes, context.required_features()
+        self._images = normalize(features.image[self.task.rows])
+        self._validation = normalize(features.validation[self.task.known])
         self.contexts = LearnedContexts(options.start(reader, context.tokenizer, classes=len(classes)))
         self.ids = name_ids(classes, context.tokenizer, count=self.contexts.count).to(context.device)
         self.prompted = PromptedText(reader, self.contexts, position=options.position)
@@ -108,7 +106,8 @@ class CoopMethod(StepMethod):
         return [ParamGroup(parameters={"contexts.vectors": self.contexts.vectors})]
 
     def batches(self, *, batch_size: int, seed: int) -> ShotBatches:
-        return self.task.batches(batch_size=batch_size, seed=seed)
+        fields = {"image_embeds": self._images, "class_id": self.task.truth}
+        return ShotBatches(fields=fields, batch_size=batch_size, seed=seed)
 
     def step(self, batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
         texts = self.prompted(self.ids)
@@ -121,7 +120,7 @@ class CoopMethod(StepMethod):
         with torch.no_grad():
             vectors = unit(self.prompted(self.ids)).cpu().numpy()
         heads = {"zero_shot": self.zero_shot, "head": zero_shot_head(vectors, scale=self.scale)}
-        judged = {name: judge_head(head, self.task.validation, self.task.expected) for name, head in heads.items()}
+        judged = {name: judge_head(head, self._validation, self.task.expected) for name, head in heads.items()}
         return {**judged, "shots": self.task.report()}
 
     def artifact(self) -> Produced:

@@ -3,62 +3,58 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from evaluation.metrics import normalize
 from training.data.protocol import Source
-from training.features import Features
-from training.methods.parts.linear_heads import F32, I64, classes_of, pick_shots, truth_of
+from training.methods.parts.linear_heads import I64, classes_of, pick_shots, truth_of
 
 _SHUFFLE_STREAM = 6
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShotBatches:
-    """Pictures in shuffled passes, one pass after the other: each comes equally often, whatever a batch holds.
+    """Rows in shuffled passes, one pass after the other: each comes equally often, whatever a batch holds.
 
-    image float32 [n, D], truth int64 [n]. A batch has image_embeds [B, D] and class_id int64 [B], and depends on (seed,
-    step) only; a batch larger than the n pictures has some of them several times.
+    fields: what a batch has of its rows, arrays [n, ...]. A batch depends on (seed, step) only; one that is larger than
+    n has some rows several times.
     """
 
-    image: F32
-    truth: I64
+    fields: Mapping[str, NDArray[np.generic]]
     batch_size: int
     seed: int
 
     def __call__(self, step: int) -> dict[str, Tensor]:
         """The batch of a 0-based step."""
-        passes, places = divmod(np.arange(step * self.batch_size, (step + 1) * self.batch_size), len(self.image))
+        count = len(next(iter(self.fields.values())))
+        passes, places = divmod(np.arange(step * self.batch_size, (step + 1) * self.batch_size), count)
         orders = {
-            number: np.random.default_rng((self.seed, _SHUFFLE_STREAM, number)).permutation(len(self.image))
+            number: np.random.default_rng((self.seed, _SHUFFLE_STREAM, number)).permutation(count)
             for number in set(passes.tolist())
         }
         rows = np.array([orders[number][place] for number, place in zip(passes.tolist(), places, strict=True)])
-        return {"image_embeds": torch.from_numpy(self.image[rows]), "class_id": torch.from_numpy(self.truth[rows])}
+        return {name: torch.from_numpy(array[rows]) for name, array in self.fields.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShotTask:
-    """Unit vectors of the shots [n, D] with their classes int64 [n], and of validation [V, D] with theirs.
+    """Rows of the training pictures that are the shots, int64 [n], with their classes `truth`, int64 [n].
 
-    wanted: shots a class. unknown: pictures of validation that are of no class, and left out.
+    wanted: shots a class. known: which pictures of validation are of a class, bool [V]; expected: theirs.
     """
 
     classes: tuple[str, ...]
     wanted: int
-    image: F32
+    rows: I64
     truth: I64
-    validation: F32
+    known: NDArray[np.bool_]
     expected: I64
-    unknown: int
-
-    def batches(self, *, batch_size: int, seed: int) -> ShotBatches:
-        return ShotBatches(image=self.image, truth=self.truth, batch_size=batch_size, seed=seed)
 
     def report(self) -> dict[str, Any]:
         """What was trained on, and which classes had fewer pictures than wanted."""
@@ -69,11 +65,11 @@ class ShotTask:
             "pictures": len(self.truth),
             "classes": len(self.classes),
             "classes_with_fewer": fewer,
-            "validation_without_a_class": self.unknown,
+            "validation_without_a_class": int((~self.known).sum()),
         }
 
 
-def shot_task(source: Source, features: Features, label: str, *, shots: int, seed: int, least: int) -> ShotTask:
+def shot_task(source: Source, label: str, *, shots: int, seed: int, least: int) -> ShotTask:
     """`shots` training pictures of every class of a label column, 0: all; least: classes with fewer are left out.
 
     Raises:
@@ -86,12 +82,4 @@ def shot_task(source: Source, features: Features, label: str, *, shots: int, see
     if not known.any():
         raise ValueError(f"no picture of validation has one of the {len(classes)} classes of {label!r}")
     rows = pick_shots(truth, classes=len(classes), shots=shots, seed=seed)
-    return ShotTask(
-        classes=classes,
-        wanted=shots,
-        image=normalize(features.image[rows]),
-        truth=truth[rows],
-        validation=normalize(features.validation[known]),
-        expected=expected[known],
-        unknown=int((~known).sum()),
-    )
+    return ShotTask(classes=classes, wanted=shots, rows=rows, truth=truth[rows], known=known, expected=expected[known])
