@@ -78,6 +78,7 @@ CURES = {
     "labclip": ("optim.steps=20", "optim.rate=5e-4"),
     "tinyclip": ("optim.steps=20", "method_options.text={width=24,mlp=64}"),
     "coop": ("optim.steps=200", "optim.rate=2e-2", "method_options.label=pair", 'method_options.words="a"'),
+    "clip_lora": ("optim.steps=10", "optim.rate=2e-2", "method_options.label=shape"),
 }
 # Contexts of classes encode no other text; they are a head and nothing else.
 OWN_CONTEXTS = ("method=coop", "method_options={label='shape',n_ctx=4,specific=true}", "optim.steps=20")
