@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from clipworks.client import Client
 from clipworks.errors import Conflict
+from clipworks.results import Prediction
 from evaluation.encoder import Encoder, ServerEncoder, open_artifact, png
 from evaluation.probes.pool import PoolSize
 from evaluation.scenes.config import SceneConfig
@@ -26,6 +27,7 @@ from training.checkpoint import read_checkpoint
 from training.loop import train
 from training.methods.parts.class_heads import LinearHead
 from training.methods.parts.few_shot import HeadMethod
+from training.methods.parts.prompted import PromptedRun
 from training.opening import method_of, open_checkpoint
 from training.publish import publish_checkpoint
 from training.saved import SavedRun
@@ -76,6 +78,8 @@ CURES = {
     "negation": ("optim.steps=20", "optim.rate=5e-4", "method_options.excuse_true=true"),
     "labclip": ("optim.steps=20", "optim.rate=5e-4"),
     "tinyclip": ("optim.steps=20", "method_options.text={width=24,mlp=64}"),
+    "coop": ("optim.steps=200", "optim.rate=2e-2", "method_options.label=pair", 'method_options.words="a"'),
+    "clip_lora": ("optim.steps=10", "optim.rate=2e-2", "method_options.label=shape"),
 }
 # Knobs that validation could set to 0 are given one value: what is served is then never zero-shot alone.
 CACHE = ("method_options.alpha=[20.0]", "method_options.beta=[5.0]")
@@ -87,7 +91,10 @@ HEADS = {
     "clip_adapter": ("pair", "method_options.ratio=[0.4]"),
     "both_adapters": ("pair", "method=clip_adapter", "method_options.ratio=learned", "method_options.adapt=both"),
 }
-KEPT = ("negation", "labclip")  # they leave the image tower alone
+# Contexts of classes encode no other text; they are a head and nothing else.
+OWN_CONTEXTS = ("method=coop", "method_options={label='shape',n_ctx=4,specific=true}", "optim.steps=20")
+PROMPTED = {"coop": "pair", "own_contexts": "shape"}
+KEPT = ("negation", "labclip", "coop")  # they leave the image tower alone
 TEXTS = ["a red circle", "a blue square left of a green star", "there is no cross", "a picture without a circle"]
 PICTURES = [render(sample(seed, SceneConfig()), 64).image for seed in range(9)]  # 64 px: resized by every door
 DOORS = ("artifact", "HTTP")
@@ -118,6 +125,7 @@ def train_all(folder: Path) -> list[str]:
         name: (base, f"method={name}", f"method_options.label={label}", *options)
         for name, (label, *options) in HEADS.items()
     }
+    runs["own_contexts"] = (base, *OWN_CONTEXTS)
     for name, overrides in runs.items():
         train(recipe, [f"run.folder={json.dumps(str(folder / name))}", *overrides])
     return list(runs)
@@ -177,27 +185,63 @@ def test_what_was_cured_differs_and_what_was_kept_is_equal(lab: Lab, method: str
         assert np.abs(images[0] - images[1]).max(axis=1).min() > 100 * VECTOR_TOLERANCE
 
 
-@pytest.mark.parametrize("method", HEADS)
-def test_class_heads_give_the_checkpoints_logits(lab: Lab, method: str) -> None:
-    run, name = SavedRun(folder=lab.folder / method, info=read_checkpoint(lab.folder / method)), HEADS[method][0]
-    maker = method_of(run.info)
-    assert isinstance(maker, HeadMethod)
-    head, labels = maker.opened(run), run.info.labels
-    vectors = lab.encoder("base", "checkpoint").encode_images(PICTURES)
-    expected = head(vectors).astype(np.float64)
-    if not isinstance(head, LinearHead):  # what is more than linear says something
-        assert np.abs(expected - (vectors @ head.weight + head.bias)).max() > 100 * LOGIT_TOLERANCE
+def assert_head_agrees(
+    lab: Lab, model: str, name: str, labels: tuple[str, ...], head: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+) -> None:
+    """The class head `name` of `model`, in the artifact and over HTTP, gives the logits of `head` on the base."""
+    expected = head(lab.encoder("base", "checkpoint").encode_images(PICTURES)).astype(np.float64)
     assert expected.std(axis=0).min() > 10 * LOGIT_TOLERANCE  # a constant would agree with anything
-    artifact = open_artifact(lab.store.open(method))
+    artifact = open_artifact(lab.store.open(model))
     assert artifact.heads == {name: labels}
     np.testing.assert_allclose(artifact.class_scores(name, PICTURES), softmax(expected), atol=LOGIT_TOLERANCE)
     sent = [png(picture) for picture in PICTURES]
     wanted_by: dict[Activation | None, NDArray[np.float64]] = {None: softmax(expected), "none": expected}
     for activation, wanted in wanted_by.items():
-        answer = lab.client.classify(sent, label_set=name, model=method, activation=activation)
-        scores = [{each.label: each.score for each in row} for row in answer]
-        found = np.array([[row[label] for label in labels] for row in scores])
-        np.testing.assert_allclose(found, wanted, atol=LOGIT_TOLERANCE, rtol=1e-5)
+        answer = lab.client.classify(sent, model=model, label_set=name, activation=activation)
+        np.testing.assert_allclose(scores_of(answer, labels), wanted, atol=LOGIT_TOLERANCE, rtol=1e-5)
+
+
+def scores_of(answer: Sequence[Sequence[Prediction]], labels: Sequence[str]) -> NDArray[np.float64]:
+    """[n, C] of a classification, in the order of `labels`."""
+    rows = [{each.label: each.score for each in row} for row in answer]
+    return np.array([[row[label] for label in labels] for row in rows])
+
+
+@pytest.mark.parametrize("method", HEADS)
+def test_class_heads_give_the_checkpoints_logits(lab: Lab, method: str) -> None:
+    run = SavedRun(folder=lab.folder / method, info=read_checkpoint(lab.folder / method))
+    maker = method_of(run.info)
+    assert isinstance(maker, HeadMethod)
+    head = maker.opened(run)
+    if not isinstance(head, LinearHead):  # what is more than linear says something
+        vectors = lab.encoder("base", "checkpoint").encode_images(PICTURES)
+        expected = head(vectors).astype(np.float64)
+        assert np.abs(expected - (vectors @ head.weight + head.bias)).max() > 100 * LOGIT_TOLERANCE
+    assert_head_agrees(lab, method, HEADS[method][0], run.info.labels, head)
+
+
+@pytest.mark.parametrize("run", PROMPTED)
+def test_learned_contexts_name_the_trained_classes_as_their_checkpoint(lab: Lab, run: str) -> None:
+    opened = SavedRun(folder=lab.folder / run, info=read_checkpoint(lab.folder / run))
+    found = PromptedRun.of(opened, position="end")
+    assert len(found.head().bias) == len(opened.info.labels)
+    assert_head_agrees(lab, run, PROMPTED[run], opened.info.labels, found.head())
+
+
+def test_a_learned_context_is_put_beside_labels_that_it_was_not_trained_for(lab: Lab) -> None:
+    """Labels of a request, with the artifact's own templates: the context is in the graph, and the names are alone."""
+    labels = ["red thing", "something blue", "nothing", "a star and a circle"]
+    texts = lab.encoder("coop", "checkpoint").encode_texts(labels)
+    cosines = (lab.encoder("base", "checkpoint").encode_images(PICTURES) @ texts.T).astype(np.float64)
+    scale = lab.store.open("base").manifest.logit_scale
+    assert scale is not None
+    sent = [png(picture) for picture in PICTURES]
+    found = scores_of(lab.client.classify(sent, labels, model="coop", activation="none"), labels)
+    np.testing.assert_allclose(found, cosines, atol=VECTOR_TOLERANCE)
+    found = scores_of(lab.client.classify(sent, labels, model="coop"), labels)
+    np.testing.assert_allclose(found, softmax(scale * cosines), atol=LOGIT_TOLERANCE)
+    without = lab.encoder("base", "checkpoint").encode_texts(labels)
+    assert np.abs(without - texts).max(axis=1).min() > 100 * VECTOR_TOLERANCE
 
 
 @pytest.mark.parametrize("door", DOORS)

@@ -73,11 +73,31 @@ class TextGraph(nn.Module):
         return self.attn_mask is not None and self.pool_type in CAUSAL_POOLS
 
     def forward(self, ids: Tensor) -> Tensor:
-        length = ids.shape[1]
-        x = self.token_embedding(ids) + self.positional_embedding[:length]
+        return self._projected(self._pool(self._states(self.token_embedding(ids)), ids))
+
+    def end_of(self, ids: Tensor) -> Tensor:
+        """Where each row of int64 [B, L] has its end token: int64 [B].
+
+        Raises:
+            ExportRefused: a tower that reads another place.
+        """
+        if self.pool_type == "argmax":
+            return ids.argmax(dim=-1)
+        if self.pool_type == "eos":
+            return (ids == self.eos_id).int().argmax(dim=-1)
+        raise ExportRefused(f"text pooling {self.pool_type!r} gives no single vector; argmax, eos, first or last do")
+
+    def read(self, tokens: Tensor, end: Tensor) -> Tensor:
+        """Embedded tokens [B, L, W], each row with its end token at `end` int64 [B] -> [B, D]."""
+        return self._projected(_at(self._states(tokens), end))
+
+    def _states(self, tokens: Tensor) -> Tensor:
+        length = tokens.shape[1]
+        x = tokens + self.positional_embedding[:length]
         mask = None if self.attn_mask is None else self.attn_mask[:length, :length]
-        x = self.ln_final(self.transformer(x, attn_mask=mask))
-        x = self._pool(x, ids)
+        return self.ln_final(self.transformer(x, attn_mask=mask))
+
+    def _projected(self, x: Tensor) -> Tensor:
         if self.text_projection is None:
             return x
         if isinstance(self.text_projection, nn.Module):
@@ -89,15 +109,11 @@ class TextGraph(nn.Module):
             return x[:, 0]
         if self.pool_type == "last":
             return x[:, -1]
-        if self.pool_type == "argmax":
-            position = ids.argmax(dim=-1)
-        elif self.pool_type == "eos":
-            position = (ids == self.eos_id).int().argmax(dim=-1)
-        else:
-            raise ExportRefused(
-                f"text pooling {self.pool_type!r} gives no single vector; argmax, eos, first or last do"
-            )
-        return x[torch.arange(x.shape[0], device=x.device), position]
+        return _at(x, self.end_of(ids))
+
+
+def _at(x: Tensor, position: Tensor) -> Tensor:
+    return x[torch.arange(x.shape[0], device=x.device), position]
 
 
 class EncoderGraph(nn.Module):

@@ -113,7 +113,7 @@ class TextTower(nn.Module):
     def __init__(self, config: TextTowerConfig, *, vocab_size: int, end_id: int, embed_dim: int) -> None:
         super().__init__()
         width, length = config.width, config.context_length
-        self.end_id, self.pool = end_id, config.pool
+        self.end_id, self.pool, self.context_length = end_id, config.pool, length
         self.token_embedding = nn.Embedding(vocab_size, width)
         nn.init.normal_(self.token_embedding.weight, std=config.embedding_std)
         self.dropout = nn.Dropout(config.dropout)
@@ -136,17 +136,24 @@ class TextTower(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """int64 [B, L] -> [B, D]."""
-        length = ids.shape[1]
-        end = (ids == self.end_id).to(torch.int64).argmax(dim=-1)
-        tokens = self.token_embedding(ids)
+        end = self.end_of(ids)
+        return self.read(self.token_embedding(ids), end)
+
+    def end_of(self, ids: Tensor) -> Tensor:
+        """Where each row of int64 [B, L] has its end token: int64 [B]."""
+        return (ids == self.end_id).to(torch.int64).argmax(dim=-1)
+
+    def read(self, tokens: Tensor, end: Tensor) -> Tensor:
+        """Embedded tokens [B, L, W], each row with its end token at `end` int64 [B] -> [B, D]."""
+        length = tokens.shape[1]
         out: Tensor | None = None
         if self.pool != "bag":
             x = self.dropout(tokens + self.positional_embedding[:length])
             x = self.transformer(x, attn_mask=self.causal_mask[:length, :length])
-            at_end = x[torch.arange(ids.shape[0], device=ids.device), end]
+            at_end = x[torch.arange(tokens.shape[0], device=tokens.device), end]
             out = self.projection(self.ln_final(at_end))
         if self.pool != "eos":
-            positions = torch.arange(length, device=ids.device)[None, :]
+            positions = torch.arange(length, device=tokens.device)[None, :]
             inside = ((positions > 0) & (positions < end[:, None])).to(tokens.dtype)[..., None]
             mean = (tokens * inside).sum(dim=1) / inside.sum(dim=1).clamp(min=1)
             bag = self.bag_projection(self.dropout(mean))

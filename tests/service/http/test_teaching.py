@@ -218,10 +218,13 @@ def test_adding_and_taking_away_lead_to_the_same_head(client: TestClient, name: 
     zif, mab = (each for each in scores(client, name, [picture("zif", 90), picture("mab", 90)]))
     assert zif["zif"] > zif["mab"]
     assert mab["mab"] > mab["zif"]
-    assert (
-        client.request("DELETE", f"/label-sets/{name}/examples", params={"labels": "zif,mab"}).json()["version"] is None
-    )
+    both = {"labels": ["zif", " mab "]}
+    nothing = client.request("DELETE", f"/label-sets/{name}/examples", params=both).json()
+    assert (nothing["examples"], nothing["version"]) == (0, 5)
     assert ready(client, name)["leave_one_out"] is None
+    again = client.post(f"/label-sets/{name}/examples", json={"examples": examples(1)}).json()
+    assert (again["examples"], again["version"]) == (3, 6), "a version never comes twice"
+    assert client.request("DELETE", f"/label-sets/{name}/examples", params=both, json=both).status_code == 422
     for body in ({}, {"ids": ["a"], "labels": ["b"]}, {"ids": []}):
         assert client.request("DELETE", f"/label-sets/{name}/examples", json=body).status_code == 422
 

@@ -19,6 +19,7 @@ from evaluation.metrics import normalize
 from evaluation.zero_shot import class_matrix
 from training.checkpoint import HEAD_PREFIX, LoadedModel, load_head
 from training.data.protocol import Source
+from training.data.rows import Split
 from training.encoder import TorchEncoder, encoder_of
 from training.exporting.derive import DerivationSource
 from training.features import Features, picture_vectors
@@ -161,22 +162,16 @@ class HeadMethod(FitMethod):
 
     def judge(self, run: SavedRun, source: Source, *, split: Literal["validation", "test"]) -> dict[str, Any]:
         """The head behind its base, beside zero-shot."""
-        head, base, info, label = self.opened(run), run.base(), run.info, self.options.label
-        truth = truth_of(source.labels(label, split), info.labels)
-        known = truth >= 0
-        if not known.any():
-            raise ValueError(f"no picture of {split} has one of the {len(info.labels)} classes of {label!r}")
-        vectors = normalize(picture_vectors(base, source.pictures(split)[known], device="cpu"))
-        encoder = encoder_of(base, name="base")
-        zero_shot = zero_shot_head(
-            class_matrix(encoder.encode_texts, info.labels, info.templates), scale=_scale_of(base)
+        info = run.info
+        return report_head(
+            self.opened(run),
+            run.base(),
+            source,
+            split=split,
+            label=self.options.label,
+            labels=info.labels,
+            templates=info.templates,
         )
-        return {
-            "label": label,
-            "without_a_class": int((~known).sum()),
-            "zero_shot": judge_head(zero_shot, vectors, truth[known]),
-            "head": judge_head(head, vectors, truth[known]),
-        }
 
 
 def best(tried: Mapping[float, ClassHead], validation: F32, expected: I64) -> tuple[float, dict[str, float]]:
@@ -192,6 +187,36 @@ def checked_grid(values: tuple[float, ...]) -> tuple[float, ...]:
     if not values or len(set(values)) != len(values) or min(values) < 0 or not np.isfinite(values).all():
         raise ValueError(f"grid {values} must be different numbers, none below 0")
     return values
+
+
+def report_head(
+    head: ClassHead,
+    base: LoadedModel,
+    source: Source,
+    *,
+    split: Split,
+    label: str,
+    labels: tuple[str, ...],
+    templates: tuple[str, ...],
+) -> dict[str, Any]:
+    """A head behind the very base that it was fitted on, on one split, beside zero-shot of `labels` in `templates`.
+
+    Raises:
+        ValueError: no picture of the split has one of the head's classes.
+    """
+    truth = truth_of(source.labels(label, split), labels)
+    known = truth >= 0
+    if not known.any():
+        raise ValueError(f"no picture of {split} has one of the {len(labels)} classes of {label!r}")
+    vectors = normalize(picture_vectors(base, source.pictures(split)[known], device="cpu"))
+    encoder = encoder_of(base, name="base")
+    zero_shot = zero_shot_head(class_matrix(encoder.encode_texts, labels, templates), scale=_scale_of(base))
+    return {
+        "label": label,
+        "without_a_class": int((~known).sum()),
+        "zero_shot": judge_head(zero_shot, vectors, truth[known]),
+        "head": judge_head(head, vectors, truth[known]),
+    }
 
 
 def head_name(label: str) -> str:

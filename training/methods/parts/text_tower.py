@@ -21,6 +21,7 @@ from training.saved import SavedRun
 PROOF_SHARE = 0.9
 """A changed text tower keeps its base's space while it finds pictures nine tenths as well as the base's own."""
 _NAMED = 512
+_FIRST = 10
 
 
 def text_derivation(publication: Publication) -> DerivationSource:
@@ -81,6 +82,26 @@ def space_proof(run: SavedRun, cured: TorchEncoder, *, data_folder: Path | None 
         at_least=PROOF_SHARE * base_value,
         base_value=base_value,
     )
+
+
+def proofs_that_hold(
+    publication: Publication, changed: TorchEncoder
+) -> tuple[tuple[SpaceProof, ...], dict[str, float]]:
+    """(the proof that `changed` keeps its base's space, or none; what was measured, for the artifact's metrics).
+
+    For methods that may leave the space: without a proof the artifact has one of its own. Pictures without captions
+    prove nothing, and neither do so few that each is among the first ten, or texts that find nothing.
+
+    Raises:
+        ValueError: the base or the data are not where the recipe says, or are others.
+    """
+    run, folder = publication.run, publication.data_folder
+    config, spec = with_data_folder(run.info.config, folder), run.info.image_spec
+    if not (isinstance(config.data, SceneData) or open_source(config, cache_spec=spec, image_spec=spec).captioned):
+        return (), {}
+    proof = space_proof(run, changed, data_folder=folder)
+    holds = proof.n > _FIRST and proof.value > 0 and proof.at_least is not None and proof.value >= proof.at_least
+    return (proof,) if holds else (), {f"space proof/{proof.metric}": proof.value}
 
 
 def _naming(encoder: TorchEncoder, data: SceneData) -> float:
