@@ -19,6 +19,7 @@ from service.threads import in_thread
 log = logging.getLogger("clipworks.label_sets")
 _RETRY_S = 1.0
 _CHUNK_LABELS = 16
+_SETTLE_S = 0.5  # after a change of examples: many that follow each other, as a folder that is sent, are one fit
 
 
 async def make_ready(label_set: KeptLabelSet, registry: Registry, *, fitting: asyncio.Lock) -> None:
@@ -31,6 +32,8 @@ async def make_ready(label_set: KeptLabelSet, registry: Registry, *, fitting: as
         if label_set.vectors is None:
             await _encode(label_set, registry)
         if label_set.is_taught:
+            if label_set.before is not None:
+                await asyncio.sleep(_SETTLE_S)
             async with fitting:
                 await _fit(label_set)
     except ClipworksError as error:
