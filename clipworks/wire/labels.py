@@ -277,9 +277,9 @@ class StoredExample(Wire):
 
 
 class TaughtLabelSet(LabelSetInfo):
-    """What became of each example, in the order in which they were given."""
+    """What became of each example, in the order in which they were given; without examples there is no `data`."""
 
-    data: list[StoredExample | ItemError]
+    data: list[StoredExample | ItemError] = []
 
 
 class RemoveExamplesRequest(Wire):

@@ -84,6 +84,8 @@ async def put_label_set(request: Request, name: Name) -> Response:
         new = await new_examples(request, received, body.examples, model, on_error=body.on_error, budget=budget)
     with _named_example():
         info, outcomes = await services.label_sets.put(name, body, new, all_or_nothing=body.on_error == "fail")
+    if body.examples is None:
+        return model_response(info, status=202)
     return taught_response(services, info, new, outcomes)
 
 
