@@ -180,6 +180,7 @@ _BY_CODE: Mapping[str, type[errors.ApiError]] = MappingProxyType(
         "invalid_field": errors.InvalidInput,
         "invalid_item": errors.InvalidInput,
         "invalid_vector": errors.InvalidInput,
+        "example_taken": errors.InvalidInput,
         "invalid_filter": errors.InvalidInput,
         "invalid_query": errors.InvalidInput,
         "invalid_collection": errors.InvalidInput,
