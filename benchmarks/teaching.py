@@ -1,4 +1,4 @@
-"""What examples are worth: label sets taught over HTTP with few pictures, judged on others; and how long that takes.
+"""Accuracy of label sets taught over HTTP with few pictures, judged on others, and the seconds that teaching takes.
 
     clipworks serve --data memory
     python benchmarks/teaching.py --url http://127.0.0.1:8000 --products FOLDER --label subCategory [--out FILE]

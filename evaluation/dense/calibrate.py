@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from evaluation.dense.truth import LabelledPictures
 from evaluation.locating import Locator, Looking, label_vectors
-from evaluation.platt import fit_platt
 from evaluation.probes.rows import F64
 from model_store.manifest import Presence
+from model_store.platt import fit_platt
 from model_store.presence import aggregate_scores, default_presence, score_maps
 
 _DIVIDE: tuple[Literal["pooled_norm", "one"], ...] = ("pooled_norm", "one")

@@ -92,11 +92,12 @@ def taught_response(
     outcomes: Sequence[str | ClipworksError],
 ) -> Response:
     """202 with the set and an entry for each example."""
-    labels = iter([each.label for each in new])
-    shown = [(outcome, next(labels)) for outcome in outcomes]
     data = entries(
-        [outcome if isinstance(outcome, ClipworksError) else (outcome, label) for outcome, label in shown],
-        lambda found: {"label": found[1], "id": found[0]},
+        [
+            outcome if isinstance(outcome, ClipworksError) else {"label": each.label, "id": outcome}
+            for each, outcome in zip(new, outcomes, strict=True)
+        ],
+        lambda stored: stored,
         on_error="item",
         place=lambda index: f"examples[{index}]",
         telemetry=services.telemetry,

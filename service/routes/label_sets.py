@@ -23,7 +23,8 @@ from clipworks.schemas import (
 )
 from service.http.errors import Refusal, located
 from service.http.given_labels import distinct_labels
-from service.http.ingress import query_options, read_json, read_request
+from service.http.ingress import Body, Received, query_options, read_json, read_request
+from service.http.limits import IngressLimits
 from service.http.openapi import answers, bodies, json_body
 from service.http.options import Options
 from service.http.respond import model_response
@@ -31,6 +32,7 @@ from service.routes.common import budget_for, check_text_tower, model_for
 from service.routes.given_examples import new_examples, taught_response
 from service.services import services_of
 from service.teaching.examples import ExampleRefused, NewExample
+from service.timing import Budget
 
 OPTIONS: Options = {"label": "texts", "on_error": "text"}
 PUT_OPTIONS: Options = {
@@ -63,16 +65,7 @@ async def list_label_sets(request: Request) -> Response:
 async def put_label_set(request: Request, name: Name) -> Response:
     services = services_of(request)
     budget = budget_for(request)
-    received = await read_request(
-        request,
-        LabelSetRequest,
-        services.label_set_limits,
-        budget=budget,
-        options=PUT_OPTIONS,
-        inputs="examples",
-        place="fill",
-        key="label",
-    )
+    received = await _read(request, LabelSetRequest, services.label_set_limits, PUT_OPTIONS, budget)
     body = received.body
     model = model_for(services, body.model)
     if body.examples is None:
@@ -109,16 +102,7 @@ async def list_examples(request: Request, name: Name) -> Response:
 async def add_examples(request: Request, name: Name) -> Response:
     services = services_of(request)
     budget = budget_for(request)
-    received = await read_request(
-        request,
-        AddExamplesRequest,
-        services.limits,
-        budget=budget,
-        options=OPTIONS,
-        inputs="examples",
-        place="fill",
-        key="label",
-    )
+    received = await _read(request, AddExamplesRequest, services.limits, OPTIONS, budget)
     body = received.body
     model = model_for(services, services.label_sets.model_of(name))
     new = await new_examples(request, received, body.examples, model, on_error=body.on_error, budget=budget)
@@ -148,6 +132,15 @@ async def remove_examples(request: Request, name: Name) -> Response:
     labels = {label.strip() for label in body.labels or ()}
     return model_response(
         await services.label_sets.remove_examples(name, ids=set(body.ids or ()), labels=labels), status=202
+    )
+
+
+async def _read(
+    request: Request, model: type[Body], limits: IngressLimits, options: Options, budget: Budget
+) -> Received[Body]:
+    """A body with examples: each file is put into the next one without content. Raises as `read_request`."""
+    return await read_request(
+        request, model, limits, budget=budget, options=options, inputs="examples", place="fill", key="label"
     )
 
 

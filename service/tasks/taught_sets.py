@@ -1,4 +1,4 @@
-"""What a taught label set is made of and may be changed to: its labels, its examples, and the model they are of."""
+"""Changes of a taught label set: adding and removing examples, merging labels, limits, and the check of its model."""
 
 from __future__ import annotations
 

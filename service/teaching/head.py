@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.discriminant import GaussianClasses, fit_gaussians, left_out_logits
+from model_store.platt import fit_platt
 from model_store.towers import Activation, activated
 
 F32, F64, I64 = NDArray[np.float32], NDArray[np.float64], NDArray[np.int64]
@@ -22,7 +23,6 @@ UNTESTED_MIX = 0.01
 """Where no example can be left out: it helped where zero-shot was weak, and cost .02 at most elsewhere."""
 LEAST_FOR_SIGMOID = 20
 _SHARPEST, _FLATTEST, _TEMPERATURES = 1.0, 1000.0, 61
-_STEPS, _RIDGE = 50, 1e-6
 _NEVER = 30.0  # below the others, for a label that neither texts nor examples speak for
 
 
@@ -168,7 +168,7 @@ def _mixed(fitted: GaussianClasses, mix: float, texts: F32 | None, scale: float)
 def _calibrated(head: TaughtHead, logits: F64, truth: I64) -> TaughtHead:
     """With the temperature of softmax, and the curve of sigmoid where there are enough examples."""
     tried = np.geomspace(_SHARPEST, _FLATTEST, _TEMPERATURES)
-    # As if one more example of each two had been mistaken: otherwise a few that are right would make it certain.
+    # As if one in n + 2 were mistaken: otherwise a few examples that are all right would make it certain.
     smoothing = 1 / (len(truth) + 2)
     temperature = float(min(tried, key=lambda each: _surprise(logits / each, truth, smoothing)))
     head = replace(head, temperature=temperature)
@@ -176,7 +176,7 @@ def _calibrated(head: TaughtHead, logits: F64, truth: I64) -> TaughtHead:
         return head
     is_shown = np.zeros(logits.shape, dtype=np.bool_)
     is_shown[np.arange(len(truth)), truth] = True
-    return replace(head, sigmoid=_logistic(logits.ravel(), is_shown.ravel()))
+    return replace(head, sigmoid=_curve(logits.ravel(), is_shown.ravel()))
 
 
 def _surprise(logits: F64, truth: I64, smoothing: float) -> float:
@@ -196,24 +196,12 @@ def _log_softmax(logits: F64) -> F64:
     return logits - _log_sum(logits)
 
 
-def _logistic(values: F64, truth: NDArray[np.bool_]) -> tuple[float, float] | None:
+def _curve(values: F64, truth: NDArray[np.bool_]) -> tuple[float, float] | None:
     """(slope, offset) of the likeliest sigmoid(slope * value + offset), with the smoothed targets of Platt (1999).
 
     None: it falls, so the logits say nothing about single labels.
     """
     ones = int(truth.sum())
     targets = np.where(truth, (ones + 1) / (ones + 2), 1 / (len(truth) - ones + 2))
-    centre, spread = float(values.mean()), float(values.std()) or 1.0
-    inputs = np.stack([(values - centre) / spread, np.ones_like(values)], axis=1)
-    found = np.zeros(2)
-    for _ in range(_STEPS):
-        chance = activated(inputs @ found, "sigmoid")
-        gradient = inputs.T @ (chance - targets) / len(values) + _RIDGE * found
-        curvature = (inputs * (chance * (1 - chance))[:, None]).T @ inputs / len(values) + _RIDGE * np.eye(2)
-        change = np.linalg.solve(curvature, gradient)
-        change *= min(1.0, 4.0 / max(float(np.abs(change).max()), 1e-12))
-        found -= change
-        if np.abs(change).max() < 1e-9:
-            break
-    slope = float(found[0]) / spread
-    return (slope, float(found[1]) - slope * centre) if slope > 0 else None
+    slope, offset = fit_platt(values, targets)
+    return (slope, offset) if slope > 0 else None

@@ -27,13 +27,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evaluation.fashion import ARTICLE_TYPES, MIN_PHOTOGRAPHS
-from evaluation.platt import fit_logistic
 from evaluation.probes.ranking import average_precision
 from evaluation.zero_shot import class_matrix
 from model_store.artifact import Artifact
 from model_store.label_vectors import LabelVectors, compared_texts, known_scale
 from model_store.manifest import Manifest, Presence
 from model_store.modality.image import prepare, prepare_dense
+from model_store.platt import fit_logistic
 from model_store.presence import aggregate_scores, default_presence, presence_logits, score_maps
 from model_store.regions import find_regions, overlap, refine
 from model_store.seal import MANIFEST_FILE

@@ -1,4 +1,4 @@
-"""What a class head is: logits of unit image vectors, arrays that a checkpoint keeps, and a graph to serve."""
+"""Class heads: logits of unit image vectors, the arrays that a checkpoint keeps, and the graph that is served."""
 
 from __future__ import annotations
 

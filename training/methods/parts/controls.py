@@ -1,4 +1,4 @@
-"""What a gain of a class head must beat: zero-shot with one number more for each class, fitted on the same shots."""
+"""Controls for class heads: zero-shot with one number more for each class, fitted on the same shots."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.platt import fit_platt
+from model_store.platt import fit_platt
 from model_store.towers import activated
 
 

@@ -11,13 +11,15 @@ _STEPS = 100
 _RIDGE = 1e-6
 _LONGEST_STEP = 4.0
 F64 = NDArray[np.float64]
+Truth = NDArray[np.bool_] | F64
 
 
-def fit_platt(scores: F64, truth: NDArray[np.bool_], weights: F64 | None = None) -> tuple[float, float]:
+def fit_platt(scores: F64, truth: Truth, weights: F64 | None = None) -> tuple[float, float]:
     """Slope and offset of the likeliest sigmoid(slope * score + offset), by Newton's steps.
 
-    scores, truth, weights: [n]; equal weights by default. Where scores tell both answers apart without an error the
-    likeliest slope is infinite; a little ridge on the slope in units of the scores' spread keeps it finite.
+    scores, truth, weights: [n]; truth as booleans or as probabilities in [0, 1]; equal weights by default. Where scores
+    tell both answers apart without an error the likeliest slope is infinite; a little ridge on the slope in units of
+    the scores' spread keeps it finite.
 
     Raises:
         ValueError: only one answer occurs.
@@ -26,13 +28,13 @@ def fit_platt(scores: F64, truth: NDArray[np.bool_], weights: F64 | None = None)
     return float(slope), offset
 
 
-def fit_logistic(inputs: F64, truth: NDArray[np.bool_], weights: F64 | None = None) -> tuple[F64, float]:
+def fit_logistic(inputs: F64, truth: Truth, weights: F64 | None = None) -> tuple[F64, float]:
     """Slopes [K] and offset of the likeliest sigmoid(inputs @ slopes + offset), for inputs [n, K]; as `fit_platt`.
 
     Raises:
         ValueError: only one answer occurs.
     """
-    if truth.all() or not truth.any():
+    if (truth > 0.5).all() or not (truth > 0.5).any():
         raise ValueError("every label is there, or none is: nothing to tell apart")
     share = np.full(len(inputs), 1 / len(inputs)) if weights is None else weights / weights.sum()
     centre, spread = inputs.mean(axis=0), inputs.std(axis=0)

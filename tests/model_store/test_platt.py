@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression  # pyright: ignore[reportMissingTypeStubs]
 
-from evaluation.platt import fit_platt
+from model_store.platt import fit_platt
 
 
 @given(seed=st.integers(0, 1000), slope=st.floats(-3, 3), offset=st.floats(-2, 2), spread=st.floats(0.01, 100))
