@@ -113,6 +113,22 @@ def test_one_picture_a_class_is_the_nearest_picture() -> None:
     assert ((others @ weight + bias).argmax(axis=1) == nearest).all()
 
 
+def test_copies_of_a_picture_do_not_blow_the_logits_up() -> None:
+    """Rounding between copies is no scatter, and a scatter in one direction alone is not all there is."""
+    single, _ = clusters(11, [1, 1, 1], 8)
+    truth = np.repeat([0, 1, 2], 2)
+    copies = np.repeat(single, 2, axis=0) + 1e-7 * np.random.default_rng(0).normal(size=(6, 8))
+    weight, _ = fit_gaussians(copies, truth, classes=3).linear()
+    assert np.abs(weight).max() < 1e3
+    step = np.zeros(8)
+    step[0] = 0.1
+    pairs = np.stack([each + sign * step for each in single for sign in (-1, 1)])
+    found = fit_gaussians(pairs, truth, classes=3)
+    assert found.shrinkage >= 1e-3
+    assert np.abs(found.linear()[0]).max() < 1e6
+    assert np.isfinite(left_out_logits(found, pairs, truth)).all()
+
+
 @pytest.mark.parametrize(
     ("vectors", "truth", "says"),
     [

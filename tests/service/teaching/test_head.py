@@ -115,6 +115,18 @@ def test_words_that_the_model_does_not_know_neither_help_nor_harm() -> None:
     assert (head.logits(vectors).argmax(axis=1) == truth).all()
 
 
+def test_one_example_beside_words_that_are_not_known() -> None:
+    vectors, truth, centres = clusters(13, [1, 1, 1], noise=0.05)
+    shift = unit(np.ones((1, 24)))
+    texts = unit(centres + 2 * shift)
+    texts[0] = 0
+    head, _ = teach(names(3), unit(vectors + 2 * shift), truth, texts=texts, scale=SCALE)
+    shown = SCALE * unit(vectors + 2 * shift) @ texts.T
+    assert (shown[:, 1:] > 5).all(), "a text of zeros would lose against any of these"
+    logits = head.logits(unit(vectors + 2 * shift))
+    assert (logits[:, 0] > shown[:, 1:].min(axis=1) - 2).all()
+
+
 def test_a_curve_that_falls_is_none() -> None:
     """Labels at random: leave-one-out is below chance, and a falling sigmoid would turn the order round."""
     for seed in range(12):
