@@ -87,3 +87,12 @@ def _served(*options: str | Path, start_s: float = 240) -> Iterator[str]:
 def serving() -> Callable[..., AbstractContextManager[str]]:
     """serving(*options, start_s=240): the real server in its own process, ready; the address that it prints."""
     return _served
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for the front of a PATH, whose commands need not import torch: see tests/warm.py."""
+    from tests.warm import Warm
+
+    with Warm(tmp_path_factory.mktemp("warm") / "here") as started:
+        yield started.folder

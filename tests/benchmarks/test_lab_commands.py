@@ -56,10 +56,10 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(clone: Path, table: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def run(clone: Path, table: Path, warm: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a documented command in the clone at toy size: a study by its own switch, a recipe by the same overrides."""
     environment = {**os.environ, "PYTHONPATH": str(clone), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    environment["PATH"] = os.pathsep.join((str(warm), str(Path(sys.executable).parent), environment["PATH"]))
 
     def call(words: list[str]) -> subprocess.CompletedProcess[str]:
         if words[:2] == ["clipworks", "train"]:

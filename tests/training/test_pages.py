@@ -8,6 +8,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,13 +25,20 @@ pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
 DOCS = Path(__file__).parents[2] / "docs"
 BLOCK = re.compile(r"<!-- run -->\n```bash\n(.*?)```", re.DOTALL)
+RunPage = Callable[[str, Path], str]
 COLOURS = ("red", "green", "blue", "white", "black")
 
 
-def run_page(name: str, folder: Path) -> str:
+@pytest.fixture
+def run_page(warm: Path) -> RunPage:
+    return partial(_run_page, warm)
+
+
+def _run_page(warm: Path, name: str, folder: Path) -> str:
     """What the page's blocks print, one after the other; each must end well."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("CLIPWORKS_")}
-    environment |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    path = (str(warm), str(Path(sys.executable).parent), os.environ["PATH"])
+    environment |= {"PATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
     printed = ""
     for block in BLOCK.findall((DOCS / name).read_text(encoding="utf-8")):
         command = ["bash", "-euo", "pipefail", "-c", block]
@@ -39,7 +48,7 @@ def run_page(name: str, folder: Path) -> str:
     return printed
 
 
-def test_train_on_your_own_captions(tmp_path: Path) -> None:
+def test_train_on_your_own_captions(tmp_path: Path, run_page: RunPage) -> None:
     folder = tmp_path / "my-pictures"
     folder.mkdir()
     with (folder / "captions.csv").open("w", newline="", encoding="utf-8") as file:
@@ -54,7 +63,7 @@ def test_train_on_your_own_captions(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "held-out.json").read_text())["report"]["all"]
 
 
-def test_distil_a_smaller_model(tmp_path: Path) -> None:
+def test_distil_a_smaller_model(tmp_path: Path, run_page: RunPage) -> None:
     (tmp_path / "my-pictures" / "more").mkdir(parents=True)
     for number in range(60):
         pixels = Image.new("RGB", (64, 48 + number % 5), COLOURS[number % 5])
@@ -68,7 +77,7 @@ def test_distil_a_smaller_model(tmp_path: Path) -> None:
     assert re.search(r"000\.png\t(red|green|blue)\t", printed)
 
 
-def test_a_smaller_model(tmp_path: Path) -> None:
+def test_a_smaller_model(tmp_path: Path, run_page: RunPage) -> None:
     folder = tmp_path / "my-pictures"
     folder.mkdir()
     with (folder / "captions.csv").open("w", newline="", encoding="utf-8") as file:
@@ -103,7 +112,7 @@ def test_every_option_of_tinyclip_is_in_its_page() -> None:
                 assert float(default) == value, name
 
 
-def test_five_classes_a_few_pictures_each(tmp_path: Path) -> None:
+def test_five_classes_a_few_pictures_each(tmp_path: Path, run_page: RunPage) -> None:
     for colour in COLOURS:
         (tmp_path / "my-classes" / colour).mkdir(parents=True)
         for number in range(5):
@@ -114,7 +123,7 @@ def test_five_classes_a_few_pictures_each(tmp_path: Path) -> None:
     assert re.search(r"red/0\.png\tred\t", printed)
 
 
-def test_shots_on_a_pulled_model(tmp_path: Path) -> None:
+def test_shots_on_a_pulled_model(tmp_path: Path, run_page: RunPage) -> None:
     (tmp_path / "my-export").mkdir()
     transformers_layouts.write_transformersjs_joint(
         tmp_path / "my-export", taught_captions(tiny_clip()), external_data=True

@@ -9,9 +9,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.covariance import ledoit_wolf
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
 from training.methods.parts.class_heads import F64, I64, LinearHead
 
@@ -109,6 +106,8 @@ def _precision(residuals: F64, shrinkage: Shrinkage) -> F64:
     """Inverse of the shrunk covariance [D, D] of centred rows [n, D]."""
     count, dim = residuals.shape
     if shrinkage == "ledoit_wolf":
+        from sklearn.covariance import ledoit_wolf  # a second to import, and few runs want it
+
         return np.linalg.inv(ledoit_wolf(residuals, assume_centered=True)[0])
     scatter = residuals.T @ residuals
     if shrinkage == "ridge":
@@ -128,6 +127,9 @@ def logistic_probe(
     """
     if (np.bincount(truth, minlength=classes) == 0).any():
         raise ValueError("a class has no picture to be fitted on")
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
     model = LogisticRegression(C=c, max_iter=steps)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
