@@ -34,7 +34,7 @@ from training.method import Context, create
 from training.methods.coop import CoopMethod, CoopOptions
 from training.methods.parts import text_tower
 from training.methods.parts.contexts import LearnedContexts, Position, PromptedText, name_ids, placed, word_vectors
-from training.methods.parts.shots import ShotBatches
+from training.methods.parts.shots import ShotBatches, shot_task
 from training.methods.parts.text_tower import PROOF_SHARE
 from training.methods.parts.token_reader import TokenReader, token_reader
 from training.models.aligned import AlignedDualEncoder
@@ -257,6 +257,19 @@ def test_shots_come_equally_often_in_passes() -> None:
         assert all(torch.equal(batch["class_id"], batch["image_embeds"][:, 0].long() % 2) for batch in shown)
 
 
+def test_classes_may_be_named_and_the_others_are_in_no_batch_and_no_number(make_context: MakeContext) -> None:
+    source = make_context().source
+    task = shot_task(source, "colour", shots=8, seed=0, least=1, only=("white", "blue"))
+    assert task.classes == ("blue", "white")
+    assert [source.labels("colour")[row] for row in task.rows] == [task.classes[label] for label in task.truth]
+    assert len(task.rows) == 16
+    known = [name in task.classes for name in source.labels("colour", "validation")]
+    assert task.known.tolist() == known
+    assert 0 < sum(known) < len(known)
+    with pytest.raises(ValueError, match=r"only: no training picture is of 'whyte'; is white meant\?"):
+        shot_task(source, "colour", shots=8, seed=0, least=1, only=("blue", "whyte"))
+
+
 def method_in(context: MakeContext, base: Path, folder: Path, **options: object) -> CoopMethod:
     method = create("coop", {"label": "colour", "shots": 2, "n_ctx": 4, **options})
     assert isinstance(method, CoopMethod)
@@ -356,7 +369,7 @@ def test_the_pages_recipe_trains(squares: Path, base: Path, tmp_path: Path) -> N
     ours = tomllib.loads(re.findall(r"## coop\n.*?```toml\n(.*?)```", page, flags=re.S)[0])
     told = CoopOptions.parse(ours["method_options"], method="coop")
     assert told == CoopOptions(label="colour")
-    assert set(CoopOptions.model_fields) - set(ours["method_options"]) == {"words", "least", "templates"}
+    assert set(CoopOptions.model_fields) - set(ours["method_options"]) == {"words", "least", "only", "templates"}
     settings = [f"optim.{name}={value}" for name, value in {**ours["optim"], "steps": 2}.items()]
     options = ["method=coop", "method_options.label=colour", "method_options.n_ctx=2"]
     places = [f"run.folder={json.dumps(str(tmp_path / 'run'))}", f"base={json.dumps(str(base))}"]

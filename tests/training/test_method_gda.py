@@ -110,6 +110,11 @@ def test_classes_are_what_enough_pictures_show() -> None:
     assert truth_of(labels, ("green", "red")).tolist() == [1, -1, -1, 1, 0, 0, 1]
     with pytest.raises(ValueError, match="1 of 3 classes have 3 training pictures"):
         classes_of(labels, least=3)
+    assert classes_of(labels, least=1, only=("red", "blue")) == ("blue", "red")
+    with pytest.raises(ValueError, match="1 of 2 classes have 2 training pictures"):
+        classes_of(labels, least=2, only=("red", "blue"))
+    with pytest.raises(ValueError, match=r"only: no training picture is of 'gren'; is green meant\?"):
+        classes_of(labels, least=1, only=("red", "gren"))
 
 
 def test_a_judged_head_stands_beside_its_floors() -> None:

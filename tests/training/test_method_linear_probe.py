@@ -147,6 +147,14 @@ def test_a_head_is_refused_behind_another_base(
     assert "sha256" in capsys.readouterr().err
 
 
+def test_classes_may_be_named(table: Path, tmp_path: Path) -> None:
+    folder = head_of(table, "gda", tmp_path, label="baseColour", only=["white", "blue"])
+    assert load_head(folder).labels == ("blue", "white")
+    judged = read_checkpoint(folder).metrics["validation"]
+    assert judged["shots"]["classes"] == 2
+    assert judged["shots"]["validation_without_a_class"] == 12 - judged["head"]["accuracy"]["n"] > 0
+
+
 def test_unknown_labels_and_thin_classes_are_named(table: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no label 'size': this table has baseColour, article_type"):
         head_of(table, "gda", tmp_path, label="size")

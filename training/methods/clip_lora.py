@@ -59,7 +59,14 @@ class ClipLoraMethod(StepMethod):
             targets = low_rank_targets(model, options.towers)
         except ValueError as error:
             raise ValueError(f"clip_lora: {error}") from error
-        self.task = shot_task(source, options.label, shots=options.shots, seed=options.shots_seed, least=options.least)
+        self.task = shot_task(
+            source,
+            options.label,
+            shots=options.shots,
+            seed=options.shots_seed,
+            least=options.least,
+            only=options.only,
+        )
         self.change = LowRankChange(targets, rank=options.rank, alpha=options.alpha, dropout=options.dropout)
         self.change.to(context.device)
         self.model, self.scale = LowRankTowers(model, self.change), scale_of(base)

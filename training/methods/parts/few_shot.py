@@ -43,14 +43,15 @@ from training.saved import SavedRun
 class HeadOptions(Options):
     """label: what is told apart, as `Source.labels` names it. shots: pictures a class, 0: all. shots_seed: which ones.
 
-    least: classes with fewer training pictures are left out. templates: prompts of the zero-shot logits, by default
-    the base's own.
+    least: classes with fewer training pictures are left out. only: the values of the label that are learnt and told
+    apart, by default all. templates: prompts of the zero-shot logits, by default the base's own.
     """
 
     label: str
     shots: int = Field(default=16, ge=0)
     shots_seed: int = Field(default=0, ge=0)
     least: int = Field(default=1, ge=1)
+    only: tuple[str, ...] | None = Field(default=None, min_length=2)
     templates: tuple[str, ...] | None = None
 
 
@@ -83,7 +84,7 @@ class HeadMethod(FitMethod):
         base, label = context.required_base("a class head"), self.options.label
         self.seed = context.seed
         labels = context.source.labels(label)
-        self.classes = classes_of(labels, least=self.options.least)
+        self.classes = classes_of(labels, least=self.options.least, only=self.options.only)
         self._truth = truth_of(labels, self.classes)
         self._expected = truth_of(context.source.labels(label, "validation"), self.classes)
         if not (self._expected >= 0).any():

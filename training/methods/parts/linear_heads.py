@@ -11,21 +11,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.methods.parts.class_heads import F64, I64, LinearHead
+from training.options import meant
 
 Shrinkage = Literal["ledoit_wolf", "ridge"] | float
 _NO_SCATTER = 1e-12
 
 
-def classes_of(labels: Sequence[str | None], *, least: int) -> tuple[str, ...]:
-    """The labels that at least `least` pictures show, by name.
+def classes_of(labels: Sequence[str | None], *, least: int, only: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The labels that at least `least` pictures show, by name; only: of these alone.
 
     Raises:
-        ValueError: fewer than two are left.
+        ValueError: fewer than two are left, or one of `only` is on no picture.
     """
     counts = Counter(label for label in labels if label is not None)
-    found = tuple(sorted(label for label, count in counts.items() if count >= least))
+    for name in only or ():
+        if name not in counts:
+            raise ValueError(f"only: no training picture is of {name!r}{meant(name, counts)}")
+    kept = counts if only is None else set(only)
+    found = tuple(sorted(label for label in kept if counts[label] >= least))
     if len(found) < 2:
-        raise ValueError(f"{len(found)} of {len(counts)} classes have {least} training pictures: a head needs two")
+        raise ValueError(f"{len(found)} of {len(kept)} classes have {least} training pictures: a head needs two")
     return found
 
 

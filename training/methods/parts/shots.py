@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,14 +69,18 @@ class ShotTask:
         }
 
 
-def shot_task(source: Source, label: str, *, shots: int, seed: int, least: int) -> ShotTask:
+def shot_task(
+    source: Source, label: str, *, shots: int, seed: int, least: int, only: Sequence[str] | None = None
+) -> ShotTask:
     """`shots` training pictures of every class of a label column, 0: all; least: classes with fewer are left out.
 
+    only: these classes, and no others, in training and in validation.
+
     Raises:
-        ValueError: no such label, fewer than two classes, or none of them in validation.
+        ValueError: no such label, fewer than two classes, one of `only` that there is not, or none in validation.
     """
     labels = source.labels(label)
-    classes = classes_of(labels, least=least)
+    classes = classes_of(labels, least=least, only=only)
     truth, expected = truth_of(labels, classes), truth_of(source.labels(label, "validation"), classes)
     known = expected >= 0
     if not known.any():
