@@ -51,13 +51,15 @@ class Questions:
 
     @classmethod
     def asked_of(cls, teacher: Encoder, splits: Splits, *, seed: int, small: bool) -> Questions:
-        shown, said, _ = _scenes(splits, seed, small, picture_px(teacher))
+        shown, said, _ = two_things(splits, seed, count=TOY_SCENES if small else SCENES, size_px=picture_px(teacher))
         return cls(splits, seed, small, teacher.encode_images(shown), teacher.encode_texts(said))
 
     def answered_by(self, encoder: Encoder) -> dict[str, float]:
         """Naming, retrieval and agreement: `overlap_10` is of pictures that a caption finds; the rest compares vectors,
         and means nothing unless a term drew the two spaces together."""
-        shown, said, titles = _scenes(self.splits, self.seed, self.small, picture_px(encoder))
+        shown, said, titles = two_things(
+            self.splits, self.seed, count=TOY_SCENES if self.small else SCENES, size_px=picture_px(encoder)
+        )
         images, texts = encoder.encode_images(shown), encoder.encode_texts(said)
         found = retrieval(images, texts, titles)
         singles = TOY_SINGLES if self.small else SINGLES
@@ -98,8 +100,8 @@ def measure(one: StudyRun, *, teacher: StudyRun, served: bool) -> Record:
     return found
 
 
-def _scenes(
-    splits: Splits, seed: int, small: bool, size_px: int
+def two_things(
+    splits: Splits, seed: int, *, count: int, size_px: int
 ) -> tuple[list[NDArray[np.uint8]], list[str], list[str]]:
     """Pictures of two things that differ in shape and colour, a caption of each, and a title that is equal where the
     same two things are shown."""
@@ -110,7 +112,7 @@ def _scenes(
         textures=("plain",),
         stream=f"retrieval/{seed}",
     )
-    scenes = [sample(number, config) for number in range(TOY_SCENES if small else SCENES)]
+    scenes = [sample(number, config) for number in range(count)]
     titles = [" and ".join(sorted(f"{thing.colour} {thing.shape}" for thing in scene.things)) for scene in scenes]
     return [render(scene, size_px).image for scene in scenes], [mention(scene).text for scene in scenes], titles
 
