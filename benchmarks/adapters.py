@@ -5,7 +5,8 @@
     python benchmarks/adapters.py --data DATA --run 'drawings/*/16/*'     train and judge runs of a pattern
     python benchmarks/adapters.py --write-docs                            tables and plots of docs/adapters.md
 
-A run is TASK/METHOD/SHOTS/SEED. DATA holds fashion-products, flowers5, textures10 and flickr8k-800; drawings want none.
+A run is TASK/METHOD/SHOTS/SEED, or TASK/METHOD/16xTIMES/SEED with so many times the passes. DATA holds
+fashion-products, flowers5, textures10 and flickr8k-800; drawings want none.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from training.wise_ft import interpolate
 RUNS, FOUND = STUDY / "runs", STUDY / "found"
 ZERO_SHOT = "zero-shot"
 HEADS = ("gda", "linear_probe", "tip_adapter", "tip_adapter_f", "clip_adapter")
+LONGER = (0.25, 4.0)  # times the passes, at the most shots of drawings
 _FEW_STEPS = 24
 
 
@@ -85,10 +87,12 @@ class Run:
     method: str
     shots: int
     seed: int
+    longer: float = 1.0
 
     @property
     def name(self) -> str:
-        return f"{self.task}/{self.method}/{self.shots}/{self.seed}"
+        times = "" if self.longer == 1 else f"x{self.longer:g}"
+        return f"{self.task}/{self.method}/{self.shots}{times}/{self.seed}"
 
     @property
     def found(self) -> Path:
@@ -105,6 +109,12 @@ def runs() -> list[Run]:
                 for method in (*CONTROLS, *HEADS, *STEPPED):
                     if name == "drawings" or method not in STEPPED or not STEPPED[method].drawings_only:
                         out.append(Run(task=name, method=method, shots=shots, seed=seed))
+    for longer in LONGER:
+        out += [
+            Run(task=TASKS[0], method=method, shots=max(SHOTS), seed=seed, longer=longer)
+            for seed in SEEDS
+            for method in STEPPED
+        ]
     return out
 
 
@@ -121,7 +131,7 @@ def measure(one: Run, of: Task) -> dict[str, Any]:
 
 def _judged(of: Task, scores: Scores) -> dict[str, Any]:
     answered = {split: Answered.of(scores, asked) for split, asked in of.asked.items()}
-    return {split: numbers(answered[split], of.asked[split]) for split in of.asked}  # pyright: ignore[reportArgumentType]
+    return {split: numbers(answered[split], of.asked[split]) for split in of.asked}
 
 
 def _head(one: Run, of: Task, before: Scores) -> dict[str, Any]:
@@ -170,7 +180,7 @@ def _stepped(one: Run, of: Task, before: EncoderScores, *, rate: float, whole: b
     options |= {**(plan.options or {}), **((plan.photographs or {}) if of.name != "drawings" else {})}
     pictures = len(base) * one.shots
     batch_size = min(plan.batch_size, pictures)
-    steps = max(_FEW_STEPS, math.ceil(plan.passes * pictures / batch_size))
+    steps = max(_FEW_STEPS, math.ceil(plan.passes * one.longer * pictures / batch_size))
     optim = {
         "batch_size": batch_size,
         "steps": steps,
@@ -201,8 +211,8 @@ def _stepped(one: Run, of: Task, before: EncoderScores, *, rate: float, whole: b
     }
     scores = scores_of(one.method, folder, of)
     after = {split: Answered.of(scores, asked) for split, asked in of.asked.items()}
-    found = {split: numbers(after[split], of.asked[split]) for split in after}  # pyright: ignore[reportArgumentType]
-    if whole:
+    found = {split: numbers(after[split], of.asked[split]) for split in of.asked}
+    if whole and one.longer == 1:
         origin = {split: Answered.of(before, asked) for split, asked in of.asked.items()}
         if one.method in WHOLE:
             found["wise_ft"] = wise_ft(of, lambda alpha: _between(folder, of, alpha), (0.0, 0.25, 0.5, 0.75, 1.0))

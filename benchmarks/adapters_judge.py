@@ -18,18 +18,18 @@ from training.encoder import TorchEncoder
 from training.methods.parts.class_heads import ClassHead
 from training.methods.parts.prompted import scale_of
 
-F32 = NDArray[np.float32]
+Logits = NDArray[np.floating]
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 MOST_LOST = 0.01
 _CUT = 10
 
 
 class Scores(Protocol):
-    def names(self, shown: Shown, labels: Sequence[str]) -> F32:
+    def names(self, shown: Shown, labels: Sequence[str]) -> Logits:
         """Logits [n, C] of pictures and labels."""
         ...
 
-    def captions(self, shown: Shown, captions: Sequence[str]) -> F32:
+    def captions(self, shown: Shown, captions: Sequence[str]) -> Logits:
         """Logits [captions, n]."""
         ...
 
@@ -43,13 +43,13 @@ class EncoderScores:
     scale: float
     keeps_images: bool
 
-    def names(self, shown: Shown, labels: Sequence[str]) -> F32:
+    def names(self, shown: Shown, labels: Sequence[str]) -> Logits:
         return self.scale * self._images(shown) @ class_matrix(self.encoder.encode_texts, labels, self.templates).T
 
-    def captions(self, shown: Shown, captions: Sequence[str]) -> F32:
+    def captions(self, shown: Shown, captions: Sequence[str]) -> Logits:
         return self.scale * self.encoder.encode_texts(captions) @ self._images(shown).T
 
-    def _images(self, shown: Shown) -> F32:
+    def _images(self, shown: Shown) -> NDArray[np.float32]:
         return shown.vectors if self.keeps_images else self.encoder.encode_prepared(shown.pixels)
 
 
@@ -61,10 +61,10 @@ class HeadScores:
     head: ClassHead
     classes: tuple[str, ...]
 
-    def names(self, shown: Shown, labels: Sequence[str]) -> F32:
+    def names(self, shown: Shown, labels: Sequence[str]) -> Logits:
         return self.head(shown.vectors) if tuple(labels) == self.classes else self.base.names(shown, labels)
 
-    def captions(self, shown: Shown, captions: Sequence[str]) -> F32:
+    def captions(self, shown: Shown, captions: Sequence[str]) -> Logits:
         return self.base.captions(shown, captions)
 
 
@@ -79,7 +79,7 @@ def base_scores(task: Task) -> EncoderScores:
 class Answered:
     """Logits of every question of one split, kept because alphas mix them."""
 
-    logits: dict[str, F32]
+    logits: dict[str, Logits]
 
     @classmethod
     def of(cls, scores: Scores, asked: Mapping[str, Question]) -> Answered:

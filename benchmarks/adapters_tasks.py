@@ -40,6 +40,7 @@ EVERYDAY = STUDY / "everyday"
 VIT = ROOT / ".runs" / "lab" / "distillation" / "vit-long" / "unified" / "r0"
 SHOTS, SEEDS = (1, 2, 4, 8, 16), (0, 1, 2)
 Judging = Literal["validation", "test"]
+SPLITS: tuple[Judging, ...] = ("validation", "test")
 TASKS = ("drawings", "articles", "colours", "flowers", "textures")
 _HALVES = 7  # the seed that shuffles classes
 _DRAWN = {"train": 16, "validation": 8, "test": 20}  # pictures of each pair
@@ -130,7 +131,7 @@ class Task:
 
     @cached_property
     def _own(self) -> dict[Judging, Shown]:
-        return {split: self.shown(self.source.pictures(split)) for split in JUDGED}  # pyright: ignore[reportArgumentType]
+        return {split: self.shown(self.source.pictures(split)) for split in SPLITS}
 
     @cached_property
     def asked(self) -> dict[Judging, dict[str, Question]]:
@@ -177,7 +178,7 @@ class Task:
         folder = Path(self.data["folder"]).parent / "flickr8k-800"
         with (folder / "captions.csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        names = sorted({row["image"] for row in rows})[list(JUDGED).index(split) :: 2]
+        names = sorted({row["image"] for row in rows})[SPLITS.index(split) :: 2]
         place = {name: at for at, name in enumerate(names)}
         said = [(row["caption"], place[row["image"]]) for row in rows if row["image"] in place]
         pixels = np.stack([self.encoder._pixels((folder / "images" / name).read_bytes()) for name in names])  # pyright: ignore[reportPrivateUsage]

@@ -1,0 +1,392 @@
+"""Tables and plots of docs/adapters.md, from the records of the study."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.adapters import FOUND, HEADS, LONGER, STEPPED, ZERO_SHOT, harmonic
+from benchmarks.adapters_judge import elsewhere
+from benchmarks.adapters_tasks import SHOTS, TASKS
+from benchmarks.lab_runs import RECORDS, ROOT
+from benchmarks.marked import markdown_table, replace_blocks
+from evaluation.significance import Difference, Means, paired_means
+from training.few_shot import CONTROLS
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+
+PAGE, PICTURES = ROOT / "docs" / "adapters.md", ROOT / "docs" / "pictures" / "lab"
+KEPT = RECORDS / "adapters.json"
+METHODS = (*CONTROLS, *HEADS, *STEPPED)
+MOST = max(SHOTS)
+_DIGITS = 5
+Record = Mapping[str, Any]
+Group = Sequence[Record]  # the seeds of one line
+Groups = Mapping[tuple[str, str, str], Group]  # by task, method and shots
+
+
+def write() -> None:
+    """Keep what was run here as records, then fill the page's blocks and draw its plots."""
+    records = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
+    for path in sorted(FOUND.glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if "run" in found:
+            records[found["run"]] = _rounded({key: value for key, value in found.items() if key != "run"})
+    lines = [f"{json.dumps(name)}: {json.dumps(records[name])}" for name in sorted(records)]
+    KEPT.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    found = grouped(records)
+    PAGE.write_text(replace_blocks(PAGE.read_text(encoding="utf-8"), blocks(found)), encoding="utf-8")
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    draw_shots(found, PICTURES / "adapters-shots.png")
+    draw_base_new(found, PICTURES / "adapters-base-new.png")
+    draw_forgetting(found, PICTURES / "adapters-forgetting.png")
+    print(f"written: {PAGE}")
+
+
+def grouped(records: Mapping[str, Record]) -> Groups:
+    found: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
+    for name in sorted(records):
+        task, method, shots, _ = name.split("/")
+        found[task, method, shots].append(records[name])
+    return found
+
+
+def blocks(found: Groups) -> dict[str, str]:
+    out: dict[str, str] = {}
+    for task in TASKS:
+        if (task, ZERO_SHOT, "0") in found:
+            out[f"adapters-{task}"] = base_to_new(found, task)
+            out[f"adapters-{task}-shots"] = by_shots(found, task)
+    out["adapters-wise-ft"] = kept_gain(found)
+    out["adapters-wordings"] = wordings(found)
+    out["adapters-claims"] = claims(found)
+    out["adapters-cost"] = costs(found)
+    return out
+
+
+def base_to_new(found: Groups, task: str) -> str:
+    """At 16 shots: base, new, their harmonic mean, and everything that nobody trained for."""
+    zero = found[task, ZERO_SHOT, "0"][0]["test"]
+    base, new = zero["base"]["value"], zero["new"]["value"]
+    floor = f"majority {_share(zero['base']['majority'])} and {_share(zero['new']['majority'])}, chance "
+    floor += f"{_share(zero['base']['chance'])} and {_share(zero['new']['chance'])}"
+    head = ["", "base", "to zero-shot", "class mean", "new", "to zero-shot", "harmonic mean", "elsewhere"]
+    lines = [
+        [ZERO_SHOT, _share(base), "", _share(zero["base"]["class_mean"]), _share(new), "",
+         _share(harmonic(base, new)), _share(_elsewhere_but_new(zero))]
+    ]  # fmt: skip
+    for method in METHODS:
+        group = found.get((task, method, str(MOST)))
+        if group is None:
+            continue
+        tests = [record["test"] for record in group]
+        changed = method in STEPPED
+        lines.append(
+            [
+                f"`{method}`",
+                _seeds([test["base"]["value"] for test in tests]),
+                _difference(difference(group, zero, "base")),
+                _seeds([test["base"]["class_mean"] for test in tests], spread=False),
+                _seeds([test["new"]["value"] for test in tests]) if changed else "",
+                _difference(difference(group, zero, "new")) if changed else "",
+                _seeds([harmonic(test["base"]["value"], test["new"]["value"]) for test in tests], spread=False)
+                if changed
+                else "",
+                _seeds([_elsewhere_but_new(test) for test in tests], spread=False) if changed else "",
+            ]
+        )
+    of = f"{zero['base']['n']} held-out pictures of base classes, {zero['new']['n']} of new ones; {floor}."
+    others = [f"{name} {_share(each['value'])}" for name, each in zero.items() if name not in ("base", "new")]
+    return f"{of} Elsewhere, zero-shot: {', '.join(others)}.\n\n{markdown_table(head, lines)}"
+
+
+def by_shots(found: Groups, task: str) -> str:
+    """Accuracy on base classes, a mean over seeds."""
+    lines = [
+        [f"`{method}`", *(_mean_of(found.get((task, method, str(shots))), "base") for shots in SHOTS)]
+        for method in METHODS
+        if any((task, method, str(shots)) in found for shots in SHOTS)
+    ]
+    return markdown_table(["base classes", *(f"{shots} shots" for shots in SHOTS)], lines)
+
+
+def kept_gain(found: Groups) -> str:
+    """What is left of a gain at the alpha that validation chose, and what that costs elsewhere."""
+    lines: list[list[str]] = []
+    for task, method, group in _of_most(found):
+        if method not in STEPPED:
+            continue
+        zero = found[task, ZERO_SHOT, "0"][0]["test"]["base"]["value"]
+        ends = [_points(record) for record in group]
+        gain = statistics.mean(end[-1]["base"] for end, _ in ends) - zero
+        kept = statistics.mean(chosen["base"] for _, chosen in ends) - zero
+        lost = [statistics.mean(end[0]["elsewhere"] - point["elsewhere"] for end, point in pairs) for pairs in
+                ([(end, end[-1]) for end, _ in ends], ends)]  # fmt: skip
+        alphas = ", ".join(f"{record['wise_ft']['chosen']:g}" for record in group)
+        share = f"{100 * kept / gain:.0f} %" if gain > 0.005 else "no gain"
+        lines.append([task, f"`{method}`", _signed(gain), _signed(-lost[0]), alphas, _signed(kept), share,
+                      _signed(-lost[1])])  # fmt: skip
+    head = ["", "", "gain", "elsewhere", "alpha of each seed", "gain there", "kept", "elsewhere there"]
+    return markdown_table(head, lines)
+
+
+def wordings(found: Groups) -> str:
+    """Accuracy over single wordings, and over means of several."""
+    lines: list[list[str]] = []
+    for task in TASKS:
+        for method in (ZERO_SHOT, *STEPPED):
+            group = found.get((task, method, "0" if method == ZERO_SHOT else str(MOST)), ())
+            said = [record["templates"] for record in group if "templates" in record]
+            for name in ("base", "new") if said else ():
+                single = {
+                    key: statistics.mean(each[name]["single"][key] for each in said)
+                    for key in ("mean", "sd", "lowest", "highest")
+                }
+                lines.append(
+                    [
+                        task if name == "base" else "",
+                        f"`{method}`" if method in STEPPED else method,
+                        name,
+                        f"{_share(single['lowest'])} to {_share(single['highest'])}",
+                        f"{100 * single['sd']:.1f}",
+                        _share(single["mean"]),
+                        *(_share(statistics.mean(each[name][count] for each in said)) for count in ("1", "7", "80")),
+                    ]
+                )
+    return markdown_table(["", "", "classes", "80 single wordings", "sd", "mean", "its own", "7", "80"], lines)
+
+
+def claims(found: Groups) -> str:
+    """The story of the prompt methods, with the numbers that speak for or against it."""
+    told = (
+        ("coop", None, "base", "CoOp gains on base classes"),
+        ("coop", None, "new", "and loses on new ones"),
+        ("cocoop", "coop", "new", "CoCoOp is better than CoOp on new classes"),
+        ("maple", "coop", "new", "MaPLe is better than CoOp on new classes"),
+        ("promptsrc", "coop", "new", "PromptSRC is better than CoOp on new classes"),
+        ("promptsrc", "maple", "new", "and than MaPLe"),
+    )
+    lines: list[list[str]] = []
+    for method, other, name, claim in told:
+        cells = [claim]
+        for task in TASKS:
+            group = found.get((task, method, str(MOST)))
+            against = found.get((task, other, str(MOST)) if other else (task, ZERO_SHOT, "0"))
+            if group is None or against is None:
+                cells.append("")
+                continue
+            cells.append(_difference(_between(against, group, name)))
+        lines.append(cells)
+    return markdown_table(["claim", *TASKS], lines)
+
+
+def costs(found: Groups) -> str:
+    """Of 16 shots: numbers that move, seconds of one core, memory beside the base's, pictures seen."""
+    lines = [
+        [
+            task,
+            f"`{method}`",
+            f"{group[0]['parameters']:,}",
+            f"{statistics.mean(record['cpu_s'] for record in group):.1f}",
+            f"{max(record['memory_mib'] for record in group):.0f}" if "memory_mib" in group[0] else "",
+            str(group[0].get("steps", "")),
+            f"{group[0]['rate']:g}" if "rate" in group[0] else "",
+        ]
+        for task, method, group in _of_most(found)
+    ]
+    return markdown_table(["", "", "numbers", "core-s", "MiB more at the peak", "steps", "rate"], lines)
+
+
+def difference(group: Group, zero: Record, name: str) -> Difference | None:
+    """To zero-shot, paired over pictures; each picture counts with its share of right answers among the seeds."""
+    return _compared(_right(zero[name]), _mean_right(group, name))
+
+
+def _between(before: Group, after: Group, name: str) -> Difference | None:
+    return _compared(_mean_right(before, name), _mean_right(after, name))
+
+
+def _compared(before: NDArray[np.float64], after: NDArray[np.float64]) -> Difference | None:
+    ones = np.ones_like(before)
+    return paired_means(Means(sums=before, sizes=ones), Means(sums=after, sizes=ones))
+
+
+def _mean_right(group: Group, name: str) -> NDArray[np.float64]:
+    return np.mean([_right(record["test"][name]) for record in group], axis=0)
+
+
+def _right(numbers: Record) -> NDArray[np.float64]:
+    return np.unpackbits(np.frombuffer(bytes.fromhex(numbers["right"]), dtype=np.uint8))[: numbers["n"]].astype(
+        np.float64
+    )
+
+
+def _points(record: Record) -> tuple[list[Record], Record]:
+    """The curve of alphas on held-out pictures, and its point at the one that validation chose."""
+    curve = record["wise_ft"]["curve"]
+    chosen = next(point for point in curve if point["alpha"] == record["wise_ft"]["chosen"])
+    return [point["test"] for point in curve], chosen["test"]
+
+
+def _of_most(found: Groups) -> Iterator[tuple[str, str, Group]]:
+    for task in TASKS:
+        for method in METHODS:
+            if (group := found.get((task, method, str(MOST)))) is not None:
+                yield task, method, group
+
+
+def _elsewhere_but_new(test: Record) -> float:
+    return elsewhere({name: each for name, each in test.items() if name != "new"})
+
+
+def _mean_of(group: Group | None, name: str) -> str:
+    return "" if group is None else _share(statistics.mean(record["test"][name]["value"] for record in group))
+
+
+def _seeds(values: Sequence[float], *, spread: bool = True) -> str:
+    mean = _share(statistics.mean(values))
+    return f"{mean} ({_share(min(values))} to {_share(max(values))})" if spread and len(values) > 1 else mean
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _signed(value: float) -> str:
+    return f"{100 * value:+.1f}".replace("-", "−")
+
+
+def _difference(found: Difference | None) -> str:
+    if found is None:
+        return ""
+    return f"{_signed(found.value)} [{_signed(found.low)}, {_signed(found.high)}]"
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, _DIGITS)
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list) else value
+
+
+# Plots
+
+
+def draw_shots(found: Groups, path: Path) -> None:
+    """Accuracy on base classes against shots, a panel for each task."""
+    tasks = [task for task in TASKS if (task, ZERO_SHOT, "0") in found]
+    figure, axes = pyplot.subplots(1, len(tasks), figsize=(4.2 * len(tasks), 4.4), layout="constrained", squeeze=False)
+    for axis, task in zip(axes[0], tasks, strict=True):
+        zero = found[task, ZERO_SHOT, "0"][0]["test"]["base"]["value"]
+        axis.axhline(100 * zero, color="black", linewidth=1, linestyle=":", label=ZERO_SHOT)
+        for method in METHODS:
+            points = [
+                (shots, 100 * statistics.mean(record["test"]["base"]["value"] for record in group))
+                for shots in SHOTS
+                if (group := found.get((task, method, str(shots)))) is not None
+            ]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=method, **_style(method))
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(SHOTS, [str(each) for each in SHOTS])
+        axis.set(title=task, xlabel="pictures a class")
+    axes[0][0].set_ylabel("accuracy on base classes, %")
+    _legend(figure, axes[0])
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+
+
+def draw_base_new(found: Groups, path: Path) -> None:
+    """Accuracy on new classes against that on base classes, each to zero-shot's, a panel for each task."""
+    tasks = [task for task in TASKS if any((task, method, str(MOST)) in found for method in STEPPED)]
+    figure, axes = pyplot.subplots(1, len(tasks), figsize=(4.2 * len(tasks), 4.4), layout="constrained", squeeze=False)
+    for axis, task in zip(axes[0], tasks, strict=True):
+        zero = found[task, ZERO_SHOT, "0"][0]["test"]
+        axis.axhline(0, color="grey", linewidth=0.8)
+        axis.axvline(0, color="grey", linewidth=0.8)
+        for method in STEPPED:
+            if (group := found.get((task, method, str(MOST)))) is None:
+                continue
+            across, up = difference(group, zero, "base"), difference(group, zero, "new")
+            if across is None or up is None:
+                continue
+            style = _style(method)
+            axis.errorbar(
+                100 * across.value,
+                100 * up.value,
+                xerr=[[100 * (across.value - across.low)], [100 * (across.high - across.value)]],
+                yerr=[[100 * (up.value - up.low)], [100 * (up.high - up.value)]],
+                fmt=style["marker"],
+                color=style["color"],
+                label=method,
+                linewidth=1,
+            )
+        axis.set(title=f"{task}, {MOST} shots", xlabel="base classes, points to zero-shot")
+    axes[0][0].set_ylabel("new classes, points to zero-shot")
+    _legend(figure, axes[0])
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+
+
+def draw_forgetting(found: Groups, path: Path) -> None:
+    """What is lost elsewhere against shots, against passes over them, and against alpha; drawings."""
+    task = TASKS[0]
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 4.4), layout="constrained", sharey=True)
+    zero = _elsewhere_but_new(found[task, ZERO_SHOT, "0"][0]["test"])
+
+    def lost(group: Group) -> float:
+        return 100 * (statistics.mean(_elsewhere_but_new(record["test"]) for record in group) - zero)
+
+    for method in STEPPED:
+        shots = [(each, lost(found[task, method, str(each)])) for each in SHOTS if (task, method, str(each)) in found]
+        factors = {factor: found.get((task, method, f"{MOST}x{factor:g}")) for factor in LONGER}
+        factors[1.0] = found.get((task, method, str(MOST)))
+        passes = [(factor, lost(group)) for factor, group in sorted(factors.items()) if group]
+        for axis, points in zip(axes, (shots, passes), strict=False):
+            if points:
+                axis.plot(*zip(*points, strict=True), label=method, **_style(method))
+        if group := found.get((task, method, str(MOST))):
+            curves = [_points(record)[0] for record in group]
+            alphas = [point["alpha"] for point in group[0]["wise_ft"]["curve"]]
+            whole = [100 * statistics.mean(curve[at]["elsewhere"] - curve[0]["elsewhere"] for curve in curves)
+                     for at in range(len(alphas))]  # fmt: skip
+            axes[2].plot(alphas, whole, **_style(method))
+    labels = ("pictures a class", f"passes, times those of the recipe ({MOST} shots)", "alpha of WiSE-FT")
+    for axis, label in zip(axes, labels, strict=True):
+        axis.axhline(0, color="grey", linewidth=0.8)
+        axis.set_xlabel(label)
+    axes[0].set_xscale("log", base=2)
+    axes[0].set_xticks(SHOTS, [str(each) for each in SHOTS])
+    axes[1].set_xscale("log", base=2)
+    axes[0].set_ylabel("elsewhere, points to the base")
+    _legend(figure, axes)
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+
+
+def _style(method: str) -> dict[str, Any]:
+    number = METHODS.index(method)
+    return {
+        "color": f"C{number % 10}",
+        "marker": "osD^v<>PX*"[number % 10],
+        "linestyle": "--" if method in CONTROLS else "-",
+        "linewidth": 1,
+        "markersize": 4,
+    }
+
+
+def _legend(figure: Any, axes: Sequence[Axes]) -> None:
+    """One for all panels, with everything that any of them shows."""
+    shown = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown.keys(), loc="outside right center", frameon=False)
