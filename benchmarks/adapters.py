@@ -28,6 +28,7 @@ import torch
 from benchmarks.adapters_judge import (
     ALPHAS,
     Answered,
+    ConditionalScores,
     EncoderScores,
     HeadScores,
     Scores,
@@ -42,9 +43,11 @@ from training import method as methods
 from training.checkpoint import load_state, read_checkpoint
 from training.few_shot import CONTROLS
 from training.loop import train
+from training.methods.parts.conditional_run import ConditionalRun
 from training.methods.parts.few_shot import HeadMethod, HeadOptions
 from training.methods.parts.prompted import scale_of
 from training.opening import open_checkpoint
+from training.saved import SavedRun
 from training.wise_ft import interpolate
 
 RUNS, FOUND = STUDY / "runs", STUDY / "found"
@@ -56,8 +59,8 @@ _FEW_STEPS = 24
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """passes: over the shots. rates: of which validation chooses. options: of the method; of photographs, `photographs`
-    too."""
+    """passes: over the shots, of photographs fewer where there are `photograph_passes`. rates: of which validation
+    chooses. options: of the method; of photographs, `photographs` too."""
 
     passes: int
     rates: tuple[float, ...]
@@ -65,12 +68,16 @@ class Recipe:
     photographs: Mapping[str, Any] | None = None
     batch_size: int = 32
     weight_decay: float = 0.0
+    photograph_passes: int | None = None
     drawings_only: bool = False
+
+    def passes_of(self, of: Task) -> int:
+        return self.passes if of.name == "drawings" or self.photograph_passes is None else self.photograph_passes
 
 
 STEPPED = {
-    "coop": Recipe(passes=50, rates=(2e-3, 1e-2, 3e-2), options={"n_ctx": 4}),
-    "cocoop": Recipe(passes=10, rates=(2e-3, 1e-2), options={"n_ctx": 4}),
+    "coop": Recipe(passes=50, photograph_passes=20, rates=(2e-3, 1e-2, 3e-2), options={"n_ctx": 4}),
+    "cocoop": Recipe(passes=10, photograph_passes=2, rates=(2e-3, 1e-2), options={"n_ctx": 4}),
     "vpt": Recipe(passes=20, rates=(2e-3, 1e-2, 3e-2), drawings_only=True),
     "ivlp": Recipe(passes=20, rates=(2e-3, 1e-2, 3e-2), drawings_only=True),
     "maple": Recipe(passes=20, rates=(2e-3, 1e-2, 3e-2), drawings_only=True),
@@ -78,6 +85,7 @@ STEPPED = {
     "clip_lora": Recipe(passes=20, rates=(1e-3, 5e-3, 2e-2), weight_decay=1e-2),
     "full": Recipe(passes=10, rates=(3e-5, 3e-4, 3e-3), weight_decay=1e-2),
 }
+CONDITIONAL = "cocoop"
 WHOLE = ("clip_lora", "full")  # they ship a whole model, whose weights can be mixed with the base's
 
 
@@ -172,7 +180,7 @@ def _head(one: Run, of: Task, before: Scores) -> dict[str, Any]:
 
 
 def _stepped(one: Run, of: Task, before: EncoderScores, *, rate: float, whole: bool = True) -> dict[str, Any]:
-    """whole: alphas and wordings too."""
+    """whole: at the most shots alphas too, and wordings of the first seed."""
     folder = RUNS / one.name.replace("/", "-")
     shutil.rmtree(folder, ignore_errors=True)
     plan, (base, _) = STEPPED[one.method], of.classes
@@ -180,7 +188,7 @@ def _stepped(one: Run, of: Task, before: EncoderScores, *, rate: float, whole: b
     options |= {**(plan.options or {}), **((plan.photographs or {}) if of.name != "drawings" else {})}
     pictures = len(base) * one.shots
     batch_size = min(plan.batch_size, pictures)
-    steps = max(_FEW_STEPS, math.ceil(plan.passes * one.longer * pictures / batch_size))
+    steps = max(_FEW_STEPS, math.ceil(plan.passes_of(of) * one.longer * pictures / batch_size))
     optim = {
         "batch_size": batch_size,
         "steps": steps,
@@ -212,7 +220,7 @@ def _stepped(one: Run, of: Task, before: EncoderScores, *, rate: float, whole: b
     scores = scores_of(one.method, folder, of)
     after = {split: Answered.of(scores, asked) for split, asked in of.asked.items()}
     found = {split: numbers(after[split], of.asked[split]) for split in of.asked}
-    if whole and one.longer == 1:
+    if whole and one.longer == 1 and one.shots == max(SHOTS):
         origin = {split: Answered.of(before, asked) for split, asked in of.asked.items()}
         if one.method in WHOLE:
             found["wise_ft"] = wise_ft(of, lambda alpha: _between(folder, of, alpha), (0.0, 0.25, 0.5, 0.75, 1.0))
@@ -220,7 +228,7 @@ def _stepped(one: Run, of: Task, before: EncoderScores, *, rate: float, whole: b
             found["wise_ft"] = wise_ft(
                 of, lambda alpha: {split: origin[split].mixed(after[split], alpha) for split in origin}, ALPHAS
             )
-        if one.shots == max(SHOTS) and isinstance(scores, EncoderScores):
+        if one.seed == SEEDS[0] and isinstance(scores, EncoderScores):
             found["templates"] = {name: prompt_spread(of, scores, name) for name in ("base", "new")}
     shutil.rmtree(folder)
     return {**found, **cost}
@@ -229,6 +237,9 @@ def _stepped(one: Run, of: Task, before: EncoderScores, *, rate: float, whole: b
 def scores_of(method: str, folder: Path, of: Task) -> Scores:
     """What a checkpoint answers, through the method that made it."""
     info = read_checkpoint(folder)
+    if method == CONDITIONAL:
+        run = ConditionalRun.of(SavedRun(folder=folder, info=info), position="end")
+        return ConditionalScores(base=base_scores(of), run=run)
     keeps_images = "image_encoder" in info.inherited
     return EncoderScores(
         encoder=open_checkpoint(folder), templates=info.templates, scale=scale_of(of.opened), keeps_images=keeps_images

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +15,7 @@ from evaluation.zero_shot import class_matrix
 from model_store.templates import named_templates
 from training.encoder import TorchEncoder
 from training.methods.parts.class_heads import ClassHead
+from training.methods.parts.conditional_run import ConditionalRun
 from training.methods.parts.prompted import scale_of
 
 Logits = NDArray[np.floating]
@@ -42,15 +42,22 @@ class EncoderScores:
     templates: tuple[str, ...]
     scale: float
     keeps_images: bool
+    seen: dict[int, NDArray[np.float32]] = field(default_factory=dict[int, NDArray[np.float32]])
 
     def names(self, shown: Shown, labels: Sequence[str]) -> Logits:
-        return self.scale * self._images(shown) @ class_matrix(self.encoder.encode_texts, labels, self.templates).T
+        return self.scale * self.images(shown) @ class_matrix(self.encoder.encode_texts, labels, self.templates).T
 
     def captions(self, shown: Shown, captions: Sequence[str]) -> Logits:
-        return self.scale * self.encoder.encode_texts(captions) @ self._images(shown).T
+        return self.scale * self.encoder.encode_texts(captions) @ self.images(shown).T
 
-    def _images(self, shown: Shown) -> NDArray[np.float32]:
-        return shown.vectors if self.keeps_images else self.encoder.encode_prepared(shown.pixels)
+    def images(self, shown: Shown) -> NDArray[np.float32]:
+        """Unit vectors [n, D]; pictures are encoded once."""
+        if self.keeps_images:
+            return shown.vectors
+        of = shown.pictures
+        if id(of) not in self.seen:
+            self.seen[id(of)] = self.encoder.encode_prepared(of.pixels)
+        return self.seen[id(of)][shown.rows]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +70,20 @@ class HeadScores:
 
     def names(self, shown: Shown, labels: Sequence[str]) -> Logits:
         return self.head(shown.vectors) if tuple(labels) == self.classes else self.base.names(shown, labels)
+
+    def captions(self, shown: Shown, captions: Sequence[str]) -> Logits:
+        return self.base.captions(shown, captions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionalScores:
+    """A head that says something else of the same name for each picture; captions find what they found before."""
+
+    base: Scores
+    run: ConditionalRun
+
+    def names(self, shown: Shown, labels: Sequence[str]) -> Logits:
+        return self.run.logits(shown.vectors, labels)
 
     def captions(self, shown: Shown, captions: Sequence[str]) -> Logits:
         return self.base.captions(shown, captions)
@@ -156,7 +177,7 @@ def prompt_spread(task: Task, scores: EncoderScores, name: str = "base") -> dict
     question = task.asked["test"][name]
     if not isinstance(question, Naming):
         raise ValueError(f"{name} is no question of names")
-    images = scores._images(question.shown)  # pyright: ignore[reportPrivateUsage]
+    images = scores.images(question.shown)
 
     def accuracy(templates: Sequence[str]) -> float:
         classes = class_matrix(scores.encoder.encode_texts, question.labels, templates)
@@ -175,7 +196,3 @@ def prompt_spread(task: Task, scores: EncoderScores, name: str = "base") -> dict
         "7": accuracy(named_templates("simple")),
         "80": accuracy(every),
     }
-
-
-def finite(found: float) -> float | None:
-    return found if math.isfinite(found) else None

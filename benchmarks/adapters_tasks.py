@@ -49,11 +49,23 @@ F32, I64 = NDArray[np.float32], NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
-    """Pictures uint8 [n, H, W, 3] and the base's unit vectors of them [n, D]."""
+class Pictures:
+    """Pictures uint8 [N, H, W, 3] and the base's unit vectors of them [N, D]."""
 
     pixels: NDArray[np.uint8]
     vectors: F32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """Some of these pictures: rows int64 [n]. Several questions ask about the same ones, which are encoded once."""
+
+    pictures: Pictures
+    rows: I64
+
+    @property
+    def vectors(self) -> F32:
+        return self.pictures.vectors[self.rows]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,21 +129,20 @@ class Task:
         first, second = sorted(order[:half].tolist()), sorted(order[half:].tolist())
         return tuple(found[at] for at in first), tuple(found[at] for at in second)
 
-    def naming(self, split: Judging, label: str, labels: Sequence[str], shown: Shown, source: Source) -> Naming:
+    def naming(self, split: Judging, label: str, labels: Sequence[str], shown: Pictures, source: Source) -> Naming:
         truth = truth_of(source.labels(label, split), labels)
-        known = truth >= 0
-        return Naming(
-            shown=Shown(pixels=shown.pixels[known], vectors=shown.vectors[known]),
-            labels=tuple(labels),
-            truth=truth[known],
-        )
+        rows = np.flatnonzero(truth >= 0)
+        return Naming(shown=Shown(pictures=shown, rows=rows), labels=tuple(labels), truth=truth[rows])
 
-    def shown(self, pixels: NDArray[np.uint8]) -> Shown:
-        return Shown(pixels=pixels, vectors=normalize(picture_vectors(self.opened, pixels, device="cpu")))
+    def pictures(self, pixels: NDArray[np.uint8]) -> Pictures:
+        return Pictures(pixels=pixels, vectors=normalize(picture_vectors(self.opened, pixels, device="cpu")))
+
+    def all_of(self, pixels: NDArray[np.uint8]) -> Shown:
+        return Shown(pictures=self.pictures(pixels), rows=np.arange(len(pixels)))
 
     @cached_property
-    def _own(self) -> dict[Judging, Shown]:
-        return {split: self.shown(self.source.pictures(split)) for split in SPLITS}
+    def _own(self) -> dict[Judging, Pictures]:
+        return {split: self.pictures(self.source.pictures(split)) for split in SPLITS}
 
     @cached_property
     def asked(self) -> dict[Judging, dict[str, Question]]:
@@ -146,7 +157,7 @@ class Task:
             }
         return found
 
-    def _elsewhere(self, split: Judging, shown: Shown) -> Iterator[tuple[str, Question]]:
+    def _elsewhere(self, split: Judging, shown: Pictures) -> Iterator[tuple[str, Question]]:
         for label in ("shape", "colour") if self.name == "drawings" else OTHERS.get(self.name, ()):
             names = _names(self.source, label, least=20)
             yield label, self.naming(split, label, names, shown, self.source)
@@ -156,7 +167,7 @@ class Task:
         for other in ("flowers", "textures"):
             if other != self.name:
                 source = _source(task(other, data=Path(self.data["folder"]).parent), {})
-                pictures = self.shown(source.pictures(split))
+                pictures = self.pictures(source.pictures(split))
                 yield other, self.naming(split, "class", _names(source, "class", least=1), pictures, source)
         yield "photographs R@10", self._photographs(split)
 
@@ -167,11 +178,11 @@ class Task:
         labels = tuple(f"{colour} {shape}" for shape, colour in pairs)
         scenes = single_scenes(pairs=pairs, seed=JUDGED[split])
         truth = np.array([labels.index(f"{each.things[0].colour} {each.things[0].shape}") for each in scenes])
-        shown = self.shown(np.stack([render(scene, side).image for scene in scenes]))
+        shown = self.all_of(np.stack([render(scene, side).image for scene in scenes]))
         yield "plain things", Naming(shown=shown, labels=labels, truth=truth)
         pictures, captions, titles = two_things(splits, JUDGED[split], count=_SCENES, size_px=side)
         relevant = np.array(titles)[:, None] == np.array(titles)[None]
-        yield "scenes R@10", Finding(shown=self.shown(np.stack(pictures)), captions=tuple(captions), relevant=relevant)
+        yield "scenes R@10", Finding(shown=self.all_of(np.stack(pictures)), captions=tuple(captions), relevant=relevant)
 
     def _photographs(self, split: Judging) -> Finding:
         """Every second photograph of flickr8k-800, with its five captions."""
@@ -184,7 +195,7 @@ class Task:
         pixels = np.stack([self.encoder._pixels((folder / "images" / name).read_bytes()) for name in names])  # pyright: ignore[reportPrivateUsage]
         relevant = np.zeros((len(said), len(names)), dtype=np.bool_)
         relevant[np.arange(len(said)), [at for _, at in said]] = True
-        return Finding(shown=self.shown(pixels), captions=tuple(caption for caption, _ in said), relevant=relevant)
+        return Finding(shown=self.all_of(pixels), captions=tuple(caption for caption, _ in said), relevant=relevant)
 
 
 OTHERS = {"articles": ("baseColour",), "colours": ("article_type",)}
