@@ -33,7 +33,9 @@ pytestmark = pytest.mark.torch
 
 LENGTH, VOCABULARY, KINDS = 16, 2000, ("vit", "open_clip")
 NAMES = ("red", "dark green", "the colour of snow")
-PICTURES = torch.randint(0, 255, (3, 16, 16, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+# Dark, grey and bright.
+PICTURES = torch.randint(0, 85, (3, 16, 16, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+PICTURES += torch.tensor([0, 85, 170], dtype=torch.uint8).view(3, 1, 1, 1)
 Models = dict[str, tuple[DualEncoder, Tokenizer]]
 
 

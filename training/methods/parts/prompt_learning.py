@@ -110,10 +110,7 @@ class PromptMethod(StepMethod):
         self._spec, self._tokenizer, self._device = base.info.image_spec, tokenizer, context.device
 
     def modules(self) -> dict[str, tuple[nn.Module, ModuleUse]]:
-        return {
-            "prompts": (self.prompts, "train_only"),
-            "model": (PromptedTowers(self.model, self.shipped), "frozen"),
-        }
+        return {"prompts": (self.prompts, "train_only"), "model": (self._served, "frozen")}
 
     def param_groups(self) -> list[ParamGroup]:
         return [ParamGroup(parameters={f"prompts.{name}": p for name, p in self.prompts.named_parameters()})]
@@ -137,7 +134,7 @@ class PromptMethod(StepMethod):
 
     def validated(self) -> dict[str, Any]:
         """The classes' accuracy on validation, beside the base's with its templates; data are judged by captions."""
-        towers = PromptedTowers(self.model, self.shipped)
+        towers = self._served
         own = TorchEncoder(
             towers.encode_image,
             towers.encode_text,
@@ -175,6 +172,11 @@ class PromptMethod(StepMethod):
             inherited=inherited,
             behind_base=not inherited,
         )
+
+    @property
+    def _served(self) -> PromptedTowers:
+        """The towers that are judged and served."""
+        return PromptedTowers(self.model, self.shipped)
 
     @property
     def _templates(self) -> tuple[str, ...]:
