@@ -27,7 +27,7 @@ PROMPT_STD = 0.02
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
-class Prompts(Protocol):
+class PromptLayers(Protocol):
     """Prompts of one tower."""
 
     @property
@@ -107,7 +107,7 @@ class ImagePromptedBlocks(nn.Module):
     come through before, which the first prompts are put through too.
     """
 
-    def __init__(self, transformer: Transformer, prompts: Prompts, *, norm: nn.Module | None = None) -> None:
+    def __init__(self, transformer: Transformer, prompts: PromptLayers, *, norm: nn.Module | None = None) -> None:
         super().__init__()
         self.resblocks, self.prompts = transformer.resblocks, prompts
         self.norm = nn.Identity() if norm is None else norm
@@ -125,7 +125,7 @@ class ImagePromptedBlocks(nn.Module):
 class TextPromptedBlocks(nn.Module):
     """A transformer whose tokens have prompts behind the start token, the first ones already: [B, L, W] -> the same."""
 
-    def __init__(self, transformer: Transformer, prompts: Prompts) -> None:
+    def __init__(self, transformer: Transformer, prompts: PromptLayers) -> None:
         super().__init__()
         self.resblocks, self.prompts = transformer.resblocks, prompts
 
@@ -167,7 +167,7 @@ class PromptedTowers(nn.Module):
         return self.base.encode_text(ids) if self.text is None else self.text(ids)
 
 
-def image_prompted(model: DualEncoder, prompts: Prompts) -> DualEncoder:
+def image_prompted(model: DualEncoder, prompts: PromptLayers) -> DualEncoder:
     """`model` with prompts in its image tower; both share all weights.
 
     Raises:
