@@ -44,7 +44,8 @@ class Checkpoint:
     """What `checkpoint.json` says; `templates` are the default prompts, `graphs` role -> method function.
 
     base_sha256: digest of the weights that training started from, None without a base. inherited: roles that the base
-    keeps providing. labels: the classes of a head. presence: what the method fitted for scores of positions.
+    keeps providing. behind_base: it keeps none, and what the checkpoint holds works inside its towers nevertheless.
+    labels: the classes of a head. presence: what the method fitted for scores of positions.
     """
 
     config: TrainConfig
@@ -63,9 +64,15 @@ class Checkpoint:
     tools: dict[str, str]
     base_sha256: str | None = None
     inherited: tuple[str, ...] = ()
+    behind_base: bool = False
     labels: tuple[str, ...] = ()
     presence: Presence | None = None
     distillation: Distillation | None = None
+
+    @property
+    def derives(self) -> bool:
+        """Whether its method opens and publishes it on top of its base; else it is a model of its own."""
+        return bool(self.inherited) or self.behind_base
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +176,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         tools=info["tools"],
         base_sha256=info.get("base_sha256"),
         inherited=tuple(info.get("inherited", ())),
+        behind_base=info.get("behind_base", False),
         labels=tuple(info.get("labels", ())),
         presence=None if presence is None else Presence.model_validate_json(json.dumps(presence)),
         distillation=None if taught is None else Distillation.model_validate(taught),

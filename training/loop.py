@@ -302,6 +302,7 @@ def run(
             precision.step(optimizer)
             with torch.no_grad():
                 method.constrain()
+                method.stepped(step, (step + 1) / optim.steps)
             average_statistics(trained)
             state.follow(step, decay=optim.ema_decay)
 
@@ -387,6 +388,7 @@ def _produced(method: methods.Method, config: TrainConfig) -> dict[str, Any]:
         "templates": list(produced.templates),
         "labels": list(produced.labels),
         "inherited": list(produced.inherited),
+        "behind_base": produced.behind_base,
         "presence": None if produced.presence is None else produced.presence.model_dump(mode="json"),
         "distillation": None if produced.distillation is None else produced.distillation.model_dump(mode="json"),
     }

@@ -123,6 +123,8 @@ class Produced:
     it, whether they are published or inherited; unless it has `Method.validated`.
     arrays: what is no module, such as a class head's weight [D, C] and bias [C]. labels: the classes of such a head.
     inherited: roles that the base keeps providing; with any, the method has a `Method.derivation`.
+    behind_base: both towers are new and still no model of the checkpoint's own: what was trained works inside those of
+    the base. Such a method has a `Method.derivation` too.
     presence: how scores of positions become "is it there?", where the method fitted that.
     model: of the checkpoint, where the method makes another one than the recipe's.
     distillation: whom it learned from, where the method has a teacher.
@@ -133,6 +135,7 @@ class Produced:
     labels: tuple[str, ...] = ()
     templates: tuple[str, ...] = ("{}",)
     inherited: tuple[str, ...] = ()
+    behind_base: bool = False
     presence: Presence | None = None
     model: ModelConfig | None = None
     distillation: Distillation | None = None
@@ -173,7 +176,8 @@ class Method(ABC):
         """What there is to export; asked before the first step and at every checkpoint."""
 
     # Asked of a method that `create` has just made of a checkpoint's options: `setup` has not run, and what was trained
-    # comes from the checkpoint. Only checkpoints that inherit roles ask; others hold a model, which needs no method.
+    # comes from the checkpoint. Only checkpoints that inherit roles or work behind their base ask; others hold a model,
+    # which needs no method.
 
     def derivation(self, publication: Publication) -> DerivationSource:
         """What `publication.run` brings of its own, on top of the artifact that it derives from.
@@ -182,7 +186,9 @@ class Method(ABC):
             ValueError: the checkpoint holds no such thing.
             ExportRefused: no artifact of the store is its base.
         """
-        raise ValueError(f"{type(self).__module__} inherits roles of its base and defines no derivation()")
+        raise ValueError(
+            f"{type(self).__module__} inherits roles of its base, or works behind it, and defines no derivation()"
+        )
 
     def encoder(self, run: SavedRun) -> TorchEncoder:
         """The checkpoint as an encoder, as it will be served; by default the model that it holds.
@@ -243,6 +249,13 @@ class StepMethod(Method):
 
     def constrain(self) -> None:
         """Bring parameters back into their range; called without gradients before the first step and after each."""
+
+    def stepped(self, step: int, progress: float) -> None:
+        """Note what the method keeps of the trained state, such as an average of its own; called without gradients
+        after the 0-based `step` and `constrain`. `progress` is the share of steps done by now, (0, 1].
+
+        What it notes comes back on resuming where it lies in the state of a module that is trained.
+        """
 
 
 class ContrastiveMethod(StepMethod):

@@ -28,4 +28,4 @@ def open_checkpoint(folder: Path, *, base: Path | None = None) -> TorchEncoder:
         ValueError: not a checkpoint, its files differ from their digests, or it encodes nothing (a class head).
     """
     run = SavedRun(folder=folder, info=read_checkpoint(folder), base_folder=base)
-    return method_of(run.info).encoder(run) if run.info.inherited else run.own_encoder()
+    return method_of(run.info).encoder(run) if run.info.derives else run.own_encoder()

@@ -34,7 +34,8 @@ def publish_checkpoint(
     dense: DenseChoice = DEFAULT_DENSE,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Publish a checkpoint folder; one that inherits roles becomes the derivation that its method makes of it.
+    """Publish a checkpoint folder; one that inherits roles of its base, or works behind it, becomes the
+    derivation that its method makes of it.
 
     base: the artifact it derives from, found in `store` when none is named. data_folder: where the table of its recipe
     lies now, for the proof of a changed text tower. text_precisions, dense: as in `export_checkpoint`, for a model of
@@ -50,7 +51,7 @@ def publish_checkpoint(
         info = read_checkpoint(path)
     except (OSError, ValueError, KeyError) as error:
         raise ExportRefused(f"{path.name} is not a checkpoint that can be exported: {error}") from error
-    if not info.inherited:
+    if not info.derives:
         if base is not None:
             raise ExportRefused(f"{path.name} (method {info.config.method}) inherits nothing: leave --base out")
         return export_checkpoint(
@@ -70,7 +71,8 @@ def publish_checkpoint(
             progress=progress,
         )
     if text_precisions is not None:
-        raise ExportRefused(f"{path.name} inherits {', '.join(info.inherited)}: leave --text-precision out")
+        said = f"inherits {', '.join(info.inherited)}" if info.inherited else "works behind its base"
+        raise ExportRefused(f"{path.name} {said}: leave --text-precision out")
     publication = Publication(
         run=SavedRun(folder=path, info=info),
         store=store,

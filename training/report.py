@@ -35,7 +35,7 @@ def report_split(
     """
     run = SavedRun(folder=folder, info=read_checkpoint(folder), base_folder=base)
     source = _source(folder, data_folder, by)
-    if not run.info.inherited:
+    if not run.info.derives:
         return source.judge(run.own_encoder(), split=split)
     return method_of(run.info).judge(run, source, split=split)
 

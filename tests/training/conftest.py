@@ -20,6 +20,7 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel
 
 from model_store.modality.text import Tokenizer
+from model_store.store import Store
 from training import method as methods
 from training import methods as folder_of_methods
 from training.checkpoint import load_model
@@ -28,6 +29,7 @@ from training.data.source import open_source
 from training.data.vocabulary import tokenizer_of
 from training.loop import train
 from training.models.building import image_spec
+from training.publish import publish_checkpoint
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "white": (240, 240, 240)}
 RECIPE = """
@@ -130,6 +132,32 @@ def vit_base(vit_squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("vit_runs") / "base"
     train(vit_squares, [f"run.folder={json.dumps(str(folder))}", "optim.steps=40"])
     return folder
+
+
+@pytest.fixture(scope="session")
+def prompt_squares(vit_squares: Path) -> Path:
+    """The recipe of the squares with a ViT so small that its graphs are written in seconds, read place by place."""
+    slim = "slim = {image = {width = 16, head_width = 8, heads = [2, 2, 2], mlp = [32, 32, 32]}}"
+    recipe = vit_squares.read_text(encoding="utf-8").replace("size_px = 16}", 'size_px = 16, pool = "flat"}')
+    path = vit_squares.with_name("prompts.toml")
+    path.write_text(recipe.replace("embed_dim = 16", f"embed_dim = 16\n{slim}"), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def prompt_base(prompt_squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of one step of it: it has not learnt to name."""
+    folder = tmp_path_factory.mktemp("prompt_runs") / "base"
+    train(prompt_squares, [f"run.folder={json.dumps(str(folder))}", "optim.steps=1"])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prompt_store(prompt_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store with its artifact, "base"."""
+    found = Store(tmp_path_factory.mktemp("prompt_store"), builtin=False)
+    publish_checkpoint(prompt_base, "base", found, precisions=("fp32",), dense="none")
+    return found
 
 
 @pytest.fixture

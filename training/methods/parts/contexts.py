@@ -5,7 +5,7 @@ Zhou et al., 2022, "Learning to Prompt for Vision-Language Models" (CoOp). Nothi
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,16 @@ def placed(end: Tensor, *, length: int, count: int, before: int, context_length:
     return torch.where(at == 0, 0, source), (text + count + 1)[:, 0].clamp(max=size - 1)
 
 
+class Contexts(Protocol):
+    """What stands among the tokens of a text: `count` vectors [n, W], or [C, n, W] of C classes."""
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def vectors(self) -> Tensor: ...
+
+
 class LearnedContexts(nn.Module):
     """Context vectors: [n, W] of all texts, or [C, n, W], a context of its own for each of C classes."""
 
@@ -58,7 +68,7 @@ class PromptedText(nn.Module):
     Contexts of classes need the names of these very classes, in their order.
     """
 
-    def __init__(self, reader: TokenReader, contexts: LearnedContexts, *, position: Position) -> None:
+    def __init__(self, reader: TokenReader, contexts: Contexts, *, position: Position) -> None:
         super().__init__()
         self.reader, self.contexts = reader, contexts
         self.context_length = reader.context_length
