@@ -22,8 +22,9 @@ from model_store.modality.text import Tokenizer
 from training import method as methods
 from training.data.protocol import Source
 from training.encoder import TorchEncoder
+from training.log import flatten
 from training.run_config import RunConfig, WiseFt
-from training.wise_ft import interpolate, wise_ft_curve
+from training.wise_ft import wise_ft_curve
 
 
 class Judge:
@@ -81,10 +82,18 @@ class Judge:
         """The validation curve over alpha, and the weights of the chosen one. placed: a block with other weights."""
         measured: dict[float, dict[str, Any]] = {}
         for alpha in config.alphas:
-            with placed(interpolate(start, end, alpha)):
-                measured[alpha] = self.validated()
+            with placed(self._method.between(start, end, alpha)):
+                measured[alpha] = self._asked(config)
         curve = wise_ft_curve(measured, cure=config.cure, neutral=config.neutral, most_lost=config.most_lost)
-        return curve, interpolate(start, end, curve["chosen"]["alpha"])
+        return curve, self._method.between(start, end, curve["chosen"]["alpha"])
+
+    def _asked(self, config: WiseFt) -> dict[str, Any]:
+        """Validation numbers; beside a method's own also those of the data's judge, where one of them is named."""
+        numbers = self.validated()
+        if all(path is None or path in flatten(numbers) for path in (config.cure, config.neutral)):
+            return numbers
+        with self._encoder() as encoder:
+            return {**self._source.judge(encoder, split="validation"), **numbers}
 
     @contextmanager
     def _encoder(self) -> Iterator[TorchEncoder]:

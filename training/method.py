@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -28,6 +28,7 @@ from training.options import meant
 from training.progress import Track, untracked
 from training.publication import Publication
 from training.saved import SavedRun
+from training.wise_ft import interpolate
 
 ModuleUse = Literal["export", "train_only", "frozen"]
 Level = Literal["rows", "features", "dense"]
@@ -211,6 +212,13 @@ class Method(ABC):
         None: the judge is right. The averaged weights are in place.
         """
         return None
+
+    def between(self, start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+        """What is trained, `<module>.<path>`, at `alpha` between its start and its end, for WiSE-FT: 0 is the base.
+
+        A method whose tensors are no weights of the model overrides it so that the model's weights are interpolated.
+        """
+        return interpolate(start, end, alpha)
 
     def weights(self) -> dict[str, Tensor]:
         """What a checkpoint ships: the state of every module to export, as `<module>.<path>`.

@@ -72,10 +72,11 @@ class WiseFt(ConfigTable):
     """Interpolation between the base and what was trained (Wortsman et al., 2022, WiSE-FT), after the last step.
 
     Of the `alphas` the one is taken that gains most on `cure` and loses at most `most_lost` on `neutral`; both are
-    paths of validation numbers, such as "relation/opposite relation"; higher is better.
+    paths of validation numbers, such as "relation/opposite relation"; higher is better. Where a method has numbers of
+    its own (few shots: "adapted/class_mean"), those of the data's judge ("all/t2i_r@10/value") may be named too.
     """
 
     cure: str
-    neutral: str
+    neutral: str | None = Field(default=None, description="what must not be lost; none: nothing else is asked")
     most_lost: float = Field(default=0.01, ge=0)
     alphas: tuple[float, ...] = tuple(round(0.1 * step, 1) for step in range(11))

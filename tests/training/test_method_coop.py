@@ -23,11 +23,13 @@ from model_store.manifest import SpaceProof
 from model_store.modality.text import Tokenizer
 from model_store.store import Store
 from training import report
+from training.aligned_config import AlignedConfig, BertConfig
 from training.bases import StoredTowers
 from training.checkpoint import load_model, read_checkpoint
 from training.config import TextTowerConfig
 from training.data.source import TableSource
 from training.data.vocabulary import clip_merges, clip_text_spec
+from training.exporting.storage import as_stored
 from training.features import cached_features
 from training.loop import train
 from training.method import Context, create
@@ -38,6 +40,7 @@ from training.methods.parts.shots import ShotBatches, shot_task
 from training.methods.parts.text_tower import PROOF_SHARE
 from training.methods.parts.token_reader import TokenReader, token_reader
 from training.models.aligned import AlignedDualEncoder
+from training.models.bert import BertTower
 from training.models.towers import DualEncoder, OpenClipDualEncoder, PixelInput, SmallDualEncoder, TextTower
 from training.opening import open_checkpoint
 from training.publication import Publication
@@ -51,7 +54,7 @@ Train, MakeContext = Callable[..., Path], Callable[..., Context]
 LENGTH, WIDTH = 16, 12
 COLOURS = ("blue", "green", "red", "white")
 NAMES = ("red", "dark green", "the colour of snow")
-KINDS = ("eos", "eos+bag", "open_clip", "open_clip, text apart")
+KINDS = ("eos", "eos+bag", "open_clip", "open_clip, text apart", "bert", "bert, two factors")
 POSITIONS: tuple[Position, ...] = ("end", "middle", "front")
 SHOTS = ("method=coop", "method_options.label=colour", "method_options.shots=8")
 
@@ -94,12 +97,31 @@ def open_clips(
     return model.requires_grad_(False)
 
 
+class SentencesAlone(AlignedDualEncoder):
+    """A small sentence encoder; pictures have nothing to do with where tokens stand."""
+
+    def __init__(self, tower: BertTower) -> None:
+        nn.Module.__init__(self)
+        self.text = tower
+
+
+def sentences(tokenizer: Tokenizer, *, table_rank: int | None = None) -> SentencesAlone:
+    torch.manual_seed(0)
+    shape = BertConfig(width=WIDTH, layers=2, heads=2, hidden=24, norm_epsilon=1e-6, table_rank=table_rank)
+    tower = BertTower(shape, vocab_size=tokenizer.spec.vocab_size, context_length=LENGTH)
+    nn.init.normal_(tower.positions)
+    nn.init.normal_(tower.centre, std=0.1)
+    return SentencesAlone(tower.eval().requires_grad_(False))
+
+
 def models(tokenizer: Tokenizer) -> dict[str, DualEncoder]:
     return {
         "eos": small(tokenizer),
         "eos+bag": small(tokenizer, pool="eos+bag"),
         "open_clip": open_clips(tokenizer),
         "open_clip, text apart": open_clips(tokenizer, open_clip.CustomTextCLIP),
+        "bert": sentences(tokenizer),
+        "bert, two factors": sentences(tokenizer, table_rank=4),
     }
 
 
@@ -174,18 +196,26 @@ def test_a_sequence_built_by_hand_says_the_same(
         torch.testing.assert_close(name, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["eos", "bert"])
 @pytest.mark.parametrize("position", POSITIONS)
-def test_a_row_of_one_id_is_read_too(tokenizer: Tokenizer, position: Position) -> None:
+def test_a_row_of_one_id_is_read_too(tokenizer: Tokenizer, position: Position, kind: str) -> None:
     """No text has fewer than two; a server tries a graph with the smallest input that it takes."""
-    ours = prompted(token_reader(small(tokenizer)), drawn(4, WIDTH), position)
+    ours = prompted(token_reader(models(tokenizer)[kind]), drawn(4, WIDTH), position)
     assert torch.isfinite(ours(torch.tensor([[0], [tokenizer.spec.start_id or 0]]))).all()
 
 
-def test_rows_may_be_cut_behind_the_end_token(tokenizer: Tokenizer) -> None:
-    ours = prompted(token_reader(small(tokenizer)), drawn(4, WIDTH), "end")
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_may_be_cut_behind_the_end_token(tokenizer: Tokenizer, kind: str) -> None:
+    reader = token_reader(models(tokenizer)[kind])
+    ours = prompted(reader, drawn(4, WIDTH), "end")
     rows = [tokenizer.encode(name) for name in NAMES]
     short, whole = (ours(torch.from_numpy(tokenizer.pad(rows, length))) for length in (None, LENGTH))
     torch.testing.assert_close(short, whole, rtol=1e-5, atol=1e-5)
+    # Whatever stands there.
+    tokens, end = drawn(2, 9, WIDTH), torch.tensor([4, 6])
+    other = torch.where((torch.arange(9) > end[:, None])[..., None], tokens.flip(2), tokens)
+    torch.testing.assert_close(reader.read(tokens, end), reader.read(other, end), rtol=1e-5, atol=1e-5)
+    assert (reader.read(tokens, end) - reader.read(tokens, end - 1)).abs().amax(dim=1).min() > 1e-3
 
 
 def test_a_class_reads_its_own_context_only(tokenizer: Tokenizer) -> None:
@@ -213,7 +243,7 @@ def test_towers_that_cannot_carry_contexts_are_refused_with_the_reason(tokenizer
         token_reader(open_clips(tokenizer, pool_type="last"))
     with pytest.raises(ValueError, match="open_clip's own text transformer"):
         token_reader(open_clips(tokenizer, open_clip.CustomTextCLIP, embed_cls=True))
-    for kind, reason in ((StoredTowers, "take its checkpoint as base"), (AlignedDualEncoder, "AlignedDualEncoder has")):
+    for kind, reason in ((StoredTowers, "take its checkpoint as base"), (DualEncoder, "DualEncoder has none")):
         model = kind.__new__(kind)
         nn.Module.__init__(model)
         with pytest.raises(ValueError, match=reason):
@@ -465,3 +495,48 @@ def test_contexts_of_classes_are_published_as_a_head_alone(learnt: dict[str, Pat
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     expected = powers / powers.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(open_artifact(artifact).class_scores("colour", pictures), expected, atol=1e-4)
+
+
+# A sentence encoder as base
+
+
+def test_a_context_is_learnt_behind_a_sentence_encoder_and_published_as_its_checkpoint(
+    aligned_squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its table in two factors and kept in 8 bits, its other weights in halves, as the base's files are."""
+    changes = ["model.text.table_rank=16", "model.text.table='int8'", "model.storage='fp16'"]
+    places = [f"run.folder={json.dumps(str(tmp_path / 'base'))}"]
+    train(aligned_squares, [*places, *changes, "optim.steps=20", "optim.rate=0.01"])
+    for name, options in (("still", ("optim.rate=1e-12",)), ("learnt", ("optim.steps=80", "optim.rate=0.1"))):
+        places = [f"run.folder={json.dumps(str(tmp_path / name))}", f"base={json.dumps(str(tmp_path / 'base'))}"]
+        train(aligned_squares, [*places, *changes, *SHOTS, 'method_options.words="photo of"', *options])
+    loaded, texts = load_model(tmp_path / "base"), [*COLOURS, "a tree", "", "plain photo " * 9]
+    prompts = [f"photo of {text}".strip() for text in texts[:-1]]
+    still, said = open_checkpoint(tmp_path / "still"), open_checkpoint(tmp_path / "base").encode_texts(prompts)
+    np.testing.assert_allclose(still.encode_texts(texts[:-1]), said, atol=1e-6)
+    judged = read_checkpoint(tmp_path / "learnt").metrics["validation"]
+    assert judged["head"]["class_mean"] - judged["zero_shot"]["class_mean"] > 0.2, judged
+    assert report.report_split(tmp_path / "learnt", split="validation")["head"] == judged["head"]
+
+    monkeypatch.setattr(text_tower, "space_proof", lambda *_, **__: measured(0.1))
+    found = Store(tmp_path / "store", builtin=False)
+    publish_checkpoint(tmp_path / "base", "base", found, precisions=("fp32",), dense="none")
+    artifact = publish_checkpoint(tmp_path / "learnt", "learnt", found, precisions=("fp32",))
+    (graph,) = (graph for graph in artifact.manifest.graphs if graph.role == "text_encoder")
+    assert graph.external_files == ("text_weights.data",)
+    table = loaded.tokenizer.spec.vocab_size * 16
+    assert (
+        table
+        < artifact.path("text_weights.data").stat().st_size
+        < 0.6 * 4 * sum(each.numel() for each in loaded.model.text.parameters())
+    )
+    ours, theirs = open_checkpoint(tmp_path / "learnt"), open_artifact(artifact).encode_texts(texts)
+    assert isinstance(loaded.model, AlignedDualEncoder)
+    assert isinstance(loaded.info.config.model, AlignedConfig)
+    rounded, _ = as_stored(loaded.model, loaded.info.config.model)
+    vectors = load_file(tmp_path / "learnt" / "weights.safetensors")["contexts.vectors"]
+    rows = torch.from_numpy(loaded.tokenizer.pad([loaded.tokenizer.encode(text) for text in texts]))
+    expected = nn.functional.normalize(prompted(token_reader(rounded), vectors, "end")(rows), dim=1)
+    np.testing.assert_allclose(theirs, expected, atol=2e-5)
+    np.testing.assert_allclose(theirs, ours.encode_texts(texts), atol=0.01)
+    assert np.abs(ours.encode_texts(texts[:4]) - still.encode_texts(texts[:4])).max(axis=1).min() > 0.03

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -21,7 +25,7 @@ from evaluation.scenes.config import SceneConfig
 from evaluation.scenes.rendering import render
 from evaluation.scenes.sampling import sample
 from evaluation.suites import Suite, run
-from model_store.store import Store
+from model_store.store import Store, file_entries
 from model_store.towers import Activation
 from training.checkpoint import read_checkpoint
 from training.loop import train
@@ -80,6 +84,7 @@ CURES = {
     "tinyclip": ("optim.steps=20", "method_options.text={width=24,mlp=64}"),
     "coop": ("optim.steps=200", "optim.rate=2e-2", "method_options.label=pair", 'method_options.words="a"'),
     "clip_lora": ("optim.steps=10", "optim.rate=2e-2", "method_options.label=shape"),
+    "full": ("optim.steps=10", "optim.rate=2e-3", "method_options.label=shape"),
 }
 # Knobs that validation could set to 0 are given one value: what is served is then never zero-shot alone.
 CACHE = ("method_options.alpha=[20.0]", "method_options.beta=[5.0]")
@@ -93,7 +98,11 @@ HEADS = {
 }
 # Contexts of classes encode no other text; they are a head and nothing else.
 OWN_CONTEXTS = ("method=coop", "method_options={label='shape',n_ctx=4,specific=true}", "optim.steps=20")
-PROMPTED = {"coop": "pair", "own_contexts": "shape"}
+# A context that reads no captions any more: the proof fails, and the artifact has a space of its own.
+ASTRAY = ("method=coop", "method_options={label='pair',n_ctx=8}", "optim.steps=20", "optim.rate=1.0")
+PROMPTED = {"coop": "pair", "own_contexts": "shape", "astray": "pair"}
+VERSIONS = {"turn@1": "coop", "turn@2": "astray"}  # copies under one name; the second one is not loaded at first
+ADMIN = {"Authorization": "Bearer admin-key-1"}
 KEPT = ("negation", "labclip", "coop")  # they leave the image tower alone
 TEXTS = ["a red circle", "a blue square left of a green star", "there is no cross", "a picture without a circle"]
 PICTURES = [render(sample(seed, SceneConfig()), 64).image for seed in range(9)]  # 64 px: resized by every door
@@ -107,6 +116,7 @@ class Lab:
     folder: Path
     store: Store
     client: Client
+    url: str
 
     def encoder(self, name: str, door: str) -> Encoder:
         if door == "checkpoint":
@@ -125,7 +135,7 @@ def train_all(folder: Path) -> list[str]:
         name: (base, f"method={name}", f"method_options.label={label}", *options)
         for name, (label, *options) in HEADS.items()
     }
-    runs["own_contexts"] = (base, *OWN_CONTEXTS)
+    runs |= {"own_contexts": (base, *OWN_CONTEXTS), "astray": (base, *ASTRAY)}
     for name, overrides in runs.items():
         train(recipe, [f"run.folder={json.dumps(str(folder / name))}", *overrides])
     return list(runs)
@@ -138,9 +148,23 @@ def lab(tmp_path_factory: pytest.TempPathFactory, serving: Callable[..., Abstrac
     store = Store(folder / "store", builtin=False)
     for name in names:
         publish_checkpoint(folder / name, name, store, precisions=("fp32",))
-    options = ("--store", folder / "store", "--data", folder / "data", "--extra-models", ",".join(names[1:]))
-    with serving(*options, "--model", names[0]) as url, Client(url) as client:
-        yield Lab(folder, store, client)
+    for reference, name in VERSIONS.items():
+        copy_artifact(store, name, *reference.split("@"))
+    options = ("--store", folder / "store", "--data", folder / "data", "--admin-keys", "admin-key-1")
+    beside = ",".join((*names[1:], "turn@1"))
+    with serving(*options, "--model", names[0], "--extra-models", beside) as url, Client(url) as client:
+        yield Lab(folder, store, client, url)
+
+
+def copy_artifact(store: Store, name: str, other: str, version: str) -> None:
+    """The artifact `name` once more, as `other@version`."""
+    artifact = store.open(name)
+    with store.staging() as folder:
+        for entry in artifact.manifest.files:
+            (folder / entry.path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(artifact.folder / entry.path, folder / entry.path)
+        changes = {"name": other, "version": int(version), "files": file_entries(folder)}
+        store.publish(folder, artifact.manifest.model_copy(update=changes))
 
 
 @pytest.fixture(scope="module")
@@ -228,17 +252,18 @@ def test_learned_contexts_name_the_trained_classes_as_their_checkpoint(lab: Lab,
     assert_head_agrees(lab, run, PROMPTED[run], opened.info.labels, found.head())
 
 
-def test_a_learned_context_is_put_beside_labels_that_it_was_not_trained_for(lab: Lab) -> None:
+@pytest.mark.parametrize("model", ["coop", "astray"])
+def test_a_learned_context_is_put_beside_labels_that_it_was_not_trained_for(lab: Lab, model: str) -> None:
     """Labels of a request, with the artifact's own templates: the context is in the graph, and the names are alone."""
     labels = ["red thing", "something blue", "nothing", "a star and a circle"]
-    texts = lab.encoder("coop", "checkpoint").encode_texts(labels)
+    texts = lab.encoder(model, "checkpoint").encode_texts(labels)
     cosines = (lab.encoder("base", "checkpoint").encode_images(PICTURES) @ texts.T).astype(np.float64)
     scale = lab.store.open("base").manifest.logit_scale
     assert scale is not None
     sent = [png(picture) for picture in PICTURES]
-    found = scores_of(lab.client.classify(sent, labels, model="coop", activation="none"), labels)
+    found = scores_of(lab.client.classify(sent, labels, model=model, activation="none"), labels)
     np.testing.assert_allclose(found, cosines, atol=VECTOR_TOLERANCE)
-    found = scores_of(lab.client.classify(sent, labels, model="coop"), labels)
+    found = scores_of(lab.client.classify(sent, labels, model=model), labels)
     np.testing.assert_allclose(found, softmax(scale * cosines), atol=LOGIT_TOLERANCE)
     without = lab.encoder("base", "checkpoint").encode_texts(labels)
     assert np.abs(without - texts).max(axis=1).min() > 100 * VECTOR_TOLERANCE
@@ -274,10 +299,80 @@ def test_a_collection_of_the_base_is_searched_by_the_cured_texts(
 
 
 @pytest.mark.usefixtures("album")
-@pytest.mark.parametrize("model", ["other", "negclip"])
+@pytest.mark.parametrize("model", ["other", "negclip", "astray", "full"])
 def test_a_model_of_another_space_is_refused_and_both_are_named(lab: Lab, model: str) -> None:
     with pytest.raises(Conflict) as refused:
         lab.client.collection("album").search(TEXTS, model=model)
     assert (refused.value.status, refused.value.code) == (409, "space_mismatch")
     for name in ("base", model):
         assert lab.store.open(name).manifest.space in str(refused.value)
+
+
+def test_a_version_that_is_loaded_under_traffic_loses_and_mixes_nothing(lab: Lab) -> None:
+    """200 requests are in flight when version 2 takes the name over: each answer is that of the version it names.
+
+    A 429 is no answer: nothing was done, and the request is sent again. A model of unknown speed refuses more than 32.
+    """
+    texts, logits = dict[str, NDArray[np.float32]](), dict[str, NDArray[np.float32]]()
+    fingerprints, pictures = dict[str, str](), lab.encoder("base", "checkpoint").encode_images(PICTURES)
+    for reference, name in VERSIONS.items():
+        opened = SavedRun(folder=lab.folder / name, info=read_checkpoint(lab.folder / name))
+        texts[reference] = lab.encoder(name, "checkpoint").encode_texts(TEXTS)
+        logits[reference] = PromptedRun.of(opened, position="end").head()(pictures)
+        its = lab.store.open(name).manifest.fingerprint
+        fingerprints[reference] = f"image={its.image}, text={its.text}"
+    assert np.abs(texts["turn@1"] - texts["turn@2"]).max(axis=1).min() > 100 * VECTOR_TOLERANCE
+    assert np.abs(logits["turn@1"] - logits["turn@2"]).max(axis=1).min() > 100 * LOGIT_TOLERANCE
+    labels = read_checkpoint(lab.folder / "coop").labels
+    sent = [base64.b64encode(png(picture)).decode() for picture in PICTURES]
+    named = {True: set[str](), False: set[str]()}  # of the requests for the name alone, by whether all was over
+
+    async def ask(http: httpx2.AsyncClient, number: int, asked: str, *, over: bool) -> None:
+        at, path, body = number % len(TEXTS), "/embed", {"inputs": [TEXTS[number % len(TEXTS)]], "model": asked}
+        if number % 4 == 0:
+            at, path = number % len(sent), "/classify"
+            body = {"inputs": [{"image": sent[at]}], "label_set": "pair", "activation": "none", "model": asked}
+        while (response := await http.post(path, json=body)).status_code == 429:
+            await asyncio.sleep(0.05)
+        assert response.status_code == 200, response.text
+        answer = response.json()
+        model, (found,) = answer["model"], answer["data"]
+        assert asked in (model, "turn")
+        assert response.headers["x-model-fingerprint"] == fingerprints[model]
+        if number % 4:
+            np.testing.assert_allclose(found["embedding"], texts[model][at], atol=VECTOR_TOLERANCE)
+        else:
+            scores = {each["label"]: each["score"] for each in found["predictions"]}
+            np.testing.assert_allclose([scores[label] for label in labels], logits[model][at], atol=LOGIT_TOLERANCE)
+        if asked == "turn":
+            named[over].add(model)
+
+    async def traffic() -> int:
+        loaded, answered = asyncio.Event(), 0
+        # Each request has a connection of its own: one that idles may be closed at any time.
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
+        async with httpx2.AsyncClient(base_url=lab.url, timeout=120, limits=limits) as http:
+
+            async def keep_asking(number: int) -> None:
+                nonlocal answered
+                over = False
+                while not over:
+                    over = loaded.is_set()
+                    await ask(http, number, "turn@1" if number % 2 else "turn", over=over)
+                    answered += 1
+
+            asking = [asyncio.create_task(keep_asking(number)) for number in range(200)]
+            await asyncio.sleep(0.05)
+            assert answered < 200
+            response = await http.post("/models/turn@2/load", headers=ADMIN)
+            assert (response.status_code, response.json()["version"]) == (200, 2), response.text
+            loaded.set()
+            await asyncio.gather(*asking)
+        return answered
+
+    try:
+        assert asyncio.run(traffic()) >= 400
+    finally:
+        httpx2.post(f"{lab.url}/models/turn@2/unload", headers=ADMIN).raise_for_status()
+    assert "turn@1" in named[False]
+    assert named[True] == {"turn@2"}

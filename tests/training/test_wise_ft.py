@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from training.method import create
+from training.methods.parts.low_rank import LowRankChange, LowRankTarget
 from training.wise_ft import interpolate, wise_ft_curve
 
 TrainSquares = Callable[..., Path]
@@ -53,6 +55,15 @@ def test_neither_model_is_changed() -> None:
     assert all(torch.equal(end[name], norms(1)[name]) for name in end)
 
 
+@pytest.mark.parametrize("alpha", [0.1, 0.3, 0.7])
+def test_what_is_equal_in_both_keeps_its_bytes(alpha: float) -> None:
+    """Else a tower that was not trained would be another one, and no artifact would have it."""
+    start = {"weight": torch.randn(64, generator=torch.Generator().manual_seed(0))}
+    found = interpolate(start, {"weight": start["weight"].clone()}, alpha)
+    assert found["weight"].numpy().tobytes() == start["weight"].numpy().tobytes()
+    assert ((1 - alpha) * start["weight"] + alpha * start["weight"] != start["weight"]).any()
+
+
 def test_other_names_are_refused() -> None:
     with pytest.raises(ValueError, match="differ in .*'b'"):
         interpolate({"a": torch.ones(1)}, {"b": torch.ones(1)}, 0.5)
@@ -87,11 +98,31 @@ def test_which_alpha_is_chosen(cures: list[float], neutrals: list[float], chosen
     assert [(point["cure"], point["neutral"]) for point in found["curve"]] == list(zip(cures, neutrals, strict=True))
 
 
+def test_without_a_neutral_the_best_cure_is_taken() -> None:
+    found = curve([0.5, 0.9, 0.7], [0.9, 0.1, 0.1], neutral=None)
+    assert found["chosen"]["alpha"] == 0.5
+    assert found["curve"] == [{"alpha": alpha, "cure": cure} for alpha, cure in ((0, 0.5), (0.5, 0.9), (1, 0.7))]
+
+
 def test_an_unknown_number_and_a_missing_base_are_refused() -> None:
     with pytest.raises(ValueError, match="no validation number 'relation/three'; there are relation/two, single"):
         curve([0.1, 0.2], [0.1, 0.2], cure="relation/three")
     with pytest.raises(ValueError, match="lack 0, the base itself"):
         wise_ft_curve({0.5: {"a": 1.0}}, cure="a", neutral="a", most_lost=0.0)
+
+
+def test_a_low_rank_change_is_interpolated_as_the_weights_that_it_makes() -> None:
+    method = create("clip_lora", {"label": "colour"})
+    target, weights = LowRankTarget("w", (6, 5)), {"w": torch.randn(6, 5)}
+    start, end = (LowRankChange((target,), rank=2, alpha=1.0, dropout=0.0) for _ in range(2))
+    nn.init.normal_(end.up[0])
+    states = [{f"change.{n}": t for n, t in each.state_dict().items()} for each in (start, end)]
+    for alpha in (0.0, 0.3, 1.0):
+        found = LowRankChange((target,), rank=2, alpha=1.0, dropout=0.0)
+        between = method.between(*states, alpha)
+        found.load_state_dict({name.removeprefix("change."): tensor for name, tensor in between.items()})
+        expected = interpolate(weights, end.changed(weights), alpha)
+        torch.testing.assert_close(found.changed(weights), {n: t.detach() for n, t in expected.items()})
 
 
 WISE = '{{cure = "all/t2i_r@1/value", neutral = "all/i2t_r@1/value", most_lost = {lost}, alphas = {alphas}}}'
@@ -130,6 +161,56 @@ def test_one_end_alone_ships_its_bytes(train_squares: TrainSquares, square_base:
     chosen = json.loads((mixed / "checkpoint.json").read_text())["wise_ft"]["chosen"]["alpha"]
     source = square_base if chosen == 0 else tuned
     assert (mixed / "weights.safetensors").read_bytes() == (source / "weights.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["full", "clip_lora"])
+@pytest.mark.parametrize("towers", ["both", "text"])
+def test_methods_of_few_shots_are_interpolated_by_what_they_were_trained_for(
+    train_squares: TrainSquares, square_base: Path, method: str, towers: str
+) -> None:
+    """On the classes of validation, or on the data's judge beside them; the ends are the two models' bytes."""
+    options = ("method_options={label='colour',shots=8}", f"method_options.towers={towers}")
+    steps = (f"method={method}", *options, "optim.steps=20", f"optim.rate={0.003 if method == 'full' else 0.02}")
+    tuned = train_squares(*steps, base=square_base, name="tuned")
+    found = dict[str, Any]()
+    for name, lost, alphas in (("whole", 1.0, [0, 1]), ("part", 1.0, [0, 0.7]), ("none", 0.0, [0, 0.25, 0.5])):
+        neutral = ", neutral='all/t2i_r@1/value'" if name == "none" else ""
+        table = f"wise_ft={{cure='adapted/class_mean', alphas={alphas}, most_lost={lost}{neutral}}}"
+        folder = train_squares(*steps, table, base=square_base, name=name)
+        found[name] = json.loads((folder / "checkpoint.json").read_text())
+        told = found[name]["wise_ft"]
+        assert told["curve"][0]["cure"] == found[name]["metrics"]["validation"]["zero_shot"]["class_mean"]
+        weights = load_file(folder / "weights.safetensors")
+        if told["chosen"]["alpha"] == 1:
+            assert (folder / "weights.safetensors").read_bytes() == (tuned / "weights.safetensors").read_bytes()
+        elif told["chosen"]["alpha"] == 0:
+            assert (folder / "weights.safetensors").read_bytes() == (square_base / "weights.safetensors").read_bytes()
+        else:
+            start, end = (load_file(each / "weights.safetensors") for each in (square_base, tuned))
+            expected = interpolate(start, end, told["chosen"]["alpha"])
+            torch.testing.assert_close(weights, expected, rtol=1e-5, atol=1e-6)
+            kept = [name for name in start if torch.equal(start[name], end[name])]
+            assert kept
+            assert all(weights[name].numpy().tobytes() == start[name].numpy().tobytes() for name in kept)
+    assert found["whole"]["wise_ft"]["chosen"]["alpha"] == 1
+    assert found["part"]["wise_ft"]["chosen"]["alpha"] == 0.7
+    base = json.loads((square_base / "checkpoint.json").read_text())["metrics"]["validation"]["all"]
+    assert found["none"]["wise_ft"]["curve"][0]["neutral"] == pytest.approx(base["t2i_r@1"]["value"])
+    judged = json.loads((tuned / "checkpoint.json").read_text())["metrics"]["validation"]
+    assert found["whole"]["metrics"]["validation"] == judged
+
+
+@pytest.mark.parametrize("method", ["full", "clip_lora"])
+def test_of_a_change_for_the_worse_the_bases_bytes_are_shipped(
+    train_squares: TrainSquares, square_base: Path, method: str
+) -> None:
+    """Steps that are far too large; a zero keeps its sign."""
+    shots = (f"method={method}", "method_options={label='colour',shots=8}", "optim.steps=4")
+    rate = 0.1 if method == "full" else 1.0
+    table = "wise_ft={cure='adapted/class_mean', alphas=[0, 1]}"
+    folder = train_squares(*shots, f"optim.rate={rate}", table, base=square_base)
+    assert json.loads((folder / "checkpoint.json").read_text())["wise_ft"]["chosen"]["alpha"] == 0
+    assert (folder / "weights.safetensors").read_bytes() == (square_base / "weights.safetensors").read_bytes()
 
 
 def test_without_a_base_it_is_refused(train_squares: TrainSquares) -> None:

@@ -34,7 +34,7 @@ from training.methods.parts.few_shot import HeadOptions
 from training.methods.parts.linear_heads import zero_shot_head
 from training.methods.parts.prompted import NAME_ALONE, PromptedRun, scale_of
 from training.methods.parts.shots import ShotBatches, shot_task
-from training.methods.parts.token_reader import TokenReader, token_reader
+from training.methods.parts.token_reader import TokenReader, embedded, token_reader
 from training.publication import Publication
 from training.saved import SavedRun
 
@@ -64,8 +64,8 @@ class CoopOptions(HeadOptions):
         if self.words is not None:
             words = word_vectors(self.words, reader, tokenizer)
             return words.expand(*every, *words.shape)
-        table = reader.token_embedding.weight
-        return torch.randn(*every, self.n_ctx, table.shape[1]).to(table.device) * _NOISE_STD
+        some = embedded(reader, [0])
+        return torch.randn(*every, self.n_ctx, some.shape[1]).to(some.device) * _NOISE_STD
 
 
 def create(options: dict[str, Any]) -> CoopMethod:

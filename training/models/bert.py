@@ -67,6 +67,7 @@ class BertTower(nn.Module):
             if config.table_rank is None
             else FactorisedTable(vocab_size, rank=config.table_rank, width=config.width)
         )
+        self.context_length = context_length
         self.positions = nn.Parameter(torch.zeros(context_length, config.width))
         self.norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
         self.layers = nn.ModuleList(BertLayer(config) for _ in range(config.layers))
@@ -77,15 +78,38 @@ class BertTower(nn.Module):
 
     def token_vectors(self, ids: Tensor) -> Tensor:
         """[B, L, W] of the last layer; what lies at paddings means nothing."""
-        mask = (ids != PAD_ID).to(self.positions.dtype)
+        return self._states(self.tokens(ids), ids != PAD_ID)
+
+    def pooled(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Token vectors [B, L, W] of the ids [B, L] -> [B, W]."""
+        return self._mean(x, ids != PAD_ID)
+
+    def token_embedding(self, ids: Tensor) -> Tensor:
+        """int64 [B, L] -> [B, L, W], in front of positions and norm."""
+        return self.tokens(ids)
+
+    def end_of(self, ids: Tensor) -> Tensor:
+        """Where each row of int64 [B, L] has its last token: int64 [B]."""
+        return (torch.arange(ids.shape[1], device=ids.device) * (ids != PAD_ID)).amax(dim=-1)
+
+    def read(self, tokens: Tensor, end: Tensor) -> Tensor:
+        """Embedded tokens [B, L, W], each row with its last token at `end` int64 [B] -> [B, W].
+
+        All that stands up to there belongs to the text, the written word [PAD] too, which `forward` leaves out.
+        """
+        inside = torch.arange(tokens.shape[1], device=tokens.device)[None, :] <= end[:, None]
+        return self._mean(self._states(tokens, inside), inside)
+
+    def _states(self, tokens: Tensor, inside: Tensor) -> Tensor:
+        """Embedded tokens [B, L, W] and which of them belong to a text, bool [B, L] -> [B, L, W]."""
+        mask = inside.to(self.positions.dtype)
         bias = torch.zeros_like(mask).masked_fill(mask == 0, float("-inf"))[:, None, None]
-        x = self.norm(self.tokens(ids) + self.positions[: ids.shape[1]])
+        x = self.norm(tokens + self.positions[: tokens.shape[1]])
         for layer in self.layers:
             x = checkpoint(layer, x, bias, use_reentrant=False) if self.checkpointing else layer(x, bias)
         return x
 
-    def pooled(self, x: Tensor, ids: Tensor) -> Tensor:
-        """Token vectors [B, L, W] of the ids [B, L] -> [B, W]."""
-        inside = (ids != PAD_ID).to(x.dtype)[..., None]
-        mean = (x * inside).sum(dim=1) / inside.sum(dim=1).clamp(min=1e-9)
+    def _mean(self, x: Tensor, inside: Tensor) -> Tensor:
+        weights = inside.to(x.dtype)[..., None]
+        mean = (x * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-9)
         return nn.functional.normalize(mean, dim=-1) - self.centre

@@ -46,6 +46,7 @@ class DualEncoder(nn.Module):
     logit_bias: nn.Parameter | None
     pixel_input: PixelInput
     locked: tuple[nn.Module, ...] = ()
+    """What stays in eval mode."""
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """uint8 [B, H, W, 3] -> un-normalised [B, D]."""
@@ -91,6 +92,13 @@ class DualEncoder(nn.Module):
         self.locked = (*self.locked, *parts)
         for part in parts:
             part.requires_grad_(False).eval()
+
+    def keep_statistics(self) -> None:
+        """From now on batch norms work with the statistics that they have; their weights and biases may be trained."""
+        norms = tuple(module for module in self.modules() if isinstance(module, _BatchNorm))
+        self.locked = (*self.locked, *norms)
+        for norm in norms:
+            norm.eval()
 
     def lock_image(self) -> None:
         self.lock(*self.image_parts())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from model_store.modality.text import Tokenizer
-from training.methods.parts.token_reader import TokenReader
+from training.methods.parts.token_reader import TokenReader, embedded
 from training.models.towers import DualEncoder
 
 Position = Literal["end", "middle", "front"]
@@ -113,8 +113,7 @@ def word_vectors(words: str, reader: TokenReader, tokenizer: Tokenizer) -> Tenso
     ids = tokenizer.encode(words)[1:-1]
     if not ids:
         raise ValueError(f"words {words!r} have no token to start from")
-    table = reader.token_embedding.weight
-    return table[torch.tensor(ids, device=table.device)].detach()
+    return embedded(reader, ids)
 
 
 def name_ids(names: tuple[str, ...], tokenizer: Tokenizer, *, count: int) -> Tensor:

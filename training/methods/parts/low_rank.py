@@ -17,9 +17,9 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from training.exporting.graphs import EncoderGraph
+from training.methods.parts.tower_parameters import Towers, tower_parameters
 from training.models.towers import DualEncoder
 
-Towers = Literal["both", "image", "text"]
 _PACKED = 3
 
 
@@ -38,9 +38,7 @@ def low_rank_targets(model: DualEncoder, towers: Towers) -> tuple[LowRankTarget,
     Raises:
         ValueError: there are none.
     """
-    image = {id(parameter) for part in model.image_parts() for parameter in part.parameters()}
-    wanted = {"both": (True, False), "image": (True,), "text": (False,)}[towers]
-    names = {id(each): name for name, each in model.named_parameters() if (id(each) in image) in wanted}
+    names = {id(each): name for name, each in tower_parameters(model, towers).items()}
     found: dict[str, LowRankTarget] = {}
     for module in model.modules():
         for weight, parts in _weights_of(module):

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
+from training.aligned_config import AlignedConfig
 from training.checkpoint import LoadedModel
 from training.data.protocol import Source
 from training.data.rows import Split
 from training.encoder import TorchEncoder
 from training.exporting.derive import DerivationSource
+from training.exporting.storage import as_stored
 from training.losses import unit
 from training.methods.parts.class_heads import LinearHead
 from training.methods.parts.contexts import LearnedContexts, Position, PromptedBase, PromptedText, name_ids
@@ -19,6 +21,7 @@ from training.methods.parts.few_shot import head_name, report_head
 from training.methods.parts.linear_heads import zero_shot_head
 from training.methods.parts.text_tower import proofs_that_hold
 from training.methods.parts.token_reader import token_reader
+from training.models.aligned import AlignedDualEncoder
 from training.publication import Publication
 from training.saved import SavedRun
 
@@ -110,4 +113,16 @@ class PromptedRun:
             return whole
         proofs, measured = proofs_that_hold(publication, self.encoder())
         metrics = {**whole.metrics, **measured}
-        return replace(whole, text=self.text, proofs=proofs, templates=NAME_ALONE, metrics=metrics)
+        return replace(self._with_text(whole), proofs=proofs, templates=NAME_ALONE, metrics=metrics)
+
+    def _with_text(self, source: DerivationSource) -> DerivationSource:
+        """`source` with the text encoder; of an aligned base it is rounded and kept as the base's files are."""
+        model, described = self.base.model, self.base.info.config.model
+        if not (isinstance(model, AlignedDualEncoder) and isinstance(described, AlignedConfig)):
+            return replace(source, text=self.text)
+        rounded, state = as_stored(model, described)
+        text = PromptedText(token_reader(rounded), self.text.contexts, position=self.position)
+        weights = {name: each for name, each in state.items() if name.startswith("text.")}
+        weights["contexts.vectors"] = self.text.contexts.vectors
+        kept = text.eval().requires_grad_(False)
+        return replace(source, text=kept, text_weights=weights, storage=described.storage)

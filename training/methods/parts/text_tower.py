@@ -24,8 +24,10 @@ _NAMED = 512
 _FIRST = 10
 
 
-def text_derivation(publication: Publication) -> DerivationSource:
+def text_derivation(publication: Publication, *, may_leave: bool = False) -> DerivationSource:
     """The text tower of a checkpoint that holds a whole model and inherits its base's image tower.
+
+    It has to keep its base's space. may_leave: else it has a space of its own, see `proofs_that_hold`.
 
     Raises:
         ValueError: it inherits something else, or the base's checkpoint is not where the recipe says.
@@ -43,18 +45,23 @@ def text_derivation(publication: Publication) -> DerivationSource:
         limits=statement.limits,
         report=publication.report,
     )
+    changed = encoder_of(loaded, name="cured")
+    if may_leave:
+        proofs, measured = proofs_that_hold(publication, changed)
+    else:
+        proofs, measured = (space_proof(run, changed, data_folder=publication.data_folder),), {}
     return DerivationSource(
         base=publication.base_with_image_tower(fingerprints_of(whole).image),
         structure=whole.structure,
         provenance=whole.provenance,
         text=whole.text,
         text_weights=whole.text_weights,
-        proofs=(space_proof(run, encoder_of(loaded, name="cured"), data_folder=publication.data_folder),),
+        proofs=proofs,
         templates=whole.templates,
         logit_scale=whole.logit_scale,
         logit_bias=whole.logit_bias,
         activation=whole.activation,
-        metrics=whole.metrics,
+        metrics={**whole.metrics, **measured},
         storage=whole.storage,
     )
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from model_store.errors import ExportRefused
 from training.bases import StoredTowers
 from training.exporting.graphs import TextGraph
+from training.models.aligned import AlignedDualEncoder
+from training.models.bert import BertTower
 from training.models.towers import DualEncoder, OpenClipDualEncoder, SmallDualEncoder, TextTower
 
-TokenReader = TextTower | TextGraph
-"""A causal text tower with `token_embedding`, `end_of` and `read`."""
+TokenReader = TextTower | TextGraph | BertTower
+"""A text tower with `token_embedding`, `end_of` and `read`: causal, or blind to what is behind the end token."""
 
 
 def token_reader(model: DualEncoder) -> TokenReader:
@@ -24,6 +29,8 @@ def token_reader(model: DualEncoder) -> TokenReader:
                 'texts; take a base with pool = "eos" or "eos+bag"'
             )
         return model.text
+    if isinstance(model, AlignedDualEncoder):
+        return model.text
     if isinstance(model, OpenClipDualEncoder):
         try:
             graph = TextGraph(model.clip)
@@ -34,4 +41,11 @@ def token_reader(model: DualEncoder) -> TokenReader:
         return graph
     if isinstance(model, StoredTowers):
         raise ValueError("a stored model is a graph of ids, in which nothing can be put: take its checkpoint as base")
-    raise ValueError(f"contexts need a causal transformer over tokens, {type(model).__name__} has none")
+    raise ValueError(f"contexts need a transformer over tokens, {type(model).__name__} has none that is known here")
+
+
+def embedded(reader: TokenReader, ids: list[int]) -> Tensor:
+    """[n, W]: the tokens of one text as the tower embeds them, without gradients."""
+    device = next(reader.parameters()).device
+    with torch.no_grad():
+        return reader.token_embedding(torch.tensor([ids], device=device))[0]
