@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from training.bases import StoredTowers
 from training.methods.parts.contexts import PromptedText
 from training.methods.parts.token_reader import TokenReader, token_reader
+from training.models.bert import BertTower
 from training.models.towers import DualEncoder, OpenClipDualEncoder, SmallDualEncoder
 from training.models.trunks import ConvTrunk, PlainTrunk, VitTrunk
 
@@ -132,11 +133,29 @@ class TextPromptedBlocks(nn.Module):
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         layers = self.prompts.layers
         for at, block in enumerate(self.resblocks):
-            if 0 < at < len(layers):
-                own = layers[at].to(x.dtype).expand(x.shape[0], -1, -1)
-                x = torch.cat([x[:, :1], own, x[:, 1 + own.shape[1] :]], dim=1)
-            x = block(x, attn_mask=attn_mask)
+            x = block(behind_start(x, layers, at), attn_mask=attn_mask)
         return x
+
+
+class PromptedLayer(nn.Module):
+    """One layer of a sentence encoder, with the prompts of that layer behind the start token."""
+
+    def __init__(self, layer: nn.Module, prompts: PromptLayers, at: int) -> None:
+        super().__init__()
+        self.layer, self.prompts, self.at = layer, prompts, at
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """[B, L, W] and what is added to the attention scores, [B, 1, 1, L] -> [B, L, W]."""
+        return self.layer(behind_start(x, self.prompts.layers, self.at), bias)
+
+
+def behind_start(x: Tensor, layers: Tensor, at: int) -> Tensor:
+    """Tokens [B, L, W] with the prompts of layer `at` in the place of those of the layer before; the first ones are
+    among the tokens already."""
+    if not 0 < at < len(layers):
+        return x
+    own = layers[at].to(x.dtype).expand(x.shape[0], -1, -1)
+    return torch.cat([x[:, :1], own, x[:, 1 + own.shape[1] :]], dim=1)
 
 
 class PromptedTowers(nn.Module):
@@ -188,6 +207,9 @@ def text_prompted(model: DualEncoder, prompts: TextPrompts) -> PromptedText:
         ValueError: its tower has no place for prompts; the message says why.
     """
     reader = token_reader(model)
+    if isinstance(reader, BertTower):
+        layers = (PromptedLayer(layer, prompts, at) for at, layer in enumerate(reader.layers))
+        return PromptedText(replaced(reader, layers=nn.ModuleList(layers)), prompts, position="end").eval()
     blocks = TextPromptedBlocks(reader.transformer, prompts)
     return PromptedText(replaced(reader, transformer=blocks), prompts, position="end").eval()
 
@@ -218,18 +240,16 @@ def image_transformer(model: DualEncoder) -> Transformer:
     return _known(tower.transformer)
 
 
-def text_transformer(reader: TokenReader) -> Transformer:
-    """The layers of a text tower that `token_reader` gave.
+def text_shape(reader: TokenReader) -> tuple[int, int]:
+    """How many layers a text tower that `token_reader` gave has, and the width of its tokens.
 
     Raises:
-        ValueError: they are others than open_clip's.
+        ValueError: its layers are not known.
     """
-    return _known(reader.transformer)
-
-
-def width_of(transformer: Transformer) -> int:
-    """Channels of its tokens."""
-    return transformer.width
+    if isinstance(reader, BertTower):
+        return len(reader.layers), reader.positions.shape[1]
+    transformer = _known(reader.transformer)
+    return transformer.layers, transformer.width
 
 
 def replaced(module: AnyModule, **children: nn.Module) -> AnyModule:

@@ -29,7 +29,7 @@ from training.methods.parts.deep_prompts import (
     TextPrompts,
     TowerPrompts,
     image_transformer,
-    text_transformer,
+    text_shape,
 )
 from training.methods.parts.few_shot import HeadOptions
 from training.methods.parts.prompt_runs import DeepPromptedRun, head_of, judge_pictures
@@ -225,10 +225,10 @@ def text_start(
         ValueError: it has no place for them, or fewer layers; or words have fewer tokens than there are prompts.
     """
     reader = token_reader(model)
-    transformer = text_transformer(reader)
-    layers = min(transformer.layers, most or transformer.layers)
+    layers, width = text_shape(reader)
+    layers = min(layers, most or layers)
     depth = depth_within(depth, layers, usual=USUAL_DEPTH, tower="text" if most is None else "smaller")
-    drawn = torch.randn(depth, n_ctx, transformer.width) * PROMPT_STD
+    drawn = torch.randn(depth, n_ctx, width) * PROMPT_STD
     if words is None:
         return TextPrompts(drawn, drawn[0, :0])
     found = word_vectors(words, reader, tokenizer).cpu()
