@@ -23,6 +23,7 @@ from training.losses import unit
 from training.method import Context, ModuleUse, Needs, ParamGroup, Produced, StepMethod
 from training.methods.parts.class_heads import judge_head
 from training.methods.parts.contexts import (
+    NOISE_STD,
     LearnedContexts,
     Position,
     PromptedBase,
@@ -37,8 +38,6 @@ from training.methods.parts.shots import ShotBatches, shot_task
 from training.methods.parts.token_reader import TokenReader, token_reader
 from training.publication import Publication
 from training.saved import SavedRun
-
-_NOISE_STD = 0.02
 
 
 class CoopOptions(HeadOptions):
@@ -65,7 +64,7 @@ class CoopOptions(HeadOptions):
             words = word_vectors(self.words, reader, tokenizer)
             return words.expand(*every, *words.shape)
         table = reader.token_embedding.weight
-        return torch.randn(*every, self.n_ctx, table.shape[1]).to(table.device) * _NOISE_STD
+        return torch.randn(*every, self.n_ctx, table.shape[1]).to(table.device) * NOISE_STD
 
 
 def create(options: dict[str, Any]) -> CoopMethod:
