@@ -37,14 +37,14 @@ _SHOWN_NAMES, _SHOWN_CHARS = 20, 80
 _Key = tuple[str, bytes]
 
 
-class Kept(Protocol):
+class CacheEntry(Protocol):
     """What a cache may hold."""
 
     @property
     def size_bytes(self) -> int: ...
 
 
-_Kept = TypeVar("_Kept", bound=Kept)
+_Entry = TypeVar("_Entry", bound=CacheEntry)
 
 
 class Classes(NamedTuple):
@@ -68,11 +68,11 @@ def resolve_templates(manifest: Manifest, templates: Templates | None) -> tuple[
     return named_templates(templates) if isinstance(templates, str) else tuple(templates)
 
 
-class LabelCache(Generic[_Kept]):
+class LabelCache(Generic[_Entry]):
     """The most recent of what was worked out for labels, at most `max_entries` of them and `max_bytes` together."""
 
     def __init__(self, *, max_entries: int, max_bytes: int) -> None:
-        self._entries: OrderedDict[_Key, _Kept] = OrderedDict()
+        self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
         self._max_entries = max_entries
         self._max_bytes = max_bytes
         self.bytes = 0
@@ -80,12 +80,12 @@ class LabelCache(Generic[_Kept]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, key: _Key) -> _Kept | None:
+    def get(self, key: _Key) -> _Entry | None:
         if key in self._entries:
             self._entries.move_to_end(key)
         return self._entries.get(key)
 
-    def put(self, key: _Key, entry: _Kept) -> None:
+    def put(self, key: _Key, entry: _Entry) -> None:
         """Remember it unless it is larger than the whole cache; the oldest make room."""
         if key in self._entries or _bytes_of(entry) > self._max_bytes:
             return
@@ -283,5 +283,5 @@ def unknown_labels(names: Sequence[str]) -> str:
     return f"labels: this model knows nothing of {shown}{more}; try other words, or another model"
 
 
-def _bytes_of(entry: Kept) -> int:
+def _bytes_of(entry: CacheEntry) -> int:
     return _ENTRY_BYTES + entry.size_bytes
