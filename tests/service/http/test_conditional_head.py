@@ -20,7 +20,6 @@ from model_store.proving import Proof
 from model_store.session import SessionSettings
 from model_store.store import Artifact, Store
 from model_store.towers import ConditionalHead, Vectors, open_conditional_head, open_tower
-from service.engine.stacking import PictureWithTexts, SharedTexts
 
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.torch]
@@ -255,19 +254,6 @@ def test_a_run_holds_no_more_texts_than_the_text_encoders(
     scores_of(client, (pictures * 7)[:32], ["red", "blue", "green"])
     assert max(images * texts for images, texts in runs) <= 64
     assert sum(images * texts for images, texts in runs) == 3 * 130 + 32 * 3
-
-
-def test_only_pictures_with_the_very_same_texts_share_a_run() -> None:
-    ids, equal = np.ones((3, 4), dtype=np.int64), np.ones((3, 4), dtype=np.int64)
-    first, second, other = (
-        PictureWithTexts(np.full(2, n, np.float32), each) for n, each in enumerate((ids, ids, equal))
-    )
-    stacking = SharedTexts(8)
-    assert (stacking.joins(first, second), stacking.joins(first, other)) == (True, False)
-    assert (stacking.most(first), SharedTexts(2).most(first)) == (2, 1)
-    vectors, texts = stacking.stack([first, second])
-    assert texts is ids
-    np.testing.assert_array_equal(vectors, [[0, 0], [1, 1]])
 
 
 # What is not the head's
