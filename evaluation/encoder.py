@@ -23,7 +23,15 @@ from model_store.manifest import Precision
 from model_store.modality.image import OWN_FILES, decode, prepare
 from model_store.presence import presence_of
 from model_store.store import Artifact
-from model_store.towers import OpenedHead, Tower, open_dense_tower, open_head, open_tower
+from model_store.towers import (
+    ConditionalHead,
+    OpenedHead,
+    Tower,
+    open_conditional_head,
+    open_dense_tower,
+    open_head,
+    open_tower,
+)
 
 Dialect = Literal["jina", "infinity"]
 Item = TypeVar("Item")
@@ -106,6 +114,7 @@ class ArtifactEncoder:
         self._image = open_tower(artifact, "image_encoder", image, settings)
         self._text = open_tower(artifact, "text_encoder", text, settings)
         self._heads: dict[str, OpenedHead] = {}
+        self._conditional: ConditionalHead | None = None
         found = image, text
         if precision not in found:
             raise ArtifactNotFound(f"{artifact.reference} was not built in {precision}")
@@ -150,6 +159,17 @@ class ArtifactEncoder:
 
         size = _batch_of(self._image) if opened.graph.spec.batch_invariant else 1
         return opened.scores(_batched(images, logits, size=size))
+
+    def label_logits(self, labels: Sequence[str], images: Sequence[Shown]) -> NDArray[np.float32]:
+        """Logits [n, C] of the conditional head for any labels, as POST /classify with activation "none" scores them.
+
+        Raises:
+            ArtifactNotFound: the artifact has none.
+        """
+        if self._conditional is None:
+            self._conditional = open_conditional_head(self._artifact, self._settings)
+        ids = self._tokenizer.pad([self._tokenizer.encode(label) for label in labels])
+        return self._conditional.in_blocks(self.encode_images(images), ids)
 
     def _head(self, name: str) -> OpenedHead:
         if name not in self._heads:

@@ -117,6 +117,8 @@ class Artifact:
         found = [each[1] for each in (self.graph_spec(adapter, "fp32") for adapter in behind) if each]
         if role == "image_encoder":
             found += [self.head_graph(name)[1] for name in self.heads()]
+            conditional = self.graph_spec("conditional_head", "fp32")
+            found += [conditional[1]] if conditional else []
         return found
 
     def _inherits(self, role: Role) -> bool:

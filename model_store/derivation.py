@@ -20,6 +20,10 @@ def check_parts(artifact: Artifact) -> None:
         _check_sizes(artifact, artifact.graph_spec(encoder, "fp32"), artifact.graph_spec(adapter, "fp32"))
     for name in artifact.heads():
         _check_input(artifact, artifact.head_graph(name)[1], artifact.manifest.dim)
+    if conditional := artifact.graph_spec("conditional_head", "fp32"):
+        _check_input(artifact, conditional[1], artifact.manifest.dim)
+        if artifact.text_spec is None:
+            raise ManifestError(f"{artifact.reference}: a conditional_head takes ids, and it has no text encoder")
     if artifact.base is not None:
         _check_space(artifact, artifact.base)
     _check_dense(artifact)

@@ -37,6 +37,7 @@ EncodeDense = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[n
 DENSE_PICTURES = ("rgb_png_331x227", "exif_rotated_jpeg")  # one wide, one tall
 CASES_FILE = "goldens/cases.json"
 ARRAYS_FILE = "goldens/arrays.npz"
+CONDITIONAL_IDS = "conditional_ids"
 GOLDEN_TEXTS: tuple[str, ...] = (
     "a photo of a cat",
     "a red shoe",
@@ -82,7 +83,8 @@ class GoldenCases(Closed):
 
     A derivation has cases for what it brings itself. `dense_adapter.<id>` is behind `dense_embeds`; `image_adapter`,
     `text_adapter` and `head.<name>` are outputs for the golden inputs of the artifact that owns the encoder before
-    them; their tolerances go by the encoder's precision. `heads` and `space_proofs` repeat the manifest, so that they
+    them; their tolerances go by the encoder's precision. `conditional_head` are logits [N, C] for the same pictures and
+    `conditional_ids`, int64 [C, L]. `heads` and `space_proofs` repeat the manifest, so that they
     cannot be edited there alone.
     """
 
@@ -100,9 +102,12 @@ class GoldenCases(Closed):
 
 @dataclass(frozen=True, kw_only=True)
 class DerivationGoldens:
-    """What a derivation adds to goldens: reference outputs by `output_key`, and what its manifest declares."""
+    """What a derivation adds to goldens: reference outputs by `output_key`, and what its manifest declares.
 
-    outputs: Mapping[str, NDArray[np.float32]] = field(default_factory=dict[str, NDArray[np.float32]])
+    Beside the logits of a conditional head stand its CONDITIONAL_IDS.
+    """
+
+    outputs: Mapping[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
     head_tolerances: Mapping[str, Mapping[Precision, Tolerance]] = field(
         default_factory=dict[str, Mapping[Precision, Tolerance]]
     )
@@ -351,6 +356,17 @@ class Goldens:
         ids = np.full((len(self.cases.texts), spec.context_length), spec.pad_id, dtype=np.int64)
         for index, case in enumerate(self.cases.texts):
             ids[index, : len(case.ids)] = case.ids
+        return ids
+
+    def conditional_ids(self) -> NDArray[np.int64]:
+        """The stored texts of a conditional head, int64 [C, L].
+
+        Raises:
+            GoldenError: there are none.
+        """
+        ids = self.arrays.get(CONDITIONAL_IDS)
+        if ids is None:
+            raise GoldenError(f"{self.artifact.reference}: golden texts of the conditional_head are missing")
         return ids
 
     def _compare_dense(

@@ -69,6 +69,14 @@ def label_scores(
     return activated(known_scale(manifest) * similarities, "softmax")
 
 
+def logit_scores(logits: NDArray[np.float64], manifest: Manifest, activation: Activation | None) -> NDArray[np.float64]:
+    """Scores [C] of labels from a conditional head's logits [C]: as `label_scores`, with the scale in the logits."""
+    kind = activation or manifest.activation
+    if kind == "none":
+        return logits
+    return activated(logits + (manifest.logit_bias if kind == "sigmoid" else 0.0), kind)
+
+
 def known_scale(manifest: Manifest) -> float:
     """The logit scale, exp applied.
 

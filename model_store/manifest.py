@@ -24,6 +24,7 @@ Role = Literal[
     "image_adapter",
     "text_adapter",
     "class_head",
+    "conditional_head",
 ]
 ROLES: tuple[Role, ...] = get_args(Role)
 Precision = Literal["fp32", "fp16", "int8"]
@@ -35,6 +36,7 @@ ADAPTERS_AND_HEADS: tuple[Role, ...] = (
     *ADAPTERS,
     "dense_adapter",
     "class_head",
+    "conditional_head",
 )  # graphs that take an encoder's vectors
 # What a role is fitted on: an artifact that brings one of these itself does not inherit the role from its base.
 # One more rule stands in Artifact: an own image_adapter without an own dense_adapter hides the base's dense roles.
@@ -45,6 +47,8 @@ FITTED_ON: Mapping[Role, tuple[Role, ...]] = MappingProxyType(
         "dense_encoder": ("image_encoder",),
         "dense_adapter": ("image_encoder", "dense_encoder", "image_adapter"),
         "class_head": ("image_encoder", "image_adapter"),
+        # It reads labels in place of the text encoder, so another one would otherwise never be asked.
+        "conditional_head": ("image_encoder", "image_adapter", "text_encoder", "text_adapter"),
     }
 )
 
@@ -209,6 +213,9 @@ class GraphSpec(Closed):
             return self
         if self.precision != "fp32":
             raise ValueError(f"{self.role} is built in fp32 only, not {self.precision}")
+        if self.role == "conditional_head":
+            self._check_conditional()
+            return self
         for name, tensors in (("input", self.inputs), ("output", self.outputs)):
             if len(tensors) != 1 or tensors[0].dtype != "float32" or len(tensors[0].shape) != 2:
                 raise ValueError(f"{self.role} has one {name}, float32 [batch, size]")
@@ -228,6 +235,21 @@ class GraphSpec(Closed):
             )
         if self.outputs[0].shape[-1] != self.outputs[1].shape[-1]:
             raise ValueError("dense_encoder: positions and pooled vector have different sizes")
+
+    def _check_conditional(self) -> None:
+        inputs = [(t.name, t.dtype, len(t.shape)) for t in self.inputs]
+        outputs = [(t.name, t.dtype, len(t.shape)) for t in self.outputs]
+        if inputs != [("image_embeds", "float32", 2), ("ids", "int64", 2)] or outputs != [("logits", "float32", 2)]:
+            raise ValueError(
+                "conditional_head has the inputs image_embeds, float32 [batch, size], and ids, int64 [labels, length], "
+                "and the output logits, float32 [batch, labels]"
+            )
+        (batch, size), (labels, length) = (each.shape for each in self.inputs)
+        free = isinstance(batch, str) and isinstance(labels, str) and isinstance(length, str)
+        if not free or not isinstance(size, int) or self.outputs[0].shape != (batch, labels):
+            raise ValueError("conditional_head: batch, labels and length are free axes, the size of a vector is fixed")
+        if not (self.normalized_input and self.batch_invariant):
+            raise ValueError("conditional_head takes unit vectors, and company of a picture or a label changes nothing")
 
     @property
     def size(self) -> int | None:

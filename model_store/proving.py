@@ -13,7 +13,7 @@ from model_store.errors import GoldenError
 from model_store.golden import Goldens, output_key
 from model_store.manifest import ADAPTERS, ENCODERS, Role
 from model_store.modality.text import Tokenizer
-from model_store.towers import DenseTower, OpenedHead, Tower, Vectors, adapt, adapt_positions
+from model_store.towers import ConditionalHead, DenseTower, OpenedHead, Tower, Vectors, adapt, adapt_positions
 
 
 class Proof:
@@ -40,7 +40,15 @@ class Proof:
         if tokenizer:
             self._for("text_encoder").check_tokens(tokenizer)
 
-    def check_tower(self, role: Role, tower: Tower, heads: Mapping[str, OpenedHead], *, batch_size: int) -> None:
+    def check_tower(
+        self,
+        role: Role,
+        tower: Tower,
+        heads: Mapping[str, OpenedHead],
+        *,
+        batch_size: int,
+        conditional: ConditionalHead | None = None,
+    ) -> None:
         """Run an encoder in batches as it is served, then what comes behind it; heads follow the image encoder.
 
         Raises:
@@ -58,6 +66,10 @@ class Proof:
             for name, head in heads.items():
                 owner = self._artifact.head_graph(name)[0]
                 self._of(owner).check_outputs("class_head", precision, head(vectors), head=name)
+            if conditional is not None:
+                cases = self._for("conditional_head")
+                logits = conditional.in_blocks(vectors, cases.conditional_ids())
+                cases.check_outputs("conditional_head", precision, logits)
 
     def check_dense(self, tower: DenseTower) -> None:
         """Run the dense encoder on its golden pictures one by one, then its adapter.

@@ -1,10 +1,11 @@
-"""Towers: encoder and adapter graphs from inputs to vectors, and class heads from vectors to scores.
+"""Towers: encoder and adapter graphs from inputs to vectors, and heads from vectors to scores.
 
 The server, the evaluation and the golden cases all call these, so that their numbers cannot differ.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from model_store.session import SessionSettings
 Vectors = NDArray[np.float32]
 Activation = Literal["softmax", "sigmoid", "none"]
 _TINY = 1e-12
+_ROWS = 64  # texts of one run
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,33 @@ class OpenedHead:
         return values if kind == "none" else activated(values / self.spec.temperature, kind)
 
 
+@dataclass(frozen=True)
+class ConditionalHead:
+    """Logits of pictures against texts, by a graph that reads every text anew for each picture: B x C rows a run."""
+
+    graph: Graph
+
+    def __call__(self, vectors: Vectors, ids: NDArray[np.int64]) -> Vectors:
+        """Logits [B, C] of image vectors [B, D], normalised here, and ids [C, L], in one run."""
+        return self.graph.run({"image_embeds": normalized(vectors), "ids": ids})["logits"]
+
+    def in_blocks(self, vectors: Vectors, ids: NDArray[np.int64], *, rows: int = _ROWS) -> Vectors:
+        """The same in runs of at most `rows` texts, so that memory does not grow with B x C."""
+        logits = np.empty((len(vectors), len(ids)), dtype=np.float32)
+        for pictures, texts in blocks(len(vectors), len(ids), rows=rows):
+            logits[pictures, texts] = self(vectors[pictures], ids[texts])
+        return logits
+
+
+def blocks(pictures: int, texts: int, *, rows: int) -> Iterator[tuple[slice, slice]]:
+    """(pictures, texts) of pieces of at most `rows` pairs that cover all of them, pictures first."""
+    wide = max(1, min(texts, rows))
+    tall = max(1, rows // wide)
+    for picture in range(0, pictures, tall):
+        for text in range(0, texts, wide):
+            yield slice(picture, min(picture + tall, pictures)), slice(text, min(text + wide, texts))
+
+
 def adapt(adapter: Graph, vectors: Vectors) -> Vectors:
     """Adapter output [B, D'] of vectors [B, D]. A zero vector stays zero: it has no direction, whatever a bias adds."""
     adapted = adapter(normalized(vectors) if adapter.spec.normalized_input else vectors)
@@ -166,6 +195,19 @@ def open_head(artifact: Artifact, name: str, settings: SessionSettings) -> Opene
     owner, graph = artifact.head_graph(name)
     Goldens(owner).check_declarations()
     return OpenedHead(open_graph(owner, graph, on_cpu(settings)), artifact.heads()[name])
+
+
+def open_conditional_head(artifact: Artifact, settings: SessionSettings) -> ConditionalHead:
+    """The conditional head, which runs where the encoders do: most of it is a text encoder.
+
+    Raises:
+        RoleNotFound: the artifact has none.
+        IntegrityError, GraphError, ProviderError: as `open_graph`.
+    """
+    found = artifact.graph_spec("conditional_head", "fp32")
+    if found is None:
+        raise RoleNotFound(f"{artifact.reference} has no conditional_head")
+    return ConditionalHead(open_graph(*found, settings))
 
 
 def _encoder_spec(artifact: Artifact, role: Role, precision: Precision) -> tuple[Artifact, GraphSpec]:

@@ -23,9 +23,10 @@ from service.engine.registry import Registry
 from service.faults import CollectionsOff
 from service.http.limits import IngressLimits, ListLimit, ParsingTurns
 from service.settings import BadSettings, Settings, available_cores
+from service.tasks.conditional import LabelTokenizer
 from service.tasks.label_sets import LabelSets
 from service.tasks.prompts import Limits
-from service.tasks.zero_shot import ClassCache, ZeroShot
+from service.tasks.zero_shot import ClassCache, LabelCache, ZeroShot
 from service.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Services:
     pool: DecodePool
     registry: Registry
     zero_shot: ZeroShot
+    label_tokenizer: LabelTokenizer
     label_sets: LabelSets
     collections: Collections | None
     failure: str | None = None
@@ -226,6 +228,10 @@ def build_services(settings: Settings, *, telemetry: Telemetry, with_collections
             ),
             cache=ClassCache(max_entries=settings.class_cache, max_bytes=settings.class_cache_bytes),
             max_places=max(1, settings.max_queue_items // _LABEL_PLACES),
+        ),
+        label_tokenizer=LabelTokenizer(
+            cache=LabelCache(max_entries=settings.class_cache, max_bytes=settings.class_cache_bytes),
+            max_texts=settings.max_conditional_texts,
         ),
         label_sets=LabelSets(
             settings.data / "label-sets" if settings.data else None,

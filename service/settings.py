@@ -141,6 +141,12 @@ class Settings(BaseSettings):
     max_predictions: int = Field(
         1_000_000, ge=1, description="predictions of a /classify: inputs x labels, or x top_k (413)"
     )
+    max_conditional_texts: int = Field(
+        4096,
+        ge=1,
+        description="inputs x texts of the labels of a /classify by a model with a conditional_head (413), which reads "
+        "each text anew for each input",
+    )
     max_heatmaps: int = Field(64, ge=1, description="heatmaps of a /localize: inputs x labels to be mapped (413)")
     max_masks: int = Field(64, ge=1, description="inputs x labels of a /localize that asks for masks (413)")
     image_formats: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -176,7 +182,12 @@ class Settings(BaseSettings):
     max_collections: int = Field(1000, ge=1, description="collections of the data folder (413)")
     max_offset: int = Field(10_000, ge=1, description="largest offset + top_k of a search, and largest page of items")
     class_cache: int = Field(256, ge=1, description="class matrices of inline labels that are remembered")
-    class_cache_bytes: int = Field(64 * _MIB, ge=0, description="memory of those class matrices, all together")
+    class_cache_bytes: int = Field(
+        64 * _MIB,
+        ge=0,
+        description="memory of those class matrices, all together; as much again for token ids where a model has a "
+        "conditional_head",
+    )
     # engine
     intra_threads: int = Field(0, ge=0, description="threads of one model run; 0: one for each core")
     decode_workers: int = Field(

@@ -46,7 +46,14 @@ _ANNOUNCED_WITHIN_S = 3.0
 _WITH_SERVER_S = 60.0
 _IN_PROCESS_S = 3600.0
 # Limits that guard a server from its callers; whoever runs a command has but himself to wait for.
-_UNLIMITED = MappingProxyType({"max_label_texts": 10_000_000, "max_heatmaps": 100_000, "max_masks": 100_000})
+_UNLIMITED = MappingProxyType(
+    {
+        "max_label_texts": 10_000_000,
+        "max_conditional_texts": 10_000_000,
+        "max_heatmaps": 100_000,
+        "max_masks": 100_000,
+    }
+)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; errors go to stderr as JSON.")]
 
 

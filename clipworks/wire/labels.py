@@ -168,7 +168,8 @@ class Prediction(Wire):
     label: str
     score: float
     similarity: float | None = Field(
-        description="cosine of image and class; null for a class head, and for a label without a direction"
+        description="cosine of image and class; null for a class head or conditional head, and for a label without a "
+        "direction"
     )
     weak: Weak = False
 

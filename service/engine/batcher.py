@@ -20,7 +20,7 @@ from service.faults import DeadlinePassed, RunFailed, ServiceNotReady
 from service.timing import Budget, Deadline
 
 Rows = NDArray[Any]
-Run = Callable[[Rows], Rows]
+Run = Callable[[Any], Rows]
 _LEAST_WINDOW = 16
 _BACKGROUND_SHARE = 4  # a run of background items takes at most a fourth of the items that a run may have
 
@@ -34,7 +34,7 @@ class BatchObserver(Protocol):
 
 @dataclass(eq=False)
 class _Pending:
-    array: Rows
+    item: Any
     budget: Budget
     future: asyncio.Future[Rows]
     entered: float = field(default_factory=time.perf_counter)
@@ -43,10 +43,11 @@ class _Pending:
 class Batcher:
     """One queue and one worker thread in front of `run`, which maps a stack [B, ...] to rows [B, ...].
 
-    `stacking` says which arrays may share a run, and how many; at most `max_batch` do, the oldest first. `admit` takes
-    places for a whole request before any of its work is done; see Admission. Background items need none: they run when
-    nothing else waits, a few at a time, so that nobody who comes meanwhile waits long. An item whose caller is gone, or
-    whose deadline has passed, is in no run that begins after that.
+    An item is an array, or what `stacking` takes in its place. `stacking` says which items may share a run, and how
+    many; at most `max_batch` do, the oldest first. `admit` takes places for a whole request before any of its work is
+    done; see Admission. Background items need none: they run when nothing else waits, a few at a time, so that nobody
+    who comes meanwhile waits long. An item whose caller is gone, or whose deadline has passed, is in no run that begins
+    after that.
 
     A run that raises GraphError is repeated in halves, so that a bad row fails alone. Any other exception marks the
     batcher broken: it refuses work until it is replaced. All methods belong to the event loop's thread.
@@ -61,7 +62,7 @@ class Batcher:
         max_items: int,
         max_wait_s: float,
         observer: BatchObserver,
-        stacking: Stacking | None = None,
+        stacking: Stacking[Any] | None = None,
     ) -> None:
         self.name = name
         self.max_batch = max_batch
@@ -70,7 +71,7 @@ class Batcher:
         self.admission = Admission(name, window=window, short=max_batch, max_items=max_items, max_wait_s=max_wait_s)
         self.broken: str | None = None
         self._run = run
-        self._stacking = stacking or EqualShapes()
+        self._stacking: Stacking[Any] = stacking or EqualShapes()
         self._observer = observer
         self._queue: deque[_Pending] = deque()
         self._background: deque[_Pending] = deque()
@@ -91,8 +92,8 @@ class Batcher:
             raise ServiceNotReady(f"{self.name} is being restarted: {self.broken}")
         return self.admission.admit(items, deadline, are_slow=are_slow)
 
-    async def submit(self, array: Rows, budget: Budget, *, background: bool = False) -> Rows:
-        """The row for `array`. A caller that stops waiting (cancelled) is skipped if its turn has not come.
+    async def submit(self, item: Any, budget: Budget, *, background: bool = False) -> Rows:
+        """The row for `item`. A caller that stops waiting (cancelled) is skipped if its turn has not come.
 
         Raises:
             DeadlinePassed: the deadline passed in the queue.
@@ -101,7 +102,7 @@ class Batcher:
         """
         if self.broken:
             raise ServiceNotReady(f"{self.name} is being restarted: {self.broken}")
-        pending = _Pending(array, budget, asyncio.get_running_loop().create_future())
+        pending = _Pending(item, budget, asyncio.get_running_loop().create_future())
         (self._background if background else self._queue).append(pending)
         self._report_queue()
         self._work.set()
@@ -164,15 +165,15 @@ class Batcher:
         return []
 
     def _most(self, first: _Pending, limit: int) -> int:
-        most = self._stacking.most(first.array)
+        most = self._stacking.most(first.item)
         return limit if most is None else min(limit, most)
 
     def _joins(self, first: _Pending, other: _Pending) -> bool:
-        return self._stacking.joins(first.array, other.array)
+        return self._stacking.joins(first.item, other.item)
 
     async def _answer(self, batch: list[_Pending]) -> None:
         """Run a batch and resolve its futures; in halves when ONNX Runtime refuses it."""
-        stack = self._stacking.stack([pending.array for pending in batch])
+        stack = self._stacking.stack([pending.item for pending in batch])
         started = time.perf_counter()
         try:
             rows = await asyncio.get_running_loop().run_in_executor(self._thread, self._run_watched, stack)

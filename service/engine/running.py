@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +17,18 @@ from model_store.modality.text import Tokenizer
 from model_store.probe import ProbeLog
 from model_store.proving import Proof
 from model_store.store import Artifact
-from model_store.towers import OpenedHead, Tower, open_head, open_tower
+from model_store.towers import (
+    ConditionalHead,
+    OpenedHead,
+    Tower,
+    open_conditional_head,
+    open_head,
+    open_tower,
+)
 from service.engine.batcher import Batcher, BatchObserver
 from service.engine.dense import DenseSession
 from service.engine.opening import EngineSettings, Owned, choose_precision, probe_graphs
-from service.engine.stacking import EqualShapes, PaddedTokens, Stacking
+from service.engine.stacking import EqualShapes, PaddedTokens, SharedTexts, Stacking
 from service.timing import Deadline
 
 # Where padding changes a bit, a text is padded to a length that depends on itself alone, never on its company.
@@ -34,12 +42,13 @@ class OpenedModel:
     artifact: Artifact
     towers: dict[Role, Tower]
     heads: dict[str, OpenedHead]
+    conditional: ConditionalHead | None
     tokenizer: Tokenizer | None
     seconds: dict[str, float]
 
 
 def open_model(artifact: Artifact, settings: EngineSettings) -> OpenedModel:
-    """Open every encoder, adapter and class head of an artifact and prove them; blocking, takes seconds.
+    """Open every encoder, adapter and head of an artifact and prove them; blocking, takes seconds.
 
     Raises:
         ArtifactError: whatever is wrong with it (integrity, a crash in the probe, provider, goldens).
@@ -54,21 +63,27 @@ def open_model(artifact: Artifact, settings: EngineSettings) -> OpenedModel:
     chosen = _served_encoders(artifact, settings)
     probed = ProbeLog(settings.probe_log)
     key = probed.key(artifact.build(settings.precision or "fp32"), options)
+    asked = artifact.graph_spec("conditional_head", "fp32")
     if settings.probe_first and not probed.knows(key):
-        probe_graphs(chosen, _followers(artifact), options, deadline=deadline, stopping=settings.stopping)
+        on_device = [*chosen, asked] if asked else chosen
+        probe_graphs(on_device, _followers(artifact), options, deadline=deadline, stopping=settings.stopping)
         probed.remember(key)
         clock.lap("probe")
     heads = {name: open_head(artifact, name, options) for name in artifact.heads()}
+    conditional = open_conditional_head(artifact, options) if asked else None
+    if asked and conditional:
+        require_device(asked[0], conditional.graph, example_feeds(asked[1]))
     towers: dict[Role, Tower] = {}
     for owner, spec in chosen:
         tower = open_tower(artifact, spec.role, spec.precision, options)
         clock.lap("open")
         require_device(owner, tower.encoder, example_feeds(spec))
         limit = settings.max_batch_images if spec.role == "image_encoder" else settings.max_batch_texts
-        proof.check_tower(spec.role, tower, heads, batch_size=limit if tower.batch_invariant else 1)
+        size = limit if tower.batch_invariant else 1
+        proof.check_tower(spec.role, tower, heads, batch_size=size, conditional=conditional)
         clock.lap("goldens")
         towers[spec.role] = tower
-    return OpenedModel(artifact, towers, heads, tokenizer, clock.seconds)
+    return OpenedModel(artifact, towers, heads, conditional, tokenizer, clock.seconds)
 
 
 def _served_encoders(artifact: Artifact, settings: EngineSettings) -> list[Owned]:
@@ -93,7 +108,7 @@ def _followers(artifact: Artifact) -> list[Owned]:
 
 
 class RunningModel:
-    """An opened model with a batcher per encoder (and its adapter) and per class head; belongs to one event loop.
+    """An opened model with a batcher per encoder (and its adapter) and per head; belongs to one event loop.
 
     `dense` opens the dense encoder when it is first asked for.
     """
@@ -133,6 +148,17 @@ class RunningModel:
                 observer=observer,
                 stacking=self._stacking(role),
             )
+        self.texts_at_once = settings.max_batch_texts
+        if (conditional := opened.conditional) is not None:
+            self.batchers["conditional_head"] = Batcher(
+                f"{self.reference}/conditional_head",
+                lambda stack: conditional(*stack),
+                max_batch=settings.max_batch_texts,
+                max_items=settings.max_queue_items,
+                max_wait_s=settings.max_wait_s,
+                observer=observer,
+                stacking=SharedTexts(settings.max_batch_texts),
+            )
         for name, head in opened.heads.items():
             self.head_batchers[name] = Batcher(
                 f"{self.reference}/class_head.{name}",
@@ -143,7 +169,7 @@ class RunningModel:
                 observer=observer,
             )
 
-    def _stacking(self, role: Role) -> Stacking:
+    def _stacking(self, role: Role) -> Stacking[NDArray[Any]]:
         if role == "text_encoder" and self._pads_in_company and self.tokenizer:
             return PaddedTokens(self.tokenizer.spec.pad_id)
         return EqualShapes()
@@ -164,6 +190,11 @@ class RunningModel:
     def sessions(self) -> list[str]:
         """Roles whose sessions are open now."""
         return [*self.batchers, *(["dense_encoder"] if self.dense.opened else [])]
+
+    @property
+    def has_conditional_head(self) -> bool:
+        """Whether it judges labels by a head that reads them for each picture, and not by text vectors."""
+        return "conditional_head" in self.batchers
 
     @property
     def batch_invariant(self) -> bool:

@@ -1,9 +1,11 @@
-"""Stacks waiting rows into one array: rows of equal shape, and texts padded to one length where that is exact."""
+"""Stacks waiting rows into one array: rows of equal shape, texts padded to one length where that is exact, and pictures
+that are asked about the same texts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,19 +16,22 @@ _SPARE_TOKENS = 8
 _SPARE_SHARE = 1.5
 
 
-class Stacking(Protocol):
-    """How one encoder's rows are put together."""
+Item = TypeVar("Item", contravariant=True)
 
-    def joins(self, first: Row, other: Row) -> bool:
-        """May `other` share a run with `first`, the oldest row of it?"""
+
+class Stacking(Protocol[Item]):
+    """How the items of one graph are put together; of encoders they are rows."""
+
+    def joins(self, first: Item, other: Item) -> bool:
+        """May `other` share a run with `first`, the oldest item of it?"""
         ...
 
-    def most(self, first: Row) -> int | None:
-        """How many rows a run of `first` may have at most; None: as many as the batcher allows."""
+    def most(self, first: Item) -> int | None:
+        """How many items a run of `first` may have at most; None: as many as the batcher allows."""
         ...
 
-    def stack(self, rows: Sequence[Row]) -> Row:
-        """[B, ...] of rows that join."""
+    def stack(self, rows: Sequence[Item]) -> Any:
+        """What the graph takes for items that join; of rows [B, ...]."""
         ...
 
 
@@ -76,3 +81,32 @@ class PaddedTokens:
         for index, row in enumerate(rows):
             stacked[index, : len(row)] = row
         return stacked
+
+
+@dataclass(frozen=True, eq=False)
+class PictureWithTexts:
+    """An image vector [D] and the ids int64 [C, L] that a conditional head reads for it.
+
+    Pictures are asked about the same texts when they share the very array.
+    """
+
+    vector: NDArray[np.float32]
+    ids: NDArray[np.int64]
+
+
+class SharedTexts:
+    """Pictures with the same texts, B x C at most `max_texts`, as memory of a run grows with that. One picture may
+    always run."""
+
+    def __init__(self, max_texts: int) -> None:
+        self._max_texts = max_texts
+
+    def joins(self, first: PictureWithTexts, other: PictureWithTexts) -> bool:
+        return first.ids is other.ids
+
+    def most(self, first: PictureWithTexts) -> int | None:
+        return max(1, self._max_texts // len(first.ids))
+
+    def stack(self, rows: Sequence[PictureWithTexts]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """(vectors [B, D], ids [C, L])."""
+        return np.stack([row.vector for row in rows]), rows[0].ids

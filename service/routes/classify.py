@@ -9,14 +9,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from clipworks.schemas import ClassifyRequest, ClassifyResponse
-from service.faults import TooManyItems
-from service.http.errors import Refusal
+from model_store.errors import InputError
+from service.faults import NoDirection, TooManyItems
+from service.http.errors import Refusal, located
 from service.http.openapi import answers, bodies
 from service.http.options import Options
 from service.routes.common import classes_of
 from service.routes.direct import DirectRoute
 from service.routes.labelled import LabelledAnswer, LabelledRequest, answer, label_vectors, read_asked, warnings_of
 from service.tasks import pipeline
+from service.tasks.label_tokens import LabelTokens
 from service.tasks.scoring import ClassMatrix, Scored, presence_for
 from service.teaching.head import LEAST_FOR_SIGMOID, TaughtHead
 
@@ -54,6 +56,18 @@ async def _score(asked: LabelledRequest[ClassifyRequest]) -> LabelledAnswer[list
     templates = body.templates
     if templates is None and presence is not None:
         templates = list(presence.positive_templates)  # it was calibrated with them
+    if presence is None and (tokens := await _label_tokens(asked)) is not None:
+        outcomes = await pipeline.classify_by_conditional_head(
+            model,
+            asked.images,
+            tokens,
+            pool=services.pool,
+            activation=body.activation,
+            top_k=body.top_k,
+            threshold=body.threshold,
+            budget=asked.budget,
+        )
+        return LabelledAnswer(outcomes, _said_of(asked, tokens))
     classes = await classes_of(services, model, body, templates, asked.budget)
     if isinstance(classes, ClassMatrix):
         _check_classes(asked, len(classes.names))
@@ -90,6 +104,37 @@ async def _score(asked: LabelledRequest[ClassifyRequest]) -> LabelledAnswer[list
     return LabelledAnswer(outcomes, _warnings(asked, classes) if isinstance(classes, ClassMatrix) else ())
 
 
+async def _label_tokens(asked: LabelledRequest[ClassifyRequest]) -> LabelTokens | None:
+    """The labels as the model's conditional head takes them; None: it has none, or the label set is a head itself.
+
+    Raises:
+        Refusal: 404, no such label set; 422, a label or its number is wrong.
+        TooManyItems: 413, before an image is decoded or a text is made.
+        As LabelSets.classes.
+    """
+    services, model, body = asked.services, asked.model, asked.body
+    if not model.has_conditional_head:
+        return None
+    labels, templates, limits = body.labels, body.templates, services.zero_shot.limits
+    if body.label_set is not None:
+        if not isinstance(await classes_of(services, model, body, None, asked.budget), ClassMatrix):
+            return None
+        stored = services.label_sets.request_of(body.label_set)
+        labels, templates, limits = stored.labels, stored.templates, services.label_sets.limits
+        _check_classes(asked, len(labels or ()))
+    try:
+        return await services.label_tokenizer.tokens(
+            model,
+            labels or (),
+            templates,
+            images=len(asked.images),
+            on_unknown=body.on_unknown,
+            limits=limits,
+        )
+    except (InputError, NoDirection) as error:
+        raise located(error, "labels" if body.label_set is None else "label_set") from None
+
+
 def _warnings(asked: LabelledRequest[ClassifyRequest], classes: ClassMatrix) -> list[str]:
     manifest = asked.model.manifest
     if manifest.logit_scale is None:
@@ -97,6 +142,11 @@ def _warnings(asked: LabelledRequest[ClassifyRequest], classes: ClassMatrix) -> 
             *warnings_of(classes),
             f"score: a cosine: the logit scale of {manifest.name} is not known ({manifest.scale_source})",
         ]
+    return _said_of(asked, classes)
+
+
+def _said_of(asked: LabelledRequest[ClassifyRequest], classes: ClassMatrix | LabelTokens) -> list[str]:
+    """What to know of labels of which the model knows nothing."""
     compared = len(classes.names) - len(classes.weak)
     softmax = (asked.body.activation or asked.model.manifest.activation) == "softmax"
     if not classes.weak or compared != 1 or not softmax:

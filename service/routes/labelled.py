@@ -23,6 +23,7 @@ from service.http.options import Options
 from service.http.respond import entries, json_response, model_headers
 from service.routes.common import budget_for, check_count, check_towers, model_of, until_first_failure
 from service.services import Services, services_of
+from service.tasks.label_tokens import LabelTokens
 from service.tasks.pipeline import FailedItem, ImageItem
 from service.tasks.scoring import ClassMatrix
 from service.tasks.zero_shot import unknown_labels
@@ -52,7 +53,7 @@ class LabelledAnswer(Generic[_T]):
     warnings: Sequence[str] = ()
 
 
-def warnings_of(classes: ClassMatrix) -> list[str]:
+def warnings_of(classes: ClassMatrix | LabelTokens) -> list[str]:
     """The labels of which the model knows nothing, in a sentence; none if there are none."""
     return [unknown_labels(classes.weak_names)] if classes.weak else []
 

@@ -243,6 +243,13 @@ class LabelSets:
             )
         return classes
 
+    def request_of(self, name: str) -> LabelSetRequest:
+        """The labels and templates that a stored set was put with. Raises UnknownName, LabelSetFailed."""
+        stored = self._find(name).stored
+        if stored is None:
+            raise LabelSetFailed(f"label set {name} cannot be read")
+        return stored.request
+
     def model_of(self, name: str) -> str:
         """The model reference a set or head belongs to; requests that name no model mean this one.
 

@@ -24,9 +24,19 @@ from service.engine.admission import Ticket
 from service.engine.batcher import Batcher
 from service.engine.dense import unpacked
 from service.engine.running import RunningModel
+from service.engine.stacking import PictureWithTexts
 from service.faults import DeadlinePassed, NoDirection, ServiceOverloaded
+from service.tasks.label_tokens import LabelTokens
 from service.tasks.localize import LocalizeOptions, LocatedLabels, WholePicture, locate
-from service.tasks.scoring import ClassMatrix, Scored, rank, rank_logits, rank_scores, rank_taught
+from service.tasks.scoring import (
+    ClassMatrix,
+    Scored,
+    rank,
+    rank_conditional,
+    rank_logits,
+    rank_scores,
+    rank_taught,
+)
 from service.teaching.head import TaughtHead
 from service.timing import Budget, Deadline
 
@@ -167,6 +177,45 @@ async def classify(
 
     images = _places_of_images(items, pool)
     with _admitted(model, {"image_encoder": images}, budget) as tickets:
+        return await gather_outcomes([one(item) for item in items], budget)
+
+
+async def classify_by_conditional_head(
+    model: RunningModel,
+    items: Sequence[ImageItem | FailedItem],
+    labels: LabelTokens,
+    *,
+    pool: DecodePool,
+    activation: Activation | None,
+    top_k: int | None,
+    threshold: float | None,
+    budget: Budget,
+) -> list[list[Scored] | ClipworksError]:
+    """Score every image against every label by the model's conditional head, best first.
+
+    An image has one block of texts in the queue at a time, so that others get their turn, and memory stays bounded.
+    """
+
+    async def one(item: ImageItem | FailedItem) -> list[Scored]:
+        if isinstance(item, FailedItem):
+            raise item.error
+        async with tickets["image_encoder"].turn(budget):
+            vector = await encode_image(model, item.data, pool=pool, budget=budget)
+        unit = _direction(vector)
+        logits: list[NDArray[np.float32]] = []
+        for ids in labels.blocks:
+            async with tickets["conditional_head"].turn(budget):
+                logits.append(await model.batchers["conditional_head"].submit(PictureWithTexts(unit, ids), budget))
+        return rank_conditional(
+            np.concatenate(logits), labels, model.manifest, activation=activation, top_k=top_k, threshold=threshold
+        )
+
+    images = _places_of_images(items, pool)
+    places: dict[Role, _Places] = {
+        "image_encoder": images,
+        "conditional_head": _Places(images.items * len(labels.blocks)),
+    }
+    with _admitted(model, places, budget) as tickets:
         return await gather_outcomes([one(item) for item in items], budget)
 
 

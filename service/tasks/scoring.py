@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.label_vectors import label_scores
+from model_store.label_vectors import label_scores, logit_scores
 from model_store.manifest import Manifest, Presence
 from model_store.towers import Activation, OpenedHead
+from service.tasks.label_tokens import LabelTokens
 from service.teaching.head import TaughtHead
 
 
@@ -31,7 +32,7 @@ class ClassMatrix:
 
 @dataclass(frozen=True)
 class Scored:
-    """`similarity` is the cosine of image and class; None for class heads, and where one of the two has no direction.
+    """`similarity` is the cosine of image and class; None for heads, and where one of the two has no direction.
 
     weak: the model knows nothing of the label.
     """
@@ -115,6 +116,21 @@ def rank_logits(
     scores = head.scores(logits, activation)
     order = _best(scores, top_k=top_k, threshold=threshold)
     return [Scored(head.spec.labels[i], float(scores[i]), None) for i in order]
+
+
+def rank_conditional(
+    logits: NDArray[np.float32],
+    labels: LabelTokens,
+    manifest: Manifest,
+    *,
+    activation: Activation | None,
+    top_k: int | None,
+    threshold: float | None,
+) -> list[Scored]:
+    """Predictions of a conditional head from the logits of all texts; as `rank`, with the model's own activation."""
+    scores = logit_scores(labels.of_labels(logits), manifest, activation)
+    order = _best(scores, top_k=top_k, threshold=threshold)
+    return [Scored(labels.names[i], float(scores[i]), None, weak=i in labels.weak) for i in order]
 
 
 def rank_taught(

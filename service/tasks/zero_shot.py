@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -37,6 +37,16 @@ _SHOWN_NAMES, _SHOWN_CHARS = 20, 80
 _Key = tuple[str, bytes]
 
 
+class CacheEntry(Protocol):
+    """What a cache may hold."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+
+_Entry = TypeVar("_Entry", bound=CacheEntry)
+
+
 class Classes(NamedTuple):
     """Unit class vectors, float32 [labels, D], and the indices of labels of which the model knows nothing.
 
@@ -46,6 +56,10 @@ class Classes(NamedTuple):
     vectors: np.ndarray
     weak: frozenset[int]
 
+    @property
+    def size_bytes(self) -> int:
+        return self.vectors.nbytes + _WEAK_BYTES * len(self.weak)
+
 
 def resolve_templates(manifest: Manifest, templates: Templates | None) -> tuple[str, ...]:
     """The template strings a request means; None: the artifact's own."""
@@ -54,11 +68,11 @@ def resolve_templates(manifest: Manifest, templates: Templates | None) -> tuple[
     return named_templates(templates) if isinstance(templates, str) else tuple(templates)
 
 
-class ClassCache:
-    """The most recent class matrices, at most `max_entries` of them and `max_bytes` together."""
+class LabelCache(Generic[_Entry]):
+    """The most recent of what was worked out for labels, at most `max_entries` of them and `max_bytes` together."""
 
     def __init__(self, *, max_entries: int, max_bytes: int) -> None:
-        self._entries: OrderedDict[_Key, Classes] = OrderedDict()
+        self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
         self._max_entries = max_entries
         self._max_bytes = max_bytes
         self.bytes = 0
@@ -66,20 +80,23 @@ class ClassCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, key: _Key) -> Classes | None:
+    def get(self, key: _Key) -> _Entry | None:
         if key in self._entries:
             self._entries.move_to_end(key)
         return self._entries.get(key)
 
-    def put(self, key: _Key, classes: Classes) -> None:
+    def put(self, key: _Key, entry: _Entry) -> None:
         """Remember it unless it is larger than the whole cache; the oldest make room."""
-        if key in self._entries or _bytes_of(classes) > self._max_bytes:
+        if key in self._entries or _bytes_of(entry) > self._max_bytes:
             return
-        self._entries[key] = classes
-        self.bytes += _bytes_of(classes)
+        self._entries[key] = entry
+        self.bytes += _bytes_of(entry)
         while self.bytes > self._max_bytes or len(self._entries) > self._max_entries:
             _, oldest = self._entries.popitem(last=False)
             self.bytes -= _bytes_of(oldest)
+
+
+ClassCache = LabelCache[Classes]
 
 
 @dataclass
@@ -266,5 +283,5 @@ def unknown_labels(names: Sequence[str]) -> str:
     return f"labels: this model knows nothing of {shown}{more}; try other words, or another model"
 
 
-def _bytes_of(classes: Classes) -> int:
-    return _ENTRY_BYTES + classes.vectors.nbytes + _WEAK_BYTES * len(classes.weak)
+def _bytes_of(entry: CacheEntry) -> int:
+    return _ENTRY_BYTES + entry.size_bytes

@@ -365,6 +365,36 @@ def test_a_base_in_use_is_not_removed(store: Store, tiny: Artifact) -> None:
     assert store.list() == []
 
 
+def conditional(**changes: Any) -> dict[str, Any]:
+    """The manifest's line of a conditional head."""
+    inputs = [
+        {"name": "image_embeds", "dtype": "float32", "shape": ["batch", 32]},
+        {"name": "ids", "dtype": "int64", "shape": ["labels", "length"]},
+    ]
+    outputs = [{"name": "logits", "dtype": "float32", "shape": ["batch", "labels"]}]
+    line: dict[str, Any] = {"role": "conditional_head", "precision": "fp32", "file": "c.onnx", "normalized_input": True}
+    line |= {"inputs": inputs, "outputs": outputs, "batch_invariant": True, "batch_difference": 0.0}
+    return {**line, "chain": {"fp32": MEASURED}, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"precision": "int8"}, "built in fp32 only"),
+        ({"batch_invariant": False}, "changes nothing"),
+        ({"normalized_input": False}, "unit vectors"),
+        ({"inputs": conditional()["inputs"][:1]}, "has the inputs image_embeds"),
+        ({"inputs": conditional()["inputs"][::-1]}, "has the inputs image_embeds"),
+        ({"outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 3]}]}, "free axes"),
+        ({"head": "colours"}, "another graph has none"),
+    ],
+)
+def test_a_conditional_head_says_what_it_takes_or_is_refused(changes: dict[str, Any], reason: str) -> None:
+    assert GraphSpec.model_validate_json(json.dumps(conditional())).role == "conditional_head"
+    with pytest.raises(ValidationError, match=reason):
+        GraphSpec.model_validate_json(json.dumps(conditional(**changes)))
+
+
 def test_heads_and_adapters_run_on_the_cpu() -> None:
     assert on_cpu(SessionSettings(device="cuda", intra_threads=3)) == SessionSettings(device="cpu", intra_threads=3)
     assert ADAPTERS == ("image_adapter", "text_adapter")

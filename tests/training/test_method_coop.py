@@ -22,11 +22,11 @@ from evaluation.encoder import open_artifact
 from model_store.manifest import SpaceProof
 from model_store.modality.text import Tokenizer
 from model_store.store import Store
+from tests.training.prompt_towers import LENGTH, WIDTH, models, open_clips, small
 from training import report
-from training.aligned_config import AlignedConfig, BertConfig
+from training.aligned_config import AlignedConfig
 from training.bases import StoredTowers
 from training.checkpoint import load_model, read_checkpoint
-from training.config import TextTowerConfig
 from training.data.source import TableSource
 from training.data.vocabulary import clip_merges, clip_text_spec
 from training.exporting.storage import as_stored
@@ -40,8 +40,7 @@ from training.methods.parts.shots import ShotBatches, shot_task
 from training.methods.parts.text_tower import PROOF_SHARE
 from training.methods.parts.token_reader import TokenReader, token_reader
 from training.models.aligned import AlignedDualEncoder
-from training.models.bert import BertTower
-from training.models.towers import DualEncoder, OpenClipDualEncoder, PixelInput, SmallDualEncoder, TextTower
+from training.models.towers import DualEncoder
 from training.opening import open_checkpoint
 from training.publication import Publication
 from training.publish import publish_checkpoint
@@ -51,7 +50,6 @@ pytestmark = pytest.mark.torch
 
 Train, MakeContext = Callable[..., Path], Callable[..., Context]
 
-LENGTH, WIDTH = 16, 12
 COLOURS = ("blue", "green", "red", "white")
 NAMES = ("red", "dark green", "the colour of snow")
 KINDS = ("eos", "eos+bag", "open_clip", "open_clip, text apart", "bert", "bert, two factors")
@@ -62,67 +60,6 @@ SHOTS = ("method=coop", "method_options.label=colour", "method_options.shots=8")
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return Tokenizer(clip_text_spec(2000, context_length=LENGTH), clip_merges(2000))
-
-
-class TextAlone(SmallDualEncoder):
-    """A small text tower; pictures have nothing to do with where tokens stand."""
-
-    def __init__(self, tower: TextTower) -> None:
-        nn.Module.__init__(self)
-        self.text = tower
-
-
-def small(tokenizer: Tokenizer, **changes: object) -> TextAlone:
-    settings = {"merges": 2000, "context_length": LENGTH, "width": WIDTH, "layers": 2, "heads": 2, **changes}
-    spec = tokenizer.spec
-    torch.manual_seed(0)
-    config = TextTowerConfig.model_validate({"embedding_std": 1.0, **settings})
-    tower = TextTower(config, vocab_size=spec.vocab_size, end_id=spec.end_id or 0, embed_dim=WIDTH)
-    if hasattr(tower, "projection"):
-        nn.init.normal_(tower.projection.weight)
-    return TextAlone(tower.eval().requires_grad_(False))
-
-
-def open_clips(
-    tokenizer: Tokenizer, kind: Callable[..., nn.Module] = open_clip.CLIP, **changes: object
-) -> OpenClipDualEncoder:
-    model = OpenClipDualEncoder.__new__(OpenClipDualEncoder)
-    nn.Module.__init__(model)
-    torch.manual_seed(0)
-    vision = {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8}
-    text = {"context_length": LENGTH, "vocab_size": tokenizer.spec.vocab_size, "width": WIDTH, "heads": 2, "layers": 2}
-    model.clip = kind(embed_dim=10, vision_cfg=vision, text_cfg={**text, **changes}).eval()
-    nn.init.normal_(getattr(model.clip, "text", model.clip).token_embedding.weight)
-    model.pixel_input = PixelInput((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    return model.requires_grad_(False)
-
-
-class SentencesAlone(AlignedDualEncoder):
-    """A small sentence encoder; pictures have nothing to do with where tokens stand."""
-
-    def __init__(self, tower: BertTower) -> None:
-        nn.Module.__init__(self)
-        self.text = tower
-
-
-def sentences(tokenizer: Tokenizer, *, table_rank: int | None = None) -> SentencesAlone:
-    torch.manual_seed(0)
-    shape = BertConfig(width=WIDTH, layers=2, heads=2, hidden=24, norm_epsilon=1e-6, table_rank=table_rank)
-    tower = BertTower(shape, vocab_size=tokenizer.spec.vocab_size, context_length=LENGTH)
-    nn.init.normal_(tower.positions)
-    nn.init.normal_(tower.centre, std=0.1)
-    return SentencesAlone(tower.eval().requires_grad_(False))
-
-
-def models(tokenizer: Tokenizer) -> dict[str, DualEncoder]:
-    return {
-        "eos": small(tokenizer),
-        "eos+bag": small(tokenizer, pool="eos+bag"),
-        "open_clip": open_clips(tokenizer),
-        "open_clip, text apart": open_clips(tokenizer, open_clip.CustomTextCLIP),
-        "bert": sentences(tokenizer),
-        "bert, two factors": sentences(tokenizer, table_rank=4),
-    }
 
 
 def prompted(reader: TokenReader, vectors: torch.Tensor, position: Position) -> PromptedText:

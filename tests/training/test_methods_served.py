@@ -30,6 +30,9 @@ from model_store.towers import Activation
 from training.checkpoint import read_checkpoint
 from training.loop import train
 from training.methods.parts.class_heads import LinearHead
+from training.methods.parts.conditional import logits_given
+from training.methods.parts.conditional_run import ConditionalRun
+from training.methods.parts.contexts import name_ids
 from training.methods.parts.few_shot import HeadMethod
 from training.methods.parts.prompted import PromptedRun
 from training.opening import method_of, open_checkpoint
@@ -103,6 +106,8 @@ ASTRAY = ("method=coop", "method_options={label='pair',n_ctx=8}", "optim.steps=2
 PROMPTED = {"coop": "pair", "own_contexts": "shape", "astray": "pair"}
 VERSIONS = {"turn@1": "coop", "turn@2": "astray"}  # copies under one name; the second one is not loaded at first
 ADMIN = {"Authorization": "Bearer admin-key-1"}
+# Contexts of each picture judge any labels, and leave both towers alone.
+CONDITIONAL = ("method=cocoop", "method_options={label='shape',reduction=4}", "optim.steps=60", "optim.rate=2e-2")
 KEPT = ("negation", "labclip", "coop")  # they leave the image tower alone
 TEXTS = ["a red circle", "a blue square left of a green star", "there is no cross", "a picture without a circle"]
 PICTURES = [render(sample(seed, SceneConfig()), 64).image for seed in range(9)]  # 64 px: resized by every door
@@ -135,7 +140,7 @@ def train_all(folder: Path) -> list[str]:
         name: (base, f"method={name}", f"method_options.label={label}", *options)
         for name, (label, *options) in HEADS.items()
     }
-    runs |= {"own_contexts": (base, *OWN_CONTEXTS), "astray": (base, *ASTRAY)}
+    runs |= {"own_contexts": (base, *OWN_CONTEXTS), "astray": (base, *ASTRAY), "cocoop": (base, *CONDITIONAL)}
     for name, overrides in runs.items():
         train(recipe, [f"run.folder={json.dumps(str(folder / name))}", *overrides])
     return list(runs)
@@ -267,6 +272,28 @@ def test_a_learned_context_is_put_beside_labels_that_it_was_not_trained_for(lab:
     np.testing.assert_allclose(found, softmax(scale * cosines), atol=LOGIT_TOLERANCE)
     without = lab.encoder("base", "checkpoint").encode_texts(labels)
     assert np.abs(without - texts).max(axis=1).min() > 100 * VECTOR_TOLERANCE
+
+
+def test_contexts_of_each_picture_name_any_label_as_their_checkpoint(lab: Lab, album: NDArray[np.float32]) -> None:
+    opened = SavedRun(folder=lab.folder / "cocoop", info=read_checkpoint(lab.folder / "cocoop"))
+    run, images = ConditionalRun.of(opened, position="end"), lab.encoder("base", "checkpoint").encode_images(PICTURES)
+    labels = [*opened.info.labels, "red thing", "nothing", "a star and a circle"]
+    expected = run.logits(images, labels)
+    ids = name_ids(tuple(labels), run.base.tokenizer, count=run.head.prompted.contexts.count)
+    another = logits_given(run.head, images, ids, given=np.roll(images, 1, axis=0))
+    assert np.abs(another - expected).max() > 50 * LOGIT_TOLERANCE
+    artifact = lab.store.open("cocoop")
+    np.testing.assert_allclose(open_artifact(artifact).label_logits(labels, PICTURES), expected, atol=LOGIT_TOLERANCE)
+    sent, logits = [png(picture) for picture in PICTURES], expected.astype(np.float64)
+    wanted_by: dict[Activation | None, NDArray[np.float64]] = {None: softmax(logits), "none": logits}
+    for activation, wanted in wanted_by.items():
+        answer = lab.client.classify(sent, labels, model="cocoop", activation=activation)
+        np.testing.assert_allclose(scores_of(answer, labels), wanted, atol=LOGIT_TOLERANCE, rtol=1e-5)
+    # Texts and pictures are the base's, and so are its collections.
+    base = lab.store.open("base").manifest
+    assert (artifact.manifest.space, artifact.manifest.fingerprint) == (base.space, base.fingerprint)
+    found = [lab.client.collection("album").search(TEXTS, top_k=len(album), model=name) for name in ("base", "cocoop")]
+    assert [[hit.id for hit in each.hits] for each in found[0]] == [[hit.id for hit in each.hits] for each in found[1]]
 
 
 @pytest.mark.parametrize("door", DOORS)

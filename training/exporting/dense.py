@@ -88,7 +88,7 @@ def write_dense(source: DenseSource, folder: Path) -> GraphSpec:
     pixels = torch.ones(example, dtype=torch.uint8)
     axes[0] = torch.export.Dim("batch", min=1, max=MAX_BATCH)
     program = export_program(
-        source.module, pixels, input_name="pixels", output_names=("dense_embeds", "image_embeds"), free_axes=axes
+        source.module, {"pixels": pixels}, output_names=("dense_embeds", "image_embeds"), free_axes=[axes]
     )
     size = sum(p.numel() * p.element_size() for p in source.module.parameters())
     program.save(folder / DENSE_FILE, external_data=size > EXTERNAL_DATA_BYTES)

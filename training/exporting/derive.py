@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from model_store.artifact import Artifact
 from model_store.derivation import TOWERS
 from model_store.errors import ArtifactNotFound, ExportRefused
-from model_store.golden import DerivationGoldens, Goldens, dense_goldens, output_key, write_goldens
+from model_store.golden import (
+    CONDITIONAL_IDS,
+    DerivationGoldens,
+    Goldens,
+    dense_goldens,
+    output_key,
+    write_goldens,
+)
 from model_store.identity import adapted_fingerprint, fingerprint, space_of
 from model_store.manifest import (
     ADAPTERS,
@@ -41,6 +48,7 @@ from model_store.precisions.measure import MeasuredRows
 from model_store.precisions.variants import ALL_PRECISIONS, Progress, build_tower, fp32_first, tolerances_of
 from model_store.store import Store, file_entries
 from training.aligned_config import Storage
+from training.exporting.conditional import ConditionalSource, build_conditional, conditional_texts
 from training.exporting.dense_build import add_dense, dense_reference, dense_spec_of
 from training.exporting.derive_dense import build_dense_adapter
 from training.exporting.derived_graphs import (
@@ -72,6 +80,7 @@ class DerivationSource:
         vectors must end in one space, so it comes with an image_adapter unless it keeps their size and meaning; an
         image_adapter without it hides the base's dense role. Say `normalized_input=False` where length matters.
     heads: classifiers on the image vectors by name; each becomes a label set of the model.
+    conditional: judges any labels in place of the text vectors, which stay as they are for everything else.
     proofs: one or more for every changed tower that keeps the base's space. Without proofs a changed tower makes the
         artifact a space of its own. `fingerprint` is filled in here.
     storage: how the weights of new encoders lie in files, as of ExportSource.
@@ -91,6 +100,7 @@ class DerivationSource:
     dense: DenseSource | str | None = None
     dense_adapter: AdapterSource | None = None
     heads: Mapping[str, HeadSource] = field(default_factory=dict[str, HeadSource])
+    conditional: ConditionalSource | None = None
     proofs: tuple[SpaceProof, ...] = ()
     templates: tuple[str, ...] | None = None
     logit_scale: float | None = None
@@ -110,6 +120,7 @@ class _Staged:
     skipped: list[SkippedVariant] = field(default_factory=list[SkippedVariant])
     adapters: dict[Role, Built] = field(default_factory=dict[Role, Built])
     heads: dict[str, Built] = field(default_factory=dict[str, Built])
+    conditional: Built | None = None
     dims: set[int] = field(default_factory=set[int])
     dense_outputs: dict[str, NDArray[np.float32]] = field(default_factory=dict[str, NDArray[np.float32]])
 
@@ -190,6 +201,7 @@ def export_derivation(
             if side.tower == "image":
                 _build_dense(source, base, inputs, staged, say)
                 _build_heads(source, plan, way, staged, say)
+                _build_conditional(source, inputs, way, staged, say)
         if len(staged.dims) > 1:
             raise ExportRefused(f"image and text vectors have different sizes: {sorted(staged.dims)}")
         if source.storage is not None:
@@ -204,7 +216,7 @@ def export_derivation(
 
 def _base_in(store: Store, source: DerivationSource) -> Artifact:
     adapters = source.image_adapter or source.text_adapter or source.dense_adapter
-    if not (source.image or source.text or adapters or source.heads):
+    if not (source.image or source.text or adapters or source.heads or source.conditional):
         raise ExportRefused("a derivation brings at least one encoder, adapter or head of its own")
     try:
         base = store.open(source.base.reference)
@@ -320,6 +332,15 @@ def _build_heads(source: DerivationSource, plan: _Plan, way: Callable[[], Way], 
         staged.heads[spec.name] = staged.keep(build_head(source.heads[spec.name], spec, before, staged.folder))
 
 
+def _build_conditional(
+    source: DerivationSource, inputs: _Inputs, way: Callable[[], Way], staged: _Staged, say: Progress
+) -> None:
+    if source.conditional is not None:
+        say("conditional_head")
+        built = build_conditional(source.conditional, way(), conditional_texts(inputs.tokenizer), staged.folder)
+        staged.conditional = staged.keep(built)
+
+
 def _build_dense(source: DerivationSource, base: Artifact, inputs: _Inputs, staged: _Staged, say: Progress) -> None:
     """The dense graph of a new image encoder, or an adapter behind the base's."""
     if source.dense is not None and source.image is None:
@@ -423,9 +444,15 @@ def _write_goldens(source: DerivationSource, inputs: _Inputs, plan: _Plan, stage
     image, text = source.image, source.text
     tolerances = tolerances_of(graph for graph in staged.graphs if graph.role in (*ENCODERS, "dense_encoder"))
     tolerances |= {role: built.tolerances for role, built in staged.adapters.items()}
-    outputs = {output_key(role): built.outputs for role, built in staged.adapters.items() if role in ADAPTERS}
+    outputs: dict[str, NDArray[Any]] = {
+        output_key(role): built.outputs for role, built in staged.adapters.items() if role in ADAPTERS
+    }
     outputs |= staged.dense_outputs
     outputs |= {output_key("class_head", name): built.outputs for name, built in staged.heads.items()}
+    if staged.conditional is not None:
+        tolerances["conditional_head"] = staged.conditional.tolerances
+        outputs[output_key("conditional_head")] = staged.conditional.outputs
+        outputs[CONDITIONAL_IDS] = conditional_texts(inputs.tokenizer).padded
     write_goldens(
         staged.folder,
         image=(inputs.image_spec, lambda rows: torch_vectors(image, MeasuredRows(padded=rows))) if image else None,

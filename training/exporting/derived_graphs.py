@@ -180,7 +180,7 @@ def build_adapter(source: AdapterSource, role: Role, way: Way, folder: Path) -> 
     reference = np.where(empty, np.float32(0), outputs)
     opened = Graph.open(path, graph)
     measured: Measured = {precision: adapt(opened, vectors) for precision, vectors in way.measured.items()}
-    return _finish(graph, Way(goldens=way.goldens, reference=reference, measured=measured))
+    return finished(graph, Way(goldens=way.goldens, reference=reference, measured=measured))
 
 
 def build_head(source: HeadSource, spec: HeadSpec, way: Way, folder: Path) -> Built:
@@ -197,7 +197,7 @@ def build_head(source: HeadSource, spec: HeadSpec, way: Way, folder: Path) -> Bu
         raise ExportRefused(f"head {spec.name} has {len(spec.labels)} labels and gives {logits.shape[1]} logits")
     head = OpenedHead(Graph.open(path, graph), spec)
     measured: Measured = {precision: head(vectors) for precision, vectors in way.measured.items()}
-    return _finish(graph, Way(goldens=way.goldens, reference=logits, measured=measured))
+    return finished(graph, Way(goldens=way.goldens, reference=logits, measured=measured))
 
 
 def _build(
@@ -233,7 +233,7 @@ def _build(
         raise ExportRefused(f"{head or role}: {error}") from error
 
 
-def _finish(graph: GraphSpec, way: Way) -> Built:
+def finished(graph: GraphSpec, way: Way) -> Built:
     """Judge the chain at each precision of the encoder; what is too far from torch is not served with it."""
     chain: dict[Precision, Fidelity] = {}
     skipped: list[SkippedVariant] = []
@@ -257,7 +257,7 @@ def _finish(graph: GraphSpec, way: Way) -> Built:
 
 
 def _too_far(graph: GraphSpec, precision: Precision, fidelity: Fidelity) -> str | None:
-    if precision == "fp32" or graph.role == "class_head":
+    if precision == "fp32" or graph.role in ("class_head", "conditional_head"):
         bound = CHAIN_FP32_RELATIVE_L2_MAX if precision == "fp32" else HEAD_RELATIVE_L2_MAX
         got = fidelity.centred_relative_l2
         return None if got <= bound else f"centred relative L2 {got:.2e} against torch, at most {bound:g} is allowed"

@@ -166,7 +166,12 @@ def write_graph(module: nn.Module, tensors: tuple[TensorSpec, TensorSpec], path:
         for position, axis in enumerate(source.shape)
         if isinstance(axis, str)
     }
-    program = export_program(module, example, input_name=source.name, output_names=(target.name,), free_axes=free)
+    program = export_program(module, {source.name: example}, output_names=(target.name,), free_axes=[free])
+    return save_program(program, module, path)
+
+
+def save_program(program: torch.onnx.ONNXProgram, module: nn.Module, path: Path) -> tuple[Path, ...]:
+    """Write the traced `module`; returns the files, the graph first."""
     size = sum(p.numel() * p.element_size() for p in module.parameters())
     external = size > EXTERNAL_DATA_BYTES
     program.save(path, external_data=external)
@@ -175,13 +180,14 @@ def write_graph(module: nn.Module, tensors: tuple[TensorSpec, TensorSpec], path:
 
 def export_program(
     module: nn.Module,
-    example: Tensor,
+    examples: Mapping[str, Tensor],
     *,
-    input_name: str,
     output_names: tuple[str, ...],
-    free_axes: Mapping[int, Any],
+    free_axes: Sequence[Mapping[int, Any]],
 ) -> torch.onnx.ONNXProgram:
-    """Trace `module` on `example`; `free_axes` maps positions of its axes to torch.export dimensions.
+    """Trace `module` on the examples of its inputs, by their names in order.
+
+    `free_axes` maps, for each of them, positions of its axes to torch.export dimensions.
 
     Raises:
         ExportRefused: the exporter cannot trace the module.
@@ -191,11 +197,11 @@ def export_program(
         with torch.no_grad():
             program = torch.onnx.export(
                 module,
-                (example,),
+                tuple(examples.values()),
                 dynamo=True,
-                input_names=[input_name],
+                input_names=list(examples),
                 output_names=list(output_names),
-                dynamic_shapes=(dict(free_axes),),
+                dynamic_shapes=tuple(dict(axes) for axes in free_axes),
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:

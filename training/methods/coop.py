@@ -23,6 +23,7 @@ from training.losses import unit
 from training.method import Context, ModuleUse, Needs, ParamGroup, Produced, StepMethod
 from training.methods.parts.class_heads import judge_head
 from training.methods.parts.contexts import (
+    NOISE_STD,
     LearnedContexts,
     Position,
     PromptedBase,
@@ -37,8 +38,6 @@ from training.methods.parts.shots import ShotBatches, shot_task
 from training.methods.parts.token_reader import TokenReader, embedded, token_reader
 from training.publication import Publication
 from training.saved import SavedRun
-
-_NOISE_STD = 0.02
 
 
 class CoopOptions(HeadOptions):
@@ -65,7 +64,7 @@ class CoopOptions(HeadOptions):
             words = word_vectors(self.words, reader, tokenizer)
             return words.expand(*every, *words.shape)
         some = embedded(reader, [0])
-        return torch.randn(*every, self.n_ctx, some.shape[1]).to(some.device) * _NOISE_STD
+        return torch.randn(*every, self.n_ctx, some.shape[1]).to(some.device) * NOISE_STD
 
 
 def create(options: dict[str, Any]) -> CoopMethod:

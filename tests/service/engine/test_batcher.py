@@ -11,7 +11,7 @@ import pytest
 
 from model_store.errors import GraphError
 from service.engine.batcher import Batcher
-from service.engine.stacking import EqualPictures
+from service.engine.stacking import EqualPictures, PictureWithTexts, SharedTexts
 from service.faults import DeadlinePassed, RunFailed, ServiceNotReady
 from service.timing import Budget
 
@@ -245,3 +245,33 @@ def test_closing_answers_everybody_and_the_heartbeat_goes_on() -> None:
     started = time.monotonic()
     within_loop(test, gate)
     assert time.monotonic() - started < 5
+
+
+def test_pictures_share_a_run_with_the_very_same_texts_and_no_more_of_them_than_was_said() -> None:
+    ids, equal, many = (np.full((count, 4), 1, dtype=np.int64) for count in (3, 3, 20))
+    gate, runs = threading.Event(), list[tuple[int, int]]()
+
+    def counted(stack: tuple[Rows, Rows]) -> Rows:
+        gate.wait(10)
+        vectors, texts = stack
+        runs.append((len(vectors), len(texts)))
+        return vectors[:, :1] + np.zeros((1, len(texts)), dtype=np.float32)
+
+    async def main() -> None:
+        batcher = Batcher(
+            "graph", counted, max_batch=8, max_items=100, max_wait_s=60, observer=Record(), stacking=SharedTexts(8)
+        )
+        asked = [*[ids] * 5, *[equal] * 2, many]
+        sent = [
+            asyncio.ensure_future(batcher.submit(PictureWithTexts(np.full(2, n, np.float32), each), Budget()))
+            for n, each in enumerate(asked)
+        ]
+        await asyncio.sleep(0)
+        gate.set()
+        found = await asyncio.gather(*sent)
+        assert [(row[0], len(row)) for row in found] == [(n, len(each)) for n, each in enumerate(asked)]
+        await batcher.close()
+
+    asyncio.run(main())
+    # Two pictures of three texts fit into eight, and a picture with twenty runs all the same.
+    assert sorted(runs) == [(1, 3), (1, 20), (2, 3), (2, 3), (2, 3)]

@@ -88,13 +88,17 @@ def accuracy(head: ClassHead, vectors: NDArray[np.floating], truth: I64) -> floa
 
 def judge_head(head: ClassHead, vectors: NDArray[np.floating], truth: I64) -> dict[str, Any]:
     """Accuracy with its interval, averaged over classes, and its floors; unit vectors [n, D], truth in [0, C)."""
-    predicted = head(vectors).argmax(axis=1)
+    return judge_predictions(head(vectors).argmax(axis=1), truth, classes=len(head.bias))
+
+
+def judge_predictions(predicted: I64, truth: I64, *, classes: int) -> dict[str, Any]:
+    """As `judge_head`, of the classes that were named: int64 [n] in [0, classes)."""
     return {
         "accuracy": asdict(mean_estimate(predicted == truth)),
         "class_mean": class_mean_accuracy(predicted, truth),
         "majority": majority_share(truth),
-        "chance": 1 / len(head.bias),
-        "classes": len(head.bias),
+        "chance": 1 / classes,
+        "classes": classes,
     }
 
 

@@ -16,6 +16,8 @@ from training.models.towers import DualEncoder
 
 Position = Literal["end", "middle", "front"]
 """Where a class name stands among its context."""
+NOISE_STD = 0.02
+"""Of context vectors that are drawn."""
 _START_AND_END = 2
 
 
@@ -75,7 +77,11 @@ class PromptedText(nn.Module):
         self._before = {"end": contexts.count, "middle": contexts.count // 2, "front": 0}[position]
 
     def forward(self, ids: Tensor) -> Tensor:
-        tokens, vectors = self.reader.token_embedding(ids), self.contexts.vectors
+        return self.among(ids, self.contexts.vectors.expand(ids.shape[0], -1, -1))
+
+    def among(self, ids: Tensor, vectors: Tensor) -> Tensor:
+        """Each text with vectors of its own in place of the contexts: int64 [B, L] and [B, n, W] -> [B, D]."""
+        tokens = self.reader.token_embedding(ids)
         source, end = placed(
             self.reader.end_of(ids),
             length=ids.shape[1],
@@ -83,7 +89,7 @@ class PromptedText(nn.Module):
             before=self._before,
             context_length=self.context_length,
         )
-        both = torch.cat([tokens, vectors.expand(tokens.shape[0], -1, -1)], dim=1)
+        both = torch.cat([tokens, vectors], dim=1)
         rows = torch.arange(tokens.shape[0], device=ids.device)[:, None]
         return self.reader.read(both[rows, source], end)
 
