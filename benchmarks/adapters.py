@@ -30,15 +30,15 @@ from benchmarks.adapters_judge import (
     Answered,
     ConditionalScores,
     EncoderScores,
-    HeadScores,
     Scores,
+    base_answers,
     base_scores,
     harmonic,
     numbers,
     prompt_spread,
     wise_ft,
 )
-from benchmarks.adapters_tasks import SEEDS, SHOTS, STUDY, TASKS, Task, recipe, task
+from benchmarks.adapters_tasks import SEEDS, SHOTS, STUDY, TASKS, Judging, Task, recipe, task
 from training import method as methods
 from training.checkpoint import load_state, read_checkpoint
 from training.few_shot import CONTROLS
@@ -131,18 +131,17 @@ def measure(one: Run, of: Task) -> dict[str, Any]:
     before = base_scores(of)
     if one.method == ZERO_SHOT:
         spread = {name: prompt_spread(of, before, name) for name in ("base", "new")}
-        return {**_judged(of, before), "templates": spread}
+        return {**_judged(of, base_answers(of)), "templates": spread}
     if one.method not in STEPPED:
-        return _head(one, of, before)
-    return _stepped(one, of, before, rate=rate_of(one, of))
+        return _head(one, of)
+    return _stepped(one, of, rate=rate_of(one, of))
 
 
-def _judged(of: Task, scores: Scores) -> dict[str, Any]:
-    answered = {split: Answered.of(scores, asked) for split, asked in of.asked.items()}
-    return {split: numbers(answered[split], of.asked[split]) for split in of.asked}
+def _judged(of: Task, answered: Mapping[Judging, Answered]) -> dict[str, Any]:
+    return {split: numbers(answered[split], asked) for split, asked in of.asked.items()}
 
 
-def _head(one: Run, of: Task, before: Scores) -> dict[str, Any]:
+def _head(one: Run, of: Task) -> dict[str, Any]:
     base, _ = of.classes
     options = {"label": of.label, "shots": one.shots, "shots_seed": one.seed, "only": list(base)}
     if one.method in CONTROLS:
@@ -167,11 +166,11 @@ def _head(one: Run, of: Task, before: Scores) -> dict[str, Any]:
     made.fit(features)
     spent_s = time.process_time() - began_s
     assert made.classes == base, "the task's classes are those of the head, in its order"
-    scores = HeadScores(base=before, head=made.head, classes=base)
+    answered = {split: each.with_head(made.head, of.asked[split]) for split, each in base_answers(of).items()}
     report = made.report()
     numbers_of = sum(array.size for array in made.head.arrays().values())
     return {
-        **_judged(of, scores),
+        **_judged(of, answered),
         "chosen": {knob: report["tried"][knob] for knob in made.knobs},
         "cpu_s": spent_s,
         "parameters": numbers_of,
@@ -179,7 +178,7 @@ def _head(one: Run, of: Task, before: Scores) -> dict[str, Any]:
     }
 
 
-def _stepped(one: Run, of: Task, before: EncoderScores, *, rate: float, whole: bool = True) -> dict[str, Any]:
+def _stepped(one: Run, of: Task, *, rate: float, whole: bool = True) -> dict[str, Any]:
     """whole: at the most shots alphas too, and wordings of the first seed."""
     folder = RUNS / one.name.replace("/", "-")
     shutil.rmtree(folder, ignore_errors=True)
@@ -219,9 +218,9 @@ def _stepped(one: Run, of: Task, before: EncoderScores, *, rate: float, whole: b
     }
     scores = scores_of(one.method, folder, of)
     after = {split: Answered.of(scores, asked) for split, asked in of.asked.items()}
-    found = {split: numbers(after[split], of.asked[split]) for split in of.asked}
+    found = _judged(of, after)
     if whole and one.longer == 1 and one.shots == max(SHOTS):
-        origin = {split: Answered.of(before, asked) for split, asked in of.asked.items()}
+        origin = base_answers(of)
         if one.method in WHOLE:
             found["wise_ft"] = wise_ft(of, lambda alpha: _between(folder, of, alpha), (0.0, 0.25, 0.5, 0.75, 1.0))
         else:
@@ -246,7 +245,7 @@ def scores_of(method: str, folder: Path, of: Task) -> Scores:
     )
 
 
-def _between(folder: Path, of: Task, alpha: float) -> dict[str, Answered]:
+def _between(folder: Path, of: Task, alpha: float) -> dict[Judging, Answered]:
     """The model whose weights are (1 - alpha) of the base and alpha of the tuned one."""
     from training.checkpoint import load_model
     from training.encoder import encoder_of
@@ -280,7 +279,7 @@ def tune(of: Task, method: str) -> dict[str, Any]:
     one = Run(task=of.name, method=method, shots=max(SHOTS), seed=0)
     tried: dict[str, float] = {}
     for rate in STEPPED[method].rates:
-        found = _stepped(one, of, base_scores(of), rate=rate, whole=False)["validation"]
+        found = _stepped(one, of, rate=rate, whole=False)["validation"]
         tried[f"{rate:g}"] = harmonic(found["base"]["value"], found["new"]["value"])
         print(f"   {of.name}/{method} {rate:g}: {tried[f'{rate:g}']:.3f}", flush=True)
     best = max(tried, key=lambda rate: tried[rate])

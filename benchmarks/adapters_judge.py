@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.adapters_tasks import Naming, Question, Shown, Task
+from benchmarks.adapters_tasks import Judging, Naming, Question, Shown, Task
 from evaluation.metrics import class_mean_accuracy, first_hit_rank, majority_share
 from evaluation.zero_shot import class_matrix
 from model_store.templates import named_templates
@@ -61,21 +62,6 @@ class EncoderScores:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadScores:
-    """A class head, beside the base for every question that is not about its classes."""
-
-    base: Scores
-    head: ClassHead
-    classes: tuple[str, ...]
-
-    def names(self, shown: Shown, labels: Sequence[str]) -> Logits:
-        return self.head(shown.vectors) if tuple(labels) == self.classes else self.base.names(shown, labels)
-
-    def captions(self, shown: Shown, captions: Sequence[str]) -> Logits:
-        return self.base.captions(shown, captions)
-
-
-@dataclass(frozen=True, kw_only=True)
 class ConditionalScores:
     """A head that says something else of the same name for each picture; captions find what they found before."""
 
@@ -117,11 +103,22 @@ class Answered:
         """(1 - alpha) of these logits and alpha of the other's."""
         return Answered({name: (1 - alpha) * own + alpha * other.logits[name] for name, own in self.logits.items()})
 
+    def with_head(self, head: ClassHead, asked: Mapping[str, Question]) -> Answered:
+        """What a class head of the base classes answers: everything else is asked of the base."""
+        return Answered({**self.logits, "base": head(asked["base"].shown.vectors)})
+
     def right(self, name: str, question: Question) -> NDArray[np.bool_]:
         """Which pictures are named, or which captions find one of theirs among the first ten."""
         if isinstance(question, Naming):
             return self.logits[name].argmax(axis=1) == question.truth
         return first_hit_rank(self.logits[name], question.relevant) < _CUT
+
+
+@cache
+def base_answers(task: Task) -> dict[Judging, Answered]:
+    """Of both splits; worked out once for all adapters."""
+    scores = base_scores(task)
+    return {split: Answered.of(scores, asked) for split, asked in task.asked.items()}
 
 
 def numbers(answered: Answered, asked: Mapping[str, Question]) -> dict[str, Any]:
@@ -151,7 +148,7 @@ def elsewhere(found: Mapping[str, Any]) -> float:
 
 
 def wise_ft(
-    task: Task, at: Callable[[float], Mapping[str, Answered]], alphas: Sequence[float] = ALPHAS
+    task: Task, at: Callable[[float], Mapping[Judging, Answered]], alphas: Sequence[float] = ALPHAS
 ) -> dict[str, Any]:
     """The alpha that is best on base classes of validation and loses a point of `elsewhere` there at most.
 
@@ -160,7 +157,7 @@ def wise_ft(
     curve: list[dict[str, Any]] = []
     for alpha in alphas:
         answered = at(alpha)
-        found = {split: numbers(answered[split], task.asked[split]) for split in ("validation", "test")}
+        found = {split: numbers(answered[split], task.asked[split]) for split in task.asked}
         curve.append({"alpha": alpha, **{split: _short(each) for split, each in found.items()}})
     floor = curve[0]["validation"]["elsewhere"] - MOST_LOST
     allowed = [point for point in curve if point["validation"]["elsewhere"] >= floor - 1e-9]

@@ -89,7 +89,7 @@ class Finding:
 Question = Naming | Finding
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Task:
     """A label of some pictures, behind a base. data: the recipe's table, as TOML."""
 
@@ -185,13 +185,14 @@ class Task:
         yield "scenes R@10", Finding(shown=self.all_of(np.stack(pictures)), captions=tuple(captions), relevant=relevant)
 
     def _photographs(self, split: Judging) -> Finding:
-        """Every second photograph of flickr8k-800, with its five captions."""
+        """Every second photograph of flickr8k-800, with the first of its captions."""
         folder = Path(self.data["folder"]).parent / "flickr8k-800"
         with (folder / "captions.csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         names = sorted({row["image"] for row in rows})[SPLITS.index(split) :: 2]
         place = {name: at for at, name in enumerate(names)}
-        said = [(row["caption"], place[row["image"]]) for row in rows if row["image"] in place]
+        first = {row["image"]: row["caption"] for row in reversed(rows)}
+        said = [(first[name], at) for name, at in place.items()]
         pixels = np.stack([self.encoder._pixels((folder / "images" / name).read_bytes()) for name in names])  # pyright: ignore[reportPrivateUsage]
         relevant = np.zeros((len(said), len(names)), dtype=np.bool_)
         relevant[np.arange(len(said)), [at for _, at in said]] = True
