@@ -166,7 +166,9 @@ def _head(one: Run, of: Task) -> dict[str, Any]:
     made.fit(features)
     spent_s = time.process_time() - began_s
     assert made.classes == base, "the task's classes are those of the head, in its order"
-    answered = {split: each.with_head(made.head, of.asked[split]) for split, each in base_answers(of).items()}
+    answered: dict[Judging, Answered] = {
+        split: each.with_head(made.head, of.asked[split]) for split, each in base_answers(of).items()
+    }
     report = made.report()
     numbers_of = sum(array.size for array in made.head.arrays().values())
     return {
@@ -217,7 +219,7 @@ def _stepped(one: Run, of: Task, *, rate: float, whole: bool = True) -> dict[str
         "pictures": pictures,
     }
     scores = scores_of(one.method, folder, of)
-    after = {split: Answered.of(scores, asked) for split, asked in of.asked.items()}
+    after: dict[Judging, Answered] = {split: Answered.of(scores, asked) for split, asked in of.asked.items()}
     found = _judged(of, after)
     if whole and one.longer == 1 and one.shots == max(SHOTS):
         origin = base_answers(of)
