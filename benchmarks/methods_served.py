@@ -31,10 +31,11 @@ from evaluation.encoder import ServerEncoder, open_artifact, png
 from evaluation.scenes.config import SceneConfig
 from evaluation.scenes.rendering import render
 from evaluation.scenes.sampling import sample
-from model_store.store import Store
+from model_store.store import Artifact, Store
 from training.checkpoint import read_checkpoint
 from training.loop import train
 from training.method import available
+from training.methods.parts.conditional_run import ConditionalRun
 from training.opening import method_of, open_checkpoint
 from training.publication import Publication
 from training.publish import publish_checkpoint
@@ -77,17 +78,20 @@ device = "cpu"
 threads = 1
 report = "scenes"
 """
-BASE = "base"
+BASE, VIT = "base", "vit"
+BASES = {BASE: (), VIT: ("model.image={trunk='clipworks_vit_t',size_px=48}", "optim.steps=30")}
 TEXTS = ["a red circle", "a blue square left of a green star", "there is no cross", "a picture without a circle"]
 _FEW = "optim.steps=20"
+_ONE_WORD = "method_options={label='shape',words='a',n_ctx=1}"
 
 
 @dataclass(frozen=True)
 class Run:
-    """Overrides of a method's run; `by_itself`: it starts from no base."""
+    """Overrides of a method's run; base: one of `BASES`. by_itself: it starts from none."""
 
     method: str
     overrides: tuple[str, ...] = ()
+    base: str = BASE
     by_itself: bool = False
 
 
@@ -119,6 +123,14 @@ RUNS: Mapping[str, Run | Elsewhere] = {
     "coop": Run("coop", ("optim.steps=200", "optim.rate=2e-2", "method_options={label='pair',words='a'}")),
     "coop, the proof fails": Run("coop", (_FEW, "optim.rate=1.0", "method_options={label='pair',n_ctx=8}")),
     "coop, specific": Run("coop", (_FEW, "method_options={label='shape',n_ctx=4,specific=true}")),
+    "cocoop": Run("cocoop", ("optim.steps=60", "optim.rate=2e-2", "method_options={label='shape',reduction=4}")),
+    "vpt": Run("vpt", (_FEW, "optim.rate=2e-2", "method_options={label='shape',depth=2}"), base=VIT),
+    "ivlp": Run("ivlp", (_FEW, "optim.rate=2e-2", _ONE_WORD), base=VIT),
+    "maple": Run("maple", (_FEW, "optim.rate=2e-2", _ONE_WORD), base=VIT),
+    "promptsrc": Run("promptsrc", (_FEW, "optim.rate=2e-2", _ONE_WORD), base=VIT),
+    "promptsrc, texts": Run(
+        "promptsrc", (_FEW, "optim.rate=2e-3", "method_options={label='shape',words='a',n_ctx=1,towers='text'}")
+    ),
     "clip_lora": Run("clip_lora", ("optim.steps=10", "optim.rate=2e-2", "method_options.label=shape")),
     "clip_lora, texts": Run(
         "clip_lora", ("optim.steps=10", "optim.rate=2e-3", "method_options={label='shape',towers='text'}")
@@ -156,22 +168,23 @@ def measured(rows: Sequence[str], folder: Path) -> dict[str, Any]:
     recipe, store = folder / "recipe.toml", Store(folder / "store", builtin=False)
     recipe.write_text(RECIPE, encoding="utf-8")
     runs = {row: (f"run-{at}", run) for at, row in enumerate(rows) if isinstance(run := RUNS[row], Run)}
-    train(recipe, [f"run.folder={json.dumps(str(folder / BASE))}"])
-    publish_checkpoint(folder / BASE, BASE, store, precisions=("fp32",))
+    for base in dict.fromkeys((BASE, *(run.base for _, run in runs.values()))):
+        train(recipe, [f"run.folder={json.dumps(str(folder / base))}", *BASES[base]])
+        publish_checkpoint(folder / base, base, store, precisions=("fp32",))
     for row, (name, run) in runs.items():
         print(f"{row}", flush=True)
-        base = [] if run.by_itself or run.method == "base" else [f"base={json.dumps(str(folder / BASE))}"]
+        base = [] if run.by_itself or run.method == "base" else [f"base={json.dumps(str(folder / run.base))}"]
         overrides = [each.replace("BASE", str(folder / BASE)) for each in run.overrides]
         train(recipe, [f"run.folder={json.dumps(str(folder / name))}", *base, f"method={run.method}", *overrides])
         publish_checkpoint(folder / name, name, store, precisions=("fp32",))
     names = [name for name, _ in runs.values()]
     with served(folder / "store", names) as url, Client(url) as client:
-        return {row: row_of(folder, name, store, client) for row, (name, _) in runs.items()}
+        return {row: row_of(folder, name, store.open(run.base), store, client) for row, (name, run) in runs.items()}
 
 
-def row_of(folder: Path, name: str, store: Store, client: Client) -> dict[str, Any]:
+def row_of(folder: Path, name: str, base: Artifact, store: Store, client: Client) -> dict[str, Any]:
     """Roles of one artifact, its space, and the largest difference of each door to the checkpoint."""
-    artifact, base = store.open(name), store.open(BASE)
+    artifact = store.open(name)
     own = list(dict.fromkeys(graph.role for graph in artifact.manifest.graphs))
     pictures = [render(sample(seed, SceneConfig()), 64).image for seed in range(9)]
     found: dict[str, Any] = {
@@ -180,7 +193,7 @@ def row_of(folder: Path, name: str, store: Store, client: Client) -> dict[str, A
         "searchable": artifact.manifest.space == base.manifest.space,
     }
     doors = {"artifact": open_artifact(artifact), "HTTP": ServerEncoder(client, model=name)}
-    if own != ["class_head"]:
+    if set(own) - {"class_head", "conditional_head"}:
         checkpoint = open_checkpoint(folder / name)
         expected = np.concatenate([checkpoint.encode_texts(TEXTS), checkpoint.encode_images(pictures)])
         found["vectors"] = {
@@ -190,7 +203,8 @@ def row_of(folder: Path, name: str, store: Store, client: Client) -> dict[str, A
     if "class_head" in own:
         run = SavedRun(folder=folder / name, info=read_checkpoint(folder / name))
         ((head, source),) = method_of(run.info).derivation(Publication(run=run, store=store)).heads.items()
-        vectors = open_checkpoint(folder / BASE).encode_images(pictures)
+        seen_by = name if "image_encoder" in own else base.manifest.name
+        vectors = open_checkpoint(folder / seen_by).encode_images(pictures)
         with torch.inference_mode():
             scores = source.module(torch.from_numpy(vectors)).softmax(dim=1).numpy()
         answers = client.classify([png(each) for each in pictures], model=name, label_set=head)
@@ -198,6 +212,19 @@ def row_of(folder: Path, name: str, store: Store, client: Client) -> dict[str, A
         over_http = np.array([[row[label] for label in source.labels] for row in by_label])
         artifacts = open_artifact(artifact).class_scores(head, pictures)
         found["scores"] = {"artifact": _largest(artifacts, scores), "HTTP": _largest(over_http, scores)}
+    if "conditional_head" in own:
+        opened = ConditionalRun.of(SavedRun(folder=folder / name, info=read_checkpoint(folder / name)), position="end")
+        labels = [*opened.run.info.labels, "red thing", "a star and a circle"]
+        expected = opened.logits(open_checkpoint(folder / base.manifest.name).encode_images(pictures), labels)
+        scores = torch.from_numpy(expected).softmax(dim=1).numpy()
+        logits = torch.from_numpy(open_artifact(artifact).label_logits(labels, pictures))
+        answers = client.classify([png(each) for each in pictures], labels, model=name)
+        by_label = [{each.label: each.score for each in row} for row in answers]
+        over_http = np.array([[row[label] for label in labels] for row in by_label])
+        found["scores"] = {
+            "artifact": _largest(logits.softmax(dim=1).numpy(), scores),
+            "HTTP": _largest(over_http, scores),
+        }
     return found
 
 

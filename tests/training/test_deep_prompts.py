@@ -12,6 +12,7 @@ from open_clip.transformer import Transformer
 from torch import Tensor, nn
 
 from model_store.modality.text import Tokenizer
+from tests.training.prompt_towers import WIDTH, sentences
 from training.bases import StoredTowers
 from training.checkpoint import load_model
 from training.data.vocabulary import clip_merges, clip_text_spec
@@ -168,6 +169,27 @@ def test_words_that_have_not_moved_are_the_hand_written_prompt(models: Models, k
     deeper = text_start(model, tokenizer, words="a of a", n_ctx=n_ctx, depth=2).requires_grad_(False)
     moved = PromptedTowers(model, TowerPrompts(None, deeper)).encode_text(name_ids(names, tokenizer, count=text.count))
     assert not torch.allclose(moved, expected, atol=1e-5)
+
+
+def test_a_sentence_encoder_reads_prompts_of_each_of_its_layers() -> None:
+    """Layers put together by hand; the words that have not moved are the hand-written prompt to the bit."""
+    tokenizer = Tokenizer(clip_text_spec(500, context_length=LENGTH), clip_merges(500))
+    model = sentences(tokenizer)
+    words = text_start(model, tokenizer, words="a of a", n_ctx=2, depth=1).requires_grad_(False)
+    found = PromptedTowers(model, TowerPrompts(None, words)).encode_text(name_ids(NAMES, tokenizer, count=words.count))
+    said = [tokenizer.encode(f"a of a {name}") for name in NAMES]
+    assert torch.equal(found, model.encode_text(torch.from_numpy(tokenizer.pad(said))))
+    prompts = TextPrompts(drawn(2, 2, WIDTH), drawn(0, WIDTH)).requires_grad_(False)
+    towers, tower = PromptedTowers(model, TowerPrompts(None, prompts)), model.text
+    ids = name_ids(NAMES, tokenizer, count=2)
+    given = seen_by(tower.layers, lambda: towers.encode_text(ids))
+    assert torch.equal(given[1][:, 1:3], prompts.layers[1].expand(3, -1, -1))
+    rest = tower.layers[0](given[0], torch.zeros(3, 1, 1, given[0].shape[1]))
+    (alone,) = (row for row in range(3) if len(said[row]) == max(map(len, said)))  # the longest text has no padding
+    torch.testing.assert_close(given[1][alone, 3:], rest[alone, 3:])
+    torch.testing.assert_close(given[1][alone, 0], rest[alone, 0])
+    with pytest.raises(ValueError, match="prompts in front of 3 layers are wanted, and the text tower has 2"):
+        text_start(model, tokenizer, words=None, n_ctx=2, depth=3)
 
 
 @pytest.mark.parametrize("kind", KINDS)

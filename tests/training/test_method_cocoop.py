@@ -326,7 +326,7 @@ def test_the_pages_recipe_trains(squares: Path, square_base: Path, tmp_path: Pat
     page = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text(encoding="utf-8")
     ours = tomllib.loads(re.findall(r"## cocoop\n.*?```toml\n(.*?)```", page, flags=re.S)[0])
     assert CocoopOptions.parse(ours["method_options"], method="cocoop") == CocoopOptions(label="colour")
-    assert set(CocoopOptions.model_fields) - set(ours["method_options"]) == {"n_ctx", "least", "templates"}
+    assert set(CocoopOptions.model_fields) - set(ours["method_options"]) == {"n_ctx", "least", "only", "templates"}
     settings = [f"optim.{name}={value}" for name, value in {**ours["optim"], "steps": 2}.items()]
     places = [f"run.folder={json.dumps(str(tmp_path / 'run'))}", f"base={json.dumps(str(square_base))}"]
     assert train(squares, [*places, *SHOTS, *settings]).step == 2

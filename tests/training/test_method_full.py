@@ -180,7 +180,7 @@ def test_the_pages_recipe_trains(squares: Path, square_base: Path, tmp_path: Pat
     ours = tomllib.loads(re.findall(r"## full\n.*?```toml\n(.*?)```", page, flags=re.S)[0])
     told = FullOptions.parse(ours["method_options"], method="full")
     assert told == FullOptions(label="colour", templates=("a photo of a {}",))
-    assert set(FullOptions.model_fields) - set(ours["method_options"]) == {"least"}
+    assert set(FullOptions.model_fields) - set(ours["method_options"]) == {"least", "only"}
     settings = [f"optim.{name}={value}" for name, value in {**ours["optim"], "steps": 2}.items()]
     table = [f"wise_ft.{name}={json.dumps(value)}" for name, value in ours["wise_ft"].items()]
     places = [f"run.folder={json.dumps(str(tmp_path / 'run'))}", f"base={json.dumps(str(square_base))}"]
