@@ -224,10 +224,10 @@ def _stepped(one: Run, of: Task, *, rate: float, whole: bool = True) -> dict[str
     if whole and one.longer == 1 and one.shots == max(SHOTS):
         origin = base_answers(of)
         if one.method in WHOLE:
-            found["wise_ft"] = wise_ft(of, lambda alpha: _between(folder, of, alpha), (0.0, 0.25, 0.5, 0.75, 1.0))
+            found["wise_ft"] = wise_ft(of.asked, lambda alpha: _between(folder, of, alpha), (0.0, 0.25, 0.5, 0.75, 1.0))
         else:
             found["wise_ft"] = wise_ft(
-                of, lambda alpha: {split: origin[split].mixed(after[split], alpha) for split in origin}, ALPHAS
+                of.asked, lambda alpha: {split: origin[split].mixed(after[split], alpha) for split in origin}, ALPHAS
             )
         if one.seed == SEEDS[0] and isinstance(scores, EncoderScores):
             found["templates"] = {name: prompt_spread(of, scores, name) for name in ("base", "new")}

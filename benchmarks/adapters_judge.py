@@ -143,12 +143,14 @@ def harmonic(base: float, new: float) -> float:
 
 
 def elsewhere(found: Mapping[str, Any]) -> float:
-    """The mean over everything that was not trained: new classes, other labels, retrieval."""
-    return float(np.mean([each["value"] for name, each in found.items() if name != "base"]))
+    """The mean over what is about no class of the task: other labels, other pictures, retrieval."""
+    return float(np.mean([each["value"] for name, each in found.items() if name not in ("base", "new")]))
 
 
 def wise_ft(
-    task: Task, at: Callable[[float], Mapping[Judging, Answered]], alphas: Sequence[float] = ALPHAS
+    asked: Mapping[Judging, Mapping[str, Question]],
+    at: Callable[[float], Mapping[Judging, Answered]],
+    alphas: Sequence[float] = ALPHAS,
 ) -> dict[str, Any]:
     """The alpha that is best on base classes of validation and loses a point of `elsewhere` there at most.
 
@@ -157,7 +159,7 @@ def wise_ft(
     curve: list[dict[str, Any]] = []
     for alpha in alphas:
         answered = at(alpha)
-        found = {split: numbers(answered[split], task.asked[split]) for split in task.asked}
+        found = {split: numbers(answered[split], questions) for split, questions in asked.items()}
         curve.append({"alpha": alpha, **{split: _short(each) for split, each in found.items()}})
     floor = curve[0]["validation"]["elsewhere"] - MOST_LOST
     allowed = [point for point in curve if point["validation"]["elsewhere"] >= floor - 1e-9]

@@ -83,7 +83,7 @@ def base_to_new(found: Groups, task: str) -> str:
     head = ["", "base", "to zero-shot", "class mean", "new", "to zero-shot", "harmonic mean", "elsewhere"]
     lines = [
         [ZERO_SHOT, _share(base), "", _share(zero["base"]["class_mean"]), _share(new), "",
-         _share(harmonic(base, new)), _share(_elsewhere_but_new(zero))]
+         _share(harmonic(base, new)), _share(elsewhere(zero))]
     ]  # fmt: skip
     for method in METHODS:
         group = found.get((task, method, str(MOST)))
@@ -102,7 +102,7 @@ def base_to_new(found: Groups, task: str) -> str:
                 _seeds([harmonic(test["base"]["value"], test["new"]["value"]) for test in tests], spread=False)
                 if changed
                 else "",
-                _seeds([_elsewhere_but_new(test) for test in tests], spread=False) if changed else "",
+                _seeds([elsewhere(test) for test in tests], spread=False) if changed else "",
             ]
         )
     of = f"{zero['base']['n']} held-out pictures of base classes, {zero['new']['n']} of new ones; {floor}."
@@ -245,10 +245,6 @@ def _of_most(found: Groups) -> Iterator[tuple[str, str, Group]]:
                 yield task, method, group
 
 
-def _elsewhere_but_new(test: Record) -> float:
-    return elsewhere({name: each for name, each in test.items() if name != "new"})
-
-
 def _mean_of(group: Group | None, name: str) -> str:
     return "" if group is None else _share(statistics.mean(record["test"][name]["value"] for record in group))
 
@@ -343,10 +339,10 @@ def draw_forgetting(found: Groups, path: Path) -> None:
     """What is lost elsewhere against shots, against passes over them, and against alpha; drawings."""
     task = TASKS[0]
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 4.4), layout="constrained", sharey=True)
-    zero = _elsewhere_but_new(found[task, ZERO_SHOT, "0"][0]["test"])
+    zero = elsewhere(found[task, ZERO_SHOT, "0"][0]["test"])
 
     def lost(group: Group) -> float:
-        return 100 * (statistics.mean(_elsewhere_but_new(record["test"]) for record in group) - zero)
+        return 100 * (statistics.mean(elsewhere(record["test"]) for record in group) - zero)
 
     for method in STEPPED:
         shots = [(each, lost(found[task, method, str(each)])) for each in SHOTS if (task, method, str(each)) in found]
@@ -378,11 +374,11 @@ def draw_forgetting(found: Groups, path: Path) -> None:
 def _style(method: str) -> dict[str, Any]:
     number = METHODS.index(method)
     return {
-        "color": f"C{number % 10}",
-        "marker": "osD^v<>PX*"[number % 10],
-        "linestyle": "--" if method in CONTROLS else "-",
+        "color": pyplot.get_cmap("tab20")((number * 2 + number // 10) % 20),
+        "marker": "osD^v<>PX*hpd8."[number],
+        "linestyle": ":" if method in CONTROLS else "--" if method in HEADS else "-",
         "linewidth": 1,
-        "markersize": 4,
+        "markersize": 5,
     }
 
 
