@@ -33,6 +33,7 @@ from benchmarks.adapters_judge import (
     Scores,
     base_answers,
     base_scores,
+    conditions,
     harmonic,
     numbers,
     prompt_spread,
@@ -229,6 +230,8 @@ def _stepped(one: Run, of: Task, *, rate: float, whole: bool = True) -> dict[str
             found["wise_ft"] = wise_ft(
                 of.asked, lambda alpha: {split: origin[split].mixed(after[split], alpha) for split in origin}, ALPHAS
             )
+        if isinstance(scores, ConditionalScores):
+            found["conditions"] = {name: conditions(of, scores, name) for name in ("base", "new")}
         if one.seed == SEEDS[0] and isinstance(scores, EncoderScores):
             found["templates"] = {name: prompt_spread(of, scores, name) for name in ("base", "new")}
     shutil.rmtree(folder)

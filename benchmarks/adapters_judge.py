@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from benchmarks.adapters_tasks import Judging, Naming, Question, Shown, Task
@@ -16,6 +17,7 @@ from evaluation.zero_shot import class_matrix
 from model_store.templates import named_templates
 from training.encoder import TorchEncoder
 from training.methods.parts.class_heads import ClassHead
+from training.methods.parts.conditional import judge_conditions
 from training.methods.parts.conditional_run import ConditionalRun
 from training.methods.parts.prompted import scale_of
 
@@ -169,6 +171,17 @@ def wise_ft(
 
 def _short(found: Mapping[str, Any]) -> dict[str, float]:
     return {"base": found["base"]["value"], "new": found["new"]["value"], "elsewhere": elsewhere(found)}
+
+
+def conditions(task: Task, scores: ConditionalScores, name: str) -> dict[str, float]:
+    """Accuracy with each picture's own contexts, with those of the mean picture, and with those of another one."""
+    question = task.asked["test"][name]
+    if not isinstance(question, Naming):
+        raise ValueError(f"{name} is no question of names")
+    tokenizer = task.opened.tokenizer
+    ids = torch.from_numpy(tokenizer.pad([tokenizer.encode(label) for label in question.labels]))
+    found = judge_conditions(scores.run.head, question.shown.vectors, question.truth, ids)
+    return {kind: judged["accuracy"]["value"] for kind, judged in found.items()}
 
 
 def prompt_spread(task: Task, scores: EncoderScores, name: str = "base") -> dict[str, Any]:

@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.adapters import FOUND, HEADS, LONGER, STEPPED, ZERO_SHOT, harmonic
+from benchmarks.adapters import CONDITIONAL, FOUND, HEADS, LONGER, STEPPED, ZERO_SHOT, harmonic
 from benchmarks.adapters_judge import elsewhere
 from benchmarks.adapters_tasks import SHOTS, TASKS
 from benchmarks.lab_runs import RECORDS, ROOT
@@ -29,6 +29,7 @@ PAGE, PICTURES = ROOT / "docs" / "adapters.md", ROOT / "docs" / "pictures" / "la
 KEPT = RECORDS / "adapters.json"
 METHODS = (*CONTROLS, *HEADS, *STEPPED)
 MOST = max(SHOTS)
+CONDITIONS = {"head": "its own", "given_mean": "the mean of all", "given_another": "another one"}
 _DIGITS = 5
 Record = Mapping[str, Any]
 Group = Sequence[Record]  # the seeds of one line
@@ -70,6 +71,7 @@ def blocks(found: Groups) -> dict[str, str]:
     out["adapters-wise-ft"] = kept_gain(found)
     out["adapters-wordings"] = wordings(found)
     out["adapters-claims"] = claims(found)
+    out["adapters-conditions"] = conditions(found)
     out["adapters-cost"] = costs(found)
     return out
 
@@ -80,11 +82,12 @@ def base_to_new(found: Groups, task: str) -> str:
     base, new = zero["base"]["value"], zero["new"]["value"]
     floor = f"majority {_share(zero['base']['majority'])} and {_share(zero['new']['majority'])}, chance "
     floor += f"{_share(zero['base']['chance'])} and {_share(zero['new']['chance'])}"
-    head = ["", "base", "to zero-shot", "class mean", "new", "to zero-shot", "harmonic mean", "elsewhere"]
+    head = ["", "base", "to zero-shot", "to `gda`", "class mean", "new", "to zero-shot", "harmonic mean", "elsewhere"]
     lines = [
-        [ZERO_SHOT, _share(base), "", _share(zero["base"]["class_mean"]), _share(new), "",
+        [ZERO_SHOT, _share(base), "", "", _share(zero["base"]["class_mean"]), _share(new), "",
          _share(harmonic(base, new)), _share(elsewhere(zero))]
     ]  # fmt: skip
+    gda = found.get((task, "gda", str(MOST)))
     for method in METHODS:
         group = found.get((task, method, str(MOST)))
         if group is None:
@@ -96,6 +99,7 @@ def base_to_new(found: Groups, task: str) -> str:
                 f"`{method}`",
                 _seeds([test["base"]["value"] for test in tests]),
                 _difference(difference(group, zero, "base")),
+                _difference(_between(gda, group, "base")) if gda and changed else "",
                 _seeds([test["base"]["class_mean"] for test in tests], spread=False),
                 _seeds([test["new"]["value"] for test in tests]) if changed else "",
                 _difference(difference(group, zero, "new")) if changed else "",
@@ -188,6 +192,17 @@ def claims(found: Groups) -> str:
             cells.append(_difference(_between(against, group, name)))
         lines.append(cells)
     return markdown_table(["claim", *TASKS], lines)
+
+
+def conditions(found: Groups) -> str:
+    """Whose picture decides about the contexts of a conditional head."""
+    lines: list[list[str]] = []
+    for task in TASKS:
+        told = [each["conditions"] for each in found.get((task, CONDITIONAL, str(MOST)), ()) if "conditions" in each]
+        for name in ("base", "new") if told else ():
+            means = (statistics.mean(each[name][kind] for each in told) for kind in CONDITIONS)
+            lines.append([task, name, *(_share(mean) for mean in means)])
+    return markdown_table(["", "classes", *CONDITIONS.values()], lines)
 
 
 def costs(found: Groups) -> str:
