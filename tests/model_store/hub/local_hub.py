@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import ssl
 import threading
@@ -106,9 +107,11 @@ def local_hub(root: Path, *, tls: ssl.SSLContext | None = None) -> Iterator[Loca
 def came_bytes(home: Path) -> int:
     """The size of the largest file that a download in this hub cache has not finished."""
     sizes = [0]
-    for file in home.rglob("*.incomplete"):
-        with suppress(FileNotFoundError):  # a download that ends between the listing and here renames its file
-            sizes.append(file.stat().st_size)
+    for folder, _, names in os.walk(home):  # it passes over folders that go away meanwhile, as rglob does not
+        for name in names:
+            if name.endswith(".incomplete"):
+                with suppress(FileNotFoundError):  # a download that ends between the listing and here renames its file
+                    sizes.append((Path(folder) / name).stat().st_size)
     return max(sizes)
 
 
