@@ -180,10 +180,11 @@ def claims(found: Groups) -> str:
         ("promptsrc", "coop", "new", "PromptSRC is better than CoOp on new classes"),
         ("promptsrc", "maple", "new", "and than MaPLe"),
     )
+    tasks = [task for task in TASKS if (task, ZERO_SHOT, "0") in found]
     lines: list[list[str]] = []
     for method, other, name, claim in told:
         cells = [claim]
-        for task in TASKS:
+        for task in tasks:
             group = found.get((task, method, str(MOST)))
             against = found.get((task, other, str(MOST)) if other else (task, ZERO_SHOT, "0"))
             if group is None or against is None:
@@ -191,7 +192,7 @@ def claims(found: Groups) -> str:
                 continue
             cells.append(_difference(_between(against, group, name)))
         lines.append(cells)
-    return markdown_table(["claim", *TASKS], lines)
+    return markdown_table(["claim", *tasks], lines)
 
 
 def conditions(found: Groups) -> str:
