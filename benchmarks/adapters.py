@@ -39,7 +39,7 @@ from benchmarks.adapters_judge import (
     prompt_spread,
     wise_ft,
 )
-from benchmarks.adapters_tasks import SEEDS, SHOTS, STUDY, TASKS, Judging, Task, recipe, task
+from benchmarks.adapters_tasks import SEEDS, SHOTS, STUDY, TASKS, AdapterTask, Judging, recipe, task
 from training import method as methods
 from training.checkpoint import load_state, read_checkpoint
 from training.few_shot import CONTROLS
@@ -59,7 +59,7 @@ _FEW_STEPS = 24
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class StepPlan:
     """passes: over the shots, of photographs fewer where there are `photograph_passes`. rates: of which validation
     chooses. options: of the method; of photographs, `photographs` too."""
 
@@ -72,26 +72,26 @@ class Recipe:
     photograph_passes: int | None = None
     drawings_only: bool = False
 
-    def passes_of(self, of: Task) -> int:
+    def passes_of(self, of: AdapterTask) -> int:
         return self.passes if of.name == "drawings" or self.photograph_passes is None else self.photograph_passes
 
 
 STEPPED = {
-    "coop": Recipe(passes=50, photograph_passes=20, rates=(2e-3, 1e-2, 3e-2), options={"n_ctx": 4}),
-    "cocoop": Recipe(passes=10, photograph_passes=2, rates=(2e-3, 1e-2), options={"n_ctx": 4}),
-    "vpt": Recipe(passes=20, rates=(2e-3, 1e-2, 3e-2), drawings_only=True),
-    "ivlp": Recipe(passes=20, rates=(2e-3, 1e-2, 3e-2), drawings_only=True),
-    "maple": Recipe(passes=20, rates=(2e-3, 1e-2, 3e-2), drawings_only=True),
-    "promptsrc": Recipe(passes=20, rates=(2e-3, 1e-2, 3e-2), photographs={"towers": "text"}),
-    "clip_lora": Recipe(passes=20, rates=(1e-3, 5e-3, 2e-2), weight_decay=1e-2),
-    "full": Recipe(passes=10, rates=(3e-5, 3e-4, 3e-3), weight_decay=1e-2),
+    "coop": StepPlan(passes=50, photograph_passes=20, rates=(2e-3, 1e-2, 3e-2), options={"n_ctx": 4}),
+    "cocoop": StepPlan(passes=10, photograph_passes=2, rates=(2e-3, 1e-2), options={"n_ctx": 4}),
+    "vpt": StepPlan(passes=20, rates=(2e-3, 1e-2, 3e-2), drawings_only=True),
+    "ivlp": StepPlan(passes=20, rates=(2e-3, 1e-2, 3e-2), drawings_only=True),
+    "maple": StepPlan(passes=20, rates=(2e-3, 1e-2, 3e-2), drawings_only=True),
+    "promptsrc": StepPlan(passes=20, rates=(2e-3, 1e-2, 3e-2), photographs={"towers": "text"}),
+    "clip_lora": StepPlan(passes=20, rates=(1e-3, 5e-3, 2e-2), weight_decay=1e-2),
+    "full": StepPlan(passes=10, rates=(3e-5, 3e-4, 3e-3), weight_decay=1e-2),
 }
 CONDITIONAL = "cocoop"
 WHOLE = ("clip_lora", "full")  # they ship a whole model, whose weights can be mixed with the base's
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class AdapterRun:
     task: str
     method: str
     shots: int
@@ -108,26 +108,26 @@ class Run:
         return FOUND / f"{self.name.replace('/', '-')}.json"
 
 
-def runs() -> list[Run]:
+def runs() -> list[AdapterRun]:
     """Everything, in an order in which the first part is worth something alone: many shots first."""
-    out: list[Run] = []
+    out: list[AdapterRun] = []
     for name in TASKS:
-        out.append(Run(task=name, method=ZERO_SHOT, shots=0, seed=0))
+        out.append(AdapterRun(task=name, method=ZERO_SHOT, shots=0, seed=0))
         for shots in reversed(SHOTS):
             for seed in SEEDS:
                 for method in (*CONTROLS, *HEADS, *STEPPED):
                     if name == "drawings" or method not in STEPPED or not STEPPED[method].drawings_only:
-                        out.append(Run(task=name, method=method, shots=shots, seed=seed))
+                        out.append(AdapterRun(task=name, method=method, shots=shots, seed=seed))
     for longer in LONGER:
         out += [
-            Run(task=TASKS[0], method=method, shots=max(SHOTS), seed=seed, longer=longer)
+            AdapterRun(task=TASKS[0], method=method, shots=max(SHOTS), seed=seed, longer=longer)
             for seed in SEEDS
             for method in STEPPED
         ]
     return out
 
 
-def measure(one: Run, of: Task) -> dict[str, Any]:
+def measure(one: AdapterRun, of: AdapterTask) -> dict[str, Any]:
     """Train and judge; nothing of it is kept but the numbers."""
     before = base_scores(of)
     if one.method == ZERO_SHOT:
@@ -138,11 +138,11 @@ def measure(one: Run, of: Task) -> dict[str, Any]:
     return _stepped(one, of, rate=rate_of(one, of))
 
 
-def _judged(of: Task, answered: Mapping[Judging, Answered]) -> dict[str, Any]:
+def _judged(of: AdapterTask, answered: Mapping[Judging, Answered]) -> dict[str, Any]:
     return {split: numbers(answered[split], asked) for split, asked in of.asked.items()}
 
 
-def _head(one: Run, of: Task) -> dict[str, Any]:
+def _head(one: AdapterRun, of: AdapterTask) -> dict[str, Any]:
     base, _ = of.classes
     options = {"label": of.label, "shots": one.shots, "shots_seed": one.seed, "only": list(base)}
     if one.method in CONTROLS:
@@ -181,7 +181,7 @@ def _head(one: Run, of: Task) -> dict[str, Any]:
     }
 
 
-def _stepped(one: Run, of: Task, *, rate: float, whole: bool = True) -> dict[str, Any]:
+def _stepped(one: AdapterRun, of: AdapterTask, *, rate: float, whole: bool = True) -> dict[str, Any]:
     """whole: at the most shots alphas too, and wordings of the first seed."""
     folder = RUNS / one.name.replace("/", "-")
     shutil.rmtree(folder, ignore_errors=True)
@@ -238,7 +238,7 @@ def _stepped(one: Run, of: Task, *, rate: float, whole: bool = True) -> dict[str
     return {**found, **cost}
 
 
-def scores_of(method: str, folder: Path, of: Task) -> Scores:
+def scores_of(method: str, folder: Path, of: AdapterTask) -> Scores:
     """What a checkpoint answers, through the method that made it."""
     info = read_checkpoint(folder)
     if method == CONDITIONAL:
@@ -250,7 +250,7 @@ def scores_of(method: str, folder: Path, of: Task) -> Scores:
     )
 
 
-def _between(folder: Path, of: Task, alpha: float) -> dict[Judging, Answered]:
+def _between(folder: Path, of: AdapterTask, alpha: float) -> dict[Judging, Answered]:
     """The model whose weights are (1 - alpha) of the base and alpha of the tuned one."""
     from training.checkpoint import load_model
     from training.encoder import encoder_of
@@ -267,7 +267,7 @@ def _between(folder: Path, of: Task, alpha: float) -> dict[Judging, Answered]:
     return {split: Answered.of(scores, asked) for split, asked in of.asked.items()}
 
 
-def rate_of(one: Run, of: Task) -> float:
+def rate_of(one: AdapterRun, of: AdapterTask) -> float:
     """The rate that was best on validation at 16 shots of seed 0; the first there is where nothing was tuned.
 
     Raises:
@@ -279,9 +279,9 @@ def rate_of(one: Run, of: Task) -> float:
     return json.loads(path.read_text(encoding="utf-8"))["rate"]
 
 
-def tune(of: Task, method: str) -> dict[str, Any]:
+def tune(of: AdapterTask, method: str) -> dict[str, Any]:
     """Every rate once, judged by the harmonic mean of base and new classes of validation."""
-    one = Run(task=of.name, method=method, shots=max(SHOTS), seed=0)
+    one = AdapterRun(task=of.name, method=method, shots=max(SHOTS), seed=0)
     tried: dict[str, float] = {}
     for rate in STEPPED[method].rates:
         found = _stepped(one, of, rate=rate, whole=False)["validation"]
@@ -320,10 +320,10 @@ def main() -> int:
     FOUND.mkdir(parents=True, exist_ok=True)
     every = runs()
     known = {name: name.split("/")[0] for name in dict.fromkeys(f"{one.task}/{one.method}" for one in every)}
-    tasks: dict[str, Task] = {}
+    tasks: dict[str, AdapterTask] = {}
     part, parts = map(int, options.part.split("/"))
 
-    def opened(name: str) -> Task:
+    def opened(name: str) -> AdapterTask:
         return tasks.setdefault(name, task(name, data=options.data)) if name not in tasks else tasks[name]
 
     try:
@@ -348,9 +348,9 @@ def main() -> int:
             done = sum(one.found.exists() for one in every if f"{one.task}/{one.method}" == name)
             print(f"{name:28} {done} of {sum(f'{one.task}/{one.method}' == name for one in every)}")
     if options.write_docs:
-        from benchmarks import adapters_tables
+        from benchmarks import adapters_plots, adapters_tables
 
-        adapters_tables.write()
+        adapters_plots.draw(adapters_tables.write())
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What a trained adapter answers: its own classes, new ones, and everything that it was not trained on."""
+"""Accuracy of adapters on base, new and other classes, recall of captions, WiSE-FT, and the spread over wordings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.adapters_tasks import Judging, Naming, Question, Shown, Task
+from benchmarks.adapters_tasks import AdapterTask, Judging, Naming, Question, ShownRows
 from evaluation.metrics import class_mean_accuracy, first_hit_rank, majority_share
 from evaluation.zero_shot import class_matrix
 from model_store.templates import named_templates
@@ -28,11 +28,11 @@ _CUT = 10
 
 
 class Scores(Protocol):
-    def names(self, shown: Shown, labels: Sequence[str]) -> Logits:
+    def names(self, shown: ShownRows, labels: Sequence[str]) -> Logits:
         """Logits [n, C] of pictures and labels."""
         ...
 
-    def captions(self, shown: Shown, captions: Sequence[str]) -> Logits:
+    def captions(self, shown: ShownRows, captions: Sequence[str]) -> Logits:
         """Logits [captions, n]."""
         ...
 
@@ -47,13 +47,13 @@ class EncoderScores:
     keeps_images: bool
     seen: dict[int, NDArray[np.float32]] = field(default_factory=dict[int, NDArray[np.float32]])
 
-    def names(self, shown: Shown, labels: Sequence[str]) -> Logits:
+    def names(self, shown: ShownRows, labels: Sequence[str]) -> Logits:
         return self.scale * self.images(shown) @ class_matrix(self.encoder.encode_texts, labels, self.templates).T
 
-    def captions(self, shown: Shown, captions: Sequence[str]) -> Logits:
+    def captions(self, shown: ShownRows, captions: Sequence[str]) -> Logits:
         return self.scale * self.encoder.encode_texts(captions) @ self.images(shown).T
 
-    def images(self, shown: Shown) -> NDArray[np.float32]:
+    def images(self, shown: ShownRows) -> NDArray[np.float32]:
         """Unit vectors [n, D]; pictures are encoded once."""
         if self.keeps_images:
             return shown.vectors
@@ -70,14 +70,14 @@ class ConditionalScores:
     base: Scores
     run: ConditionalRun
 
-    def names(self, shown: Shown, labels: Sequence[str]) -> Logits:
+    def names(self, shown: ShownRows, labels: Sequence[str]) -> Logits:
         return self.run.logits(shown.vectors, labels)
 
-    def captions(self, shown: Shown, captions: Sequence[str]) -> Logits:
+    def captions(self, shown: ShownRows, captions: Sequence[str]) -> Logits:
         return self.base.captions(shown, captions)
 
 
-def base_scores(task: Task) -> EncoderScores:
+def base_scores(task: AdapterTask) -> EncoderScores:
     opened = task.opened
     return EncoderScores(
         encoder=task.encoder, templates=opened.info.templates, scale=scale_of(opened), keeps_images=True
@@ -117,7 +117,7 @@ class Answered:
 
 
 @cache
-def base_answers(task: Task) -> dict[Judging, Answered]:
+def base_answers(task: AdapterTask) -> dict[Judging, Answered]:
     """Of both splits; worked out once for all adapters."""
     scores = base_scores(task)
     return {split: Answered.of(scores, asked) for split, asked in task.asked.items()}
@@ -173,7 +173,7 @@ def _short(found: Mapping[str, Any]) -> dict[str, float]:
     return {"base": found["base"]["value"], "new": found["new"]["value"], "elsewhere": elsewhere(found)}
 
 
-def conditions(task: Task, scores: ConditionalScores, name: str) -> dict[str, float]:
+def conditions(task: AdapterTask, scores: ConditionalScores, name: str) -> dict[str, float]:
     """Accuracy with each picture's own contexts, with those of the mean picture, and with those of another one."""
     question = task.asked["test"][name]
     if not isinstance(question, Naming):
@@ -184,7 +184,7 @@ def conditions(task: Task, scores: ConditionalScores, name: str) -> dict[str, fl
     return {kind: judged["accuracy"]["value"] for kind, judged in found.items()}
 
 
-def prompt_spread(task: Task, scores: EncoderScores, name: str = "base") -> dict[str, Any]:
+def prompt_spread(task: AdapterTask, scores: EncoderScores, name: str = "base") -> dict[str, Any]:
     """Accuracy of one encoder over wordings: each of OpenAI's 80 alone, and the means of 7 and of 80."""
     question = task.asked["test"][name]
     if not isinstance(question, Naming):

@@ -1,4 +1,4 @@
-"""What the study of adapters is about: a base, classes that are trained and classes that are not, and everything else.
+"""The tasks of the study of adapters: data, base model, halves of the classes, and the questions asked elsewhere.
 
 Products, flowers and textures are photographs, and their base is everyday-small as a checkpoint; drawings are textured
 things, and their base is the distilled ViT of benchmarks/distillation.py, which has seen plain ones only. Classes are
@@ -57,7 +57,7 @@ class Pictures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class ShownRows:
     """Some of these pictures: rows int64 [n]. Several questions ask about the same ones, which are encoded once."""
 
     pictures: Pictures
@@ -72,25 +72,25 @@ class Shown:
 class Naming:
     """Which of `labels` does each picture show? truth: int64 [n]."""
 
-    shown: Shown
+    shown: ShownRows
     labels: tuple[str, ...]
     truth: I64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class CaptionSearch:
     """Which pictures does a caption find? relevant: bool [captions, pictures]."""
 
-    shown: Shown
+    shown: ShownRows
     captions: tuple[str, ...]
     relevant: NDArray[np.bool_]
 
 
-Question = Naming | Finding
+Question = Naming | CaptionSearch
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Task:
+class AdapterTask:
     """A label of some pictures, behind a base. data: the recipe's table, as TOML."""
 
     name: str
@@ -132,13 +132,13 @@ class Task:
     def naming(self, split: Judging, label: str, labels: Sequence[str], shown: Pictures, source: Source) -> Naming:
         truth = truth_of(source.labels(label, split), labels)
         rows = np.flatnonzero(truth >= 0)
-        return Naming(shown=Shown(pictures=shown, rows=rows), labels=tuple(labels), truth=truth[rows])
+        return Naming(shown=ShownRows(pictures=shown, rows=rows), labels=tuple(labels), truth=truth[rows])
 
     def pictures(self, pixels: NDArray[np.uint8]) -> Pictures:
         return Pictures(pixels=pixels, vectors=normalize(picture_vectors(self.opened, pixels, device="cpu")))
 
-    def all_of(self, pixels: NDArray[np.uint8]) -> Shown:
-        return Shown(pictures=self.pictures(pixels), rows=np.arange(len(pixels)))
+    def all_of(self, pixels: NDArray[np.uint8]) -> ShownRows:
+        return ShownRows(pictures=self.pictures(pixels), rows=np.arange(len(pixels)))
 
     @cached_property
     def _own(self) -> dict[Judging, Pictures]:
@@ -182,9 +182,12 @@ class Task:
         yield "plain things", Naming(shown=shown, labels=labels, truth=truth)
         pictures, captions, titles = two_things(splits, JUDGED[split], count=_SCENES, size_px=side)
         relevant = np.array(titles)[:, None] == np.array(titles)[None]
-        yield "scenes R@10", Finding(shown=self.all_of(np.stack(pictures)), captions=tuple(captions), relevant=relevant)
+        yield (
+            "scenes R@10",
+            CaptionSearch(shown=self.all_of(np.stack(pictures)), captions=tuple(captions), relevant=relevant),
+        )
 
-    def _photographs(self, split: Judging) -> Finding:
+    def _photographs(self, split: Judging) -> CaptionSearch:
         """Every second photograph of flickr8k-800, with the first of its captions."""
         folder = Path(self.data["folder"]).parent / "flickr8k-800"
         with (folder / "captions.csv").open(newline="", encoding="utf-8") as file:
@@ -196,20 +199,22 @@ class Task:
         pixels = np.stack([self.encoder._pixels((folder / "images" / name).read_bytes()) for name in names])  # pyright: ignore[reportPrivateUsage]
         relevant = np.zeros((len(said), len(names)), dtype=np.bool_)
         relevant[np.arange(len(said)), [at for _, at in said]] = True
-        return Finding(shown=self.all_of(pixels), captions=tuple(caption for caption, _ in said), relevant=relevant)
+        return CaptionSearch(
+            shown=self.all_of(pixels), captions=tuple(caption for caption, _ in said), relevant=relevant
+        )
 
 
 OTHERS = {"articles": ("baseColour",), "colours": ("article_type",)}
 
 
-def task(name: str, *, data: Path | None) -> Task:
+def task(name: str, *, data: Path | None) -> AdapterTask:
     """data: the folder of the photographs' sets; drawings are made here and want none.
 
     Raises:
         ValueError: no such task, or its data are not named.
     """
     if name == "drawings":
-        return Task(name=name, base=VIT, data=_drawings(STUDY / "drawings"), label="pair")
+        return AdapterTask(name=name, base=VIT, data=_drawings(STUDY / "drawings"), label="pair")
     if data is None:
         raise ValueError(
             f"{name} are photographs: --data names the folder of fashion-products, flowers5 and textures10"
@@ -222,15 +227,17 @@ def task(name: str, *, data: Path | None) -> Task:
             "split": {"modulo": 10, "test": [1], "validation": [2]},
         }
         label = "article_type" if name == "articles" else "baseColour"
-        return Task(name=name, base=EVERYDAY, data=table, label=label, report="fashion", least=40)
+        return AdapterTask(name=name, base=EVERYDAY, data=table, label=label, report="fashion", least=40)
     folder = {"flowers": "flowers5", "textures": "textures10"}.get(name)
     if folder is None:
         raise ValueError(f"no task {name!r}; there are: {', '.join(TASKS)}")
     table = {"kind": "folder", "folder": str(data / folder), "cache_px": 256}
-    return Task(name=name, base=EVERYDAY, data=table, label="class")
+    return AdapterTask(name=name, base=EVERYDAY, data=table, label="class")
 
 
-def recipe(of: Task, method: str, options: Mapping[str, Any], optim: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+def recipe(
+    of: AdapterTask, method: str, options: Mapping[str, Any], optim: Mapping[str, Any], run: Mapping[str, Any]
+) -> str:
     """A recipe as TOML, whose tables are one line each."""
     tables = {"method_options": options, "data": of.data, "optim": optim, "run": {"report": of.report, **run}}
     head = {"name": "adapters", "seed": run.get("seed", 0), "method": method, "base": str(of.base)}
@@ -248,7 +255,7 @@ def _toml(value: Any) -> str:
     return json.dumps(value)
 
 
-def _source(of: Task, run: Mapping[str, Any]) -> Source:
+def _source(of: AdapterTask, run: Mapping[str, Any]) -> Source:
     folder = STUDY / "recipes"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{of.name}.toml"

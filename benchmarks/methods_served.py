@@ -1,4 +1,4 @@
-"""What each training method publishes: its roles, whose collections stay searchable, and whether every door agrees.
+"""The table of roles in docs/adapters.md: trains a small model with each method, publishes and serves it, compares.
 
     python benchmarks/methods_served.py              trains, publishes, serves, writes the record and the table
     python benchmarks/methods_served.py --table      the table of docs/adapters.md from the record alone
@@ -86,7 +86,7 @@ _ONE_WORD = "method_options={label='shape',words='a',n_ctx=1}"
 
 
 @dataclass(frozen=True)
-class Run:
+class MethodRun:
     """Overrides of a method's run; base: one of `BASES`. by_itself: it starts from none."""
 
     method: str
@@ -104,39 +104,41 @@ class Elsewhere:
     test: str
 
 
-RUNS: Mapping[str, Run | Elsewhere] = {
-    "base": Run("base", ("seed=2", "optim.steps=5")),
-    "negclip": Run("negclip", (_FEW,)),
+RUNS: Mapping[str, MethodRun | Elsewhere] = {
+    "base": MethodRun("base", ("seed=2", "optim.steps=5")),
+    "negclip": MethodRun("negclip", (_FEW,)),
     # Small steps: a base of 300 steps names few things, and the proof of its space leaves no room for large ones.
-    "negation": Run("negation", (_FEW, "optim.rate=5e-4", "method_options.excuse_true=true")),
-    "labclip": Run("labclip", (_FEW, "optim.rate=5e-4")),
-    "tinyclip": Run("tinyclip", (_FEW, "method_options.text={width=24,mlp=64}")),
-    "kd": Run("kd", (_FEW, "method_options={teacher='BASE',fd=100.0}"), by_itself=True),
-    "kd_image": Run("kd_image", (_FEW, "method_options.image={trunk='clipworks_conv_t',size_px=48}")),
+    "negation": MethodRun("negation", (_FEW, "optim.rate=5e-4", "method_options.excuse_true=true")),
+    "labclip": MethodRun("labclip", (_FEW, "optim.rate=5e-4")),
+    "tinyclip": MethodRun("tinyclip", (_FEW, "method_options.text={width=24,mlp=64}")),
+    "kd": MethodRun("kd", (_FEW, "method_options={teacher='BASE',fd=100.0}"), by_itself=True),
+    "kd_image": MethodRun("kd_image", (_FEW, "method_options.image={trunk='clipworks_conv_t',size_px=48}")),
     "aligned": Elsewhere("aligned", "a model of another kind", "tests/training/test_aligned_training.py"),
     "unmix": Elsewhere("unmix", "heads of positions", "tests/training/test_unmix_served.py"),
-    "gda": Run("gda", ("method_options.label=shape",)),
-    "linear_probe": Run("linear_probe", ("method_options.label=pair",)),
-    "tip_adapter": Run("tip_adapter", ("method_options={label='colour',alpha=[20.0],beta=[5.0]}",)),
-    "tip_adapter_f": Run("tip_adapter_f", ("method_options={label='shape',alpha=[20.0],beta=[5.0],rate=0.01}",)),
-    "clip_adapter": Run("clip_adapter", ("method_options={label='pair',ratio=[0.4]}",)),
-    "coop": Run("coop", ("optim.steps=200", "optim.rate=2e-2", "method_options={label='pair',words='a'}")),
-    "coop, the proof fails": Run("coop", (_FEW, "optim.rate=1.0", "method_options={label='pair',n_ctx=8}")),
-    "coop, specific": Run("coop", (_FEW, "method_options={label='shape',n_ctx=4,specific=true}")),
-    "cocoop": Run("cocoop", ("optim.steps=60", "optim.rate=2e-2", "method_options={label='shape',reduction=4}")),
-    "vpt": Run("vpt", (_FEW, "optim.rate=2e-2", "method_options={label='shape',depth=2}"), base=VIT),
-    "ivlp": Run("ivlp", (_FEW, "optim.rate=2e-2", _ONE_WORD), base=VIT),
-    "maple": Run("maple", (_FEW, "optim.rate=2e-2", _ONE_WORD), base=VIT),
-    "promptsrc": Run("promptsrc", (_FEW, "optim.rate=2e-2", _ONE_WORD), base=VIT),
-    "promptsrc, texts": Run(
+    "gda": MethodRun("gda", ("method_options.label=shape",)),
+    "linear_probe": MethodRun("linear_probe", ("method_options.label=pair",)),
+    "tip_adapter": MethodRun("tip_adapter", ("method_options={label='colour',alpha=[20.0],beta=[5.0]}",)),
+    "tip_adapter_f": MethodRun("tip_adapter_f", ("method_options={label='shape',alpha=[20.0],beta=[5.0],rate=0.01}",)),
+    "clip_adapter": MethodRun("clip_adapter", ("method_options={label='pair',ratio=[0.4]}",)),
+    "coop": MethodRun("coop", ("optim.steps=200", "optim.rate=2e-2", "method_options={label='pair',words='a'}")),
+    "coop, the proof fails": MethodRun("coop", (_FEW, "optim.rate=1.0", "method_options={label='pair',n_ctx=8}")),
+    "coop, specific": MethodRun("coop", (_FEW, "method_options={label='shape',n_ctx=4,specific=true}")),
+    "cocoop": MethodRun("cocoop", ("optim.steps=60", "optim.rate=2e-2", "method_options={label='shape',reduction=4}")),
+    "vpt": MethodRun("vpt", (_FEW, "optim.rate=2e-2", "method_options={label='shape',depth=2}"), base=VIT),
+    "ivlp": MethodRun("ivlp", (_FEW, "optim.rate=2e-2", _ONE_WORD), base=VIT),
+    "maple": MethodRun("maple", (_FEW, "optim.rate=2e-2", _ONE_WORD), base=VIT),
+    "promptsrc": MethodRun("promptsrc", (_FEW, "optim.rate=2e-2", _ONE_WORD), base=VIT),
+    "promptsrc, texts": MethodRun(
         "promptsrc", (_FEW, "optim.rate=2e-3", "method_options={label='shape',words='a',n_ctx=1,towers='text'}")
     ),
-    "clip_lora": Run("clip_lora", ("optim.steps=10", "optim.rate=2e-2", "method_options.label=shape")),
-    "clip_lora, texts": Run(
+    "clip_lora": MethodRun("clip_lora", ("optim.steps=10", "optim.rate=2e-2", "method_options.label=shape")),
+    "clip_lora, texts": MethodRun(
         "clip_lora", ("optim.steps=10", "optim.rate=2e-3", "method_options={label='shape',towers='text'}")
     ),
-    "full": Run("full", ("optim.steps=10", "optim.rate=2e-3", "method_options.label=shape")),
-    "full, texts": Run("full", ("optim.steps=10", "optim.rate=2e-4", "method_options={label='shape',towers='text'}")),
+    "full": MethodRun("full", ("optim.steps=10", "optim.rate=2e-3", "method_options.label=shape")),
+    "full, texts": MethodRun(
+        "full", ("optim.steps=10", "optim.rate=2e-4", "method_options={label='shape',towers='text'}")
+    ),
 }
 
 
@@ -167,7 +169,7 @@ def measured(rows: Sequence[str], folder: Path) -> dict[str, Any]:
     """The record of these rows; checkpoints and artifacts lie in `folder`."""
     recipe, store = folder / "recipe.toml", Store(folder / "store", builtin=False)
     recipe.write_text(RECIPE, encoding="utf-8")
-    runs = {row: (f"run-{at}", run) for at, row in enumerate(rows) if isinstance(run := RUNS[row], Run)}
+    runs = {row: (f"run-{at}", run) for at, row in enumerate(rows) if isinstance(run := RUNS[row], MethodRun)}
     for base in dict.fromkeys((BASE, *(run.base for _, run in runs.values()))):
         train(recipe, [f"run.folder={json.dumps(str(folder / base))}", *BASES[base]])
         publish_checkpoint(folder / base, base, store, precisions=("fp32",))

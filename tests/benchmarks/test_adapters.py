@@ -11,7 +11,7 @@ import pytest
 from benchmarks.adapters import runs
 from benchmarks.adapters_judge import Answered, elsewhere, numbers, wise_ft
 from benchmarks.adapters_tables import KEPT, PAGE, blocks, grouped
-from benchmarks.adapters_tasks import Finding, Judging, Naming, Pictures, Question, Shown
+from benchmarks.adapters_tasks import CaptionSearch, Judging, Naming, Pictures, Question, ShownRows
 
 pytestmark = pytest.mark.torch
 
@@ -22,18 +22,18 @@ PICTURES = Pictures(
 LABELS = ("a", "b", "c", "d")
 
 
-def some(count: int) -> Shown:
-    return Shown(pictures=PICTURES, rows=np.sort(RNG.permutation(40)[:count]))
+def some(count: int) -> ShownRows:
+    return ShownRows(pictures=PICTURES, rows=np.sort(RNG.permutation(40)[:count]))
 
 
 def naming() -> Naming:
     return Naming(shown=some(30), labels=LABELS, truth=RNG.integers(0, 4, 30))
 
 
-def finding() -> Finding:
+def finding() -> CaptionSearch:
     relevant = np.zeros((12, 25), dtype=np.bool_)
     relevant[np.arange(12), RNG.integers(0, 25, 12)] = True
-    return Finding(shown=some(25), captions=tuple("captions" * 2)[:12], relevant=relevant)
+    return CaptionSearch(shown=some(25), captions=tuple("captions" * 2)[:12], relevant=relevant)
 
 
 def drawn(asked: Mapping[str, Question]) -> Answered:
@@ -66,7 +66,7 @@ def test_shares_are_those_of_a_loop() -> None:
         logits, right = answered.logits[name], 0
         if isinstance(question, Naming):
             right = sum(int(row.argmax() == truth) for row, truth in zip(logits, question.truth, strict=True))
-        elif isinstance(question, Finding):
+        elif isinstance(question, CaptionSearch):
             for row, relevant in zip(logits, question.relevant, strict=True):
                 first = sorted(range(len(row)), key=lambda at: -row[at])[:10]
                 right += int(relevant[first].any())
@@ -81,7 +81,7 @@ def test_alpha_is_the_least_of_the_best_that_lose_a_point_elsewhere_at_most(flip
     def margins(asked: Mapping[str, Question], base: float, others: float) -> Answered:
         found = drawn(asked)
         for name, question in asked.items():
-            true = question.relevant if isinstance(question, Finding) else np.eye(4)[question.truth] == 1
+            true = question.relevant if isinstance(question, CaptionSearch) else np.eye(4)[question.truth] == 1
             found.logits[name] = np.where(true, base if name == "base" else others, 0.0)
         return found
 

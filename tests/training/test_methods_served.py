@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from benchmarks.methods_served import RECIPE
 from clipworks.client import Client
 from clipworks.errors import Conflict
 from clipworks.results import Prediction
@@ -43,42 +44,6 @@ pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
 VECTOR_TOLERANCE, LOGIT_TOLERANCE, SCORE_TOLERANCE = 2e-5, 2e-3, 0.005
 SIZE = PoolSize(compass=3, class_groups=1, squares=2, counts=1, additions=2, spoilt=2)
-RECIPE = """
-name = "served"
-seed = 1
-method = "base"
-[data]
-kind = "scenes"
-cache_px = 48
-[[data.parts]]
-scenes = 384
-share = 3.0
-count = [1, 1]
-mix = {mentions = 0.7, negatives = 0.3}
-[[data.parts]]
-scenes = 128
-share = 1.0
-count = [2, 2]
-mix = {mentions = 0.7, negatives = 0.3}
-[model]
-kind = "small"
-embed_dim = 32
-image = {trunk = "clipworks_conv_t", size_px = 48, pool = "flat"}
-text = {merges = 2000, context_length = 24, width = 32, layers = 1, heads = 2, pool = "eos+bag"}
-[optim]
-batch_size = 32
-steps = 300
-rate = 2e-3
-warmup_steps = 2
-weight_decay = 0.1
-clip_norm = 1.0
-ema_decay = 0.5
-[run]
-folder = "unset"
-device = "cpu"
-threads = 1
-report = "scenes"
-"""
 CURES = {
     "negclip": ("optim.steps=20",),
     # Small steps: a base of 300 steps names few things, and the proof of its space leaves no room for large ones.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, Protocol
 
 import torch
@@ -88,9 +89,9 @@ class TunedTowers(StepMethod):
         fields = {"image": self._pictures, "class_id": self.task.truth}
         return ShotBatches(fields=fields, batch_size=batch_size, seed=seed)
 
+    @abstractmethod
     def encoded(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 [B, H, W, 3] and int64 [C, L] -> [B, D] and [C, D], as a step sees them."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what it trains")
 
     def step(self, batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
         images, texts = self.encoded(batch["image"], self.ids)
