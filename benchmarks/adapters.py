@@ -210,6 +210,8 @@ def _stepped(one: AdapterRun, of: AdapterTask, *, rate: float, whole: bool = Tru
     Path("/proc/self/clear_refs").write_text("5")  # the peak of memory from here on
     began_s, cpu_s, held_mib = time.time(), time.process_time(), _memory_mib("VmRSS")
     train(path)
+    trained = read_checkpoint(folder).labels  # a whole model has none
+    assert one.method in WHOLE or trained == base, "what was trained are the classes of the first half"
     cost = {
         "wall_s": time.time() - began_s,
         "cpu_s": time.process_time() - cpu_s,

@@ -8,6 +8,7 @@ sorted, shuffled with one seed, and halved: the first half is trained ("base"), 
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from evaluation.scenes.config import SceneConfig
 from evaluation.scenes.rendering import render
 from evaluation.scenes.sampling import sample
 from evaluation.scenes_report import single_scenes
+from model_store.files import whole_file
 from training.checkpoint import LoadedModel, load_model
 from training.config import load_config
 from training.data.protocol import Source
@@ -135,7 +137,15 @@ class AdapterTask:
         return Naming(shown=ShownRows(pictures=shown, rows=rows), labels=tuple(labels), truth=truth[rows])
 
     def pictures(self, pixels: NDArray[np.uint8]) -> Pictures:
-        return Pictures(pixels=pixels, vectors=normalize(picture_vectors(self.opened, pixels, device="cpu")))
+        """Vectors are kept on disk: several tasks, and several calls, look at the same pictures."""
+        key = hashlib.sha256(f"{self.opened.info.weights_sha256} {pixels.shape}\n".encode())
+        key.update(np.ascontiguousarray(pixels).data)
+        path = STUDY / "vectors" / f"{key.hexdigest()[:24]}.npy"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(path, by_many=True) as stream:
+                np.save(stream, normalize(picture_vectors(self.opened, pixels, device="cpu")))
+        return Pictures(pixels=pixels, vectors=np.load(path))
 
     def all_of(self, pixels: NDArray[np.uint8]) -> ShownRows:
         return ShownRows(pictures=self.pictures(pixels), rows=np.arange(len(pixels)))

@@ -93,7 +93,12 @@ class CocoopMethod(StepMethod):
         except ValueError as error:
             raise ValueError(f"cocoop: {error}") from error
         self.task = shot_task(
-            context.source, options.label, shots=options.shots, seed=options.shots_seed, least=options.least
+            context.source,
+            options.label,
+            shots=options.shots,
+            seed=options.shots_seed,
+            least=options.least,
+            only=options.only,
         )
         classes, features = self.task.classes, context.required_features()
         self._images = normalize(features.image[self.task.rows])
