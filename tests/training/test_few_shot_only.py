@@ -68,5 +68,6 @@ def test_classes_that_are_not_named_are_in_no_batch_and_no_number(
         assert validated is not None
         assert made is not None
         found, batches = validated["shots"], made(batch_size=4, seed=0)
+        assert batches is not None
         assert {label for step in range(4) for label in batches(step)["class_id"].tolist()} == {0, 1}
     assert (found["classes"], found["pictures"]) == (2, 16)
