@@ -207,7 +207,7 @@ def test_pictures_and_scenes_are_mixed_by_a_share(squares: Path, pictures: Path,
     wide = tmp_path / "wide"  # scenes are drawn at 48 px or more
     larger = ("model.image.size_px=48", "data.cache_px=48", "optim.steps=10", "seed=12")
     train(squares, [f"run.folder={json.dumps(str(wide))}", *larger])
-    publish_checkpoint(wide, "wide", store, precisions=("fp32",), dense="none")
+    publish_checkpoint(wide, "wide", store, precisions=("fp32",))
     text = without_captions(squares.read_text(), pictures, store).replace("artifact:teacher", "artifact:wide")
     start, end = text.index("[data]"), text.index("[augment]")
     parts = f"""
