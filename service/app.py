@@ -28,6 +28,7 @@ from service.routes import (
     models,
     openai,
     operations,
+    ui,
 )
 from service.services import Services, build_services
 from service.settings import Settings
@@ -104,6 +105,7 @@ def create_app(
         models,
         openai,
         operations,
+        ui,
     ):
         # The routes as they are: include_router would wrap each, match it twice, and hide its methods from a 405.
         app.router.routes.extend(module.router.routes)
