@@ -329,7 +329,7 @@ class AsyncClient:
         body = label_fields(list(examples) if labels is None else labels, templates) | (
             {"model": model} if model else {}
         )
-        await self._drive(self._setup.queries.begin_teaching(name, body | {"examples": []}))
+        await self._drive(self._setup.teaching.begin(name, body, sources, on_error=on_error))
         return await self._taught(name, sources, on_error, progress)
 
     async def add_examples(

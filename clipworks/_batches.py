@@ -135,6 +135,7 @@ class Batch(Generic[R]):
             return
         if isinstance(error, errors.ApiError):
             error.index = sent[0].index if len(sent) == 1 else _index_of(error.param, sent)
+            error.args = (_with_indices(str(error), sent),)
             if error.code == "body_too_large":
                 self._fail(sent[0].index, error)
                 return
@@ -186,14 +187,14 @@ class Batch(Generic[R]):
             )
 
 
-def _with_indices(warning: str, sent: Sequence[Loadable]) -> str:
-    """The places that a warning names, such as inputs[3].text, with the caller's indices of those inputs."""
+def _with_indices(said: str, sent: Sequence[Loadable]) -> str:
+    """The places that a text names, such as inputs[3].text, with the caller's indices of those inputs."""
 
     def indexed(place: re.Match[str]) -> str:
         position = int(place.group(2))
         return f"{place.group(1)}[{sent[position].index}]" if position < len(sent) else place.group()
 
-    return _POSITIONS.sub(indexed, warning)
+    return _POSITIONS.sub(indexed, said)
 
 
 def _index_of(param: str | None, sent: Sequence[Loadable]) -> int | None:

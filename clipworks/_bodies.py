@@ -32,11 +32,11 @@ def request_of(path: str, fields: Mapping[str, Any], inputs: Sequence[Loaded]) -
     return post(path, {**fields, "inputs": described} if described else dict(fields), files)
 
 
-def post(path: str, body: Mapping[str, Any], files: Sequence[bytes] = ()) -> Request:
+def post(path: str, body: Mapping[str, Any], files: Sequence[bytes] = (), *, method: str = "POST") -> Request:
     """JSON alone, or JSON as the part `request` with image files beside it. Raises as `json_bytes`."""
     text = json_bytes(body)
     if not files:
-        return Request(method="POST", path=path, content=text, headers={"Content-Type": "application/json"})
+        return Request(method=method, path=path, content=text, headers={"Content-Type": "application/json"})
     boundary = secrets.token_hex(16)
     head = f'--{boundary}\r\nContent-Disposition: form-data; name="request"\r\n\r\n'
     file_head = (
@@ -48,7 +48,7 @@ def post(path: str, body: Mapping[str, Any], files: Sequence[bytes] = ()) -> Req
         parts += [file_head, data]
     parts.append(f"\r\n--{boundary}--\r\n".encode("ascii"))
     headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
-    return Request(method="POST", path=path, content=b"".join(parts), headers=headers)
+    return Request(method=method, path=path, content=b"".join(parts), headers=headers)
 
 
 def _described(value: Text | ImageAddress) -> str | dict[str, str]:

@@ -58,10 +58,6 @@ class Queries:
     def label_set(self, name: str) -> Steps[LabelSetDetail]:
         return (yield from self._get(f"/label-sets/{_name(name)}", LabelSetDetail))
 
-    def begin_teaching(self, name: str, body: dict[str, Any]) -> Steps[None]:
-        """Store the labels of a set that examples will come for."""
-        yield from self._json("PUT", f"/label-sets/{_name(name)}", body)
-
     def taught(self, name: str) -> Steps[LabelSetDetail]:
         """The set when its examples are fitted. Raises ServerFault: they were not, with its reason."""
         while True:

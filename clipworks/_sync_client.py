@@ -357,13 +357,14 @@ class Client:
         What was taught before an error or an interruption stays taught: the set is stored with every request.
 
         Raises:
+            ApiError: `no_usable_example`, none of the pictures can be used; what `name` held is as it was.
             ServerFault: nothing could be fitted, with the reason.
         """
         sources = example_sources(examples)
         body = label_fields(list(examples) if labels is None else labels, templates) | (
             {"model": model} if model else {}
         )
-        self._drive(self._setup.queries.begin_teaching(name, body | {"examples": []}))
+        self._drive(self._setup.teaching.begin(name, body, sources, on_error=on_error))
         return self._taught(name, sources, on_error, progress)
 
     def add_examples(

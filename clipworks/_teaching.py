@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 from clipworks._batches import Batch, BatchPart
 from clipworks._bodies import post
 from clipworks._calls import BatchLimits, CallPlan
 from clipworks._collections_inputs import Entry, content_of, weight_of
-from clipworks._exchange import Request
+from clipworks._exchange import Request, Steps
 from clipworks._inputs import chunks, several_images
-from clipworks.errors import ClientError
+from clipworks.errors import ApiError, ClientError
 from clipworks.retry import RetryPolicy
 from clipworks.schemas import ItemError, OnError, TaughtLabelSet
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
     Picture = ImageSource | Mapping[str, Any]
     Examples = Mapping[str, Iterable[Picture]]
+
+_NO_USABLE = "no_usable_example"
 
 
 @dataclass(frozen=True)
@@ -59,20 +63,39 @@ class Teaching:
     policy: RetryPolicy
     chance: random.Random = field(default_factory=random.Random)
 
+    def begin(
+        self, name: str, fields: Mapping[str, Any], examples: list[ExampleSource], *, on_error: OnError
+    ) -> Steps[None]:
+        """Put a set with the first of its examples that can be used; `add` sends them all, that one again.
+
+        The first is tried by itself, then all in the requests that `add` would make, until the server takes one.
+
+        Raises:
+            ApiError: no_usable_example; with on_error "fail" the first example is bad. What had this name is as it was.
+            UnreadableInput: as that, and no file can be read.
+        """
+        given = {**fields, "on_error": on_error, "needs_example": True}
+        batch = self._batch(_place(name), given, on_error, lambda index, each: None, method="PUT")
+        refused: list[ApiError] = []
+        for chunk in [examples[:1], *chunks(examples, self.limits.items)]:
+            try:
+                yield from batch.steps(chunk)
+            except ApiError as error:
+                if error.code != _NO_USABLE or on_error == "fail":
+                    raise
+                refused.append(error)
+            if batch.bodies:
+                return
+        raise refused[:2][-1] if refused else batch.failed[min(batch.failed)]
+
     def add(self, name: str, examples: list[ExampleSource], *, on_error: OnError) -> CallPlan[TaughtParts]:
         kept: dict[int, str] = {}
-        batch = Batch[TaughtLabelSet](
-            path=f"/label-sets/{quote(name, safe='')}/examples",
-            fields={"on_error": on_error},
-            on_error=on_error,
-            max_bytes=self.limits.image_bytes,
-            policy=self.policy,
-            chance=self.chance,
-            read=_read_taught,
-            keep=lambda index, each: kept.__setitem__(index, each.id),
-            pack=_pack,
-            weigh=weight_of,
-            is_late=lambda _: False,
+        batch = self._batch(
+            f"{_place(name)}/examples",
+            {"on_error": on_error},
+            on_error,
+            lambda index, each: kept.__setitem__(index, each.id),
+            method="POST",
         )
 
         def finish() -> TaughtParts:
@@ -88,6 +111,29 @@ class Teaching:
             batch=batch,
             chunks=chunks(examples, self.limits.items),
             finish=finish,
+        )
+
+    def _batch(
+        self,
+        path: str,
+        fields: Mapping[str, Any],
+        on_error: OnError,
+        keep: Callable[[int, Any], None],
+        *,
+        method: Literal["PUT", "POST"],
+    ) -> Batch[TaughtLabelSet]:
+        return Batch[TaughtLabelSet](
+            path=path,
+            fields=fields,
+            on_error=on_error,
+            max_bytes=self.limits.image_bytes,
+            policy=self.policy,
+            chance=self.chance,
+            read=_read_taught,
+            keep=keep,
+            pack=_PACKED[method],
+            weigh=weight_of,
+            is_late=lambda _: False,
         )
 
 
@@ -117,9 +163,16 @@ def removed(**given: Iterable[str]) -> dict[str, list[str]]:
     return {name: list(each) for name, each in given.items()}
 
 
-def _pack(path: str, fields: Mapping[str, Any], entries: Sequence[Entry]) -> Request:
+def _place(name: str) -> str:
+    return f"/label-sets/{quote(name, safe='')}"
+
+
+def _posted(path: str, fields: Mapping[str, Any], entries: Sequence[Entry], *, method: str = "POST") -> Request:
     files = [entry.file for entry in entries if entry.file is not None]
-    return post(path, {**fields, "examples": [entry.body for entry in entries]}, files)
+    return post(path, {**fields, "examples": [entry.body for entry in entries]}, files, method=method)
+
+
+_PACKED = MappingProxyType({"POST": _posted, "PUT": partial(_posted, method="PUT")})
 
 
 def _read_taught(body: bytes) -> BatchPart[TaughtLabelSet]:

@@ -81,6 +81,7 @@ def serve(address: str) -> dict[str, Any]:
     """Fork for every connection; returns in a child only, with what it was asked to run."""
     for name in AHEAD:
         importlib.import_module(name)
+    importlib.import_module("exporter_once").write_first_graph()  # lies beside this file, which runs as a program
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
         raise RuntimeError(f"{threads} threads after the imports: a fork would lose all but one")

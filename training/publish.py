@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from model_store.errors import ExportRefused
@@ -38,8 +39,8 @@ def publish_checkpoint(
     derivation that its method makes of it.
 
     base: the artifact it derives from, found in `store` when none is named. data_folder: where the table of its recipe
-    lies now, for the proof of a changed text tower. text_precisions, dense: as in `export_checkpoint`, for a model of
-    its own.
+    lies now, for the proof of a changed tower. text_precisions: as in `export_checkpoint`, for a model of its own.
+    dense: as there; a derivation heeds "none" alone: its new image tower then has no dense role.
 
     Raises:
         ExportRefused: no sound checkpoint, no such base in the store, another base than the checkpoint's, or a graph
@@ -86,7 +87,7 @@ def publish_checkpoint(
     except (OSError, ValueError, KeyError) as error:
         raise ExportRefused(f"{path.name} cannot be exported: {error}") from error
     return export_derivation(
-        source,
+        replace(source, dense=None) if dense == "none" else source,
         name=name,
         store=store,
         precisions=precisions,

@@ -74,7 +74,7 @@ def export(
             metavar="DIR",
             exists=True,
             file_okay=False,
-            help="Where its recipe's table lies now, to prove that a cured text tower still fits its base.",
+            help="Where its recipe's table lies now, to prove that a changed tower still fits its base.",
         ),
     ] = None,
     dense: Annotated[model_making.Dense, typer.Option(help=model_making.DENSE_HELP)] = "naclip",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -16,10 +17,12 @@ from clipworks.cli.embed import Taken, taken_pictures
 from clipworks.cli.failures import FAILED_ITEMS, UsageError
 from clipworks.cli.file_names import text_of
 from clipworks.cli.label_options import Labels, Templates, labels_of, templates_of
+from clipworks.errors import ApiError
 from clipworks.results import TeachResult
 from clipworks.schemas import LabelSetDetail
 
 _SHOWN = 10
+_PLACES = re.compile(r"\bexamples\[([0-9]{1,9})\]")
 
 
 def teach(
@@ -67,7 +70,11 @@ def teach(
             )
 
     with output.saying_warnings():
-        result = asyncio.run(run())
+        try:
+            result = asyncio.run(run())
+        except ApiError as error:
+            error.args = (_with_files(str(error), [path for paths in examples.values() for path in paths]),)
+            raise
     failures = [(examples[label][place], error) for (label, place), error in result.errors.items()]
     if as_json:
         output.print_json(
@@ -81,6 +88,16 @@ def teach(
         found.say()
     if failures or any(found.unread for found in taken.values()):
         raise typer.Exit(FAILED_ITEMS)
+
+
+def _with_files(said: str, paths: Sequence[str]) -> str:
+    """The places that an error names, such as examples[3], as the files that they are."""
+
+    def named(place: re.Match[str]) -> str:
+        index = int(place.group(1))
+        return text_of(paths[index]) if index < len(paths) else place.group()
+
+    return _PLACES.sub(named, said)
 
 
 def classes_in(folder: Path, selection: picture_files.Selection) -> Mapping[str, Taken]:

@@ -195,15 +195,26 @@ class LabelSetRequest(Wire):
     examples: ExamplesOrNone = None
     on_unknown: OnUnknownField = "warn"
     on_error: OnExampleError = "item"
+    needs_example: bool = Field(
+        default=False,
+        description="refuse the request, and keep what has this name, if no example of it can be used; true where "
+        "there are examples and no `labels`",
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _labels_of_examples(cls, value: Any) -> Any:
         """Without labels the names in `examples` are them, also those that have no picture yet."""
         whole = cast(dict[str, Any], value) if isinstance(value, dict) else {}
-        if whole.get("labels") is None and isinstance(whole.get("examples"), dict) and whole["examples"]:
-            return {**whole, "labels": list(cast(dict[str, Any], whole["examples"]))}
-        return cast(Any, value)
+        given = whole.get("examples")
+        if whole.get("labels") is not None or not given:
+            return cast(Any, value)
+        filled = dict(whole)
+        if isinstance(given, dict):
+            by_label = cast(dict[str, Any], given)
+            filled["labels"] = list(by_label)
+            given = any(by_label.values())
+        return {"needs_example": True, **filled} if given else filled
 
     @model_validator(mode="after")
     def _labels_or_examples(self) -> LabelSetRequest:

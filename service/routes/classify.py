@@ -20,7 +20,7 @@ from service.routes.labelled import LabelledAnswer, LabelledRequest, answer, lab
 from service.tasks import pipeline
 from service.tasks.label_tokens import LabelTokens
 from service.tasks.scoring import ClassMatrix, Scored, presence_for
-from service.teaching.head import LEAST_FOR_SIGMOID, TaughtHead
+from service.teaching.head import TaughtHead
 
 OPTIONS: Options = {
     "model": "text",
@@ -169,11 +169,11 @@ def _refuse_unknown_scale(asked: LabelledRequest[ClassifyRequest]) -> None:
 
 
 def _refuse_uncalibrated(asked: LabelledRequest[ClassifyRequest], classes: TaughtHead) -> None:
-    """Raises Refusal (422): sigmoid of a set that was taught with too few examples to know what a logit is worth."""
+    """Raises Refusal (422): sigmoid of a set whose examples do not say what a logit is worth."""
     if asked.body.activation == "sigmoid" and classes.sigmoid is None:
         message = (
-            f"label set {asked.body.label_set} was taught with too few examples for sigmoid scores: it takes "
-            f"{LEAST_FOR_SIGMOID} whose label has another one; ask for softmax, or add examples"
+            f"label set {asked.body.label_set} has no sigmoid scores: {classes.no_sigmoid}. Ask for softmax, or add "
+            "examples"
         )
         raise Refusal(422, "scale_unknown", message, param="activation")
 

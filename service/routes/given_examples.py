@@ -13,7 +13,7 @@ from clipworks.schemas import ExampleItem, LabelSetInfo, OnError
 from model_store.errors import ClipworksError
 from service.engine.running import RunningModel
 from service.http.context import while_connected
-from service.http.errors import Refusal, located
+from service.http.errors import Refusal, located, status_of
 from service.http.given_labels import checked_name
 from service.http.ingress import Received, off_loop
 from service.http.inputs import encoded_bytes, item_of
@@ -26,6 +26,7 @@ from service.teaching.examples import NewExample, item_id, picture_id
 from service.timing import Budget
 
 Given = Sequence[Any]
+_NAMED = 32  # of the examples that a request is refused for
 
 
 async def new_examples(
@@ -83,6 +84,27 @@ async def new_examples(
                 services.telemetry.item_error(each.vector.code)
                 raise located(each.vector, _param(given[index], index))
     return new
+
+
+def require_usable(services: Services, name: str, new: Sequence[NewExample]) -> None:
+    """Before anything is replaced: one example at least has a vector.
+
+    Raises:
+        Refusal: 422, which names each example and why it cannot be used; or the first that the server failed at.
+    """
+    failed = [each.vector for each in new if isinstance(each.vector, ClipworksError)]
+    if len(failed) < len(new):
+        return
+    for index, error in enumerate(failed):
+        services.telemetry.item_error(error.code)
+        if status_of(error) >= 500:
+            raise located(error, f"examples[{index}]")
+    said = [f"examples[{index}]: {error}" for index, error in enumerate(failed[:_NAMED])]
+    if len(failed) > _NAMED:
+        said.append(f"and {len(failed) - _NAMED} more")
+    named = "; ".join(said) or "there are none"
+    message = f"no example can be used, and label set {name} is as it was: {named}"
+    raise Refusal(422, "no_usable_example", message, param="examples")
 
 
 def taught_response(

@@ -29,7 +29,7 @@ from service.http.openapi import answers, bodies, json_body
 from service.http.options import Options
 from service.http.respond import model_response
 from service.routes.common import budget_for, check_text_tower, model_for
-from service.routes.given_examples import new_examples, taught_response
+from service.routes.given_examples import new_examples, require_usable, taught_response
 from service.services import services_of
 from service.teaching.examples import ExampleRefused, NewExample
 from service.timing import Budget
@@ -41,6 +41,7 @@ PUT_OPTIONS: Options = {
     "labels": "list",
     "templates": "templates",
     "on_unknown": "text",
+    "needs_example": "flag",
 }
 REMOVE_OPTIONS: Options = {"ids": "texts", "labels": "texts"}
 router = APIRouter(prefix="/label-sets")
@@ -75,10 +76,15 @@ async def put_label_set(request: Request, name: Name) -> Response:
     new: list[NewExample] = []
     if body.examples:
         new = await new_examples(request, received, body.examples, model, on_error=body.on_error, budget=budget)
+    if body.needs_example:
+        require_usable(services, name, new)
     with _named_example():
         info, outcomes = await services.label_sets.put(name, body, new, all_or_nothing=body.on_error == "fail")
     if body.examples is None:
         return model_response(info, status=202)
+    if new and not any(isinstance(each, str) for each in outcomes):
+        unused = f"none of the {len(new)} examples of this request can be used"
+        info = info.model_copy(update={"warnings": [unused, *info.warnings]})
     return taught_response(services, info, new, outcomes)
 
 

@@ -112,6 +112,8 @@ class KeptLabelSet:
 
     def _warnings(self) -> list[str]:
         said = [unknown_labels(self.weak_names)] if self.weak and self.head is None else []
+        if self.examples is not None and not len(self.examples):
+            said.append("it has no example: the words of its labels alone decide")
         return [*said, *(self.report.warnings if self.report else ())]
 
     def same(self, other: KeptLabelSet) -> bool:

@@ -70,7 +70,7 @@ class StoredSet:
         return _digest_of(self._text_content())
 
     def _text_content(self) -> dict[str, Any]:
-        request = self.request.model_dump(mode="json", exclude={"examples", "on_error"})
+        request = self.request.model_dump(mode="json", exclude={"examples", "on_error", "needs_example"})
         if request["on_unknown"] == "warn":
             del request["on_unknown"]  # sets of before it keep their digest, and so their vectors
         return {"request": request, "model": self.model, "fingerprint": self.fingerprint}

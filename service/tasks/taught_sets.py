@@ -64,17 +64,24 @@ def check_amount(examples: int, labels: int, *, most: int) -> None:
 
 
 def require_model(label_set: KeptLabelSet, model: RunningModel) -> None:
-    """Raises StateConflict: the set belongs to another model, or to other encoders of the same name."""
+    """Raises StateConflict, with the remedy: it belongs to another model, or to other encoders of the same name."""
     stored = label_set.stored
+    again = "teach it again" if stored and stored.taught else "put it again"
     fingerprint = stored.fingerprint if stored else None
     if (label_set.model, fingerprint) != (model.reference, model.fingerprint.text):
         raise StateConflict(
             f"label set {label_set.name} belongs to {label_set.model} (text encoder {str(fingerprint)[:12]}), "
-            f"the request is for {model.reference} (text encoder {str(model.fingerprint.text)[:12]})"
+            f"the request is for {model.reference} (text encoder {str(model.fingerprint.text)[:12]}): "
+            + _remedy(label_set.model, model.reference, again)
         )
     taught = stored.taught if stored else None
     if taught is not None and taught.image_fingerprint != model.fingerprint.image:
         raise StateConflict(
             f"label set {label_set.name} was taught with vectors of image encoder {taught.image_fingerprint[:12]}, "
-            f"that of {model.reference} is {str(model.fingerprint.image)[:12]}: teach it again"
+            f"that of {model.reference} is {str(model.fingerprint.image)[:12]}: {again}"
         )
+
+
+def _remedy(its: str, asked: str, again: str) -> str:
+    """its, asked: references of models; of one reference the encoders are others now."""
+    return again if its == asked else f"ask with model {its}, or {again} for {asked} under another name"

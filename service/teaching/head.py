@@ -22,6 +22,7 @@ USUAL_MIX = 0.05
 UNTESTED_MIX = 0.01
 """Where no example can be left out: it helped where zero-shot was weak, and cost .02 at most elsewhere."""
 LEAST_FOR_SIGMOID = 20
+_NAMED = 10
 _SHARPEST, _FLATTEST, _TEMPERATURES = 1.0, 1000.0, 61
 _NEVER = 30.0  # below the others, for a label that neither texts nor examples speak for
 
@@ -31,7 +32,7 @@ class TaughtHead:
     """logits [C] = unit image vector [D] @ weight [D, C] + bias [C], in the order of `names`.
 
     temperature: what they are divided by before a softmax. sigmoid: (slope, offset) of the probability that a label
-    fits, from its logit; None: too few examples to know, or they show none.
+    fits, from its logit; None: `no_sigmoid` says why.
     texts: [D, C] of the logits of the texts alone, where `untaught` labels (bool [C]) have no example; else None.
     """
 
@@ -40,6 +41,7 @@ class TaughtHead:
     bias: F32
     temperature: float = 1.0
     sigmoid: tuple[float, float] | None = None
+    no_sigmoid: str = "no example could be left out"
     texts: F32 | None = None
     untaught: NDArray[np.bool_] | None = None
 
@@ -111,6 +113,8 @@ def teach(
         judged = _beside_untaught(judged / head.temperature, None if texts is None else shown, ~fitted.present)
         by_texts = None if texts is None else np.float32(scale) * np.ascontiguousarray(texts.T)
         head = replace(head, untaught=~fitted.present, texts=by_texts, sigmoid=None)
+    if head.sigmoid is None:
+        head = replace(head, no_sigmoid=_why_no_sigmoid(names, ~fitted.present, int(tested.sum())))
     return head, Judgement(
         tested=tested,
         predicted=np.where(tested, judged.argmax(axis=1), -1),
@@ -177,6 +181,20 @@ def _calibrated(head: TaughtHead, logits: F64, truth: I64) -> TaughtHead:
     is_shown = np.zeros(logits.shape, dtype=np.bool_)
     is_shown[np.arange(len(truth)), truth] = True
     return replace(head, sigmoid=_curve(logits.ravel(), is_shown.ravel()))
+
+
+def _why_no_sigmoid(names: Sequence[str], untaught: NDArray[np.bool_], tested: int) -> str:
+    """What is missing, and how to come by it."""
+    missing = [repr(name) for name, is_missing in zip(names, untaught.tolist(), strict=True) if is_missing]
+    why: list[str] = []
+    if missing:
+        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        why.append(f"there is no example of {', '.join(missing[:_NAMED])}{more}, and it takes one of every label")
+    if tested < LEAST_FOR_SIGMOID:
+        why.append(f"{tested} examples could be left out, and it takes {LEAST_FOR_SIGMOID} whose label has another one")
+    if not why:
+        why.append("of the examples left out those with a higher logit of a label show it no more often")
+    return "; ".join(why)
 
 
 def _surprise(logits: F64, truth: I64, smoothing: float) -> float:

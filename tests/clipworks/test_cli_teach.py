@@ -71,6 +71,41 @@ def test_a_folder_of_classes_is_taught_shown_and_used(where: str, cli: Cli, serv
     assert cli("label-sets", "delete", name, "--yes", *place)[0] == 0
 
 
+@pytest.mark.parametrize("where", ["server", "data folder"])
+def test_pictures_that_cannot_be_used_do_not_replace_a_set(
+    where: str, cli: Cli, server_url: str, tmp_path: Path
+) -> None:
+    place = ["--url", server_url] if where == "server" else []
+    name = f"kept-{where.partition(' ')[0]}"
+    assert cli("teach", write(tmp_path / "good", 3), "--name", name, *place)[0] == 0
+    before = json.loads(cli("label-sets", "show", name, "--json", *place)[1])
+    junk = tmp_path / "junk"
+    for label, count in (("aaa", 40), ("bbb", 1)):
+        (junk / label).mkdir(parents=True)
+        for number in range(count):
+            (junk / label / f"{number:02}.png").write_bytes(b"no picture %d" % number)
+    for more in ((), ("--labels", "aaa,bbb")):
+        code, out, err = cli("teach", junk, "--name", name, *more, *place)
+        assert (code, out) == (3, ""), err
+        said = " ".join(err.split())
+        assert f"no example can be used, and label set {name} is as it was" in said
+        assert f"{junk}/aaa/00.png: " in said
+        assert f"{junk}/aaa/31.png: " in said
+        assert json.loads(cli("label-sets", "show", name, "--json", *place)[1]) == before
+    assert cli("teach", junk, "--name", f"{name}-new", *place)[0] == 3
+    assert cli("label-sets", "show", f"{name}-new", *place)[0] == 3, "nothing was made"
+    for number in range(2):
+        (junk / "bbb" / f"good{number}.png").write_bytes(picture("pel", number))
+    code, out, err = cli("teach", junk, "--name", name, "--json", *place)
+    told = json.loads(out)
+    assert (code, told["label_names"], told["examples"]) == (1, ["aaa", "bbb"], 2), "the first requests were all bad"
+    assert [each["image"] for each in told["failures"]] == [
+        *(f"{junk}/aaa/{number:02}.png" for number in range(40)), f"{junk}/bbb/00.png"
+    ]  # fmt: skip
+    assert any("no example of 'aaa'" in each or "the words alone" in each for each in told["warnings"])
+    assert cli("label-sets", "delete", name, "--yes", *place)[0] == 0
+
+
 def test_wrong_usage_makes_nothing(cli: Cli, tmp_path: Path) -> None:
     one = tmp_path / "one"
     (one / "a").mkdir(parents=True)
@@ -130,6 +165,29 @@ def test_the_client_teaches_adds_removes_and_lists(call: Any, server_url: str) -
     call(server_url, "delete_label_set", "client")
     with pytest.raises(NotFound):
         call(server_url, "add_examples", "client", given)
+
+
+def test_the_client_keeps_a_set_that_nothing_can_replace(call: Any, server_url: str, tmp_path: Path) -> None:
+    given = {label: [picture(label, seed) for seed in range(2)] for label in COLOURS}
+    taught = call(server_url, "teach", "client3", given)
+    steps: dict[str, Any] = {"client": {"batch_size": 2}}
+    for junk, error, index in (
+        ({"a": [b"none", b"no"], "b": [b"nothing"]}, ApiError, None),
+        ({"a": [{"item": {"collection": "none", "id": "x"}}]}, ApiError, 0),
+        ({"a": [tmp_path / "none.png"]}, UnreadableInput, 0),
+    ):
+        with pytest.raises(error) as failed:
+            call(server_url, "teach", "client3", junk, **steps)
+        assert failed.value.index == index
+    with pytest.raises(ApiError) as failed:
+        call(server_url, "teach", "client3", {"a": [b"none", picture("zif", 1)]}, on_error="fail", **steps)
+    assert (failed.value.code, failed.value.index) == ("unsupported_image", 0)
+    assert call(server_url, "label_set", "client3") == taught.label_set
+    late = {"a": [tmp_path / "none.png", b"none", b"no"], "b": [b"nothing", picture("pel", 1)]}
+    found = call(server_url, "teach", "client3", late, **steps)
+    assert list(found.ids) == [("b", 1)]
+    assert list(found.errors) == [("a", 0), ("a", 1), ("a", 2), ("b", 0)]
+    call(server_url, "delete_label_set", "client3")
 
 
 def test_the_client_takes_prompts_and_items_and_fails_where_it_is_told_to(

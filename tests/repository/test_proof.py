@@ -20,6 +20,7 @@ PROMISES = {
             "title": "Store",
             "promise": [
                 {"claim": "held", "tests": ["tests/store"], "result": "3 of 3"},
+                {"claim": "grown", "tests": ["tests/new.py", "tests/storey.py", "tests/newer"]},
                 {"claim": "new", "tests": ["tests/new.py"]},
                 {"claim": "fast", "command": "bench", "result": "9/s", "commit": "abcdef0", "date": "2026-01-02"},
                 {"claim": "open", "not_done": "needs a GPU"},
@@ -115,7 +116,7 @@ def test_a_run_of_no_commit_is_not_recorded(script: ModuleType, tmp_path: Path, 
 
 def test_a_run_of_a_part_is_not_recorded(script: ModuleType, tmp_path: Path) -> None:
     record = script.read_run(junit(tmp_path, case("tests/store/test_a.py")))
-    with pytest.raises(SystemExit, match=r"it lacks tests/new\.py$"):
+    with pytest.raises(SystemExit, match=r"it lacks tests/new\.py, tests/storey\.py, tests/newer$"):
         script.refuse_a_partial_run(PROMISES, record)
 
 
@@ -128,10 +129,12 @@ def test_a_row_has_the_counts_of_its_tests(script: ModuleType, tmp_path: Path) -
             case("tests/storey.py"),
         )
     )
-    held, new, fast, undone = [line for line in script.page(PROMISES, record).splitlines() if line.startswith("| ")][
-        -4:
-    ]
+    rows = [line for line in script.page(PROMISES, record).splitlines() if line.startswith("| ")]
+    held, grown, new, fast, undone = rows[-5:]
     assert held == "| held | [store](../tests/store) | 1 passed, 1 failed; 3 of 3 | abcdef0 | 2026-11-29 |"
+    files = "[new.py](../tests/new.py) [storey.py](../tests/storey.py) [newer](../tests/newer)"
+    told = "1 passed; 2 of its 3 files not in the recorded run yet"
+    assert grown == f"| grown | {files} | {told} | abcdef0 | 2026-11-29 |"
     assert new == "| new | [new.py](../tests/new.py) | not in the recorded run yet |  |  |"
     assert fast == "| fast | `bench` | 9/s | abcdef0 | 2026-01-02 |"
     assert undone == "| open |  | not done: needs a GPU |  |  |"

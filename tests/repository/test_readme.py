@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ STORE = ROOT / "tests" / "fixtures" / "tiny_store"
 PHOTO = STORE / "tiny" / "1" / "goldens" / "rgb_jpeg_331x227.bin"
 PAGES = ("README.md", "docs/client.md", "docs/teach.md")
 BLOCK = re.compile(r"<!-- run -->\n```(\w+)\n(.*?)```", re.DOTALL)
+OF_FLOWERS = re.compile(r"<!-- run: flowers -->\n```bash\n(.*?)```", re.DOTALL)
 OF_THE_HUB = re.compile(r"<!-- (serve|run): hub -->\n```bash\n(.*?)```", re.DOTALL)
 HUB_MODEL = "immich-app/ViT-B-32__laion2b-s34b-b79k"
 LINK = re.compile(r"\]\(([^)#]+)")
@@ -43,6 +45,13 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def url(environment: dict[str, str]) -> Iterator[str]:
+    with served(environment) as address:
+        yield address
+
+
+@contextmanager
+def served(environment: dict[str, str]) -> Iterator[str]:
+    """The address of `clipworks serve` with these settings, ready."""
     command = ["clipworks", "serve", "--port", "0", "--log-level", "warning", "--drain-grace-s", "0"]
     server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     alarm = threading.Timer(60, server.kill)
@@ -94,6 +103,26 @@ def test_marked_blocks_run(page: str, url: str, environment: dict[str, str], fol
         )
         assert done.returncode == 0, f"{page}\n{text}\n{done.stdout}\n{done.stderr}"
         assert done.stdout.strip() or done.stderr.strip()
+
+
+@pytest.mark.skipif("CLIPWORKS_TEST_DATA" not in os.environ, reason="CLIPWORKS_TEST_DATA is not set")
+def test_the_example_on_photographs_runs(environment: dict[str, str], tmp_path: Path) -> None:
+    """The page's own block with the shipped model, of fewer pictures."""
+    [text] = OF_FLOWERS.findall((ROOT / "docs" / "teach.md").read_text(encoding="utf-8"))
+    for whole, less in (("sed -n 1,16p", "sed -n 1,2p"), ("tail -n 20", "tail -n 2")):
+        assert whole in text
+        text = text.replace(whole, less)
+    shipped = {name: value for name, value in environment.items() if name not in ("CLIPWORKS_STORE", "CLIPWORKS_MODEL")}
+    given = shipped | {"CLIPWORKS_TEST_DATA": os.environ["CLIPWORKS_TEST_DATA"]}
+    with served(shipped) as url:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", text.replace(HERE, url)],
+            cwd=tmp_path, env=given, capture_output=True, text=True, timeout=240, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "taught flowers: 10 examples of 5 labels, for everyday-small@1" in done.stderr
+    found = re.findall(r"^(words|taught): (\d+) of 10$", done.stdout, re.MULTILINE)
+    assert [by for by, _ in found] == ["words", "taught"]
 
 
 @pytest.mark.torch

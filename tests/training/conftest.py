@@ -21,6 +21,7 @@ from transformers import BertConfig, BertModel
 
 from model_store.modality.text import Tokenizer
 from model_store.store import Store
+from tests import exporter_once  # noqa: F401
 from training import method as methods
 from training import methods as folder_of_methods
 from training.checkpoint import load_model

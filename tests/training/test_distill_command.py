@@ -25,7 +25,7 @@ TOWER = 'method_options.image={trunk = "clipworks_conv_t", size_px = 16}'
 @pytest.fixture(scope="module")
 def store(square_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     store = Store(tmp_path_factory.mktemp("distill") / "store")
-    publish_checkpoint(square_base, "teacher", store, precisions=("fp32",))
+    publish_checkpoint(square_base, "teacher", store, precisions=("fp32",), dense="none")
     return store
 
 

@@ -77,6 +77,7 @@ def test_the_declared_activation_changes_the_answer_and_the_fingerprint(twins: P
             store=store,
             tokenizer=twins / "merges.txt",
             precisions=["fp32"],
+            dense="none",
         )
         assert artifact.manifest.provenance.activation == activation
         assert artifact.manifest.provenance.activation_declared

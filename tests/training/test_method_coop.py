@@ -349,7 +349,7 @@ def test_the_pages_recipe_trains(squares: Path, base: Path, tmp_path: Path) -> N
 @pytest.fixture(scope="module")
 def store(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     found = Store(tmp_path_factory.mktemp("store"), builtin=False)
-    publish_checkpoint(base, "base", found, precisions=("fp32",))
+    publish_checkpoint(base, "base", found, precisions=("fp32",), dense="none")
     return found
 
 

@@ -47,7 +47,7 @@ def teacher(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def store(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     store = Store(tmp_path_factory.mktemp("kd") / "store", builtin=False)
-    publish_checkpoint(teacher, "teacher", store, precisions=("fp32",))
+    publish_checkpoint(teacher, "teacher", store, precisions=("fp32",), dense="none")
     return store
 
 
@@ -203,7 +203,7 @@ def test_a_student_of_another_size_is_a_plain_checkpoint_that_is_served(
         "method=kd", WIDER, "optim.steps=8", *(f"method_options.{name}={json.dumps(v)}" for name, v in options.items())
     )
     assert {name.partition(".")[0] for name in load_file(folder / "weights.safetensors")} == {"model"}
-    published = publish_checkpoint(folder, "student", store, precisions=("fp32",))
+    published = publish_checkpoint(folder, "student", store, precisions=("fp32",), dense="none")
     fingerprint = store.open("teacher").manifest.fingerprint
     assert published.manifest.provenance.distillation == Distillation(
         teacher="teacher@1",

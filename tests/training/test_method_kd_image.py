@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,15 @@ from evaluation.encoder import ServerEncoder, open_artifact, png
 from model_store.manifest import Distillation
 from model_store.store import Store
 from training import method as methods
-from training.checkpoint import read_checkpoint
-from training.config import PicturesData
+from training.checkpoint import Checkpoint, read_checkpoint
+from training.config import PicturesData, TableData
 from training.data.tables import Table
 from training.loop import train
 from training.opening import open_checkpoint
+from training.publication import Publication
 from training.publish import publish_checkpoint
 from training.report import report_split
+from training.saved import SavedRun
 
 pytestmark = pytest.mark.torch
 Train = Callable[..., Path]
@@ -176,15 +179,26 @@ def test_with_captions_it_is_judged_and_proved_by_what_captions_find(
     train_squares: Train, teacher: Path, store: Store
 ) -> None:
     folder = train_squares(
-        "method=kd_image", STUDENT, "method_options.icl=1", "method_options.crd=1", "optim.steps=120", base=teacher
-    )
-    metrics = read_checkpoint(folder).metrics["validation"]
-    assert metrics["all"]["t2i_r@10"]["n"] == 12
+        "method=kd_image", STUDENT, "method_options.icl=1", "method_options.crd=1", "optim.steps=120",
+        "data.split={modulo=5,test=[1],validation=[2]}", base=teacher,
+    )  # fmt: skip
+    info = read_checkpoint(folder)
+    assert info.metrics["validation"]["all"]["t2i_r@10"]["n"] == 24
     again = report_split(folder, split="validation")
-    assert again["all"]["t2i_r@10"]["value"] == pytest.approx(metrics["all"]["t2i_r@10"]["value"])
-    artifact = publish_checkpoint(folder, "captioned", store, precisions=("fp32",))
-    found = [(proof.metric, proof.n, proof.tower) for proof in artifact.manifest.space_proofs]
-    assert found == [("picture R@10", 12, "image"), ("R@10", 12, "image")]
+    assert again["all"]["t2i_r@10"]["value"] == pytest.approx(info.metrics["validation"]["all"]["t2i_r@10"]["value"])
+
+    def proved(info: Checkpoint) -> list[tuple[str, int, str]]:
+        publication = Publication(run=SavedRun(folder=folder, info=info), store=store)
+        source = methods.create("kd_image", info.config.method_options).derivation(publication)
+        assert min(source.metrics[f"space proof/{metric}"] for metric in ("picture R@10", "R@10")) >= 0.9
+        return [(proof.metric, proof.n, proof.tower) for proof in source.proofs]
+
+    assert proved(info) == [("picture R@10", 24, "image"), ("R@10", 24, "image")]
+    # Among twelve pictures chance finds nearly every one in ten answers: they prove nothing.
+    assert isinstance(info.config.data, TableData)
+    split = info.config.data.split.model_copy(update={"modulo": 10})
+    data = info.config.data.model_copy(update={"split": split})
+    assert proved(replace(info, config=info.config.model_copy(update={"data": data}))) == []
 
 
 @pytest.mark.parametrize("looks", [0, 2])

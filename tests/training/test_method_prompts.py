@@ -20,6 +20,7 @@ from model_store.errors import ExportRefused
 from model_store.store import Store
 from training import report
 from training.checkpoint import load_model, read_checkpoint
+from training.data.source import TableSource
 from training.loop import train
 from training.method import Context, create
 from training.methods.parts.prompt_learning import PromptMethod
@@ -213,6 +214,21 @@ def test_prompts_of_pictures_leave_the_texts_to_the_base(learnt: dict[str, Path]
     assert source.image_weights is not None
     assert {at for at in source.image_weights if "prompts" in at} == {"1.transformer.prompts.layers"}
     assert not [at for at in source.image_weights if "text" in at]
+
+
+def test_pictures_prove_their_space_with_captions_alone(
+    learnt: dict[str, Path], prompt_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a few classes, whose pictures are drawn together, and of too few pictures nothing is proved."""
+    run = SavedRun(folder=learnt["vpt"], info=read_checkpoint(learnt["vpt"]))
+    method = create("vpt", run.info.config.method_options)
+    source = method.derivation(Publication(run=run, store=prompt_store))
+    assert {at for at in source.metrics if at.startswith("space proof/")} == {"space proof/R@1", "space proof/R@10"}
+    assert source.proofs == ()
+    monkeypatch.setattr(TableSource, "captioned", False)
+    source = method.derivation(Publication(run=run, store=prompt_store))
+    assert not [at for at in source.metrics if at.startswith("space proof/")]
+    assert source.proofs == ()
 
 
 def test_what_works_behind_its_base_is_refused_what_derivations_are(learnt: dict[str, Path], tmp_path: Path) -> None:

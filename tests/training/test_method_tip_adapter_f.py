@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -81,9 +82,24 @@ def test_alpha_0_stays_a_choice_and_labels_at_random_gain_nothing() -> None:
     head, tried = method.choose(problem.shots, mixed, problem.validation, problem.expected)
     assert tried["trained_at"]["alpha"] > 0
     assert tried["alpha"] == 0
-    assert problem.gain(head) == 0
+    assert (head(problem.unseen) == problem.zero_shot(problem.unseen)).all()
     head, tried = method.choose(problem.shots, problem.truth, problem.validation, problem.expected)
     assert problem.gain(head) > 0.1
+
+
+def test_alpha_0_is_zero_shot_to_the_bit_whatever_the_keys_have_become() -> None:
+    problem = drawn()
+    cache = cache_of(problem.zero_shot, problem.shots, problem.truth)
+    options = TrainedCacheOptions(label="x", rate=0.02)
+    *_, (_, keys) = trained_keys(cache.at((20.0, 4.0)), problem.shots, problem.truth, options, seed=0)
+    assert np.abs(keys - cache.keys).max() > 0.01
+    trained, expected = replace(cache, keys=keys), problem.zero_shot(problem.unseen)
+    pictures, weight, bias = map(torch.from_numpy, (problem.unseen, problem.zero_shot.weight, problem.zero_shot.bias))
+    for beta in (0.5, 4.0, 50.0):
+        head = trained.at((0.0, beta))
+        assert (head(problem.unseen) == expected).all()
+        assert torch.equal(head.module()(pictures), pictures @ weight + bias)
+    assert np.abs(trained.at((20.0, 4.0))(problem.unseen) - expected).max() > 1
 
 
 def test_the_seed_alone_decides() -> None:

@@ -97,7 +97,7 @@ def base(lab: Path) -> Artifact:
     for code, said in refused:
         assert code != 0
         assert "no artifact of the store is the base" in " ".join(said.split())
-    code, said = export(lab, "base", "squares")
+    code, said = export(lab, "base", "squares", "--dense", "none")
     assert code == 0, said
     return Store(lab / "store", builtin=False).open("squares")
 

@@ -177,7 +177,7 @@ class KdImage(ContrastiveMethod):
             return super().judge(run, source, split=split)
         return {"agreement": picture_agreement(*self._trained(run).both_vectors(source, split))}
 
-    def _trained(self, run: SavedRun) -> ImageStudent:
+    def _trained(self, run: SavedRun) -> ImageStudent[ImageTower]:
         base = run.base()
         tower = ImageTower(self.options.image, embed_dim=Teacher.of(base).dim)
         tower.load_state_dict(run.state("student"))

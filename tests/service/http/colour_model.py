@@ -138,6 +138,7 @@ def publish(
     presence: Presence | None = PRESENCE,
     dense: DenseSpec | None = DENSE,
     activation: Literal["softmax", "sigmoid"] = "softmax",
+    logit_bias: float = 0.0,
 ) -> None:
     """Write the model under `name` into a store that has tiny@1, whose tokeniser it uses."""
     opened = Store(store, builtin=False)
@@ -180,8 +181,8 @@ def publish(
     fingerprint = Fingerprint(image="1" * 64, text="2" * 64)
     manifest = Manifest(
         format=1, name=name, version=1, kind="base", dim=DIM, image=IMAGE, text=tiny.text_spec, dense=dense,
-        graphs=tuple(graphs), logit_scale=10, activation=activation, templates=("{}",), presence=presence,
-        fingerprint=fingerprint, space=space_of(fingerprint), files=file_entries(folder),
+        graphs=tuple(graphs), logit_scale=10, logit_bias=logit_bias, activation=activation, templates=("{}",),
+        presence=presence, fingerprint=fingerprint, space=space_of(fingerprint), files=file_entries(folder),
         provenance=Provenance(source="a test", architecture="colours", activation="other", licence="none",
                               created_utc="2026-01-01T00:00:00Z", tools={}, recipe="test"),
     )  # fmt: skip

@@ -20,6 +20,7 @@ from training.exporting.graphs import EncoderGraph, ImageGraph
 from training.methods.parts.class_heads import I64, LinearHead, judge_head
 from training.methods.parts.deep_prompts import PromptedTowers, TowerPrompts
 from training.methods.parts.few_shot import head_name
+from training.methods.parts.image_student import ImageStudent, image_proofs_that_hold
 from training.methods.parts.linear_heads import truth_of, zero_shot_head
 from training.methods.parts.prompted import scale_of
 from training.methods.parts.text_tower import proofs_that_hold
@@ -77,8 +78,11 @@ class DeepPromptedRun:
     def derivation(self, publication: Publication, *, label: str) -> DerivationSource:
         """The towers that have prompts, and the class head of the trained classes behind them.
 
-        New pictures are of a space of their own. Texts alone keep the base's where validation proves that they still
-        find the base's pictures.
+        Where one tower alone has prompts, it keeps the base's space if validation proves that pictures and texts still
+        find each other across; where both have, the space is a new one.
+
+        Raises:
+            ValueError: the data are not where the recipe says.
         """
         base, info, towers = publication.base(), self.run.info, self.towers
         before = base.manifest.fingerprint
@@ -94,8 +98,14 @@ class DeepPromptedRun:
             metrics=publication.metrics(),
         )
         if self._pictures:
-            return replace(source, image=self._graph(), image_weights=self._weights(), dense=self._dense())
-        proofs, measured = proofs_that_hold(publication, self.encoder())
+            source = replace(source, image=self._graph(), image_weights=self._weights(), dense=self._dense())
+        if self._pictures and towers.text:
+            return source
+        if self._pictures:
+            student = ImageStudent(run=self.run, base=self.base, tower=towers.image)
+            proofs, measured = image_proofs_that_hold(publication, student, by_captions=True)
+        else:
+            proofs, measured = proofs_that_hold(publication, self.encoder())
         return replace(source, proofs=proofs, metrics={**source.metrics, **measured})
 
     @property

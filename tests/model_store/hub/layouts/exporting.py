@@ -13,6 +13,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from tests import exporter_once  # noqa: F401
+
 Answer = Callable[..., Tensor | tuple[Tensor, ...]]
 
 

@@ -1,0 +1,25 @@
+"""torch's exporter reads the sources of its 500 translations for every graph, half a second: here once a process.
+
+Importing this module does it. What the exporter is given is the same list, which it only reads.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch.onnx._internal.exporter import _registration
+from tqdm import tqdm
+
+_apis = _registration.onnxscript_apis
+_apis.get_torchlib_ops = functools.cache(_apis.get_torchlib_ops)
+
+
+def write_first_graph() -> None:
+    """Export a layer: what the exporter imports and reads at the first graph is then there for processes that fork."""
+    interval, tqdm.monitor_interval = tqdm.monitor_interval, 0  # else it starts a thread
+    with torch.no_grad():
+        free = {0: torch.export.Dim("batch", min=1, max=64)}
+        layer = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.GELU(), torch.nn.LayerNorm(4)).eval()
+        torch.onnx.export(layer, (torch.ones(2, 4),), dynamo=True, dynamic_shapes=(free,), verbose=False)
+    tqdm.monitor_interval = interval
