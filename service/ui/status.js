@@ -122,7 +122,7 @@ function limitsOf(found) {
 
 // Live
 
-/** @typedef {{at: number, requests: number, seconds: number, buckets: Map<number, number>, flight: number, queued: number}} Sample */
+/** @typedef {{at: number, requests: number, buckets: Map<number, number>, flight: number, queued: number}} Sample */
 
 /** @param {{turn: number}} props */
 function Live({ turn }) {
@@ -163,7 +163,7 @@ function Live({ turn }) {
 /** What of Prometheus' text this page shows. Its own questions about the server are left out. @param {string} text @returns {Sample} */
 export function sampleOf(text) {
   /** @type {Sample} */
-  const found = { at: performance.now(), requests: 0, seconds: 0, buckets: new Map(), flight: 0, queued: 0 };
+  const found = { at: performance.now(), requests: 0, buckets: new Map(), flight: 0, queued: 0 };
   for (const line of text.split("\n")) {
     const [, name, labels = "", value] = /^(\w+)(?:\{(.*)\})? (\S+)/.exec(line) ?? [];
     if (!name || /route="\/(metrics|livez|readyz|health|ui.*)?"/.test(labels)) continue;

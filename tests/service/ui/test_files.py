@@ -12,9 +12,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import httpx2
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from clipworks.client import Client
 from service.routes.ui import page_files
 from tests.stores import TINY_STORE
 
@@ -107,9 +108,11 @@ console.log(JSON.stringify({
   typed: ["", "a", " red car ", "-night", "-", "- a dog"].map(typed),
   one: queryOf([{kind: "text", value: "a", weight: 2}], () => ""),
   away: queryOf([{kind: "item", value: "a", weight: -1}], () => ""),
-  both: queryOf([{kind: "picture", value: "p", weight: 1}, {kind: "text", value: "b", weight: -0.5}], (key) => "of " + key),
+  both: queryOf([{kind: "picture", value: "p", weight: 1}, {kind: "text", value: "b", weight: -0.5}],
+    (key) => "of " + key),
   filters: [filterOf([], {}), filterOf([{field: "n", operator: "≤", value: "3"}], {n: "number"}),
-    filterOf([{field: "b", operator: "=", value: "true"}, {field: "s", operator: "begins with", value: "1"}], {b: "boolean"})],
+    filterOf([{field: "b", operator: "=", value: "true"}, {field: "s", operator: "begins with", value: "1"}],
+      {b: "boolean"})],
   bins: histogram([0, 0.1, 0.2, 1], 4), flat: histogram([0.5, 0.5], 3),
 }));
 """
@@ -142,4 +145,68 @@ console.log(JSON.stringify({
         "filters": [None, {"n": {"$lte": 3}}, {"$and": [{"b": True}, {"s": {"$prefix": "1"}}]}],
         "bins": {"low": 0, "high": 1, "counts": [3, 0, 0, 1]},
         "flat": {"low": 0.5, "high": 0.5, "counts": [2, 0, 0]},
+    }
+
+
+def packed(mask: NDArray[np.bool_]) -> str:
+    """COCO's compressed run lengths: each run but the first three as its difference to the one before last."""
+    column_wise = mask.T.reshape(-1).astype(int)
+    changes = np.flatnonzero(np.diff(column_wise)) + 1
+    ends = np.concatenate([[0], changes, [column_wise.size]])
+    runs = [*([0] if column_wise[0] else []), *np.diff(ends).tolist()]
+    text = ""
+    for at, run in enumerate(runs):
+        value = run - runs[at - 2] if at > 2 else run
+        while True:
+            five = value & 31
+            value >>= 5
+            last = (value == 0 and not five & 16) or (value == -1 and five & 16)
+            text += chr(48 + (five if last else five | 32))
+            if last:
+                break
+    return text
+
+
+def test_masks_are_unpacked(node: Callable[[str], object]) -> None:
+    rng = np.random.default_rng(0)
+    masks = [rng.random((7, 9)) < share for share in (0.0, 0.5, 1.0)]
+    large = np.zeros((200, 150), dtype=np.bool_)
+    large[3:190, 20:140] = True
+    large[50:60, 60:70] = False
+    masks.append(large)
+    rles = [{"size": [*mask.shape], "counts": packed(mask)} for mask in masks]
+    script = f"""
+import {{ maskOf }} from "./masks.js";
+console.log(JSON.stringify({json.dumps(rles)}.map((rle) => [...maskOf(rle)])));
+"""
+    found = node(script)
+    assert found == [mask.reshape(-1).astype(int).tolist() for mask in masks]
+
+
+def test_the_servers_metrics_become_rates_and_quantiles(node: Callable[[str], object]) -> None:
+    script = """
+import { sampleOf, quantile } from "./status.js";
+const text = `# HELP clipworks_requests_total x
+clipworks_requests_total{method="POST",route="/embed",status="200"} 3.0
+clipworks_requests_total{method="GET",route="/metrics",status="200"} 50.0
+clipworks_request_seconds_bucket{le="0.1",route="/embed"} 1.0
+clipworks_request_seconds_bucket{le="0.5",route="/embed"} 3.0
+clipworks_request_seconds_bucket{le="+Inf",route="/embed"} 3.0
+clipworks_queue_depth{graph="a"} 2.0
+clipworks_queue_depth{graph="b"} 1.0
+clipworks_requests_in_flight 1.0
+`;
+const found = sampleOf(text);
+console.log(JSON.stringify({...found, at: 0, buckets: [...found.buckets].map(([to, count]) => [String(to), count]),
+  quantiles: [quantile([[0.1, 10], [0.5, 20], [Infinity, 20]], 0.5),
+    quantile([[0.1, 10], [0.5, 20], [Infinity, 20]], 0.75),
+    quantile([[0.1, 0], [Infinity, 4]], 0.5), quantile([[0.1, 0]], 0.5)]}));
+"""
+    assert node(script) == {
+        "at": 0,
+        "requests": 3,
+        "buckets": [["0.1", 1], ["0.5", 3], ["Infinity", 3]],
+        "flight": 1,
+        "queued": 3,
+        "quantiles": [0.1, pytest.approx(0.3), 0.1, None],
     }

@@ -130,7 +130,9 @@ def test_a_dropped_a_pasted_and_a_chosen_picture_ask_the_same(site: Site) -> Non
 
 def test_terms_are_weighed_turned_and_removed(site: Site) -> None:
     page, sent = site.page(), list[Any]()
-    page.on("request", lambda each: sent.append(json.loads(each.post_data or "")) if each.url.endswith("/search") else None)
+    page.on(
+        "request", lambda each: sent.append(json.loads(each.post_data or "")) if each.url.endswith("/search") else None
+    )
 
     def asks(query: object) -> None:
         """The page comes to ask this, and stays with it."""
@@ -326,9 +328,9 @@ def test_a_label_is_taught_by_dropping_pictures_onto_it(site: Site) -> None:
 
 @pytest.mark.parametrize("masks", [False, True])
 def test_labels_are_drawn_where_the_api_says(site: Site, masks: bool) -> None:
-    import numpy as np
     from io import BytesIO
 
+    import numpy as np
     from PIL import Image
 
     pixels = np.zeros((96, 128, 3), dtype=np.uint8)
@@ -359,19 +361,6 @@ def test_labels_are_drawn_where_the_api_says(site: Site, masks: bool) -> None:
     expect(shown).to_have_count(0)
     page.get_by_label("Opacity").fill("0")
     assert page.locator(".overlay canvas").first.evaluate("each => each.style.opacity") == "0"
-
-
-def test_masks_are_decoded_as_by_the_client(site: Site) -> None:
-    page = site.page("?view=status")
-    # By hand: 3 rows, 4 columns, column by column 0 0 1 | 1 1 0 | 0 0 0 | 0 1 1; and a run over 31, which takes two digits.
-    rows = page.evaluate(
-        """async () => {
-          const { maskOf } = await import("/ui/masks.js");
-          return [[...maskOf({size: [3, 4], counts: "23514L2" })], [...maskOf({size: [2, 40], counts: "P2" + "" })]];
-        }"""
-    )
-    assert len(rows[0]) == 12
-    assert sum(rows[1]) == 0
 
 
 # Errors, keys, hostile names
