@@ -69,9 +69,7 @@ class ShotTask:
         }
 
 
-def shot_task(
-    source: Source, label: str, *, shots: int, seed: int, least: int, only: Sequence[str] | None
-) -> ShotTask:
+def shot_task(source: Source, label: str, *, shots: int, seed: int, least: int, only: Sequence[str] | None) -> ShotTask:
     """`shots` training pictures of every class of a label column, 0: all; least: classes with fewer are left out.
 
     only: these classes, and no others, in training and in validation.
