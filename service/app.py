@@ -20,6 +20,7 @@ from service.routes import (
     classify,
     collection_items,
     collection_search,
+    collection_thumbnails,
     collection_upkeep,
     collections,
     embed,
@@ -98,6 +99,7 @@ def create_app(
         localize,
         label_sets,
         collections,
+        collection_thumbnails,  # before those whose ids hold slashes
         collection_items,
         collection_search,
         collection_upkeep,

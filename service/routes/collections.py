@@ -54,6 +54,7 @@ async def put_collection(request: Request, name: Name) -> Response:
         model_for(services, body.model),
         index=body.index.model_dump(),
         schema=dict(body.metadata_schema),
+        thumbnails=body.thumbnails,
         budget=budget,
     )
     return model_response(collection_info(info), status=201 if is_new else 200)
