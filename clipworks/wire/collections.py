@@ -142,6 +142,9 @@ class CollectionInfo(Wire):
 
 class CollectionList(Wire):
     data: list[CollectionInfo]
+    media_root: bool = Field(
+        default=False, description="whether items without a stored thumbnail may have one made of a file of the server"
+    )
     losses: list[CollectionLoss] = Field(
         default_factory=list[CollectionLoss], description="of all collections, also of those that are gone"
     )

@@ -49,7 +49,8 @@ export function Search() {
   const collections = useAnswer((signal) => call("/collections", { signal }), [key]);
   if (collections.error) return html`<${Trouble} error=${collections.error} again=${collections.again} />`;
   if (!collections.found) return html`<p class="hint" role="status">Looking for collections…</p>`;
-  const known = collections.found.body.data;
+  const { data, media_root: media } = collections.found.body;
+  const known = data.map((/** @type {any} */ each) => ({ ...each, pictures: each.thumbnails !== null || media }));
   if (!known.length) return html`<${NoCollections} />`;
   const collection = known.find((/** @type {any} */ each) => each.name === asked.collection || each.aliases.includes(asked.collection)) ?? known[0];
   return html`<${Searching} key=${collection.name} asked=${asked} change=${change} known=${known} collection=${collection} />`;
@@ -244,12 +245,9 @@ function TermChip({ term, collection, change, remove }) {
 
 /** @param {{collection: any, id: string}} props */
 function TinyThumbnail({ collection, id }) {
-  const { blob, place } = useThumbnail(collection.name, id, hasPictures(collection));
+  const { blob, place } = useThumbnail(collection.name, id, collection.pictures);
   return html`<span ref=${place} class="tiny">${blob && html`<${Picture} blob=${blob} alt="" class="tiny" />`}</span>`;
 }
-
-/** Whether items of a collection may have pictures to show. @param {any} collection */
-const hasPictures = (collection) => Boolean(collection.thumbnails || collection.media);
 
 // Filters
 
@@ -371,7 +369,7 @@ function Hits({ hits, collection, open, similar, like, next, stale }) {
 
 /** @param {{hit: Hit, collection: any, open: (hit: Hit) => void, similar: (id: string) => void}} props */
 function HitCard({ hit, collection, open, similar }) {
-  const { blob, place } = useThumbnail(collection.name, hit.id, hasPictures(collection));
+  const { blob, place } = useThumbnail(collection.name, hit.id, collection.pictures);
   return html`<li ref=${place}>
     <button type="button" class="open" onClick=${() => open(hit)} aria-label=${`${hit.id}, score ${shown(hit.score)}`} aria-keyshortcuts="s + -">
       ${blob ? html`<${Picture} blob=${blob} alt="" />` : html`<span class="nameless">${hit.id}</span>`}
@@ -384,7 +382,7 @@ function HitCard({ hit, collection, open, similar }) {
 /** @param {{hit: Hit, collection: any, labels: string[], close: () => void, similar: (id: string) => void, like: (id: string, weight: number) => void, say: (note: string) => void}} props */
 function HitDialog({ hit, collection, labels, close, similar, like }) {
   const dialog = useRef(/** @type {HTMLDialogElement | null} */ (null));
-  const { blob, place } = useThumbnail(collection.name, hit.id, hasPictures(collection));
+  const { blob, place } = useThumbnail(collection.name, hit.id, collection.pictures);
   const [where, setWhere] = useState(false);
   useEffect(() => dialog.current?.showModal(), []);
   const found = useAnswer(where && blob && labels.length ? (signal) => localised(blob, labels, { signal }) : null, [where, blob, hit.id]);

@@ -101,7 +101,7 @@ def served(
     data = tmp_path_factory.mktemp("data")
     with serving("--store", colour_store, "--model", "colours", "--data", data) as url, Client(url) as client:
         photos = client.create_collection(
-            "photos", metadata_schema={"year": "number", "kind": "string", "own": "boolean"}
+            "photos", thumbnails=True, metadata_schema={"year": "number", "kind": "string", "own": "boolean"}
         )
         names = [(colour, number) for colour in COLOURS for number in range(8)]
         photos.upsert_images(

@@ -10,10 +10,13 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("playwright")
 from playwright.sync_api import Error, Page, Route, expect  # noqa: E402
@@ -88,6 +91,31 @@ def test_words_find_what_the_api_finds(site: Site) -> None:
     assert {each.split("/")[0] for each in hits(page)[:8]} == {"red"}
     score = page.locator(".hits .score").first.text_content()
     assert score == f"{expected[0].score:.2f}"
+
+
+def test_hits_show_their_pictures_and_where_the_words_are_in_them(site: Site) -> None:
+    """Pictures are fetched with the key, so none is in the page before it is seen."""
+    page = site.page("?view=search&term=1|text|red", height=500)
+    found(page, 24)
+    first = page.locator(".hits button.open").first
+    expect(first.locator("img")).to_be_visible()
+    drawn = first.locator("img").evaluate("""image => {
+      const canvas = document.createElement("canvas");
+      [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+      const context = canvas.getContext("2d");
+      context.drawImage(image, 0, 0);
+      return [canvas.width, canvas.height, ...context.getImageData(20, 20, 1, 1).data];
+    }""")
+    stored = np.asarray(Image.open(BytesIO(site.client.collection("photos").thumbnail(hits(page)[0]))).convert("RGB"))
+    assert drawn[:2] == [stored.shape[1], stored.shape[0]]
+    assert np.abs(np.array(drawn[2:5]) - stored[20, 20].astype(int)).max() < 8
+    assert page.locator(".hits img").count() < 24, "what is below the window waits"
+    first.click()
+    page.get_by_role("button", name="Where is it?").click()
+    expect(page.locator("dialog .overlay rect").first).to_be_visible()
+    page.keyboard.press("Escape")
+    page.mouse.wheel(0, 6000)
+    expect(page.locator(".hits img")).to_have_count(24)
 
 
 def test_only_the_keyboard(site: Site) -> None:
@@ -328,11 +356,6 @@ def test_a_label_is_taught_by_dropping_pictures_onto_it(site: Site) -> None:
 
 @pytest.mark.parametrize("masks", [False, True])
 def test_labels_are_drawn_where_the_api_says(site: Site, masks: bool) -> None:
-    from io import BytesIO
-
-    import numpy as np
-    from PIL import Image
-
     pixels = np.zeros((96, 128, 3), dtype=np.uint8)
     pixels[16:56, 24:72, 0] = 255
     buffer = BytesIO()
