@@ -378,10 +378,13 @@ class AsyncClient:
         model: str | None = None,
         index: IndexKind | Mapping[str, Any] | None = None,
         metadata_schema: Mapping[str, str] | None = None,
+        thumbnails: bool = False,
     ) -> AsyncCollection:
         """See `Client.create_collection`."""
         await self._drive(
-            self._setup.collections.create(name, model=model, index=index, metadata_schema=metadata_schema)
+            self._setup.collections.create(
+                name, model=model, index=index, metadata_schema=metadata_schema, thumbnails=thumbnails
+            )
         )
         return self.collection(name)
 

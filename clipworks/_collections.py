@@ -83,12 +83,15 @@ class CollectionCalls:
         model: str | None,
         index: IndexKind | Mapping[str, Any] | None,
         metadata_schema: Mapping[str, str] | None,
+        thumbnails: bool,
     ) -> Steps[CollectionInfo]:
         body: dict[str, Any] = {} if model is None else {"model": model}
         if index is not None:
             body["index"] = {"kind": index} if isinstance(index, str) else dict(index)
         if metadata_schema is not None:
             body["metadata_schema"] = dict(metadata_schema)
+        if thumbnails:
+            body["thumbnails"] = True
         path = _path(name)
         return parse((yield from self._exchange("PUT", path, body)), CollectionInfo, path)
 
@@ -208,6 +211,13 @@ class CollectionCalls:
         shown = "?include=metadata&include=vector&encoding_format=base64" if vector else ""
         path = f"{_path(name)}/items/{_id(id)}{shown}"
         return _stored(parse((yield from self._exchange("GET", path)), StoredItem, path), path)
+
+    def thumbnail(self, name: str, id: str) -> Steps[bytes]:
+        path = f"{_path(name)}/items/{_id(id)}/thumbnail"
+        answer = check((yield from exchange(Request(method="GET", path=path), self.policy, self.chance)))
+        if answer.headers.get("content-type") != "image/webp":
+            raise errors.BadAnswer(f"{path}: no picture: is there an item of the id {f'{id}/thumbnail'!r}?")
+        return answer.body
 
     def delete(self, name: str, *, ids: Iterable[str] | None, filter: Mapping[str, Any] | None) -> Steps[int]:
         """ids go out in several requests; a filter is one, and all or nothing."""

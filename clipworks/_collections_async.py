@@ -146,6 +146,10 @@ class AsyncCollection:
         """See `Collection.get`."""
         return await self._drive(self._calls.get(self.name, id, vector=vector))
 
+    async def thumbnail(self, id: str) -> bytes:
+        """See `Collection.thumbnail`."""
+        return await self._drive(self._calls.thumbnail(self.name, id))
+
     async def delete(self, ids: Iterable[str] | None = None, *, filter: Mapping[str, Any] | None = None) -> int:
         """See `Collection.delete`."""
         return await self._drive(self._calls.delete(self.name, ids=ids, filter=filter))

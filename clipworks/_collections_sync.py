@@ -163,6 +163,13 @@ class Collection:
         """Raises NotFound (code item_not_found)."""
         return self._drive(self._calls.get(self.name, id, vector=vector))
 
+    def thumbnail(self, id: str) -> bytes:
+        """A small picture of an item, as WebP: stored with it, or made of its file below the server's media root.
+
+        Raises NotFound (code item_not_found, or thumbnail_not_found for whatever reason there is none).
+        """
+        return self._drive(self._calls.thumbnail(self.name, id))
+
     def delete(self, ids: Iterable[str] | None = None, *, filter: Mapping[str, Any] | None = None) -> int:
         """Remove items by ids or by filter, exactly one of them; how many there were. Unknown ids are no error."""
         return self._drive(self._calls.delete(self.name, ids=ids, filter=filter))

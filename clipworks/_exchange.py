@@ -200,6 +200,7 @@ _BY_CODE: Mapping[str, type[errors.ApiError]] = MappingProxyType(
         "not_found": errors.NotFound,
         "collection_not_found": errors.NotFound,
         "item_not_found": errors.NotFound,
+        "thumbnail_not_found": errors.NotFound,
         "alias_not_found": errors.NotFound,
         "collection_conflict": errors.Conflict,
         "no_direction": errors.InvalidInput,

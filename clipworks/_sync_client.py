@@ -411,17 +411,23 @@ class Client:
         model: str | None = None,
         index: IndexKind | Mapping[str, Any] | None = None,
         metadata_schema: Mapping[str, str] | None = None,
+        thumbnails: bool = False,
     ) -> Collection:
         """Make a collection; one that is equal is given back as it is.
 
         model: whose vectors it holds, `name@version` or name; default: the server's. Its version is pinned.
         index: auto, flat, sq8, ivf_sq8, or {"kind", "nprobe", "oversample"}.
         metadata_schema: dotted field -> string, number, boolean, date, string[] or number[].
+        thumbnails: keep a small picture of each item that is given as a picture; see `Collection.thumbnail`.
 
         Raises:
             Conflict: one of this name is there and differs.
         """
-        self._drive(self._setup.collections.create(name, model=model, index=index, metadata_schema=metadata_schema))
+        self._drive(
+            self._setup.collections.create(
+                name, model=model, index=index, metadata_schema=metadata_schema, thumbnails=thumbnails
+            )
+        )
         return self.collection(name)
 
     def delete_collection(self, name: str) -> None:

@@ -20,6 +20,7 @@ from service.routes import (
     classify,
     collection_items,
     collection_search,
+    collection_thumbnails,
     collection_upkeep,
     collections,
     embed,
@@ -28,6 +29,7 @@ from service.routes import (
     models,
     openai,
     operations,
+    ui,
 )
 from service.services import Services, build_services
 from service.settings import Settings
@@ -97,6 +99,7 @@ def create_app(
         localize,
         label_sets,
         collections,
+        collection_thumbnails,  # before those whose ids hold slashes
         collection_items,
         collection_search,
         collection_upkeep,
@@ -104,6 +107,7 @@ def create_app(
         models,
         openai,
         operations,
+        ui,
     ):
         # The routes as they are: include_router would wrap each, match it twice, and hide its methods from a 405.
         app.router.routes.extend(module.router.routes)

@@ -13,6 +13,7 @@ ClipworksError
     |-- UnknownName         no label set or collection of this name
     |-- StateConflict       the name is taken by something else
     |-- LabelSetFailed      the label set has no vectors and will get none by itself
+    |-- ThumbnailNotFound   there is no small picture of this item, for whatever reason
     |-- CollectionsOff      this server has no collections, or they cannot be opened
 """
 
@@ -81,6 +82,10 @@ class StateConflict(ServiceFault):
 
 class LabelSetFailed(ServiceFault):
     code = "label_set_failed"
+
+
+class ThumbnailNotFound(ServiceFault):
+    code = "thumbnail_not_found"
 
 
 class CollectionsOff(ServiceFault):

@@ -285,7 +285,14 @@ def _collections(settings: Settings, registry: Registry, pool: DecodePool) -> Co
         max_results=settings.max_offset,
         max_collections=settings.max_collections,
     )
-    return Collections(backend_of(settings, store), registry=registry, pool=pool, settings=store)
+    return Collections(
+        backend_of(settings, store),
+        registry=registry,
+        pool=pool,
+        settings=store,
+        media_root=settings.media_root,
+        media_slots=2 * (settings.decode_workers or available_cores()),
+    )
 
 
 def backend_of(settings: Settings, store: RetrievalSettings) -> BackendSource:

@@ -235,6 +235,11 @@ class Settings(BaseSettings):
     )
     search_threads: int = Field(0, ge=0, description="threads of one search; 0: one for each core")
     checkpoint_s: float = Field(30, gt=0, description="the collections' write-ahead log is truncated this often")
+    media_root: Path | None = Field(
+        None,
+        description="folder with pictures of items, for thumbnails of those that keep none; read only, and nothing "
+        "outside it; unset: off",
+    )
     # life cycle and logs
     drain_grace_s: float = Field(
         1, ge=0, description="after SIGTERM: time with /readyz at 503 before connections are refused"
@@ -265,6 +270,16 @@ class Settings(BaseSettings):
         if folder.startswith("~"):
             raise ValueError(f"there is no home folder to expand ~ with; give a folder, or {IN_MEMORY}")
         return Path(folder)
+
+    @field_validator("media_root")
+    @classmethod
+    def _there(cls, value: Path | None) -> Path | None:
+        if value is None:
+            return None
+        folder = Path(os.path.abspath(os.path.expanduser(value)))
+        if not folder.is_dir():
+            raise ValueError("there is no such folder")
+        return folder
 
     @field_validator("image_formats")
     @classmethod

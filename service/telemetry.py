@@ -47,6 +47,10 @@ class Telemetry:
         self._ready = Gauge("clipworks_ready", "1 while /readyz answers 200", registry=registry)
         self._collections = Gauge("clipworks_collections", "Collections", registry=registry)
         self._collection_items = Gauge("clipworks_collection_items", "Items of all collections", registry=registry)
+        self._thumbnails = Gauge("clipworks_collection_thumbnails", "Stored thumbnails", registry=registry)
+        self._thumbnail_bytes = Gauge(
+            "clipworks_collection_thumbnail_bytes", "Bytes of stored thumbnails", registry=registry
+        )
         self._connections = Gauge("clipworks_connections", "Open connections", registry=registry)
         self._body_bytes = Gauge("clipworks_body_bytes", "Bytes of request bodies in work", registry=registry)
         self._cut = Counter("clipworks_connections_cut", "Connections cut or refused", ["reason"], registry=registry)
@@ -76,9 +80,12 @@ class Telemetry:
     def model_loaded(self, reference: str, loaded: bool) -> None:
         self._loaded.labels(reference).set(int(loaded))
 
-    def collections(self, count: int, items: int) -> None:
-        self._collections.set(count)
+    def collections(self, *, collections: int, items: int, thumbnails: int, thumbnail_bytes: int) -> None:
+        """What all collections hold together."""
+        self._collections.set(collections)
         self._collection_items.set(items)
+        self._thumbnails.set(thumbnails)
+        self._thumbnail_bytes.set(thumbnail_bytes)
 
     def connection_cut(self, reason: str) -> None:
         self._cut.labels(reason).inc()

@@ -62,29 +62,34 @@ def export_collection(
     timeout_s: connect.TimeoutS = 60.0,
     as_json: connect.AsJson = False,
 ) -> None:
-    """Write all items as parquet (id, vector, metadata as JSON), and FILE's manifest.json beside it."""
+    """Write all items as parquet (id, vector, metadata as JSON), and FILE's manifest.json beside it.
+
+    Thumbnails are not among that: a snapshot carries them.
+    """
     if file.suffix != ".parquet":
         raise UsageError(f"{file}: expected a name that ends in .parquet")
     for each in (file, manifest_path(file)):
         if each.exists():
             raise UsageError(f"{each} exists; an export never replaces a file")
 
-    async def run() -> CopyManifest:
+    async def run() -> tuple[CopyManifest, bool]:
         async with connect.collections_client(
             url=url, api_key=api_key, model=None, store=store, data=data, timeout_s=timeout_s
         ) as client:
             target = client.collection(name)
             before = await target.info()
             count = await _write_rows(file, before, target.items(include=("metadata", "vector"), page=_ROWS))
-            return _manifest(file, before, await target.info(), count)
+            return _manifest(file, before, await target.info(), count), before.thumbnails is not None
 
     try:
-        manifest = asyncio.run(run())
+        manifest, has_thumbnails = asyncio.run(run())
         _write_manifest(file, manifest)
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror or error}") from error
     if not manifest.one_moment:
         output.say("the collection changed meanwhile, or may have: the file is not known to hold one moment of it")
+    if has_thumbnails:
+        output.say("thumbnails are not in the file: `clipworks collections snapshot` carries them")
     if as_json:
         output.print_json(manifest.model_dump())
     else:

@@ -156,6 +156,7 @@ async def _target(client: AsyncClient, name: str, old: CollectionInfo, model: st
     there = await client.collections()
     for info in sorted(there, key=lambda each: each.sequence, reverse=True):
         same = info.model == reference and info.metadata_schema == old.metadata_schema and not info.aliases
+        same = same and (info.thumbnails is None) == (old.thumbnails is None)
         if same and info.name != name and _VERSION.sub("", info.name) == name:
             return info
     made = await client.create_collection(
@@ -163,6 +164,7 @@ async def _target(client: AsyncClient, name: str, old: CollectionInfo, model: st
         model=reference,
         index=old.index.model_dump(),
         metadata_schema=old.metadata_schema,
+        thumbnails=old.thumbnails is not None,
     )
     return await made.info()
 

@@ -39,6 +39,7 @@ class _Asked:
     schema: Mapping[str, str]
     kinds: Sequence[Kind]
     kind: IndexKind | None
+    thumbnails: bool
     prefix: str
     prune: bool
     skip_duplicates: bool
@@ -75,6 +76,9 @@ def index(
         typer.Option(help="NAME=TYPE of a new collection's metadata, indexed for filters; may be repeated."),
     ] = None,
     kind: Annotated[IndexKind | None, typer.Option("--index", help="Index of a new collection.")] = None,
+    thumbnails: Annotated[
+        bool, typer.Option("--thumbnails", help="A new collection keeps a small picture of each, about 10 kB.")
+    ] = False,
     image_column: Annotated[str | None, typer.Option(help="Column of a table with the pictures.")] = None,
     id_column: Annotated[str | None, typer.Option(help="Column with the ids; default: the path.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder that paths of a table start from.")] = None,
@@ -98,6 +102,7 @@ def index(
         schema=fields_of(field or []),
         kinds=kinds_of(metadata or []),
         kind=kind,
+        thumbnails=thumbnails,
         prefix=prefix,
         prune=prune,
         skip_duplicates=skip_duplicates,
@@ -162,7 +167,7 @@ async def _run(
     target = client.collection(name)
     known: dict[str, Known] = {}
     if there is None:
-        target = await _made(client, name, model=model, kind=asked.kind, schema=schema)
+        target = await _made(client, name, model=model, kind=asked.kind, schema=schema, thumbnails=asked.thumbnails)
     else:
         with output.waiting(f"reading what {name} holds", shown=asked.shown):
             known = await read_known(target.items())
@@ -253,7 +258,7 @@ async def _there(client: AsyncClient, name: str, asked: _Asked, model: str | Non
     """The collection, if there is one; what is asked of it must be what it is.
 
     Raises:
-        UsageError: it has other fields, or another index.
+        UsageError: it has other fields, or another index, or keeps no thumbnails.
         Conflict, SpaceMismatch: it is bound to another model than `model`.
     """
     try:
@@ -269,10 +274,14 @@ async def _there(client: AsyncClient, name: str, asked: _Asked, model: str | Non
         raise UsageError(f"--field: collection {name} is there and declares {shown}; that cannot be changed")
     if asked.kind and asked.kind != info.index.kind:
         raise UsageError(f"--index: collection {name} is there with {info.index.kind}; that cannot be changed")
+    if asked.thumbnails and info.thumbnails is None:
+        raise UsageError(f"--thumbnails: collection {name} is there and keeps none; that cannot be changed")
     if model is not None:
         # Asking for the collection that is there, but of this model, changes nothing, and is refused if it has another.
         index = info.index.model_dump(exclude_none=True)
-        await client.create_collection(info.name, model=model, index=index, metadata_schema=declared)
+        await client.create_collection(
+            info.name, model=model, index=index, metadata_schema=declared, thumbnails=info.thumbnails is not None
+        )
     return info
 
 
@@ -288,9 +297,17 @@ def _kinds(asked: _Asked, there: CollectionInfo | None) -> list[Kind]:
 
 
 async def _made(
-    client: AsyncClient, name: str, *, model: str | None, kind: IndexKind | None, schema: Mapping[str, str]
+    client: AsyncClient,
+    name: str,
+    *,
+    model: str | None,
+    kind: IndexKind | None,
+    schema: Mapping[str, str],
+    thumbnails: bool,
 ) -> AsyncCollection:
-    target = await client.create_collection(name, model=model, index=kind, metadata_schema=dict(schema))
+    target = await client.create_collection(
+        name, model=model, index=kind, metadata_schema=dict(schema), thumbnails=thumbnails
+    )
     info = await target.info()
     output.say(f"made collection {name}: {info.model}, {info.dim} numbers, index {info.index.kind}")
     return target

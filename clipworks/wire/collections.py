@@ -82,6 +82,16 @@ class CollectionRequest(Wire):
         description="dotted field -> type: checked in every item, and indexed for filters",
         examples=[{"year": "number", "camera.maker": "string", "tags": "string[]"}],
     )
+    thumbnails: bool = Field(
+        default=False, description="keep a small picture (WebP, at most 256 px) of each item that is given as an image"
+    )
+
+
+class ThumbnailTotals(Wire):
+    """Small pictures that a collection keeps."""
+
+    count: int
+    bytes: int = Field(description="of the encoded pictures")
 
 
 class CollectionLoss(Wire):
@@ -121,6 +131,9 @@ class CollectionInfo(Wire):
     )
     rebuilding: bool
     warnings: list[str] = Field(description="what was found wrong at start; empty when all was well")
+    thumbnails: ThumbnailTotals | None = Field(
+        default=None, description="kept with its items; null where the collection was made without"
+    )
     aliases: list[str] = Field(default_factory=list[str], description="its other names")
     losses: list[CollectionLoss] = Field(
         default_factory=list[CollectionLoss], description="what a damaged store lost of it, until acknowledged"
@@ -129,6 +142,9 @@ class CollectionInfo(Wire):
 
 class CollectionList(Wire):
     data: list[CollectionInfo]
+    media_root: bool = Field(
+        default=False, description="whether items without a stored thumbnail may have one made of a file of the server"
+    )
     losses: list[CollectionLoss] = Field(
         default_factory=list[CollectionLoss], description="of all collections, also of those that are gone"
     )

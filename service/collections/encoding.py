@@ -30,18 +30,26 @@ Lookup = Callable[[Sequence[str]], Awaitable[list[Vector | None]]]
 
 
 class Encoded(NamedTuple):
-    """A vector or why there is none; weak: the model knows nothing of the input, whose vector may be zero."""
+    """A vector or why there is none; weak: the model knows nothing of the input, whose vector may be zero.
+
+    thumbnail: of an image, where it was asked for.
+    """
 
     found: Found
     weak: bool = False
+    thumbnail: bytes | None = None
 
 
 @dataclass(frozen=True)
 class RowVectors:
-    """For each row its unit vector, or why it cannot be stored. weak: rows of which the model knows nothing."""
+    """For each row its unit vector, or why it cannot be stored. weak: rows of which the model knows nothing.
+
+    thumbnails: of rows that are images, where the collection keeps them.
+    """
 
     vectors: list[Found]
     weak: list[int]
+    thumbnails: list[bytes | None]
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,9 @@ class ItemEncoder:
     pool: DecodePool
     budget: Budget
 
-    async def encode(self, inputs: Sequence[Input], on_unknown: OnUnknown) -> list[Encoded]:
+    async def encode(
+        self, inputs: Sequence[Input], on_unknown: OnUnknown, *, with_thumbnails: bool = False
+    ) -> list[Encoded]:
         """Unit vectors [D] in the order of the inputs, all in one run."""
         if self.model is None:
             missing = [each.error if isinstance(each, FailedItem) else _nothing_to_encode_with() for each in inputs]
@@ -79,9 +89,13 @@ class ItemEncoder:
             dimensions=None,
             on_unknown=on_unknown,
             budget=self.budget,
+            with_thumbnails=with_thumbnails,
         )
         weak = frozenset(result.weak)
-        return [Encoded(outcome, index in weak) for index, outcome in enumerate(result.outcomes)]
+        return [
+            Encoded(outcome, index in weak, result.thumbnails.get(index))
+            for index, outcome in enumerate(result.outcomes)
+        ]
 
 
 async def row_vectors(
@@ -96,13 +110,14 @@ async def row_vectors(
     if all_or_nothing:
         known = known[: _first_failure(known) + 1]
     inputs = [row.source for row, each in zip(rows, known, strict=False) if each is None]
-    encoded = iter(await encoder.encode([each for each in inputs if not isinstance(each, GivenVector)], "warn"))
+    to_encode = [each for each in inputs if not isinstance(each, GivenVector)]
+    encoded = iter(await encoder.encode(to_encode, "warn", with_thumbnails=spec.thumbnails))
     rows_found = [_storable(next(encoded)) if each is None else Encoded(each) for each in known]
     found = [each.found for each in rows_found]
     if all_or_nothing:
         found = found[: _first_failure(found) + 1]
     weak = [index for index, _ in enumerate(found) if rows_found[index].weak]
-    return RowVectors(found, weak)
+    return RowVectors(found, weak, [each.thumbnail for each in rows_found[: len(found)]])
 
 
 async def query_vectors(

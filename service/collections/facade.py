@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,13 +18,14 @@ from clipworks.schemas import OnUnknown
 from model_store.errors import ClipworksError
 from service.collections.backends import BackendSource
 from service.collections.encoding import ItemEncoder, query_vectors, row_vectors
+from service.collections.media import MediaRoot, Thumbnail
 from service.collections.models import PinnedModels, require_equal_model
 from service.collections.plans import FieldRefused, NewRow, QueryPlan, StoredId
 from service.collections.threads import StoreThreads
 from service.decoding.pool import DecodePool
 from service.engine.registry import Registry
 from service.engine.running import RunningModel
-from service.faults import CollectionsOff, ServiceNotReady
+from service.faults import CollectionsOff, ServiceNotReady, ThumbnailNotFound
 from service.retrieval import (
     CollectionDescription,
     CollectionSpec,
@@ -79,6 +82,16 @@ class Upserted:
     weak: list[int]
 
 
+@dataclass(frozen=True)
+class CollectionTotals:
+    """What all collections of the server hold together."""
+
+    collections: int
+    items: int
+    thumbnails: int
+    thumbnail_bytes: int
+
+
 class Collections:
     """All methods belong to the event loop; the store's blocking calls run in threads of their own.
 
@@ -86,13 +99,22 @@ class Collections:
     """
 
     def __init__(
-        self, source: BackendSource, *, registry: Registry, pool: DecodePool, settings: RetrievalSettings
+        self,
+        source: BackendSource,
+        *,
+        registry: Registry,
+        pool: DecodePool,
+        settings: RetrievalSettings,
+        media_root: Path | None = None,
+        media_slots: int = 2,
     ) -> None:
+        """media_root: where pictures of items lie that keep none; None: nowhere. media_slots: see MediaRoot."""
         self._source = source
         self.models = PinnedModels(registry)
         self._pool = pool
         self._settings = settings
         self._threads = StoreThreads(readers=settings.readers, scanners=settings.scanners)
+        self._media = MediaRoot(media_root, threads=self._threads, pool=pool, slots=media_slots) if media_root else None
         self._store: Backend | None = None
         self._opening: asyncio.Future[Backend] | None = None
         self._address: str | None = None
@@ -150,13 +172,21 @@ class Collections:
         return await self._threads.run("read", lambda _: store.get(name), budget=budget)
 
     async def create(
-        self, name: str, model: RunningModel, *, index: dict[str, Any], schema: dict[str, Any], budget: Budget
+        self,
+        name: str,
+        model: RunningModel,
+        *,
+        index: dict[str, Any],
+        schema: dict[str, Any],
+        thumbnails: bool,
+        budget: Budget,
     ) -> tuple[CollectionDescription, bool]:
         """A collection for the vectors of `model`, and whether it is new.
 
         Raises:
             SpaceMismatch, Conflict, CollectionConflict: the name is taken by another one; the message names both.
             FieldRefused: `index` or `schema`.
+            NotSupported: the backend keeps no thumbnails.
         """
         store = self._opened()
         prints = {"image": model.fingerprint.image, "text": model.fingerprint.text}
@@ -168,6 +198,7 @@ class Collections:
                 dim=model.dim,
                 index=IndexSpec.model_validate(index),
                 metadata_schema=schema,
+                thumbnails=thumbnails,
             )
         except ValidationError as error:
             raise _refused(error) from None
@@ -184,10 +215,15 @@ class Collections:
         store = self._opened()
         return await self._threads.run("slow", lambda _: _named(store, store.list()), budget=budget)
 
-    async def totals(self, budget: Budget) -> tuple[int, int]:
-        """(collections, items of all of them)."""
+    async def totals(self, budget: Budget) -> CollectionTotals:
         found = await self.list(budget=budget)
-        return len(found), sum(each.count for each in found)
+        thumbnails = [each.thumbnails for each in found if each.thumbnails is not None]
+        return CollectionTotals(
+            collections=len(found),
+            items=sum(each.count for each in found),
+            thumbnails=sum(each.count for each in thumbnails),
+            thumbnail_bytes=sum(each.bytes for each in thumbnails),
+        )
 
     async def describe(self, name: str, *, budget: Budget) -> CollectionDescription:
         store = self._opened()
@@ -264,7 +300,7 @@ class Collections:
             each if isinstance(each, ClipworksError) else row.id for row, each in zip(rows, found, strict=False)
         ]
         good = [
-            (index, StoreItem(rows[index].id, each, rows[index].metadata))
+            (index, StoreItem(rows[index].id, each, rows[index].metadata, made.thumbnails[index]))
             for index, each in enumerate(found)
             if not isinstance(each, ClipworksError)
         ]
@@ -310,14 +346,49 @@ class Collections:
                 return await self._threads.run("write", remove, budget=budget, stage="store")
             return await self._threads.scan(remove, shares=_shares(collection, caller), budget=budget, stage="store")
 
-    async def item(self, collection: BackendCollection, id: str, *, with_vector: bool, budget: Budget) -> Record:
+    async def item(
+        self,
+        collection: BackendCollection,
+        id: str,
+        *,
+        with_vector: bool,
+        with_thumbnail: bool = False,
+        budget: Budget,
+    ) -> Record:
         """Raises ItemNotFound, InvalidItem."""
         return await self._threads.run(
             "read",
-            lambda _: collection.get(id, with_vector=with_vector),
+            lambda _: collection.get(id, with_vector=with_vector, with_thumbnail=with_thumbnail),
             budget=budget,
             stage="store",
         )
+
+    async def holds(self, collection: BackendCollection, id: str, *, budget: Budget) -> bool:
+        """Whether there is an item of this id."""
+        with suppress(ItemNotFound, InvalidItem):
+            await self.item(collection, id, with_vector=False, budget=budget)
+            return True
+        return False
+
+    async def thumbnail(
+        self, collection: BackendCollection, id: str, *, known: Collection[str], caller: str, budget: Budget
+    ) -> Thumbnail:
+        """The picture that was stored with an item, else one made of the file of the media root that it names.
+
+        known: tags of pictures that the client has.
+
+        Raises:
+            ItemNotFound, InvalidItem
+            ThumbnailNotFound: there is neither.
+            ServiceOverloaded, DeadlinePassed
+        """
+        record = await self.item(collection, id, with_vector=False, with_thumbnail=True, budget=budget)
+        if (picture := record.thumbnail) is not None:
+            tag = hashlib.sha256(picture).hexdigest()[:32]
+            return Thumbnail(tag, None if tag in known else picture)
+        if self._media is None:
+            raise ThumbnailNotFound("this item has no thumbnail")
+        return await self._media.thumbnail(record.metadata.get("path"), known=known, caller=caller, budget=budget)
 
     async def image_vectors(
         self, name: str, ids: Sequence[str], model: RunningModel, *, budget: Budget

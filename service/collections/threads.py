@@ -1,4 +1,4 @@
-"""Threads for calls into the collection store, which block: reads, scans, writes and slow work never share a pool."""
+"""Threads for calls into the collection store, which block: reads, scans, writes, slow work and files share none."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from service.retrieval.errors import Interrupted
 from service.retrieval.stopping import Stop
 from service.timing import Budget
 
-Lane = Literal["read", "scan", "write", "slow", "upkeep"]
+Lane = Literal["read", "scan", "write", "slow", "upkeep", "media"]
 _T = TypeVar("_T")
 # Many writers, because all that wait together share one sync of the disk.
 _WRITERS = 16
 _SLOW = 2
+_MEDIA = 4  # files of the media root: a slow disk there keeps nobody else waiting
 _MAX_CALLS = 256
 _PASSED = "the request's deadline passed before the collection store was done"
 
 
 class StoreThreads:
-    """Five pools; each takes at most _MAX_CALLS calls, running or waiting. Belongs to one event loop.
+    """Six pools; each takes at most _MAX_CALLS calls, running or waiting. Belongs to one event loop.
 
     scanners: calls that look at many rows, which no collection and no caller has more than half of.
     """
@@ -39,6 +40,7 @@ class StoreThreads:
                 ("write", _WRITERS),
                 ("slow", _SLOW),
                 ("upkeep", 1),
+                ("media", _MEDIA),
             )
         }
         self._calls = dict.fromkeys(self._pools, 0)

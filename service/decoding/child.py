@@ -1,7 +1,8 @@
 """A process that decodes one image after the other for a server; it is killed when one takes too long.
 
 Its arguments are the parent's process id, a socket, a file that both hold in memory, and the limits as JSON. A request
-is a line of JSON on the socket, the encoded bytes are in the file; the answer is a line, the pixels are in the file.
+is a line of JSON on the socket, the encoded bytes are in the file; the answer is a line, the pixels are in the file,
+and behind them the thumbnail, if one was asked for.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from model_store.errors import InputError, InvalidImage
 from model_store.modality.image import DECODE_BYTES_PER_PIXEL, DecodeLimits, decode, prepare, prepare_dense
 from service.decoding.allocator import return_large_buffers
+from service.decoding.thumbnails import encode_thumbnail
 
 _PR_SET_PDEATHSIG = 1
 _OOM_SCORE = "500"  # memory that runs out is taken from this process, not from the server
@@ -53,22 +55,35 @@ def main(arguments: list[str]) -> None:
 
 def _answer(request: dict[str, Any], memory: int, limits: DecodeLimits) -> dict[str, Any]:
     try:
-        pixels, size = _framed(os.pread(memory, request["bytes"], 0), request["frame"], limits)
+        pixels, size, thumbnail = _framed(os.pread(memory, request["bytes"], 0), request["frame"], limits)
     except InputError as error:
         return {"error": error.code, "message": str(error)}
     except (Exception, MemoryError) as error:
         return {"error": InvalidImage.code, "message": f"image cannot be prepared ({type(error).__name__})"}
-    os.pwrite(memory, pixels.data, 0)
-    return {"shape": pixels.shape, "size": size}
+    if pixels.size:
+        os.pwrite(memory, pixels.data, 0)
+    if thumbnail:
+        os.pwrite(memory, thumbnail, pixels.nbytes)
+    return {"shape": pixels.shape, "size": size, "thumbnail_bytes": len(thumbnail)}
 
 
-def _framed(data: bytes, frame: dict[str, Any], limits: DecodeLimits) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """Pixels uint8 [H, W, 3] as the spec says, and (width, height) of the upright original."""
+def _framed(
+    data: bytes, frame: dict[str, Any], limits: DecodeLimits
+) -> tuple[NDArray[np.uint8], tuple[int, int], bytes]:
+    """Pixels uint8 [H, W, 3] as the spec says, (width, height) of the upright original, and its thumbnail.
+
+    Without a spec there are no pixels, and the thumbnail is empty unless it was asked for: the picture is decoded once.
+    """
     image = decode(data, limits)
-    spec: Any = SimpleNamespace(**frame["spec"])
-    if frame["dense"]:
-        return prepare_dense(image, spec, short_px=frame["short_px"]), image.size
-    return prepare(image, spec), image.size
+    size = image.size
+    spec: Any = SimpleNamespace(**(frame["spec"] or {}))
+    if frame["spec"] is None:
+        pixels = np.zeros((0, 0, 3), dtype=np.uint8)
+    elif frame["dense"]:
+        pixels = prepare_dense(image, spec, short_px=frame["short_px"])
+    else:
+        pixels = prepare(image, spec)
+    return pixels, size, encode_thumbnail(image) if frame.get("thumbnail") else b""
 
 
 def _formats(given: dict[str, Any]) -> dict[str, Any]:

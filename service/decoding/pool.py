@@ -113,8 +113,16 @@ class DecodePool:
             InputError: the image is refused (see `model_store.modality.image.decode`), or takes too long.
             DeadlinePassed: the deadline passed before it was done.
         """
+        return (await self.prepare_framed(data, spec, budget, with_thumbnail=False)).pixels
+
+    async def prepare_framed(self, data: bytes, spec: ImageSpec, budget: Budget, *, with_thumbnail: bool) -> Framed:
+        """As `prepare`; with_thumbnail: and a small one for people, of the same decoded picture. Raises as it."""
         frame = {"dense": False, "spec": spec.model_dump(mode="json", include=_IMAGE_FIELDS)}
-        return (await self._decoded(data, frame, budget)).pixels
+        return await self._decoded(data, {**frame, "thumbnail": with_thumbnail}, budget)
+
+    async def thumbnail(self, data: bytes, budget: Budget) -> bytes:
+        """A small picture (WebP) of an encoded one, within the same limits. Raises as `prepare`."""
+        return (await self._decoded(data, {"dense": False, "spec": None, "thumbnail": True}, budget)).thumbnail
 
     async def prepare_dense(self, data: bytes, spec: DenseSpec, short_px: int | None, budget: Budget) -> Framed:
         """Decode and prepare a whole picture for the dense encoder. Raises as `prepare`."""

@@ -40,10 +40,12 @@ class WorkerLate(Exception):
 
 
 class Framed(NamedTuple):
-    """Pixels uint8 [H, W, 3] as a spec says, and (width, height) of the upright original."""
+    """Pixels uint8 [H, W, 3] as a spec says (0 x 0 without one), (width, height) of the upright original, and its
+    thumbnail (WebP), empty where none was asked for."""
 
     pixels: NDArray[np.uint8]
     size: tuple[int, int]
+    thumbnail: bytes = b""
 
 
 class _Answers(asyncio.Protocol):
@@ -167,7 +169,9 @@ class DecodeWorker:
             if "error" in answer:
                 raise _ERRORS.get(answer["error"], InputError)(answer["message"])
             width, height = answer["size"]
-            return Framed(self._pixels(answer["shape"]), (int(width), int(height)))
+            pixels = self._pixels(answer["shape"], is_empty=frame["spec"] is None)
+            thumbnail = self._thumbnail(int(answer["thumbnail_bytes"]), pixels.nbytes)
+            return Framed(pixels, (int(width), int(height)), thumbnail)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             await self.stop()
             raise WorkerDied(f"the decode process cannot be talked to ({type(error).__name__})") from error
@@ -207,14 +211,22 @@ class DecodeWorker:
             abandoned.remove_done_callback(hurry)
             timer.cancel()
 
-    def _pixels(self, shape: list[int]) -> NDArray[np.uint8]:
+    def _pixels(self, shape: list[int], *, is_empty: bool) -> NDArray[np.uint8]:
         """Raises ValueError: the file does not hold so many, so that a broken process cannot make us allocate them."""
         rows, columns, channels = (int(each) for each in shape)
+        if is_empty and rows == columns == 0:
+            return np.empty((0, 0, 3), dtype=np.uint8)
         if min(rows, columns) < 1 or channels != 3 or rows * columns * 3 > os.fstat(self._memory).st_size:
             raise ValueError(f"shape {shape}")
         pixels = np.empty((rows, columns, 3), dtype=np.uint8)
         os.preadv(self._memory, [pixels.data.cast("B")], 0)
         return pixels
+
+    def _thumbnail(self, size: int, offset: int) -> bytes:
+        """Raises ValueError: the file does not hold so many bytes."""
+        if not 0 <= size <= os.fstat(self._memory).st_size - offset:
+            raise ValueError(f"a thumbnail of {size} bytes")
+        return os.pread(self._memory, size, offset)
 
 
 def _give_up(answer: asyncio.Future[bytes]) -> None:

@@ -42,6 +42,7 @@ from service.faults import (
     ServiceNotReady,
     ServiceOverloaded,
     StateConflict,
+    ThumbnailNotFound,
     TooManyItems,
     UnknownName,
 )
@@ -138,6 +139,7 @@ STATUS: Mapping[type[ClipworksError], int] = MappingProxyType(
         Draining: 503,
         TooManyItems: 413,
         UnknownName: 404,
+        ThumbnailNotFound: 404,
         StateConflict: 409,
         LabelSetFailed: 409,
         CollectionsOff: 503,

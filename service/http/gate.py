@@ -15,7 +15,7 @@ from service.http.context import context_of
 from service.http.errors import Refusal, problem_of
 from service.http.origins import parse_origin
 
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/docs", "/openapi.json", "/ui"})
+OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/health", "/docs", "/openapi.json", "/ui"})
 _OPEN_FOLDER = "/ui/"
 _CORS_METHODS = b"GET, POST, PUT, DELETE"
 _PREFLIGHT_VARY = b"Origin, Access-Control-Request-Headers, Access-Control-Request-Private-Network"

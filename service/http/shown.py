@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from clipworks.schemas import (
@@ -14,6 +15,7 @@ from clipworks.schemas import (
     ModelDetail,
     ModelSummary,
     Providers,
+    ThumbnailTotals,
 )
 from model_store.manifest import ENCODERS, Precision, Role
 from model_store.presence import presence_of
@@ -120,6 +122,7 @@ def collection_info(info: StoredInfo) -> CollectionInfo:
         warnings=list(info.warnings),
         aliases=list(info.aliases),
         losses=[collection_loss(each) for each in info.losses],
+        thumbnails=None if info.thumbnails is None else ThumbnailTotals(**asdict(info.thumbnails)),
     )
 
 

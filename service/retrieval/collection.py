@@ -97,7 +97,7 @@ class EmbeddedCollection:
         self._folder = folder
         self._wake = wake
         self._stop = stop
-        self._rows = RowTable(tables.number, dim=self.spec.dim)
+        self._rows = RowTable(tables.number, dim=self.spec.dim, thumbnails=self.spec.thumbnails)
         self._checks = ItemChecks(self.spec, max_metadata_bytes=settings.max_metadata_bytes)
         self._gate = threading.Lock()
         self._rebuilding = threading.Lock()
@@ -174,11 +174,11 @@ class EmbeddedCollection:
             change = self._write(remove, weight=1000)
         return len(change.removed)
 
-    def get(self, id: str, *, with_vector: bool = False) -> Record:
+    def get(self, id: str, *, with_vector: bool = False, with_thumbnail: bool = False) -> Record:
         """Raises ItemNotFound."""
         check_id(id)
         with self._there(), self._log.read() as db:
-            found = self._rows.record(db, id, with_vector=with_vector)
+            found = self._rows.record(db, id, with_vector=with_vector, with_thumbnail=with_thumbnail)
         if found is None:
             raise ItemNotFound(f"collection {self.name} has no item with this id")
         return found
@@ -272,6 +272,10 @@ class EmbeddedCollection:
         self._check_open()
         state = self._searcher.state()
         losses = self._losses(self.name)
+        thumbnails = None
+        if self._rows.thumbnails is not None:
+            with self._there(), self._log.read() as db:
+                thumbnails = self._rows.thumbnails.totals(db)
         return CollectionDescription(
             name=self.name,
             spec=self.spec,
@@ -286,6 +290,7 @@ class EmbeddedCollection:
             rebuilding=self._rebuilding.locked(),
             warnings=(*self._warnings, *map(sentence, losses)),
             losses=losses,
+            thumbnails=thumbnails,
         )
 
     def compact(self) -> CompactReport:
@@ -307,7 +312,7 @@ class EmbeddedCollection:
             return archive.write(path, self.spec, counters, self._rows.records(db))
 
     def export_rows(self, *, batch: int = 1000) -> Iterator[list[Record]]:
-        """All rows, vectors included, in the order they were written, as of one sequence.
+        """All rows, vectors and thumbnails included, in the order they were written, as of one sequence.
 
         Close the iterator (or run it to its end) soon: while it is open the write-ahead log cannot shrink.
         """

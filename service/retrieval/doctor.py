@@ -16,6 +16,8 @@ from service.retrieval.truth.log import Log
 from service.retrieval.truth.rows import RowTable, row_checksum, vector_checksum
 
 _BLOCK = 4096
+_PICTURES = 256  # read at one time
+_SHOWN = 5
 
 
 def examine(
@@ -55,6 +57,7 @@ def examine(
         counted = len(rows.all_rids(db))
         noted = rows.counters(db).rows
     state = searcher.state()
+    problems += _thumbnail_problems(log, rows, stop)
     if bad:
         problems.append(f"{len(bad)} rows are not what was written; delete them or restore a snapshot")
     if counted != noted:
@@ -109,6 +112,38 @@ def _block(log: Log, rows: RowTable, after: int, stop: Stop) -> tuple[NDArray[np
                 bad.append(id if isinstance(id, str) else f"row {rid}")
     joined = np.frombuffer(b"".join(vectors), "<f4").reshape(len(vectors), rows.dim).astype(np.float32, copy=False)
     return np.array(sound, dtype=np.int64), joined, bad, last
+
+
+def _thumbnail_problems(log: Log, rows: RowTable, stop: Stop) -> list[str]:
+    """What is wrong with the thumbnails, in sentences. They are read in blocks, so their number and bytes are held
+    against the totals only where nothing was written meanwhile."""
+    if rows.thumbnails is None:
+        return []
+    problems: list[str] = []
+    bad: list[int] = []
+    last = 0
+    with log.read(stop) as db:
+        before = rows.counters(db).sequence
+    counted = size = 0
+    while True:
+        with log.read(stop) as db:
+            found = list(rows.thumbnails.examined_after(db, last, limit=_PICTURES))
+        if not found:
+            break
+        last = found[-1][0]
+        counted, size = counted + len(found), size + sum(length for _, length, _ in found)
+        bad += [rid for rid, _, is_sound in found if not is_sound]
+    with log.read(stop) as db:
+        ids = sorted(rows.ids_of(db, np.array(bad, np.int64)).values())
+        totals, after = rows.thumbnails.totals(db), rows.counters(db).sequence
+    if ids:
+        shown = ", ".join(map(repr, ids[:_SHOWN])) + (", ..." if len(ids) > _SHOWN else "")
+        problems.append(f"{len(ids)} thumbnails are not what was written; store these items again: {shown}")
+    if before == after and (counted, size) != (totals.count, totals.bytes):
+        problems.append(
+            f"{counted} thumbnails of {size} bytes are there, {totals.count} of {totals.bytes} bytes should be"
+        )
+    return problems
 
 
 def _recall(

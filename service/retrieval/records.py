@@ -48,6 +48,8 @@ class CollectionSpec(_Closed):
     metadata_schema: dotted field -> type. A declared field has that type or is missing in every item, and one that is
         no list is indexed, so that a filter on it costs no scan. A `date` is text such as 2024-05-31 or
         2024-05-31T17:08:00, whose order is that of time.
+    thumbnails: whether a small picture is kept with each item that has one. Not written while it is False, so that
+        versions of before it still read every other collection.
     """
 
     model: str = Field(min_length=1, max_length=256)
@@ -56,6 +58,7 @@ class CollectionSpec(_Closed):
     dim: int = Field(ge=1, le=MAX_DIM)
     index: IndexSpec = Field(default_factory=lambda: IndexSpec(nprobe=None, oversample=4))
     metadata_schema: dict[str, FieldType] = Field(default_factory=dict, max_length=64)
+    thumbnails: bool = Field(default=False, exclude_if=lambda kept: not kept)
 
     @field_validator("metadata_schema")
     @classmethod
@@ -96,11 +99,13 @@ class StoreItem:
     id: 1-512 bytes of UTF-8 without control characters.
     vector: float32 [D], finite, of unit length (within 1e-3); the caller normalises.
     metadata: a JSON object; integers within 64 bits, no NaN or Infinity.
+    thumbnail: an encoded WebP; only in a collection that keeps them.
     """
 
     id: str
     vector: Vector
     metadata: Metadata
+    thumbnail: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +123,14 @@ class ItemOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One stored row; `vector` (float32 [D]) only where asked for. `sequence` grows with every change."""
+    """One stored row; `vector` (float32 [D]) and `thumbnail` (WebP) only where asked for, and the latter where there is
+    one. `sequence` grows with every change."""
 
     id: str
     metadata: dict[str, Any]
     sequence: int
     vector: Vector | None = None
+    thumbnail: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +180,14 @@ class Loss:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptThumbnails:
+    """Thumbnails of one collection, and their encoded bytes."""
+
+    count: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class CollectionDescription:
     """What `describe` tells. Bytes: memory of the index, and of the whole store's files on disk; None: not known.
 
@@ -182,6 +197,7 @@ class CollectionDescription:
     warnings: what was found wrong at open, in words; empty when all was well.
     aliases: its other names.
     losses: until they are acknowledged.
+    thumbnails: None where the collection keeps none.
     """
 
     name: str
@@ -199,6 +215,7 @@ class CollectionDescription:
     backend: Literal["embedded", "milvus"] = "embedded"
     aliases: tuple[str, ...] = ()
     losses: tuple[Loss, ...] = ()
+    thumbnails: KeptThumbnails | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -585,12 +585,13 @@ def _check_name(name: str) -> None:
 
 
 def _rows(tables: Tables) -> RowTable:
-    return RowTable(tables.number, dim=tables.spec.dim)
+    return RowTable(tables.number, dim=tables.spec.dim, thumbnails=tables.spec.thumbnails)
 
 
 def _difference(one: CollectionSpec, other: CollectionSpec) -> str:
     """What differs, with both values: of nested fields only the parts that do."""
-    return "; ".join(_differing(one.model_dump(), other.model_dump(), ""))
+    has, wants = ({**each.model_dump(), "thumbnails": each.thumbnails} for each in (one, other))
+    return "; ".join(_differing(has, wants, ""))
 
 
 def _differing(one: dict[str, Any], other: dict[str, Any], path: str) -> Generator[str]:

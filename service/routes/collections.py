@@ -27,10 +27,13 @@ Name = Annotated[str, Path(pattern=COLLECTION_PATTERN, description="name of the 
 
 @router.get("", summary="List collections", responses=answers(CollectionList, 422, 429, 500, 503, 504))
 async def list_collections(request: Request) -> Response:
-    collections = services_of(request).require_collections()
+    services = services_of(request)
+    collections = services.require_collections()
     found = await collections.list(budget=budget_for(request))
     losses = [collection_loss(each) for each in collections.losses()]
-    return model_response(CollectionList(data=[collection_info(each) for each in found], losses=losses))
+    has_media = services.settings.media_root is not None
+    data = [collection_info(each) for each in found]
+    return model_response(CollectionList(data=data, media_root=has_media, losses=losses))
 
 
 @router.put(
@@ -54,6 +57,7 @@ async def put_collection(request: Request, name: Name) -> Response:
         model_for(services, body.model),
         index=body.index.model_dump(),
         schema=dict(body.metadata_schema),
+        thumbnails=body.thumbnails,
         budget=budget,
     )
     return model_response(collection_info(info), status=201 if is_new else 200)

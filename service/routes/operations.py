@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import asdict
 from functools import cache
 from importlib.resources import files
 
@@ -55,7 +56,7 @@ async def metrics(request: Request) -> Response:
     services = services_of(request)
     if services.collections is not None and services.collections.is_open:
         with suppress(ClipworksError):  # full, slow or away just now: the figures of the last scrape stand
-            services.telemetry.collections(*await services.collections.totals(Budget.of(_SCRAPE_S, Timings())))
+            services.telemetry.collections(**asdict(await services.collections.totals(Budget.of(_SCRAPE_S, Timings()))))
     return Response(services.telemetry.render(), media_type=METRICS_MEDIA_TYPE)
 
 

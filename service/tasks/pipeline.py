@@ -20,6 +20,7 @@ from model_store.presence import presence_scores, score_maps
 from model_store.towers import Activation, OpenedHead
 from service.decoding.pool import DecodePool
 from service.decoding.queue import HUGE_PX
+from service.decoding.worker import Framed
 from service.engine.admission import Ticket
 from service.engine.batcher import Batcher
 from service.engine.dense import unpacked
@@ -71,6 +72,7 @@ class EmbedOutcome:
     """`outcomes` in the order of the items: a float32 vector [D], or why there is none.
 
     weak: indices of items of which the model knows nothing; their vectors are zero, or say no more than another such.
+    thumbnails: of images, by index, where they were asked for.
     """
 
     outcomes: list[Vector | ClipworksError]
@@ -78,6 +80,7 @@ class EmbedOutcome:
     texts: int
     images: int
     tokens: int
+    thumbnails: Mapping[int, bytes]
 
 
 async def embed(
@@ -89,8 +92,9 @@ async def embed(
     dimensions: int | None,
     on_unknown: OnUnknown,
     budget: Budget,
+    with_thumbnails: bool = False,
 ) -> EmbedOutcome:
-    """Encode texts and images, mixed.
+    """Encode texts and images, mixed; with_thumbnails: and make a small picture of each image, decoding it once.
 
     `dimensions` cuts vectors to a prefix the model was trained for, before normalising. With on_unknown "error" an item
     of which the model knows nothing has NoDirection as its outcome.
@@ -104,6 +108,7 @@ async def embed(
         raise InputError(f"dimensions {dimensions} is not offered by {model.reference}, it has {sizes}")
     tokens = 0
     weak: list[int] = []
+    thumbnails: dict[int, bytes] = {}
     turn = asyncio.Lock()
 
     async def one(index: int, item: Input) -> Vector:
@@ -119,7 +124,10 @@ async def embed(
                 vector = await _submit(model, "text_encoder", row, budget)
         else:
             async with tickets["image_encoder"].turn(budget):
-                vector = await encode_image(model, item.data, pool=pool, budget=budget)
+                framed = await _framed(model, item.data, pool, budget, with_thumbnail=with_thumbnails)
+                vector = await _submit(model, "image_encoder", framed.pixels, budget)
+            if with_thumbnails:
+                thumbnails[index] = framed.thumbnail
         finished = finish(vector, normalize=normalize, dimensions=dimensions)
         if not knows or is_zero(finished):
             if on_unknown == "error":
@@ -131,7 +139,9 @@ async def embed(
     texts = sum(isinstance(item, TextItem) for item in items)
     with _admitted(model, {"image_encoder": images, "text_encoder": _Places(texts)}, budget) as tickets:
         outcomes = await gather_outcomes([one(index, item) for index, item in enumerate(items)], budget)
-    return EmbedOutcome(outcomes, weak=sorted(weak), texts=texts, images=images.items, tokens=tokens)
+    return EmbedOutcome(
+        outcomes, weak=sorted(weak), texts=texts, images=images.items, tokens=tokens, thumbnails=thumbnails
+    )
 
 
 async def classify(
@@ -319,10 +329,16 @@ async def _look(
 
 async def encode_image(model: RunningModel, data: bytes, *, pool: DecodePool, budget: Budget) -> Vector:
     """Un-normalised vector of one encoded image; places must have been reserved."""
+    framed = await _framed(model, data, pool, budget, with_thumbnail=False)
+    return await _submit(model, "image_encoder", framed.pixels, budget)
+
+
+async def _framed(
+    model: RunningModel, data: bytes, pool: DecodePool, budget: Budget, *, with_thumbnail: bool
+) -> Framed:
     if model.image_spec is None:
         raise RoleNotFound(f"{model.reference} has no image encoder")
-    array = await pool.prepare(data, model.image_spec, budget)
-    return await _submit(model, "image_encoder", array, budget)
+    return await pool.prepare_framed(data, model.image_spec, budget, with_thumbnail=with_thumbnail)
 
 
 async def encode_texts(model: RunningModel, texts: Sequence[str], ticket: Ticket | None) -> NDArray[np.float32]:

@@ -211,3 +211,32 @@ def test_another_model_is_a_conflict_and_not_unchanged(cli: Cli, tmp_path: Path,
     code, out, err = cli("index", photos, "-c", "mine", "--model", "tiny@1", "--json")
     assert not err, err
     assert (code, json.loads(out)["unchanged"]) == (0, 1)
+
+
+def test_thumbnails_are_kept_by_a_collection_made_for_them(
+    cli: Cli, told: Any, server_url: str, tmp_path: Path
+) -> None:
+    photos = tmp_path / "p"
+    draw(photos / "a" / "b.png")
+    assert told(photos, "-c", "small", "--thumbnails")[1]["stored"] == 1
+    draw(photos / "c.png", "blue")
+    code, found = told(photos, "-c", "small", "--model", "tiny")  # it stays as it was made
+    assert (code, found["stored"], found["unchanged"]) == (0, 1, 1)
+    with Client(server_url) as client:
+        small = client.collection("small")
+        kept = small.info().thumbnails
+        assert kept
+        assert kept.count == 2
+        for id, colour in (("a/b.png", (255, 0, 0)), ("c.png", (0, 0, 255))):
+            image = Image.open(io.BytesIO(small.thumbnail(id)))
+            assert (image.format, image.size) == ("WEBP", (48, 32))
+            pixel = image.getpixel((20, 20))
+            assert isinstance(pixel, tuple)
+            assert all(abs(have - want) < 10 for have, want in zip(pixel, colour, strict=True))
+    assert told(photos, "-c", "large")[0] == 0
+    code, found = told(photos, "-c", "large", "--thumbnails")
+    assert code == 2
+    assert "--thumbnails: collection large is there and keeps none" in " ".join(found["error"].split())
+    pytest.importorskip("pyarrow")
+    code, _, said = cli("collections", "export", "small", tmp_path / "small.parquet", "--url", server_url)
+    assert (code, "thumbnails are not in the file" in " ".join(said.split())) == (0, True)

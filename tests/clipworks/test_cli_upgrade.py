@@ -227,3 +227,14 @@ def test_after_the_switch_late_items_are_added_and_nothing_else_changes(server: 
                 await client.delete_collection(name)
 
     asyncio.run(go())
+
+
+def test_thumbnails_are_made_anew(server: str, photos: Path) -> None:
+    code, _, said = run(server, "index", photos, "--collection", "small", "--model", "tiny@1", "--thumbnails")
+    assert code == 0, said
+    code, facts, said = run(server, "collections", "upgrade", "small", "--model", "tiny@2", "--json")
+    assert (code, facts["encoded"], facts["switched"]) == (0, PICTURES, True), said
+    with Client(server) as client:
+        kept = client.collection("small").info().thumbnails
+        assert kept
+        assert (kept.count, client.collection("small").info().model) == (PICTURES, "tiny@2")

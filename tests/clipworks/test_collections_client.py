@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -313,3 +314,28 @@ def test_a_full_server_is_asked_again(ask: Ask, busy_url: tuple[str, list[Any]])
     patient = {"retry": RetryPolicy(attempts=3, first_pause_s=0.01)}
     assert ask(url, "x", "upsert", [{"id": "a", "text": "t"}], client=patient).ids == ["a"]
     assert seen == [{"on_error": "item", "items": [{"id": "a", "text": "t"}]}] * 3
+
+
+def test_thumbnails(call: Callable[..., Any], ask: Ask, server_url: str, pictures: list[Path]) -> None:
+    name = f"thumbnails-{next(_numbers)}"
+    call(server_url, "create_collection", name, thumbnails=True)
+    call(server_url, "create_collection", name, thumbnails=True)
+    with pytest.raises(errors.Conflict):
+        call(server_url, "create_collection", name)
+    ids = ["x", "a/b c", "%2F", ".."]
+    ask(server_url, name, "upsert", [Item(id=id, image=pictures[0]) for id in ids])
+    for id in ids:
+        image = Image.open(BytesIO(ask(server_url, name, "thumbnail", id)))
+        assert (image.format, max(image.size) <= 256) == ("WEBP", True)
+    assert ask(server_url, name, "info").thumbnails.count == len(ids)
+    with pytest.raises(errors.NotFound) as caught:
+        ask(server_url, name, "get", "x/thumbnail")
+    assert caught.value.code == "item_not_found"
+    ask(server_url, name, "upsert", [Item(id="x/thumbnail", vector=[1.0] * DIM)])
+    assert ask(server_url, name, "get", "x/thumbnail").id == "x/thumbnail"
+    with pytest.raises(errors.BadAnswer, match="is there an item of the id 'x/thumbnail'"):
+        ask(server_url, name, "thumbnail", "x")
+    for id, code in (("x/thumbnail", "thumbnail_not_found"), ("nobody", "item_not_found")):
+        with pytest.raises(errors.NotFound) as caught:
+            ask(server_url, name, "thumbnail", id)
+        assert caught.value.code == code

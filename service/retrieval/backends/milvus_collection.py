@@ -135,7 +135,8 @@ class MilvusCollection:
         self._clock.tick(self.name)
         return self._connection.write_many(remove)
 
-    def get(self, id: str, *, with_vector: bool = False) -> Record:
+    def get(self, id: str, *, with_vector: bool = False, with_thumbnail: bool = False) -> Record:
+        """with_thumbnail: changes nothing, for there is none."""
         check_id(id)
         fields = ["key", "document", "sequence", *(["vector"] if with_vector else [])]
         found = self._rows_of([id], fields)

@@ -2,7 +2,9 @@
 
 Format: the line `CLIPWORKS-SNAPSHOT 1`, a line of JSON (specification, count, sequence), then each row as two uint32
 (bytes of id, bytes of metadata), id, metadata as JSON, vector as little-endian float32; at the end the sha256 of all
-before it. No FAISS and no SQLite in it, so a file from elsewhere can do no more than be wrong.
+before it. A collection that keeps thumbnails is of format 2: a row has a third uint32, and ends with its thumbnail,
+which has 0 bytes where there is none. No FAISS and no SQLite in it, so a file from elsewhere can do no more than be
+wrong.
 """
 
 from __future__ import annotations
@@ -26,10 +28,13 @@ from service.retrieval.truth.database import translate
 from service.retrieval.truth.items import MAX_ID_BYTES, ItemChecks
 from service.retrieval.truth.rows import Prepared
 from service.retrieval.truth.tables import Counters
+from service.retrieval.truth.thumbnails import MAX_THUMBNAIL_BYTES
 
 _MAGIC = b"CLIPWORKS-SNAPSHOT 1\n"
+_MAGIC_WITH_THUMBNAILS = b"CLIPWORKS-SNAPSHOT 2\n"
 _DIGEST_BYTES = 32
 _LENGTHS = struct.Struct("<II")
+_LENGTHS_WITH_THUMBNAIL = struct.Struct("<III")
 _MAX_HEADER = 1 << 20
 _MAX_METADATA = 1 << 28
 
@@ -57,13 +62,20 @@ def write(path: Path, spec: CollectionSpec, counters: Counters, records: Iterabl
             digest.update(data)
             size += stream.write(data)
 
-        put(_MAGIC + json.dumps(header, sort_keys=True).encode() + b"\n")
+        magic = _MAGIC_WITH_THUMBNAILS if spec.thumbnails else _MAGIC
+        put(magic + json.dumps(header, sort_keys=True).encode() + b"\n")
         for record in records:
             if record.vector is None:
                 raise ValueError("a snapshot needs vectors")
             id = record.id.encode()
             metadata = orjson.dumps(record.metadata)
-            put(_LENGTHS.pack(len(id), len(metadata)) + id + metadata + record.vector.astype("<f4").tobytes())
+            vector = record.vector.astype("<f4").tobytes()
+            if spec.thumbnails:
+                picture = record.thumbnail or b""
+                lengths = _LENGTHS_WITH_THUMBNAIL.pack(len(id), len(metadata), len(picture))
+                put(lengths + id + metadata + vector + picture)
+            else:
+                put(_LENGTHS.pack(len(id), len(metadata)) + id + metadata + vector)
         size += stream.write(digest.digest())
 
     try:
@@ -91,20 +103,24 @@ def opened(path: Path) -> Generator[tuple[ArchiveHeader, Generator[Prepared]]]:
         raise translate(error, path) from None
     with stream:
         try:
-            _verify(stream, path)
-            stream.seek(len(_MAGIC))
+            magic = _verify(stream, path)
+            stream.seek(len(magic))
             header = _header(stream, path)
+            if header.spec.thumbnails != (magic == _MAGIC_WITH_THUMBNAILS):
+                raise StoreCorrupt(f"{path.name} has a header of another format than its first line says")
         except OSError as error:
             raise translate(error, path) from None
         yield header, _rows(stream, header, path.stat().st_size)
 
 
-def _verify(stream: BinaryIO, path: Path) -> None:
+def _verify(stream: BinaryIO, path: Path) -> bytes:
+    """Its first line."""
     left = path.stat().st_size - _DIGEST_BYTES
-    if left < len(_MAGIC) or stream.read(len(_MAGIC)) != _MAGIC:
+    magic = stream.read(len(_MAGIC))
+    if left < len(_MAGIC) or magic not in (_MAGIC, _MAGIC_WITH_THUMBNAILS):
         raise StoreCorrupt(f"{path.name} is no snapshot of this version, or is cut short")
-    digest = hashlib.sha256(_MAGIC)
-    left -= len(_MAGIC)
+    digest = hashlib.sha256(magic)
+    left -= len(magic)
     while left:
         part = stream.read(min(left, 1 << 20))
         if not part:
@@ -113,6 +129,7 @@ def _verify(stream: BinaryIO, path: Path) -> None:
         left -= len(part)
     if stream.read(_DIGEST_BYTES) != digest.digest():
         raise StoreCorrupt(f"{path.name} is not what was written: its sha256 differs")
+    return magic
 
 
 def _header(stream: BinaryIO, path: Path) -> ArchiveHeader:
@@ -130,20 +147,23 @@ def _header(stream: BinaryIO, path: Path) -> ArchiveHeader:
 def _rows(stream: BinaryIO, header: ArchiveHeader, size: int) -> Generator[Prepared]:
     """size: of the file. Raises StoreCorrupt: sums that agree do not make a file from elsewhere well-formed."""
     checks = ItemChecks(header.spec, max_metadata_bytes=_MAX_METADATA)
+    form = _LENGTHS_WITH_THUMBNAIL if header.spec.thumbnails else _LENGTHS
     for place in range(header.count):
-        lengths = stream.read(_LENGTHS.size)
-        if len(lengths) != _LENGTHS.size:
+        lengths = stream.read(form.size)
+        if len(lengths) != form.size:
             raise StoreCorrupt(f"row {place} of {header.count} is missing")
-        id_bytes, metadata_bytes = _LENGTHS.unpack(lengths)
-        if not 1 <= id_bytes <= MAX_ID_BYTES or metadata_bytes > _MAX_METADATA:
+        id_bytes, metadata_bytes, *more = form.unpack(lengths)
+        picture_bytes: int = more[0] if more else 0
+        if not 1 <= id_bytes <= MAX_ID_BYTES or metadata_bytes > _MAX_METADATA or picture_bytes > MAX_THUMBNAIL_BYTES:
             raise StoreCorrupt(f"row {place} has impossible lengths")
         id, metadata = stream.read(id_bytes), stream.read(metadata_bytes)
-        vector = stream.read(4 * header.spec.dim)
-        if len(id) + len(metadata) + len(vector) != id_bytes + metadata_bytes + 4 * header.spec.dim:
+        vector, picture = stream.read(4 * header.spec.dim), stream.read(picture_bytes)
+        wanted = id_bytes + metadata_bytes + 4 * header.spec.dim + picture_bytes
+        if len(id) + len(metadata) + len(vector) + len(picture) != wanted:
             raise StoreCorrupt(f"row {place} is cut short")
         try:
             values = np.frombuffer(vector, "<f4").astype(np.float32)
-            yield checks.prepare(StoreItem(id.decode(), values, json.loads(metadata)))
+            yield checks.prepare(StoreItem(id.decode(), values, json.loads(metadata), picture or None))
         except (ValueError, RecursionError, InvalidItem) as error:
             raise StoreCorrupt(f"row {place} cannot be read: {error}") from None
     if stream.tell() != size - _DIGEST_BYTES:

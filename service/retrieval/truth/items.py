@@ -13,6 +13,7 @@ from service.retrieval.errors import InvalidItem
 from service.retrieval.records import CollectionSpec, StoreItem
 from service.retrieval.truth.field_types import DeclaredFields
 from service.retrieval.truth.rows import Prepared
+from service.retrieval.truth.thumbnails import MAX_THUMBNAIL_BYTES
 
 MAX_ID_BYTES = 512
 MAX_METADATA_DEPTH = 32
@@ -27,11 +28,14 @@ class ItemChecks:
         self._dim = spec.dim
         self._declared = DeclaredFields(spec.metadata_schema)
         self._max_metadata_bytes = max_metadata_bytes
+        self._keeps_thumbnails = spec.thumbnails
 
     def prepare(self, item: StoreItem) -> Prepared:
         """The item as it will lie in the file. Raises InvalidItem."""
         check_id(item.id)
-        return Prepared(item.id, self._vector(item.vector), self._metadata(item.metadata))
+        return Prepared(
+            item.id, self._vector(item.vector), self._metadata(item.metadata), self._thumbnail(item.thumbnail)
+        )
 
     def _vector(self, vector: Any) -> bytes:
         values = np.asarray(vector)
@@ -43,6 +47,16 @@ class ItemChecks:
         if not abs(length - 1) <= _LENGTH_TOLERANCE:  # also when it is not finite
             raise InvalidItem(f"a vector must have length 1 and finite numbers, got length {length:.6g}")
         return values.astype("<f4", copy=False).tobytes()
+
+    def _thumbnail(self, picture: bytes | None) -> bytes | None:
+        """Its form only: it comes from this server's encoder, or from a snapshot whose sum was checked."""
+        if picture is None:
+            return None
+        if not self._keeps_thumbnails:
+            raise InvalidItem("this collection keeps no thumbnails")
+        if len(picture) > MAX_THUMBNAIL_BYTES or picture[:4] != b"RIFF" or picture[8:12] != b"WEBP":
+            raise InvalidItem(f"a thumbnail must be a WebP of at most {MAX_THUMBNAIL_BYTES} bytes")
+        return picture
 
     def _metadata(self, metadata: Any) -> str:
         if not isinstance(metadata, dict):

@@ -12,7 +12,7 @@ import apsw
 
 from service.retrieval.errors import StoreCorrupt
 from service.retrieval.records import Loss
-from service.retrieval.truth import aliases, witness
+from service.retrieval.truth import aliases, thumbnails, witness
 from service.retrieval.truth.database import DATABASE, run
 from service.retrieval.truth.log import Log
 from service.retrieval.truth.losses import LOSSES, create_losses, loss_of, read_losses, seen_of, uncertain
@@ -112,6 +112,7 @@ def read_folder(source: Log, testimony: Testimony, *, is_new: bool, is_damaged: 
         create_list(db)
         had_witness = create_losses(db)
         aliases.create_table(db)
+        thumbnails.create_totals(db)
         drop_unready(db)
         listed = read_list(db)
         for each in listed:

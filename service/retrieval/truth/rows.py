@@ -16,6 +16,7 @@ from service.retrieval.errors import CollectionNotFound, StoreCorrupt
 from service.retrieval.records import Record, Vector
 from service.retrieval.truth.database import rows_of, run, run_many
 from service.retrieval.truth.tables import Counters, read_counters, write_counters
+from service.retrieval.truth.thumbnails import ThumbnailTable
 
 _VARIABLES = 500
 
@@ -27,6 +28,7 @@ class Prepared:
     id: str
     vector: bytes
     metadata: str
+    thumbnail: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +46,15 @@ class Change:
 
 
 class RowTable:
-    """Statements on the three tables of collection `number`; the caller brings the connection."""
+    """Statements on the tables of collection `number`; the caller brings the connection.
 
-    def __init__(self, number: int, *, dim: int) -> None:
+    thumbnails: None where the collection keeps none.
+    """
+
+    def __init__(self, number: int, *, dim: int, thumbnails: bool = False) -> None:
         self.number = number
         self.dim = dim
+        self.thumbnails = ThumbnailTable(number) if thumbnails else None
         self._items = f"items_{number}"
         self._vectors = f"vectors_{number}"
         self._metadata = f"metadata_{number}"
@@ -92,6 +98,9 @@ class RowTable:
             f"INSERT INTO {self._metadata} VALUES (?, ?)",
             ((rid, row.metadata) for rid, row in enumerate(rows, first)),
         )
+        if self.thumbnails is not None:
+            pictures = {rid: row.thumbnail for rid, row in enumerate(rows, first) if row.thumbnail is not None}
+            self.thumbnails.insert(db, pictures)
         return Change(
             after,
             removed=np.array(sorted(old.values()), dtype=np.int64),
@@ -115,6 +124,9 @@ class RowTable:
         )
 
     def _remove(self, db: apsw.Connection, rids: Iterable[int]) -> None:
+        if self.thumbnails is not None:
+            rids = list(rids)
+            self.thumbnails.remove(db, rids)
         gone = [(rid,) for rid in rids]
         for table in (self._items, self._vectors, self._metadata):
             run_many(db, f"DELETE FROM {table} WHERE rid = ?", gone)
@@ -174,17 +186,25 @@ class RowTable:
         """Rows in the order of ids. Raises StoreCorrupt."""
         return list(self._records(db, "WHERE i.id > ? ORDER BY i.id LIMIT ?", (id, limit), with_vectors=with_vectors))
 
-    def record(self, db: apsw.Connection, id: str, *, with_vector: bool) -> Record | None:
+    def record(self, db: apsw.Connection, id: str, *, with_vector: bool, with_thumbnail: bool = False) -> Record | None:
         """Raises StoreCorrupt."""
-        return next(self._records(db, "WHERE i.id = ?", (id,), with_vectors=with_vector), None)
+        found = self._records(db, "WHERE i.id = ?", (id,), with_vectors=with_vector, with_thumbnails=with_thumbnail)
+        return next(found, None)
 
     def records(self, db: apsw.Connection) -> Generator[Record]:
-        """Every row with its vector, in the order of writing. Raises StoreCorrupt."""
-        return self._records(db, "ORDER BY i.rid", (), with_vectors=True)
+        """Every row with its vector and its thumbnail, in the order of writing. Raises StoreCorrupt."""
+        return self._records(db, "ORDER BY i.rid", (), with_vectors=True, with_thumbnails=True)
 
     def _records(
-        self, db: apsw.Connection, which: str, values: Sequence[Any], *, with_vectors: bool
+        self,
+        db: apsw.Connection,
+        which: str,
+        values: Sequence[Any],
+        *,
+        with_vectors: bool,
+        with_thumbnails: bool = False,
     ) -> Generator[Record]:
+        thumbnails = self.thumbnails if with_thumbnails else None
         statement = (
             f"SELECT i.rid, i.id, i.sequence, i.checksum, m.document, v.checksum{', v.vector' if with_vectors else ''}"
             f" FROM {self._items} AS i LEFT JOIN {self._metadata} AS m ON m.rid = i.rid"
@@ -196,7 +216,8 @@ class RowTable:
             if with_vectors and vector_checksum(rid, vector[0]) != vector_sum:
                 raise StoreCorrupt(f"the vector of row {rid} (id {id!r}) is not what was written: its checksum differs")
             values_read = np.frombuffer(vector[0], dtype="<f4").astype(np.float32) if with_vectors else None
-            yield Record(id=id, metadata=orjson.loads(text), sequence=sequence, vector=values_read)
+            picture = None if thumbnails is None else thumbnails.picture(db, rid)
+            yield Record(id=id, metadata=orjson.loads(text), sequence=sequence, vector=values_read, thumbnail=picture)
 
     def _verified(self, found: list[tuple[Any, ...]]) -> tuple[NDArray[np.int64], Vector]:
         for rid, checksum, vector in found:

@@ -144,3 +144,14 @@ def test_status_of_each_error_of_a_backend() -> None:
 def test_the_token_is_never_shown() -> None:
     settings = Settings(milvus_token="root:secret-token")  # type: ignore[arg-type,call-arg]
     assert "secret-token" not in repr(settings)
+
+
+def test_thumbnails_are_refused(client: TestClient) -> None:
+    answer = client.put("/collections/small", json={"thumbnails": True})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "not_supported")
+    assert "milvus backend keeps no pictures" in answer.json()["error"]["message"]
+    assert client.get("/collections/small").status_code == 404
+    assert client.put("/collections/large", json={"thumbnails": False}).json()["thumbnails"] is None
+    assert client.post("/collections/large/items", json={"items": [row(1)]}).status_code == 200
+    answer = client.get("/collections/large/items/r1/thumbnail")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "thumbnail_not_found")

@@ -140,10 +140,12 @@ def ready() -> None:
             time.sleep(0.02)
         key = {"Authorization": f"Bearer {KEY}"}
         client.put("/label-sets/pets", json={"labels": ["cat", "dog"]}, headers=key)
-        client.put("/collections/pets", json={}, headers=key)
+        client.put("/collections/pets", json={"thumbnails": True}, headers=key)
         client.put("/collections/named", json={}, headers=key)
         client.put("/aliases/alias", json={"collection": "named"}, headers=key)
         client.post("/collections/pets/items", json={"items": [{"id": "a", "text": "a cat"}]}, headers=key)
+        shown = {"image": picture("PNG", 8, 8)}
+        client.post("/collections/pets/items", files=shown, data={"id": "shown"}, headers=key)
         if not (DATA / "snapshots" / SNAPSHOT).exists():
             made = client.post("/collections/pets/snapshot", headers=key).json()["snapshot"]
             (DATA / "snapshots" / made).rename(DATA / "snapshots" / SNAPSHOT)
@@ -244,7 +246,7 @@ def aim_at_label_set(case: schemathesis.Case) -> None:
 def aim_at_collection(case: schemathesis.Case) -> None:
     """Ids exist, vectors have the collection's dimension, and a new collection has a name of its own."""
     if "id" in case.path_parameters:
-        case.path_parameters["id"] = "a"
+        case.path_parameters["id"] = "shown" if case.operation.path.endswith("/thumbnail") else "a"
     body = case.body if isinstance(case.body, dict) else {}
     form = case.media_type == "multipart/form-data"
     if form:

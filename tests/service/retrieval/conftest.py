@@ -18,7 +18,14 @@ def unit(rows: int, dim: int, seed: int) -> np.ndarray:
 
 @pytest.fixture
 def spec() -> Callable[..., CollectionSpec]:
-    def make(dim: int = 8, kind: str = "flat", schema: dict[str, Any] | None = None, **index: Any) -> CollectionSpec:
+    def make(
+        dim: int = 8,
+        kind: str = "flat",
+        schema: dict[str, Any] | None = None,
+        *,
+        thumbnails: bool = False,
+        **index: Any,
+    ) -> CollectionSpec:
         return CollectionSpec(
             model="m@1",
             space="space",
@@ -26,6 +33,7 @@ def spec() -> Callable[..., CollectionSpec]:
             dim=dim,
             index=IndexSpec(kind=kind, **index),
             metadata_schema=schema or {},
+            thumbnails=thumbnails,
         )
 
     return make
@@ -51,12 +59,12 @@ def fill() -> Callable[..., np.ndarray]:
 
 
 @pytest.fixture
-def contents() -> Callable[[EmbeddedCollection], dict[str, tuple[bytes, str]]]:
+def contents() -> Callable[[EmbeddedCollection], dict[str, tuple[bytes, str, bytes | None]]]:
     """All that a collection holds, comparable."""
 
-    def read(collection: EmbeddedCollection) -> dict[str, tuple[bytes, str]]:
+    def read(collection: EmbeddedCollection) -> dict[str, tuple[bytes, str, bytes | None]]:
         return {
-            record.id: (record.vector.tobytes(), repr(sorted(record.metadata.items())))
+            record.id: (record.vector.tobytes(), repr(sorted(record.metadata.items())), record.thumbnail)
             for batch in collection.export_rows()
             for record in batch
         }

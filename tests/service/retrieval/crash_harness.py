@@ -41,12 +41,14 @@ from service.retrieval import (
     RetrievalSettings,
     StoreItem,
 )
+from service.retrieval.records import KeptThumbnails
 from service.retrieval.truth.database import CHECKSUMS, ensure_checksums
 
 DIM = 4
 THREADS = 3
 REQUESTS = 10
 COLLECTIONS = {"flat": IndexSpec(kind="flat"), "sq8": IndexSpec(kind="sq8")}
+WITH_THUMBNAILS = frozenset({"flat"})
 SETTINGS = RetrievalSettings(train_min_rows=4, checkpoint_s=0.02, threads=1, readers=3)
 VFS = "crash"
 # Where the process may kill itself; each before and after.
@@ -65,8 +67,15 @@ def vector(seed: int) -> np.ndarray:
     return (values / np.linalg.norm(values)).astype(np.float32)
 
 
-def item(id: str, seed: int) -> StoreItem:
-    return StoreItem(id, vector(seed), {"owner": id[0], "seed": seed, "group": seed % 5})
+def picture(seed: int) -> bytes:
+    """A thumbnail that is not to be taken for another's, of up to two pages."""
+    return b"RIFF\0\0\0\0WEBP" + f"{seed},".encode() * (seed % 3000)
+
+
+def item(id: str, seed: int, *, thumbnails: bool) -> StoreItem:
+    """Every second one has a thumbnail, where they are kept."""
+    metadata = {"owner": id[0], "seed": seed, "group": seed % 5}
+    return StoreItem(id, vector(seed), metadata, picture(seed) if thumbnails and seed % 2 else None)
 
 
 class Bomb:
@@ -150,8 +159,9 @@ def child(folder: Path, seed: int, bomb: Bomb, wire: Wire) -> None:
         started = time.perf_counter()
         store = CollectionStore.open(folder, settings=SETTINGS, vfs=VFS)
         wire.say("opened", time.perf_counter() - started, store.warnings)
+        bound: dict[str, Any] = {"model": "m@1", "space": "s", "fingerprints": {}, "dim": DIM}
         collections = {
-            name: store.create(name, CollectionSpec(model="m@1", space="s", fingerprints={}, dim=DIM, index=index))[0]
+            name: store.create(name, CollectionSpec(**bound, index=index, thumbnails=name in WITH_THUMBNAILS))[0]
             for name, index in COLLECTIONS.items()
         }
         for name, collection in collections.items():
@@ -170,10 +180,18 @@ def child(folder: Path, seed: int, bomb: Bomb, wire: Wire) -> None:
 
 
 def report(name: str, collection: EmbeddedCollection, wire: Wire) -> None:
-    """Every row with a sum of its vector, and whether search and truth agree."""
+    """Every row with a sum of its vector, and whether search and truth agree, and thumbnails with their rows."""
     records = [record for batch in collection.export_rows() for record in batch]
     rows = {record.id: [record.metadata["seed"], zlib.crc32(record.vector.tobytes())] for record in records}
     problems = list(collection.doctor(queries=3, recall_at=3).problems)
+    for record in records:
+        wanted = item(record.id, record.metadata["seed"], thumbnails=collection.spec.thumbnails).thumbnail
+        if record.thumbnail != wanted:
+            problems.append(f"{record.id} has {'another' if record.thumbnail else 'no'} thumbnail")
+    if collection.spec.thumbnails:
+        found = [record.thumbnail for record in records if record.thumbnail is not None]
+        if collection.describe().thumbnails != KeptThumbnails(len(found), sum(map(len, found))):
+            problems.append("the totals of the thumbnails are not those of the thumbnails")
     if records:
         queries = np.stack([record.vector for record in records[:4]])
         for query, result in zip(queries, collection.search(queries, top_k=len(records)), strict=True):
@@ -198,7 +216,8 @@ def work(collections: dict[str, EmbeddedCollection], owner: str, seed: int, wire
             if dice < 0.6:
                 change = {id: chance.randrange(10**9) for id in ids}
                 wire.say("begin", owner, name, {"put": change})
-                collection.upsert([item(id, number) for id, number in change.items()])
+                kept = collection.spec.thumbnails
+                collection.upsert([item(id, number, thumbnails=kept) for id, number in change.items()])
                 hit = collection.search(vector(change[ids[0]])[None], top_k=1, filter={"owner": owner})[0].hits[0]
                 if hit.score < 0.99999:
                     raise RuntimeError(f"acknowledged {ids[0]} is not found, best is {hit}")

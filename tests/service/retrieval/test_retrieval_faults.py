@@ -18,6 +18,7 @@ import pytest
 
 from service.retrieval import CollectionSpec, CollectionStore, IndexSpec, RetrievalSettings, StoreItem
 from service.retrieval.errors import FolderInUse, StorageFailed, StorageFull, StoreCorrupt
+from service.retrieval.records import KeptThumbnails
 from service.retrieval.truth.database import CHECKSUMS, ensure_checksums
 
 QUIET = RetrievalSettings(checkpoint_s=3600, train_min_rows=8, threads=1)
@@ -84,13 +85,21 @@ def faults() -> Iterator[Faults]:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("thumbnails", [False, True])
 @pytest.mark.parametrize(("error", "expected"), [(apsw.FullError, StorageFull), (apsw.IOError, StorageFailed)])
 def test_failing_at_the_nth_write(
-    tmp_path: Path, faults: Faults, spec: Any, fill: Any, contents: Any, error: type[apsw.Error], expected: type
+    tmp_path: Path,
+    faults: Faults,
+    spec: Any,
+    fill: Any,
+    contents: Any,
+    error: type[apsw.Error],
+    expected: type,
+    thumbnails: bool,
 ) -> None:
     """For every n until nothing fails: a refused request left nothing, reads go on, and writing resumes by itself."""
     store = CollectionStore.open(tmp_path, settings=QUIET, vfs="faulty")
-    collection, _ = store.create("photos", spec())
+    collection, _ = store.create("photos", spec(thumbnails=thumbnails))
     fill(collection, 20)
     query = np.eye(8, dtype=np.float32)[:1]
     after, refused = 0, 0
@@ -109,6 +118,9 @@ def test_failing_at_the_nth_write(
             except expected:
                 refused += 1
             assert contents(collection) == before
+            if thumbnails:
+                pictures = [picture for *_, picture in before.values() if picture is not None]
+                assert collection.describe().thumbnails == KeptThumbnails(len(pictures), sum(map(len, pictures)))
             assert {hit.id for hit in collection.search(query, top_k=1000)[0].hits} == set(before)
         struck = faults.struck
         faults.disarm()
@@ -127,7 +139,8 @@ def test_failing_at_the_nth_write(
 def fill_one(collection: Any, id: str, seed: int) -> None:
     values = np.random.default_rng(seed).standard_normal(8)
     metadata = {"long": "x" * 5000}
-    collection.upsert([StoreItem(id, (values / np.linalg.norm(values)).astype(np.float32), metadata)])
+    picture = b"RIFF\0\0\0\0WEBP" + bytes(8000) if collection.spec.thumbnails else None
+    collection.upsert([StoreItem(id, (values / np.linalg.norm(values)).astype(np.float32), metadata, picture)])
 
 
 @pytest.fixture(scope="module")

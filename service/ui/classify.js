@@ -1,0 +1,222 @@
+// Classify: labels or a label set, several pictures, and teaching labels with pictures.
+// @ts-check
+
+import { html, useEffect, useMemo, useState } from "./vendor/htm-preact-3.1.1.js";
+import { ApiError, asCurl, asPython, bodyOf, call, python } from "./api.js";
+import { labelsOf } from "./localise.js";
+import { CopyAs, FileButton, Footnote, Picture, Trouble, address, setAddress, shown, useAnswer, useKey, usePictures } from "./parts.js";
+
+const TYPING_MS = 400;
+const MOST = 32;
+const TOP = 8;
+
+export function Classify() {
+  const begun = useMemo(() => address(), []);
+  const [pictures, setPictures] = useState(/** @type {File[]} */ ([]));
+  const [said, setSaid] = useState(begun.get("labels") ?? "");
+  const [set, setSet] = useState(begun.get("set") ?? "");
+  const [templates, setTemplates] = useState(begun.get("templates") ?? "");
+  const [activation, setActivation] = useState(begun.get("activation") ?? "");
+  useEffect(() => {
+    const query = new URLSearchParams({ view: "classify" });
+    for (const [name, value] of Object.entries({ labels: set ? "" : said, set, templates, activation })) if (value) query.set(name, value);
+    setAddress(query);
+  }, [said, set, templates, activation]);
+  const take = (/** @type {File[]} */ files) => setPictures((/** @type {File[]} */ old) => [...old, ...files].slice(-MOST));
+  const over = usePictures(take);
+  const key = useKey();
+  const sets = useAnswer((signal) => call("/label-sets", { signal }), [key]);
+  const known = /** @type {any[]} */ (sets.found?.body.data ?? []);
+  const labels = labelsOf(said);
+  const request = {
+    ...(set ? { label_set: set } : { labels }),
+    ...(templates && !set && { templates }),
+    ...(activation && { activation }),
+    on_error: "item",
+  };
+  const asks = pictures.length > 0 && (set || labels.length > 1 || (labels.length === 1 && ["none", "sigmoid"].includes(activation)));
+  const answer = useAnswer(asks ? (signal) => call("/classify", { ...bodyOf({ ...request, top_k: TOP }, pictures), signal }) : null, [pictures, JSON.stringify(request), key], TYPING_MS);
+  const names = pictures.map((each) => each.name);
+  const info = known.find((each) => each.name === set);
+  return html`
+    <div class="two">
+      <section>
+        <div class=${`drop ${over ? "over" : ""}`}>
+          <span>${pictures.length ? `${pictures.length} ${pictures.length === 1 ? "picture" : "pictures"}` : "Drop or paste pictures here"}</span>
+          <${FileButton} take=${take} label="Choose pictures" />
+          ${pictures.length > 0 && html`<button type="button" class="quiet" onClick=${() => setPictures([])}>Clear</button>`}
+        </div>
+        <label class="block">Label set
+          <select value=${set} onChange=${(/** @type {any} */ event) => setSet(event.target.value)}>
+            <option value="">labels of your own, below</option>
+            ${known.map((each) => html`<option value=${each.name}>${each.name} (${each.labels} labels${each.examples ? ", taught" : each.built_in ? ", of the model" : ""})</option>`)}
+          </select>
+        </label>
+        ${!set &&
+        html`<label class="block">Labels, one a line or separated by commas
+            <textarea rows="6" value=${said} placeholder="cat, dog, neither" onInput=${(/** @type {any} */ event) => setSaid(event.target.value)}></textarea>
+          </label>
+          <label class="block">Wording
+            <select value=${templates} onChange=${(/** @type {any} */ event) => setTemplates(event.target.value)}>
+              <option value="">the model's own</option><option value="none">the label alone</option><option value="simple">7 templates</option><option value="imagenet">80 templates</option>
+            </select>
+          </label>`}
+        <label class="block">Scores
+          <select value=${activation} onChange=${(/** @type {any} */ event) => setActivation(event.target.value)}>
+            <option value="">the model's own</option><option value="softmax">softmax: which of these</option><option value="sigmoid">sigmoid: each by itself, may be none</option><option value="none">cosines, not calibrated</option>
+          </select>
+        </label>
+        <${Teach} set=${set} info=${info} labels=${labels} changed=${() => (sets.again(), answer.again())} choose=${setSet} />
+      </section>
+      <section>
+        <${Trouble} error=${sets.error ?? answer.error} again=${() => (sets.again(), answer.again())} />
+        ${!asks && html`<p class="hint">${pictures.length ? "Two labels or more; a single one needs sigmoid or cosines." : "Pictures on the left, and what they may show."}</p>`}
+        ${answer.busy && html`<p role="status">Looking…</p>`}
+        ${answer.found?.body.warnings?.map((/** @type {string} */ each) => html`<p class="warning">${each}</p>`)}
+        <ul class="results">
+          ${asks && answer.found?.body.data.map((/** @type {any} */ each, /** @type {number} */ at) => pictures[at] && html`<${Result} picture=${pictures[at]} found=${each} />`)}
+        </ul>
+        ${answer.found && html`<${CopyAs} curl=${() => asCurl("/classify", request, names)} python=${() => pythonClassify(request, names)} />`}
+        ${answer.found && html`<${Footnote} headers=${answer.found.headers} model=${answer.found.body.model} ms=${answer.found.ms} />`}
+      </section>
+    </div>
+  `;
+}
+
+/** @param {{picture: File, found: any}} props */
+function Result({ picture, found }) {
+  const top = found.predictions?.[0];
+  return html`<li>
+    <${Picture} blob=${picture} alt=${picture.name} />
+    ${found.error
+      ? html`<p class="trouble">${picture.name}: ${found.error.message}</p>`
+      : html`<ul class="bars" aria-label=${`${picture.name}: ${top?.label ?? "nothing"}`}>
+          ${found.predictions.map(
+            (/** @type {any} */ each) => html`<li title=${each.similarity === null ? "" : `cosine ${each.similarity.toFixed(4)}`}>
+              <span class="said">${each.label}${each.weak ? " (unknown to the model)" : ""}</span>
+              <span class="bar"><span style=${{ width: `${100 * Math.min(1, Math.max(0, each.score))}%` }}></span></span>
+              <span class="number">${shown(each.score)}</span>
+            </li>`,
+          )}
+        </ul>`}
+  </li>`;
+}
+
+/** @param {any} request @param {string[]} names */
+function pythonClassify(request, names) {
+  const { on_error: _, ...options } = request;
+  const given = Object.entries(options).map(([option, value]) => `, ${option}=${python(value)}`).join("");
+  const files = names.map((name) => `Path(${JSON.stringify(name)})`).join(", ");
+  return asPython(`for predictions in client.classify([${files}]${given}):\n    print(predictions[0].label, predictions[0].score)`).replace("from clipworks", "from pathlib import Path\n\nfrom clipworks");
+}
+
+// Teaching
+
+const NAME = /^[a-z0-9][a-z0-9._-]{0,63}$/;
+
+/** @param {{set: string, info: any, labels: string[], changed: () => void, choose: (name: string) => void}} props */
+function Teach({ set, info, labels, changed, choose }) {
+  const [name, setName] = useState("");
+  const [error, setError] = useState(/** @type {ApiError | null} */ (null));
+  const key = useKey();
+  const own = set && info && !info.built_in;
+  const state = useAnswer(own ? (signal) => fitted(set, signal) : null, [set, info, key]);
+  const detail = state.found?.detail;
+  const store = async (/** @type {Event} */ event) => {
+    event.preventDefault();
+    try {
+      // A set that is to be taught begins with no example, and is known by its words until the first.
+      await call(`/label-sets/${name}`, { method: "PUT", json: { labels, examples: [] } });
+      setError(null);
+      changed();
+      choose(name);
+    } catch (problem) {
+      setError(/** @type {ApiError} */ (problem));
+    }
+  };
+  const teach = async (/** @type {string} */ label, /** @type {File[]} */ files) => {
+    const form = new FormData();
+    for (const file of files) {
+      form.append("label", label);
+      form.append("image", file, file.name);
+    }
+    try {
+      const answer = await call(`/label-sets/${set}/examples`, { form });
+      const bad = answer.body.data?.filter((/** @type {any} */ each) => each.error) ?? [];
+      setError(bad.length ? new ApiError(422, bad.map((/** @type {any} */ each) => `${files[each.index]?.name ?? ""}: ${each.error.message}`).join(" ")) : null);
+      changed();
+      state.again();
+    } catch (problem) {
+      setError(/** @type {ApiError} */ (problem));
+    }
+  };
+  if (!set) {
+    if (labels.length < 2) return null;
+    return html`<form class="teach" onSubmit=${store}>
+      <h2>Teach these labels</h2>
+      <p class="hint">Store them as a set; then drop pictures onto each label.</p>
+      <label>Name of the set <input value=${name} onInput=${(/** @type {any} */ event) => setName(event.target.value)} placeholder="my-labels" /></label>
+      <button type="submit" disabled=${!NAME.test(name)}>Store</button>
+      ${name && !NAME.test(name) && html`<p class="hint">Small letters, digits and . _ -</p>`}
+      <${Trouble} error=${error} />
+    </form>`;
+  }
+  if (!own) return html`<p class="hint">This set is a part of its model; it cannot be taught here.</p>`;
+  if (state.error) return html`<${Trouble} error=${state.error} again=${state.again} />`;
+  if (!detail) return html`<p class="hint" role="status">Reading the set…</p>`;
+  const counts = state.found.counts;
+  return html`<section class="teach">
+    <h2>Teach ${set}</h2>
+    <p role="status">${said(detail)}</p>
+    ${detail.warnings?.map((/** @type {string} */ each) => html`<p class="warning">${each}</p>`)}
+    <ul>
+      ${names(detail).map((label) => html`<${TaughtLabel} key=${label} label=${label} count=${counts.get(label) ?? 0} take=${(/** @type {File[]} */ files) => teach(label, files)} />`)}
+    </ul>
+    <${Trouble} error=${error} />
+  </section>`;
+}
+
+/** @param {any} detail @returns {string[]} */
+const names = (detail) => detail.label_names;
+
+/** @param {any} detail */
+function said(detail) {
+  if (detail.failed) return `Not fitted yet: ${detail.failed}`;
+  if (!detail.ready) return "Fitting…";
+  const judged = detail.leave_one_out;
+  if (!judged?.tested) return "Known by its words. With two pictures a label, leaving one out says how good it is.";
+  const [low, high] = judged.interval;
+  return `Leaving one out, ${shown(judged.accuracy)} are right (${shown(low)} to ${shown(high)})${judged.zero_shot === null ? "" : `; by words alone ${shown(judged.zero_shot)}`}.`;
+}
+
+/** @param {{label: string, count: number, take: (files: File[]) => void}} props */
+function TaughtLabel({ label, count, take }) {
+  const [over, setOver] = useState(false);
+  const drop = (/** @type {DragEvent} */ event) => {
+    event.preventDefault(); // not a picture to classify
+    setOver(false);
+    const files = [...(event.dataTransfer?.files ?? [])];
+    if (files.length) take(files);
+  };
+  return html`<li class=${over ? "over" : ""} data-label=${label} onDragOver=${() => setOver(true)} onDragLeave=${() => setOver(false)} onDrop=${drop}>
+    <span class="said">${label}</span>
+    <span>${count} ${count === 1 ? "picture" : "pictures"}</span>
+    <${FileButton} take=${take} label=${`Teach ${label} with pictures`}>Add<//>
+  </li>`;
+}
+
+/** The set when it is fitted, and how many examples each label has. @param {string} set @param {AbortSignal} signal */
+async function fitted(set, signal) {
+  for (;;) {
+    const { body: detail } = await call(`/label-sets/${set}`, { signal });
+    if (detail.ready || detail.failed) {
+      const counts = new Map();
+      if (detail.version !== null) {
+        const { body } = await call(`/label-sets/${set}/examples`, { signal });
+        for (const { label } of body.data) counts.set(label, (counts.get(label) ?? 0) + 1);
+      }
+      return { detail, counts };
+    }
+    await new Promise((done) => setTimeout(done, 400));
+  }
+}
