@@ -31,13 +31,17 @@ from training.data.rows import Split
 from training.data.source import TableSource, open_source
 from training.features import Features, cached_features, picture_vectors
 from training.methods.parts.class_heads import ClassHead
-from training.methods.parts.controls import BiasControl, MeanControl
+from training.methods.parts.controls import BiasControl, FrequencyControl, MeanControl
 from training.methods.parts.few_shot import HeadMethod, HeadOptions
 from training.methods.parts.linear_heads import truth_of
 from training.options import meant
 from training.recipes import find_recipe
 
-CONTROLS: dict[str, Callable[[HeadOptions], HeadMethod]] = {"bias": BiasControl, "mean": MeanControl}
+CONTROLS: dict[str, Callable[[HeadOptions], HeadMethod]] = {
+    "bias": BiasControl,
+    "mean": MeanControl,
+    "frequencies": FrequencyControl,
+}
 _OF_FOLDERS = "classes"
 
 

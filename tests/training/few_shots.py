@@ -28,6 +28,7 @@ class Problem:
     def of(self, method: HeadMethod, *, seed: int = 0) -> HeadMethod:
         """The method as it is after `setup`, as far as `choose` needs it."""
         method.zero_shot, method.seed = self.zero_shot, seed
+        method.pool = np.bincount(self.truth)
         return method
 
     def gain(self, head: ClassHead) -> float:

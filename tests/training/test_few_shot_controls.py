@@ -12,7 +12,8 @@ from evaluation.metrics import normalize
 from model_store.towers import activated
 from tests.training.few_shots import drawn
 from training.few_shot import CONTROLS, head_methods
-from training.methods.parts.controls import fitted_bias, mean_removed
+from training.methods.parts.class_heads import accuracy
+from training.methods.parts.controls import fitted_bias, frequency_bias, mean_removed
 from training.methods.parts.few_shot import HeadOptions
 
 pytestmark = pytest.mark.torch
@@ -40,7 +41,27 @@ def test_removing_the_mean_answers_as_zero_shot_does_on_centred_vectors() -> Non
     assert (expected != problem.zero_shot(problem.unseen).argmax(axis=1)).any()
 
 
-@pytest.mark.parametrize("name", CONTROLS)
+def test_frequencies_are_bayes_rule_and_gain_where_judged_pictures_are_as_uneven() -> None:
+    pool = np.array([30, 6, 3, 1])
+    bias = frequency_bias(pool)
+    np.testing.assert_allclose(np.exp(bias) / np.exp(bias).sum(), pool / 40)
+    assert bias.mean() == pytest.approx(0, abs=1e-12)
+    # The same pictures, of which the rare classes keep a few: likelihoods times frequencies are right more often.
+    problem = drawn(sizes=(60, 12, 6, 6, 6), off=2.0)
+    kept = (problem.expected == 0) | (np.arange(len(problem.expected)) % 10 == 1)
+    seen = (problem.answers == 0) | (np.arange(len(problem.answers)) % 10 == 1)
+    control = problem.of(CONTROLS["frequencies"](HeadOptions(label="x")))
+    head, tried = control.choose(problem.shots, problem.truth, problem.validation[kept], problem.expected[kept])
+    assert tried["share"] > 0
+    unseen, answers = problem.unseen[seen], problem.answers[seen]
+    assert accuracy(head, unseen, answers) > accuracy(problem.zero_shot, unseen, answers) + 0.02
+    even = problem.of(CONTROLS["frequencies"](HeadOptions(label="x")))
+    even.pool = np.full(5, 7)
+    head, _ = even.choose(problem.shots, problem.truth, problem.validation, problem.expected)
+    assert (head(problem.unseen) == problem.zero_shot(problem.unseen)).all()
+
+
+@pytest.mark.parametrize("name", ["bias", "mean"])
 def test_validation_says_how_much_and_nothing_is_zero_shot_to_the_bit(name: str) -> None:
     problem = drawn()
     control = problem.of(CONTROLS[name](HeadOptions(label="x")))

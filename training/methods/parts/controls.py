@@ -38,6 +38,12 @@ def mean_removed(zero_shot: LinearHead, shots: F32) -> F64:
     return -(shots.mean(axis=0) @ zero_shot.weight).astype(np.float64)
 
 
+def frequency_bias(pool: I64) -> F64:
+    """The log of each class's share [C] of the pictures, of mean 0. pool: how many each class has, at least one."""
+    logs = np.log(pool / pool.sum())
+    return logs - logs.mean()
+
+
 class BiasControl(HeadMethod):
     """One fitted number a class; validation says how much of it is added, as it does for the heads."""
 
@@ -54,6 +60,15 @@ class MeanControl(HeadMethod):
 
     def choose(self, shots: F32, truth: I64, validation: F32, expected: I64) -> tuple[ClassHead, dict[str, Any]]:
         return _shared(self.zero_shot, mean_removed(self.zero_shot, shots), validation, expected)
+
+
+class FrequencyControl(HeadMethod):
+    """What is frequent among all training pictures is likelier, as Bayes' rule has it; no picture is looked at."""
+
+    knobs = ("share",)
+
+    def choose(self, shots: F32, truth: I64, validation: F32, expected: I64) -> tuple[ClassHead, dict[str, Any]]:
+        return _shared(self.zero_shot, frequency_bias(self.pool), validation, expected)
 
 
 def _shared(zero_shot: LinearHead, bias: F64, validation: F32, expected: I64) -> tuple[ClassHead, dict[str, Any]]:

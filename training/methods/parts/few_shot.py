@@ -64,6 +64,8 @@ class HeadMethod(FitMethod):
     """What `choose` sets on validation: entries of what was tried."""
 
     classes: tuple[str, ...]
+    pool: I64
+    """How many training pictures each class has, of which the shots are some."""
     zero_shot: LinearHead
     head: ClassHead
     seed: int
@@ -86,6 +88,7 @@ class HeadMethod(FitMethod):
         labels = context.source.labels(label)
         self.classes = classes_of(labels, least=self.options.least, only=self.options.only)
         self._truth = truth_of(labels, self.classes)
+        self.pool = np.bincount(self._truth[self._truth >= 0], minlength=len(self.classes))
         self._expected = truth_of(context.source.labels(label, "validation"), self.classes)
         if not (self._expected >= 0).any():
             raise ValueError(f"no picture of validation has one of the {len(self.classes)} classes of {label!r}")
