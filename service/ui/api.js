@@ -68,8 +68,8 @@ async function problem(answer) {
   return new ApiError(answer.status, message, { ...said, retryAfterS: Number(answer.headers.get("Retry-After")) || 0 });
 }
 
-/** Names stand in paths one part at a time; slashes of an id stay what they are. @param {string} id */
-export const idPath = (id) => id.split("/").map(encodeURIComponent).join("/");
+/** An id in a path: its slashes as %2F, so that ".." in it is no step and "a/thumbnail" no other address. @param {string} id */
+export const idPath = (id) => encodeURIComponent(id);
 
 /**
  * A body with pictures in it: `request` as JSON and the files behind it, or plain JSON without files.
@@ -88,23 +88,30 @@ export function bodyOf(request, files) {
 /** @param {string} text */
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
+/** Where a file's base64 belongs in a request that is copied. @param {string} name */
+export const contentOf = (name) => `\u0000${name}\u0000`;
+
 /**
- * The same request as a curl command. @param {string} path @param {object} request @param {string[]} files names
- * @param {string} [method]
+ * The same request as a curl command for a POSIX shell. @param {string} path @param {object} request may hold `contentOf`
+ * @param {string[]} files names, sent beside the request
  */
-export function asCurl(path, request, files, method = "POST") {
+export function asCurl(path, request, files) {
   const key = apiKey.get() ? ` -H "Authorization: Bearer $CLIPWORKS_API_KEY"` : "";
-  const said = JSON.stringify(request);
-  const body = files.length
-    ? ` -F request=${quoted(said)}` + files.map((name) => ` \\\n     -F image=@${quoted(name)}`).join("")
-    : ` -H 'Content-Type: application/json' -d ${quoted(said)}`;
-  const verb = method === "POST" ? "" : ` -X ${method}`;
-  return `curl${verb}${key}${body} \\\n     ${location.origin}${path}`;
+  const parts = JSON.stringify(request).split(/\\u0000(.*?)\\u0000/);
+  const said = parts.map((part, at) => (at % 2 ? `"$(base64 -w0 ${quoted(JSON.parse(`"${part}"`))})"` : quoted(part))).join("");
+  const url = `${location.origin}${path}`;
+  const json = ` -H 'Content-Type: application/json'`;
+  // A picture is too long for an argument, so it goes in by standard input.
+  if (parts.length > 1) return `curl${key}${json} -d @- ${url} <<<${said}`;
+  const body = files.length ? ` -F request=${said}` + files.map((name) => ` \\\n     -F image=@${quoted(name)}`).join("") : `${json} -d ${said}`;
+  return `curl${key}${body} \\\n     ${url}`;
 }
 
 /** A value as Python writes it. @param {unknown} value @returns {string} */
 export function python(value) {
   if (value === null || value === undefined) return "None";
+  const file = typeof value === "string" && /^\u0000(.*)\u0000$/.exec(value);
+  if (file) return `Path(${JSON.stringify(file[1])})`;
   if (typeof value === "boolean") return value ? "True" : "False";
   if (Array.isArray(value)) return `[${value.map(python).join(", ")}]`;
   if (typeof value === "object") {
@@ -116,8 +123,8 @@ export function python(value) {
 /** @param {string} lines what is done with `client` */
 export function asPython(lines) {
   const key = apiKey.get() ? `, api_key=os.environ["CLIPWORKS_API_KEY"]` : "";
-  const head = apiKey.get() ? "import os\n\n" : "";
-  return `${head}from clipworks import Client\n\nwith Client(${JSON.stringify(location.origin)}${key}) as client:\n${lines
+  const head = (apiKey.get() ? "import os\n" : "") + (lines.includes("Path(") ? "from pathlib import Path\n" : "");
+  return `${head}${head && "\n"}from clipworks import Client\n\nwith Client(${JSON.stringify(location.origin)}${key}) as client:\n${lines
     .split("\n")
     .map((line) => `    ${line}`)
     .join("\n")}\n`;

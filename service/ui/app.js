@@ -19,7 +19,7 @@ const VIEWS = {
 function App() {
   useAddress();
   const chosen = address().get("view") ?? "";
-  const name = chosen in VIEWS ? chosen : "search";
+  const name = Object.hasOwn(VIEWS, chosen) ? chosen : "search";
   const { title, view: View } = VIEWS[name];
   const main = useRef(/** @type {HTMLElement | null} */ (null));
   useEffect(() => {

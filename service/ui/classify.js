@@ -10,11 +10,15 @@ const TYPING_MS = 400;
 const MOST = 32;
 const TOP = 8;
 
+/** What stays when another view is looked at. @type {{pictures: File[], labels: string, set: string}} */
+const kept = { pictures: [], labels: "", set: "" };
+
 export function Classify() {
   const begun = useMemo(() => address(), []);
-  const [pictures, setPictures] = useState(/** @type {File[]} */ ([]));
-  const [said, setSaid] = useState(begun.get("labels") ?? "");
-  const [set, setSet] = useState(begun.get("set") ?? "");
+  const [pictures, setPictures] = useState(kept.pictures);
+  const [said, setSaid] = useState(begun.get("labels") ?? kept.labels);
+  const [set, setSet] = useState(begun.get("set") ?? (begun.has("labels") ? "" : kept.set));
+  [kept.pictures, kept.labels, kept.set] = [pictures, said, set];
   const [templates, setTemplates] = useState(begun.get("templates") ?? "");
   const [activation, setActivation] = useState(begun.get("activation") ?? "");
   useEffect(() => {
@@ -22,7 +26,12 @@ export function Classify() {
     for (const [name, value] of Object.entries({ labels: set ? "" : said, set, templates, activation })) if (value) query.set(name, value);
     setAddress(query);
   }, [said, set, templates, activation]);
-  const take = (/** @type {File[]} */ files) => setPictures((/** @type {File[]} */ old) => [...old, ...files].slice(-MOST));
+  const [note, setNote] = useState("");
+  const take = (/** @type {File[]} */ files) => {
+    const room = Math.max(0, MOST - pictures.length);
+    setPictures([...pictures, ...files.slice(0, room)]);
+    setNote(files.length > room ? `${MOST} pictures at a time: ${files.length - room} were left out.` : "");
+  };
   const over = usePictures(take);
   const key = useKey();
   const sets = useAnswer((signal) => call("/label-sets", { signal }), [key]);
@@ -35,7 +44,7 @@ export function Classify() {
     on_error: "item",
   };
   const asks = pictures.length > 0 && (set || labels.length > 1 || (labels.length === 1 && ["none", "sigmoid"].includes(activation)));
-  const answer = useAnswer(asks ? (signal) => call("/classify", { ...bodyOf({ ...request, top_k: TOP }, pictures), signal }) : null, [pictures, JSON.stringify(request), key], TYPING_MS);
+  const answer = useAnswer(asks ? async (signal) => ({ ...(await call("/classify", { ...bodyOf({ ...request, top_k: TOP }, pictures), signal })), pictures }) : null, [pictures, JSON.stringify(request), key], TYPING_MS);
   const names = pictures.map((each) => each.name);
   const info = known.find((each) => each.name === set);
   return html`
@@ -44,8 +53,9 @@ export function Classify() {
         <div class=${`drop ${over ? "over" : ""}`}>
           <span>${pictures.length ? `${pictures.length} ${pictures.length === 1 ? "picture" : "pictures"}` : "Drop or paste pictures here"}</span>
           <${FileButton} take=${take} label="Choose pictures" />
-          ${pictures.length > 0 && html`<button type="button" class="quiet" onClick=${() => setPictures([])}>Clear</button>`}
+          ${pictures.length > 0 && html`<button type="button" class="quiet" onClick=${() => (setPictures([]), setNote(""))}>Clear</button>`}
         </div>
+        ${note && html`<p class="warning" role="status">${note}</p>`}
         <label class="block">Label set
           <select value=${set} onChange=${(/** @type {any} */ event) => setSet(event.target.value)}>
             <option value="">labels of your own, below</option>
@@ -66,15 +76,19 @@ export function Classify() {
             <option value="">the model's own</option><option value="softmax">softmax: which of these</option><option value="sigmoid">sigmoid: each by itself, may be none</option><option value="none">cosines, not calibrated</option>
           </select>
         </label>
-        <${Teach} set=${set} info=${info} labels=${labels} changed=${() => (sets.again(), answer.again())} choose=${setSet} />
+        <${Teach} set=${set} info=${info} known=${known} labels=${labels} changed=${sets.again} refitted=${answer.again} choose=${setSet} />
       </section>
       <section>
         <${Trouble} error=${sets.error ?? answer.error} again=${() => (sets.again(), answer.again())} />
-        ${!asks && html`<p class="hint">${pictures.length ? "Two labels or more; a single one needs sigmoid or cosines." : "Pictures on the left, and what they may show."}</p>`}
+        ${!asks && html`<p class="hint">${pictures.length ? "Two labels or more; a single one needs sigmoid or cosines." : "Choose pictures, and say what they may show."}</p>`}
         ${answer.busy && html`<p role="status">Looking…</p>`}
         ${answer.found?.body.warnings?.map((/** @type {string} */ each) => html`<p class="warning">${each}</p>`)}
         <ul class="results">
-          ${asks && answer.found?.body.data.map((/** @type {any} */ each, /** @type {number} */ at) => pictures[at] && html`<${Result} picture=${pictures[at]} found=${each} />`)}
+          ${asks &&
+          answer.found?.body.data.map(
+            (/** @type {any} */ each, /** @type {number} */ at) =>
+              html`<${Result} picture=${answer.found.pictures[at]} found=${each} remove=${() => setPictures(pictures.filter((other) => other !== answer.found.pictures[at]))} />`,
+          )}
         </ul>
         ${answer.found && html`<${CopyAs} curl=${() => asCurl("/classify", request, names)} python=${() => pythonClassify(request, names)} />`}
         ${answer.found && html`<${Footnote} headers=${answer.found.headers} model=${answer.found.body.model} ms=${answer.found.ms} />`}
@@ -83,11 +97,11 @@ export function Classify() {
   `;
 }
 
-/** @param {{picture: File, found: any}} props */
-function Result({ picture, found }) {
+/** @param {{picture: File, found: any, remove: () => void}} props */
+function Result({ picture, found, remove }) {
   const top = found.predictions?.[0];
   return html`<li>
-    <${Picture} blob=${picture} alt=${picture.name} />
+    <div><${Picture} blob=${picture} alt=${picture.name} /><button type="button" class="quiet" onClick=${remove} aria-label=${`Remove ${picture.name}`}>Remove</button></div>
     ${found.error
       ? html`<p class="trouble">${picture.name}: ${found.error.message}</p>`
       : html`<ul class="bars" aria-label=${`${picture.name}: ${top?.label ?? "nothing"}`}>
@@ -107,23 +121,31 @@ function pythonClassify(request, names) {
   const { on_error: _, ...options } = request;
   const given = Object.entries(options).map(([option, value]) => `, ${option}=${python(value)}`).join("");
   const files = names.map((name) => `Path(${JSON.stringify(name)})`).join(", ");
-  return asPython(`for predictions in client.classify([${files}]${given}):\n    print(predictions[0].label, predictions[0].score)`).replace("from clipworks", "from pathlib import Path\n\nfrom clipworks");
+  return asPython(`for predictions in client.classify([${files}]${given}):\n    print(predictions[0].label, predictions[0].score)`);
 }
 
 // Teaching
 
 const NAME = /^[a-z0-9][a-z0-9._-]{0,63}$/;
 
-/** @param {{set: string, info: any, labels: string[], changed: () => void, choose: (name: string) => void}} props */
-function Teach({ set, info, labels, changed, choose }) {
+/** @param {{set: string, info: any, known: any[], labels: string[], changed: () => void, refitted: () => void, choose: (name: string) => void}} props */
+function Teach({ set, info, known, labels, changed, refitted, choose }) {
   const [name, setName] = useState("");
   const [error, setError] = useState(/** @type {ApiError | null} */ (null));
   const key = useKey();
   const own = set && info && !info.built_in;
   const state = useAnswer(own ? (signal) => fitted(set, signal) : null, [set, info, key]);
   const detail = state.found?.detail;
+  useEffect(() => {
+    if (detail) refitted(); // by the head that is served now
+  }, [detail?.version]);
+  const [sending, setSending] = useState(false);
   const store = async (/** @type {Event} */ event) => {
     event.preventDefault();
+    if (known.some((each) => each.name === name)) {
+      setError(new ApiError(409, `There is a label set ${name}: choose it above, or take another name.`));
+      return;
+    }
     try {
       // A set that is to be taught begins with no example, and is known by its words until the first.
       await call(`/label-sets/${name}`, { method: "PUT", json: { labels, examples: [] } });
@@ -140,6 +162,7 @@ function Teach({ set, info, labels, changed, choose }) {
       form.append("label", label);
       form.append("image", file, file.name);
     }
+    setSending(true);
     try {
       const answer = await call(`/label-sets/${set}/examples`, { form });
       const bad = answer.body.data?.filter((/** @type {any} */ each) => each.error) ?? [];
@@ -148,6 +171,8 @@ function Teach({ set, info, labels, changed, choose }) {
       state.again();
     } catch (problem) {
       setError(/** @type {ApiError} */ (problem));
+    } finally {
+      setSending(false);
     }
   };
   if (!set) {
@@ -158,7 +183,7 @@ function Teach({ set, info, labels, changed, choose }) {
       <label>Name of the set <input value=${name} onInput=${(/** @type {any} */ event) => setName(event.target.value)} placeholder="my-labels" /></label>
       <button type="submit" disabled=${!NAME.test(name)}>Store</button>
       ${name && !NAME.test(name) && html`<p class="hint">Small letters, digits and . _ -</p>`}
-      <${Trouble} error=${error} />
+      <${Trouble} error=${error} waits=${false} />
     </form>`;
   }
   if (!own) return html`<p class="hint">This set is a part of its model; it cannot be taught here.</p>`;
@@ -167,12 +192,16 @@ function Teach({ set, info, labels, changed, choose }) {
   const counts = state.found.counts;
   return html`<section class="teach">
     <h2>Teach ${set}</h2>
-    <p role="status">${said(detail)}</p>
+    <p role="status">${sending ? "Sending…" : state.busy ? "Fitting…" : said(detail)}</p>
     ${detail.warnings?.map((/** @type {string} */ each) => html`<p class="warning">${each}</p>`)}
     <ul>
       ${names(detail).map((label) => html`<${TaughtLabel} key=${label} label=${label} count=${counts.get(label) ?? 0} take=${(/** @type {File[]} */ files) => teach(label, files)} />`)}
     </ul>
-    <${Trouble} error=${error} />
+    <${Trouble} error=${error} waits=${false} />
+    <${CopyAs}
+      curl=${() => `curl -F label=LABEL -F image=@PICTURE \\\n     ${location.origin}/label-sets/${set}/examples`}
+      python=${() => asPython(`client.add_examples(${JSON.stringify(set)}, {"LABEL": [Path("PICTURE")]})`)}
+    />
   </section>`;
 }
 

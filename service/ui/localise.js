@@ -15,10 +15,14 @@ export const labelsOf = (said) => [...new Set(said.split(said.includes("\n") ? "
 /** The names of models with a role. @param {any} models @param {string} role */
 export const modelsWith = (models, role) => (models?.body.data ?? []).filter((/** @type {any} */ each) => each.roles.includes(role));
 
+/** What stays when another view is looked at. @type {{picture: File | null, labels: string}} */
+const kept = { picture: null, labels: "" };
+
 export function Localise() {
   const begun = useMemo(() => address(), []);
-  const [picture, setPicture] = useState(/** @type {File | null} */ (null));
-  const [said, setSaid] = useState(begun.get("labels") ?? "");
+  const [picture, setPicture] = useState(kept.picture);
+  const [said, setSaid] = useState(begun.get("labels") ?? kept.labels);
+  [kept.picture, kept.labels] = [picture, said];
   const [model, setModel] = useState(begun.get("model") ?? "");
   const [masks, setMasks] = useState(begun.get("masks") === "1");
   const [side, setSide] = useState(Number(begun.get("short_px")) || 0);
@@ -40,14 +44,16 @@ export function Localise() {
   const able = modelsWith(models.found, "dense_encoder");
   const more = { model, shortPx: side, masks };
   const asks = picture && labels.length > 0;
-  const answer = useAnswer(asks ? (signal) => localised(picture, labels, { ...more, signal }) : null, [picture, said, model, side, masks, key], TYPING_MS);
-  const found = answer.found?.body;
+  const answer = useAnswer(asks ? async (signal) => ({ ...(await localised(picture, labels, { ...more, signal })), picture, labels }) : null, [picture, said, model, side, masks, key], TYPING_MS);
+  // Of the picture that is shown; its labels may have been changed since.
+  const shownAnswer = answer.found?.picture === picture ? answer.found : null;
+  const found = shownAnswer?.body;
   const at = threshold ?? found?.threshold ?? 0.5;
   const files = [picture?.name ?? "picture.jpg"];
   const request = localiseRequest(labels, { ...more, heat: true });
   if (models.error) return html`<${Trouble} error=${models.error} again=${models.again} />`;
   if (models.found && !able.length) {
-    return html`<section class="empty"><h2>No model here can point</h2><p>Localising takes a model with a <code>dense_encoder</code>; the embedded one has it: <code>clipworks serve --extra-models everyday-small</code></p></section>`;
+    return html`<section class="empty"><h2>No model can localise</h2><p>Localising takes a model with a <code>dense_encoder</code>; the embedded one has it: <code>clipworks serve --extra-models everyday-small</code></p></section>`;
   }
   return html`
     <div class="two">
@@ -86,7 +92,7 @@ export function Localise() {
           ${found.data[0].labels.map(
             (/** @type {any} */ each) => html`<li class=${each.score >= at ? "" : "absent"}>
               <button type="button" aria-pressed=${chosen === each.label} onClick=${() => setChosen(each.label)} onMouseEnter=${() => setChosen(each.label)}>
-                <span class="swatch" style=${{ background: colourOf(labels.indexOf(each.label)) }}></span>
+                <span class="swatch" style=${{ background: colourOf(shownAnswer.labels.indexOf(each.label)) }}></span>
                 <span class="said">${each.label}</span>
                 <span class="bar"><span style=${{ width: `${100 * each.score}%` }}></span></span>
                 <span class="number">${shown(each.score)}</span>
@@ -95,12 +101,12 @@ export function Localise() {
           )}
         </ul>`}
       </section>
-      <section aria-live="polite">
-        ${!asks && html`<p class="hint">A picture and at least one label: then what is where. A score is the chance that the label is in the picture, where the model is calibrated.</p>`}
+      <section>
+        ${!asks && html`<p class="hint">Choose a picture and at least one label to see where each label is. A score is the chance that the label is in the picture, where the model is calibrated.</p>`}
         ${answer.busy && html`<p role="status">Looking…</p>`}
-        ${picture && found && html`<${Overlay} blob=${picture} answer=${found.data[0]} threshold=${at} opacity=${opacity} chosen=${chosen} order=${labels} />`}
+        ${picture && found && html`<${Overlay} blob=${picture} answer=${found.data[0]} threshold=${at} opacity=${opacity} chosen=${chosen} order=${shownAnswer.labels} />`}
         ${found && html`<${CopyAs} curl=${() => asCurl("/localize", request, files)} python=${() => pythonLocalise(request, files[0])} />`}
-        ${answer.found && html`<${Footnote} headers=${answer.found.headers} model=${found.model} ms=${answer.found.ms} />`}
+        ${found && html`<${Footnote} headers=${shownAnswer.headers} model=${found.model} ms=${shownAnswer.ms} />`}
       </section>
     </div>
   `;
@@ -109,5 +115,5 @@ export function Localise() {
 /** @param {any} request @param {string} file */
 function pythonLocalise(request, file) {
   const given = Object.entries(request).map(([option, value]) => `, ${option}=${python(value)}`).join("");
-  return asPython(`found = client.localize([Path(${JSON.stringify(file)})]${given})[0]\nfor label in found.labels:\n    print(label.label, label.score, label.present, label.boxes)`).replace("from clipworks", "from pathlib import Path\n\nfrom clipworks");
+  return asPython(`found = client.localize([Path(${JSON.stringify(file)})]${given})[0]\nfor label in found.labels:\n    print(label.label, label.score, label.present, label.boxes)`);
 }

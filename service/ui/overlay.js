@@ -9,7 +9,7 @@ import { shown, useBlobUrl } from "./parts.js";
 const COLOURS = ["#ff6b6b", "#4dabf7", "#ffd43b", "#51cf66", "#cc5de8", "#ff922b", "#22b8cf", "#f783ac"];
 
 /** A label's colour: the same in the list and in the picture. @param {number} at */
-export const colourOf = (at) => COLOURS[at % COLOURS.length];
+export const colourOf = (at) => COLOURS[Math.max(at, 0) % COLOURS.length];
 
 /**
  * @param {Blob} blob @param {string[]} labels
@@ -38,7 +38,7 @@ export function Overlay({ blob, answer, threshold = null, opacity = 0.5, chosen 
   const hot = labels.find((each) => each.label === chosen) ?? labels[0];
   const { width, height } = answer;
   const line = Math.max(width, height) / 250;
-  return html`<div class="overlay" style=${{ aspectRatio: `${width} / ${height}` }}>
+  return html`<div class="overlay" data-found=${drawn.map((each) => each.label).join(", ")} style=${{ aspectRatio: `${width} / ${height}` }}>
     <img src=${url} alt="" />
     ${hot?.heatmap && html`<${Heat} heatmap=${hot.heatmap} colour=${colourOf(names.indexOf(hot.label))} opacity=${opacity} />`}
     ${drawn.map((each) => each.boxes.filter((/** @type {any} */ box) => box.mask).map((/** @type {any} */ box) => html`<${Mask} mask=${box.mask} colour=${colourOf(names.indexOf(each.label))} opacity=${opacity} />`))}
@@ -47,7 +47,7 @@ export function Overlay({ blob, answer, threshold = null, opacity = 0.5, chosen 
         each.boxes.map(
           (/** @type {any} */ box) => html`<g style=${{ color: colourOf(names.indexOf(each.label)) }}>
             <rect x=${box.x0} y=${box.y0} width=${box.x1 - box.x0} height=${box.y1 - box.y0} stroke-width=${line} />
-            <text x=${box.x0 + line} y=${Math.max(box.y0 - line * 2, line * 7)} font-size=${line * 6}>${each.label} ${shown(box.score)}</text>
+            <text x=${box.x0 > width / 2 ? box.x1 : box.x0 + line} text-anchor=${box.x0 > width / 2 ? "end" : "start"} y=${Math.max(box.y0 - line * 2, line * 7)} font-size=${line * 6}>${each.label} ${shown(box.score)}</text>
           </g>`,
         ),
       )}
@@ -64,6 +64,7 @@ function Heat({ heatmap, colour, opacity }) {
   const [failed, setFailed] = useState(false);
   useEffect(() => {
     let gone = false;
+    setFailed(false);
     const image = new Image();
     image.src = `data:image/png;base64,${heatmap.png}`;
     image

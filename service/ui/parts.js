@@ -39,7 +39,7 @@ export function useAddress() {
 
 // Pictures that come in
 
-const TYPES = "image/jpeg,image/png,image/webp,image/avif,image/heic,image/heif,image/gif,image/bmp";
+const TYPES = "image/jpeg,image/png,image/webp,image/avif,image/heic,image/heif";
 
 /** The pictures of a drop or of the clipboard. @param {DataTransfer | null} carried @returns {File[]} */
 const picturesOf = (carried) => [...(carried?.files ?? [])].filter((file) => file.type.startsWith("image/") || !file.type);
@@ -164,7 +164,7 @@ export function useThumbnail(collection, id, wanted) {
       seen.disconnect();
       const path = `/collections/${collection}/items/${idPath(id)}/thumbnail`;
       inTurn(() => (stop.signal.aborted ? Promise.reject() : call(path, { as: "blob", signal: stop.signal })))
-        .then((found) => setBlob(found.body))
+        .then(({ body }) => body.type.startsWith("image/") && setBlob(body))
         .catch(() => {}); // a text, or a picture that was not kept: the card says its name
     });
     seen.observe(place.current);
@@ -232,32 +232,41 @@ function useCountdown(seconds, of) {
   return left;
 }
 
-/** @param {{error: ApiError | null, again?: () => void}} props */
-export function Trouble({ error, again }) {
-  const waits = error && [429, 503].includes(error.status) ? error.retryAfterS : 0;
-  const left = useCountdown(waits, error);
+/**
+ * An error in words. waits: whoever shows it asks again after the time that the server named.
+ * @param {{error: ApiError | null, again?: () => void, waits?: boolean}} props
+ */
+export function Trouble({ error, again, waits = true }) {
+  const forS = waits && error && [429, 503].includes(error.status) ? error.retryAfterS : 0;
+  const left = useCountdown(forS, error);
   if (!error) return null;
-  if (error.status === 401) return html`<${KeyForm} done=${again} said=${apiKey.get() ? "The server did not take that key." : error.message} />`;
-  return html`<div class="trouble" role="alert">
-    <p>${error.message}</p>
-    ${waits > 0 && html`<p>Trying again ${left > 0 ? `in ${left} s` : "now"}.</p>`}
-    ${!waits && again && html`<button type="button" onClick=${again}>Try again</button>`}
+  if (error.status === 401) return html`<${KeyForm} done=${again} said=${apiKey.get() ? "The server did not take the key of this tab." : error.message} />`;
+  return html`<div class="trouble">
+    <p role="alert">${error.message}${forS > 0 ? " Trying again soon." : ""}</p>
+    ${forS > 0 && html`<p aria-hidden="true">Trying again ${left > 0 ? `in ${left} s` : "now"}.</p>`}
+    ${!forS && again && html`<button type="button" onClick=${again}>Try again</button>`}
   </div>`;
 }
 
 /** Asks for the API key. @param {{done?: () => void, said: string}} props */
 function KeyForm({ done, said }) {
   const [key, setKey] = useState("");
+  const [wrong, setWrong] = useState("");
   const submit = (/** @type {Event} */ event) => {
     event.preventDefault();
+    if (!/^[\x21-\x7e]+$/.test(key.trim())) {
+      setWrong("A key has letters, digits and signs of ASCII only.");
+      return;
+    }
     apiKey.set(key.trim());
     dispatchEvent(new Event("clipworks:key"));
     done?.();
   };
   return html`<form class="trouble" onSubmit=${submit}>
-    <p role="alert">${said}</p>
+    <p role="alert">${wrong || said}</p>
     <label>API key <input type="password" autocomplete="off" value=${key} onInput=${(/** @type {any} */ e) => setKey(e.target.value)} /></label>
     <button type="submit" disabled=${!key.trim()}>Use it</button>
+    ${apiKey.get() && html`<button type="button" class="quiet" onClick=${() => (apiKey.set(""), dispatchEvent(new Event("clipworks:key")), done?.())}>Forget it</button>`}
     <p class="hint">It is kept in this tab until you close it.</p>
   </form>`;
 }
@@ -277,6 +286,8 @@ export function useKey() {
 export function CopyAs({ curl, python }) {
   const [said, setSaid] = useState("");
   const [shown, setShown] = useState("");
+  const now = curl();
+  useEffect(() => (setSaid(""), setShown("")), [now]); // of another request
   const copy = async (/** @type {string} */ name, /** @type {string} */ text) => {
     setShown(text);
     try {

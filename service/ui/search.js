@@ -2,7 +2,7 @@
 // @ts-check
 
 import { html, useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./vendor/htm-preact-3.1.1.js";
-import { asCurl, asPython, call, python } from "./api.js";
+import { ApiError, asCurl, asPython, call, contentOf, python } from "./api.js";
 import { Overlay, localised } from "./overlay.js";
 import {
   CopyAs,
@@ -39,8 +39,8 @@ export function Search() {
   const latest = useRef(asked);
   latest.current = asked;
   const change = useCallback((/** @type {Partial<Asked>} */ part, push = true) => {
-    // Half-typed words are not a step to go back to.
-    if (push) setAddress(writeAsked({ ...latest.current, text: "" }));
+    // Words that become a chip are no step of their own to go back to.
+    if (push && part.terms && part.text === "") setAddress(writeAsked({ ...latest.current, text: "" }));
     latest.current = { ...latest.current, ...part };
     setAsked(latest.current);
     setAddress(writeAsked(latest.current), push);
@@ -52,8 +52,20 @@ export function Search() {
   const { data, media_root: media } = collections.found.body;
   const known = data.map((/** @type {any} */ each) => ({ ...each, pictures: each.thumbnails !== null || media }));
   if (!known.length) return html`<${NoCollections} />`;
-  const collection = known.find((/** @type {any} */ each) => each.name === asked.collection || each.aliases.includes(asked.collection)) ?? known[0];
+  const named = known.find((/** @type {any} */ each) => each.name === asked.collection || each.aliases.includes(asked.collection));
+  if (asked.collection && !named) return html`<${NoSuchCollection} name=${asked.collection} known=${known} choose=${(/** @type {string} */ name) => change({ collection: name })} again=${collections.again} />`;
+  const collection = named ?? known[0];
   return html`<${Searching} key=${collection.name} asked=${asked} change=${change} known=${known} collection=${collection} />`;
+}
+
+/** @param {{name: string, known: any[], choose: (name: string) => void, again: () => void}} props */
+function NoSuchCollection({ name, known, choose, again }) {
+  return html`<section class="empty">
+    <h2>There is no collection ${name}</h2>
+    <p>It was deleted or renamed, or the address is of another server. There are:</p>
+    <div class="line">${known.map((each) => html`<button type="button" onClick=${() => choose(each.name)}>${each.name} (${each.count.toLocaleString()})</button>`)}</div>
+    <p><button type="button" class="quiet" onClick=${again}>Look again</button></p>
+  </section>`;
 }
 
 function NoCollections() {
@@ -92,7 +104,7 @@ function Searching({ asked, change, known, collection }) {
   const key = useKey();
   const ask = async (/** @type {AbortSignal} */ signal) => ({ ...(await call(path, { json: await request(0), signal })), wanted });
   const first = useAnswer(terms.length ? ask : null, [wanted, key], asked.text ? TYPING_MS : 0);
-  const [more, setMore] = useState(/** @type {{wanted: string, hits: Hit[], ended: boolean}} */ ({ wanted: "", hits: [], ended: false }));
+  const [more, setMore] = useState(/** @type {{wanted: string, hits: Hit[], ended: boolean, limit?: boolean}} */ ({ wanted: "", hits: [], ended: false }));
   const result = first.found?.body.results[0];
   const head = /** @type {Hit[]} */ (result?.hits ?? []);
   const tail = first.found && more.wanted === first.found.wanted ? more : { hits: [], ended: head.length < PAGE };
@@ -101,23 +113,34 @@ function Searching({ asked, change, known, collection }) {
   const kept = useMemo(() => hits.filter((hit) => hit.score >= min), [hits, min]);
 
   const busy = useRef(false);
-  const next = async () => {
-    if (tail.ended || busy.current || !first.found || first.found.wanted !== wanted) return;
+  const [paging, setPaging] = useState(/** @type {ApiError | null} */ (null));
+  useEffect(() => setPaging(null), [wanted]);
+  const next = async (again = false) => {
+    const isBelow = hits.length > 0 && hits[hits.length - 1].score < min; // what follows is hidden by the cut
+    if (tail.ended || busy.current || isBelow || (paging && !again) || !first.found || first.found.wanted !== wanted) return;
     busy.current = true;
     try {
       const answer = await call(path, { json: await request(hits.length) });
       const found = /** @type {Hit[]} */ (answer.body.results[0].hits);
       setMore({ wanted, hits: [...tail.hits, ...found], ended: found.length < PAGE });
-    } catch {
-      setMore({ wanted, hits: tail.hits, ended: true }); // the end of what the server pages through
+      setPaging(null);
+    } catch (error) {
+      const said = /** @type {ApiError} */ (error);
+      if ([413, 422].includes(said.status)) setMore({ wanted, hits: tail.hits, ended: true, limit: true });
+      else setPaging(said);
     } finally {
       busy.current = false;
     }
   };
 
-  const similar = (/** @type {string} */ id) => change({ terms: [{ kind: "item", value: id, weight: 1 }], text: "", min: null });
-  const like = (/** @type {string} */ id, /** @type {number} */ weight) =>
+  const similar = (/** @type {string} */ id) => {
+    change({ terms: [{ kind: "item", value: id, weight: 1 }], text: "", min: null });
+    field.current?.focus();
+  };
+  const like = (/** @type {string} */ id, /** @type {number} */ weight) => {
     change({ terms: [...terms.filter((each) => each.kind !== "item" || each.value !== id), { kind: "item", value: id, weight }], text: "", min: null });
+    field.current?.focus();
+  };
 
   useLayoutEffect(() => {
     const press = (/** @type {KeyboardEvent} */ event) => {
@@ -136,8 +159,8 @@ function Searching({ asked, change, known, collection }) {
     const term = typed(asked.text);
     if (term) change({ terms: [...asked.terms, term], text: "", min: null });
   };
-  const copied = () => {
-    const query = queryOf(terms, () => "<base64>");
+  const copied = (/** @type {(name: string) => string} */ content) => {
+    const query = queryOf(terms, (each) => content(pictures.get(each)?.name ?? ""));
     return { queries: [query], top_k: 10, ...(filter && { filter }), ...(asked.min !== null && { min_score: asked.min }) };
   };
 
@@ -180,11 +203,12 @@ function Searching({ asked, change, known, collection }) {
           ${known.map((each) => html`<option value=${each.name}>${each.name} (${each.count.toLocaleString()})</option>`)}
         </select>
       </label>
-      <${Filters} conditions=${asked.conditions} types=${collection.metadata_schema} change=${(/** @type {Condition[]} */ conditions) => change({ conditions, min: null })} />
+      <${Filters} conditions=${asked.conditions} types=${collection.metadata_schema} change=${(/** @type {Condition[]} */ conditions) => (change({ conditions, min: null }), field.current?.focus())} />
       ${(asked.terms.length > 0 || asked.text || asked.conditions.length > 0) &&
-      html`<button type="button" class="quiet" onClick=${() => change({ terms: [], text: "", conditions: [], min: null })}>Clear</button>`}
+      html`<button type="button" class="quiet" onClick=${() => (change({ terms: [], text: "", conditions: [], min: null }), field.current?.focus())}>Clear</button>`}
     </div>
     <${Trouble} error=${first.error} again=${first.again} />
+    ${result && html`<${CopyAs} curl=${() => asCurl(path, copied(contentOf), [])} python=${() => pythonSearch(collection.name, copied(contentOf))} />`}
     ${first.found?.body.warnings?.map((/** @type {string} */ said) => html`<p class="warning">${said}</p>`)}
     ${hits.length > 1 && html`<${ScoreCut} hits=${hits} min=${asked.min} change=${(/** @type {number | null} */ cut) => change({ min: cut }, false)} />`}
     <p class="count" role="status" aria-live="polite">
@@ -195,12 +219,12 @@ function Searching({ asked, change, known, collection }) {
         : first.busy && !first.found
           ? "Searching…"
           : result
-            ? `${kept.length.toLocaleString()}${tail.ended ? "" : "+"} ${kept.length === 1 ? "hit" : "hits"}${kept.length < hits.length ? ` of ${hits.length.toLocaleString()} above the cut` : ""}${result.exact ? "" : ", approximate index"}`
+            ? `${kept.length.toLocaleString()}${tail.ended ? "" : "+"} ${kept.length === 1 ? "hit" : "hits"}${kept.length < hits.length ? ` of ${hits.length.toLocaleString()} above the cut` : ""}${tail.limit ? ", as many as the server pages through" : ""}${result.exact ? "" : ", approximate index"}`
             : ""}
       ${note}
     </p>
     ${result && html`<${Hits} hits=${kept} collection=${collection} open=${setOpened} similar=${similar} like=${like} next=${next} stale=${first.busy} />`}
-    ${result && html`<${CopyAs} curl=${() => asCurl(path, copied(), [])} python=${() => pythonSearch(collection.name, copied())} />`}
+    <${Trouble} error=${paging} waits=${false} again=${() => next(true)} />
     ${first.found && html`<${Footnote} headers=${first.found.headers} model=${first.found.body.model} ms=${first.found.ms} />`}
     ${opened &&
     html`<${HitDialog}
@@ -239,6 +263,7 @@ function TermChip({ term, collection, change, remove }) {
       type="range" min="0.1" max="2" step="0.1" value=${size} aria-label=${`Weight of ${name}`} title=${`weight ${size}`}
       onChange=${(/** @type {any} */ event) => change({ ...term, weight: (away ? -1 : 1) * Number(event.target.value) })}
     />
+    <span class="weight" aria-hidden="true">${size}</span>
     <button type="button" class="remove" aria-label=${`Remove ${name}`} onClick=${remove}>×</button>
   </span>`;
 }
@@ -311,7 +336,7 @@ function ScoreCut({ hits, min, change }) {
       })}
     </svg>
     <input
-      type="range" min=${low} max=${high} step=${(high - low) / 200 || 0.001} value=${at} aria-label="Least score"
+      type="range" min=${low} max=${high} step=${(high - low) / 200 || 0.001} value=${at} aria-label="Minimum score"
       aria-valuetext=${shown(at)}
       onInput=${(/** @type {any} */ event) => change(Number(event.target.value) <= low ? null : Number(event.target.value))}
     />
@@ -326,6 +351,8 @@ function Hits({ hits, collection, open, similar, like, next, stale }) {
   const [drawn, setDrawn] = useState(DRAWN);
   const end = useRef(/** @type {HTMLElement | null} */ (null));
   const list = useRef(/** @type {HTMLElement | null} */ (null));
+  const [active, setActive] = useState(""); // the one hit that Tab stops at
+  const stop = hits.slice(0, drawn).some((hit) => hit.id === active) ? active : hits[0]?.id;
   useEffect(() => setDrawn(DRAWN), [hits[0]?.id, collection.name]);
   useEffect(() => {
     if (!end.current) return;
@@ -362,16 +389,16 @@ function Hits({ hits, collection, open, similar, like, next, stale }) {
     if (event.key === "-") like(id, -0.5);
   };
   return html`<ol class=${`hits ${stale ? "stale" : ""}`} ref=${list} onKeyDown=${press}>
-      ${hits.slice(0, drawn).map((hit) => html`<${HitCard} key=${hit.id} hit=${hit} collection=${collection} open=${open} similar=${similar} />`)}
+      ${hits.slice(0, drawn).map((hit) => html`<${HitCard} key=${hit.id} hit=${hit} collection=${collection} open=${open} similar=${similar} stops=${hit.id === stop} reached=${setActive} />`)}
     </ol>
     <div ref=${end} class="end"></div>`;
 }
 
-/** @param {{hit: Hit, collection: any, open: (hit: Hit) => void, similar: (id: string) => void}} props */
-function HitCard({ hit, collection, open, similar }) {
+/** @param {{hit: Hit, collection: any, open: (hit: Hit) => void, similar: (id: string) => void, stops: boolean, reached: (id: string) => void}} props */
+function HitCard({ hit, collection, open, similar, stops, reached }) {
   const { blob, place } = useThumbnail(collection.name, hit.id, collection.pictures);
   return html`<li ref=${place}>
-    <button type="button" class="open" onClick=${() => open(hit)} aria-label=${`${hit.id}, score ${shown(hit.score)}`} aria-keyshortcuts="s + -">
+    <button type="button" class="open" tabindex=${stops ? 0 : -1} onFocus=${() => reached(hit.id)} onClick=${() => open(hit)} aria-label=${`${hit.id}, score ${shown(hit.score)}`} aria-keyshortcuts="s + -">
       ${blob ? html`<${Picture} blob=${blob} alt="" />` : html`<span class="nameless">${hit.id}</span>`}
       <span class="score">${shown(hit.score)}</span>
     </button>
@@ -385,12 +412,12 @@ function HitDialog({ hit, collection, labels, close, similar, like }) {
   const { blob, place } = useThumbnail(collection.name, hit.id, collection.pictures);
   const [where, setWhere] = useState(false);
   useEffect(() => dialog.current?.showModal(), []);
-  const found = useAnswer(where && blob && labels.length ? (signal) => localised(blob, labels, { signal }) : null, [where, blob, hit.id]);
+  const found = useAnswer(where && blob && labels.length ? (signal) => localised(blob, labels, { signal, model: collection.model }) : null, [where, blob, hit.id]);
   const then = (/** @type {() => void} */ work) => () => {
     close();
     work();
   };
-  return html`<dialog ref=${dialog} onClose=${close} onClick=${(/** @type {any} */ event) => event.target === dialog.current && dialog.current?.close()} aria-label=${hit.id}>
+  return html`<dialog ref=${dialog} onClose=${close} aria-label=${hit.id}>
     <div class="sheet">
       <div ref=${place} class="large">
         ${!blob

@@ -2,7 +2,7 @@
 // @ts-check
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact-3.1.1.js";
-import { call } from "./api.js";
+import { ApiError, call } from "./api.js";
 import { Trouble, useAnswer, useKey } from "./parts.js";
 
 const EVERY_MS = 2000;
@@ -10,7 +10,12 @@ const KEPT = 60;
 
 export function Status() {
   const key = useKey();
-  const health = useAnswer((signal) => healthOf(signal), [key]);
+  const [looks, setLooks] = useState(0);
+  useEffect(() => {
+    const timer = setInterval(() => document.visibilityState === "visible" && setLooks((count) => count + 1), EVERY_MS);
+    return () => clearInterval(timer);
+  }, []);
+  const health = useAnswer((signal) => healthOf(signal), [key, looks]);
   const models = useAnswer((signal) => call("/models", { signal }), [key]);
   const collections = useAnswer((signal) => call("/collections", { signal }), [key]);
   const state = health.found;
@@ -27,11 +32,11 @@ export function Status() {
     </section>
     <section>
       <h2>Collections</h2>
-      <${Trouble} error=${collections.error} again=${collections.again} />
+      ${collections.error && collections.error.status !== 401 && html`<${Trouble} error=${collections.error} again=${collections.again} />`}
       ${collections.found &&
       (collections.found.body.data.length
         ? html`<div class="scrolls" tabindex="0" role="region" aria-label="Collections"><table>
-            <thead><tr><th>name</th><th>items</th><th>model</th><th>index</th><th>disk</th><th>a write is</th></tr></thead>
+            <thead><tr><th>name</th><th>items</th><th>model</th><th>index</th><th>disk</th><th>durability</th></tr></thead>
             <tbody>
               ${collections.found.body.data.map(
                 (/** @type {any} */ each) => html`<tr>
@@ -49,13 +54,14 @@ export function Status() {
 }
 
 /** @type {Record<string, string>} */
-const DURABLE = { full: "on disk when it is answered", process: "on disk soon after", remote: "what Milvus promises", none: "in memory only" };
+const DURABLE = { full: "on disk before the answer", process: "on disk soon after the answer", remote: "as Milvus has it", none: "in memory only" };
 
 /** @param {AbortSignal} signal */
 async function healthOf(signal) {
   const answer = await fetch("/livez", { signal }).catch(() => null);
   if (!answer) return { status: "does not answer", detail: "Is it still running?" };
-  const ready = await fetch("/readyz", { signal });
+  const ready = await fetch("/readyz", { signal }).catch(() => null);
+  if (!ready) return { status: "does not answer", detail: "Is it still running?" };
   const body = await ready.json();
   return ready.ok ? body : { status: body.error.code, detail: body.error.message };
 }
@@ -79,8 +85,8 @@ function Model({ model }) {
   return html`<details class="model" onToggle=${(/** @type {any} */ event) => setOpen(event.target.open)}>
     <summary>
       <strong>${name}</strong>
-      <span>${model.loaded ? "loaded" : "not loaded"}, ${model.dim} numbers a vector, ${[...new Set(Object.values(model.precision))].join(" and ")}</span>
-      <span class="badge">${model.verified === "torch" ? "verified against torch" : "wrapped: compared with itself"}</span>
+      <span>${model.loaded ? "loaded" : "not loaded"}, ${model.dim}-dimensional vectors, ${[...new Set(Object.values(model.precision))].join(" and ")}</span>
+      <span class="badge">${model.verified === "torch" ? "verified against torch" : "checked against its own export only"}</span>
     </summary>
     <${Trouble} error=${detail.error} again=${detail.again} />
     ${found &&
@@ -131,32 +137,41 @@ function Live({ turn }) {
   const [error, setError] = useState(/** @type {any} */ (null));
   useEffect(() => {
     const stop = new AbortController();
+    let asking = false;
     const look = async () => {
+      if (asking) return;
+      asking = true;
       try {
         const { body } = await call("/metrics", { as: "text", signal: stop.signal });
-        samples.current = [...samples.current, sampleOf(body)].slice(-KEPT);
+        const sample = sampleOf(body);
+        const before = samples.current.at(-1);
+        const isAnother = before && (sample.requests < before.requests || sample.at - before.at > 5 * EVERY_MS);
+        samples.current = isAnother ? [sample] : [...samples.current, sample].slice(-KEPT);
         setError(null);
         if (samples.current.length > 1) setNow(liveOf(samples.current));
       } catch (problem) {
         if (!stop.signal.aborted) setError(problem);
+        if (problem instanceof ApiError && problem.status === 401) clearInterval(timer);
+      } finally {
+        asking = false;
       }
     };
-    look();
     const timer = setInterval(() => document.visibilityState === "visible" && look(), EVERY_MS);
+    look();
     return () => {
       clearInterval(timer);
       stop.abort();
     };
   }, [turn]);
-  if (error) return html`<div class="tile"><h2>Load</h2><${Trouble} error=${error} /></div>`;
+  if (error) return html`<div class="tile"><h2>Load</h2><p>${error.status === 401 ? "Needs the API key." : error.message}</p></div>`;
   const most = Math.max(1, ...(now?.rates ?? []));
   const ms = (/** @type {number | null} */ value) => (value === null ? "–" : `${(1000 * value).toFixed(0)} ms`);
   return html`
     <div class="tile"><h2>Requests</h2><p><strong>${now ? now.rate.toFixed(1) : "…"}</strong> a second</p>
       <svg class="spark" viewBox="0 0 60 20" preserveAspectRatio="none" aria-hidden="true"><polyline points=${(now?.rates ?? []).map((rate, at) => `${at},${20 - (19 * rate) / most}`).join(" ")} /></svg>
     </div>
-    <div class="tile"><h2>Latency</h2><p><strong>${now ? ms(now.p50) : "…"}</strong> half of them, <strong>${now ? ms(now.p95) : "…"}</strong> 95 of 100</p><p>of the last ${(KEPT * EVERY_MS) / 60000} minutes</p></div>
-    <div class="tile"><h2>In work</h2><p><strong>${now ? now.flight : "…"}</strong> requests, <strong>${now ? now.queued : "…"}</strong> waiting for a model</p></div>
+    <div class="tile"><h2>Latency</h2><p><strong>${now ? ms(now.p50) : "…"}</strong> median, <strong>${now ? ms(now.p95) : "…"}</strong> 95th percentile</p><p>while this page looks, ${(KEPT * EVERY_MS) / 60000} minutes at most</p></div>
+    <div class="tile"><h2>In work</h2><p><strong>${now ? Math.max(0, now.flight - 1) : "…"}</strong> being answered, <strong>${now ? now.queued : "…"}</strong> inputs waiting for a model</p></div>
   `;
 }
 

@@ -25,7 +25,7 @@ export const pictures = new Map();
 
 /** @param {File} file @returns {Term} */
 export function pictureTerm(file) {
-  const key = `picture-${pictures.size + 1}`;
+  const key = `picture-${Date.now()}-${pictures.size + 1}`; // never that of a picture before a reload
   pictures.set(key, file);
   return { kind: "picture", value: key, weight: 1 };
 }
@@ -68,7 +68,7 @@ export function typed(text) {
   const words = text.trim();
   const isAway = words.length > 1 && words.startsWith("-");
   const value = isAway ? words.slice(1).trim() : words;
-  return value.length > 1 ? { kind: "text", value, weight: isAway ? -1 : 1 } : null;
+  return value.length > 1 || /[^\x00-\x7f]/.test(value) ? { kind: "text", value, weight: isAway ? -1 : 1 } : null;
 }
 
 /**

@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -210,7 +211,7 @@ def test_the_cut_hides_what_is_below_and_counts(site: Site) -> None:
     page = site.page("?view=search&q=red")
     found(page, 24)
     expected = site.client.collection("photos").search(["red"], top_k=24)[0].hits
-    page.get_by_label("Least score").fill("0.5")
+    page.get_by_label("Minimum score").fill("0.5")
     kept = [hit.id for hit in expected if hit.score >= 0.5]
     assert 0 < len(kept) < 24
     expect(page.locator(".count")).to_contain_text(f"{len(kept)} hits of 24 above the cut")
@@ -308,6 +309,32 @@ def test_what_is_copied_as_curl_and_python_gives_the_same_answer(site: Site, tmp
     assert printed == expected
 
 
+def test_a_picture_that_is_searched_with_is_copied_as_its_file(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture("green", 9))
+    page = site.page()
+    given(page, picture("green", 9), "drop")
+    page.get_by_label("What to search for").fill("-it's red")
+    page.keyboard.press("Enter")
+    query = {"combine": [{"image": picture("green", 9), "weight": 1}, {"text": "it's red", "weight": -1}]}
+    expected = [hit.id for hit in site.client.collection("photos").search([query], top_k=24)[0].hits]
+    shows(page, expected)
+    page.get_by_role("button", name="Copy as curl").click()
+    command = page.locator(".copy pre").text_content() or ""
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert [hit["id"] for hit in json.loads(done.stdout)["results"][0]["hits"]] == expected[:10], done.stderr
+    page.get_by_role("button", name="Copy as Python").click()
+    program = page.locator(".copy pre").text_content() or ""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert [line.split()[0] for line in done.stdout.splitlines()] == expected[:10], done.stderr
+
+
+def test_a_collection_that_is_not_there_is_said_and_none_is_searched_instead(site: Site) -> None:
+    page = site.page("?view=search&collection=gone&q=red")
+    expect(page.get_by_role("heading", name="There is no collection gone")).to_be_visible()
+    page.get_by_role("button", name="photos (24)").click()
+    found(page, 24)
+
+
 # Classify, teach, localise
 
 
@@ -352,6 +379,41 @@ def test_a_label_is_taught_by_dropping_pictures_onto_it(site: Site) -> None:
     assert site.client.label_set("mine").examples == 6
     assert page.locator(".results > li").count() == 1, "what is dropped onto a label is not classified"
     site.client.delete_label_set("mine")
+
+
+def test_a_label_set_is_not_replaced_by_storing_another_under_its_name(site: Site) -> None:
+    site.client.teach("pets", {"red": [picture("red", seed) for seed in range(2)], "blue": [picture("blue")]})
+    page = site.page("?view=classify&labels=green,blue")
+    page.get_by_label("Name of the set").fill("pets")
+    page.get_by_role("button", name="Store").click()
+    expect(page.get_by_role("alert")).to_contain_text("There is a label set pets")
+    assert site.client.label_set("pets").examples == 3
+    site.client.delete_label_set("pets")
+
+
+def test_boxes_of_one_picture_never_stand_on_another(site: Site) -> None:
+    page = site.page("?view=localise&labels=red,blue")
+    pixels = np.zeros((96, 128, 3), dtype=np.uint8)
+    pixels[16:56, 24:72, 0] = 255
+    first, second = BytesIO(), BytesIO()
+    Image.fromarray(pixels).save(first, "PNG")
+    Image.fromarray(pixels[:, :, ::-1].copy()).save(second, "PNG")
+    chosen(page, ("red.png", first.getvalue()))
+    expect(page.locator(".overlay")).to_have_attribute("data-found", "red")
+    held = list[Route]()
+    page.route("**/localize", lambda route: held.append(route))
+    chosen(page, ("blue.png", second.getvalue()))
+    expect(page.get_by_text("Looking…")).to_be_visible()
+    expect(page.locator(".overlay")).to_have_count(0)
+    page.wait_for_timeout(600)
+    for route in held:
+        route.continue_()
+    expect(page.locator(".overlay")).to_have_attribute("data-found", "blue")
+    # Work is kept while another view is looked at.
+    page.unroute("**/localize")
+    page.get_by_role("link", name="Status").click()
+    page.get_by_role("link", name="Localise").click()
+    expect(page.locator(".overlay")).to_have_attribute("data-found", "blue")
 
 
 @pytest.mark.parametrize("masks", [False, True])
@@ -399,7 +461,7 @@ def test_a_key_is_asked_for_and_kept_in_this_tab_alone(
         page = locked.page("?view=search&q=red")
         page.get_by_label("API key").fill("wrong")
         page.get_by_role("button", name="Use it").click()
-        expect(page.get_by_text("did not take that key")).to_be_visible()
+        expect(page.get_by_text("did not take the key of this tab")).to_be_visible()
         page.get_by_label("API key").fill("secret-key-1")
         page.keyboard.press("Enter")
         found(page, 1)
