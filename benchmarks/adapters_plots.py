@@ -126,7 +126,7 @@ def _style(method: str) -> dict[str, Any]:
     number = METHODS.index(method)
     return {
         "color": pyplot.get_cmap("tab20")((number * 2 + number // 10) % 20),
-        "marker": "osD^v<>PX*hpd8."[number],
+        "marker": "osD^v<>PX*hpd8.12"[number],
         "linestyle": ":" if method in CONTROLS else "--" if method in HEADS else "-",
         "linewidth": 1,
         "markersize": 5,
