@@ -41,6 +41,11 @@ def provider_names(device: Device) -> tuple[str, ...]:
     return ("CUDAExecutionProvider", "CPUExecutionProvider") if device == "cuda" else ("CPUExecutionProvider",)
 
 
+def available_providers() -> tuple[str, ...]:
+    """What this ONNX Runtime was built with."""
+    return tuple(ort.get_available_providers())
+
+
 def session_options(settings: SessionSettings) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = settings.intra_threads

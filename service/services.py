@@ -22,7 +22,7 @@ from service.engine.opening import EngineSettings
 from service.engine.registry import Registry
 from service.faults import CollectionsOff
 from service.http.limits import IngressLimits, ListLimit, ParsingTurns
-from service.settings import BadSettings, Settings, available_cores
+from service.settings import DECODE_BYTES_PER_WORKER, BadSettings, Settings, available_cores
 from service.tasks.conditional import LabelTokenizer
 from service.tasks.label_sets import LabelSets
 from service.tasks.prompts import Limits
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from service.retrieval import RetrievalSettings
 
 log = logging.getLogger("clipworks.server")
-_DECODE_BYTES_PER_WORKER = 512 * 2**20
 _MAX_LOSSES = 10
 _LABEL_PLACES = 4  # the labels of one request take at most a fourth of an encoder's places
 _STORE_SHARE = 0.9  # of the time to stop: the store then ends by itself, and says what it left
@@ -262,7 +261,7 @@ def _decode_pool(settings: Settings, *, workers: int) -> DecodePool:
             formats=settings.image_formats,
         ),
         timeout_s=settings.decode_timeout_s,
-        memory_bytes=settings.decode_memory_bytes or workers * _DECODE_BYTES_PER_WORKER,
+        memory_bytes=settings.decode_memory_bytes or workers * DECODE_BYTES_PER_WORKER,
         max_request_pixels=settings.max_request_pixels,
     )
 

@@ -26,6 +26,7 @@ _LINK_NAME = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP
 _LINK_VALUE = re.compile(r"(tcp|udp|sctp)://")
 _CREDENTIAL = re.compile(r"(?<![A-Z])(API_?)?(KEY|TOKEN|SECRET|PASSWORD|AUTH)", re.IGNORECASE)
 _MIB = 2**20
+DECODE_BYTES_PER_WORKER = 512 * _MIB
 IN_MEMORY = "memory"
 
 ModelName = Annotated[str, Field(pattern=MODEL_PATTERN)]
@@ -54,7 +55,14 @@ Key = Annotated[SecretStr, AfterValidator(_of_a_key_s_length)]
 
 
 class BadSettings(Exception):
-    """A setting has a value that cannot be used; the message names it and never shows the value."""
+    """A setting has a value that cannot be used; the message names it and never shows the value.
+
+    names: of the settings that are wrong, where the values themselves are.
+    """
+
+    def __init__(self, message: str, *, names: frozenset[str] = frozenset()) -> None:
+        super().__init__(message)
+        self.names = names
 
 
 class Settings(BaseSettings):
@@ -346,8 +354,9 @@ def read_settings(overrides: Mapping[str, Any]) -> Settings:
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        lines = [_explain(part) for part in error.errors(include_url=False, include_input=False, include_context=False)]
-        raise BadSettings("\n".join(lines)) from None
+        wrong = error.errors(include_url=False, include_input=False, include_context=False)
+        names = frozenset(str(part["loc"][0]) for part in wrong if part["loc"])
+        raise BadSettings("\n".join(map(_explain, wrong)), names=names) from None
 
 
 def setting_fields() -> tuple[SettingField, ...]:

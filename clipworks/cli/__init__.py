@@ -29,6 +29,7 @@ from clipworks.cli import (
     train,
 )
 from clipworks.cli import eval as evaluation
+from clipworks.cli.doctor import command as doctor
 from clipworks.cli.environment import report_environment
 from clipworks.cli.failures import ReportingGroup
 
@@ -63,7 +64,7 @@ def main(
     ] = False,
 ) -> None:
     """Train CLIP variants, export them to verified ONNX artifacts, serve them over HTTP."""
-    if context.invoked_subcommand != "serve":  # which looks at its settings itself
+    if context.invoked_subcommand not in ("serve", "doctor"):  # which look at their settings themselves
         report_environment(os.environ)
 
 
@@ -82,3 +83,4 @@ app.command("distill")(distill.distill)
 app.command("export")(export.export)
 app.add_typer(evaluation.app, name="eval")
 app.command("bench")(bench.bench)
+app.command("doctor")(doctor.doctor)

@@ -120,7 +120,7 @@ def verify(
     artifacts = [opened.open(name)] if name else opened.list()
     results: list[dict[str, str]] = []
     for artifact in artifacts:
-        results += _verified(artifact, goldens)
+        results += verify_one(artifact, goldens)
     if name is None:
         results += [{"model": "", "check": "manifest", "result": problem} for problem in opened.problems()]
     failed = [each for each in results if each["result"] not in ("ok", model_facts.UNSEALED)]
@@ -175,7 +175,7 @@ def _client(url: str, api_key: str | None) -> Client:
         raise UsageError(str(error)) from error
 
 
-def _verified(artifact: Artifact, goldens: bool) -> list[dict[str, str]]:
+def verify_one(artifact: Artifact, goldens: bool) -> list[dict[str, str]]:
     """One line for each check; a failed one carries its reason in place of "ok"."""
     from model_store.errors import ArtifactError
 

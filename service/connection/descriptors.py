@@ -11,6 +11,16 @@ log = logging.getLogger("clipworks.server")
 _RESERVED = 256 + SPARE_CONNECTIONS
 
 
+def files_for(connections: int) -> int:
+    """Files that a server with so many connections may have open at one time."""
+    return connections + _RESERVED
+
+
+def room_among(files: int, wanted: int) -> int:
+    """Connections, at most `wanted`, of a process that may open so many files."""
+    return min(wanted, max(files - _RESERVED, files // 2))
+
+
 def room_for_connections(wanted: int) -> int:
     """At most `wanted` connections; fewer, with a warning, if the limit of descriptors cannot be raised far enough."""
     try:
@@ -18,7 +28,7 @@ def room_for_connections(wanted: int) -> int:
     except ImportError:  # no such limit on this system
         return wanted
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = wanted + _RESERVED
+    needed = files_for(wanted)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return wanted
     raised = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
@@ -26,7 +36,7 @@ def room_for_connections(wanted: int) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
     except (OSError, ValueError):
         raised = soft
-    room = min(wanted, max(raised - _RESERVED, raised // 2))
+    room = room_among(raised, wanted)
     if room < wanted:
         log.warning(
             "only %d of %d connections (CLIPWORKS_MAX_CONNECTIONS): this process may open %d files; raise `ulimit -n`",

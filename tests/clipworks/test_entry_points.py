@@ -1,5 +1,6 @@
 """The program under each of its names: its version, its completion, and what a plain import of it costs."""
 
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -29,6 +30,8 @@ def test_both_names_are_one_program(program: tuple[str, ...]) -> None:
 def test_the_shell_can_complete_commands_and_settings() -> None:
     shown = run("bash", "-c", f"{PROGRAM} --show-completion bash; exit")  # the shell is found among its parents
     assert "_clipworks_completion" in shown.stdout
-    asked = {"_CLIPWORKS_COMPLETE": "complete_bash", "COMP_WORDS": "clipworks serve --max-it", "COMP_CWORD": "2"}
-    done = subprocess.run([PROGRAM], env=asked | {"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["--max-items"]
+    for words, offered in (("serve --max-it", "--max-items"), ("doctor --qu", "--quick")):
+        asked = {"_CLIPWORKS_COMPLETE": "complete_bash", "COMP_WORDS": f"clipworks {words}", "COMP_CWORD": "2"}
+        environment = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+        done = subprocess.run([PROGRAM], env=environment | asked, capture_output=True, text=True, check=False)
+        assert done.stdout.split() == [offered]
