@@ -75,8 +75,9 @@ class Site:
             self.foreign.append(request.url)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Of a module: while it is open, Playwright's event loop counts as running, and no other test could start one."""
     with sync_playwright() as playwright:
         # A container's root has no user namespaces for the sandbox.
         options = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
