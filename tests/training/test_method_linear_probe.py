@@ -171,7 +171,7 @@ def test_the_comparison_prints_every_head_beside_zero_shot(
     monkeypatch.setattr("sys.argv", words)
     assert few_shot.main() == 0
     printed, (numbers,) = capsys.readouterr().out, json.loads(out.read_text())
-    heads = ("bias", "mean", "clip_adapter", "gda", "linear_probe", "tip_adapter", "tip_adapter_f")
+    heads = ("bias", "mean", "frequencies", "clip_adapter", "gda", "linear_probe", "tip_adapter", "tip_adapter_f")
     assert [(run["method"], run["shots"]) for run in numbers["runs"]] == list(product(heads, (1,))) + list(
         product(heads, (50,))
     )
@@ -186,7 +186,7 @@ def test_the_comparison_prints_every_head_beside_zero_shot(
     monkeypatch.setattr("sys.argv", [*words, "--head", "gda"])
     assert few_shot.main() == 0
     (numbers,) = json.loads(out.read_text())
-    assert {run["method"] for run in numbers["runs"]} == {"bias", "mean", "gda"}
+    assert {run["method"] for run in numbers["runs"]} == {"bias", "mean", "frequencies", "gda"}
     monkeypatch.setattr("sys.argv", [*words, "--head", "tip_adaptor"])
     assert few_shot.main() == 1
     assert "no head 'tip_adaptor'; is tip_adapter meant?; there are: clip_adapter, gda" in capsys.readouterr().err

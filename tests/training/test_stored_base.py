@@ -124,8 +124,8 @@ def test_few_shots_on_an_artifact_are_those_on_its_checkpoint(
     mine, other = few_shot(ours, **asked), few_shot(theirs, **asked)
     assert (mine["zero_shot"], mine["classes"], mine["n"]) == (other["zero_shot"], 4, other["n"])
     assert [(run["method"], run["shots"]) for run in mine["runs"]] == [
-        ("bias", 2), ("mean", 2), ("gda", 2), ("linear_probe", 2),
-        ("bias", 0), ("mean", 0), ("gda", 0), ("linear_probe", 0),
+        ("bias", 2), ("mean", 2), ("frequencies", 2), ("gda", 2), ("linear_probe", 2),
+        ("bias", 0), ("mean", 0), ("frequencies", 0), ("gda", 0), ("linear_probe", 0),
     ]  # fmt: skip
     for run, same in zip(mine["runs"], other["runs"], strict=True):
         assert run["accuracy"]["value"] == pytest.approx(same["accuracy"]["value"], abs=0.05)

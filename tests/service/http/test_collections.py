@@ -75,7 +75,7 @@ def test_a_collection_is_made_shown_listed_and_deleted(client: TestClient) -> No
     assert client.delete("/collections/first").status_code == 204
     error(client.get("/collections/first"), 404, "collection_not_found", None)
     error(client.delete("/collections/first"), 404, "collection_not_found", None)
-    assert client.get("/collections").json() == {"data": [], "losses": []}
+    assert client.get("/collections").json() == {"data": [], "media_root": False, "losses": []}
 
 
 @pytest.mark.parametrize(
