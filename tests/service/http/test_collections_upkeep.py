@@ -146,7 +146,9 @@ def test_no_other_file_is_ever_read(keeper: TestClient, data: Path, name: str) -
     assert (refused.status_code, refused.json()["error"]["code"]) == (404, "not_found")
     escaped = name.replace("/", "%2F")
     for method in ("GET", "DELETE"):
-        assert keeper.request(method, f"/snapshots/{escaped}").status_code in (404, 422)
+        answer = keeper.request(method, f"/snapshots/{escaped}", follow_redirects=False)
+        # A client makes "/" of "/snapshots/..", which leads to the page.
+        assert answer.status_code in ((307, 405) if name == ".." else (404, 422))
     assert sorted(path.name for path in data.iterdir()) == before
     assert link.is_symlink()
 
