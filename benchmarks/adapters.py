@@ -41,12 +41,13 @@ from benchmarks.adapters_judge import (
 )
 from benchmarks.adapters_tasks import SEEDS, SHOTS, STUDY, TASKS, AdapterTask, Judging, recipe, task
 from training import method as methods
-from training.checkpoint import load_state, read_checkpoint
+from training.checkpoint import load_model, load_state, read_checkpoint
+from training.encoder import encoder_of
 from training.few_shot import CONTROLS
 from training.loop import train
 from training.methods.parts.conditional_run import ConditionalRun
-from training.methods.parts.few_shot import HeadMethod, HeadOptions
-from training.methods.parts.prompted import scale_of
+from training.methods.parts.few_shot import HeadMethod, scale_of
+from training.methods.parts.shots import ShotOptions
 from training.opening import open_checkpoint
 from training.saved import SavedRun
 from training.wise_ft import interpolate
@@ -146,7 +147,7 @@ def _head(one: AdapterRun, of: AdapterTask) -> dict[str, Any]:
     base, _ = of.classes
     options = {"label": of.label, "shots": one.shots, "shots_seed": one.seed, "only": list(base)}
     if one.method in CONTROLS:
-        made: Any = CONTROLS[one.method](HeadOptions.parse(options, method=one.method))
+        made: Any = CONTROLS[one.method](ShotOptions.parse(options, method=one.method))
     else:
         made = methods.create(one.method, options)
     assert isinstance(made, HeadMethod)
@@ -254,9 +255,6 @@ def scores_of(method: str, folder: Path, of: AdapterTask) -> Scores:
 
 def _between(folder: Path, of: AdapterTask, alpha: float) -> dict[Judging, Answered]:
     """The model whose weights are (1 - alpha) of the base and alpha of the tuned one."""
-    from training.checkpoint import load_model
-    from training.encoder import encoder_of
-
     tuned = load_model(folder)
     mixed = interpolate(of.opened.model.state_dict(), tuned.model.state_dict(), alpha)
     tuned.model.load_state_dict(mixed)

@@ -19,7 +19,7 @@ from training.encoder import TorchEncoder
 from training.methods.parts.class_heads import ClassHead
 from training.methods.parts.conditional import judge_conditions
 from training.methods.parts.conditional_run import ConditionalRun
-from training.methods.parts.prompted import scale_of
+from training.methods.parts.few_shot import scale_of
 
 Logits = NDArray[np.floating]
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from clipworks.schemas import MODEL_PATTERN, BackendName
 from model_store.modality.formats import ALL_FORMATS, DEFAULT_FORMATS, HEIC_EXTRA, missing_decoder
+from service.cgroups import cpu_quota
 from service.http.origins import parse_origin
 
 PREFIX = "CLIPWORKS_"
@@ -422,15 +424,10 @@ def refuse_open_by_typo(settings: Settings, environment: Mapping[str, str]) -> N
 
 
 def available_cores() -> int:
-    """Cores that this process may really use: its affinity, cut by the container's CPU quota."""
+    """Cores that this process may really use: its affinity, cut by the quota of its control group and those above."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        if quota != "max":
-            cores = min(cores, -(-int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass  # no cgroup v2: the affinity is all there is to know
-    return max(cores, 1)
+    quota = cpu_quota()
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
 def _explain(error: Any) -> str:

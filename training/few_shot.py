@@ -32,12 +32,13 @@ from training.data.source import TableSource, open_source
 from training.features import Features, cached_features, picture_vectors
 from training.methods.parts.class_heads import ClassHead
 from training.methods.parts.controls import BiasControl, FrequencyControl, MeanControl
-from training.methods.parts.few_shot import HeadMethod, HeadOptions
+from training.methods.parts.few_shot import HeadMethod
 from training.methods.parts.linear_heads import truth_of
+from training.methods.parts.shots import ShotOptions
 from training.options import meant
 from training.recipes import find_recipe
 
-CONTROLS: dict[str, Callable[[HeadOptions], HeadMethod]] = {
+CONTROLS: dict[str, Callable[[ShotOptions], HeadMethod]] = {
     "bias": BiasControl,
     "mean": MeanControl,
     "frequencies": FrequencyControl,
@@ -73,7 +74,7 @@ class Bench:
             ValueError: the method makes no class head, or knows no such option.
         """
         if method in CONTROLS:
-            made = CONTROLS[method](HeadOptions.parse(options, method=method))
+            made = CONTROLS[method](ShotOptions.parse(options, method=method))
         else:
             made = methods.create(method, options)
         if not isinstance(made, HeadMethod):

@@ -3,8 +3,8 @@
 
 import { html, useEffect, useMemo, useState } from "./vendor/htm-preact-3.1.1.js";
 import { ApiError, asCurl, asPython, bodyOf, call, python } from "./api.js";
-import { labelsOf } from "./localise.js";
 import { CopyAs, FileButton, Footnote, Picture, Trouble, address, setAddress, shown, useAnswer, useKey, usePictures } from "./parts.js";
+import { labelsOf } from "./terms.js";
 
 const TYPING_MS = 400;
 const MOST = 32;
@@ -195,7 +195,7 @@ function Teach({ set, info, known, labels, changed, refitted, choose }) {
     <p role="status">${sending ? "Sending…" : state.busy ? "Fitting…" : said(detail)}</p>
     ${detail.warnings?.map((/** @type {string} */ each) => html`<p class="warning">${each}</p>`)}
     <ul>
-      ${names(detail).map((label) => html`<${TaughtLabel} key=${label} label=${label} count=${counts.get(label) ?? 0} take=${(/** @type {File[]} */ files) => teach(label, files)} />`)}
+      ${detail.label_names.map((/** @type {string} */ label) => html`<${TaughtLabel} key=${label} label=${label} count=${counts.get(label) ?? 0} take=${(/** @type {File[]} */ files) => teach(label, files)} />`)}
     </ul>
     <${Trouble} error=${error} waits=${false} />
     <${CopyAs}
@@ -204,9 +204,6 @@ function Teach({ set, info, known, labels, changed, refitted, choose }) {
     />
   </section>`;
 }
-
-/** @param {any} detail @returns {string[]} */
-const names = (detail) => detail.label_names;
 
 /** @param {any} detail */
 function said(detail) {

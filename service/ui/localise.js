@@ -5,15 +5,10 @@ import { html, useEffect, useMemo, useState } from "./vendor/htm-preact-3.1.1.js
 import { asCurl, asPython, call, python } from "./api.js";
 import { Overlay, colourOf, localised, localiseRequest } from "./overlay.js";
 import { CopyAs, FileButton, Footnote, Trouble, address, setAddress, shown, useAnswer, useKey, usePictures } from "./parts.js";
+import { labelsOf } from "./terms.js";
 
 const TYPING_MS = 400;
 const SIDES = [224, 320, 448, 640];
-
-/** One label a line, or separated by commas; each once. @param {string} said */
-export const labelsOf = (said) => [...new Set(said.split(said.includes("\n") ? "\n" : ",").map((each) => each.trim()).filter(Boolean))];
-
-/** The names of models with a role. @param {any} models @param {string} role */
-export const modelsWith = (models, role) => (models?.body.data ?? []).filter((/** @type {any} */ each) => each.roles.includes(role));
 
 /** What stays when another view is looked at. @type {{picture: File | null, labels: string}} */
 const kept = { picture: null, labels: "" };
@@ -41,7 +36,7 @@ export function Localise() {
   const labels = labelsOf(said);
   const key = useKey();
   const models = useAnswer((signal) => call("/models", { signal }), [key]);
-  const able = modelsWith(models.found, "dense_encoder");
+  const able = /** @type {any[]} */ (models.found?.body.data ?? []).filter((each) => each.roles.includes("dense_encoder"));
   const more = { model, shortPx: side, masks };
   const asks = picture && labels.length > 0;
   const answer = useAnswer(asks ? async (signal) => ({ ...(await localised(picture, labels, { ...more, signal })), picture, labels }) : null, [picture, said, model, side, masks, key], TYPING_MS);
@@ -69,7 +64,7 @@ export function Localise() {
           <label>Model
             <select value=${model} onChange=${(/** @type {any} */ event) => setModel(event.target.value)}>
               <option value="">default</option>
-              ${able.map((/** @type {any} */ each) => html`<option value=${`${each.name}@${each.version}`}>${each.name}@${each.version}</option>`)}
+              ${able.map((each) => html`<option value=${`${each.name}@${each.version}`}>${each.name}@${each.version}</option>`)}
             </select>
           </label>
           <label>Looks at

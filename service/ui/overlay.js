@@ -38,7 +38,7 @@ export function Overlay({ blob, answer, threshold = null, opacity = 0.5, chosen 
   const hot = labels.find((each) => each.label === chosen) ?? labels[0];
   const { width, height } = answer;
   const line = Math.max(width, height) / 250;
-  return html`<div class="overlay" data-found=${drawn.map((each) => each.label).join(", ")} style=${{ aspectRatio: `${width} / ${height}` }}>
+  return html`<div class="overlay" style=${{ aspectRatio: `${width} / ${height}` }}>
     <img src=${url} alt="" />
     ${hot?.heatmap && html`<${Heat} heatmap=${hot.heatmap} colour=${colourOf(names.indexOf(hot.label))} opacity=${opacity} />`}
     ${drawn.map((each) => each.boxes.filter((/** @type {any} */ box) => box.mask).map((/** @type {any} */ box) => html`<${Mask} mask=${box.mask} colour=${colourOf(names.indexOf(each.label))} opacity=${opacity} />`))}

@@ -81,7 +81,6 @@ function NoCollections() {
 function Searching({ asked, change, known, collection }) {
   const field = useRef(/** @type {HTMLInputElement | null} */ (null));
   const [opened, setOpened] = useState(/** @type {Hit | null} */ (null));
-  const [note, setNote] = useState("");
   const terms = useMemo(() => {
     const live = typed(asked.text);
     return live ? [...asked.terms, live] : asked.terms;
@@ -168,7 +167,7 @@ function Searching({ asked, change, known, collection }) {
     <form class=${`field ${over ? "over" : ""}`} role="search" onSubmit=${commit}>
       ${asked.terms.map(
         (term, at) => html`<${TermChip}
-          key=${`${term.kind}${term.value}`}
+          key=${`${at} ${term.kind} ${term.value}`}
           term=${term}
           collection=${collection}
           change=${(/** @type {Term} */ other) => change({ terms: asked.terms.map((each, place) => (place === at ? other : each)), min: null })}
@@ -221,7 +220,6 @@ function Searching({ asked, change, known, collection }) {
           : result
             ? `${kept.length.toLocaleString()}${tail.ended ? "" : "+"} ${kept.length === 1 ? "hit" : "hits"}${kept.length < hits.length ? ` of ${hits.length.toLocaleString()} above the cut` : ""}${tail.limit ? ", as many as the server pages through" : ""}${result.exact ? "" : ", approximate index"}`
             : ""}
-      ${note}
     </p>
     ${result && html`<${Hits} hits=${kept} collection=${collection} open=${setOpened} similar=${similar} like=${like} next=${next} stale=${first.busy} />`}
     <${Trouble} error=${paging} waits=${false} again=${() => next(true)} />
@@ -234,7 +232,6 @@ function Searching({ asked, change, known, collection }) {
       close=${() => setOpened(null)}
       similar=${similar}
       like=${like}
-      say=${setNote}
     />`}
   `;
 }
@@ -406,7 +403,7 @@ function HitCard({ hit, collection, open, similar, stops, reached }) {
   </li>`;
 }
 
-/** @param {{hit: Hit, collection: any, labels: string[], close: () => void, similar: (id: string) => void, like: (id: string, weight: number) => void, say: (note: string) => void}} props */
+/** @param {{hit: Hit, collection: any, labels: string[], close: () => void, similar: (id: string) => void, like: (id: string, weight: number) => void}} props */
 function HitDialog({ hit, collection, labels, close, similar, like }) {
   const dialog = useRef(/** @type {HTMLDialogElement | null} */ (null));
   const { blob, place } = useThumbnail(collection.name, hit.id, collection.pictures);

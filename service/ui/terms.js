@@ -1,4 +1,4 @@
-// What is searched for, as the address says it and as the API takes it. No part of this touches the page.
+// What is asked for: terms, filters and labels, as the address says them and as the API takes them. Nothing here touches the page.
 // @ts-check
 
 /**
@@ -108,3 +108,6 @@ export function histogram(scores, bins) {
   for (const score of scores) counts[high > low ? Math.min(bins - 1, Math.floor(((score - low) / (high - low)) * bins)) : 0]++;
   return { low, high, counts };
 }
+
+/** One label a line, or separated by commas where there is one line; each once. @param {string} said @returns {string[]} */
+export const labelsOf = (said) => [...new Set(said.split(said.includes("\n") ? "\n" : ",").map((each) => each.trim()).filter(Boolean))];

@@ -17,8 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from clipworks.cli.doctor import checks, data_folder, given, machine
-from clipworks.cli.doctor.cgroups import cpu_quota, memory_limit
+from clipworks.cli.doctor import checks, data_folder, given
 from clipworks.cli.doctor.diagnosis import failure, ok
 from clipworks.cli.doctor.file_systems import file_system_of
 from clipworks.cli.doctor.subject import subject_of
@@ -246,34 +245,6 @@ def test_a_key_of_another_name_does_not_leave_the_server_open() -> None:
     assert (found.status, "of-a-client" in str(found)) == ("failure", False)
     asks = subject_of({}, subject.environment, url="http://there", api_key=None, quick=True)
     assert given.check_access(asks) == ok("127.0.0.1 without keys: open to everyone on this machine")
-
-
-def test_quotas_of_every_group_above_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = tmp_path / "own"
-    own.write_text("4:memory:/a/b\n3:cpu,cpuacct:/a\n0::/slice/unit\n")
-    files = {
-        "slice/cpu.max": "150000 100000",
-        "slice/unit/cpu.max": "max 100000",
-        "slice/unit/memory.max": "max",
-        "cpu,cpuacct/a/cpu.cfs_quota_us": "-1",
-        "cpu,cpuacct/a/cpu.cfs_period_us": "100000",
-        "memory/a/memory.limit_in_bytes": str(2**30),
-        "memory/a/b/memory.limit_in_bytes": "9223372036854771712",
-    }
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content + "\n")
-    assert cpu_quota(tmp_path, own) == 1.5
-    assert memory_limit(tmp_path, own) == 2**30
-    (tmp_path / "cpu,cpuacct/a/cpu.cfs_quota_us").write_text("50000\n")
-    assert cpu_quota(tmp_path, own) == 0.5
-    assert cpu_quota(tmp_path / "nowhere", tmp_path / "nothing") is None
-    # A quota that the server itself does not see: its threads would be too many.
-    monkeypatch.setattr(machine, "cpu_quota", lambda: 0.5)
-    monkeypatch.setattr("service.settings.available_cores", lambda: 2)
-    found = machine.check_threads(subject_of({}, {}, url=None, api_key=None, quick=True))
-    assert found
-    assert (found.status, "CLIPWORKS_INTRA_THREADS=1" in found.remedy) == ("warning", True)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from tests.training.few_shots import drawn
 from training.few_shot import CONTROLS, head_methods
 from training.methods.parts.class_heads import accuracy
 from training.methods.parts.controls import fitted_bias, frequency_bias, mean_removed
-from training.methods.parts.few_shot import HeadOptions
+from training.methods.parts.shots import ShotOptions
 
 pytestmark = pytest.mark.torch
 
@@ -50,12 +50,12 @@ def test_frequencies_are_bayes_rule_and_gain_where_judged_pictures_are_as_uneven
     problem = drawn(sizes=(60, 12, 6, 6, 6), off=2.0)
     kept = (problem.expected == 0) | (np.arange(len(problem.expected)) % 10 == 1)
     seen = (problem.answers == 0) | (np.arange(len(problem.answers)) % 10 == 1)
-    control = problem.of(CONTROLS["frequencies"](HeadOptions(label="x")))
+    control = problem.of(CONTROLS["frequencies"](ShotOptions(label="x")))
     head, tried = control.choose(problem.shots, problem.truth, problem.validation[kept], problem.expected[kept])
     assert tried["share"] > 0
     unseen, answers = problem.unseen[seen], problem.answers[seen]
     assert accuracy(head, unseen, answers) > accuracy(problem.zero_shot, unseen, answers) + 0.02
-    even = problem.of(CONTROLS["frequencies"](HeadOptions(label="x")))
+    even = problem.of(CONTROLS["frequencies"](ShotOptions(label="x")))
     even.pool = np.full(5, 7)
     head, _ = even.choose(problem.shots, problem.truth, problem.validation, problem.expected)
     assert (head(problem.unseen) == problem.zero_shot(problem.unseen)).all()
@@ -64,7 +64,7 @@ def test_frequencies_are_bayes_rule_and_gain_where_judged_pictures_are_as_uneven
 @pytest.mark.parametrize("name", ["bias", "mean"])
 def test_validation_says_how_much_and_nothing_is_zero_shot_to_the_bit(name: str) -> None:
     problem = drawn()
-    control = problem.of(CONTROLS[name](HeadOptions(label="x")))
+    control = problem.of(CONTROLS[name](ShotOptions(label="x")))
     sure = problem.zero_shot(problem.validation).argmax(axis=1)
     head, tried = control.choose(problem.shots, problem.truth, problem.validation, sure)
     assert (tried["share"], list(tried["accuracy_by_share"])) == (0.0, ["0", "0.25", "0.5", "0.75", "1"])

@@ -36,7 +36,7 @@ from training.method import Context, create
 from training.methods.coop import CoopMethod, CoopOptions
 from training.methods.parts import text_tower
 from training.methods.parts.contexts import LearnedContexts, Position, PromptedText, name_ids, placed, word_vectors
-from training.methods.parts.shots import ShotBatches, shot_task
+from training.methods.parts.shots import ShotBatches, ShotOptions, shot_task
 from training.methods.parts.text_tower import PROOF_SHARE
 from training.methods.parts.token_reader import TokenReader, token_reader
 from training.models.aligned import AlignedDualEncoder
@@ -226,7 +226,7 @@ def test_shots_come_equally_often_in_passes() -> None:
 
 def test_classes_may_be_named_and_the_others_are_in_no_batch_and_no_number(make_context: MakeContext) -> None:
     source = make_context().source
-    task = shot_task(source, "colour", shots=8, seed=0, least=1, only=("white", "blue"))
+    task = shot_task(source, ShotOptions(label="colour", shots=8, only=("white", "blue")))
     assert task.classes == ("blue", "white")
     assert [source.labels("colour")[row] for row in task.rows] == [task.classes[label] for label in task.truth]
     assert len(task.rows) == 16
@@ -234,7 +234,7 @@ def test_classes_may_be_named_and_the_others_are_in_no_batch_and_no_number(make_
     assert task.known.tolist() == known
     assert 0 < sum(known) < len(known)
     with pytest.raises(ValueError, match=r"only: no training picture is of 'whyte'; is white meant\?"):
-        shot_task(source, "colour", shots=8, seed=0, least=1, only=("blue", "whyte"))
+        shot_task(source, ShotOptions(label="colour", shots=8, only=("blue", "whyte")))
 
 
 def method_in(context: MakeContext, base: Path, folder: Path, **options: object) -> CoopMethod:

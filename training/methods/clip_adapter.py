@@ -19,13 +19,14 @@ from torch.nn import functional
 from training.methods.parts.adapter_heads import AdapterHead, Bottleneck, adapter_head
 from training.methods.parts.class_heads import F32, I64, ClassHead, LinearHead
 from training.methods.parts.descent import epochs
-from training.methods.parts.few_shot import HeadMethod, HeadOptions, best, checked_grid
+from training.methods.parts.few_shot import HeadMethod, best, checked_grid
+from training.methods.parts.shots import ShotOptions
 
 RATIOS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8)
 LEARNED = "learned"
 
 
-class ClipAdapterOptions(HeadOptions):
+class ClipAdapterOptions(ShotOptions):
     """adapt: the vectors of images, those of the class texts, or both. epochs, batch, rate: of AdamW.
 
     ratio: how much of a vector is the adapter's. Each value of the grid is trained by itself, validation chooses, and 0

@@ -39,16 +39,15 @@ from training.methods.parts.contexts import (
     name_ids,
     word_vectors,
 )
-from training.methods.parts.few_shot import HeadOptions
+from training.methods.parts.few_shot import scale_of
 from training.methods.parts.linear_heads import zero_shot_head
-from training.methods.parts.prompted import scale_of
-from training.methods.parts.shots import ShotBatches, shot_task
+from training.methods.parts.shots import ShotBatches, ShotOptions, shot_task
 from training.methods.parts.token_reader import TokenReader, embedded, token_reader
 from training.publication import Publication
 from training.saved import SavedRun
 
 
-class CocoopOptions(HeadOptions):
+class CocoopOptions(ShotOptions):
     """words: the context starts as the embeddings of these words, one vector a token. n_ctx: or so many vectors, drawn
     at random; words then say nothing. position: as in CoOp.
 
@@ -92,14 +91,7 @@ class CocoopMethod(StepMethod):
             reader = token_reader(self.model)
         except ValueError as error:
             raise ValueError(f"cocoop: {error}") from error
-        self.task = shot_task(
-            context.source,
-            options.label,
-            shots=options.shots,
-            seed=options.shots_seed,
-            least=options.least,
-            only=options.only,
-        )
+        self.task = shot_task(context.source, options)
         classes, features = self.task.classes, context.required_features()
         self._images = normalize(features.image[self.task.rows])
         self._validation = normalize(features.validation[self.task.known])

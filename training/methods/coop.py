@@ -31,16 +31,16 @@ from training.methods.parts.contexts import (
     name_ids,
     word_vectors,
 )
-from training.methods.parts.few_shot import HeadOptions
+from training.methods.parts.few_shot import scale_of
 from training.methods.parts.linear_heads import zero_shot_head
-from training.methods.parts.prompted import NAME_ALONE, PromptedRun, scale_of
-from training.methods.parts.shots import ShotBatches, shot_task
+from training.methods.parts.prompted import NAME_ALONE, PromptedRun
+from training.methods.parts.shots import ShotBatches, ShotOptions, shot_task
 from training.methods.parts.token_reader import TokenReader, embedded, token_reader
 from training.publication import Publication
 from training.saved import SavedRun
 
 
-class CoopOptions(HeadOptions):
+class CoopOptions(ShotOptions):
     """n_ctx: how many vectors, drawn at random. words: they start as the embeddings of these words instead, one for
     each token, and n_ctx says nothing.
 
@@ -85,14 +85,7 @@ class CoopMethod(StepMethod):
             reader = token_reader(model)
         except ValueError as error:
             raise ValueError(f"coop: {error}") from error
-        self.task = shot_task(
-            context.source,
-            options.label,
-            shots=options.shots,
-            seed=options.shots_seed,
-            least=options.least,
-            only=options.only,
-        )
+        self.task = shot_task(context.source, options)
         classes, features = self.task.classes, context.required_features()
         self._images = normalize(features.image[self.task.rows])
         self._validation = normalize(features.validation[self.task.known])

@@ -10,13 +10,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from training.methods.parts.class_heads import F32, I64, ClassHead
-from training.methods.parts.few_shot import HeadMethod, HeadOptions, best, checked_grid
+from training.methods.parts.few_shot import HeadMethod, best, checked_grid
 from training.methods.parts.linear_heads import gaussian_discriminant, mixed
+from training.methods.parts.shots import ShotOptions
 
 MIX = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 100.0)
 
 
-class GdaOptions(HeadOptions):
+class GdaOptions(ShotOptions):
     """mix: shares of the fitted logits that validation chooses from; 0 is zero-shot alone.
 
     priors: "equal", or "counts" as the shots have them. shrinkage: see `gaussian_discriminant`.

@@ -7,13 +7,14 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from training.methods.parts.class_heads import F32, I64, ClassHead, LinearHead
-from training.methods.parts.few_shot import HeadMethod, HeadOptions, best, checked_grid
+from training.methods.parts.few_shot import HeadMethod, best, checked_grid
 from training.methods.parts.linear_heads import logistic_probe
+from training.methods.parts.shots import ShotOptions
 
 C_GRID = (0.1, 1.0, 10.0, 100.0, 1000.0)
 
 
-class ProbeOptions(HeadOptions):
+class ProbeOptions(ShotOptions):
     """c: inverse penalties that validation chooses from. steps: at most so many of the solver, which says if it had
     to stop."""
 

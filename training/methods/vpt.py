@@ -12,14 +12,14 @@ from pydantic import Field
 
 from model_store.modality.text import Tokenizer
 from training.methods.parts.deep_prompts import TowerPrompts
-from training.methods.parts.few_shot import HeadOptions
 from training.methods.parts.prompt_learning import PromptMethod, image_start
+from training.methods.parts.shots import ShotOptions
 from training.models.towers import DualEncoder
 
 _USUAL_DEPTH = 12
 
 
-class VptOptions(HeadOptions):
+class VptOptions(ShotOptions):
     """n_ctx: prompts of each layer. depth: how many layers have prompts of their own; None: twelve, or all of fewer.
 
     templates: prompts of the classes, by default the base's; they are also the artifact's.

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 
-from clipworks.cli.doctor.cgroups import cpu_quota, memory_limit
 from clipworks.cli.doctor.diagnosis import Diagnosis, failure, ok, warning
 from clipworks.cli.doctor.subject import Subject, served_model, store_of
 
@@ -46,15 +44,14 @@ def check_threads(subject: Subject) -> Diagnosis | None:
     settings = subject.settings
     if settings is None:
         return None
+    from service.cgroups import cpu_quota
     from service.settings import available_cores
 
-    cores, quota = _affinity(), cpu_quota()
-    usable = cores if quota is None else max(1, min(cores, math.ceil(quota)))
-    default = available_cores()
+    usable, quota = available_cores(), cpu_quota()
     threads = {
-        "CLIPWORKS_INTRA_THREADS": settings.intra_threads or default,
-        "CLIPWORKS_DECODE_WORKERS": settings.decode_workers or default,
-        "CLIPWORKS_SEARCH_THREADS": settings.search_threads or default,
+        "CLIPWORKS_INTRA_THREADS": settings.intra_threads or usable,
+        "CLIPWORKS_DECODE_WORKERS": settings.decode_workers or usable,
+        "CLIPWORKS_SEARCH_THREADS": settings.search_threads or usable,
     }
     found = f"{usable} cores of {os.cpu_count()} may be used"
     found += "" if quota is None else f" (a quota of {quota:g})"
@@ -120,12 +117,10 @@ def check_files(subject: Subject) -> Diagnosis | None:
     return ok(f"{found}: room for {wanted} connections")
 
 
-def _affinity() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _memory_bytes() -> int | None:
     """The machine's memory, or less where a control group says so."""
+    from service.cgroups import memory_limit
+
     try:
         physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (OSError, ValueError):

@@ -46,7 +46,8 @@ def check_server(subject: Subject) -> Diagnosis | None:
             if health.status != "ok":
                 return _unready(client.url, health)
             models = [f"{each.name}@{each.version}" for each in client.models() if each.loaded]
-            found = f"{client.url} is ready, clipworks {_version_at(client.url)}, serves {', '.join(models)}"
+            version = _version_at(client.url)
+            found = f"{client.url} is ready, clipworks {version}, serves {', '.join(models)}"
     except ValueError as error:
         return failure(str(error), "write it as --url http://HOST:PORT")
     except Unauthorized as error:
@@ -59,13 +60,13 @@ def check_server(subject: Subject) -> Diagnosis | None:
         return warning(
             f"{found}; {health.detail}", "`clipworks collections doctor`, then `clipworks collections acknowledge-loss`"
         )
-    return _compared(found)
+    return _compared(found, version)
 
 
-def _compared(found: str) -> Diagnosis:
+def _compared(found: str, version: str) -> Diagnosis:
     import clipworks
 
-    if f"clipworks {clipworks.__version__}," in found:
+    if version == clipworks.__version__:
         return ok(found)
     return warning(
         f"{found}; this is clipworks {clipworks.__version__}", "pip install the same version of clipworks on both sides"

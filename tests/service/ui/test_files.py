@@ -97,7 +97,7 @@ def node() -> Callable[[str], object]:
 
 def test_the_address_says_what_is_asked_and_is_read_again(node: Callable[[str], object]) -> None:
     script = """
-import { readAsked, writeAsked, typed, queryOf, filterOf, histogram } from "./terms.js";
+import { readAsked, writeAsked, typed, queryOf, filterOf, histogram, labelsOf } from "./terms.js";
 const asked = {collection: "photos", text: "red | car", min: 0.25, terms: [
   {kind: "text", value: "a|b & c=d #1", weight: 1}, {kind: "item", value: "trips/rome 1.jpg", weight: -0.5}],
   conditions: [{field: "a.b", operator: "≥", value: "3"}, {field: "kind", operator: "begins with", value: "x|y"}]};
@@ -114,6 +114,7 @@ console.log(JSON.stringify({
     filterOf([{field: "b", operator: "=", value: "true"}, {field: "s", operator: "begins with", value: "1"}],
       {b: "boolean"})],
   bins: histogram([0, 0.1, 0.2, 1], 4), flat: histogram([0.5, 0.5], 3),
+  labels: ["cat, dog,,cat ", "hat, red\\nshirt\\n\\n", " "].map(labelsOf),
 }));
 """
     assert node(script) == {
@@ -145,6 +146,7 @@ console.log(JSON.stringify({
         "filters": [None, {"n": {"$lte": 3}}, {"$and": [{"b": True}, {"s": {"$prefix": "1"}}]}],
         "bins": {"low": 0, "high": 1, "counts": [3, 0, 0, 1]},
         "flat": {"low": 0.5, "high": 0.5, "counts": [2, 0, 0]},
+        "labels": [["cat", "dog"], ["hat, red", "shirt"], []],
     }
 
 

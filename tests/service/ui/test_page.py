@@ -399,7 +399,7 @@ def test_boxes_of_one_picture_never_stand_on_another(site: Site) -> None:
     Image.fromarray(pixels).save(first, "PNG")
     Image.fromarray(pixels[:, :, ::-1].copy()).save(second, "PNG")
     chosen(page, ("red.png", first.getvalue()))
-    expect(page.locator(".overlay")).to_have_attribute("data-found", "red")
+    expect(page.get_by_role("img", name="Found: red")).to_be_visible()
     held = list[Route]()
     page.route("**/localize", lambda route: held.append(route))
     chosen(page, ("blue.png", second.getvalue()))
@@ -408,12 +408,12 @@ def test_boxes_of_one_picture_never_stand_on_another(site: Site) -> None:
     page.wait_for_timeout(600)
     for route in held:
         route.continue_()
-    expect(page.locator(".overlay")).to_have_attribute("data-found", "blue")
+    expect(page.get_by_role("img", name="Found: blue")).to_be_visible()
     # Work is kept while another view is looked at.
     page.unroute("**/localize")
     page.get_by_role("link", name="Status").click()
     page.get_by_role("link", name="Localise").click()
-    expect(page.locator(".overlay")).to_have_attribute("data-found", "blue")
+    expect(page.get_by_role("img", name="Found: blue")).to_be_visible()
 
 
 @pytest.mark.parametrize("masks", [False, True])

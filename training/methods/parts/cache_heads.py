@@ -13,14 +13,15 @@ from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from training.methods.parts.class_heads import F32, I64, ClassHead, LinearHead, accuracy, best_of
-from training.methods.parts.few_shot import HeadOptions, checked_grid
+from training.methods.parts.few_shot import checked_grid
+from training.methods.parts.shots import ShotOptions
 
 ALPHAS = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 BETAS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 Knobs = tuple[float, float]
 
 
-class CacheOptions(HeadOptions):
+class CacheOptions(ShotOptions):
     """alpha: weights of the cache that validation chooses from; 0 is zero-shot alone. beta: how fast nearness falls.
 
     A weight means the same at every number of shots, because a class's shots are averaged: k times the paper's.

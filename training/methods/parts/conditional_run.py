@@ -21,8 +21,8 @@ from training.features import picture_vectors
 from training.methods.parts.class_heads import F32, judge_head
 from training.methods.parts.conditional import ConditionalText, MetaNet, judge_conditions, logits_given
 from training.methods.parts.contexts import LearnedContexts, Position, PromptedText, name_ids
+from training.methods.parts.few_shot import scale_of
 from training.methods.parts.linear_heads import truth_of, zero_shot_head
-from training.methods.parts.prompted import scale_of
 from training.methods.parts.token_reader import token_reader
 from training.publication import Publication
 from training.saved import SavedRun

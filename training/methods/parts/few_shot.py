@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
 from torch import nn
 
 from evaluation.metrics import normalize
@@ -34,25 +32,10 @@ from training.methods.parts.class_heads import (
     judge_head,
     read,
 )
-from training.methods.parts.linear_heads import classes_of, pick_shots, truth_of, zero_shot_head
-from training.options import Options
+from training.methods.parts.linear_heads import truth_of, zero_shot_head
+from training.methods.parts.shots import ShotOptions, ShotTask, shot_task
 from training.publication import Publication
 from training.saved import SavedRun
-
-
-class HeadOptions(Options):
-    """label: what is told apart, as `Source.labels` names it. shots: pictures a class, 0: all. shots_seed: which ones.
-
-    least: classes with fewer training pictures are left out. only: the values of the label that are learnt and told
-    apart, by default all. templates: prompts of the zero-shot logits, by default the base's own.
-    """
-
-    label: str
-    shots: int = Field(default=16, ge=0)
-    shots_seed: int = Field(default=0, ge=0)
-    least: int = Field(default=1, ge=1)
-    only: tuple[str, ...] | None = Field(default=None, min_length=2)
-    templates: tuple[str, ...] | None = None
 
 
 class HeadMethod(FitMethod):
@@ -63,6 +46,7 @@ class HeadMethod(FitMethod):
     knobs: ClassVar[tuple[str, ...]] = ()
     """What `choose` sets on validation: entries of what was tried."""
 
+    task: ShotTask
     classes: tuple[str, ...]
     pool: I64
     """How many training pictures each class has, of which the shots are some."""
@@ -71,7 +55,7 @@ class HeadMethod(FitMethod):
     seed: int
     """The recipe's, for a subclass that draws."""
 
-    def __init__(self, options: HeadOptions) -> None:
+    def __init__(self, options: ShotOptions) -> None:
         self.options = options
         self.needs = Needs(level="features", labels=(options.label,), captions=0)
 
@@ -83,40 +67,26 @@ class HeadMethod(FitMethod):
         """
 
     def setup(self, context: Context) -> None:
-        base, label = context.required_base("a class head"), self.options.label
+        base = context.required_base("a class head")
         self.seed = context.seed
-        labels = context.source.labels(label)
-        self.classes = classes_of(labels, least=self.options.least, only=self.options.only)
-        self._truth = truth_of(labels, self.classes)
-        self.pool = np.bincount(self._truth[self._truth >= 0], minlength=len(self.classes))
-        self._expected = truth_of(context.source.labels(label, "validation"), self.classes)
-        if not (self._expected >= 0).any():
-            raise ValueError(f"no picture of validation has one of the {len(self.classes)} classes of {label!r}")
+        self.task = shot_task(context.source, self.options)
+        self.classes, self.pool = self.task.classes, self.task.pool
         self.templates = self.options.templates or base.info.templates
         encoder = encoder_of(base, name="base", device=context.device)
         self.zero_shot = zero_shot_head(
             class_matrix(encoder.encode_texts, self.classes, self.templates),
-            scale=_scale_of(base),
+            scale=scale_of(base),
         )
 
     def fit(self, features: Features) -> None:
-        wanted = self.options.shots
-        rows = pick_shots(self._truth, classes=len(self.classes), shots=wanted, seed=self.options.shots_seed)
-        known = self._expected >= 0
-        validation, expected = normalize(features.validation[known]), self._expected[known]
-        self.head, tried = self.choose(normalize(features.image[rows]), self._truth[rows], validation, expected)
-        counts = Counter(self._truth[rows].tolist())
+        task = self.task
+        validation, expected = normalize(features.validation[task.known]), task.expected
+        self.head, tried = self.choose(normalize(features.image[task.rows]), task.truth, validation, expected)
         self._report = {
             "zero_shot": judge_head(self.zero_shot, validation, expected),
             "head": judge_head(self.head, validation, expected),
             "tried": tried,
-            "shots": {
-                "wanted": wanted,
-                "pictures": len(rows),
-                "classes": len(self.classes),
-                "classes_with_fewer": {name: counts[at] for at, name in enumerate(self.classes) if counts[at] < wanted},
-                "validation_without_a_class": int((~known).sum()),
-            },
+            "shots": task.report(),
         }
 
     def report(self) -> dict[str, Any]:
@@ -214,7 +184,7 @@ def report_head(
         raise ValueError(f"no picture of {split} has one of the {len(labels)} classes of {label!r}")
     vectors = normalize(picture_vectors(base, source.pictures(split)[known], device="cpu"))
     encoder = encoder_of(base, name="base")
-    zero_shot = zero_shot_head(class_matrix(encoder.encode_texts, labels, templates), scale=_scale_of(base))
+    zero_shot = zero_shot_head(class_matrix(encoder.encode_texts, labels, templates), scale=scale_of(base))
     return {
         "label": label,
         "without_a_class": int((~known).sum()),
@@ -228,6 +198,6 @@ def head_name(label: str) -> str:
     return re.sub(r"[^a-z0-9._-]+", "-", label.casefold()).strip("-._")[:64] or "classes"
 
 
-def _scale_of(base: LoadedModel) -> float:
+def scale_of(base: LoadedModel) -> float:
     """What the base multiplies cosines with."""
     return float(base.model.logit_scale.exp().reshape(-1)[0])

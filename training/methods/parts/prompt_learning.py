@@ -31,10 +31,10 @@ from training.methods.parts.deep_prompts import (
     image_transformer,
     text_shape,
 )
-from training.methods.parts.few_shot import HeadOptions
+from training.methods.parts.few_shot import scale_of
 from training.methods.parts.prompt_runs import DeepPromptedRun, head_of, judge_pictures
-from training.methods.parts.prompted import NAME_ALONE, scale_of
-from training.methods.parts.shots import ShotBatches, shot_task
+from training.methods.parts.prompted import NAME_ALONE
+from training.methods.parts.shots import ShotBatches, ShotOptions, shot_task
 from training.methods.parts.token_reader import token_reader
 from training.models.towers import DualEncoder
 from training.publication import Publication
@@ -44,7 +44,7 @@ USUAL_DEPTH = 9
 """Layers of twelve that have prompts of their own in MaPLe, IVLP and PromptSRC."""
 
 
-class TextPromptOptions(HeadOptions):
+class TextPromptOptions(ShotOptions):
     """n_ctx: prompts of each layer. words: the first prompts of texts start as the embeddings of its first n_ctx
     tokens, and its other tokens stay as they are behind them; None: they are drawn, as those of deeper layers are.
 
@@ -70,7 +70,7 @@ class PromptMethod(StepMethod):
     shipped: TowerPrompts
     """What is judged and served, where that is not what the optimizer moves."""
 
-    def __init__(self, options: HeadOptions) -> None:
+    def __init__(self, options: ShotOptions) -> None:
         self.options = options
         self.needs = Needs(fields=("image", "class_id"))
 
@@ -89,14 +89,7 @@ class PromptMethod(StepMethod):
             self.prompts = self.shipped = self.start(model, tokenizer).to(context.device)
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from error
-        self.task = shot_task(
-            source,
-            options.label,
-            shots=options.shots,
-            seed=options.shots_seed,
-            least=options.least,
-            only=options.only,
-        )
+        self.task = shot_task(source, options)
         classes, self.scale = self.task.classes, scale_of(base)
         self.model, self.towers = model, PromptedTowers(model, self.prompts)
         self.base_templates = options.templates or base.info.templates

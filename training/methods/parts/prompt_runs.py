@@ -19,10 +19,9 @@ from training.exporting.derive import DerivationSource
 from training.exporting.graphs import EncoderGraph, ImageGraph
 from training.methods.parts.class_heads import I64, LinearHead, judge_head
 from training.methods.parts.deep_prompts import PromptedTowers, TowerPrompts
-from training.methods.parts.few_shot import head_name
+from training.methods.parts.few_shot import head_name, scale_of
 from training.methods.parts.image_student import ImageStudent, image_proofs_that_hold
 from training.methods.parts.linear_heads import truth_of, zero_shot_head
-from training.methods.parts.prompted import scale_of
 from training.methods.parts.text_tower import proofs_that_hold
 from training.models.dense import DenseSource, dense_of_own
 from training.models.towers import OpenClipDualEncoder, SmallDualEncoder

@@ -17,7 +17,7 @@ from training.exporting.storage import as_stored
 from training.losses import unit
 from training.methods.parts.class_heads import LinearHead
 from training.methods.parts.contexts import LearnedContexts, Position, PromptedBase, PromptedText, name_ids
-from training.methods.parts.few_shot import head_name, report_head
+from training.methods.parts.few_shot import head_name, report_head, scale_of
 from training.methods.parts.linear_heads import zero_shot_head
 from training.methods.parts.text_tower import proofs_that_hold
 from training.methods.parts.token_reader import token_reader
@@ -27,11 +27,6 @@ from training.saved import SavedRun
 
 NAME_ALONE = ("{}",)
 """Templates of a model whose context is learnt: a name is all that is put among it."""
-
-
-def scale_of(base: LoadedModel) -> float:
-    """What the base multiplies cosines with."""
-    return float(base.model.logit_scale.exp().reshape(-1)[0])
 
 
 @dataclass(frozen=True, kw_only=True)

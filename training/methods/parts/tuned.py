@@ -17,16 +17,15 @@ from training.exporting.derive import DerivationSource
 from training.losses import unit
 from training.method import Context, Needs, Produced, StepMethod
 from training.methods.parts.class_heads import judge_head
-from training.methods.parts.few_shot import HeadOptions
+from training.methods.parts.few_shot import scale_of
 from training.methods.parts.linear_heads import zero_shot_head
-from training.methods.parts.prompted import scale_of
-from training.methods.parts.shots import ShotBatches, shot_task
+from training.methods.parts.shots import ShotBatches, ShotOptions, shot_task
 from training.methods.parts.text_tower import text_derivation
 from training.methods.parts.tower_parameters import Towers
 from training.publication import Publication
 
 
-class TunedOptions(HeadOptions):
+class TunedOptions(ShotOptions):
     """towers: which are changed. templates: one prompt of the classes, which is also the artifact's; none: the base's
     first.
     """
@@ -59,14 +58,7 @@ class TunedTowers(StepMethod):
             ValueError: no such label, fewer than two classes, or none of them in validation.
         """
         source, options = context.source, self.options
-        self.task = shot_task(
-            source,
-            options.label,
-            shots=options.shots,
-            seed=options.shots_seed,
-            least=options.least,
-            only=options.only,
-        )
+        self.task = shot_task(source, options)
         self.scale = scale_of(base)
         self.templates = options.templates or base.info.templates[:1]
         said = [self.templates[0].replace("{}", name) for name in self.task.classes]
