@@ -275,6 +275,11 @@ class LabelSetDetail(LabelSetInfo):
     )
     per_label: list[TaughtLabel] | None = None
     confused: list[ConfusedLabels] | None = None
+    calibrated: bool | None = Field(
+        default=None,
+        description="of a taught set: whether its examples were enough for `sigmoid` scores; null where it has no "
+        "fitted head, so that the model decides",
+    )
 
 
 class AddExamplesRequest(Wire):

@@ -108,6 +108,7 @@ class KeptLabelSet:
             mix=report.mix if report else None,
             per_label=list(report.per_label) if report else None,
             confused=list(report.confused) if report else None,
+            calibrated=self.head.sigmoid is not None if self.head else None,
         )
 
     def _warnings(self) -> list[str]:

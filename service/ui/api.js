@@ -92,11 +92,12 @@ const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 export const contentOf = (name) => `\u0000${name}\u0000`;
 
 /**
- * The same request as a curl command for a POSIX shell. @param {string} path @param {object} request may hold `contentOf`
- * @param {string[]} files names, sent beside the request
+ * The same request as a curl command for a POSIX shell. @param {string} path
+ * @param {object | null} request may hold `contentOf`; null: a GET @param {string[]} files names, sent beside the request
  */
 export function asCurl(path, request, files) {
   const key = apiKey.get() ? ` -H "Authorization: Bearer $CLIPWORKS_API_KEY"` : "";
+  if (!request) return `curl${key} ${location.origin}${path}`;
   const parts = JSON.stringify(request).split(/\\u0000(.*?)\\u0000/);
   const said = parts.map((part, at) => (at % 2 ? `"$(base64 -w0 ${quoted(JSON.parse(`"${part}"`))})"` : quoted(part))).join("");
   const url = `${location.origin}${path}`;

@@ -2,13 +2,14 @@
 // @ts-check
 
 import { html, useEffect, useMemo, useState } from "./vendor/htm-preact-3.1.1.js";
-import { ApiError, asCurl, asPython, bodyOf, call, python } from "./api.js";
+import { ApiError, asCurl, asPython, bodyOf, call, idPath, python } from "./api.js";
 import { CopyAs, FileButton, Footnote, Picture, Trouble, address, setAddress, shown, useAnswer, useKey, usePictures } from "./parts.js";
 import { labelsOf } from "./terms.js";
 
 const TYPING_MS = 400;
 const MOST = 32;
 const TOP = 8;
+const OWN = "own";
 
 /** What stays when another view is looked at. @type {{pictures: File[], labels: string, set: string}} */
 const kept = { pictures: [], labels: "", set: "" };
@@ -19,13 +20,16 @@ export function Classify() {
   const [said, setSaid] = useState(begun.get("labels") ?? kept.labels);
   const [set, setSet] = useState(begun.get("set") ?? (begun.has("labels") ? "" : kept.set));
   [kept.pictures, kept.labels, kept.set] = [pictures, said, set];
-  const [templates, setTemplates] = useState(begun.get("templates") ?? "");
+  const [templates, setTemplates] = useState(begun.has("template") ? OWN : begun.get("templates") ?? "");
+  const [wordings, setWordings] = useState(begun.getAll("template").join("\n"));
   const [activation, setActivation] = useState(begun.get("activation") ?? "");
   useEffect(() => {
     const query = new URLSearchParams({ view: "classify" });
-    for (const [name, value] of Object.entries({ labels: set ? "" : said, set, templates, activation })) if (value) query.set(name, value);
+    const named = templates === OWN ? "" : templates;
+    for (const [name, value] of Object.entries({ labels: set ? "" : said, set, templates: named, activation })) if (value) query.set(name, value);
+    if (templates === OWN) for (const each of linesOf(wordings)) query.append("template", each);
     setAddress(query);
-  }, [said, set, templates, activation]);
+  }, [said, set, templates, wordings, activation]);
   const [note, setNote] = useState("");
   const take = (/** @type {File[]} */ files) => {
     const room = Math.max(0, MOST - pictures.length);
@@ -39,12 +43,14 @@ export function Classify() {
   const labels = labelsOf(said);
   const request = {
     ...(set ? { label_set: set } : { labels }),
-    ...(templates && !set && { templates }),
+    ...(templates && !set && { templates: templates === OWN ? linesOf(wordings) : templates }),
     ...(activation && { activation }),
     on_error: "item",
   };
-  const asks = pictures.length > 0 && (set || labels.length > 1 || (labels.length === 1 && ["none", "sigmoid"].includes(activation)));
+  const isWorded = templates !== OWN || set || (linesOf(wordings).length > 0 && linesOf(wordings).every(isTemplate));
+  const asks = pictures.length > 0 && isWorded && (set || labels.length > 1 || (labels.length === 1 && ["none", "sigmoid"].includes(activation)));
   const answer = useAnswer(asks ? async (signal) => ({ ...(await call("/classify", { ...bodyOf({ ...request, top_k: TOP }, pictures), signal })), pictures }) : null, [pictures, JSON.stringify(request), key], TYPING_MS);
+  const chances = useAnswer(asks && answer.found && !activation ? (signal) => chancesOf(request, answer.found, signal) : null, [answer.found]);
   const names = pictures.map((each) => each.name);
   const info = known.find((each) => each.name === set);
   return html`
@@ -68,9 +74,14 @@ export function Classify() {
           </label>
           <label class="block">Wording
             <select value=${templates} onChange=${(/** @type {any} */ event) => setTemplates(event.target.value)}>
-              <option value="">the model's own</option><option value="none">the label alone</option><option value="simple">7 templates</option><option value="imagenet">80 templates</option>
+              <option value="">the model's own</option><option value="none">the label alone</option><option value="simple">7 templates</option><option value="imagenet">80 templates</option><option value=${OWN}>templates of your own</option>
             </select>
-          </label>`}
+          </label>
+          ${templates === OWN &&
+          html`<label class="block">Templates, one a line; {} stands for the label
+            <textarea rows="3" value=${wordings} placeholder="a photograph of a {}" aria-describedby="wording" onInput=${(/** @type {any} */ event) => setWordings(event.target.value)}></textarea>
+            <span class="hint" id="wording">${isWorded ? "" : "Each line takes {} once."}</span>
+          </label>`}`}
         <label class="block">Scores
           <select value=${activation} onChange=${(/** @type {any} */ event) => setActivation(event.target.value)}>
             <option value="">the model's own</option><option value="softmax">softmax: which of these</option><option value="sigmoid">sigmoid: each by itself, may be none</option><option value="none">cosines, not calibrated</option>
@@ -83,11 +94,12 @@ export function Classify() {
         ${!asks && html`<p class="hint">${pictures.length ? "Two labels or more; a single one needs sigmoid or cosines." : "Choose pictures, and say what they may show."}</p>`}
         ${answer.busy && html`<p role="status">Looking…</p>`}
         ${answer.found?.body.warnings?.map((/** @type {string} */ each) => html`<p class="warning">${each}</p>`)}
+        ${chances.found && html`<p class="hint">Bar and first number: which of these labels. Second number: the chance that the label is in the picture at all, calibrated.</p>`}
         <ul class="results">
           ${asks &&
           answer.found?.body.data.map(
             (/** @type {any} */ each, /** @type {number} */ at) =>
-              html`<${Result} picture=${answer.found.pictures[at]} found=${each} remove=${() => setPictures(pictures.filter((other) => other !== answer.found.pictures[at]))} />`,
+              html`<${Result} picture=${answer.found.pictures[at]} found=${each} chances=${chances.found?.get(each.index)} remove=${() => setPictures(pictures.filter((other) => other !== answer.found.pictures[at]))} />`,
           )}
         </ul>
         ${answer.found && html`<${CopyAs} curl=${() => asCurl("/classify", request, names)} python=${() => pythonClassify(request, names)} />`}
@@ -97,19 +109,45 @@ export function Classify() {
   `;
 }
 
-/** @param {{picture: File, found: any, remove: () => void}} props */
-function Result({ picture, found, remove }) {
+/** @param {string} said */
+const linesOf = (said) => said.split("\n").map((each) => each.trim()).filter(Boolean);
+
+/** @param {string} said */
+const isTemplate = (said) => said.split("{}").length === 2;
+
+/**
+ * The calibrated chance of each label by itself, by picture; null where the model, or the set's examples, have none.
+ * @param {any} request @param {any} found the answer of /classify @param {AbortSignal} signal
+ * @returns {Promise<Map<number, Map<string, number>> | null>}
+ */
+async function chancesOf(request, found, signal) {
+  const taught = request.label_set ? (await call(`/label-sets/${request.label_set}`, { signal })).body : {};
+  if (taught.built_in || taught.calibrated === false) return null;
+  if (!taught.calibrated) {
+    const { body: model } = await call(`/models/${found.body.model}`, { signal });
+    const presence = model.presence;
+    const isSeen = presence && (presence.aggregation === "pooled" || model.roles.includes("dense_encoder"));
+    if (!isSeen || model.activation === "sigmoid") return null;
+  }
+  const { body } = await call("/classify", { ...bodyOf({ ...request, activation: "sigmoid" }, found.pictures), signal });
+  const byLabel = (/** @type {any[]} */ all) => new Map(all.map((each) => [each.label, each.score]));
+  return new Map(body.data.map((/** @type {any} */ each) => [each.index, byLabel(each.predictions ?? [])]));
+}
+
+/** @param {{picture: File, found: any, chances?: Map<string, number>, remove: () => void}} props */
+function Result({ picture, found, chances, remove }) {
   const top = found.predictions?.[0];
   return html`<li>
     <div><${Picture} blob=${picture} alt=${picture.name} /><button type="button" class="quiet" onClick=${remove} aria-label=${`Remove ${picture.name}`}>Remove</button></div>
     ${found.error
       ? html`<p class="trouble">${picture.name}: ${found.error.message}</p>`
-      : html`<ul class="bars" aria-label=${`${picture.name}: ${top?.label ?? "nothing"}`}>
+      : html`<ul class=${chances ? "bars both" : "bars"} aria-label=${`${picture.name}: ${top?.label ?? "nothing"}`}>
           ${found.predictions.map(
             (/** @type {any} */ each) => html`<li title=${each.similarity === null ? "" : `cosine ${each.similarity.toFixed(4)}`}>
               <span class="said">${each.label}${each.weak ? " (unknown to the model)" : ""}</span>
               <span class="bar"><span style=${{ width: `${100 * Math.min(1, Math.max(0, each.score))}%` }}></span></span>
               <span class="number">${shown(each.score)}</span>
+              ${chances && html`<span class="chance" title="the chance that it is in the picture at all">${shown(chances.get(each.label) ?? 0)}</span>`}
             </li>`,
           )}
         </ul>`}
@@ -127,6 +165,9 @@ function pythonClassify(request, names) {
 // Teaching
 
 const NAME = /^[a-z0-9][a-z0-9._-]{0,63}$/;
+
+/** Pictures that were taught in this tab, by the ids of their examples: the server keeps only vectors. @type {Map<string, File>} */
+const taughtHere = new Map();
 
 /** @param {{set: string, info: any, known: any[], labels: string[], changed: () => void, refitted: () => void, choose: (name: string) => void}} props */
 function Teach({ set, info, known, labels, changed, refitted, choose }) {
@@ -165,8 +206,22 @@ function Teach({ set, info, known, labels, changed, refitted, choose }) {
     setSending(true);
     try {
       const answer = await call(`/label-sets/${set}/examples`, { form });
+      for (const each of answer.body.data ?? []) if (each.id) taughtHere.set(each.id, files[each.index]);
       const bad = answer.body.data?.filter((/** @type {any} */ each) => each.error) ?? [];
       setError(bad.length ? new ApiError(422, bad.map((/** @type {any} */ each) => `${files[each.index]?.name ?? ""}: ${each.error.message}`).join(" ")) : null);
+      changed();
+      state.again();
+    } catch (problem) {
+      setError(/** @type {ApiError} */ (problem));
+    } finally {
+      setSending(false);
+    }
+  };
+  const forget = async (/** @type {string} */ id) => {
+    setSending(true);
+    try {
+      await call(`/label-sets/${set}/examples?ids=${idPath(id)}`, { method: "DELETE" });
+      setError(null);
       changed();
       state.again();
     } catch (problem) {
@@ -189,13 +244,13 @@ function Teach({ set, info, known, labels, changed, refitted, choose }) {
   if (!own) return html`<p class="hint">This set is a part of its model; it cannot be taught here.</p>`;
   if (state.error) return html`<${Trouble} error=${state.error} again=${state.again} />`;
   if (!detail) return html`<p class="hint" role="status">Reading the set…</p>`;
-  const counts = state.found.counts;
+  const examples = state.found.examples;
   return html`<section class="teach">
     <h2>Teach ${set}</h2>
     <p role="status">${sending ? "Sending…" : state.busy ? "Fitting…" : said(detail)}</p>
     ${detail.warnings?.map((/** @type {string} */ each) => html`<p class="warning">${each}</p>`)}
     <ul>
-      ${detail.label_names.map((/** @type {string} */ label) => html`<${TaughtLabel} key=${label} label=${label} count=${counts.get(label) ?? 0} take=${(/** @type {File[]} */ files) => teach(label, files)} />`)}
+      ${detail.label_names.map((/** @type {string} */ label) => html`<${TaughtLabel} key=${label} label=${label} examples=${examples.get(label) ?? []} forget=${forget} take=${(/** @type {File[]} */ files) => teach(label, files)} />`)}
     </ul>
     <${Trouble} error=${error} waits=${false} />
     <${CopyAs}
@@ -215,9 +270,11 @@ function said(detail) {
   return `Leaving one out, ${shown(judged.accuracy)} are right (${shown(low)} to ${shown(high)})${judged.zero_shot === null ? "" : `; by words alone ${shown(judged.zero_shot)}`}.`;
 }
 
-/** @param {{label: string, count: number, take: (files: File[]) => void}} props */
-function TaughtLabel({ label, count, take }) {
+/** @param {{label: string, examples: any[], forget: (id: string) => void, take: (files: File[]) => void}} props */
+function TaughtLabel({ label, examples, forget, take }) {
   const [over, setOver] = useState(false);
+  const [open, setOpen] = useState(false);
+  const count = examples.length;
   const drop = (/** @type {DragEvent} */ event) => {
     event.preventDefault(); // not a picture to classify
     setOver(false);
@@ -227,21 +284,35 @@ function TaughtLabel({ label, count, take }) {
   return html`<li class=${over ? "over" : ""} data-label=${label} onDragOver=${() => setOver(true)} onDragLeave=${() => setOver(false)} onDrop=${drop}>
     <span class="said">${label}</span>
     <span>${count} ${count === 1 ? "picture" : "pictures"}</span>
+    ${count > 0 && html`<button type="button" class="quiet" aria-expanded=${open} aria-label=${`Pictures of ${label}`} onClick=${() => setOpen(!open)}>${open ? "Hide" : "Show"}</button>`}
     <${FileButton} take=${take} label=${`Teach ${label} with pictures`}>Add<//>
+    ${open && count > 0 && html`<ul class="examples" aria-label=${`Pictures of ${label}`}>${examples.map((each) => html`<${Example} key=${each.id} example=${each} forget=${forget} />`)}</ul>`}
   </li>`;
 }
 
-/** The set when it is fitted, and how many examples each label has. @param {string} set @param {AbortSignal} signal */
+/** @param {{example: {id: string, label: string, predicted: string | null}, forget: (id: string) => void}} props */
+function Example({ example, forget }) {
+  const picture = taughtHere.get(example.id);
+  const name = picture?.name ?? (example.id.includes("/") ? example.id : `${example.id.slice(0, 12)}…`);
+  const taken = example.predicted !== null && example.predicted !== example.label;
+  return html`<li class=${taken ? "taken" : ""}>
+    ${picture && html`<${Picture} blob=${picture} alt="" class="tiny" />`}
+    <span class="said" title=${example.id}>${name}${taken ? `, left out it is taken for ${example.predicted}` : ""}</span>
+    <button type="button" class="quiet" aria-label=${`Take ${name} away from ${example.label}`} onClick=${() => forget(example.id)}>Take away</button>
+  </li>`;
+}
+
+/** The set when it is fitted, and the examples of each label. @param {string} set @param {AbortSignal} signal */
 async function fitted(set, signal) {
   for (;;) {
     const { body: detail } = await call(`/label-sets/${set}`, { signal });
     if (detail.ready || detail.failed) {
-      const counts = new Map();
+      const examples = new Map();
       if (detail.version !== null) {
         const { body } = await call(`/label-sets/${set}/examples`, { signal });
-        for (const { label } of body.data) counts.set(label, (counts.get(label) ?? 0) + 1);
+        for (const each of body.data) examples.set(each.label, [...(examples.get(each.label) ?? []), each]);
       }
-      return { detail, counts };
+      return { detail, examples };
     }
     await new Promise((done) => setTimeout(done, 400));
   }

@@ -2,8 +2,8 @@
 // @ts-check
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact-3.1.1.js";
-import { ApiError, call } from "./api.js";
-import { Trouble, useAnswer, useKey } from "./parts.js";
+import { ApiError, asCurl, asPython, call } from "./api.js";
+import { CopyAs, Trouble, useAnswer, useKey } from "./parts.js";
 
 const EVERY_MS = 2000;
 const KEPT = 60;
@@ -49,6 +49,10 @@ export function Status() {
           </table></div>`
         : html`<p class="hint">None yet: <code>clipworks index FOLDER --collection photos --url ${location.origin}</code></p>`)}
       ${collections.found?.body.data.flatMap((/** @type {any} */ each) => each.warnings.map((/** @type {string} */ said) => html`<p class="warning">${each.name}: ${said}</p>`))}
+      <${CopyAs}
+        curl=${() => ["/models", "/collections", "/metrics"].map((path) => asCurl(path, null, [])).join("\n")}
+        python=${() => asPython("for model in client.models():\n    print(model.name, model.version, model.loaded, model.space)\nfor collection in client.collections():\n    print(collection.name, collection.count, collection.model)")}
+      />
     </section>
   `;
 }

@@ -282,12 +282,12 @@ def test_sigmoid_where_it_is_calibrated(client: TestClient, name: str) -> None:
     fresh = [encoded(picture("zif", 30))]
     ask = {"inputs": fresh, "label_set": name, "activation": "sigmoid"}
     client.put(f"/label-sets/{name}", json={"examples": examples(6)})
-    ready(client, name)
+    assert ready(client, name)["calibrated"] is False
     few = client.post("/classify", json=ask)
     assert (few.status_code, few.json()["error"]["param"]) == (422, "activation")
     assert "20" in few.json()["error"]["message"]
     client.post(f"/label-sets/{name}/examples", json={"examples": examples(2, first=10)})
-    ready(client, name)
+    assert ready(client, name)["calibrated"] is True
     found = client.post("/classify", json=ask).json()["data"][0]["predictions"]
     assert found[0]["label"] == "zif"
     assert found[0]["score"] > 0.6

@@ -381,6 +381,67 @@ def test_a_label_is_taught_by_dropping_pictures_onto_it(site: Site) -> None:
     site.client.delete_label_set("mine")
 
 
+def test_the_chance_that_a_label_is_there_stands_beside_the_score(site: Site) -> None:
+    page = site.page("?view=classify&labels=red,green,blue")
+    chosen(page, ("a.png", picture("green", 3)), ("bad.png", b"no picture"), ("b.png", picture("blue", 4)))
+    rows = page.locator(".results > li")
+    pictures = [picture("green", 3), picture("blue", 4)]
+    present = site.client.classify(pictures, labels=["red", "green", "blue"], activation="sigmoid")
+    scores = site.client.classify(pictures, labels=["red", "green", "blue"])
+    expect(rows.first.locator(".chance")).to_have_count(3)
+    for row, alone, compared in zip((0, 2), present, scores, strict=True):
+        by_label = {each.label: each.score for each in alone}
+        numbers = [float(each) for each in rows.nth(row).locator(".chance").all_text_contents()]
+        assert numbers == pytest.approx([by_label[each.label] for each in compared], abs=0.006)
+    page.get_by_label("Scores").select_option("none")
+    expect(rows.first.locator(".bars.both")).to_have_count(0)
+    expect(rows.first.locator(".number")).to_have_count(3)
+    assert rows.first.locator(".chance").count() == 0
+
+
+def test_templates_of_ones_own(site: Site) -> None:
+    page = site.page("?view=classify&labels=red,green,blue")
+    chosen(page, ("a.png", picture("green", 3)))
+    page.get_by_label("Wording").select_option("own")
+    own = page.get_by_label("Templates, one a line")
+    own.fill("a {} {}")
+    expect(page.locator("#wording")).to_have_text("Each line takes {} once.")
+    expect(page.locator(".results > li")).to_have_count(0)
+    own.fill("green {}\n{} and blue")
+    wanted = site.client.classify(
+        [picture("green", 3)], labels=["red", "green", "blue"], templates=["green {}", "{} and blue"]
+    )[0]
+    plain = site.client.classify([picture("green", 3)], labels=["red", "green", "blue"])[0]
+    assert f"{wanted[0].score:.2f}" != f"{plain[0].score:.2f}", "the templates make a difference"
+    expect(page.locator(".results .number").first).to_have_text(f"{wanted[0].score:.2f}")
+    page.reload()
+    expect(page.get_by_label("Templates, one a line")).to_have_value("green {}\n{} and blue")
+
+
+def test_a_wrong_example_is_seen_and_taken_away(site: Site) -> None:
+    site.client.teach(
+        "fruit",
+        {
+            "cherry": [*(picture("red", seed) for seed in range(4)), picture("blue", 9)],
+            "plum": [picture("blue", seed) for seed in range(4)],
+        },
+    )
+    page = site.page("?view=classify&set=fruit")
+    cherry = page.locator(".teach li[data-label=cherry]")
+    expect(cherry).to_contain_text("5 pictures")
+    cherry.get_by_role("button", name="Pictures of cherry").click()
+    wrong = cherry.locator(".examples li.taken")
+    expect(wrong).to_have_count(1)
+    expect(wrong).to_contain_text("left out it is taken for plum")
+    wrong.get_by_role("button").click()
+    expect(cherry).to_contain_text("4 pictures")
+    expect(page.locator(".teach")).to_contain_text("Leaving one out, 1.00 are right")
+    expect(cherry.locator(".examples li")).to_have_count(4)
+    expect(cherry.locator(".examples li.taken")).to_have_count(0)
+    assert site.client.label_set("fruit").examples == 8
+    site.client.delete_label_set("fruit")
+
+
 def test_a_label_set_is_not_replaced_by_storing_another_under_its_name(site: Site) -> None:
     site.client.teach("pets", {"red": [picture("red", seed) for seed in range(2)], "blue": [picture("blue")]})
     page = site.page("?view=classify&labels=green,blue")
@@ -563,6 +624,12 @@ def test_status_tells_models_collections_and_the_live_load(site: Site) -> None:
     expect(page.locator(".model").first).to_contain_text(str(model.fingerprint.image))
     expect(page.locator(".model").first).to_contain_text("sees a picture at 48 x 48 pixels")
     expect(page.get_by_role("row", name=re.compile("^photos"))).to_contain_text("24")
+    page.get_by_role("button", name="Copy as curl").click()
+    copied = page.get_by_label("The copied text")
+    expect(copied).to_contain_text(f"curl {site.url}/collections")
+    _, collections, _ = (copied.text_content() or "").splitlines()
+    done = subprocess.run(["bash", "-c", collections], capture_output=True, text=True, timeout=60)
+    assert [each["name"] for each in json.loads(done.stdout)["data"]] == ["photos", "vectors"]
     for _ in range(30):
         site.client.embed(texts=["red"])
     expect(page.locator(".tile", has_text="Latency")).to_contain_text(re.compile(r"\d+ ms"))
