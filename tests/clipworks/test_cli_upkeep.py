@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from clipworks import AsyncClient, Client
 from clipworks.cli import app
 from clipworks.errors import Conflict, NotFound, Unauthorized
+from tests.milvus import DURABILITY, empty_milvus
 
 CLIPWORKS = Path(sys.executable).with_name("clipworks")
 TINY_STORE = Path(__file__).parents[1] / "fixtures" / "tiny_store"
@@ -141,12 +142,12 @@ def test_a_collection_moves_to_milvus_and_back(
     assert run("collections", "export", "photos", there, "--url", url)[0] == 0
     with monkeypatch.context() as patch:
         patch.setenv("CLIPWORKS_COLLECTIONS_BACKEND", "milvus")
-        patch.setenv("CLIPWORKS_MILVUS_URI", str(tmp_path / "moved.db"))
+        patch.setenv("CLIPWORKS_MILVUS_URI", empty_milvus(tmp_path / "moved.db"))
         code, _, err = run("collections", "import", there)
         assert (code, "40 items stored" in err) == (0, True), err
         code, out, _ = run("collections", "show", "photos", "--json")
         info = json.loads(out)
-        assert (info["backend"], info["count"], info["durability"]) == ("milvus", 40, "process")
+        assert (info["backend"], info["count"], info["durability"]) == ("milvus", 40, DURABILITY)
         code, out, _ = run("collections", "doctor", "--json")
         assert (code, json.loads(out)["photos"]["healthy"]) == (0, True)
         code, out, _ = run("collections", "export", "photos", back, "--json")

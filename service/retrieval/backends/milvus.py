@@ -168,7 +168,7 @@ class MilvusBackend:
         params = MilvusClient.prepare_index_params()
         kind, options = index_params(spec)
         params.add_index("vector", index_type=kind, metric_type="IP", params=options)
-        if not self._connection.is_lite:  # which has no index for arrays, and reads them all
+        if self._connection.indexes_arrays:  # otherwise a filter reads them all
             params.add_index("facts", index_type="INVERTED")
         self._connection.write(
             "create_collection",

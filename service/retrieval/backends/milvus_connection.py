@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -46,6 +47,8 @@ class MilvusConnection:
         except Exception as error:
             hint = "; is another process using it?" if self.is_lite else ""
             raise BackendUnavailable(f"Milvus at {self._uri} cannot be opened ({type(error).__name__}){hint}") from None
+        # milvus-lite and servers before 2.4 have no index for arrays.
+        self.indexes_arrays = not self.is_lite and _version_of(self.ask("get_server_version")) >= (2, 4)
 
     @property
     def uri(self) -> str:
@@ -106,3 +109,8 @@ class MilvusConnection:
         if any(word in lower for word in _AWAY):
             return BackendUnavailable(f"Milvus at {self._uri} does not answer ({call})")
         return StorageFailed(f"Milvus failed at {call}; the server's log has its words")
+
+
+def _version_of(said: str) -> tuple[int, ...]:
+    """(2, 4, 1) of "v2.4.1-dev"; () of what is no version."""
+    return tuple(map(int, re.findall(r"\d+", said.split("-")[0])))

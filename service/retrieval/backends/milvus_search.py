@@ -92,7 +92,11 @@ def _ranked(query: Vector, rows: Sequence[dict[str, Any]]) -> list[_Row]:
     if not rows:
         return []
     scores = exact_scores(query, np.stack([vector_of(row["entity"]) for row in rows]))
-    found = [_Row(float(score), {**row["entity"], **row}) for score, row in zip(scores, rows, strict=True)]
+    # Servers before 2.4 call the primary key "id", whatever its name is.
+    found = [
+        _Row(float(score), {"key": row.get("id"), **row["entity"], **row})
+        for score, row in zip(scores, rows, strict=True)
+    ]
     return sorted(found, key=lambda each: (-each.score, each.row["key"]))
 
 

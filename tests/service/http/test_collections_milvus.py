@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from service.http.errors import problem_of
 from service.retrieval.backends.errors import BackendUnavailable, NotSupported
 from service.settings import BadSettings, Settings
+from tests.milvus import DURABILITY, empty_milvus
 
 pytest.importorskip("milvus_lite", reason="the milvus backend is tested with milvus-lite")
 DIM = 32
@@ -26,14 +27,14 @@ def row(n: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def client(make_client: Callable[..., TestClient], tmp_path_factory: pytest.TempPathFactory) -> TestClient:
-    uri = str(tmp_path_factory.mktemp("milvus") / "served.db")
+    uri = empty_milvus(tmp_path_factory.mktemp("milvus") / "served.db")
     return make_client(collections_backend="milvus", milvus_uri=uri, admin_keys=("an-admin-key",))
 
 
 def test_the_life_of_a_collection(client: TestClient) -> None:
     made = client.put("/collections/pets", json={"index": {"kind": "flat"}, "metadata_schema": {"n": "number"}})
     info = made.json()
-    assert (made.status_code, info["backend"], info["durability"], info["exact"]) == (201, "milvus", "process", True)
+    assert (made.status_code, info["backend"], info["durability"], info["exact"]) == (201, "milvus", DURABILITY, True)
     assert (info["index_bytes"], info["disk_bytes"]) == (None, None)
     assert (
         client.put(
@@ -93,7 +94,7 @@ def test_what_it_cannot_do_is_a_422_with_the_place(client: TestClient) -> None:
 
 def test_a_killed_server_has_kept_what_it_acknowledged(serve: Callable[..., Any], tmp_path: Path) -> None:
     """durability `process` is a claim, so it is tried: SIGKILL, and a new server on the same files."""
-    settings = {"collections_backend": "milvus", "milvus_uri": tmp_path / "kept.db"}
+    settings = {"collections_backend": "milvus", "milvus_uri": empty_milvus(tmp_path / "kept.db")}
     server = serve(**settings)
     server.wait_for("ready")
     assert httpx2.put(f"{server.address}/collections/kept", json={"index": {"kind": "flat"}}).status_code == 201

@@ -25,6 +25,7 @@ from service.retrieval.errors import (
     InvalidQuery,
     ItemNotFound,
 )
+from tests.milvus import DURABILITY, empty_milvus
 
 pytest.importorskip("milvus_lite", reason="the milvus backend is tested with milvus-lite")
 SETTINGS = RetrievalSettings(threads=1, checkpoint_s=3600)
@@ -62,7 +63,7 @@ def unit(way: Any) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def milvus(tmp_path_factory: pytest.TempPathFactory) -> Generator[MilvusBackend]:
-    backend = MilvusBackend(str(tmp_path_factory.mktemp("milvus") / "test.db"), settings=SETTINGS)
+    backend = MilvusBackend(empty_milvus(tmp_path_factory.mktemp("milvus") / "test.db"), settings=SETTINGS)
     yield backend
     backend.close()
 
@@ -385,7 +386,7 @@ def test_an_approximate_index_says_so_and_finds_most(milvus: MilvusBackend) -> N
     collection.upsert([StoreItem(f"r{n}", row, {}) for n, row in enumerate(values)])
     info = collection.describe()
     assert (info.kind, info.exact, info.count, info.backend, info.durability) == (
-        "ivf_sq8", False, 3000, "milvus", "process",
+        "ivf_sq8", False, 3000, "milvus", DURABILITY,
     )  # fmt: skip
     assert not collection.search(values[:1])[0].exact
     report = collection.doctor(queries=20)
