@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import functools
 import http.server
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import sources
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
 sys.path.insert(1, str(ROOT))  # what is documented is this tree, wherever clipworks is installed
 
 
@@ -39,7 +41,7 @@ def main() -> None:
         serve(site, asked.port)
 
 
-def build(folder: Path, *, root: Path = ROOT) -> Path:
+def build(folder: Path) -> Path:
     """Write folder/pages and folder/site; the latter is returned.
 
     Raises:
@@ -48,8 +50,8 @@ def build(folder: Path, *, root: Path = ROOT) -> Path:
     written, site = folder / "pages", folder / "site"
     for old in (written, site):
         shutil.rmtree(old, ignore_errors=True)
-    staged = pages.stage(root, written)
-    staged |= notebooks.write(root / "docs" / "notebooks", written / "notebooks")
+    staged = pages.stage(ROOT, written)
+    staged |= notebooks.write(ROOT / "docs" / "notebooks", written / "notebooks")
     for name, text in {
         "reference/http.md": http_reference.routes_page(),
         "reference/schemas.md": http_reference.schemas_page(),
@@ -59,20 +61,20 @@ def build(folder: Path, *, root: Path = ROOT) -> Path:
         (written / name).parent.mkdir(exist_ok=True)
         (written / name).write_text(text, encoding="utf-8")
         staged.add(name)
-    sources.write(root, written / "source", wanted=pages.linked_sources(root))
-    config = yaml.safe_load((root / "mkdocs.yml").read_text(encoding="utf-8"))
+    sources.write(ROOT, written / "source", wanted=pages.linked_sources(ROOT))
+    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     config["nav"] = expanded(config["nav"], staged)
     if troubles := navigation_troubles(config["nav"], staged):
         raise SystemExit("\n".join(troubles))
     config |= {"docs_dir": "pages", "site_dir": "site"}
     for plugin in config["plugins"]:
         if "mkdocstrings" in plugin:
-            plugin["mkdocstrings"]["handlers"]["python"]["paths"] = [str(root)]
+            plugin["mkdocstrings"]["handlers"]["python"]["paths"] = [str(ROOT)]
     (folder / "mkdocs.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean", "-f", str(folder / "mkdocs.yml")]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(done.stdout + done.stderr)
+        raise SystemExit(_COLOUR.sub("", done.stdout + done.stderr.partition("Traceback")[0]))
     return site
 
 
