@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help serve shell test test-serve lint format bench pins proof
+.PHONY: help serve shell test test-serve lint format bench pins proof docs
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ bench: $(DEV)/.installed ## HTTP load against a server that this starts; ARGS="-
 proof: $(DEV)/.installed ## write docs/proof.md anew; ARGS=build/tests.xml records the run of .ci/run first
 	$(DEV)/bin/python docs/write_proof.py $(ARGS)
 
+docs: $(DEV)/.installed ## build the site of docs/ into build/site, strictly; ARGS=--serve shows it at http://localhost:8001
+	$(DEV)/bin/python docs/generator/build.py $(ARGS)
+
 pins: $(DEV)/.installed ## write requirements/*.txt anew; ARGS=--upgrade takes newer versions
 	$(call compile,requirements/build.in,build,$(ARGS))
 	$(call compile,pyproject.toml,dev,--extra serve --extra train --extra parquet --extra dev $(ARGS))
@@ -72,6 +75,7 @@ pins: $(DEV)/.installed ## write requirements/*.txt anew; ARGS=--upgrade takes n
 	$(call compile,pyproject.toml,parquet,--extra parquet -c requirements/dev.txt)
 	$(call compile,pyproject.toml,everyday,--extra everyday -c requirements/dev.txt)
 	$(call compile,pyproject.toml,test,--extra serve --extra test -c requirements/dev.txt)
+	$(call compile,pyproject.toml,docs,--extra serve --extra docs -c requirements/dev.txt)
 	$(call compile,pyproject.toml,milvus,--extra milvus -c requirements/dev.txt)
 	$(call compile,pyproject.toml,heic,--extra heic -c requirements/dev.txt)
 	$(call compile,pyproject.toml,wandb,--extra wandb -c requirements/dev.txt)

@@ -116,5 +116,5 @@ def _setting_options() -> list[Any]:
 def _annotation(field: SettingField) -> Any:
     """Values stay text: the settings themselves say what is wrong with one, as they do for the environment."""
     if field.is_flag:
-        return Annotated[bool | None, typer.Option(f"{field.flag}/--no-{field.flag[2:]}")]
-    return Annotated[str | None, typer.Option(field.flag)]
+        return Annotated[bool | None, typer.Option(f"{field.flag}/--no-{field.flag[2:]}", help=_meaning(field))]
+    return Annotated[str | None, typer.Option(field.flag, help=_meaning(field))]
