@@ -22,7 +22,7 @@ from service.http.origins import parse_origin
 PREFIX = "CLIPWORKS_"
 # Variables of other programs of this project: not settings of the server, and no misspelling of one.
 _CLIENTS = frozenset({"URL", "API_KEY"})
-_FOREIGN = _CLIENTS | {"TEST_DATA", "BIND", "PUBLISH"}
+_FOREIGN = _CLIENTS | {"TEST_DATA", "BIND", "PUBLISH", "ARTIFACTS", "PHOTOS", "MEMORY", "VERSION"}
 # What Kubernetes and Docker put into the environment of every container beside a service called clipworks.
 _LINK_NAME = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)")
 _LINK_VALUE = re.compile(r"(tcp|udp|sctp)://")
