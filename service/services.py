@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import onnxruntime as ort
 from starlette.requests import Request
 
 from clipworks.schemas import BackendName, Health
 from model_store.errors import ClipworksError
 from model_store.modality.image import DecodeLimits
-from model_store.session import Device
+from model_store.session import Device, available_providers
 from model_store.store import Store
 from service.decoding.pool import DecodePool
 from service.engine.opening import EngineSettings
@@ -329,7 +328,7 @@ def default_model(store: Store) -> str:
 def _device(wanted: str) -> Device:
     if wanted == "cpu":
         return "cpu"
-    has_provider = "CUDAExecutionProvider" in ort.get_available_providers()
+    has_provider = "CUDAExecutionProvider" in available_providers()
     if wanted == "cuda":
         if not has_provider:
             raise BadSettings("CLIPWORKS_DEVICE (--device): cuda needs the extra serve-gpu in place of serve")
