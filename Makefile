@@ -79,6 +79,7 @@ pins: $(DEV)/.installed ## write requirements/*.txt anew; ARGS=--upgrade takes n
 	$(call compile,pyproject.toml,milvus,--extra milvus -c requirements/dev.txt)
 	$(call compile,pyproject.toml,heic,--extra heic -c requirements/dev.txt)
 	$(call compile,pyproject.toml,wandb,--extra wandb -c requirements/dev.txt)
+	$(call compile,pyproject.toml,otel,--extra otel -c requirements/dev.txt)
 
 # compile,SOURCE,NAME,OPTIONS: exact versions with hashes, and neither an index address nor a path in the file.
 compile = $(DEV)/bin/uv pip compile $(1) -o requirements/$(2).txt --quiet --universal --python-version 3.11 \

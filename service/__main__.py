@@ -18,13 +18,14 @@ from types import FrameType
 
 import uvicorn
 
-from service.app import create_app
+from service.app import create_app, installed_version
 from service.connection.connections import Connections
 from service.connection.descriptors import room_for_connections
 from service.connection.listening import CannotListen, listen
 from service.connection.protocol import WireLimits, bounded_protocol
 from service.connection.shedding import LoadShedder
 from service.decoding.allocator import return_large_buffers
+from service.logs import configure_logging, log_what_python_prints, say
 from service.services import Services
 from service.settings import (
     HUB_PREFIX,
@@ -37,7 +38,8 @@ from service.settings import (
     setting_fields,
     unknown_variables,
 )
-from service.telemetry import Telemetry, configure_logging
+from service.telemetry import Telemetry
+from service.tracing import CLOSE_S, open_tracing
 
 log = logging.getLogger("clipworks.server")
 EXIT_FAILED = 1
@@ -54,7 +56,9 @@ def serve(settings: Settings) -> int:
     503, then close the socket, then wait for requests in flight; a second signal ends the process at once.
     """
     return_large_buffers()
-    configure_logging(settings.log_level, form=settings.log_format)
+    form = settings.log_format
+    configure_logging(settings.log_level, form=form)
+    log_what_python_prints()
     _report_environment(os.environ)
     failures: list[str] = []
 
@@ -66,17 +70,18 @@ def serve(settings: Settings) -> int:
         # What was loaded stays: the collector need not go through it again and again while requests come.
         gc.collect()
         gc.freeze()
-        _say("ready")
+        say("ready", form=form)
 
     try:
         refuse_open_by_typo(settings, os.environ)
         listeners = listen(settings.host, settings.port, backlog=settings.max_connections)
-        app = create_app(settings, on_ready=on_ready, on_fatal=on_fatal)
+        tracing = open_tracing(os.environ, version=installed_version())
+        app = create_app(settings, on_ready=on_ready, on_fatal=on_fatal, tracing=tracing)
     except CannotListen as error:
-        print(f"clipworks: cannot start: {error}", file=sys.stderr, flush=True)
+        _complain(f"cannot start: {error}", form=form)
         return EXIT_FAILED
     except BadSettings as error:
-        print(f"clipworks: {error}", file=sys.stderr, flush=True)
+        _complain(str(error), form=form)
         return EXIT_BAD_SETTINGS
     protocol = _protocol(settings, app.state.services.telemetry, app.state.shedder)
     config = uvicorn.Config(
@@ -98,8 +103,11 @@ def serve(settings: Settings) -> int:
         server.run(sockets=listeners)
     except SystemExit as error:  # uvicorn: its log has said why
         return error.code if isinstance(error.code, int) and error.code else EXIT_FAILED
+    finally:
+        if tracing is not None:
+            tracing.close()
     if failures:
-        print(f"clipworks: cannot start: {failures[0]}", file=sys.stderr, flush=True)
+        _complain(f"cannot start: {failures[0]}", form=form)
     status = EXIT_FAILED if failures else 0
     _leave_behind_native_calls(status)
     return status
@@ -144,7 +152,8 @@ class QuietServer(uvicorn.Server):
         if sockets:
             port = sockets[0].getsockname()[1]
             host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
-            _say(f"listening on http://{host}:{port}")
+            address = f"http://{host}:{port}"
+            say(f"listening on {address}", form=self._services.settings.log_format, address=address)
             self._services.announce(f"http://{_reachable(self.config.host)}:{port}")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -160,7 +169,7 @@ class QuietServer(uvicorn.Server):
         self._services.draining = True
         settings = self._services.settings
         grace_s = settings.drain_grace_s if sig == signal.SIGTERM else 0.0
-        end_by_force(after_s=grace_s + settings.drain_s + settings.stop_s + _SLACK_S)
+        end_by_force(after_s=grace_s + settings.drain_s + settings.stop_s + CLOSE_S + _SLACK_S)
         if self._loop is None or not grace_s:
             self.should_exit = True
             return
@@ -213,8 +222,8 @@ def _leave_behind_native_calls(status: int) -> None:
                 os._exit(status)
 
 
-def _say(what: str) -> None:
-    print(f"clipworks: {what}", flush=True)
+def _complain(what: str, *, form: str) -> None:
+    say(what, form=form, stream=sys.stderr, level=logging.CRITICAL)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -233,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{PREFIX}MODEL is {settings.model}: `clipworks serve` pulls models, `python -m service` not"
             )
     except BadSettings as error:
-        print(f"clipworks: {error}", file=sys.stderr, flush=True)
+        _complain(str(error), form=os.environ.get(f"{PREFIX}LOG_FORMAT", ""))
         return EXIT_BAD_SETTINGS
     return serve(settings)
 

@@ -34,6 +34,7 @@ from service.routes import (
 from service.services import Services, build_services
 from service.settings import Settings
 from service.telemetry import Telemetry
+from service.tracing import Tracing
 
 _DESCRIPTION = (
     "Vectors of images and texts, zero-shot classification, localisation of labels, durable collections with search. "
@@ -47,11 +48,13 @@ def create_app(
     on_ready: Callable[[], None] | None = None,
     on_fatal: Callable[[str], None] | None = None,
     with_collections: bool = True,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The whole server behind one ASGI callable; models are loaded in the background once it runs.
 
     `on_ready` is called when /readyz turns 200, `on_fatal` with the reason when it never will.
     with_collections: False leaves the data folder's collections to another process; /collections is a 503 then.
+    tracing: whoever opened it closes it.
 
     Raises:
         BadSettings: the settings name no model or device that is there.
@@ -81,7 +84,7 @@ def create_app(
         lifespan=lifespan,
         telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
         middleware=[
-            Middleware(Envelope, telemetry=telemetry, bodies=bodies, access_log=settings.access_log),
+            Middleware(Envelope, telemetry=telemetry, bodies=bodies, access_log=settings.access_log, tracing=tracing),
             Middleware(
                 Gate,
                 api_keys=[key.get_secret_value() for key in settings.api_keys],

@@ -57,6 +57,7 @@ class Services:
     failure: str | None = None
     draining: bool = False
     ended: bool = False
+    said: str = "ready"
     starting: asyncio.Task[None] | None = None
 
     def begin(self, *, on_ready: Callable[[], None], on_fatal: Callable[[str], None]) -> None:
@@ -118,6 +119,18 @@ class Services:
         if ready:
             return Health(status="ok", detail=self._loss_detail())
         return Health(status="starting") if why == "starting" else Health(status="failed", detail=why)
+
+    def probed(self) -> Health:
+        """As `health`, for a probe: the log has one line when the answer changes, whoever asks however often."""
+        state = self.health()
+        has_failed = state.status == "failed"
+        said = "ready" if state.status == "ok" else f"not ready: {state.status}"
+        if has_failed:
+            said += f", {state.detail}"
+        if said != self.said:
+            self.said = said
+            log.log(logging.WARNING if has_failed else logging.INFO, "%s", said)
+        return state
 
     def _loss_detail(self) -> str | None:
         """What a damaged store lost, while nobody has acknowledged it; names only where everyone may read them."""

@@ -1,18 +1,12 @@
-"""Prometheus metrics and structured logs of the server."""
+"""Prometheus metrics of the server."""
 
 from __future__ import annotations
 
-import json
-import logging
-import sys
-import time
-from collections.abc import Callable, Mapping
-from typing import Any, TextIO
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
-_APART = frozenset(" =")
 METRICS_MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -105,69 +99,3 @@ class Telemetry:
     def render(self) -> bytes:
         """The Prometheus text format."""
         return generate_latest(self.registry)
-
-
-def configure_logging(level: str, *, form: str, stream: TextIO | None = None) -> None:
-    """Send every logger to `stream` (stderr by default), one record a line; `form` is "text" or "json"."""
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(_JsonLines() if form == "json" else _KeyValueLines())
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-    # uvicorn's own words about connections say nothing that the access log does not.
-    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, root.level))
-    logging.getLogger("uvicorn.access").disabled = True
-    # FAISS reports each instruction set that it was not built for as a library that could not be loaded.
-    logging.getLogger("faiss.loader").setLevel(max(logging.WARNING, root.level))
-
-
-class _JsonLines(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "time": _utc(record.created),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-            **_fields(record),
-        }
-        if record.exc_info:
-            line["trace"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)  # ASCII only, whatever a client sent
-
-
-class _KeyValueLines(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        parts = [_utc(record.created), record.levelname.lower(), record.name, _message(record.getMessage())]
-        parts += [f"{name}={_quoted(str(value))}" for name, value in _fields(record).items()]
-        line = " ".join(parts)
-        if record.exc_info:  # every line of a traceback is marked, so that none can pass for a record
-            trace = self.formatException(record.exc_info).splitlines()
-            line += "".join(f"\n    | {_printable(each)}" for each in trace)
-        return line
-
-
-def _fields(record: logging.LogRecord) -> Mapping[str, Any]:
-    """Named values given as `extra={"fields": {...}}`."""
-    return getattr(record, "fields", {})
-
-
-def _utc(seconds: float) -> str:
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{int(seconds % 1 * 1000):03d}Z"
-
-
-def _quoted(text: str) -> str:
-    """As it is if it is one plain word, else in quotes with quotes, backslashes and the unprintable escaped."""
-    escaped = _printable(text.replace("\\", "\\\\").replace('"', '\\"'))
-    return text if escaped == text and text and not _APART.intersection(text) else f'"{escaped}"'
-
-
-def _message(text: str) -> str:
-    """In quotes if it could pass for fields."""
-    return _quoted(text) if "=" in text or '"' in text else _printable(text)
-
-
-def _printable(text: str) -> str:
-    """Control characters, line separators and lone surrogates as escapes: a client cannot forge a line."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

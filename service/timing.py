@@ -18,7 +18,8 @@ class Timings:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
-    def add(self, name: str, seconds: float) -> None:
+    def add(self, name: str, seconds: float, *, ended: float | None = None) -> None:
+        """ended: on the clock of perf_counter; now, if it is not said."""
         self.seconds[name] = max(seconds, self.seconds.get(name, 0.0))
 
     def header(self) -> str:

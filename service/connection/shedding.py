@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.faults import ServiceOverloaded
 from service.http.context import request_id
 from service.http.errors import OVERLOADED, Problem
+from service.logs import of_no_request
 
 log = logging.getLogger("clipworks.http")
 LOOKED_AT = "clipworks.looked_at"  # in the ASGI scope of a request about which the protocol asked the load shedder
@@ -181,7 +182,7 @@ class LoadShedder:
     def count(self, shed: Shed) -> None:
         """A request was refused where nothing else counts it."""
         if not self._uncounted:
-            asyncio.get_running_loop().call_later(_REPORT_EVERY_S, self._report)
+            asyncio.get_running_loop().call_later(_REPORT_EVERY_S, self._report, context=of_no_request())
         self._uncounted[shed.route] += 1
 
     def _report(self) -> None:

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from model_store.modality.image import DECODE_BYTES_PER_PIXEL, DecodeLimits, dec
 from service.decoding.queue import FairQueue
 from service.decoding.worker import ABANDONED_S, DecodeWorker, Framed, WorkerDied, WorkerLate
 from service.faults import DeadlinePassed, ServiceNotReady, TooManyItems
+from service.logs import of_no_request
 from service.timing import Budget, Deadline
 
 log = logging.getLogger("clipworks.decode")
@@ -36,6 +38,7 @@ class _Job:
     frame: Mapping[str, Any]
     deadline: Deadline
     answer: asyncio.Future[Framed]
+    context: Context = field(default_factory=copy_context)  # of its request, for the log
     entered: float = field(default_factory=time.perf_counter)
     started: float | None = None
 
@@ -145,8 +148,8 @@ class DecodePool:
 
         entered = time.perf_counter()
         done, started, ended = await asyncio.get_running_loop().run_in_executor(self._threads, timed)
-        budget.timings.add(f"{stage}_wait", started - entered)
-        budget.timings.add(stage, ended - started)
+        budget.timings.add(f"{stage}_wait", started - entered, ended=started)
+        budget.timings.add(stage, ended - started, ended=ended)
         return done
 
     async def close(self) -> None:
@@ -173,7 +176,7 @@ class DecodePool:
             job.answer.cancel()
             job.data = b""  # its place in the queue may outlive the request
         started = job.started or job.entered
-        budget.timings.add("decode_wait", started - job.entered)
+        budget.timings.add("decode_wait", started - job.entered, ended=started)
         budget.timings.add("decode", time.perf_counter() - started)
         return framed
 
@@ -189,7 +192,8 @@ class DecodePool:
 
     def _add_slot(self) -> None:
         loop = asyncio.get_running_loop()
-        self._slots.append(loop.create_task(self._serve(), name=f"decode {len(self._slots)}"))
+        name = f"decode {len(self._slots)}"
+        self._slots.append(loop.create_task(self._serve(), name=name, context=of_no_request()))
 
     async def _serve(self) -> None:
         """One process after the other, and its jobs."""
@@ -240,13 +244,13 @@ class DecodePool:
         except InputError as error:
             _fail(job, error)
         except WorkerLate:
-            log.warning("an image took more than %.1f s to decode, its process was killed", limit_s)
+            job.context.run(log.warning, "an image took more than %.1f s to decode, its process was killed", limit_s)
             _fail(job, self._late(limit_s))
         except WorkerDied as error:
-            log.warning("%s, while decoding an image", error)
+            job.context.run(log.warning, "%s, while decoding an image", error)
             _fail(job, InvalidImage("the decoder broke down over this image"))
         except Exception:  # whatever it is, the process is replaced and its slot goes on
-            log.exception("a decode process gave an answer that makes no sense")
+            job.context.run(log.exception, "a decode process gave an answer that makes no sense")
             await worker.stop()
             _fail(job, InvalidImage("the decoder broke down over this image"))
         except asyncio.CancelledError:

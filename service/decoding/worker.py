@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -20,10 +21,14 @@ from model_store.child import child_environment
 from model_store.errors import ImageTooLarge, InputError, InvalidImage, UnsupportedImage
 from model_store.modality.image import DecodeLimits
 
+log = logging.getLogger("clipworks.decode")
 _START_TIMEOUT_S = 60.0
 ABANDONED_S = 0.5  # an image that nobody waits for any more: finishing it is cheaper than a new process, for so long
 _MAX_LINE_BYTES = 2**16
 _KEPT_BYTES = 2**20  # of the shared file, between two images
+_MAX_SAID_BYTES = 2000  # of one line on stderr
+_MAX_SAID_LINES = 100  # of one process
+_LAST_WORDS_S = 1.0
 _ERRORS: Mapping[str, type[InputError]] = {
     each.code: each for each in (InputError, InvalidImage, UnsupportedImage, ImageTooLarge)
 }
@@ -84,6 +89,33 @@ class _Answers(asyncio.Protocol):
             waiting.set_exception(ValueError("the line of a decode process does not end"))
 
 
+class _Said(asyncio.Protocol):
+    """What a process writes to its stderr, as records of the log; a crash is all there should be."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._rest = b""
+        self._lines = 0
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def data_received(self, data: bytes) -> None:
+        *lines, rest = (self._rest + data).split(b"\n")
+        self._rest = rest[:_MAX_SAID_BYTES]
+        for line in lines:
+            self._log(line)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._log(self._rest)
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def _log(self, line: bytes) -> None:
+        self._lines += 1
+        if line.strip() and self._lines <= _MAX_SAID_LINES:
+            text = line[:_MAX_SAID_BYTES].decode(errors="replace").rstrip()
+            log.warning("a decode process says: %s", text, extra={"fields": {"pid": self._pid}})
+
+
 class DecodeWorker:
     """One process of service.decoding.child. Encoded bytes and pixels pass through a file in memory that both hold."""
 
@@ -92,11 +124,13 @@ class DecodeWorker:
         process: subprocess.Popen[bytes],
         link: asyncio.WriteTransport,
         answers: _Answers,
+        said: tuple[asyncio.ReadTransport, _Said],
         memory: int,
     ) -> None:
         self._process = process
         self._link = link
         self._answers = answers
+        self._said = said
         self._memory = memory
         self._open = True
 
@@ -116,6 +150,7 @@ class DecodeWorker:
                     pass_fds=(theirs.fileno(), memory),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
                     env=child_environment(**_ENVIRONMENT),
                 )
         except OSError as error:
@@ -123,15 +158,17 @@ class DecodeWorker:
             os.close(memory)
             raise WorkerDied(f"a decode process cannot be started: {error.strerror}") from error
         ours.setblocking(False)
+        loop = asyncio.get_running_loop()
         try:
-            link, answers = await asyncio.get_running_loop().create_unix_connection(_Answers, sock=ours)
+            said = await loop.connect_read_pipe(lambda: _Said(process.pid), process.stderr)
+            link, answers = await loop.create_unix_connection(_Answers, sock=ours)
         except BaseException:  # cancelled: nobody else knows of the process
             process.kill()
             process.wait()
             ours.close()
             os.close(memory)
             raise
-        worker = cls(process, link, answers, memory)
+        worker = cls(process, link, answers, said, memory)
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
                 greeting = await answers.next()
@@ -188,6 +225,9 @@ class DecodeWorker:
         status = await asyncio.shield(asyncio.to_thread(self._process.wait))
         self._link.close()
         os.close(self._memory)
+        pipe, said = self._said
+        await asyncio.wait([said.ended], timeout=_LAST_WORDS_S)
+        pipe.close()
         return f"signal {-status}" if status < 0 else f"status {status}"
 
     async def _line(self, limit_s: float, abandoned: asyncio.Future[Any]) -> bytes:

@@ -14,6 +14,7 @@ from model_store.store import Artifact, Store
 from service.engine.opening import EngineSettings, opened_in_time
 from service.engine.running import OpenedModel, RunningModel, open_model
 from service.faults import Draining, NotLoaded, ServiceNotReady, StateConflict
+from service.logs import note_model
 from service.telemetry import Telemetry
 
 log = logging.getLogger("clipworks.registry")
@@ -105,10 +106,10 @@ class Registry:
         if name is None:
             if self._default is None or self._default not in self._running:
                 raise ServiceNotReady(f"no default model is loaded ({self._state})")
-            return self._running[self._default]
+            return _noted(self._running[self._default])
         candidates = [m for m in self._running.values() if name in (m.name, m.reference)]
         if candidates:
-            return max(candidates, key=lambda model: model.version)
+            return _noted(max(candidates, key=lambda model: model.version))
         artifact = self.store.open(name)
         if self._state == "starting":
             raise ServiceNotReady(f"model {artifact.reference} is not loaded yet")
@@ -221,3 +222,8 @@ class Registry:
             )
         finally:
             self._restarting = None
+
+
+def _noted(model: RunningModel) -> RunningModel:
+    note_model(model.reference)
+    return model

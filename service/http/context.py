@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope
 
 from service.http.errors import Refusal
+from service.logs import begin_notes
 from service.timing import Budget, Timings
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class RequestContext:
 
     def __init__(self, request_id: str, body: BodyShare, *, caller: str = "") -> None:
         self.request_id = request_id
+        self.notes = begin_notes(request_id)
         self.body = body
         self.caller = caller
         self.started = time.perf_counter()

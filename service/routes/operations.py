@@ -32,7 +32,7 @@ async def livez() -> Response:
 
 @router.get("/readyz", summary="Can requests be answered?", responses=answers(Health, 503))
 async def readyz(request: Request) -> Response:
-    state = services_of(request).health()
+    state = services_of(request).probed()
     if state.status == "ok":
         return model_response(state)
     message = f"{state.status}: {state.detail}" if state.detail else state.status

@@ -27,11 +27,50 @@ def test_both_names_are_one_program(program: tuple[str, ...]) -> None:
     assert "Traceback" not in wrong.stderr
 
 
-def test_the_shell_can_complete_commands_and_settings() -> None:
-    shown = run("bash", "-c", f"{PROGRAM} --show-completion bash; exit")  # the shell is found among its parents
-    assert "_clipworks_completion" in shown.stdout
-    for words, offered in (("serve --max-it", "--max-items"), ("doctor --qu", "--quick")):
-        asked = {"_CLIPWORKS_COMPLETE": "complete_bash", "COMP_WORDS": f"clipworks {words}", "COMP_CWORD": "2"}
-        environment = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
-        done = subprocess.run([PROGRAM], env=environment | asked, capture_output=True, text=True, check=False)
-        assert done.stdout.split() == [offered]
+ASK = """
+source "$HOME/.bashrc"
+complete -p clipworks
+COMP_WORDS=(clipworks "$@") COMP_CWORD=$#
+"$(complete -p clipworks | sed 's/.*-F \\([^ ]*\\).*/\\1/')" clipworks "${@: -1}"
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+def own_environment(**more: str) -> dict[str, str]:
+    """With the program first on the path, as a shell finds it."""
+    kept = {name: os.environ[name] for name in ("PYTHONPATH", "HOME") if name in os.environ}
+    return kept | {"PATH": os.pathsep.join([str(Path(PROGRAM).parent), os.environ["PATH"]])} | more
+
+
+def test_bash_completes_after_the_installation(tmp_path: Path) -> None:
+    environment = own_environment(HOME=str(tmp_path))
+
+    def bash(*words: str) -> list[str]:
+        done = subprocess.run(["bash", *words], env=environment, capture_output=True, text=True, check=True, timeout=60)
+        return done.stdout.splitlines()
+
+    bash("--norc", "-c", "clipworks --install-completion; exit")  # the shell is found among its parents
+    for words, offered in (("cla", "classify"), ("serve --max-it", "--max-items"), ("doctor --qu", "--quick")):
+        known, *found = bash("--norc", "-c", ASK, "bash", *words.split())
+        assert known.endswith(" clipworks")
+        assert found == [offered]
+
+
+@pytest.mark.parametrize(
+    ("shell", "script", "asked"),
+    [
+        ("zsh", "compdef _clipworks_completion clipworks", {}),
+        ("fish", "complete --command clipworks", {"_TYPER_COMPLETE_FISH_ACTION": "get-args"}),
+    ],
+)
+def test_zsh_and_fish_have_a_script_and_are_answered(shell: str, script: str, asked: dict[str, str]) -> None:
+    def answer(**variables: str) -> str:
+        environment = own_environment(**variables)
+        return subprocess.run(
+            [PROGRAM], env=environment, capture_output=True, text=True, check=False, timeout=60
+        ).stdout
+
+    assert script in answer(_CLIPWORKS_COMPLETE=f"source_{shell}")
+    said = answer(_CLIPWORKS_COMPLETE=f"complete_{shell}", _TYPER_COMPLETE_ARGS="clipworks serve --max-it", **asked)
+    assert "--max-items" in said
+    assert "--port" not in said

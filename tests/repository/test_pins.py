@@ -9,7 +9,21 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-EXTRAS = ["serve", "serve-gpu", "hub", "eval", "train", "parquet", "milvus", "heic", "wandb", "test", "docs", "dev"]
+EXTRAS = [
+    "serve",
+    "serve-gpu",
+    "hub",
+    "eval",
+    "train",
+    "parquet",
+    "milvus",
+    "heic",
+    "wandb",
+    "otel",
+    "test",
+    "docs",
+    "dev",
+]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
@@ -86,7 +100,7 @@ def test_one_flavour_per_environment() -> None:
         assert len(names(extra) & {"faiss-cpu", "faiss-gpu"}) <= 1, extra
 
 
-@pytest.mark.parametrize("extra", ["serve", "serve-gpu", "eval", "parquet", "milvus", "heic", "test", "docs"])
+@pytest.mark.parametrize("extra", ["serve", "serve-gpu", "eval", "parquet", "milvus", "heic", "otel", "test", "docs"])
 def test_torch_is_a_matter_of_training(extra: str) -> None:
     assert names(extra) & {"torch", "torchvision", "open-clip-torch", "timm"} == set()
     assert "torch" in names("train")

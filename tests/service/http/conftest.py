@@ -72,7 +72,8 @@ class Served:
 
     @property
     def address(self) -> str:
-        return next(line for line in self.lines if "listening on" in line).split()[-1]
+        line = next(line for line in self.lines if "listening on" in line)
+        return line.split("listening on ")[1].split('"')[0]
 
     @property
     def port(self) -> int:

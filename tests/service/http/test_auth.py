@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from starlette.testclient import TestClient
 
-from service.telemetry import configure_logging
+from service.logs import configure_logging
 
 API, ADMIN = "an-api-key", "an-admin-key"
 OPEN = {"/", "/ui", "/livez", "/readyz", "/health", "/docs", "/openapi.json"}

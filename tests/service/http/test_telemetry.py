@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from service.telemetry import Telemetry, configure_logging
+from service.logs import configure_logging
+from service.telemetry import Telemetry
 
 
 def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -170,7 +171,7 @@ def test_json_lines_are_json(lines: Callable[[str], StringIO]) -> None:
     first, second = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert first["status"] == 200
     assert first["level"] == "info"
-    assert "ValueError" in second["trace"]
+    assert "ValueError" in second["exception"]
 
 
 def test_tracebacks_are_marked_line_by_line(lines: Callable[[str], StringIO]) -> None:
