@@ -197,6 +197,7 @@ def build_services(settings: Settings, *, telemetry: Telemetry, with_collections
         spinning=settings.spinning,
         max_batch_images=settings.max_batch_images,
         max_batch_pixels=settings.max_batch_pixels,
+        prepack=settings.prepack,
         dense_prepack=settings.dense_prepack,
         max_batch_texts=settings.max_batch_texts,
         max_queue_items=settings.max_queue_items,

@@ -217,6 +217,11 @@ class Settings(BaseSettings):
     max_batch_pixels: int = Field(
         4_000_000, ge=1, description="pixels of one run of a dense encoder; one image runs whatever its size"
     )
+    prepack: bool = Field(
+        True,
+        description="encoders copy their weights into a faster layout; off: weights in a file of their own stay its "
+        "pages, of which servers on one machine share one copy",
+    )
     dense_prepack: bool = Field(
         False, description="dense encoders copy their weights into a faster layout: less time, twice the memory"
     )

@@ -41,6 +41,7 @@ class EngineSettings:
     max_wait_s: float = 2.0
     load_timeout_s: float = DEFAULT_TIMEOUT_S
     max_batch_pixels: int = 4_000_000
+    prepack: bool = True
     dense_prepack: bool = False
     probe_log: Path | None = None
     arena: bool = True
@@ -56,6 +57,7 @@ class EngineSettings:
             spinning=self.spinning,
             arena=self.arena,
             memory_limit_bytes=self.memory_limit_bytes,
+            prepack=self.prepack,
         )
 
 
