@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -186,8 +187,7 @@ class RemoteEmbedder(ColumnEmbedder):
             "timeout_s": timeout_s,
             "retry": retry,
         }
-        self._pid = os.getpid()
-        self._client = Client(**self._client_options)
+        self._client = self._connected()
         self._client_options["url"] = self._client.url
         if model is None:
             references = [f"{found.name}@{found.version}" for found in self._client.models()]
@@ -207,7 +207,7 @@ class RemoteEmbedder(ColumnEmbedder):
 
     def _embed(self, values: Sequence[Any]) -> EmbedResult:
         if os.getpid() != self._pid:  # connections are not shared with the process that this one was forked from
-            self._client, self._pid = Client(**self._client_options), os.getpid()
+            self._client = self._connected()
         inputs: dict[str, Any] = {"images" if self.kind == "image" else "texts": values}
         result: EmbedResult = self._client.embed(
             **inputs, model=self.model, on_error="item", on_unknown=self.on_unknown
@@ -217,6 +217,13 @@ class RemoteEmbedder(ColumnEmbedder):
             side = identity.fingerprint.image if self.kind == "image" else identity.fingerprint.text
             self._is(identity.model, identity.space or "", side, identity.dim or 0, self.fingerprint)
         return result
+
+    def _connected(self) -> Client:
+        """Closed with this object."""
+        self._pid = os.getpid()
+        client = Client(**self._client_options)
+        weakref.finalize(self, client.close)
+        return client
 
 
 def as_table(batch: Mapping[str, Any], *, columns: Sequence[str] = ("path", *ADDED)) -> Any:
