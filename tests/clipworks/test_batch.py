@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx2
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -22,6 +23,7 @@ from clipworks.batch import ColumnEmbedder, Embedder, RemoteEmbedder, as_table
 from clipworks.errors import ClientError, InvalidInput, ModelChanged, NotFound, UnreadableInput
 from clipworks.local import LocalModel
 from model_store.errors import ArtifactNotFound, GoldenError, ProviderError
+from tests.batch.recipes import RECIPES, make_job, run_recipe
 from tests.clipworks.conftest import GOLDENS, TINY_STORE
 
 PHOTO = (GOLDENS / "rgb_jpeg_331x227.bin").read_bytes()
@@ -213,6 +215,19 @@ def test_the_local_model_raises_for_the_first_bad_input() -> None:
         model.embed(images=["https://example.org/a.png"])
     raw = model.embed(images=[PHOTO], normalize=False)
     assert raw / np.linalg.norm(raw) == pytest.approx(model.embed(images=[PHOTO]), abs=1e-6)
+
+
+def test_the_recipe_for_processes_makes_what_the_server_answers(server_url: str, tmp_path: Path) -> None:
+    job = make_job(tmp_path, server_url, 24)
+    (tmp_path / "vectors").mkdir()
+    (tmp_path / "vectors" / "000001.parquet").write_bytes(b"there already")  # a job that was stopped goes on
+    run_recipe(tmp_path, RECIPES["multiprocessing"])
+    files = sorted((tmp_path / "vectors").iterdir())
+    assert [file.name for file in files] == ["000000.parquet", "000001.parquet", "000002.parquet"]
+    assert files[1].read_bytes() == b"there already"
+    gone = {f"{index}.png" for index in range(8, 16)}
+    left = {path: vector for path, vector in job.wanted.items() if path not in gone}
+    job._replace(wanted=left, broken=job.broken - gone).check(pa.concat_tables(map(pq.read_table, files[::2])))
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = ["serve", "serve-gpu", "hub", "eval", "train", "parquet", "milvus", "heic", "wandb", "test", "dev"]
+EXTRAS += ["test-batch"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
@@ -86,7 +87,7 @@ def test_one_flavour_per_environment() -> None:
         assert len(names(extra) & {"faiss-cpu", "faiss-gpu"}) <= 1, extra
 
 
-@pytest.mark.parametrize("extra", ["serve", "serve-gpu", "eval", "parquet", "milvus", "heic", "test"])
+@pytest.mark.parametrize("extra", ["serve", "serve-gpu", "eval", "parquet", "milvus", "heic", "test", "test-batch"])
 def test_torch_is_a_matter_of_training(extra: str) -> None:
     assert names(extra) & {"torch", "torchvision", "open-clip-torch", "timm"} == set()
     assert "torch" in names("train")
