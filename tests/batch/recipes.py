@@ -72,7 +72,7 @@ def run_recipe(folder: Path, text: str, *, timeout_s: float = 400) -> None:
     assert "everyday-small" not in text
     (folder / "recipe.py").write_text(text, encoding="utf-8")
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CLIPWORKS_")}
-    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
     done = subprocess.run(
         [sys.executable, "recipe.py"],
         cwd=folder, env={**kept, **quiet, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,

@@ -1,9 +1,10 @@
 """clipworks.batch: the same vectors as the server's, errors by row, and no vector from a model that is another one."""
 
 import io
-import multiprocessing
 import re
 import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -143,20 +144,36 @@ def test_it_is_pickled_by_its_arguments_and_opened_once_in_a_process(embedders: 
         assert again._model._opened is embed._model._opened
 
 
-def test_a_forked_process_opens_its_own(embedders: Callable[..., ColumnEmbedder]) -> None:
-    """The start method that Python 3.11 takes on Linux: sessions and connections are those of the parent."""
-    global _forked
-    _forked = embedders()
-    wanted = _forked({"bytes": [PHOTO]})["vector"]
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        assert pool.apply(_in_child).tobytes() == wanted.tobytes()
+FORKING = """
+import multiprocessing, sys
+from clipworks.batch import Embedder, RemoteEmbedder
+
+data = open(sys.argv[1], "rb").read()
+embeds = [Embedder("tiny", sys.argv[2]), RemoteEmbedder(sys.argv[3])]
+wanted = [embed({"bytes": [data]})["vector"].tobytes() for embed in embeds]
 
 
-_forked: ColumnEmbedder
+def in_child(index):
+    vector = embeds[index]({"bytes": [data]})["vector"].tobytes()
+    here = embeds[index]._model._opened if index == 0 else embeds[index]._client
+    return vector, id(here)
 
 
-def _in_child() -> np.ndarray:
-    return _forked({"bytes": [PHOTO]})["vector"]
+before = [id(embeds[0]._model._opened), id(embeds[1]._client)]
+with multiprocessing.get_context("fork").Pool(1) as pool:
+    for index in range(2):
+        vector, opened = pool.apply_async(in_child, [index]).get(60)
+        assert vector == wanted[index]
+        assert opened != before[index], "sessions and connections of the parent"
+"""
+
+
+def test_a_forked_process_opens_its_own(server_url: str) -> None:
+    """The start method that Python 3.11 takes on Linux; in a program of its own, whose only threads are its pool's."""
+    photo = str(GOLDENS / "rgb_jpeg_331x227.bin")
+    program = [sys.executable, "-c", FORKING, photo, str(TINY_STORE), server_url]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_another_model_of_the_same_name_is_refused(embedders: Callable[..., ColumnEmbedder]) -> None:
