@@ -177,9 +177,12 @@ class LocalModel:
 
 
 def _open(model: str | None, **options: Any) -> OfflineModel:
-    """The process's own model of these arguments; opened by one thread."""
-    from service.engine.offline import resolve
-
+    """The process's own model of these arguments; opened by one thread. Raises ModuleNotFoundError, with the remedy."""
+    try:
+        from service.engine.offline import resolve
+    except ModuleNotFoundError as error:
+        remedy = "a model in this process needs pip install 'clipworks[serve]'"
+        raise ModuleNotFoundError(f"{error}: {remedy}", name=error.name) from error
     store = options["store"]
     with _opening:
         reference = resolve(model, None if store is None else Path(store))
