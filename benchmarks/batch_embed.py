@@ -36,7 +36,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from clipworks import Client
+from clipworks import Client, RetryPolicy
 from clipworks.batch import ColumnEmbedder, Embedder, RemoteEmbedder, as_table
 
 GROUP = 50  # pictures of a row group
@@ -207,7 +207,7 @@ def killed(count: int, options: dict[str, Any]) -> dict[str, Any]:
             seconds = time.perf_counter() - started
         written = pq.read_table(target)
         given = pq.read_table(source).to_pylist()
-        with server(options) as url, Client(url) as client:
+        with server(options) as url, Client(url, concurrency=1, retry=RetryPolicy(attempts=50)) as client:
             answer = client.embed(images=[row["bytes"] for row in given], on_error="item", model=options["model"])
         at = {row["path"]: index for index, row in enumerate(given)}
         order = [at[path] for path in written["path"].to_pylist()]

@@ -29,6 +29,7 @@ from clipworks.schemas import OnUnknown
 COLUMNS: Mapping[Kind, tuple[str, ...]] = {"image": ("bytes", "image", "path"), "text": ("text",)}
 """Where inputs are looked for, in this order, when no column is named; of tables that Ray, datasets and pandas make."""
 ADDED = ("vector", "error", "space", "fingerprint")
+_ATTEMPTS = 20
 
 
 class ColumnEmbedder(ABC):
@@ -155,7 +156,8 @@ class RemoteEmbedder(ColumnEmbedder):
     """The same call, answered by a server: at most `concurrency` requests at a time from each worker, repeated as the
     server's Retry-After says when it is full. What is no fault of a row (no server, a wrong key) raises.
 
-    url, api_key, concurrency, batch_size, timeout_s, retry: as `Client`. The key is pickled with the other arguments.
+    url, api_key, concurrency, batch_size, timeout_s: as `Client`. The key is pickled with the other arguments.
+    retry: by default more patient than the client's, some two minutes: a job can wait, others fill the server too.
     model: name or name@version; needed where the server has several. One version is pinned for the whole job.
 
     Raises:
@@ -185,7 +187,7 @@ class RemoteEmbedder(ColumnEmbedder):
             "concurrency": concurrency,
             "batch_size": batch_size,
             "timeout_s": timeout_s,
-            "retry": retry,
+            "retry": retry or RetryPolicy(attempts=_ATTEMPTS),
         }
         self._client = self._connected()
         self._client_options["url"] = self._client.url
