@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help serve shell test test-serve lint format bench pins proof docs
+.PHONY: help serve shell test test-batch test-serve lint format bench pins proof docs
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ test-serve: ## run tests beside what the server installs, without torch; PYTHON=
 	$(MAKE) --no-print-directory EXTRA=test SERVE=$(BARE) $(BARE)/.installed
 	$(BARE)/bin/python -c 'import importlib.util as found; assert not found.find_spec("torch"), "torch is installed"'
 	$(BARE)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not torch" $(TORCH_FREE) $(ARGS)
+
+test-batch: ## run the recipes of docs/batch.md (Ray, Dask) and the adapters beside the libraries that they are for
+	$(MAKE) --no-print-directory EXTRA=test-batch SERVE=.venv-test-batch .venv-test-batch/.installed
+	.venv-test-batch/bin/python -m pytest -m "not torch" tests/batch tests/clipworks/integrations tests/clipworks/test_batch.py $(ARGS)
 
 lint: $(DEV)/.installed ## style, import rules, types, Dockerfile
 	$(DEV)/bin/ruff check .
@@ -76,6 +80,7 @@ pins: $(DEV)/.installed ## write requirements/*.txt anew; ARGS=--upgrade takes n
 	$(call compile,pyproject.toml,everyday,--extra everyday -c requirements/dev.txt)
 	$(call compile,pyproject.toml,test,--extra serve --extra test -c requirements/dev.txt)
 	$(call compile,pyproject.toml,docs,--extra serve --extra docs -c requirements/dev.txt)
+	$(call compile,pyproject.toml,test-batch,--extra serve --extra test-batch -c requirements/dev.txt)
 	$(call compile,pyproject.toml,milvus,--extra milvus -c requirements/dev.txt)
 	$(call compile,pyproject.toml,heic,--extra heic -c requirements/dev.txt)
 	$(call compile,pyproject.toml,wandb,--extra wandb -c requirements/dev.txt)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from clipworks._progress import progress_bar
 from clipworks.cli import connect, output
 from clipworks.cli.arrow import arrow, parquet
+from clipworks.cli.collection_vectors import are_vectors_of_a_job, fill_from_job, read_job
 from clipworks.cli.failures import FAILED_ITEMS, RefusedError, UsageError
 from clipworks.client import AsyncClient, AsyncCollection, Item
 from clipworks.errors import NotFound
@@ -97,10 +98,22 @@ def export_collection(
 
 
 def import_collection(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Made by `export`, with its manifest beside it.")],
-    name: Annotated[str | None, typer.Option("--name", help="Collection to fill; default: as it was called.")] = None,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE|FOLDER",
+            help="Made by `export`, with its manifest beside it; or parquet of a batch job (docs/batch.md).",
+        ),
+    ],
+    name: Annotated[
+        str | None, typer.Option("--name", help="Collection to fill; default: as it was called, if it was exported.")
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="NAME or NAME@VERSION that made the vectors, where it has another name here.")
+    ] = None,
+    id_column: Annotated[
+        str | None,
+        typer.Option(help="Column of the ids, of a batch job; default: id, else path.", show_default=False),
     ] = None,
     url: connect.Url = None,
     api_key: connect.ApiKey = None,
@@ -109,23 +122,34 @@ def import_collection(
     timeout_s: connect.TimeoutS = 60.0,
     as_json: connect.AsJson = False,
 ) -> None:
-    """Put an exported file into a collection of the same space, made if it is not there. Equal ids are replaced."""
-    manifest = read_manifest(file)
-    target = name or manifest.collection
+    """Put vectors into a collection of the same space, made if it is not there. Equal ids are replaced."""
+    if not manifest_path(file).exists() and file.exists() and are_vectors_of_a_job(file):
+        if name is None:
+            raise UsageError(f"{file} was written by a batch job: name the collection to fill (--name)")
+        target, job = name, read_job(file, id_column)
+
+        async def fill(client: AsyncClient) -> tuple[int, list[tuple[str, str]]]:
+            return await fill_from_job(client, target, model, job)
+
+    else:
+        manifest = read_manifest(file)
+        target, model = name or manifest.collection, model or manifest.model
+
+        async def fill(client: AsyncClient) -> tuple[int, list[tuple[str, str]]]:
+            return await _fill(await _matching(client, target, manifest, model or manifest.model), file, manifest)
 
     async def run() -> tuple[int, list[tuple[str, str]]]:
         async with connect.collections_client(
-            url=url,
-            api_key=api_key,
-            model=model or manifest.model,
-            store=store,
-            data=data,
-            timeout_s=timeout_s,
-            creates=True,
+            url=url, api_key=api_key, model=model, store=store, data=data, timeout_s=timeout_s, creates=True
         ) as client:
-            return await _fill(await _matching(client, target, manifest, model or manifest.model), file, manifest)
+            return await fill(client)
 
-    stored, failures = asyncio.run(run())
+    _say(asyncio.run(run()), target, as_json)
+
+
+def _say(result: tuple[int, list[tuple[str, str]]], target: str, as_json: bool) -> None:
+    """Raises typer.Exit: some failed."""
+    stored, failures = result
     if as_json:
         shown = [{"id": id, "message": reason} for id, reason in failures]
         output.print_json({"collection": target, "stored": stored, "failures": shown})

@@ -103,7 +103,7 @@ def read_parquet(path: Path) -> Iterator[TableRow]:
                 cells: dict[str, Any] = {name: Cell(partial(groups.read, name, group, inside)) for name in pictures}
                 problem = None
                 try:
-                    cells |= {name: _plain(value) for name, value in values.items()}
+                    cells |= {name: plain_value(value) for name, value in values.items()}
                 except ValueError as error:
                     problem = str(error)
                 yield TableRow(number, {name: cells[name] for name in schema.names if name in cells}, problem)
@@ -181,7 +181,7 @@ def _number(name: str, text: str) -> int | float:
     return value
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """What JSON can hold. Raises ValueError for what it cannot."""
     match value:
         case None | bool() | int() | str():
@@ -195,8 +195,8 @@ def _plain(value: Any) -> Any:
         case decimal.Decimal():
             return str(value)
         case list():
-            return [_plain(each) for each in value]  # pyright: ignore[reportUnknownVariableType]
+            return [plain_value(each) for each in value]  # pyright: ignore[reportUnknownVariableType]
         case dict():
-            return {str(key): _plain(each) for key, each in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+            return {str(key): plain_value(each) for key, each in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
         case _:
             raise ValueError(f"a value of type {type(value).__name__} has no place in metadata")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +29,9 @@ from model_store.towers import (
 from service.engine.batcher import Batcher, BatchObserver
 from service.engine.dense import DenseSession
 from service.engine.opening import EngineSettings, Owned, choose_precision, probe_graphs
-from service.engine.stacking import EqualShapes, PaddedTokens, SharedTexts, Stacking
+from service.engine.stacking import EqualShapes, SharedTexts, Stacking
+from service.engine.token_rows import TokenRows
 from service.timing import Deadline
-
-# Where padding changes a bit, a text is padded to a length that depends on itself alone, never on its company.
-_LENGTH_STEP = 4
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,21 @@ class OpenedModel:
     tokenizer: Tokenizer | None
     seconds: dict[str, float]
 
+    def token_rows(self) -> TokenRows | None:
+        """None: it reads no texts."""
+        if self.tokenizer is None:
+            return None
+        text = self.towers.get("text_encoder")
+        return TokenRows(self.tokenizer, is_exact_padded=bool(text and text.encoder.spec.batch_difference == 0.0))
 
-def open_model(artifact: Artifact, settings: EngineSettings) -> OpenedModel:
+
+def open_model(artifact: Artifact, settings: EngineSettings, *, only: Sequence[Role] = ()) -> OpenedModel:
     """Open every encoder, adapter and head of an artifact and prove them; blocking, takes seconds.
 
+    only: these encoders with their adapters, and no head.
+
     Raises:
+        RoleNotFound: one of `only` is not there.
         ArtifactError: whatever is wrong with it (integrity, a crash in the probe, provider, goldens).
     """
     clock = _Stopwatch()
@@ -60,16 +69,19 @@ def open_model(artifact: Artifact, settings: EngineSettings) -> OpenedModel:
     tokenizer = artifact.tokenizer() if artifact.text_spec else None
     proof.check_inputs(tokenizer)
     clock.lap("inputs")
-    chosen = _served_encoders(artifact, settings)
+    chosen = _served_encoders(artifact, settings, only or ENCODERS)
+    if missing := set(only) - {spec.role for _, spec in chosen}:
+        raise RoleNotFound(f"{artifact.reference} has no {' and no '.join(sorted(missing))}")
     probed = ProbeLog(settings.probe_log)
     key = probed.key(artifact.build(settings.precision or "fp32"), options)
-    asked = artifact.graph_spec("conditional_head", "fp32")
+    asked = None if only else artifact.graph_spec("conditional_head", "fp32")
     if settings.probe_first and not probed.knows(key):
         on_device = [*chosen, asked] if asked else chosen
-        probe_graphs(on_device, _followers(artifact), options, deadline=deadline, stopping=settings.stopping)
+        followers = _followers(artifact, [spec.role for _, spec in chosen], with_heads=not only)
+        probe_graphs(on_device, followers, options, deadline=deadline, stopping=settings.stopping)
         probed.remember(key)
         clock.lap("probe")
-    heads = {name: open_head(artifact, name, options) for name in artifact.heads()}
+    heads = {} if only else {name: open_head(artifact, name, options) for name in artifact.heads()}
     conditional = open_conditional_head(artifact, options) if asked else None
     if asked and conditional:
         require_device(asked[0], conditional.graph, example_feeds(asked[1]))
@@ -86,25 +98,26 @@ def open_model(artifact: Artifact, settings: EngineSettings) -> OpenedModel:
     return OpenedModel(artifact, towers, heads, conditional, tokenizer, clock.seconds)
 
 
-def _served_encoders(artifact: Artifact, settings: EngineSettings) -> list[Owned]:
+def _served_encoders(artifact: Artifact, settings: EngineSettings, roles: Sequence[Role]) -> list[Owned]:
     """(owner, spec) of every encoder that will be opened."""
     found: list[Owned] = []
-    for role in ENCODERS:
+    for role in roles:
         if role in artifact.roles():
             precision = choose_precision(artifact, role, settings.precision, settings.device)
             graph = artifact.graph_spec(role, precision)
             if graph is None:
                 raise ArtifactError(f"{artifact.reference} has no {precision} graph for {role}")
             found.append(graph)
-    if not found:
+    if not found and roles == ENCODERS:
         raise ArtifactError(f"{artifact.reference} has no encoder that can be served")
     return found
 
 
-def _followers(artifact: Artifact) -> list[Owned]:
-    """Adapters of the encoders, and class heads."""
-    adapters = [found for role in ADAPTERS if (found := artifact.graph_spec(role, "fp32"))]
-    return [*adapters, *(artifact.head_graph(name) for name in artifact.heads())]
+def _followers(artifact: Artifact, encoders: Sequence[Role], *, with_heads: bool) -> list[Owned]:
+    """Adapters of these encoders, and class heads."""
+    roles: list[Role] = [adapter for encoder, adapter in zip(ENCODERS, ADAPTERS, strict=True) if encoder in encoders]
+    adapters = [found for role in roles if (found := artifact.graph_spec(role, "fp32"))]
+    return [*adapters, *(artifact.head_graph(name) for name in artifact.heads() if with_heads)]
 
 
 class RunningModel:
@@ -128,10 +141,7 @@ class RunningModel:
         }
         self.build = opened.artifact.build(settings.precision or next(iter(self.precision.values())))
         self.tokenizer = opened.tokenizer
-        text = opened.towers.get("text_encoder")
-        self._pads_in_company = bool(
-            text and self.tokenizer and self.tokenizer.spec.dynamic_length and text.encoder.spec.batch_difference == 0.0
-        )
+        self._token_rows = opened.token_rows()
         self.tokenising = asyncio.Semaphore(1)
         self.heads = opened.heads
         self.dense = DenseSession(opened.artifact, settings, observer)
@@ -170,9 +180,7 @@ class RunningModel:
             )
 
     def _stacking(self, role: Role) -> Stacking[NDArray[Any]]:
-        if role == "text_encoder" and self._pads_in_company and self.tokenizer:
-            return PaddedTokens(self.tokenizer.spec.pad_id)
-        return EqualShapes()
+        return self._token_rows.stacking if role == "text_encoder" and self._token_rows else EqualShapes()
 
     @property
     def image_spec(self) -> ImageSpec | None:
@@ -211,15 +219,9 @@ class RunningModel:
             InvalidText: see Tokenizer.encode.
             RoleNotFound: the model has no text encoder.
         """
-        if self.tokenizer is None:
+        if self._token_rows is None:
             raise RoleNotFound(f"{self.reference} has no text encoder")
-        ids = self.tokenizer.encode(text)
-        if self._pads_in_company:
-            return np.array(ids, dtype=np.int64)
-        length = None
-        if self.tokenizer.spec.dynamic_length:
-            length = min(-(-len(ids) // _LENGTH_STEP) * _LENGTH_STEP, self.tokenizer.spec.context_length)
-        return self.tokenizer.pad([ids], length)[0]
+        return self._token_rows.row(text)
 
     def fault(self) -> str | None:
         """Why this model cannot answer, or None."""

@@ -26,6 +26,7 @@ from service.engine.batcher import Batcher
 from service.engine.dense import unpacked
 from service.engine.running import RunningModel
 from service.engine.stacking import PictureWithTexts
+from service.engine.vectors import KNOWS_NOTHING, Vector, finish, is_zero
 from service.faults import DeadlinePassed, NoDirection, ServiceOverloaded
 from service.tasks.label_tokens import LabelTokens
 from service.tasks.localize import LocalizeOptions, LocatedLabels, WholePicture, locate
@@ -41,9 +42,7 @@ from service.tasks.scoring import (
 from service.teaching.head import TaughtHead
 from service.timing import Budget, Deadline
 
-Vector = NDArray[np.float32]
 _AT_ONCE = 10_000  # labels; more take long enough to leave the event loop
-_TINY = 1e-12
 _T = TypeVar("_T")
 
 
@@ -131,7 +130,7 @@ async def embed(
         finished = finish(vector, normalize=normalize, dimensions=dimensions)
         if not knows or is_zero(finished):
             if on_unknown == "error":
-                raise NoDirection("this model knows nothing of this input; try other words, or another model")
+                raise NoDirection(KNOWS_NOTHING)
             weak.append(index)
         return finished
 
@@ -381,24 +380,11 @@ async def token_row(model: RunningModel, text: str, turn: asyncio.Lock) -> NDArr
         return await asyncio.to_thread(model.token_row, text)
 
 
-def finish(vector: Vector, *, normalize: bool = True, dimensions: int | None = None) -> Vector:
-    """Cut and L2-normalise one vector; one without a length becomes zeros."""
-    vector = vector[:dimensions] if dimensions else vector
-    if is_zero(vector):
-        return np.zeros_like(vector)
-    return (vector / float(np.linalg.norm(vector))).astype(np.float32) if normalize else vector
-
-
 def _direction(vector: Vector) -> Vector:
     """The unit vector of a picture. Raises NoDirection: it is zero, and no label is nearer to it than another."""
     if is_zero(vector):
         raise NoDirection("this model knows nothing of this picture: its vector is zero")
     return finish(vector)
-
-
-def is_zero(vector: Vector) -> bool:
-    """Whether it points nowhere, but for rounding."""
-    return float(np.linalg.norm(vector)) < _TINY
 
 
 async def gather_outcomes(work: Sequence[Awaitable[_T]], deadline: Deadline) -> list[_T | ClipworksError]:

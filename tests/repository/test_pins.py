@@ -22,6 +22,7 @@ EXTRAS = [
     "otel",
     "test",
     "docs",
+    "test-batch",
     "dev",
 ]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -100,7 +101,9 @@ def test_one_flavour_per_environment() -> None:
         assert len(names(extra) & {"faiss-cpu", "faiss-gpu"}) <= 1, extra
 
 
-@pytest.mark.parametrize("extra", ["serve", "serve-gpu", "eval", "parquet", "milvus", "heic", "otel", "test", "docs"])
+@pytest.mark.parametrize(
+    "extra", ["serve", "serve-gpu", "eval", "parquet", "milvus", "heic", "otel", "test", "test-batch", "docs"]
+)
 def test_torch_is_a_matter_of_training(extra: str) -> None:
     assert names(extra) & {"torch", "torchvision", "open-clip-torch", "timm"} == set()
     assert "torch" in names("train")
