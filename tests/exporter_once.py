@@ -15,7 +15,9 @@ from tqdm import tqdm
 
 _apis = _registration.onnxscript_apis
 _apis.get_torchlib_ops = functools.cache(_apis.get_torchlib_ops)
-logging.getLogger("torch.__trace").propagate = True  # pytest adds handlers to each logger that does not
+_trace = logging.getLogger("torch.__trace")
+_trace.propagate = True  # pytest adds handlers to each logger that does not
+_trace.handlers.clear()  # torch's own would leave at the first record, and hand that on
 
 
 def write_first_graph() -> None:

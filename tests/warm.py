@@ -161,6 +161,9 @@ def run_and_leave(asked: dict[str, Any]) -> NoReturn:
     except Exception:
         sys.excepthook(*sys.exc_info())
         status = 1
+    except KeyboardInterrupt:
+        gc.unfreeze()  # this one ends as Python does, where libraries look for what nobody took back
+        raise
     if not isinstance(status, int):
         print(status, file=sys.stderr)
         status = 1
