@@ -89,6 +89,7 @@ def wise_ft(tuned: StudyRun) -> Record:
     start, end = (load_file(folder / WEIGHTS_FILE) for folder in (tuned.base.folder, tuned.folder))
     loaded, pairs = load_model(tuned.folder), scene_splits(scene_data(tuned)).validation.pairs
     gained, neutral = GAINED[tuned.kind]
+    fewer: dict[str, Any] = {"size": TOY_SIZE, "singles": TOY_SINGLES} if tuned.small else {}
     encoder = TorchEncoder(
         loaded.model.encode_image,
         loaded.model.encode_text,
@@ -101,7 +102,7 @@ def wise_ft(tuned: StudyRun) -> Record:
     def judged(alpha: float, seed: int) -> dict[str, Any]:
         state = interpolate(start, end, alpha)
         loaded.model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in state.items()})
-        return scenes_report(encoder, pairs=pairs, seed=seed, probes=(gained.split("/")[0],))
+        return scenes_report(encoder, pairs=pairs, seed=seed, probes=(gained.split("/")[0],), **fewer)
 
     alphas = TOY_ALPHAS if tuned.small else ALPHAS
     curve = wise_ft_curve(

@@ -1,11 +1,13 @@
 """torch's exporter reads the sources of its 500 translations for every graph, half a second: here once a process.
 
-Importing this module does it. What the exporter is given is the same list, which it only reads.
+Importing this module does it. What the exporter is given is the same list, which it only reads. It also keeps pytest's
+handlers from torch's log for its own tools, which writes a stack trace for every tensor as soon as somebody listens.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 
 import torch
 from torch.onnx._internal.exporter import _registration
@@ -13,6 +15,9 @@ from tqdm import tqdm
 
 _apis = _registration.onnxscript_apis
 _apis.get_torchlib_ops = functools.cache(_apis.get_torchlib_ops)
+_trace = logging.getLogger("torch.__trace")
+_trace.propagate = True  # pytest adds handlers to each logger that does not
+_trace.handlers.clear()  # torch's own would leave at the first record, and hand that on
 
 
 def write_first_graph() -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from evaluation.confidence import jackknife_error, mean_error, share_interval, wilson
-from evaluation.metrics import mean_estimate
+from evaluation.metrics import TIE, mean_estimate
 from evaluation.probes.ranking import average_precision, lucky_precision
 from evaluation.probes.rows import ProbeRow, mean_row
 from evaluation.retrieval import retrieval
@@ -156,12 +156,34 @@ def ranking(
     return signal * truth + 0.8 * random.normal(size=(156, 16)) + 0.6 * alike, truth, groups
 
 
+def mean_precision(scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
+    """The mean of `average_precision` over the labels, all at once; equal scores are one step."""
+    order = np.argsort(-scores, axis=0, kind="stable")
+    ranked, relevant = (np.take_along_axis(each, order, axis=0) for each in (scores, truth))
+    ends = np.vstack([ranked[:-1] - ranked[1:] > TIE, np.ones((1, scores.shape[1]), dtype=bool)])
+    hits, ranks = relevant.cumsum(axis=0), np.arange(1, len(scores) + 1)[:, None]
+    hits_then, ranks_then = (  # where the step of each ends
+        np.minimum.accumulate(np.where(ends, each, np.inf)[::-1])[::-1] for each in (hits, ranks)
+    )
+    known = hits[-1] > 0
+    return float(((relevant * hits_then / ranks_then).sum(axis=0)[known] / hits[-1][known]).mean())
+
+
 def precision_row(scores: NDArray[np.float64], truth: NDArray[np.bool_], groups: NDArray[np.int64]) -> ProbeRow:
     def statistic(picks: NDArray[np.intp]) -> float:
-        found = [average_precision(scores[picks, at], truth[picks, at]) for at in range(truth.shape[1])]
-        return float(np.nanmean(found))
+        return mean_precision(scores[picks], truth[picks])
 
     return ProbeRow(name="mAP", chance=None, clusters=groups, statistic=statistic)
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_mean_precision_here_is_that_of_the_probes(twice: bool) -> None:
+    random = np.random.default_rng(3)
+    scores, truth, _ = ranking(random, 1.5)
+    picks = random.integers(8, size=20) if twice else np.arange(5)  # some labels are on none of so few pictures
+    found = [average_precision(scores[picks, at], truth[picks, at]) for at in range(16)]
+    assert mean_precision(scores[picks], truth[picks]) == pytest.approx(np.nanmean(found), abs=1e-12)
+    assert np.isnan(found).any()
 
 
 @pytest.mark.parametrize("signal", [0.0, 1.5, 4.0])

@@ -47,7 +47,7 @@ def teacher(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def store(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     store = Store(tmp_path_factory.mktemp("kd_image") / "store", builtin=False)
-    publish_checkpoint(teacher, "teacher", store, precisions=("fp32",))
+    publish_checkpoint(teacher, "teacher", store, precisions=("fp32",), dense="none")
     return store
 
 
@@ -164,7 +164,7 @@ def test_a_student_far_from_its_teacher_has_a_space_of_its_own(
     recipe = tmp_path / "far.toml"
     recipe.write_text(without_captions(squares.read_text(), pictures, store), encoding="utf-8")
     train(recipe, [f"run.folder={json.dumps(str(tmp_path / 'far'))}", "optim.steps=1"])
-    artifact = publish_checkpoint(tmp_path / "far", "far", store, precisions=("fp32",))
+    artifact = publish_checkpoint(tmp_path / "far", "far", store, precisions=("fp32",), dense="none")
     assert artifact.manifest.space != store.open("teacher").manifest.space
     assert not artifact.manifest.space_proofs
     assert artifact.manifest.metrics["space proof/R@1"] < 0.9
@@ -221,7 +221,7 @@ def test_pictures_and_scenes_are_mixed_by_a_share(squares: Path, pictures: Path,
     wide = tmp_path / "wide"  # scenes are drawn at 48 px or more
     larger = ("model.image.size_px=48", "data.cache_px=48", "optim.steps=10", "seed=12")
     train(squares, [f"run.folder={json.dumps(str(wide))}", *larger])
-    publish_checkpoint(wide, "wide", store, precisions=("fp32",))
+    publish_checkpoint(wide, "wide", store, precisions=("fp32",), dense="none")
     text = without_captions(squares.read_text(), pictures, store).replace("artifact:teacher", "artifact:wide")
     start, end = text.index("[data]"), text.index("[augment]")
     parts = f"""
@@ -250,7 +250,7 @@ parts = [{{scenes = 40, share = 1, mix = {{mentions = 1.0}}}}]
     own = Table.of_pictures(PicturesData(kind="pictures", folder=pictures)).rows["train"]
     assert kept["image"].shape == (len(own) + 40, 1, 16)
     assert np.unique(kept["image"].round(4), axis=0).shape[0] > 150, "the teacher saw the same everywhere"
-    published = publish_checkpoint(tmp_path / "run", "mixed", store, precisions=("fp32",))
+    published = publish_checkpoint(tmp_path / "run", "mixed", store, precisions=("fp32",), dense="none")
     assert "space proof/R@1" in published.manifest.metrics
 
 
