@@ -80,7 +80,10 @@ def export_collection(
             target = client.collection(name)
             before = await target.info()
             count = await _write_rows(file, before, target.items(include=("metadata", "vector"), page=_ROWS))
-            return _manifest(file, before, await target.info(), count), before.thumbnails is not None
+            after = await target.info()
+            if before.sequence == after.sequence and count != after.count:
+                raise RefusedError(f"{file} has {count} items, the collection {after.count}: do not rely on it")
+            return _manifest(file, before, after, count), before.thumbnails is not None
 
     try:
         manifest, has_thumbnails = asyncio.run(run())

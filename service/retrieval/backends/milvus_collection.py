@@ -269,17 +269,26 @@ class MilvusCollection:
         return found
 
     def _after(self, key: str, limit: int, fields: Sequence[str]) -> list[dict[str, Any]]:
-        """The next rows in the order of keys. The two flags make each part of Milvus give its smallest keys."""
-        rows: list[dict[str, Any]] = self._connection.ask(
-            "query",
-            self._there,
-            filter=f'key > "{key}"',
-            output_fields=list(fields),
-            limit=limit,
-            iterator="True",
-            reduce_stop_for_best="True",
-        )
-        return sorted(rows, key=lambda row: row["key"])
+        """The next rows in the order of keys, as many as `limit` unless there are no more.
+
+        The two flags make each part of Milvus give its smallest keys; then a server stops at the end of the first part
+        that has no more, so a short answer is not yet the last one.
+        """
+        found: list[dict[str, Any]] = []
+        while len(found) < limit:
+            rows: list[dict[str, Any]] = self._connection.ask(
+                "query",
+                self._there,
+                filter=f'key > "{found[-1]["key"] if found else key}"',
+                output_fields=list(fields),
+                limit=limit - len(found),
+                iterator="True",
+                reduce_stop_for_best="True",
+            )
+            if not rows:
+                break
+            found += sorted(rows, key=lambda row: row["key"])
+        return found
 
     def _send(self, rows: Sequence[dict[str, Any]]) -> None:
         batch: list[dict[str, Any]] = []
