@@ -81,7 +81,8 @@ def export_collection(
             before = await target.info()
             count = await _write_rows(file, before, target.items(include=("metadata", "vector"), page=_ROWS))
             after = await target.info()
-            if before.sequence == after.sequence and count != after.count:
+            is_unchanged = (before.sequence, before.count) == (after.sequence, after.count)
+            if is_unchanged and count != after.count:
                 raise RefusedError(f"{file} has {count} items, the collection {after.count}: do not rely on it")
             return _manifest(file, before, after, count), before.thumbnails is not None
 
