@@ -32,10 +32,10 @@ RUN hatchling build -t wheel -d /wheels
 
 # ---- environments: dependencies first, so that a change of source reuses that layer ----
 FROM tools AS environment-cpu
-COPY requirements/serve.txt requirements/
+COPY requirements/serve.txt requirements/otel.txt requirements/
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv venv --python /usr/local/bin/python3 /opt/clipworks \
-    && uv pip install --python /opt/clipworks --compile-bytecode --require-hashes -r requirements/serve.txt
+    && uv pip install --python /opt/clipworks --compile-bytecode --require-hashes -r requirements/serve.txt -r requirements/otel.txt
 RUN --mount=from=wheel,source=/wheels,target=/wheels \
     uv pip install --python /opt/clipworks --compile-bytecode --no-deps /wheels/*.whl
 
@@ -45,10 +45,10 @@ RUN --mount=type=cache,target=/root/.cache/uv \
     uv pip install --python /opt/clipworks --compile-bytecode --require-hashes -r requirements/milvus.txt
 
 FROM tools AS environment-cuda
-COPY requirements/serve-gpu.txt requirements/
+COPY requirements/serve-gpu.txt requirements/otel.txt requirements/
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv venv --python /usr/local/bin/python3 /opt/clipworks \
-    && uv pip install --python /opt/clipworks --compile-bytecode --require-hashes -r requirements/serve-gpu.txt
+    && uv pip install --python /opt/clipworks --compile-bytecode --require-hashes -r requirements/serve-gpu.txt -r requirements/otel.txt
 RUN --mount=from=wheel,source=/wheels,target=/wheels \
     uv pip install --python /opt/clipworks --compile-bytecode --no-deps /wheels/*.whl
 

@@ -239,7 +239,10 @@ def as_table(batch: Mapping[str, Any], *, columns: Sequence[str] = ("path", *ADD
 
 
 def _vectors(arrow: Any, vectors: Any) -> Any:
-    rows = np.ascontiguousarray(np.stack(list(vectors)) if len(vectors) else vectors, dtype=np.float32)
+    given = list(vectors)
+    dim = next((len(each) for each in given if each is not None), 0)
+    none = np.full(dim, np.nan, dtype=np.float32)  # what a table says of a row that failed
+    rows = np.ascontiguousarray([none if each is None else each for each in given] if given else vectors, np.float32)
     return arrow.FixedSizeListArray.from_arrays(arrow.array(rows.reshape(-1)), rows.shape[-1])
 
 

@@ -229,5 +229,5 @@ def _said(weak: Sequence[int]) -> list[str]:
     shown = ", ".join(f"inputs[{index}]" for index in sorted(weak)[:_SHOWN_PLACES])
     more = f" and {len(weak) - _SHOWN_PLACES} more" if len(weak) > _SHOWN_PLACES else ""
     text = f"{shown}{more}: this model knows nothing of what is there, so the vector says nothing"
-    warnings.warn(text, stacklevel=4)
+    warnings.warn(text, stacklevel=3)
     return [text]

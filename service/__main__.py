@@ -46,7 +46,9 @@ EXIT_FAILED = 1
 EXIT_BAD_SETTINGS = 2
 # After the drain, a cancelled request gets this long to say 503, and a thread to end.
 _LAST_WORDS_S = 0.5
-_SLACK_S = 3.0  # over all the times that a stop may take, before it is ended by force
+_SLACK_S = 3.0
+AFTER_ALL_S = CLOSE_S + _SLACK_S
+"""Over all the times that settings give a stop, before it is ended by force."""
 
 
 def serve(settings: Settings) -> int:
@@ -169,7 +171,7 @@ class QuietServer(uvicorn.Server):
         self._services.draining = True
         settings = self._services.settings
         grace_s = settings.drain_grace_s if sig == signal.SIGTERM else 0.0
-        end_by_force(after_s=grace_s + settings.drain_s + settings.stop_s + CLOSE_S + _SLACK_S)
+        end_by_force(after_s=grace_s + settings.drain_s + settings.stop_s + AFTER_ALL_S)
         if self._loop is None or not grace_s:
             self.should_exit = True
             return

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-_ROOT = Path("/sys/fs/cgroup")
-_OWN = Path("/proc/self/cgroup")
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_GROUP = Path("/proc/self/cgroup")
 _NO_LIMIT_BYTES = 2**60  # version 1 writes "none" as a number near 2**63
 
 
-def cpu_quota(root: Path = _ROOT, own: Path = _OWN) -> float | None:
+def cpu_quota(root: Path = CGROUPS, own: Path = OWN_GROUP) -> float | None:
     """Cores' worth of time; None: no quota is known."""
     found: list[float] = []
     for folder in _groups("cpu", root, own):
@@ -27,7 +27,7 @@ def cpu_quota(root: Path = _ROOT, own: Path = _OWN) -> float | None:
     return min(found, default=None)
 
 
-def memory_limit(root: Path = _ROOT, own: Path = _OWN) -> int | None:
+def memory_limit(root: Path = CGROUPS, own: Path = OWN_GROUP) -> int | None:
     """Bytes; None: no limit is known."""
     found: list[int] = []
     for folder in _groups("memory", root, own):

@@ -16,13 +16,13 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from clipworks.schemas import MODEL_PATTERN, BackendName
 from model_store.modality.formats import ALL_FORMATS, DEFAULT_FORMATS, HEIC_EXTRA, missing_decoder
-from service.cgroups import cpu_quota
+from service.cgroups import CGROUPS, OWN_GROUP, cpu_quota
 from service.http.origins import parse_origin
 
 PREFIX = "CLIPWORKS_"
 # Variables of other programs of this project: not settings of the server, and no misspelling of one.
 _CLIENTS = frozenset({"URL", "API_KEY"})
-_FOREIGN = _CLIENTS | {"TEST_DATA", "BIND", "PUBLISH", "ARTIFACTS", "PHOTOS", "MEMORY", "VERSION"}
+_FOREIGN = _CLIENTS | {"TEST_DATA", "TEST_MILVUS", "BIND", "PUBLISH", "ARTIFACTS", "PHOTOS", "MEMORY", "VERSION"}
 # What Kubernetes and Docker put into the environment of every container beside a service called clipworks.
 _LINK_NAME = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)")
 _LINK_VALUE = re.compile(r"(tcp|udp|sctp)://")
@@ -428,10 +428,13 @@ def refuse_open_by_typo(settings: Settings, environment: Mapping[str, str]) -> N
             )
 
 
-def available_cores() -> int:
-    """Cores that this process may really use: its affinity, cut by the quota of its control group and those above."""
+def available_cores(root: Path = CGROUPS, own: Path = OWN_GROUP) -> int:
+    """Cores that this process may really use: its affinity, cut by the quota of its control group and those above.
+
+    root, own: as `cpu_quota`.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = cpu_quota()
+    quota = cpu_quota(root, own)
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 

@@ -167,9 +167,7 @@ def run_and_leave(asked: dict[str, Any]) -> NoReturn:
     if not isinstance(status, int):
         print(status, file=sys.stderr)
         status = 1
-    for thread in threading.enumerate():
-        if thread is not threading.main_thread() and not thread.daemon:
-            thread.join()
+    threading._shutdown()  # type: ignore[attr-defined] # joins them, and wakes those of executors first
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

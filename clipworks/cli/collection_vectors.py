@@ -63,8 +63,10 @@ def read_job(path: Path, id_column: str | None) -> JobVectors:
             raise UsageError(f"{file}: no column {missing[0]!r}; it has {', '.join(names)} (--id-column names the ids)")
         for row in _rows(file, ["space", "fingerprint", column]):
             id = row[column]
-            if not isinstance(id, str) or not id or id in seen:
-                raise UsageError(f"{file}: the id {id!r} in {column!r} is " + ("there twice" if id in seen else "none"))
+            if not isinstance(id, str) or not id:
+                raise UsageError(f"{file}: {id!r} in {column!r} is no id: ids are strings that are not empty")
+            if id in seen:
+                raise UsageError(f"{file}: the id {id!r} in {column!r} is there twice")
             seen.add(id)
             for name in ("space", "fingerprint"):
                 first, where = said.setdefault(name, (row[name], file))
@@ -78,7 +80,7 @@ def read_job(path: Path, id_column: str | None) -> JobVectors:
 async def fill_from_job(
     client: AsyncClient, name: str, model: str | None, job: JobVectors
 ) -> tuple[int, list[tuple[str, str]]]:
-    """Items stored, and (id, why) of those that were not: rows with an error, and vectors that are refused.
+    """Items stored, and (id, why) of those that were not: rows with an error, and those that are refused.
 
     Raises:
         UsageError: there is no such collection, and no model to make it with.
@@ -96,7 +98,12 @@ async def fill_from_job(
                     failures.append((row[job.id_column], row["error"]))
                     advance(1)
                     continue
-                held.append(_item(row, taken, job.id_column))
+                try:
+                    held.append(_item(row, taken, job.id_column))
+                except ValueError as error:
+                    failures.append((row[job.id_column], str(error)))
+                    advance(1)
+                    continue
                 if len(held) == _ROWS:
                     stored += await _store(target, held, job.space, failures)
                     advance(len(held))
@@ -140,11 +147,9 @@ async def _store(target: AsyncCollection, items: Sequence[Item], space: str, fai
 
 
 def _item(row: dict[str, Any], taken: Sequence[str], id_column: str) -> Item:
+    """Raises ValueError: the row cannot be an item."""
     kept = [name for name in taken if row[name] is not None and (name != id_column or name == "path")]
-    try:
-        return Item(id=row[id_column], vector=row["vector"], metadata={name: plain_value(row[name]) for name in kept})
-    except ValueError as error:
-        raise UsageError(f"{row[id_column]}: {error}") from error
+    return Item(id=row[id_column], vector=row["vector"], metadata={name: plain_value(row[name]) for name in kept})
 
 
 def _columns(file: Path, *, plain_only: bool = False) -> list[str]:

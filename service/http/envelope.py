@@ -19,7 +19,7 @@ from service.tracing import RequestSpan, Tracing
 log = logging.getLogger("clipworks.http")
 _CLIENT_GONE = 499
 # Asked every few seconds by machines: no trace, and no line above debug while they are answered.
-PROBES = frozenset({"/livez", "/readyz", "/health", "/ping", "/metrics"})
+PROBES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 _UNMATCHED = "unmatched"
 
 

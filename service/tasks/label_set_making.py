@@ -38,7 +38,7 @@ async def make_ready(label_set: KeptLabelSet, registry: Registry, *, fitting: as
                 await _fit(label_set)
     except ClipworksError as error:
         label_set.failed = str(error)
-        log.error("label set %s: %s", label_set.name, error)
+        log.error("label set %s: %s", label_set.name, error.code)  # its words can name labels
     except Exception as error:
         label_set.failed = f"internal error: {type(error).__name__}"
         log.exception("label set %s", label_set.name)

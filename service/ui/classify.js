@@ -10,6 +10,7 @@ const TYPING_MS = 400;
 const MOST = 32;
 const TOP = 8;
 const OWN = "own";
+const MOST_CHANCES = 500;
 
 /** What stays when another view is looked at. @type {{pictures: File[], labels: string, set: string}} */
 const kept = { pictures: [], labels: "", set: "" };
@@ -51,6 +52,7 @@ export function Classify() {
   const asks = pictures.length > 0 && isWorded && (set || labels.length > 1 || (labels.length === 1 && ["none", "sigmoid"].includes(activation)));
   const answer = useAnswer(asks ? async (signal) => ({ ...(await call("/classify", { ...bodyOf({ ...request, top_k: TOP }, pictures), signal })), pictures }) : null, [pictures, JSON.stringify(request), key], TYPING_MS);
   const chances = useAnswer(asks && answer.found && !activation ? (signal) => chancesOf(request, answer.found, signal) : null, [answer.found]);
+  const ofThese = chances.found?.of === answer.found ? chances.found?.byPicture : null; // not of the answer before
   const names = pictures.map((each) => each.name);
   const info = known.find((each) => each.name === set);
   return html`
@@ -94,12 +96,12 @@ export function Classify() {
         ${!asks && html`<p class="hint">${pictures.length ? "Two labels or more; a single one needs sigmoid or cosines." : "Choose pictures, and say what they may show."}</p>`}
         ${answer.busy && html`<p role="status">Looking…</p>`}
         ${answer.found?.body.warnings?.map((/** @type {string} */ each) => html`<p class="warning">${each}</p>`)}
-        ${chances.found && html`<p class="hint">Bar and first number: which of these labels. Second number: the chance that the label is in the picture at all, calibrated.</p>`}
+        ${ofThese && html`<p class="hint">Bar and first number: which of these labels. Second number: the chance that the label is in the picture at all, calibrated.</p>`}
         <ul class="results">
           ${asks &&
           answer.found?.body.data.map(
             (/** @type {any} */ each, /** @type {number} */ at) =>
-              html`<${Result} picture=${answer.found.pictures[at]} found=${each} chances=${chances.found?.get(each.index)} remove=${() => setPictures(pictures.filter((other) => other !== answer.found.pictures[at]))} />`,
+              html`<${Result} picture=${answer.found.pictures[at]} found=${each} chances=${ofThese?.get(each.index)} remove=${() => setPictures(pictures.filter((other) => other !== answer.found.pictures[at]))} />`,
           )}
         </ul>
         ${answer.found && html`<${CopyAs} curl=${() => asCurl("/classify", request, names)} python=${() => pythonClassify(request, names)} />`}
@@ -117,21 +119,22 @@ const isTemplate = (said) => said.split("{}").length === 2;
 
 /**
  * The calibrated chance of each label by itself, by picture; null where the model, or the set's examples, have none.
+ * Not for long label sets: the answer has every label of every picture.
  * @param {any} request @param {any} found the answer of /classify @param {AbortSignal} signal
- * @returns {Promise<Map<number, Map<string, number>> | null>}
+ * @returns {Promise<{of: any, byPicture: Map<number, Map<string, number>>} | null>}
  */
 async function chancesOf(request, found, signal) {
   const taught = request.label_set ? (await call(`/label-sets/${request.label_set}`, { signal })).body : {};
-  if (taught.built_in || taught.calibrated === false) return null;
+  if (taught.built_in || taught.calibrated === false || (taught.labels ?? request.labels.length) > MOST_CHANCES) return null;
   if (!taught.calibrated) {
     const { body: model } = await call(`/models/${found.body.model}`, { signal });
     const presence = model.presence;
     const isSeen = presence && (presence.aggregation === "pooled" || model.roles.includes("dense_encoder"));
-    if (!isSeen || model.activation === "sigmoid") return null;
+    if (!isSeen || model.activation !== "softmax") return null;
   }
   const { body } = await call("/classify", { ...bodyOf({ ...request, activation: "sigmoid" }, found.pictures), signal });
   const byLabel = (/** @type {any[]} */ all) => new Map(all.map((each) => [each.label, each.score]));
-  return new Map(body.data.map((/** @type {any} */ each) => [each.index, byLabel(each.predictions ?? [])]));
+  return { of: found, byPicture: new Map(body.data.map((/** @type {any} */ each) => [each.index, byLabel(each.predictions ?? [])])) };
 }
 
 /** @param {{picture: File, found: any, chances?: Map<string, number>, remove: () => void}} props */
@@ -147,7 +150,7 @@ function Result({ picture, found, chances, remove }) {
               <span class="said">${each.label}${each.weak ? " (unknown to the model)" : ""}</span>
               <span class="bar"><span style=${{ width: `${100 * Math.min(1, Math.max(0, each.score))}%` }}></span></span>
               <span class="number">${shown(each.score)}</span>
-              ${chances && html`<span class="chance" title="the chance that it is in the picture at all">${shown(chances.get(each.label) ?? 0)}</span>`}
+              ${chances && html`<span class="chance" title="the chance that it is in the picture at all">${chances.has(each.label) ? shown(/** @type {number} */ (chances.get(each.label))) : ""}</span>`}
             </li>`,
           )}
         </ul>`}

@@ -1,5 +1,6 @@
 """clipworks.batch: the same vectors as the server's, errors by row, and no vector from a model that is another one."""
 
+import datetime
 import io
 import re
 import shutil
@@ -279,6 +280,32 @@ def test_the_files_of_a_job_are_imported(
         assert items["2.png"].metadata == {"path": "2.png", "colour": "red"}
         assert client.collection("jobs").search([{"image": pictures(5)[3]}])[0].hits[0].id == "3.png"
         client.delete_collection("jobs")
+
+
+def test_a_row_that_cannot_be_an_item_fails_alone(
+    job: tuple[Path, dict[str, Any]], server_url: str, cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    folder, _ = job
+    table = pq.read_table(folder / "0.parquet")
+    spans = pa.array([None, datetime.timedelta(seconds=1), None])  # JSON has no such thing
+    pq.write_table(table.append_column("exposure", spans), folder / "0.parquet")
+    code, out, err = cli("collections", "import", folder, "--name", "rows", "--url", server_url, "--model", "tiny")
+    assert (code, "4 items stored in rows, 2 failed" in err) == (1, True), err
+    assert "1.png" in out
+    assert "timedelta" in out
+    numbered = table.set_column(table.column_names.index("path"), "path", pa.array([7, 8, 9]))
+    pq.write_table(numbered, folder / "0.parquet")
+    code, _, err = cli("collections", "import", folder, "--name", "rows", "--url", server_url)
+    assert (code, "7 in 'path' is no id: ids are strings" in err) == (2, True), err
+    with Client(server_url) as client:
+        client.delete_collection("rows")
+
+
+def test_a_table_of_a_data_frame_with_a_row_that_failed() -> None:
+    vectors = [np.ones(4, np.float32), None]
+    table = as_table({"path": ["a", "b"], "vector": vectors, "error": ["", "invalid_image: no"]})
+    assert table.schema.field("vector").type.list_size == 4
+    assert np.isnan(table.column("vector")[1].as_py()).all()
 
 
 @pytest.mark.parametrize("column", ["space", "fingerprint"])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from service.__main__ import AFTER_ALL_S
 from service.http.gate import OPEN_PATHS
 from service.settings import Settings, setting_fields
 from tests.dockerfile import ancestry
@@ -37,7 +38,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     ),
     "milvus": (
         "collections.backend=milvus",
-        "collections.milvus.uri=http://milvus:19530",
+        "collections.milvus.uri=http://milvus",
         "collections.milvus.existingSecret=milvus",
         "image.tag=0.1.0-milvus",
         "autoscaling.enabled=true",
@@ -167,7 +168,7 @@ def test_probes_and_the_time_to_stop(variant: str) -> None:
     assert starting == (900 if variant == "hub" else 300)
     told = variables(manifests(variant))
     drain = sum(float(told[f"CLIPWORKS_{name}"]) for name in ("DRAIN_GRACE_S", "DRAIN_S", "STOP_S"))
-    assert spec["terminationGracePeriodSeconds"] > drain + 3
+    assert spec["terminationGracePeriodSeconds"] > drain + AFTER_ALL_S
 
 
 def test_collections_on_a_volume_have_one_server() -> None:

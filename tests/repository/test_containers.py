@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from service.__main__ import AFTER_ALL_S
 from service.settings import Settings, unknown_variables
 from tests.dockerfile import all_of, ancestry, last, read, stages
 from tests.programs import program
@@ -20,7 +21,7 @@ from tests.programs import program
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy" / "systemd" / "clipworks.service"
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
-PINS = {"cpu": ["serve"], "cuda": ["serve-gpu"], "milvus": ["serve", "milvus"]}
+PINS = {"cpu": ["serve", "otel"], "cuda": ["serve-gpu", "otel"], "milvus": ["serve", "otel", "milvus"]}
 DEVICES = {"cpu": "cpu", "cuda": "cuda", "milvus": "cpu"}
 SERVERS = ["clipworks", "clipworks-gpu"]
 
@@ -59,7 +60,7 @@ def seconds(text: str) -> int:
 def time_to_stop() -> float:
     """What the server may take after its signal, by default."""
     settings = Settings.model_construct()
-    return settings.drain_grace_s + settings.drain_s + settings.stop_s + 3
+    return settings.drain_grace_s + settings.drain_s + settings.stop_s + AFTER_ALL_S
 
 
 def test_the_base_is_pinned_by_full_version_and_the_cpu_image_is_the_default() -> None:

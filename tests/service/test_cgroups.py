@@ -32,10 +32,13 @@ def test_quotas_of_every_group_above_count(tmp_path: Path) -> None:
     assert cpu_quota(tmp_path / "nowhere", tmp_path / "nothing") is None
 
 
-@pytest.mark.parametrize(("quota", "cores"), [(None, 8), (0.5, 1), (1.5, 2), (2.0, 2), (64.0, 8)])
+@pytest.mark.parametrize(("quota", "cores"), [("max", 8), ("50000", 1), ("150000", 2), ("200000", 2), ("6400000", 8)])
 def test_a_quota_cuts_the_cores_of_the_affinity(
-    monkeypatch: pytest.MonkeyPatch, quota: float | None, cores: int
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int
 ) -> None:
-    monkeypatch.setattr("service.settings.cpu_quota", lambda: quota)
+    own = tmp_path / "own"
+    own.write_text("0::/unit\n")
+    (tmp_path / "unit").mkdir()
+    (tmp_path / "unit" / "cpu.max").write_text(f"{quota} 100000\n")
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
-    assert available_cores() == cores
+    assert available_cores(tmp_path, own) == cores

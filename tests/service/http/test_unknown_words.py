@@ -19,11 +19,16 @@ LABELS = ["grass", "dress", "hello", "shoes"]
 
 
 @pytest.fixture(scope="module")
-def shop(serve_module: Callable[..., Any]) -> Iterator[httpx2.Client]:
-    """A client of a server of its own process whose model knows some thousands of tokens and no others."""
+def shop_server(serve_module: Callable[..., Any]) -> Any:
+    """A server of its own process whose model knows some thousands of tokens and no others."""
     server = serve_module(store=SHOP_STORE)
     server.wait_for("ready")
-    with httpx2.Client(base_url=server.address, timeout=60) as client:
+    return server
+
+
+@pytest.fixture(scope="module")
+def shop(shop_server: Any) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=shop_server.address, timeout=60) as client:
         yield client
 
 
@@ -153,7 +158,7 @@ def wait_for_set(client: httpx2.Client, name: str) -> dict[str, Any]:
     return info
 
 
-def test_a_label_set_says_which_labels_are_unknown(shop: httpx2.Client) -> None:
+def test_a_label_set_says_which_labels_are_unknown(shop: httpx2.Client, shop_server: Any) -> None:
     answered(shop.put("/label-sets/kinds", json={"labels": LABELS}), 202)
     info = wait_for_set(shop, "kinds")
     assert "'grass', 'hello';" in info["warnings"][0]
@@ -164,6 +169,9 @@ def test_a_label_set_says_which_labels_are_unknown(shop: httpx2.Client) -> None:
     assert refused(shop.post("/classify", json=strict))[:2] == ("no_direction", "label_set")
     answered(shop.put("/label-sets/strict", json={"labels": LABELS, "on_unknown": "error"}), 202)
     assert "'grass', 'hello';" in wait_for_set(shop, "strict")["failed"]
+    log = "".join(shop_server.log)
+    assert "label set strict: no_direction" in log
+    assert "grass" not in log, "labels are a user's"
 
 
 def test_a_search_goes_on_without_what_is_unknown(shop: httpx2.Client) -> None:

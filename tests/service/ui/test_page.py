@@ -399,6 +399,30 @@ def test_the_chance_that_a_label_is_there_stands_beside_the_score(site: Site) ->
     assert rows.first.locator(".chance").count() == 0
 
 
+def test_chances_of_an_older_answer_never_stand_beside_a_newer_one(site: Site) -> None:
+    page = site.page("?view=classify&labels=red,green,blue")
+    held: list[Route] = []
+    holds: list[bool] = []
+
+    def hold(route: Route) -> None:
+        if holds and b"sigmoid" in (route.request.post_data_buffer or b""):
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/classify", hold)
+    chosen(page, ("a.png", picture("green", 3)))
+    expect(page.locator(".chance")).to_have_count(3)
+    holds.append(True)
+    page.get_by_label("Labels, one a line").fill("red,green")
+    expect(page.locator(".results .said")).to_have_count(2)
+    while not held:
+        page.wait_for_timeout(20)
+    assert page.locator(".chance").count() == 0
+    held.pop().continue_()
+    expect(page.locator(".chance")).to_have_count(2)
+
+
 def test_templates_of_ones_own(site: Site) -> None:
     page = site.page("?view=classify&labels=red,green,blue")
     chosen(page, ("a.png", picture("green", 3)))

@@ -73,7 +73,7 @@ spec:
   automountServiceAccountToken: false
   # A service called clipworks would put CLIPWORKS_PORT=tcp://... into the environment.
   enableServiceLinks: false
-  terminationGracePeriodSeconds: {{ add .Values.drain.graceSeconds .Values.drain.seconds .Values.drain.stopSeconds 5 }}
+  terminationGracePeriodSeconds: {{ add .Values.drain.graceSeconds .Values.drain.seconds .Values.drain.stopSeconds 8 }}
   securityContext:
     {{- include "clipworks.podSecurityContext" . | nindent 4 }}
   {{- with .Values.imagePullSecrets }}
