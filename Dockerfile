@@ -86,6 +86,7 @@ ENV CLIPWORKS_DEVICE=cuda \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     LD_LIBRARY_PATH=/opt/clipworks/lib/python3.13/site-packages/nvidia/cu13/lib:/opt/clipworks/lib/python3.13/site-packages/nvidia/cudnn/lib
+# Here and not in `runtime`: what changes with every build comes last, so that the layers before it are reused.
 ARG VERSION
 ARG REVISION=unknown
 ARG CREATED=unknown

@@ -1,4 +1,4 @@
-"""How long a collection takes from the embedded store to Milvus and back, with the commands that a user has.
+"""Times the move of a collection from the embedded store to Milvus and back, by `clipworks collections`.
 
     python benchmarks/moving.py --rows 100000 --milvus http://127.0.0.1:19530
 

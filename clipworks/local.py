@@ -36,7 +36,6 @@ Precision = Literal["fp32", "fp16", "int8"]
 Device = Literal["cpu", "cuda"]
 _TYPE = "invalid_request_error"
 _OPENED = 4  # models of one process that stay open, whoever was made with them
-_SHOWN_PLACES = 20
 _opening = threading.Lock()
 
 
@@ -223,11 +222,10 @@ def _loaded(item: InputSource) -> Text | ImageBytes:
 
 
 def _said(weak: Sequence[int]) -> list[str]:
-    """What a server would say of inputs of which the model knows nothing; a Python warning as well."""
-    if not weak:
-        return []
-    shown = ", ".join(f"inputs[{index}]" for index in sorted(weak)[:_SHOWN_PLACES])
-    more = f" and {len(weak) - _SHOWN_PLACES} more" if len(weak) > _SHOWN_PLACES else ""
-    text = f"{shown}{more}: this model knows nothing of what is there, so the vector says nothing"
-    warnings.warn(text, stacklevel=3)
-    return [text]
+    """What a server says of inputs of which the model knows nothing; a Python warning as well."""
+    from service.engine.offline import said_of
+
+    sentences = said_of(sorted(weak))
+    for sentence in sentences:
+        warnings.warn(sentence, stacklevel=3)
+    return sentences

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from clipworks._progress import progress_bar
 from clipworks.cli import connect, output
 from clipworks.cli.arrow import arrow, parquet
-from clipworks.cli.collection_vectors import are_vectors_of_a_job, fill_from_job, read_job
+from clipworks.cli.collection_vectors import are_vectors_of_a_job, fill_from_job, read_job, upserted
 from clipworks.cli.failures import FAILED_ITEMS, RefusedError, UsageError
 from clipworks.client import AsyncClient, AsyncCollection, Item
 from clipworks.errors import NotFound
@@ -287,9 +287,7 @@ async def _fill(target: AsyncCollection, file: Path, manifest: CopyManifest) -> 
                     Item(id=row["id"], vector=row["vector"], metadata=json.loads(row["metadata"]))
                     for row in batch.to_pylist()
                 ]
-                result = await target.upsert(items, space=manifest.space)
-                stored += result.upserted
-                failures += [(items[index].id, str(error)) for index, error in result.errors.items()]
+                stored += await upserted(target, items, manifest.space, failures)
                 advance(len(items))
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{file}: not a file of `export`: {error}") from error

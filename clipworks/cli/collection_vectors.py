@@ -94,10 +94,6 @@ async def fill_from_job(
             read = [*taken, "vector", *(["error"] if "error" in _columns(file) else [])]
             held: list[Item] = []
             for row in _rows(file, list(dict.fromkeys([job.id_column, *read]))):
-                if row.get("error"):
-                    failures.append((row[job.id_column], row["error"]))
-                    advance(1)
-                    continue
                 try:
                     held.append(_item(row, taken, job.id_column))
                 except ValueError as error:
@@ -105,11 +101,11 @@ async def fill_from_job(
                     advance(1)
                     continue
                 if len(held) == _ROWS:
-                    stored += await _store(target, held, job.space, failures)
+                    stored += await upserted(target, held, job.space, failures)
                     advance(len(held))
                     held = []
             if held:
-                stored += await _store(target, held, job.space, failures)
+                stored += await upserted(target, held, job.space, failures)
                 advance(len(held))
     return stored, failures
 
@@ -140,14 +136,17 @@ def _require_equal(job: JobVectors, space: str, fingerprint: EncoderFingerprint,
         )
 
 
-async def _store(target: AsyncCollection, items: Sequence[Item], space: str, failures: list[tuple[str, str]]) -> int:
+async def upserted(target: AsyncCollection, items: Sequence[Item], space: str, failures: list[tuple[str, str]]) -> int:
+    """How many were stored; (id, why) of the others go to `failures`."""
     result = await target.upsert(items, space=space)
     failures += [(items[index].id, str(error)) for index, error in result.errors.items()]
     return result.upserted
 
 
 def _item(row: dict[str, Any], taken: Sequence[str], id_column: str) -> Item:
-    """Raises ValueError: the row cannot be an item."""
+    """Raises ValueError: the job says that it failed, or it cannot be an item."""
+    if row.get("error"):
+        raise ValueError(row["error"])
     kept = [name for name in taken if row[name] is not None and (name != id_column or name == "path")]
     return Item(id=row[id_column], vector=row["vector"], metadata={name: plain_value(row[name]) for name in kept})
 

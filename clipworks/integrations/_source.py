@@ -1,10 +1,11 @@
-"""Where an adapter gets its vectors: a running server, or a model in this process."""
+"""Vectors for the adapters, from a running server or from a model in this process."""
 
 from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,21 +38,22 @@ class VectorSource:
         self._options: dict[str, Any] = {"url": url, "api_key": api_key, "timeout_s": timeout_s}
         self._model = model
         self._local = local
-        self._client = None if local else Client(**self._options)
-        if self._client is not None:
-            weakref.finalize(self, self._client.close)
+        if local is not None:
+            self._embed: Callable[..., Vectors] = local.embed
+        else:
+            client = Client(**self._options)
+            weakref.finalize(self, client.close)
+            self._embed = partial(client.embed, model=model)
 
     def embed(self, *, texts: Sequence[str] = (), images: Sequence[Any] = (), normalize: bool = True) -> Vectors:
         """float32 [n, dim], texts first. Raises ClientError: the first input that has no vector."""
         if not len(texts) + len(images):
             return np.empty((0, 0), dtype=np.float32)
-        if self._client is None:
-            return self._of_local(texts, images, normalize)
-        return self._client.embed(texts=texts, images=images, model=self._model, normalize=normalize)
+        return self._embed(texts=texts, images=images, normalize=normalize)
 
     async def aembed(self, *, texts: Sequence[str] = (), images: Sequence[Any] = ()) -> Vectors:
         """As `embed`. Connections last as long as a call: an adapter may be used from several event loops."""
-        if self._client is None or not len(texts) + len(images):
+        if self._local is not None or not len(texts) + len(images):
             return await asyncio.to_thread(self.embed, texts=texts, images=images)
         async with AsyncClient(**self._options) as client:
             return await client.embed(texts=texts, images=images, model=self._model)
@@ -59,8 +61,3 @@ class VectorSource:
     def dim(self) -> int:
         """Of the vectors."""
         return self._local.dim if self._local else self.embed(texts=["a"]).shape[1]
-
-    def _of_local(self, texts: Sequence[str], images: Sequence[Any], normalize: bool) -> Vectors:
-        if self._local is None:
-            raise ValueError("there is neither a server nor a local model")
-        return self._local.embed(texts=texts, images=images, normalize=normalize)

@@ -23,7 +23,7 @@ from model_store.store import Store
 from service.engine.opening import EngineSettings
 from service.engine.running import OpenedModel, open_model
 from service.engine.stacking import EqualShapes, Stacking
-from service.engine.vectors import KNOWS_NOTHING, Vector, finish, is_zero
+from service.engine.vectors import KNOWS_NOTHING, Vector, finish, is_zero, unknown_inputs
 from service.faults import NoDirection, RunFailed
 
 Row = NDArray[Any]
@@ -39,6 +39,11 @@ class OfflineOutcome:
 
     outcomes: list[Vector | ClipworksError]
     weak: list[int]
+
+
+def said_of(weak: Sequence[int]) -> list[str]:
+    """What a server says of inputs of which the model knows nothing, by their indices."""
+    return unknown_inputs([f"inputs[{index}]" for index in weak])
 
 
 class OfflineModel:

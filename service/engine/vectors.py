@@ -1,6 +1,8 @@
-"""What becomes of an encoder's row before anyone sees it."""
+"""Vectors as they are answered: cut, normalised, and what is said where the model knows nothing."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +10,7 @@ from numpy.typing import NDArray
 KNOWS_NOTHING = "this model knows nothing of this input; try other words, or another model"
 Vector = NDArray[np.float32]
 _TINY = 1e-12
+_SHOWN_PLACES = 20
 
 
 def finish(vector: Vector, *, normalize: bool = True, dimensions: int | None = None) -> Vector:
@@ -21,3 +24,12 @@ def finish(vector: Vector, *, normalize: bool = True, dimensions: int | None = N
 def is_zero(vector: Vector) -> bool:
     """Whether it points nowhere, but for rounding."""
     return float(np.linalg.norm(vector)) < _TINY
+
+
+def unknown_inputs(places: Sequence[str]) -> list[str]:
+    """One sentence that names places of a request, such as inputs[3].text; none for no places."""
+    if not places:
+        return []
+    shown = ", ".join(places[:_SHOWN_PLACES])
+    more = f" and {len(places) - _SHOWN_PLACES} more" if len(places) > _SHOWN_PLACES else ""
+    return [f"{shown}{more}: this model knows nothing of what is there, so the vector says nothing"]

@@ -23,6 +23,7 @@ from clipworks.schemas import (
 from model_store.errors import InputError
 from service.collections.plans import GivenVector, NewRow
 from service.engine.running import RunningModel
+from service.engine.vectors import unknown_inputs
 from service.http.context import while_connected
 from service.http.errors import Refusal, located
 from service.http.ingress import Received, off_loop, query_options, read_json, read_request
@@ -31,7 +32,6 @@ from service.http.limits import IngressLimits
 from service.http.openapi import answers, bodies, json_body, query_parameters
 from service.http.options import Options
 from service.http.respond import encoded, entries, json_response, model_headers, model_response
-from service.http.unknown import unknown_inputs
 from service.routes.collection_sources import (
     check_page,
     check_source,

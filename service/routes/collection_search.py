@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from clipworks.schemas import CombineQuery, IdQuery, Part, SearchRequest, SearchResponse, VectorQuery
 from service.collections.plans import GivenVector, QueryPlan, Source, StoredId
+from service.engine.vectors import unknown_inputs
 from service.http.context import while_connected
 from service.http.ingress import Received, off_loop, read_request
 from service.http.inputs import encoded_bytes, item_of
@@ -19,7 +20,6 @@ from service.http.limits import IngressLimits
 from service.http.openapi import answers, bodies
 from service.http.options import Options
 from service.http.respond import encoded, entries, json_response, model_headers
-from service.http.unknown import unknown_inputs
 from service.routes.collection_sources import (
     check_page,
     check_source,

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from clipworks.schemas import EmbedRequest, EmbedResponse
 from model_store.errors import InputError
+from service.engine.vectors import unknown_inputs
 from service.http.context import while_connected
 from service.http.errors import Refusal, located
 from service.http.ingress import read_request
@@ -17,7 +18,7 @@ from service.http.inputs import items_of, param_of
 from service.http.openapi import answers, bodies
 from service.http.options import Options
 from service.http.respond import encoded, entries, json_response, model_headers, npy_response, wants_npy
-from service.http.unknown import unknown_inputs, warning_header
+from service.http.unknown import warning_header
 from service.routes.common import budget_for, check_count, check_towers, model_for, until_first_failure
 from service.routes.direct import DirectRoute
 from service.services import services_of

@@ -23,13 +23,13 @@ from clipworks.schemas import (
 from model_store.errors import InputError
 from service.base64_text import is_data_uri
 from service.engine.running import RunningModel
+from service.engine.vectors import unknown_inputs
 from service.http.context import while_connected
 from service.http.errors import Refusal, located
 from service.http.ingress import Received, read_json
 from service.http.inputs import items_of, param_of
 from service.http.openapi import answers, json_body
 from service.http.respond import encoded, entries, json_response, model_headers, model_response
-from service.http.unknown import unknown_inputs
 from service.routes.common import budget_for, check_count, check_towers, model_for, until_first_failure
 from service.routes.direct import DirectRoute
 from service.services import services_of
