@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from clipworks.wire.common import (
-    INPUT_FIELDS,
     MAX_WHOLE,
     ByContent,
     EncoderFingerprint,
@@ -17,7 +16,6 @@ from clipworks.wire.common import (
     ItemError,
     ModelName,
     OnError,
-    OnUnknownField,
     TextInput,
     Warnings,
     Weak,
@@ -331,103 +329,3 @@ class DeleteItemsRequest(Wire):
 
 class DeleteItemsResponse(Wire):
     deleted: int
-
-
-# ---------------------------------------------------------------- search
-
-
-class IdQuery(Wire):
-    """A stored item's vector; the item itself is no hit."""
-
-    id: ItemId
-
-
-class VectorQuery(Wire):
-    vector: VectorField
-
-
-class _Weighted(Wire):
-    weight: float = Field(default=1.0, description="negative pushes away")
-
-
-class WeightedText(_Weighted, TextInput):
-    pass
-
-
-class WeightedImage(_Weighted, ImageInput):
-    pass
-
-
-class WeightedImageUrl(_Weighted, ImageUrlInput):
-    pass
-
-
-class WeightedId(_Weighted, IdQuery):
-    pass
-
-
-class WeightedVector(_Weighted, VectorQuery):
-    pass
-
-
-Part = Annotated[
-    WeightedText | WeightedImage | WeightedImageUrl | WeightedId | WeightedVector,
-    ByContent(
-        {
-            "text": WeightedText,
-            "image": WeightedImage,
-            "image_url": WeightedImageUrl,
-            "id": WeightedId,
-            "vector": WeightedVector,
-        }
-    ),
-]
-
-
-class CombineQuery(Wire):
-    """The normalised sum of its normalised parts; stored items among them are no hits."""
-
-    combine: list[Part] = Field(min_length=1, max_length=64, fail_fast=True)
-
-
-Query = Annotated[
-    str | TextInput | ImageInput | ImageUrlInput | IdQuery | VectorQuery | CombineQuery,
-    ByContent({**INPUT_FIELDS, "id": IdQuery, "vector": VectorQuery, "combine": CombineQuery}, string=True),
-]
-
-
-class SearchRequest(Wire):
-    queries: list[Query] = Field(min_length=1, fail_fast=True)
-    model: ModelName | None = Field(
-        default=None, description="encodes the queries; of the collection's space. Without it the collection's own"
-    )
-    space: str | None = Field(default=None, description="of the vectors given; refused (409) if it is another one")
-    top_k: int = Field(default=10, ge=1, le=MAX_WHOLE)
-    offset: int = Field(default=0, ge=0, le=MAX_WHOLE, description="hits to skip, for the next page")
-    min_score: float | None = Field(default=None, description="hits below this cosine are left out")
-    filter: Filter | None = None
-    include: list[Include] = Field(default=["metadata"], max_length=2, fail_fast=True)
-    encoding_format: EncodingFormat = Field(default="float", description="of the vectors in the answer")
-    on_error: OnError = "fail"
-    on_unknown: OnUnknownField = "warn"
-
-
-class SearchHit(Wire):
-    id: str
-    score: float = Field(description="cosine of query and item")
-    metadata: dict[str, Any] | None = Field(default=None, description="unless left out by `include`")
-    vector: list[float] | str | None = Field(default=None, description="if asked for by `include`")
-
-
-class QueryResult(Wire):
-    index: int
-    exact: bool = Field(description="true: no better item exists; false: the index is approximate")
-    hits: list[SearchHit]
-    weak: Weak = False
-
-
-class SearchResponse(Wire):
-    model: str | None = Field(description="name@version that encoded the queries; null if there was nothing to encode")
-    space: str
-    results: list[QueryResult | ItemError]
-    warnings: Warnings = []

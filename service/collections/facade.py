@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 import numpy as np
 from pydantic import ValidationError
 
-from clipworks.schemas import OnUnknown
+from clipworks.schemas import MAX_POOL, OnUnknown
 from model_store.errors import ClipworksError
+from service.collections.arranging import Arranged, Arrangement, search_arranged
 from service.collections.backends import BackendSource
 from service.collections.encoding import ItemEncoder, query_vectors, row_vectors
 from service.collections.media import MediaRoot, Thumbnail
@@ -49,13 +50,18 @@ from service.retrieval.errors import (
     RetrievalError,
     ScanNeeded,
 )
+from service.retrieval.paths import parse_path
 from service.retrieval.stopping import Stop
+from service.retrieval.surveys import Survey, SurveySpec
 from service.retrieval.truth.filter_limits import is_small
 from service.retrieval.truth.filters import compile_filter
+from service.retrieval.truth.items import check_id
 from service.timing import Budget
 
 _T = TypeVar("_T")
 _SCANS = 3
+_BEST_FIRST = Arrangement()
+_NO_SURVEY = SurveySpec()
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,7 @@ class Searched:
 
     failed_part: which part of a combination is to blame. unknown_fields: of the filter, that no item has.
     unknown_parts: (query, part) of which the model knows nothing. weak: queries that have no other parts.
+    arranged, surveys: by query, where asked for.
     """
 
     outcomes: list[SearchOutcome | ClipworksError]
@@ -71,6 +78,8 @@ class Searched:
     unknown_fields: Sequence[str] = ()
     unknown_parts: Sequence[tuple[int, int]] = ()
     weak: frozenset[int] = frozenset()
+    arranged: Mapping[int, Arranged] = field(default_factory=dict[int, Arranged])
+    surveys: Mapping[int, Survey] = field(default_factory=dict[int, Survey])
 
 
 @dataclass(frozen=True)
@@ -445,16 +454,20 @@ class Collections:
         on_unknown: OnUnknown,
         caller: str,
         budget: Budget,
+        arrangement: Arrangement = _BEST_FIRST,
+        survey: SurveySpec = _NO_SURVEY,
     ) -> Searched:
-        """Answer all queries: one run of the encoders, one search of a matrix.
+        """Answer all queries: one run of the encoders, one search of a matrix; or one each, where they are arranged.
 
         all_or_nothing: nothing is searched after a failure. Stored items that a query names are no hits of it.
-        caller: who asks; a filter that has to look at many rows waits for its caller's and its collection's turn.
+        caller: who asks; what has to look at many rows waits for its caller's and its collection's turn.
 
         Raises:
-            FieldRefused: the filter.
+            FieldRefused: the filter, a facet, an id to tell the score of.
+            NotSupported: the backend has no surveys.
             ServiceOverloaded, DeadlinePassed
         """
+        _check_survey(survey)
         await _check_filter(collection, filter)
         encoder = ItemEncoder(model, self._pool, budget)
 
@@ -471,34 +484,61 @@ class Collections:
             return Searched(outcomes, dict(found.failed_part), (), found.unknown_parts, found.weak)
         vectors = np.stack([each for each in found.vectors if isinstance(each, np.ndarray)])
         excluded = [[part.id for part in plans[index].parts if isinstance(part, StoredId)] for index in good]
-        search = partial(
-            collection.search,
-            vectors,
-            top_k=top_k,
-            offset=offset,
-            filter=filter,
-            min_score=min_score,
-            with_metadata=with_metadata,
-            with_vectors=with_vectors,
-            exclude_ids=excluded,
-        )
+        search = partial(collection.search, filter=filter, min_score=min_score, with_metadata=with_metadata)
+
+        def find(*, may_scan: bool, stop: Stop) -> list[tuple[SearchOutcome, Arranged | None]]:
+            if arrangement.is_plain:
+                page = partial(search, top_k=top_k, offset=offset, with_vectors=with_vectors)
+                plain = page(vectors, exclude_ids=excluded, may_scan=may_scan, stop=stop)
+                return [(outcome, None) for outcome in plain]
+            return [
+                search_arranged(
+                    partial(search, vector[None], exclude_ids=[out], may_scan=may_scan),
+                    arrangement,
+                    offset=offset,
+                    top_k=top_k,
+                    largest=min(MAX_POOL, self._settings.max_results),
+                    with_vectors=with_vectors,
+                    stop=stop,
+                )
+                for vector, out in zip(vectors, excluded, strict=True)
+            ]
+
+        surveys: list[Survey] = []
         with _filter_refused():
-            results, unknown = await self._search(collection, search, filter, caller, budget)
-        for index, result in zip(good, results, strict=True):
-            outcomes[index] = result
-        return Searched(outcomes, dict(found.failed_part), unknown, found.unknown_parts, found.weak)
+            results, unknown = await self._search(collection, find, filter, caller, budget)
+            if not survey.is_empty:
+                surveys = await self._threads.scan(
+                    lambda stop: collection.survey(
+                        vectors, survey, filter=filter, min_score=min_score, exclude_ids=excluded, stop=stop
+                    ),
+                    shares=_shares(collection, caller),
+                    budget=budget,
+                    stage="survey",
+                )
+        for index, (outcome, _) in zip(good, results, strict=True):
+            outcomes[index] = outcome
+        return Searched(
+            outcomes,
+            dict(found.failed_part),
+            unknown,
+            found.unknown_parts,
+            found.weak,
+            {index: arranged for index, (_, arranged) in zip(good, results, strict=True) if arranged is not None},
+            dict(zip(good, surveys, strict=False)),
+        )
 
     async def _search(
         self,
         collection: BackendCollection,
-        search: Callable[..., list[SearchOutcome]],
+        search: Callable[..., _T],
         filter: dict[str, Any] | None,
         caller: str,
         budget: Budget,
-    ) -> tuple[list[SearchOutcome], Sequence[str]]:
+    ) -> tuple[_T, Sequence[str]]:
         """A search that never keeps a reader for long: what its filter has to look at first is another lane's work."""
 
-        def run(stop: Stop, *, may_scan: bool = False) -> tuple[list[SearchOutcome], Sequence[str]]:
+        def run(stop: Stop, *, may_scan: bool = False) -> tuple[_T, Sequence[str]]:
             found = search(may_scan=may_scan, stop=stop)
             return found, () if not filter else collection.unknown_fields(filter)
 
@@ -546,6 +586,20 @@ async def _check_filter(collection: BackendCollection, filter: dict[str, Any] | 
             compile_filter(filter, collection.spec.metadata_schema)
         else:
             await asyncio.to_thread(compile_filter, filter, collection.spec.metadata_schema)
+
+
+def _check_survey(asked: SurveySpec) -> None:
+    """Raises FieldRefused: a field or an id that cannot be one."""
+    for place, name in enumerate(asked.facets):
+        try:
+            parse_path(name)
+        except ValueError as error:
+            raise FieldRefused(InvalidQuery(str(error)), f"facets[{place}]") from None
+    for place, id in enumerate(asked.ids):
+        try:
+            check_id(id)
+        except InvalidItem as error:
+            raise FieldRefused(error, f"score_of[{place}]") from None
 
 
 @contextmanager

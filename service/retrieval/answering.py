@@ -70,7 +70,7 @@ def rescore(
     rids = _joined(found.rids)
     vectors = found.vectors
     if vectors is None:
-        vectors = _vectors(db, rows, rids, found, damaged)
+        vectors = read_vectors(db, rows, found, damaged)
     if found.shared:
         return rank_rows(queries, rids, vectors, list(wanted))
     bounds = rounding_bound(queries)
@@ -83,9 +83,9 @@ def rescore(
     return ranked
 
 
-def _vectors(
-    db: apsw.Connection, rows: RowTable, rids: NDArray[np.int64], found: Candidates, damaged: Callable[[], None]
-) -> Vector:
+def read_vectors(db: apsw.Connection, rows: RowTable, found: Candidates, damaged: Callable[[], None]) -> Vector:
+    """Vectors [n, D] of all candidates, one list after the other. damaged: as in `rescore`. Raises RowVanished."""
+    rids = _joined(found.rids)
     if found.mapped is None:
         return _from_truth(db, rows, rids)
     vectors, good = found.mapped.rows(_joined(found.slots))

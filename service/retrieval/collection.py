@@ -42,6 +42,8 @@ from service.retrieval.records import (
 )
 from service.retrieval.searching import IndexQuery, Searcher
 from service.retrieval.stopping import NEVER, Stop
+from service.retrieval.surveying import Surveyor
+from service.retrieval.surveys import Survey, SurveySpec
 from service.retrieval.truth import archive
 from service.retrieval.truth.database import rows_of
 from service.retrieval.truth.filters import compile_filter
@@ -243,15 +245,40 @@ class EmbeddedCollection:
                 f"top_k must be at least 1, offset at least 0 and their sum at most {self._settings.max_results},"
                 f" got top_k {top_k} and offset {offset}"
             )
-        excluded = [frozenset(ids) for ids in ([()] * len(queries) if exclude_ids is None else exclude_ids)]
-        if len(excluded) != len(queries):
-            raise InvalidQuery(f"exclude_ids has {len(excluded)} entries for {len(queries)} queries")
-        if max((len(ids) for ids in excluded), default=0) > self._settings.max_results:
-            raise InvalidQuery(f"more than {self._settings.max_results} ids to exclude")
+        excluded = self._excluded(queries, exclude_ids)
         condition = None if filter is None else compile_filter(filter, self.spec.metadata_schema)
         shown = AnswerShape(offset + top_k, offset, min_score, with_metadata, with_vectors)
         with self._there():
             return self._searcher.search(IndexQuery(queries, condition, excluded, shown, may_scan, stop))
+
+    def survey(
+        self,
+        vectors: Vector,
+        asked: SurveySpec,
+        *,
+        filter: dict[str, Any] | None = None,
+        min_score: float | None = None,
+        exclude_ids: Sequence[Sequence[str]] | None = None,
+        may_scan: bool = True,
+        stop: Stop = NEVER,
+    ) -> list[Survey]:
+        """What is asked about all rows that a search with these arguments ranks: exact on every kind of index.
+
+        Reads every vector that the filter leaves unless only facets without `min_score` are asked for.
+
+        Raises:
+            InvalidQuery, InvalidFilter, Interrupted: as `search`.
+        """
+        self._check_open()
+        queries = check_queries(vectors, self.spec.dim)
+        for id in asked.ids:
+            check_id(id)
+        condition = None if filter is None else compile_filter(filter, self.spec.metadata_schema)
+        shown = AnswerShape(0, 0, min_score, with_metadata=False, with_vectors=False)
+        query = IndexQuery(queries, condition, self._excluded(queries, exclude_ids), shown, may_scan, stop)
+        surveyor = Surveyor(self._log, self._rows, self._searcher, gate=self._gate)
+        with self._there():
+            return surveyor.survey(query, asked, self.spec.metadata_schema)
 
     def scan(self, filter: dict[str, Any], *, stop: Stop = NEVER) -> None:
         """Look at all rows for a filter and remember what was found, so that a search by it need not. May take long.
@@ -437,6 +464,15 @@ class EmbeddedCollection:
             if self._going:
                 raise CollectionNotFound(f"collection {self.name} was dropped") from error
             raise
+
+    def _excluded(self, queries: Vector, ids: Sequence[Sequence[str]] | None) -> list[frozenset[str]]:
+        """For each query the ids that it must not return. Raises InvalidQuery."""
+        excluded = [frozenset(each) for each in ([()] * len(queries) if ids is None else ids)]
+        if len(excluded) != len(queries):
+            raise InvalidQuery(f"exclude_ids has {len(excluded)} entries for {len(queries)} queries")
+        if max((len(each) for each in excluded), default=0) > self._settings.max_results:
+            raise InvalidQuery(f"more than {self._settings.max_results} ids to exclude")
+        return excluded
 
     def _check_open(self) -> None:
         if self._dropped:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -236,19 +236,32 @@ class Searcher:
     def _attempt(self, query: IndexQuery, part: slice, *, gated: bool) -> list[SearchOutcome]:
         vectors, excluded = query.vectors[part], query.excluded[part]
         wanted = [query.shown.hits + len(ids) for ids in excluded]
-        allowed = self._enter(query, gated=gated)
-        try:
+        with self.entered(query, gated=gated) as (_, allowed):
             exact, found = self._rank(vectors, wanted, allowed)
-        finally:
-            self._lock.release_read()
         # The lock is free before a reading connection is asked for: whoever waits for one of those holds up no write.
         with self._log.read(query.stop) as db:
             if isinstance(found, Candidates):
-                found = rescore(db, self._rows, vectors, wanted, found, damaged=self._note_damage)
+                found = rescore(db, self._rows, vectors, wanted, found, damaged=self.note_damage)
             return answer(db, self._rows, found, excluded, query.shown, exact=exact)
 
-    def _note_damage(self) -> None:
+    def note_damage(self) -> None:
+        """The mapped file is not what was written: the index is due to be rebuilt."""
         self._damaged = True
+
+    @contextmanager
+    def entered(self, query: IndexQuery, *, gated: bool) -> Generator[tuple[LiveIndex, Bits | None]]:
+        """The index of one moment, and the live slots that the query's filter leaves (None: all): locked for reading.
+
+        gated: the caller holds the gate.
+
+        Raises:
+            ScanNeeded: the filter has to look at many rows first, and the query may not.
+        """
+        allowed = self._enter(query, gated=gated)
+        try:
+            yield self._live, allowed
+        finally:
+            self._lock.release_read()
 
     def scan(self, condition: Condition, stop: Stop) -> None:
         """Look at the rows for a filter and remember what was found, so that searches need look at few.

@@ -11,15 +11,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from clipworks.schemas import CombineQuery, IdQuery, Part, SearchRequest, SearchResponse, VectorQuery
+from model_store.errors import ClipworksError
+from service.collections.arranging import Arranged, Arrangement
 from service.collections.plans import GivenVector, QueryPlan, Source, StoredId
 from service.engine.vectors import unknown_inputs
 from service.http.context import while_connected
+from service.http.errors import Refusal
 from service.http.ingress import Received, off_loop, read_request
 from service.http.inputs import encoded_bytes, item_of
 from service.http.limits import IngressLimits
 from service.http.openapi import answers, bodies
 from service.http.options import Options
 from service.http.respond import encoded, entries, json_response, model_headers
+from service.retrieval.surveys import SurveySpec
 from service.routes.collection_sources import (
     check_page,
     check_source,
@@ -28,6 +32,7 @@ from service.routes.collection_sources import (
     source_param,
     to_encode,
 )
+from service.routes.collection_surveys import survey_fields
 from service.routes.collections import Name
 from service.routes.common import budget_for, caller_of, check_count
 from service.services import services_of
@@ -42,6 +47,13 @@ OPTIONS: Options = {
     "top_k": "whole",
     "offset": "whole",
     "min_score": "number",
+    "diversity": "number",
+    "group_near": "number",
+    "pool": "whole",
+    "facets": "list",
+    "facet_values": "whole",
+    "histogram": "whole",
+    "score_of": "list",
     "include": "list",
     "encoding_format": "text",
     "on_error": "text",
@@ -55,7 +67,8 @@ router = APIRouter(prefix="/collections/{name}")
     summary="Search a collection",
     description=(
         "All queries are encoded in one run and searched at once. Best first; equal scores by id. `exact` says whether "
-        "a better item may have been missed. A stored item that a query names is no hit of it."
+        "a better item may have been missed. A stored item that a query names is no hit of it. `diversity` and "
+        "`group_near` arrange the best items anew; `facets`, `histogram` and `score_of` look at all items."
     ),
     responses=answers(SearchResponse, 400, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504),
     openapi_extra=bodies(SearchRequest, OPTIONS, files="images are appended to its queries"),
@@ -79,6 +92,7 @@ async def search(request: Request, name: Name) -> Response:
         queries=len(body.queries),
         with_vectors="vector" in body.include,
     )
+    arrangement = _arrangement(body)
     plans = await off_loop(
         request,
         lambda: [_plan(received, index, services.limits) for index in range(len(body.queries))],
@@ -109,14 +123,21 @@ async def search(request: Request, name: Name) -> Response:
             on_unknown=body.on_unknown,
             caller=caller_of(request),
             budget=budget,
+            arrangement=arrangement,
+            survey=SurveySpec(tuple(body.facets), body.facet_values, body.histogram, tuple(body.score_of)),
         ),
     )
 
-    def show(result: SearchOutcome) -> dict[str, Any]:
-        return {"exact": result.exact, "hits": [_shown(hit, body) for hit in result.hits]}
+    def show(found: tuple[int, SearchOutcome]) -> dict[str, Any]:
+        index, result = found
+        arranged = searched.arranged.get(index)
+        shown: dict[str, Any] = {"exact": result.exact, "hits": [_shown(hit, body, arranged) for hit in result.hits]}
+        if arranged is not None:
+            shown["pool"] = arranged.pool
+        return shown | survey_fields(searched.surveys.get(index), body)
 
     results = entries(
-        searched.outcomes,
+        [each if isinstance(each, ClipworksError) else (index, each) for index, each in enumerate(searched.outcomes)],
         show,
         on_error=body.on_error,
         place=lambda index: _param(body, index, searched.failed_part.get(index)),
@@ -169,8 +190,22 @@ def _param(body: SearchRequest, index: int, place: int | None) -> str:
     return source_param(part, f"queries[{index}].combine[{place}]")
 
 
-def _shown(hit: StoredHit, body: SearchRequest) -> dict[str, Any]:
+def _arrangement(body: SearchRequest) -> Arrangement:
+    """Raises Refusal (422): a page that ends behind the pool."""
+    asked = Arrangement(body.diversity, body.group_near, body.pool)
+    pool = asked.least_pool(body.top_k) if asked.diversity else asked.pool
+    if not asked.is_plain and pool is not None and body.offset + body.top_k > pool:
+        message = f"offset + top_k is {body.offset + body.top_k}, and {pool} items are looked at"
+        raise Refusal(422, "invalid_field", f"{message}; ask for the same larger pool with each page", param="pool")
+    return asked
+
+
+def _shown(hit: StoredHit, body: SearchRequest, arranged: Arranged | None) -> dict[str, Any]:
     shown: dict[str, Any] = {"id": hit.id, "score": hit.score}
+    if arranged is not None and body.group_near is not None:
+        shown["near"] = [
+            {"id": each.hit.id, "score": each.hit.score, "similarity": each.cosine} for each in arranged.folded[hit.id]
+        ]
     if "metadata" in body.include:
         shown["metadata"] = hit.metadata
     if hit.vector is not None:

@@ -39,6 +39,7 @@ from service.retrieval.records import (
     Vector,
 )
 from service.retrieval.stopping import NEVER, Stop
+from service.retrieval.surveys import Survey, SurveySpec
 from service.retrieval.truth.items import ItemChecks, check_id
 from service.retrieval.truth.rows import Prepared
 
@@ -192,6 +193,20 @@ class MilvusCollection:
             with_vectors=with_vectors,
         )
         return search(self._connection, self._there, self.spec, queries, excluded, asked, stop)
+
+    def survey(
+        self,
+        vectors: Vector,
+        asked: SurveySpec,
+        *,
+        filter: dict[str, Any] | None = None,
+        min_score: float | None = None,
+        exclude_ids: Sequence[Sequence[str]] | None = None,
+        may_scan: bool = True,
+        stop: Stop = NEVER,
+    ) -> list[Survey]:
+        """Milvus answers with its best rows and no others, and counts no values of a field."""
+        raise NotSupported("the milvus backend has no facets, no histogram and no ranks of named items")
 
     def scan(self, filter: dict[str, Any], *, stop: Stop = NEVER) -> None:
         """Milvus has an index of facts, so nothing has to be looked at first."""

@@ -25,6 +25,7 @@ from service.retrieval.records import (
     Vector,
 )
 from service.retrieval.stopping import NEVER, Stop
+from service.retrieval.surveys import Survey, SurveySpec
 
 
 class BackendCollection(Protocol):
@@ -57,6 +58,17 @@ class BackendCollection(Protocol):
         may_scan: bool = True,
         stop: Stop = NEVER,
     ) -> list[SearchOutcome]: ...
+    def survey(
+        self,
+        vectors: Vector,
+        asked: SurveySpec,
+        *,
+        filter: dict[str, Any] | None = None,
+        min_score: float | None = None,
+        exclude_ids: Sequence[Sequence[str]] | None = None,
+        may_scan: bool = True,
+        stop: Stop = NEVER,
+    ) -> list[Survey]: ...
     def scan(self, filter: dict[str, Any], *, stop: Stop = NEVER) -> None: ...
     def unknown_fields(self, filter: dict[str, Any]) -> Sequence[str]: ...
     def export_rows(self, *, batch: int = 1000) -> Iterator[list[Record]]: ...

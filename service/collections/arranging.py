@@ -1,0 +1,142 @@
+"""Another order of the best items of a search: unlike each other, and near duplicates as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipworks.schemas import MAX_POOL
+from service.retrieval import SearchOutcome, StoredHit
+from service.retrieval.stopping import Stop
+
+POOL = 200  # items that are looked at unless a request says how many
+_GROWTH = 4
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """diversity: 0 (best first) to 1; group_near: least cosine of two hits that are one; pool: items to look at, None:
+    as many as it takes."""
+
+    diversity: float = 0.0
+    group_near: float | None = None
+    pool: int | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        return self.diversity == 0.0 and self.group_near is None
+
+    def least_pool(self, top_k: int) -> int:
+        """Items to look at first."""
+        return self.pool or min(max(POOL, top_k), MAX_POOL)
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A hit that stands for others. cosine: of it and the hit that it is folded into."""
+
+    hit: StoredHit
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Arranged:
+    """hits: in their new order. folded: those that each stands for, best first, by its id. pool: items looked at."""
+
+    hits: list[StoredHit]
+    folded: dict[str, list[Folded]]
+    pool: int
+
+
+def fold_near(hits: Sequence[StoredHit], least: float) -> tuple[list[StoredHit], dict[str, list[Folded]]]:
+    """Hits, best first, without those whose cosine to a better one is at least `least`; and these, by whom they joined.
+
+    Each joins the best of the hits that it is near to; what has joined another draws no others. So what comes later
+    in the ranking changes nothing before it.
+
+    hits: with vectors float32 [D] of unit length.
+    """
+    kept: list[StoredHit] = []
+    folded: dict[str, list[Folded]] = {}
+    vectors = _vectors(hits)
+    held = np.empty_like(vectors)
+    for hit, vector in zip(hits, vectors, strict=True):
+        cosines = held[: len(kept)] @ vector
+        near = np.flatnonzero(cosines >= least)
+        if len(near):
+            first = int(near[0])
+            folded.setdefault(kept[first].id, []).append(Folded(hit, float(cosines[first])))
+        else:
+            held[len(kept)] = vector
+            kept.append(hit)
+    return kept, folded
+
+
+def diversify(hits: Sequence[StoredHit], diversity: float, count: int) -> list[StoredHit]:
+    """`count` of the hits by maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998).
+
+    Each time the hit with the largest (1 - diversity) * score - diversity * (largest cosine to those chosen), the
+    better one of equal ones. The first is the best hit.
+    """
+    vectors = _vectors(hits)
+    scores = np.array([hit.score for hit in hits], np.float64)
+    nearest = np.full(len(hits), -np.inf)
+    value = scores.copy()
+    chosen: list[StoredHit] = []
+    for _ in range(min(count, len(hits))):
+        place = int(value.argmax())
+        chosen.append(hits[place])
+        nearest = np.maximum(nearest, (vectors @ vectors[place]).astype(np.float64))
+        taken = value == -np.inf
+        value = (1 - diversity) * scores - diversity * nearest
+        value[taken] = -np.inf
+        value[place] = -np.inf
+    return chosen
+
+
+def arrange(hits: Sequence[StoredHit], asked: Arrangement, *, offset: int, top_k: int) -> Arranged:
+    """One page of the hits of a pool, which have their vectors."""
+    kept, folded = list(hits), dict[str, list[Folded]]()
+    if asked.group_near is not None:
+        kept, folded = fold_near(hits, asked.group_near)
+    if asked.diversity:
+        kept = diversify(kept, asked.diversity, offset + top_k)
+    page = kept[offset : offset + top_k]
+    return Arranged(page, {hit.id: folded.get(hit.id, []) for hit in page}, len(hits))
+
+
+def search_arranged(
+    search: Callable[..., list[SearchOutcome]],
+    asked: Arrangement,
+    *,
+    offset: int,
+    top_k: int,
+    largest: int,
+    with_vectors: bool,
+    stop: Stop,
+) -> tuple[SearchOutcome, Arranged]:
+    """Search for a pool, and arrange it. Where near duplicates leave too few hits and no pool was asked for, search for
+    a larger one, up to `largest`.
+
+    search: by top_k, offset and with_vectors, of one query.
+    """
+    pool = min(asked.least_pool(top_k), largest)
+    while True:
+        stop.check()
+        [outcome] = search(top_k=pool, offset=0, with_vectors=True, stop=stop)
+        arranged = arrange(outcome.hits, asked, offset=offset, top_k=top_k)
+        if len(arranged.hits) == top_k or len(outcome.hits) < pool or asked.pool or asked.diversity or pool == largest:
+            break
+        pool = min(_GROWTH * pool, largest)
+    hits = arranged.hits if with_vectors else [replace(hit, vector=None) for hit in arranged.hits]
+    return SearchOutcome(outcome.exact, hits), arranged
+
+
+def _vectors(hits: Sequence[StoredHit]) -> NDArray[np.float32]:
+    rows = [hit.vector for hit in hits if hit.vector is not None]
+    if len(rows) != len(hits):
+        raise ValueError("hits without vectors cannot be compared")
+    return np.stack(rows) if rows else np.zeros((0, 1), np.float32)
