@@ -6,7 +6,7 @@ import os
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 from clipworks import errors
@@ -25,7 +25,7 @@ from clipworks._exchange import Request, Steps, check, exchange
 from clipworks._inputs import chunks, several_images
 from clipworks._json import json_bytes
 from clipworks._queries import parse
-from clipworks.results import Hit, Hits, SearchResult, Stored, UpsertResult, vector_of
+from clipworks.results import Hit, Hits, SearchOptions, SearchResult, Stored, UpsertResult, vector_of
 from clipworks.retry import RetryPolicy
 from clipworks.schemas import (
     AcknowledgeLossResponse,
@@ -177,6 +177,7 @@ class CollectionCalls:
         space: str | None,
         on_error: OnError,
         on_unknown: OnUnknown,
+        more: SearchOptions,
     ) -> CallPlan[SearchResult]:
         sources = query_sources(queries)
         nothing = Hits(exact=True, hits=[])
@@ -185,6 +186,7 @@ class CollectionCalls:
         fields |= {} if filter is None else {"filter": dict(filter)}
         fields |= {"top_k": top_k, "offset": offset, "include": _included(include)}
         fields |= {"encoding_format": "base64", "on_error": on_error} | unknown_fields(on_unknown)
+        fields |= _search_options(more)
         batch = Batch[SearchResponse](
             path=f"{_path(name)}/search",
             fields=fields,
@@ -298,10 +300,37 @@ def _read_found(body: bytes) -> BatchPart[SearchResponse]:
 def _hits(result: QueryResult) -> Hits:
     """Raises ValueError for a vector that is none."""
     hits = [
-        Hit(id=each.id, score=each.score, metadata=each.metadata or {}, vector=vector_of(each.vector))
+        Hit(
+            id=each.id,
+            score=each.score,
+            metadata=each.metadata or {},
+            vector=vector_of(each.vector),
+            near=each.near or [],
+        )
         for each in result.hits
     ]
-    return Hits(exact=result.exact, hits=hits, weak=result.weak)
+    return Hits(
+        exact=result.exact,
+        hits=hits,
+        weak=result.weak,
+        pool=result.pool,
+        facets=result.facets or {},
+        histogram=result.histogram,
+        scores=result.scores or [],
+    )
+
+
+def _search_options(more: SearchOptions) -> dict[str, Any]:
+    """Fields of the request. Raises TypeError: an option that there is not, or one string for several."""
+    if unknown := sorted(set(more) - SearchOptions.__annotations__.keys()):
+        raise TypeError(f"search() has no option {unknown[0]!r}")
+    fields = {name: value for name, value in more.items() if value is not None}
+    for name in ("facets", "score_of"):
+        if isinstance(fields.get(name), str):
+            raise TypeError(f"{name}: expected several, got one string; write {name}=[...]")
+        if name in fields:
+            fields[name] = list(cast("Iterable[str]", fields[name]))
+    return fields
 
 
 def _stored(item: StoredItem, path: str) -> Stored:

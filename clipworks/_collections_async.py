@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, Unpack, overload
 
 from clipworks._collections import PAGE, CollectionCalls, image_items
 from clipworks._progress import Progress
-from clipworks.results import Hits, SearchResult, Stored, UpsertResult
+from clipworks.results import Hits, SearchOptions, SearchResult, Stored, UpsertResult
 from clipworks.schemas import (
     CollectionInfo,
     CompactResponse,
@@ -93,6 +93,7 @@ class AsyncCollection:
         on_error: Literal["fail"] = "fail",
         on_unknown: OnUnknown = "warn",
         progress: bool | Callable[[int, int], None] = False,
+        **more: Unpack[SearchOptions],
     ) -> list[Hits]: ...
     @overload
     async def search(
@@ -109,6 +110,7 @@ class AsyncCollection:
         on_error: Literal["item"],
         on_unknown: OnUnknown = "warn",
         progress: bool | Callable[[int, int], None] = False,
+        **more: Unpack[SearchOptions],
     ) -> SearchResult: ...
     async def search(
         self,
@@ -124,6 +126,7 @@ class AsyncCollection:
         on_error: OnError = "fail",
         on_unknown: OnUnknown = "warn",
         progress: bool | Callable[[int, int], None] = False,
+        **more: Unpack[SearchOptions],
     ) -> list[Hits] | SearchResult:
         """See `Collection.search`."""
         plan = self._calls.search(
@@ -138,6 +141,7 @@ class AsyncCollection:
             space=space,
             on_error=on_error,
             on_unknown=on_unknown,
+            more=more,
         )
         result = await self._run(plan, progress)
         return result if on_error == "item" else result.results

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, Unpack, overload
 
 from clipworks._collections import PAGE, CollectionCalls, image_items
 from clipworks._progress import Progress
-from clipworks.results import Hits, SearchResult, Stored, UpsertResult
+from clipworks.results import Hits, SearchOptions, SearchResult, Stored, UpsertResult
 from clipworks.schemas import (
     CollectionInfo,
     CompactResponse,
@@ -103,6 +103,7 @@ class Collection:
         on_error: Literal["fail"] = "fail",
         on_unknown: OnUnknown = "warn",
         progress: bool | Callable[[int, int], None] = False,
+        **more: Unpack[SearchOptions],
     ) -> list[Hits]: ...
     @overload
     def search(
@@ -119,6 +120,7 @@ class Collection:
         on_error: Literal["item"],
         on_unknown: OnUnknown = "warn",
         progress: bool | Callable[[int, int], None] = False,
+        **more: Unpack[SearchOptions],
     ) -> SearchResult: ...
     def search(
         self,
@@ -134,6 +136,7 @@ class Collection:
         on_error: OnError = "fail",
         on_unknown: OnUnknown = "warn",
         progress: bool | Callable[[int, int], None] = False,
+        **more: Unpack[SearchOptions],
     ) -> list[Hits] | SearchResult:
         """The best items for each query, in the order of the queries.
 
@@ -142,6 +145,7 @@ class Collection:
         ...]} whose parts may have a "weight"; a negative one pushes away.
         on_error: "fail" raises for the first bad query; "item" returns a SearchResult with errors by index.
         on_unknown: "warn" leaves out what the model knows nothing of, and warns; "error" makes it a bad query.
+        more: diversity, near duplicates folded, facets, a histogram, ranks of named items; see `SearchOptions`.
         """
         plan = self._calls.search(
             self.name,
@@ -155,6 +159,7 @@ class Collection:
             space=space,
             on_error=on_error,
             on_unknown=on_unknown,
+            more=more,
         )
         result = self._run(plan, progress)
         return result if on_error == "item" else result.results

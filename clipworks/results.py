@@ -8,11 +8,19 @@ from __future__ import annotations
 import base64
 import sys
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from clipworks.schemas import EncoderFingerprint, LabelSetDetail, Prediction
+from clipworks.schemas import (
+    EncoderFingerprint,
+    FacetCounts,
+    ItemStanding,
+    LabelSetDetail,
+    NearHit,
+    Prediction,
+    ScoreHistogram,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -173,24 +181,52 @@ class Stored:
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
-    """One found item; `score` is the cosine. `metadata` and `vector` as in `Stored`."""
+    """One found item; `score` is the cosine. `metadata` and `vector` as in `Stored`.
+
+    near: with `group_near`, the items that were folded into it.
+    """
 
     id: str
     score: float
     metadata: dict[str, Any]
     vector: Vector | None = None
+    near: list[NearHit] = field(default_factory=list[NearHit])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hits:
     """The answer to one query, best first. `exact` False: the index is approximate and may have missed a better one.
 
-    weak: the model knows nothing of the query.
+    weak: the model knows nothing of the query. pool: how many of the best items were arranged anew. facets (by field),
+    histogram, scores (in the order of `score_of`): where asked for.
     """
 
     exact: bool
     hits: list[Hit]
     weak: bool = False
+    pool: int | None = None
+    facets: dict[str, FacetCounts] = field(default_factory=dict[str, FacetCounts])
+    histogram: ScoreHistogram | None = None
+    scores: list[ItemStanding] = field(default_factory=list[ItemStanding])
+
+
+class SearchOptions(TypedDict, total=False):
+    """What a search may be asked for beside the best items. None is the same as leaving it out.
+
+    diversity: 0 (best first) to 1: hits unlike each other, by maximal marginal relevance.
+    group_near: a hit whose cosine to a better one is at least this is folded into it (`Hit.near`).
+    pool: best items that these two look at, at most 2,000; without it 200, or more where it takes more.
+    facets: metadata fields whose values are counted. facet_values: how many values of each are shown.
+    histogram: bins of a histogram of all items' scores. score_of: ids of items whose score and rank to tell.
+    """
+
+    diversity: float | None
+    group_near: float | None
+    pool: int | None
+    facets: Sequence[str] | None
+    facet_values: int | None
+    histogram: int | None
+    score_of: Sequence[str] | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import asyncio
 import tempfile
 import webbrowser
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,8 +15,9 @@ from clipworks.cli.collection_items import brief
 from clipworks.cli.failures import UsageError
 from clipworks.cli.index import Collection, check_name
 from clipworks.cli.index_entries import RESERVED
+from clipworks.cli.search_beside import print_survey, survey_json
 from clipworks.cli.search_query import QueryPart, combined, parse_filter, parts_of
-from clipworks.results import Hits
+from clipworks.results import Hit, Hits, SearchOptions
 
 
 def search(
@@ -42,6 +43,26 @@ def search(
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many items.")] = 10,
     offset: Annotated[int, typer.Option(min=0, help="Items to skip.")] = 0,
     min_score: Annotated[float | None, typer.Option(help="Leave out items below this cosine.")] = None,
+    diversity: Annotated[
+        float, typer.Option(min=0, max=1, help="0: the best first; more, such as 0.3: hits unlike each other.")
+    ] = 0.0,
+    group_near: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Fold hits whose cosine is at least this, such as 0.95, into the best of them."
+        ),
+    ] = None,
+    facet: Annotated[
+        list[str] | None, typer.Option(metavar="FIELD", help="Count the values of this field; may be repeated.")
+    ] = None,
+    histogram: Annotated[
+        int | None,
+        typer.Option(min=1, max=200, metavar="BINS", help="Show how all items' scores are distributed."),
+    ] = None,
+    score_of: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Tell the score and rank of this item, hit or not; may be repeated."),
+    ] = None,
     open_sheet: Annotated[bool, typer.Option("--open", help="Show the pictures in a browser.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the pictures as one page, such as sheet.html.")] = None,
     model: connect.Model = None,
@@ -54,6 +75,13 @@ def search(
 ) -> None:
     """Search a collection. A text, pictures and stored items are added up, by their weights; --not is subtracted."""
     check_name(collection)
+    more: SearchOptions = {
+        "diversity": diversity or None,
+        "group_near": group_near or None,
+        "facets": facet or None,
+        "histogram": histogram,
+        "score_of": score_of or None,
+    }
     parts = parts_of(text, image or [], like or [], without or [], weight or [])
     wanted = None if filter is None else parse_filter(filter)
     if out is not None and out.is_dir():
@@ -64,31 +92,43 @@ def search(
             url=url, api_key=api_key, model=model, store=store, data=data, timeout_s=timeout_s
         ) as client:
             [found] = await client.collection(collection).search(
-                [combined(parts)], top_k=top_k, offset=offset, filter=wanted, min_score=min_score, model=model
+                [combined(parts)], top_k=top_k, offset=offset, filter=wanted, min_score=min_score, model=model, **more
             )
             return found
 
     with output.saying_warnings():
         found = asyncio.run(run())
     if as_json:
-        hits = [{"id": hit.id, "score": hit.score, "metadata": hit.metadata} for hit in found.hits]
-        output.print_json({"collection": collection, "exact": found.exact, "hits": hits})
+        hits = [_hit(hit, grouped=bool(group_near)) for hit in found.hits]
+        output.print_json({"collection": collection, "exact": found.exact, "hits": hits, **survey_json(found)})
     else:
-        _print(found, offset)
+        _print(found, offset, grouped=bool(group_near))
+        print_survey(found)
     if not found.hits and not found.weak:
         output.say(_why_nothing(offset, filtered=wanted is not None, min_score=min_score))
     if open_sheet or out is not None:
         _show_sheet(found, out, title=_title(parts), collection=collection, offset=offset, opened=open_sheet)
 
 
-def _print(found: Hits, offset: int) -> None:
+def _hit(hit: Hit, *, grouped: bool) -> dict[str, Any]:
+    shown: dict[str, Any] = {"id": hit.id, "score": hit.score, "metadata": hit.metadata}
+    return shown | ({"near": [each.model_dump() for each in hit.near]} if grouped else {})
+
+
+def _print(found: Hits, offset: int, *, grouped: bool) -> None:
     rows = [
-        [str(offset + place), f"{hit.score:.4f}", hit.id, brief(hit.metadata, without=RESERVED)]
+        [
+            str(offset + place),
+            f"{hit.score:.4f}",
+            hit.id,
+            *([str(len(hit.near) or "")] if grouped else []),
+            brief(hit.metadata, without=RESERVED),
+        ]
         for place, hit in enumerate(found.hits, start=1)
     ]
     if not rows and output.is_terminal():
         return
-    output.print_table(["#", "score", "id", "metadata"], rows)
+    output.print_table(["#", "score", "id", *(["near"] if grouped else []), "metadata"], rows)
     if not found.exact:
         output.say("approximate: the index may have missed a better item")
 

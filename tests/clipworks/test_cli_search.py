@@ -149,3 +149,56 @@ def test_items_are_deleted_by_id_and_by_filter(cli: Cli, server_url: str, photos
     assert (code, json.loads(out)["deleted"]) == (0, 1)
     assert cli(*delete, "--filter", '{"year": {"$gte": 2002}}', "--yes")[0] == 0
     assert cli(*listed)[1].splitlines() == ["a  b/blue"]
+
+
+def test_more_than_the_hits(cli: Cli, server_url: str, photos: tuple[str, Path]) -> None:
+    """Counts, ranks, a histogram and folded pictures, as JSON and in words; what the client gives."""
+    name, folder = photos
+    Image.new("RGB", (48, 32), (254, 1, 1)).save(folder / "red again.png")
+    more = (
+        "--group-near",
+        "0.999",
+        "--facet",
+        "year",
+        "--facet",
+        "none",
+        "--histogram",
+        "3",
+        "--score-of",
+        "a  b/blue",
+    )
+    with Client(server_url) as client:
+        client.collection(name).upsert([{"id": "again", "image": folder / "red again.png", "metadata": {"year": 2000}}])
+        [found] = client.collection(name).search(
+            [folder / "red.png"], group_near=0.999, facets=["year", "none"], histogram=3, score_of=["a  b/blue", "none"]
+        )
+        assert found.histogram is not None
+        assert (sum(found.histogram.counts), found.pool) == (5, 5)
+        ids = [hit.id for hit in found.hits]
+        assert [[near.id for near in hit.near] for hit in found.hits] == [["again"], [], [], []]
+        assert [(each.id, each.rank) for each in found.scores] == [
+            ("a  b/blue", ids.index("a  b/blue") + 2),
+            ("none", None),
+        ]
+        with pytest.raises(TypeError, match="facets: expected several"):
+            client.collection(name).search(["x"], facets="year")
+        with pytest.raises(TypeError, match="no option 'divers'"):
+            client.collection(name).search(["x"], divers=0.5)  # pyright: ignore[reportCallIssue]
+    words = ("search", folder / "red.png", "-c", name, "--url", server_url, *more)
+    code, out, _ = cli(*words, "--score-of", "none", "--json")
+    assert code == 0
+    said = json.loads(out)
+    assert [[near["id"] for near in hit["near"]] for hit in said["hits"]] == [["again"], [], [], []]
+    assert said["facets"] == {field: counts.model_dump() for field, counts in found.facets.items()}
+    assert said["facets"]["year"]["values"][0] == {"value": 2000, "count": 2}
+    assert said["histogram"] == found.histogram.model_dump()
+    assert [each["id"] for each in said["scores"]] == ["a  b/blue", "none"]
+    code, out, _ = cli(*words, "--score-of", "none")
+    lines = [line.split("\t") for line in out.splitlines()]
+    assert code == 0
+    assert ["#", "score", "id", "near", "metadata"] in lines
+    assert ["no such item", "", "none"] in lines
+    assert ["2000", "2"] in lines
+    assert ["(without it)", "5"] in lines
+    code, out, _ = cli("search", "dog", "-c", name, "--url", server_url, "--diversity", "0.9", "--json")
+    assert (code, json.loads(out)["pool"]) == (0, 5)
