@@ -40,6 +40,7 @@ from benchmarks.adapters_judge import (
     wise_ft,
 )
 from benchmarks.adapters_tasks import SEEDS, SHOTS, STUDY, TASKS, AdapterTask, Judging, recipe, task
+from benchmarks.lab_runs import RECORDS
 from training import method as methods
 from training.checkpoint import load_model, load_state, read_checkpoint
 from training.encoder import encoder_of
@@ -268,13 +269,16 @@ def _between(folder: Path, of: AdapterTask, alpha: float) -> dict[Judging, Answe
 
 
 def rate_of(one: AdapterRun, of: AdapterTask) -> float:
-    """The rate that was best on validation at 16 shots of seed 0; the first there is where nothing was tuned.
+    """The rate that was best on validation at 16 shots of seed 0: as tuned here, else as recorded.
 
     Raises:
         ValueError: nothing was tuned for this task and method.
     """
     path = FOUND / f"rate-{of.name}-{one.method}.json"
     if not path.exists():
+        records = json.loads((RECORDS / "adapters.json").read_text(encoding="utf-8"))
+        if recorded := records.get(AdapterRun(task=of.name, method=one.method, shots=max(SHOTS), seed=0).name):
+            return recorded["rate"]
         raise ValueError(f"no rate of {of.name}/{one.method}: --tune '{of.name}/{one.method}' sets it on validation")
     return json.loads(path.read_text(encoding="utf-8"))["rate"]
 
