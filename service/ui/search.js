@@ -20,16 +20,18 @@ import {
   usePictures,
   useThumbnail,
 } from "./parts.js";
-import { OPERATORS, filterOf, histogram, pictureTerm, pictures, queryOf, readAsked, typed, writeAsked } from "./terms.js";
+import { OPERATORS, conditionOf, filterOf, histogram, pictureTerm, pictures, queryOf, readAsked, typed, writeAsked } from "./terms.js";
 
 /** @typedef {import("./terms.js").Asked} Asked */
 /** @typedef {import("./terms.js").Term} Term */
 /** @typedef {import("./terms.js").Condition} Condition */
-/** @typedef {{id: string, score: number, metadata?: Record<string, unknown>}} Hit */
+/** @typedef {{id: string, score: number, metadata?: Record<string, unknown>, near?: {id: string, score: number, similarity: number}[]}} Hit */
 
 const PAGE = 200;
 const DRAWN = 60;
 const BINS = 32;
+const NEAR = 0.95; // cosine from which two pictures are shown as one
+const COUNTED = 12; // values of a field that are offered as filters
 const TYPING_MS = 200;
 
 export function Search() {
@@ -88,18 +90,19 @@ function Searching({ asked, change, known, collection }) {
   const add = useCallback((/** @type {Term[]} */ more) => change({ terms: [...asked.terms, ...more] }), [asked.terms, change]);
   const over = usePictures((files) => add(files.map(pictureTerm)));
   const filter = filterOf(asked.conditions, collection.metadata_schema);
+  const folding = asked.fold ? { group_near: NEAR } : {};
 
   const request = useCallback(
     async (/** @type {number} */ offset) => {
       const keys = terms.filter((each) => each.kind === "picture").map((each) => each.value);
       const images = new Map(await Promise.all(keys.map(async (each) => /** @type {const} */ ([each, await base64(/** @type {File} */ (pictures.get(each)))]))));
       const query = queryOf(terms, (each) => images.get(each) ?? "");
-      return { queries: [query], top_k: PAGE, ...(offset && { offset }), ...(filter && { filter }) };
+      return { queries: [query], top_k: PAGE, ...(offset && { offset }), ...(filter && { filter }), ...folding };
     },
-    [JSON.stringify(terms), JSON.stringify(filter)],
+    [JSON.stringify(terms), JSON.stringify(filter), asked.fold],
   );
   const path = `/collections/${collection.name}/search`;
-  const wanted = JSON.stringify([path, terms, filter]);
+  const wanted = JSON.stringify([path, terms, filter, asked.fold]);
   const key = useKey();
   const ask = async (/** @type {AbortSignal} */ signal) => ({ ...(await call(path, { json: await request(0), signal })), wanted });
   const first = useAnswer(terms.length ? ask : null, [wanted, key], asked.text ? TYPING_MS : 0);
@@ -160,8 +163,10 @@ function Searching({ asked, change, known, collection }) {
   };
   const copied = (/** @type {(name: string) => string} */ content) => {
     const query = queryOf(terms, (each) => content(pictures.get(each)?.name ?? ""));
-    return { queries: [query], top_k: 10, ...(filter && { filter }), ...(asked.min !== null && { min_score: asked.min }) };
+    return { queries: [query], top_k: 10, ...(filter && { filter }), ...(asked.min !== null && { min_score: asked.min }), ...folding };
   };
+  const counted = async (/** @type {string} */ field, /** @type {AbortSignal} */ signal) =>
+    call(path, { json: { ...(await request(0)), top_k: 1, offset: 0, include: [], group_near: null, facets: [field], facet_values: COUNTED }, signal });
 
   return html`
     <form class=${`field ${over ? "over" : ""}`} role="search" onSubmit=${commit}>
@@ -202,7 +207,8 @@ function Searching({ asked, change, known, collection }) {
           ${known.map((each) => html`<option value=${each.name}>${each.name} (${each.count.toLocaleString()})</option>`)}
         </select>
       </label>
-      <${Filters} conditions=${asked.conditions} types=${collection.metadata_schema} change=${(/** @type {Condition[]} */ conditions) => (change({ conditions, min: null }), field.current?.focus())} />
+      <${Filters} conditions=${asked.conditions} types=${collection.metadata_schema} counted=${terms.length ? counted : null} asked=${wanted} change=${(/** @type {Condition[]} */ conditions) => (change({ conditions, min: null }), field.current?.focus())} />
+      <label title="A picture that is nearly the same as a better hit is shown with it, not beside it"><input type="checkbox" checked=${asked.fold} onChange=${(/** @type {any} */ event) => change({ fold: event.target.checked, min: null })} /> near duplicates as one</label>
       ${(asked.terms.length > 0 || asked.text || asked.conditions.length > 0) &&
       html`<button type="button" class="quiet" onClick=${() => (change({ terms: [], text: "", conditions: [], min: null }), field.current?.focus())}>Clear</button>`}
     </div>
@@ -273,8 +279,8 @@ function TinyThumbnail({ collection, id }) {
 
 // Filters
 
-/** @param {{conditions: Condition[], types: Record<string, string>, change: (conditions: Condition[]) => void}} props */
-function Filters({ conditions, types, change }) {
+/** @param {{conditions: Condition[], types: Record<string, string>, counted: null | ((field: string, signal: AbortSignal) => Promise<any>), asked: string, change: (conditions: Condition[]) => void}} props */
+function Filters({ conditions, types, counted, asked, change }) {
   const fields = Object.keys(types);
   const [field, setField] = useState(fields[0] ?? "");
   const type = types[field] ?? "string";
@@ -284,6 +290,13 @@ function Filters({ conditions, types, change }) {
   const operators = OPERATORS[/** @type {keyof typeof OPERATORS} */ (type)] ?? ["="];
   const chosen = operators.includes(/** @type {never} */ (operator)) ? operator : "=";
   const given = type === "boolean" && !value ? "true" : value;
+  const key = useKey();
+  const counts = useAnswer(open && counted ? (signal) => counted(field, signal) : null, [open, field, asked, key]);
+  const found = /** @type {{values: {value: unknown, count: number}[], others: number} | undefined} */ (counts.found?.body.results[0].facets?.[field]);
+  const offered = (found?.values ?? []).flatMap(({ value: said, count }) => {
+    const condition = conditionOf(field, type, said);
+    return condition ? [{ condition, count }] : [];
+  });
   const submit = (/** @type {Event} */ event) => {
     event.preventDefault();
     if (!given) return;
@@ -312,6 +325,13 @@ function Filters({ conditions, types, change }) {
         ? html`<select aria-label="Value" value=${given} onChange=${(/** @type {any} */ event) => setValue(event.target.value)}><option value="true">true</option><option value="false">false</option></select>`
         : html`<input aria-label="Value" type=${input} step="any" value=${value} onInput=${(/** @type {any} */ event) => setValue(event.target.value)} />`}
       <button type="submit" disabled=${!given}>Add the filter</button>
+      ${offered.length > 0 &&
+      html`<div class="line values" role="group" aria-label=${`Items by ${field}`}>
+        ${offered.map(
+          ({ condition, count }) => html`<button type="button" class="quiet" onClick=${() => (change([...conditions, condition]), setOpen(false))}>${condition.value} <span class="many">${count.toLocaleString()}</span></button>`,
+        )}
+        ${found && found.others > 0 && html`<span class="hint">and ${found.others.toLocaleString()} more values</span>`}
+      </div>`}
     </form>`}
   `;
 }
@@ -395,8 +415,9 @@ function Hits({ hits, collection, open, similar, like, next, stale }) {
 function HitCard({ hit, collection, open, similar, stops, reached }) {
   const { blob, place } = useThumbnail(collection.name, hit.id, collection.pictures);
   return html`<li ref=${place}>
-    <button type="button" class="open" tabindex=${stops ? 0 : -1} onFocus=${() => reached(hit.id)} onClick=${() => open(hit)} aria-label=${`${hit.id}, score ${shown(hit.score)}`} aria-keyshortcuts="s + -">
+    <button type="button" class="open" tabindex=${stops ? 0 : -1} onFocus=${() => reached(hit.id)} onClick=${() => open(hit)} aria-label=${`${hit.id}, score ${shown(hit.score)}${hit.near?.length ? `, and ${hit.near.length} like it` : ""}`} aria-keyshortcuts="s + -">
       ${blob ? html`<${Picture} blob=${blob} alt="" />` : html`<span class="nameless">${hit.id}</span>`}
+      ${hit.near && hit.near.length > 0 && html`<span class="near" aria-hidden="true">+${hit.near.length}</span>`}
       <span class="score">${shown(hit.score)}</span>
     </button>
     <span class="caption"><span title=${hit.id}>${hit.id}</span><button type="button" class="quiet" tabindex="-1" onClick=${() => similar(hit.id)} aria-label=${`Find what is like ${hit.id}`} title="Find similar (s)">≈</button></span>
@@ -435,6 +456,11 @@ function HitDialog({ hit, collection, labels, close, similar, like }) {
         ${where && found.busy && html`<p role="status">Looking…</p>`}
         <${Trouble} error=${found.error} />
         <${Metadata} of=${hit.metadata ?? {}} />
+        ${hit.near && hit.near.length > 0 &&
+        html`<h3>Nearly the same</h3>
+          <ul class="same">
+            ${hit.near.map((each) => html`<li><${TinyThumbnail} collection=${collection} id=${each.id} /> ${each.id} <span class="hint">${shown(each.similarity)}</span></li>`)}
+          </ul>`}
         <button type="button" class="quiet" onClick=${() => dialog.current?.close()}>Close</button>
       </div>
     </div>

@@ -5,7 +5,7 @@
  * text: words; item: the id of a stored item; picture: the key of a picture of this tab.
  * @typedef {{kind: "text" | "item" | "picture", value: string, weight: number}} Term
  * @typedef {{field: string, operator: string, value: string}} Condition
- * @typedef {{collection: string, terms: Term[], text: string, conditions: Condition[], min: number | null}} Asked
+ * @typedef {{collection: string, terms: Term[], text: string, conditions: Condition[], min: number | null, fold: boolean}} Asked
  */
 
 const KINDS = ["text", "item", "picture"];
@@ -49,6 +49,7 @@ export function readAsked(query) {
     text: query.get("q") ?? "",
     conditions,
     min: min !== null && Number.isFinite(Number(min)) ? Number(min) : null,
+    fold: query.get("fold") === "1",
   };
 }
 
@@ -60,6 +61,7 @@ export function writeAsked(asked) {
   for (const each of asked.terms) query.append("term", `${each.weight}|${each.kind}|${each.value}`);
   for (const each of asked.conditions) query.append("filter", `${each.field}|${each.operator}|${each.value}`);
   if (asked.min !== null) query.set("min", String(asked.min));
+  if (asked.fold) query.set("fold", "1");
   return query;
 }
 
@@ -96,6 +98,13 @@ export function filterOf(conditions, types) {
   });
   return all.length > 1 ? { $and: all } : all[0];
 }
+
+/**
+ * The condition that a value of a facet stands for, or null where none does: a filter has no way to ask for it.
+ * @param {string} field @param {string} type @param {unknown} value @returns {Condition | null}
+ */
+export const conditionOf = (field, type, value) =>
+  value === null || typeof value !== type.replace("[]", "").replace("date", "string") ? null : { field, operator: "=", value: String(value) };
 
 /**
  * How many of the scores fall into each of `bins` equal parts of their range.

@@ -97,8 +97,8 @@ def node() -> Callable[[str], object]:
 
 def test_the_address_says_what_is_asked_and_is_read_again(node: Callable[[str], object]) -> None:
     script = """
-import { readAsked, writeAsked, typed, queryOf, filterOf, histogram, labelsOf } from "./terms.js";
-const asked = {collection: "photos", text: "red | car", min: 0.25, terms: [
+import { readAsked, writeAsked, typed, queryOf, filterOf, conditionOf, histogram, labelsOf } from "./terms.js";
+const asked = {collection: "photos", text: "red | car", min: 0.25, fold: true, terms: [
   {kind: "text", value: "a|b & c=d #1", weight: 1}, {kind: "item", value: "trips/rome 1.jpg", weight: -0.5}],
   conditions: [{field: "a.b", operator: "≥", value: "3"}, {field: "kind", operator: "begins with", value: "x|y"}]};
 const bad = "term=1|picture|gone&term=x|text|a&term=0|text|b&term=1|what|c&filter=a|nope|1&min=abc";
@@ -113,6 +113,9 @@ console.log(JSON.stringify({
   filters: [filterOf([], {}), filterOf([{field: "n", operator: "≤", value: "3"}], {n: "number"}),
     filterOf([{field: "b", operator: "=", value: "true"}, {field: "s", operator: "begins with", value: "1"}],
       {b: "boolean"})],
+  values: [["string", "a"], ["number", 3], ["number[]", 3.5], ["boolean", false], ["date", "2024-01-01"],
+    ["string", null], ["number", "3"], ["boolean", 1]]
+    .map(([type, value]) => conditionOf("f", type, value)?.value ?? null),
   bins: histogram([0, 0.1, 0.2, 1], 4), flat: histogram([0.5, 0.5], 3),
   labels: ["cat, dog,,cat ", "hat, red\\nshirt\\n\\n", " "].map(labelsOf),
 }));
@@ -130,8 +133,9 @@ console.log(JSON.stringify({
                 {"field": "kind", "operator": "begins with", "value": "x|y"},
             ],
             "min": 0.25,
+            "fold": True,
         },
-        "bad": {"collection": "", "terms": [], "text": "", "conditions": [], "min": None},
+        "bad": {"collection": "", "terms": [], "text": "", "conditions": [], "min": None, "fold": False},
         "typed": [
             None,
             None,
@@ -144,6 +148,7 @@ console.log(JSON.stringify({
         "away": {"combine": [{"id": "a", "weight": -1}]},
         "both": {"combine": [{"image": "of p", "weight": 1}, {"text": "b", "weight": -0.5}]},
         "filters": [None, {"n": {"$lte": 3}}, {"$and": [{"b": True}, {"s": {"$prefix": "1"}}]}],
+        "values": ["a", "3", "3.5", "false", "2024-01-01", None, None, None],
         "bins": {"low": 0, "high": 1, "counts": [3, 0, 0, 1]},
         "flat": {"low": 0.5, "high": 0.5, "counts": [2, 0, 0]},
         "labels": [["cat", "dog"], ["hat, red", "shirt"], []],

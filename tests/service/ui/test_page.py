@@ -207,6 +207,43 @@ def test_filters_come_from_the_schema_and_are_the_apis(site: Site) -> None:
     found(page, 4)
 
 
+def test_values_that_items_have_are_offered_as_filters(site: Site) -> None:
+    page = site.page("?view=search&q=red")
+    found(page, 24)
+    page.get_by_role("button", name="Filter", exact=True).click()
+    page.get_by_label("Field").select_option("kind")
+    values = page.get_by_role("group", name="Items by kind").get_by_role("button")
+    expect(values).to_have_text(["blue 8", "green 8", "red 8"])
+    values.nth(1).click()
+    found(page, 8)
+    page.get_by_role("button", name="Filter", exact=True).click()
+    page.get_by_label("Field").select_option("own")  # counted among what the first filter leaves
+    page.get_by_role("group", name="Items by own").get_by_role("button", name="true").click()
+    found(page, 4)
+    expected = site.client.collection("photos").search(["red"], filter={"kind": "green", "own": True})
+    shows(page, [hit.id for hit in expected[0].hits])
+
+
+def test_near_duplicates_are_shown_as_one(site: Site) -> None:
+    page = site.page("?view=search&q=red")
+    found(page, 24)
+    page.get_by_label("near duplicates as one").check()
+    [expected] = site.client.collection("photos").search(["red"], top_k=24, group_near=0.95)
+    assert len(expected.hits) < 24
+    found(page, len(expected.hits))
+    shows(page, [hit.id for hit in expected.hits])
+    near = [f"+{len(hit.near)}" for hit in expected.hits if hit.near]
+    expect(page.locator(".hits .near")).to_have_text(near)
+    assert "fold=1" in page.url
+    page.locator(".hits button.open").first.click()
+    shown = page.locator("dialog .same li")
+    expect(shown).to_have_count(len(expected.hits[0].near))
+    expect(shown.first).to_contain_text(expected.hits[0].near[0].id)
+    page.get_by_role("button", name="Close").click()
+    page.get_by_label("near duplicates as one").uncheck()
+    found(page, 24)
+
+
 def test_the_cut_hides_what_is_below_and_counts(site: Site) -> None:
     page = site.page("?view=search&q=red")
     found(page, 24)
