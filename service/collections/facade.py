@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from pydantic import ValidationError
 
-from clipworks.schemas import MAX_POOL, OnUnknown
+from clipworks.schemas import OnUnknown
 from model_store.errors import ClipworksError
-from service.collections.arranging import Arranged, Arrangement, search_arranged
 from service.collections.backends import BackendSource
-from service.collections.encoding import ItemEncoder, query_vectors, row_vectors
+from service.collections.encoding import ItemEncoder, row_vectors
 from service.collections.media import MediaRoot, Thumbnail
 from service.collections.models import PinnedModels, require_equal_model
-from service.collections.plans import FieldRefused, NewRow, QueryPlan, StoredId
+from service.collections.plans import FieldRefused, NewRow, QueryPlan
+from service.collections.searches import Search, Searched, SearchParameters, check_filter, filter_refused, shares_of
 from service.collections.threads import StoreThreads
 from service.decoding.pool import DecodePool
 from service.engine.registry import Registry
@@ -36,50 +34,21 @@ from service.retrieval import (
     Page,
     Record,
     RetrievalSettings,
-    SearchOutcome,
     StoreItem,
 )
 from service.retrieval.backends.protocol import Backend, BackendCollection
 from service.retrieval.errors import (
     CollectionNotFound,
     InvalidCollection,
-    InvalidFilter,
     InvalidItem,
     InvalidQuery,
     ItemNotFound,
     RetrievalError,
-    ScanNeeded,
 )
-from service.retrieval.paths import parse_path
 from service.retrieval.stopping import Stop
-from service.retrieval.surveys import Survey, SurveySpec
-from service.retrieval.truth.filter_limits import is_small
-from service.retrieval.truth.filters import compile_filter
-from service.retrieval.truth.items import check_id
 from service.timing import Budget
 
 _T = TypeVar("_T")
-_SCANS = 3
-_BEST_FIRST = Arrangement()
-_NO_SURVEY = SurveySpec()
-
-
-@dataclass(frozen=True)
-class Searched:
-    """A result for each query, or why there is none.
-
-    failed_part: which part of a combination is to blame. unknown_fields: of the filter, that no item has.
-    unknown_parts: (query, part) of which the model knows nothing. weak: queries that have no other parts.
-    arranged, surveys: by query, where asked for.
-    """
-
-    outcomes: list[SearchOutcome | ClipworksError]
-    failed_part: dict[int, int]
-    unknown_fields: Sequence[str] = ()
-    unknown_parts: Sequence[tuple[int, int]] = ()
-    weak: frozenset[int] = frozenset()
-    arranged: Mapping[int, Arranged] = field(default_factory=dict[int, Arranged])
-    surveys: Mapping[int, Survey] = field(default_factory=dict[int, Survey])
 
 
 @dataclass(frozen=True)
@@ -345,15 +314,15 @@ class Collections:
         Raises:
             InvalidItem, FieldRefused, StorageFull
         """
-        await _check_filter(collection, filter)
+        await check_filter(collection, filter)
 
         def remove(stop: Stop) -> int:
             return collection.delete(ids, filter=filter, stop=stop)
 
-        with _filter_refused():
+        with filter_refused():
             if filter is None:
                 return await self._threads.run("write", remove, budget=budget, stage="store")
-            return await self._threads.scan(remove, shares=_shares(collection, caller), budget=budget, stage="store")
+            return await self._threads.scan(remove, shares=shares_of(collection, caller), budget=budget, stage="store")
 
     async def item(
         self,
@@ -442,121 +411,33 @@ class Collections:
         self,
         collection: BackendCollection,
         plans: Sequence[QueryPlan],
+        parameters: SearchParameters,
         *,
         model: RunningModel | None,
-        top_k: int,
-        offset: int,
-        filter: dict[str, Any] | None,
-        min_score: float | None,
-        with_metadata: bool,
-        with_vectors: bool,
         all_or_nothing: bool,
         on_unknown: OnUnknown,
         caller: str,
         budget: Budget,
-        arrangement: Arrangement = _BEST_FIRST,
-        survey: SurveySpec = _NO_SURVEY,
     ) -> Searched:
         """Answer all queries: one run of the encoders, one search of a matrix; or one each, where they are arranged.
 
         all_or_nothing: nothing is searched after a failure. Stored items that a query names are no hits of it.
-        caller: who asks; what has to look at many rows waits for its caller's and its collection's turn.
 
         Raises:
             FieldRefused: the filter, a facet, an id to tell the score of.
             NotSupported: the backend has no surveys.
             ServiceOverloaded, DeadlinePassed
         """
-        _check_survey(survey)
-        await _check_filter(collection, filter)
+        search = Search(
+            collection,
+            parameters,
+            threads=self._threads,
+            caller=caller,
+            budget=budget,
+            largest_pool=self._settings.max_results,
+        )
         encoder = ItemEncoder(model, self._pool, budget)
-
-        async def lookup(ids: Sequence[str]) -> list[Any]:
-            return await self._threads.run("read", lambda _: collection.vector_of(ids), budget=budget, stage="store")
-
-        found = await query_vectors(plans, collection.spec, encoder, lookup=lookup, on_unknown=on_unknown)
-        outcomes: list[SearchOutcome | ClipworksError] = [
-            each if isinstance(each, ClipworksError) else SearchOutcome(exact=True, hits=[]) for each in found.vectors
-        ]
-        good = [index for index, each in enumerate(found.vectors) if isinstance(each, np.ndarray)]
-        failed = any(isinstance(each, ClipworksError) for each in outcomes)
-        if not good or (all_or_nothing and failed):
-            return Searched(outcomes, dict(found.failed_part), (), found.unknown_parts, found.weak)
-        vectors = np.stack([each for each in found.vectors if isinstance(each, np.ndarray)])
-        excluded = [[part.id for part in plans[index].parts if isinstance(part, StoredId)] for index in good]
-        search = partial(collection.search, filter=filter, min_score=min_score, with_metadata=with_metadata)
-
-        def find(*, may_scan: bool, stop: Stop) -> list[tuple[SearchOutcome, Arranged | None]]:
-            if arrangement.is_plain:
-                page = partial(search, top_k=top_k, offset=offset, with_vectors=with_vectors)
-                plain = page(vectors, exclude_ids=excluded, may_scan=may_scan, stop=stop)
-                return [(outcome, None) for outcome in plain]
-            return [
-                search_arranged(
-                    partial(search, vector[None], exclude_ids=[out], may_scan=may_scan),
-                    arrangement,
-                    offset=offset,
-                    top_k=top_k,
-                    largest=min(MAX_POOL, self._settings.max_results),
-                    with_vectors=with_vectors,
-                    stop=stop,
-                )
-                for vector, out in zip(vectors, excluded, strict=True)
-            ]
-
-        surveys: list[Survey] = []
-        with _filter_refused():
-            results, unknown = await self._search(collection, find, filter, caller, budget)
-            if not survey.is_empty:
-                surveys = await self._threads.scan(
-                    lambda stop: collection.survey(
-                        vectors, survey, filter=filter, min_score=min_score, exclude_ids=excluded, stop=stop
-                    ),
-                    shares=_shares(collection, caller),
-                    budget=budget,
-                    stage="survey",
-                )
-        for index, (outcome, _) in zip(good, results, strict=True):
-            outcomes[index] = outcome
-        return Searched(
-            outcomes,
-            dict(found.failed_part),
-            unknown,
-            found.unknown_parts,
-            found.weak,
-            {index: arranged for index, (_, arranged) in zip(good, results, strict=True) if arranged is not None},
-            dict(zip(good, surveys, strict=False)),
-        )
-
-    async def _search(
-        self,
-        collection: BackendCollection,
-        search: Callable[..., _T],
-        filter: dict[str, Any] | None,
-        caller: str,
-        budget: Budget,
-    ) -> tuple[_T, Sequence[str]]:
-        """A search that never keeps a reader for long: what its filter has to look at first is another lane's work."""
-
-        def run(stop: Stop, *, may_scan: bool = False) -> tuple[_T, Sequence[str]]:
-            found = search(may_scan=may_scan, stop=stop)
-            return found, () if not filter else collection.unknown_fields(filter)
-
-        shares = _shares(collection, caller)
-        for _ in range(_SCANS):
-            try:
-                return await self._threads.run("read", run, budget=budget, stage="search")
-            except ScanNeeded:
-                await self._threads.scan(
-                    lambda stop: collection.scan(filter or {}, stop=stop),
-                    shares=shares,
-                    budget=budget,
-                    stage="filter",
-                )
-        # Rows come faster than they are looked at.
-        return await self._threads.scan(
-            lambda stop: run(stop, may_scan=True), shares=shares, budget=budget, stage="search"
-        )
+        return await search.answer(plans, encoder, all_or_nothing=all_or_nothing, on_unknown=on_unknown)
 
     def _opened(self) -> Backend:
         if self._store is None:
@@ -571,44 +452,6 @@ def _named(store: Backend, infos: Sequence[CollectionDescription]) -> list[Colle
         replace(info, aliases=tuple(sorted(name for name, target in aliases.items() if target == info.name)))
         for info in infos
     ]
-
-
-def _shares(collection: BackendCollection, caller: str) -> tuple[tuple[str, str], ...]:
-    return ("collection", collection.name), ("caller", caller)
-
-
-async def _check_filter(collection: BackendCollection, filter: dict[str, Any] | None) -> None:
-    """Raises FieldRefused with the place in the filter, before any work is done for it; a large one not on the loop."""
-    if filter is None:
-        return
-    with _filter_refused():
-        if is_small(filter):
-            compile_filter(filter, collection.spec.metadata_schema)
-        else:
-            await asyncio.to_thread(compile_filter, filter, collection.spec.metadata_schema)
-
-
-def _check_survey(asked: SurveySpec) -> None:
-    """Raises FieldRefused: a field or an id that cannot be one."""
-    for place, name in enumerate(asked.facets):
-        try:
-            parse_path(name)
-        except ValueError as error:
-            raise FieldRefused(InvalidQuery(str(error)), f"facets[{place}]") from None
-    for place, id in enumerate(asked.ids):
-        try:
-            check_id(id)
-        except InvalidItem as error:
-            raise FieldRefused(error, f"score_of[{place}]") from None
-
-
-@contextmanager
-def _filter_refused() -> Generator[None]:
-    """What the language or the backend refuses, with the place in the filter."""
-    try:
-        yield
-    except InvalidFilter as error:
-        raise FieldRefused(error, error.path) from None
 
 
 def _refused(error: ValidationError) -> FieldRefused:

@@ -14,6 +14,7 @@ from clipworks.schemas import CombineQuery, IdQuery, Part, SearchRequest, Search
 from model_store.errors import ClipworksError
 from service.collections.arranging import Arranged, Arrangement
 from service.collections.plans import GivenVector, QueryPlan, Source, StoredId
+from service.collections.searches import SearchParameters
 from service.engine.vectors import unknown_inputs
 from service.http.context import while_connected
 from service.http.errors import Refusal
@@ -107,24 +108,27 @@ async def search(request: Request, name: Name) -> Response:
         for index, plan in enumerate(plans):
             for place, part in enumerate(plan.parts):
                 check_source(model, part, _param(body, index, place))
+    parameters = SearchParameters(
+        top_k=body.top_k,
+        offset=body.offset,
+        filter=body.filter,
+        min_score=body.min_score,
+        with_metadata="metadata" in body.include,
+        with_vectors="vector" in body.include,
+        arrangement=arrangement,
+        survey=SurveySpec(tuple(body.facets), body.facet_values, body.histogram, tuple(body.score_of)),
+    )
     searched = await while_connected(
         request,
         collections.search(
             collection,
             plans,
+            parameters,
             model=model,
-            top_k=body.top_k,
-            offset=body.offset,
-            filter=body.filter,
-            min_score=body.min_score,
-            with_metadata="metadata" in body.include,
-            with_vectors="vector" in body.include,
             all_or_nothing=body.on_error == "fail",
             on_unknown=body.on_unknown,
             caller=caller_of(request),
             budget=budget,
-            arrangement=arrangement,
-            survey=SurveySpec(tuple(body.facets), body.facet_values, body.histogram, tuple(body.score_of)),
         ),
     )
 

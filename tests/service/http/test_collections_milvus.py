@@ -53,6 +53,12 @@ def test_the_life_of_a_collection(client: TestClient) -> None:
     results = client.post("/collections/pets/search", json=query).json()["results"]
     assert [each["hits"][0]["id"] == "r3" for each in results] == [False, False, False]
     assert (results[0]["hits"][0]["id"], results[2]["hits"][0]["id"]) == ("text", "r5")
+    folded = client.post("/collections/pets/search", json={**query, "group_near": 1e-6, "pool": 10, "top_k": 10}).json()
+    assert [each["pool"] for each in folded["results"]] == [10, 10, 10]  # arranged here, not in Milvus
+    assert all(sum(1 + len(hit["near"]) for hit in each["hits"]) == 10 for each in folded["results"])
+    for more in ({"facets": ["n"]}, {"histogram": 3}, {"score_of": ["r3"]}):
+        refused = client.post("/collections/pets/search", json={**query, **more})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (422, "not_supported")
     few = client.post("/collections/pets/search", json={**query, "filter": {"n": {"$gte": 48}}}).json()["results"]
     assert {hit["id"] for each in few for hit in each["hits"]} == {"r48", "r49"}
     assert client.get("/collections/pets/items/r7").json()["metadata"] == {"n": 7}
