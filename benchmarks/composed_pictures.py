@@ -33,11 +33,18 @@ class Parts:
     kin: F64
     counterpart: F64 | None = None
 
+    @property
+    def spreads(self) -> F64:
+        """[Q, 1]: the standard deviation of the first part's cosines with the pictures over that of the second's."""
+        first, second = ((each @ self.asked.gallery.unit.T).std(axis=1) for each in (self.first, self.second))
+        return (first / second)[:, None]
+
 
 Rule = Callable[[Parts, float], F64]
 RULES: Mapping[str, Rule] = {
     "first part alone": lambda a, w: a.first,
     "plain": lambda a, w: a.first + a.sign * w * a.second,
+    "standardized": lambda a, w: a.first + a.sign * w * a.spreads * a.second,
     "neutral texts": lambda a, w: a.first + a.sign * w * (a.second - a.texts),
     "mean picture": lambda a, w: a.first + a.sign * w * (a.second - a.pictures),
     "kin": lambda a, w: a.first + a.sign * w * (a.second - a.kin),
