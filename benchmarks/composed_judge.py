@@ -108,9 +108,8 @@ def difference(values: F64, base: F64, groups: Sequence[str]) -> dict[str, float
     """values - base, paired by question, drawn again by group."""
     names, at = np.unique(groups, return_inverse=True)
     sizes = np.bincount(at).astype(np.float64)
-    found = paired_means(
-        Means(sums=np.bincount(at, base), sizes=sizes), Means(sums=np.bincount(at, values), sizes=sizes)
-    )
+    sums = [np.bincount(at, each).astype(np.float64) for each in (base, values)]
+    found = paired_means(Means(sums=sums[0], sizes=sizes), Means(sums=sums[1], sizes=sizes))
     if found is None or len(names) < 2:
         return None
     return {"value": found.value, "low": found.low, "high": found.high}
