@@ -215,7 +215,7 @@ class SearchOptions(TypedDict, total=False):
 
     diversity: 0 (best first) to 1: hits unlike each other, by maximal marginal relevance.
     group_near: a hit whose cosine to a better one is at least this is folded into it (`Hit.near`).
-    pool: best items that these two look at, at most 2,000; without it 200, or more where it takes more.
+    pool: best items that these two look at, at most 2,000; without it 100, or more where it takes more.
     facets: metadata fields whose values are counted. facet_values: how many values of each are shown.
     histogram: bins of a histogram of all items' scores. score_of: ids of items whose score and rank to tell.
     """

@@ -34,7 +34,8 @@ def search(
     weight: Annotated[
         list[float] | None,
         typer.Option(
-            help="One for each part: the text, each --image, --like, --not, in this order. Default: 1, --not 0.5."
+            help="One for each part: the text, each --image, --like, --not, in this order. Default: 1; of --not 0.3 "
+            "for words (1 without a text to look for), 0.1 for a picture."
         ),
     ] = None,
     filter: Annotated[
@@ -44,7 +45,7 @@ def search(
     offset: Annotated[int, typer.Option(min=0, help="Items to skip.")] = 0,
     min_score: Annotated[float | None, typer.Option(help="Leave out items below this cosine.")] = None,
     diversity: Annotated[
-        float, typer.Option(min=0, max=1, help="0: the best first; more, such as 0.3: hits unlike each other.")
+        float, typer.Option(min=0, max=1, help="0: the best first; more, such as 0.4: hits unlike each other.")
     ] = 0.0,
     group_near: Annotated[
         float | None,

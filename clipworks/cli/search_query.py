@@ -17,8 +17,9 @@ from clipworks.cli.file_names import text_of
 from clipworks.cli.picture_files import picture_suffixes
 from clipworks.schemas import MAX_ID_BYTES
 
-# Texts of one space lie close together: a text subtracted in full would take the better half of the query with it.
-_AWAY = 0.5
+# What --not subtracts: measured in docs/composed.md. Texts lie close together, so in full they would take the better
+# half of the query with them; a picture lies far from any text, so little of it is much.
+_WORDS_FROM_WORDS, _WORDS_FROM_PICTURES, _PICTURE = 0.3, 1.0, 0.1
 _MAX_PARTS = 64
 _ONE_WORD = re.compile(r"\S+")
 
@@ -55,7 +56,10 @@ def parts_of(
         raise UsageError(f"--weight: {len(weights)} given, expected {count}, one for each of: {shown}")
     if any(not math.isfinite(weight) or weight <= 0 for weight in weights):
         raise UsageError("--weight: expected numbers above 0; what --not gives is subtracted by itself")
-    scales = list(weights) or [1.0] * len(towards) + [_AWAY] * len(away)
+    has_words = any("text" in part.query for part in towards)
+    words = _WORDS_FROM_WORDS if has_words else _WORDS_FROM_PICTURES
+    default = [1.0] * len(towards) + [words if "text" in part.query else _PICTURE for part in away]
+    scales = list(weights) or default
     signs = [1.0] * len(towards) + [-1.0] * len(away)
     return [
         QueryPart(part.query, part.shown, sign * scale)

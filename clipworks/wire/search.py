@@ -110,7 +110,7 @@ class SearchRequest(Wire):
         default=None,
         ge=1,
         le=MAX_POOL,
-        description="best items that `diversity` and `group_near` look at; without it 200, or more where it takes more",
+        description="best items that `diversity` and `group_near` look at; without it 100, or more where it takes more",
     )
     facets: list[FacetField] = Field(
         default=[], max_length=8, fail_fast=True, description="metadata fields: count the values that items have"

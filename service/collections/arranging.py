@@ -12,7 +12,8 @@ from clipworks.schemas import MAX_POOL
 from service.retrieval import SearchOutcome, StoredHit
 from service.retrieval.stopping import Stop
 
-POOL = 200  # items that are looked at unless a request says how many
+POOL = 100  # items that are looked at unless a request says how many
+_TINY = 1e-9
 _GROWTH = 4
 
 
@@ -78,23 +79,34 @@ def fold_near(hits: Sequence[StoredHit], least: float) -> tuple[list[StoredHit],
 def diversify(hits: Sequence[StoredHit], diversity: float, count: int) -> list[StoredHit]:
     """`count` of the hits by maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998).
 
-    Each time the hit with the largest (1 - diversity) * score - diversity * (largest cosine to those chosen), the
-    better one of equal ones. The first is the best hit.
+    Each time the hit with the largest (1 - diversity) * relevance - diversity * (largest likeness to those chosen), the
+    better one of equal ones. The first is the best hit. Relevance is the score, and likeness the cosine of two hits,
+    both brought to 0..1 within these hits: cosines of a text and pictures lie in a narrow range, those of pictures in a
+    wide one, and unscaled the second would decide alone (docs/composed.md).
     """
     vectors = _vectors(hits)
-    scores = np.array([hit.score for hit in hits], np.float64)
+    relevance = _to_unit(np.array([hit.score for hit in hits], np.float64))
+    cosines = vectors @ vectors.T
+    lowest = float(cosines.min(initial=1.0))
     nearest = np.full(len(hits), -np.inf)
-    value = scores.copy()
+    value = relevance.copy()
     chosen: list[StoredHit] = []
     for _ in range(min(count, len(hits))):
         place = int(value.argmax())
         chosen.append(hits[place])
-        nearest = np.maximum(nearest, (vectors @ vectors[place]).astype(np.float64))
+        nearest = np.maximum(nearest, (cosines[place].astype(np.float64) - lowest) / max(1 - lowest, _TINY))
         taken = value == -np.inf
-        value = (1 - diversity) * scores - diversity * nearest
+        value = (1 - diversity) * relevance - diversity * nearest
         value[taken] = -np.inf
         value[place] = -np.inf
     return chosen
+
+
+def _to_unit(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The best 1, the worst 0."""
+    if not len(scores):
+        return scores
+    return (scores - scores.min()) / max(float(np.ptp(scores)), _TINY)
 
 
 def arrange(hits: Sequence[StoredHit], asked: Arrangement, *, offset: int, top_k: int) -> Arranged:

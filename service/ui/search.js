@@ -20,7 +20,7 @@ import {
   usePictures,
   useThumbnail,
 } from "./parts.js";
-import { OPERATORS, conditionOf, filterOf, histogram, pictureTerm, pictures, queryOf, readAsked, typed, writeAsked } from "./terms.js";
+import { OPERATORS, conditionOf, filterOf, histogram, pictureTerm, pictures, queryOf, readAsked, turned, typed, writeAsked } from "./terms.js";
 
 /** @typedef {import("./terms.js").Asked} Asked */
 /** @typedef {import("./terms.js").Term} Term */
@@ -31,6 +31,8 @@ const PAGE = 200;
 const DRAWN = 60;
 const BINS = 32;
 const NEAR = 0.95; // cosine from which two pictures are shown as one
+const MORE = 0.5; // weights of a hit that is added, and of one that is taken away (docs/composed.md)
+const LESS = 0.1;
 const COUNTED = 12; // values of a field that are offered as filters
 const TYPING_MS = 200;
 
@@ -258,7 +260,7 @@ function TermChip({ term, collection, change, remove }) {
   const size = Math.abs(term.weight);
   const file = pictures.get(term.value);
   return html`<span class=${`chip ${away ? "away" : ""}`} role="group" aria-label=${`${away ? "not " : ""}${name}`}>
-    <button type="button" class="sign" aria-label=${away ? `${name}: pushes away; change to draw near` : `${name}: draws near; change to push away`} onClick=${() => change({ ...term, weight: -term.weight })}>${away ? "−" : "+"}</button>
+    <button type="button" class="sign" aria-label=${away ? `${name}: pushes away; change to draw near` : `${name}: draws near; change to push away`} onClick=${() => change({ ...term, weight: turned(term.weight) })}>${away ? "−" : "+"}</button>
     ${term.kind === "picture" && file && html`<${Picture} blob=${file} alt="" class="tiny" />`}
     ${term.kind === "item" && html`<${TinyThumbnail} collection=${collection} id=${term.value} />`}
     <span class="said" title=${term.kind === "picture" ? `${name}: of this tab alone, it is not in the address` : name}>${name}</span>
@@ -402,8 +404,8 @@ function Hits({ hits, collection, open, similar, like, next, stale }) {
     const id = hits[at]?.id;
     if (event.ctrlKey || event.metaKey || event.altKey || id === undefined) return;
     if (event.key === "s") similar(id);
-    if (event.key === "+") like(id, 0.5);
-    if (event.key === "-") like(id, -0.5);
+    if (event.key === "+") like(id, MORE);
+    if (event.key === "-") like(id, -LESS);
   };
   return html`<ol class=${`hits ${stale ? "stale" : ""}`} ref=${list} onKeyDown=${press}>
       ${hits.slice(0, drawn).map((hit) => html`<${HitCard} key=${hit.id} hit=${hit} collection=${collection} open=${open} similar=${similar} stops=${hit.id === stop} reached=${setActive} />`)}
@@ -449,8 +451,8 @@ function HitDialog({ hit, collection, labels, close, similar, like }) {
         <p>score ${hit.score.toFixed(4)} in <strong>${collection.name}</strong></p>
         <div class="line">
           <button type="button" onClick=${then(() => similar(hit.id))}>Find similar</button>
-          <button type="button" onClick=${then(() => like(hit.id, 0.5))}>More like this</button>
-          <button type="button" onClick=${then(() => like(hit.id, -0.5))}>Less like this</button>
+          <button type="button" onClick=${then(() => like(hit.id, MORE))}>More like this</button>
+          <button type="button" onClick=${then(() => like(hit.id, -LESS))}>Less like this</button>
           ${blob && labels.length > 0 && html`<button type="button" aria-pressed=${where} onClick=${() => setWhere(!where)}>Where is it?</button>`}
         </div>
         ${where && found.busy && html`<p role="status">Looking…</p>`}

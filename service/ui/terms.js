@@ -65,12 +65,17 @@ export function writeAsked(asked) {
   return query;
 }
 
+export const AWAY = 0.3; // of words taken from words; in full they would find less than nothing taken away (docs/composed.md)
+
+/** The other way round, as strong as is usual there. @param {number} weight */
+export const turned = (weight) => (weight === 1 ? -AWAY : weight === -AWAY ? 1 : -weight);
+
 /** Typed words: "-night" pushes away. @param {string} text @returns {Term | null} */
 export function typed(text) {
   const words = text.trim();
   const isAway = words.length > 1 && words.startsWith("-");
   const value = isAway ? words.slice(1).trim() : words;
-  return value.length > 1 || /[^\x00-\x7f]/.test(value) ? { kind: "text", value, weight: isAway ? -1 : 1 } : null;
+  return value.length > 1 || /[^\x00-\x7f]/.test(value) ? { kind: "text", value, weight: isAway ? -AWAY : 1 } : null;
 }
 
 /**

@@ -97,7 +97,7 @@ def node() -> Callable[[str], object]:
 
 def test_the_address_says_what_is_asked_and_is_read_again(node: Callable[[str], object]) -> None:
     script = """
-import { readAsked, writeAsked, typed, queryOf, filterOf, conditionOf, histogram, labelsOf } from "./terms.js";
+import { readAsked, writeAsked, typed, queryOf, filterOf, conditionOf, histogram, labelsOf, turned } from "./terms.js";
 const asked = {collection: "photos", text: "red | car", min: 0.25, fold: true, terms: [
   {kind: "text", value: "a|b & c=d #1", weight: 1}, {kind: "item", value: "trips/rome 1.jpg", weight: -0.5}],
   conditions: [{field: "a.b", operator: "≥", value: "3"}, {field: "kind", operator: "begins with", value: "x|y"}]};
@@ -116,6 +116,7 @@ console.log(JSON.stringify({
   values: [["string", "a"], ["number", 3], ["number[]", 3.5], ["boolean", false], ["date", "2024-01-01"],
     ["string", null], ["number", "3"], ["boolean", 1]]
     .map(([type, value]) => conditionOf("f", type, value)?.value ?? null),
+  turned: [1, -0.3, 0.3, -1, 0.7].map(turned),
   bins: histogram([0, 0.1, 0.2, 1], 4), flat: histogram([0.5, 0.5], 3),
   labels: ["cat, dog,,cat ", "hat, red\\nshirt\\n\\n", " "].map(labelsOf),
 }));
@@ -140,15 +141,16 @@ console.log(JSON.stringify({
             None,
             None,
             {"kind": "text", "value": "red car", "weight": 1},
-            {"kind": "text", "value": "night", "weight": -1},
+            {"kind": "text", "value": "night", "weight": -0.3},
             None,
-            {"kind": "text", "value": "a dog", "weight": -1},
+            {"kind": "text", "value": "a dog", "weight": -0.3},
         ],
         "one": {"text": "a"},
         "away": {"combine": [{"id": "a", "weight": -1}]},
         "both": {"combine": [{"image": "of p", "weight": 1}, {"text": "b", "weight": -0.5}]},
         "filters": [None, {"n": {"$lte": 3}}, {"$and": [{"b": True}, {"s": {"$prefix": "1"}}]}],
         "values": ["a", "3", "3.5", "false", "2024-01-01", None, None, None],
+        "turned": [-0.3, 1, -0.3, 1, -0.7],
         "bins": {"low": 0, "high": 1, "counts": [3, 0, 0, 1]},
         "flat": {"low": 0.5, "high": 0.5, "counts": [2, 0, 0]},
         "labels": [["cat", "dog"], ["hat, red", "shirt"], []],

@@ -175,7 +175,7 @@ def test_terms_are_weighed_turned_and_removed(site: Site) -> None:
     page.get_by_label("What to search for").fill("-green")
     page.keyboard.press("Enter")
     expect(page.get_by_role("group", name="not green")).to_be_visible()
-    asks({"combine": [{"image": image, "weight": 1}, {"text": "green", "weight": -1}]})
+    asks({"combine": [{"image": image, "weight": 1}, {"text": "green", "weight": -0.3}]})
     page.get_by_label("Weight of green").fill("0.4")
     asks({"combine": [{"image": image, "weight": 1}, {"text": "green", "weight": -0.4}]})
     page.get_by_role("button", name="green: pushes away; change to draw near").click()
@@ -262,7 +262,7 @@ def test_state_is_in_the_address_and_the_back_button_undoes(site: Site) -> None:
     page.keyboard.press("Enter")
     page.get_by_label("What to search for").fill("-blue")
     page.keyboard.press("Enter")
-    query = {"combine": [{"text": "red", "weight": 1}, {"text": "blue", "weight": -1}]}
+    query = {"combine": [{"text": "red", "weight": 1}, {"text": "blue", "weight": -0.3}]}
     expected = [hit.id for hit in site.client.collection("photos").search([query], top_k=24)[0].hits]
     shows(page, expected)
     address = page.url
@@ -328,7 +328,7 @@ def test_more_and_less_like_a_hit(site: Site) -> None:
     page.locator(".hits button.open").last.click()
     with page.expect_request("**/search") as asked:
         page.get_by_role("button", name="Less like this").click()
-    assert json.loads(asked.value.post_data or "")["queries"][0]["combine"][2] == {"id": last, "weight": -0.5}
+    assert json.loads(asked.value.post_data or "")["queries"][0]["combine"][2] == {"id": last, "weight": -0.1}
 
 
 def test_what_is_copied_as_curl_and_python_gives_the_same_answer(site: Site, tmp_path: Path) -> None:
@@ -352,7 +352,7 @@ def test_a_picture_that_is_searched_with_is_copied_as_its_file(site: Site, tmp_p
     given(page, picture("green", 9), "drop")
     page.get_by_label("What to search for").fill("-it's red")
     page.keyboard.press("Enter")
-    query = {"combine": [{"image": picture("green", 9), "weight": 1}, {"text": "it's red", "weight": -1}]}
+    query = {"combine": [{"image": picture("green", 9), "weight": 1}, {"text": "it's red", "weight": -0.3}]}
     expected = [hit.id for hit in site.client.collection("photos").search([query], top_k=24)[0].hits]
     shows(page, expected)
     page.get_by_role("button", name="Copy as curl").click()
