@@ -30,6 +30,13 @@ class Arrangement:
     def is_plain(self) -> bool:
         return self.diversity == 0.0 and self.group_near is None
 
+    @property
+    def largest_pool(self) -> int:
+        """Items that one query may come to look at; 0 if it arranges nothing."""
+        if self.is_plain:
+            return 0
+        return self.pool or (POOL if self.group_near is None else MAX_POOL)
+
     def least_pool(self, top_k: int) -> int:
         """Items to look at first."""
         return self.pool or min(max(POOL, top_k), MAX_POOL)

@@ -145,12 +145,12 @@ class Search:
             return found, () if not filter else self._collection.unknown_fields(filter)
 
         scan = partial(self._threads.scan, shares=self._shares, budget=self._budget)
-        for _ in range(_SCANS):
+        for _ in range(_SCANS if len(vectors) * self._asked.arrangement.largest_pool <= MAX_POOL else 0):
             try:
                 return await self._threads.run("read", run, budget=self._budget, stage="search")
             except ScanNeeded:
                 await scan(lambda stop: self._collection.scan(filter or {}, stop=stop), stage="filter")
-        # Rows come faster than they are looked at.
+        # Rows come faster than they are looked at, or there are many pools to arrange.
         return await scan(lambda stop: run(stop, may_scan=True), stage="search")
 
     def _find(self, vectors: Vector, excluded: Sequence[Sequence[str]], *, may_scan: bool, stop: Stop) -> list[Found]:
