@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import apsw
 import numpy as np
@@ -159,10 +160,10 @@ class Surveyor:
     ) -> dict[str, Facet]:
         if len(self._rows.present(db, rids)) < len(rids):
             raise RowVanished
-        return {
-            field: count_values(db, self._rows.number, field, rids, schema=schema, shown=asked.facet_values)
-            for field in dict.fromkeys(asked.facets)
-        }
+        count = partial(
+            count_values, schema=schema, shown=asked.facet_values, is_all=self._rows.counters(db).rows == len(rids)
+        )
+        return {field: count(db, self._rows.number, field, rids) for field in dict.fromkeys(asked.facets)}
 
 
 @dataclass(frozen=True)

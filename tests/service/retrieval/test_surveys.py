@@ -163,6 +163,30 @@ def test_facets_with_a_least_score_count_what_a_search_returns(
         assert (survey.count, survey.passing) == (500, len(outcome.hits))
 
 
+def test_facets_of_declared_fields(store: CollectionStore, spec: Any, vectors: Any) -> None:
+    """All rows by the field's index, some rows by their metadata: the same kind of answer."""
+    schema = {"n": "number", "s": "string", "b": "boolean", "d": "date", "a.b": "number"}
+    collection, _ = store.create("photos", spec(dim=4, schema=schema))
+    items: list[dict[str, Any]] = [
+        {"n": n % 3 / 2, "s": "xy"[n % 2], "b": n % 5 == 0, "d": f"2024-0{1 + n % 4}-01", "a": {"b": n % 6}}
+        for n in range(90)
+    ]
+    items += [{}, {"n": 1, "s": "", "a.b": 5}]
+    rows = vectors(len(items), 4, 0)
+    collection.upsert([StoreItem(f"r{n}", row, data) for n, (row, data) in enumerate(zip(rows, items, strict=True))])
+    for excluded, counted in (((), items), (("r0",), items[1:])):
+        [survey] = collection.survey(rows[:1], SurveySpec(facets=tuple(schema)), exclude_ids=[excluded])
+        for name in schema:
+            every = [data.get(name, data.get("a", {}).get("b") if name == "a.b" else None) for data in counted]
+            expected = Counter(value for value in every if value is not None)
+            facet = survey.facets[name]
+            assert [(each.value, each.count) for each in facet.values] == sorted(
+                expected.items(), key=lambda each: (-each[1], each[0])
+            )
+            assert all(type(each.value) is bool for each in facet.values) == (name == "b")
+            assert (facet.others, facet.missing) == (0, every.count(None))
+
+
 def test_a_survey_while_rows_change_is_of_one_moment(store: CollectionStore, spec: Any, vectors: Any) -> None:
     """A writer replaces all rows at once, again and again: no survey sees two generations, or a part of one."""
     collection, _ = store.create("photos", spec(dim=8, kind="sq8"))
