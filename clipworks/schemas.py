@@ -128,6 +128,8 @@ from clipworks.wire.labels import (
     TaughtLabelSet,
     Template,
     Templates,
+    WeighedTemplates,
+    WeighTemplates,
 )
 from clipworks.wire.localize import (
     Box,
@@ -296,6 +298,8 @@ __all__ = [
     "VectorField",
     "VectorQuery",
     "VectorText",
+    "WeighTemplates",
+    "WeighedTemplates",
     "WeightedId",
     "WeightedImage",
     "WeightedImageUrl",

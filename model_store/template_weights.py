@@ -1,11 +1,10 @@
 """How much each prompt template counts for a set of labels, from pictures that nobody labelled.
 
 Allingham et al. (2023), "A Simple Zero-shot Prompt Weighting Technique to Improve Prompt Ensembling in Text-Image
-Models": a template whose prompts some picture answers clearly is a good one. Its score is the mean over pictures of the
-largest logit over labels. Raw logits would reward words that are frequent in captions and labels that fit everything, so
-from each prompt's logit its expectation over pictures is taken first: over these pictures, or the mean of that and the
-expectation over reference pictures (sections 3.2 and 3.3). Because a logit is linear in the picture, taking it away is
-taking a mean picture away.
+Models": a template is good if its prompts answer pictures clearly. Its score is the mean over pictures of the largest
+logit over labels. Raw logits would reward words that are frequent in captions and labels that fit everything, so each
+prompt's expected logit is taken away first: the mean over these pictures, or the mean of that and of the mean over
+reference pictures. A logit is linear in the picture, so that is to take a mean picture away.
 """
 
 from __future__ import annotations
@@ -58,9 +57,7 @@ class TemplateScores:
         return self._scale * self._largest.mean(axis=0, dtype=np.float64)
 
 
-def template_scores(
-    pictures: Vectors, texts: Vectors, *, reference: Vectors | None = None, scale: float = 1.0
-) -> F64:
+def template_scores(pictures: Vectors, texts: Vectors, *, reference: Vectors | None = None, scale: float = 1.0) -> F64:
     """Scores [P] of templates from the unit vectors [C, P, D] of labels in them; else as TemplateScores."""
     found = TemplateScores(pictures, texts.shape[1], reference=reference, scale=scale)
     for label in texts:
