@@ -12,6 +12,7 @@ import typer
 from clipworks.cli import connect, output
 from clipworks.cli.failures import UsageError
 from clipworks.cli.label_options import Labels, Templates, labels_of, templates_of
+from clipworks.cli.label_phrases import PhrasesFile, WordNetFolder, with_phrases
 from clipworks.cli.teach import print_report
 from clipworks.client import AsyncClient
 from clipworks.schemas import LabelSetDetail, LabelSetInfo, WeighedTemplates
@@ -30,6 +31,8 @@ def put(
     name: Name,
     labels: Labels = None,
     templates: Templates = None,
+    wordnet: WordNetFolder = None,
+    phrases: PhrasesFile = None,
     weigh_by: Annotated[
         str | None,
         typer.Option(metavar="COLLECTION", help="Weigh the templates by these pictures, which need no labels."),
@@ -56,7 +59,7 @@ def put(
     """Store labels under a name, replacing what it held."""
     if not labels:
         raise UsageError("give --labels cat,dog, or --labels @FILE with one on each line")
-    wanted = labels_of(labels, None) or []
+    wanted, used = with_phrases(labels_of(labels, None) or [], phrases, wordnet, templates_of(templates))
     if weigh_by is None and weigh_reference is not None:
         raise UsageError("--weigh-reference is of pictures that others are compared with: give --weigh-by too")
     weighing: dict[str, Any] | None = None
@@ -66,7 +69,7 @@ def put(
 
     async def work(client: AsyncClient) -> LabelSetInfo:
         return await client.put_label_set(
-            name, wanted, templates=templates_of(templates), model=model, weigh_templates=weighing, wait=wait
+            name, wanted, templates=used, model=model, weigh_templates=weighing, wait=wait
         )
 
     info = _ask(work, url, api_key, store, data, timeout_s, model=model)
