@@ -23,8 +23,6 @@ from benchmarks.marked import RECORDS
 from benchmarks.prompt_weights_data import F32, Pictures, Task, encoder, read_tasks, reference_pictures, template_pool
 from model_store.store import Store
 from model_store.template_weights import (
-    SHARPNESS,
-    THRESHOLD,
     Weighting,
     template_scores,
     template_weights,
@@ -35,6 +33,7 @@ from model_store.templates import named_templates
 F64 = NDArray[np.float64]
 SHARPNESSES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 THRESHOLDS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.75)
+UNTUNED = {"softmax": 1.0, "select": 0.5}
 AMOUNTS = (10, 30, 100, 300)
 DRAWS, DRAWN = 200, 7
 _Z = 1.959963984540054
@@ -120,8 +119,8 @@ def contenders(study: Study, task: Task, chosen: Mapping[str, Any]) -> dict[str,
     }
     for of in study.sets:
         name = "80" if of == "80" else "the pool"
-        found[f"ZPE weights of {name}, the paper's"] = study.weights(both, of, "softmax", sharpness=SHARPNESS)
-        found[f"ZPE selection of {name}, the paper's"] = study.weights(both, of, "select", threshold=THRESHOLD)
+        found[f"ZPE weights of {name}, untuned"] = study.weights(both, of, "softmax", sharpness=UNTUNED["softmax"])
+        found[f"ZPE selection of {name}, untuned"] = study.weights(both, of, "select", threshold=UNTUNED["select"])
         for how, words in (("softmax", "weights"), ("select", "selection")):
             knobs = chosen[f"{how}, {of}"]
             named = {key: knobs[key] for key in ("sharpness", "threshold") if key in knobs}

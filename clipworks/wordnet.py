@@ -182,7 +182,7 @@ def parse_sense(line: str, place: int) -> WordSense:
     try:
         if int(next(fields)) != place:
             raise ValueError
-        next(fields), next(fields)
+        _, _ = next(fields), next(fields)
         words = [(next(fields), next(fields))[0] for _ in range(int(next(fields), 16))]
         pointers = [(next(fields), int(next(fields)), next(fields), next(fields)) for _ in range(int(next(fields)))]
     except (StopIteration, RuntimeError, ValueError):

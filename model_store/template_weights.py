@@ -18,8 +18,8 @@ from model_store.towers import Vectors, normalized
 
 Weighting = Literal["softmax", "select"]
 F64 = NDArray[np.float64]
-SHARPNESS = 1.0  # of softmax, over scores in logits: the paper's
-THRESHOLD = 0.5  # of a selection, in median absolute deviations above the median: the paper's
+SHARPNESS = 1.0  # of softmax, over scores in logits
+THRESHOLD = 0.5  # of a selection, in median absolute deviations above the median
 _AS_NORMAL = 1.4826  # a median absolute deviation of normal numbers, times this, is their standard deviation
 
 
