@@ -114,6 +114,11 @@ def test_other_lines_are_refused(line: str, place: int) -> None:
         assert len(line.split()) >= 4
 
 
+def test_the_number_of_words_is_hexadecimal() -> None:
+    names = " ".join(f"w{number} 0" for number in range(18))
+    assert len(parse_sense(f"00000000 05 n 12 {names} 000 | many names", 0).words) == 18
+
+
 def test_the_fixture_is_what_the_writer_writes(tmp_path: Path) -> None:
     write_database(tmp_path, CRANES)
     for name in ("index.noun", "data.noun"):
