@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 import httpx2
 
 from clipworks import errors
-from clipworks._calls import CallPlan, Labels, label_fields, unknown_fields
+from clipworks._calls import CallPlan, Labels, label_fields, unknown_fields, weigh_fields
 from clipworks._collections_async import AsyncCollection
 from clipworks._exchange import Answer, Broken, Call, Pause, Request, Send, Steps
 from clipworks._progress import Progress, progress_bar
@@ -305,12 +305,13 @@ class AsyncClient:
         *,
         templates: str | Sequence[str] | None = None,
         model: str | None = None,
+        weigh_templates: str | Mapping[str, Any] | None = None,
         on_unknown: OnUnknown = "warn",
         wait: bool = True,
     ) -> LabelSetInfo:
         """See `Client.put_label_set`."""
         body = label_fields(labels, templates) | ({"model": model} if model else {})
-        body |= unknown_fields(on_unknown)
+        body |= weigh_fields(weigh_templates) | unknown_fields(on_unknown)
         return await self._drive(self._setup.queries.put_label_set(name, body, wait=wait))
 
     async def teach(

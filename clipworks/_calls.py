@@ -213,6 +213,12 @@ def unknown_fields(on_unknown: OnUnknown) -> dict[str, Any]:
     return {} if on_unknown == "warn" else {"on_unknown": on_unknown}
 
 
+def weigh_fields(weigh_templates: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    """The JSON of pictures by which templates are weighed: the name of a collection, or all that is said of it."""
+    named = {"collection": weigh_templates} if isinstance(weigh_templates, str) else weigh_templates
+    return _given(weigh_templates=None if named is None else dict(named))
+
+
 def _label(label: LabelLike, index: int) -> Any:
     if isinstance(label, str):
         return str(label)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import httpx2
 
-from clipworks._calls import Labels, label_fields, unknown_fields
+from clipworks._calls import Labels, label_fields, unknown_fields, weigh_fields
 from clipworks._collections_sync import Collection
 from clipworks._setup import MIB, Setup
 from clipworks._sync_carrier import Carrier
@@ -327,12 +327,17 @@ class Client:
         *,
         templates: str | Sequence[str] | None = None,
         model: str | None = None,
+        weigh_templates: str | Mapping[str, Any] | None = None,
         on_unknown: OnUnknown = "warn",
         wait: bool = True,
     ) -> LabelSetInfo:
-        """Store labels under a name, replacing what it held; with `wait`, return when they are encoded."""
+        """Store labels under a name, replacing what it held; with `wait`, return when they are encoded.
+
+        weigh_templates: a collection of pictures without labels, which decide how much each template counts; or
+            {"collection", "reference", "limit", "how"}.
+        """
         body = label_fields(labels, templates) | ({"model": model} if model else {})
-        body |= unknown_fields(on_unknown)
+        body |= weigh_fields(weigh_templates) | unknown_fields(on_unknown)
         return self._drive(self._setup.queries.put_label_set(name, body, wait=wait))
 
     def teach(

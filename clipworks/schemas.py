@@ -114,6 +114,8 @@ from clipworks.wire.labels import (
     TaughtLabelSet,
     Template,
     Templates,
+    WeighedTemplates,
+    WeighTemplates,
 )
 from clipworks.wire.localize import (
     Box,
@@ -310,6 +312,8 @@ __all__ = [
     "VectorField",
     "VectorQuery",
     "VectorText",
+    "WeighTemplates",
+    "WeighedTemplates",
     "WeightedId",
     "WeightedImage",
     "WeightedImageUrl",

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
 from clipworks.cli import connect, output
 from clipworks.cli.failures import UsageError
 from clipworks.cli.label_options import Labels, Templates, labels_of, templates_of
+from clipworks.cli.label_phrases import PhrasesFile, WordNetFolder, with_phrases
 from clipworks.cli.teach import print_report
 from clipworks.client import AsyncClient
-from clipworks.schemas import LabelSetDetail, LabelSetInfo
+from clipworks.schemas import LabelSetDetail, LabelSetInfo, WeighedTemplates
 
 T = TypeVar("T")
 app = typer.Typer(
@@ -30,6 +31,22 @@ def put(
     name: Name,
     labels: Labels = None,
     templates: Templates = None,
+    wordnet: WordNetFolder = None,
+    phrases: PhrasesFile = None,
+    weigh_by: Annotated[
+        str | None,
+        typer.Option(metavar="COLLECTION", help="Weigh the templates by these pictures, which need no labels."),
+    ] = None,
+    weigh_reference: Annotated[
+        str | None, typer.Option(metavar="COLLECTION", help="With --weigh-by: pictures of any kind, to compare with.")
+    ] = None,
+    weigh_how: Annotated[
+        Literal["softmax", "select"],
+        typer.Option(help="With --weigh-by: weights by score, or equal ones of the clearly better templates."),
+    ] = "softmax",
+    weigh_limit: Annotated[
+        int, typer.Option(min=10, max=4096, help="With --weigh-by: pictures of each collection.")
+    ] = 1000,
     model: connect.Model = None,
     wait: Annotated[bool, typer.Option(help="Come back when it is encoded.")] = True,
     url: connect.Url = None,
@@ -42,10 +59,18 @@ def put(
     """Store labels under a name, replacing what it held."""
     if not labels:
         raise UsageError("give --labels cat,dog, or --labels @FILE with one on each line")
-    wanted = labels_of(labels, None) or []
+    wanted, used = with_phrases(labels_of(labels, None) or [], phrases, wordnet, templates_of(templates))
+    if weigh_by is None and weigh_reference is not None:
+        raise UsageError("--weigh-reference is of pictures that others are compared with: give --weigh-by too")
+    weighing: dict[str, Any] | None = None
+    if weigh_by is not None:
+        weighing = {"collection": weigh_by, "limit": weigh_limit, "how": weigh_how}
+        weighing |= {} if weigh_reference is None else {"reference": weigh_reference}
 
     async def work(client: AsyncClient) -> LabelSetInfo:
-        return await client.put_label_set(name, wanted, templates=templates_of(templates), model=model, wait=wait)
+        return await client.put_label_set(
+            name, wanted, templates=used, model=model, weigh_templates=weighing, wait=wait
+        )
 
     info = _ask(work, url, api_key, store, data, timeout_s, model=model)
     if as_json:
@@ -104,12 +129,26 @@ def show(
         ("state", _state(found)),
         ("texts", f"{found.encoded} of {found.texts} encoded"),
         ("examples", f"{found.examples} (version {found.version})" if found.version else ""),
-        ("templates", " | ".join(found.templates)),
+        ("templates", "" if found.weighed else " | ".join(found.templates)),
         ("labels", ", ".join(found.label_names)),
     ]
     output.print_facts([(fact, value) for fact, value in facts if value])
+    if found.weighed:
+        _print_weights(found.templates, found.weighed)
     if found.per_label:
         print_report(found)
+
+
+def _print_weights(templates: list[str], weighed: WeighedTemplates) -> None:
+    """The templates, heaviest first."""
+    by = f"{weighed.pictures} pictures of {weighed.collection}"
+    if weighed.weights is None:
+        output.say(f"templates are being weighed by {by}")
+        return
+    beside = f" beside those of {weighed.reference}" if weighed.reference else ""
+    output.say(f"templates weighed by {by}{beside} ({weighed.how})")
+    rows = sorted(zip(weighed.weights, templates, strict=True), key=lambda row: -row[0])
+    output.print_table(["weight", "template"], [[f"{weight:.4f}", template] for weight, template in rows])
 
 
 @app.command()

@@ -137,6 +137,31 @@ LabelSetStatus = Literal["ready", "encoding", "fitting", "failed"]
 Template = Annotated[str, StringConstraints(pattern=r"^[^{}]*\{\}[^{}]*$")]
 Templates = NamedTemplates | Annotated[list[Template], Field(min_length=1, fail_fast=True)]
 
+Weighting = Literal["softmax", "select"]
+
+
+class WeighTemplates(Wire):
+    """Pictures without labels that say how much each template counts: images of a collection of the same model."""
+
+    collection: str = Field(min_length=1, max_length=128)
+    reference: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=128,
+        description="a collection of pictures of any kind, whose answers are half of what is expected of a prompt",
+    )
+    limit: int = Field(default=1000, ge=10, le=4096, description="pictures of each collection, chosen by their ids")
+    how: Weighting = Field(
+        default="softmax",
+        description="softmax: weights by score; select: equal ones of those that are clearly above the median",
+    )
+
+    @model_validator(mode="after")
+    def _two_collections(self) -> WeighTemplates:
+        if self.reference == self.collection:
+            raise ValueError("reference: other pictures than those of collection")
+        return self
+
 
 class Labelled(Wire):
     """Pictures, and the labels that they are looked at for."""
@@ -193,6 +218,7 @@ class LabelSetRequest(Wire):
     labels: LabelsOrNone = None
     templates: Templates | None = None
     examples: ExamplesOrNone = None
+    weigh_templates: WeighTemplates | None = None
     on_unknown: OnUnknownField = "warn"
     on_error: OnExampleError = "item"
     needs_example: bool = Field(
@@ -240,6 +266,18 @@ class LabelSetInfo(Wire):
     built_in: bool = Field(default=False, description="a class head of `model`: it cannot be replaced or deleted")
 
 
+class WeighedTemplates(Wire):
+    """How a set's templates were weighed; see `weigh_templates` of the request."""
+
+    collection: str
+    reference: str | None
+    how: Weighting
+    pictures: int = Field(description="of the collection that were looked at")
+    weights: list[float] | None = Field(
+        description="of `templates`, in their order, in all 1; null until they are worked out"
+    )
+
+
 class LeaveOneOut(Wire):
     """Each example judged by a head that was fitted to the others, beside zero-shot on the same pictures."""
 
@@ -269,6 +307,7 @@ class ConfusedLabels(Wire):
 class LabelSetDetail(LabelSetInfo):
     label_names: list[str]
     templates: list[str]
+    weighed: WeighedTemplates | None = Field(default=None, description="null: all templates count the same")
     leave_one_out: LeaveOneOut | None = None
     mix: float | None = Field(
         default=None, description="weight of the fitted logits beside those of the texts; 0: the texts alone"

@@ -19,6 +19,7 @@ from service.collections.encoding import ItemEncoder, row_vectors
 from service.collections.media import MediaRoot, Thumbnail
 from service.collections.models import PinnedModels, require_equal_model
 from service.collections.plans import FieldRefused, NewRow, QueryPlan
+from service.collections.sampling import sampled_vectors
 from service.collections.searches import Search, Searched, SearchParameters, check_filter, filter_refused, shares_of
 from service.collections.threads import StoreThreads
 from service.decoding.pool import DecodePool
@@ -377,15 +378,38 @@ class Collections:
             CollectionNotFound, ServiceNotReady, DeadlinePassed
             SpaceMismatch: the collection does not hold images as the model's own image encoder makes them.
         """
-        collection = await self.get(name, budget=budget)
-        spec, of = collection.spec, f"model {model.reference}"
-        spec.require_space(model.space, of=of)
-        spec.require_fingerprint("image", str(model.fingerprint.image), of=of)
+        collection = await self._with_images_of(name, model, budget)
         found: list[Any] = await self._threads.run(
             "read", lambda _: collection.vector_of(ids), budget=budget, stage="store"
         )
         missing = ItemNotFound(f"collection {name} has no item with this id")
         return [missing if vector is None else vector for vector in found]
+
+    async def some_vectors(
+        self, name: str, most: int, model: RunningModel, *, caller: str, budget: Budget
+    ) -> dict[str, Any]:
+        """Unit vectors float32 [D] of `most` items by id, or of all: a sample that their ids alone decide, so that
+        neither the order nor the neighbourhood in which they were stored does.
+
+        Raises:
+            CollectionNotFound, ServiceNotReady, ServiceOverloaded, DeadlinePassed
+            SpaceMismatch: as `image_vectors`.
+        """
+        collection = await self._with_images_of(name, model, budget)
+        return await self._threads.scan(
+            lambda stop: sampled_vectors(collection, most, stop),
+            shares=_shares(collection, caller),
+            budget=budget,
+            stage="store",
+        )
+
+    async def _with_images_of(self, name: str, model: RunningModel, budget: Budget) -> BackendCollection:
+        """Raises SpaceMismatch: it does not hold images as the model's own image encoder makes them."""
+        collection = await self.get(name, budget=budget)
+        spec, of = collection.spec, f"model {model.reference}"
+        spec.require_space(model.space, of=of)
+        spec.require_fingerprint("image", str(model.fingerprint.image), of=of)
+        return collection
 
     async def page(
         self,

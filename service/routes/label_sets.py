@@ -30,6 +30,7 @@ from service.http.options import Options
 from service.http.respond import model_response
 from service.routes.common import budget_for, check_text_tower, model_for
 from service.routes.given_examples import new_examples, require_usable, taught_response
+from service.routes.given_weighing import named_weighing, weighing_pictures
 from service.services import services_of
 from service.teaching.examples import ExampleRefused, NewExample
 from service.timing import Budget
@@ -58,7 +59,8 @@ async def list_label_sets(request: Request) -> Response:
     status_code=202,
     summary="Store a label set",
     description="Its texts are encoded in the background; other content under the same name replaces the old set. "
-    "With `examples` it is taught: a head is fitted to their vectors and mixed with the texts. The name of a model's "
+    "With `examples` it is taught: a head is fitted to their vectors and mixed with the texts. With `weigh_templates` "
+    "pictures without labels decide how much each template counts. The name of a model's "
     "class head is refused.",
     responses=answers(TaughtLabelSet, 400, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504, 507, status=202),
     openapi_extra=bodies(LabelSetRequest, PUT_OPTIONS, files="each is put into the next example that has no content"),
@@ -76,10 +78,13 @@ async def put_label_set(request: Request, name: Name) -> Response:
     new: list[NewExample] = []
     if body.examples:
         new = await new_examples(request, received, body.examples, model, on_error=body.on_error, budget=budget)
+    pictures = await weighing_pictures(request, body, model, budget)
     if body.needs_example:
         require_usable(services, name, new)
-    with _named_example():
-        info, outcomes = await services.label_sets.put(name, body, new, all_or_nothing=body.on_error == "fail")
+    with _named_example(), named_weighing():
+        info, outcomes = await services.label_sets.put(
+            name, body, new, pictures=pictures, all_or_nothing=body.on_error == "fail"
+        )
     if body.examples is None:
         return model_response(info, status=202)
     if new and not any(isinstance(each, str) for each in outcomes):

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from clipworks.schemas import LabelSetDetail, LabelSetInfo, LabelSetStatus
-from service.tasks.label_set_files import StoredSet
+from clipworks.schemas import LabelSetDetail, LabelSetInfo, LabelSetStatus, WeighedTemplates
 from service.tasks.prompts import Prompts
 from service.tasks.scoring import ClassMatrix
+from service.tasks.stored_set import StoredSet
 from service.tasks.zero_shot import unknown_labels
 from service.teaching.examples import ExampleVectors
 from service.teaching.head import TaughtHead
@@ -21,6 +21,7 @@ from service.teaching.report import TeachingReport
 class KeptLabelSet:
     """`stored` is None for a file that cannot be read, which `failed` explains.
 
+    pictures: what its templates are weighed by, until they are.
     examples: what it is taught with; `report` says how that went, and `head` is None where the texts alone decide.
     scale: the model's logit scale, 1 where it is not known.
     before: what /classify uses while this is not ready, where only examples changed.
@@ -29,6 +30,7 @@ class KeptLabelSet:
     name: str
     stored: StoredSet | None
     prompts: Prompts
+    pictures: ExampleVectors | None = None
     examples: ExampleVectors | None = None
     scale: float = 1.0
     vectors: np.ndarray | None = None
@@ -104,11 +106,26 @@ class KeptLabelSet:
             **self.info().model_dump(),
             label_names=list(self.prompts.names),
             templates=list(self.prompts.templates),
+            weighed=self._weighed(),
             leave_one_out=report.leave_one_out if report else None,
             mix=report.mix if report else None,
             per_label=list(report.per_label) if report else None,
             confused=list(report.confused) if report else None,
             calibrated=self.head.sigmoid is not None if self.head else None,
+        )
+
+    def _weighed(self) -> WeighedTemplates | None:
+        weighed = self.stored.weighed if self.stored else None
+        wanted = self.stored.request.weigh_templates if self.stored else None
+        if weighed is None or wanted is None:
+            return None
+        weights = None if weighed.weights is None else list(weighed.weights)
+        return WeighedTemplates(
+            collection=wanted.collection,
+            reference=wanted.reference,
+            how=wanted.how,
+            pictures=weighed.pictures,
+            weights=weights,
         )
 
     def _warnings(self) -> list[str]:
@@ -122,7 +139,7 @@ class KeptLabelSet:
         mine, its = self.stored, other.stored
         if mine is None or its is None or not self.same_texts(other):
             return False
-        if mine.request.on_unknown != its.request.on_unknown:
+        if mine.request.on_unknown != its.request.on_unknown or not _same_weighing(mine, its):
             return False
         return _digest(mine) == _digest(its)
 
@@ -131,6 +148,14 @@ class KeptLabelSet:
         if mine is None or its is None or (mine.model, mine.fingerprint) != (its.model, its.fingerprint):
             return False
         return self.prompts.digest == other.prompts.digest
+
+
+def _same_weighing(mine: StoredSet, its: StoredSet) -> bool:
+    """Whether their templates are weighed in one way by the same pictures, wherever those lie."""
+    if mine.weighed is None or its.weighed is None:
+        return mine.weighed is its.weighed
+    ways = [each.request.weigh_templates.how for each in (mine, its) if each.request.weigh_templates]
+    return mine.weighed.sha256 == its.weighed.sha256 and len(set(ways)) == 1
 
 
 def _digest(stored: StoredSet) -> str | None:

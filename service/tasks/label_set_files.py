@@ -1,6 +1,7 @@
 """The files of stored label sets: NAME.json says what a set is, NAME.npy holds its vectors; both carry digests.
 
-A set that was taught has NAME.DIGEST.examples beside them, which its NAME.json names: replacing that one changes it.
+A set that was taught has NAME.DIGEST.examples beside them, which its NAME.json names: replacing that one changes it. So
+has a set whose templates are being weighed, for the pictures, until their weights are in NAME.json.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import re
 import stat
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -24,13 +24,19 @@ from pydantic import ValidationError
 from clipworks.schemas import LABEL_SET_PATTERN, LabelSetRequest
 from model_store.files import make_folder, sync, whole_file
 from service.retrieval.errors import RetrievalError, StorageFailed, StorageFull
+from service.tasks.stored_set import StoredSet, TaughtWith, WeighedWith, digest_of
 from service.teaching.examples import ExampleVectors, UnreadableExamples
 
 log = logging.getLogger("clipworks.label_sets")
-FORMAT, TAUGHT_FORMAT = 2, 3  # a version that knows no examples must not serve a taught set without them
+# A version that knows no examples must not serve a taught set without them, and so with weights of templates.
+FORMAT, TAUGHT_FORMAT, WEIGHED_FORMAT = 2, 3, 4
 _NAME = re.compile(LABEL_SET_PATTERN)
 _CONTENT = {"request", "model", "fingerprint"}
-_TAUGHT_CONTENT = {*_CONTENT, "taught"}
+_CONTENTS = {
+    FORMAT: [_CONTENT],
+    TAUGHT_FORMAT: [{*_CONTENT, "taught"}],
+    WEIGHED_FORMAT: [{*_CONTENT, "weighed"}, {*_CONTENT, "weighed", "taught"}],
+}
 _NAME_DIGITS = 16
 _DIGEST_BYTES = 32
 _MAX_HEADER_BYTES = 4096
@@ -41,39 +47,6 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE)
 
 class Damaged(Exception):
     """A label-set file is not what was written; the message says why, without the folder."""
-
-
-@dataclass(frozen=True)
-class TaughtWith:
-    """sha256: of the examples' bytes. image_fingerprint: of what made their vectors. version: counts changes."""
-
-    sha256: str
-    image_fingerprint: str
-    version: int
-
-
-@dataclass(frozen=True)
-class StoredSet:
-    """What a set is: its request (without pictures), the model and text encoder it was put for, and its examples."""
-
-    request: LabelSetRequest
-    model: str
-    fingerprint: str | None
-    taught: TaughtWith | None = None
-
-    def content(self) -> dict[str, Any]:
-        whole = self._text_content()
-        return whole if self.taught is None else {**whole, "taught": asdict(self.taught)}
-
-    def digest(self) -> bytes:
-        """Of what the vectors of its texts are of."""
-        return _digest_of(self._text_content())
-
-    def _text_content(self) -> dict[str, Any]:
-        request = self.request.model_dump(mode="json", exclude={"examples", "on_error", "needs_example"})
-        if request["on_unknown"] == "warn":
-            del request["on_unknown"]  # sets of before it keep their digest, and so their vectors
-        return {"request": request, "model": self.model, "fingerprint": self.fingerprint}
 
 
 class LabelSetFiles:
@@ -113,11 +86,12 @@ class LabelSetFiles:
         try:
             request = LabelSetRequest.model_validate(content["request"])
             taught = TaughtWith(**content["taught"]) if "taught" in content else None
-            return StoredSet(request, str(content["model"]), content["fingerprint"], taught)
+            weighed = WeighedWith.of_content(content["weighed"]) if "weighed" in content else None
+            return StoredSet(request, str(content["model"]), content["fingerprint"], taught, weighed)
         except ValidationError as error:
             raise Damaged(f"{path.name} holds no label set: {error.error_count()} fields are wrong") from None
-        except TypeError:
-            raise Damaged(f"{path.name} does not say what it was taught with") from None
+        except (TypeError, ValueError):
+            raise Damaged(f"{path.name} does not say what it was taught or weighed with") from None
 
     def vectors(self, name: str, stored: StoredSet, shape: tuple[int, int]) -> np.ndarray | None:
         """Float32 vectors of this shape; None: there are none of this set, or they are not what was written."""
@@ -139,32 +113,38 @@ class LabelSetFiles:
             log.warning("label set %s is encoded again: %s: %s", name, path.name, error)
             return None
 
-    def examples(self, name: str, taught: TaughtWith) -> ExampleVectors:
-        """Raises Damaged, OSError."""
-        path = self._folder / _examples_name(name, taught.sha256)
+    def examples(self, name: str, of: TaughtWith | WeighedWith) -> ExampleVectors:
+        """The examples of a set, or the pictures that its templates are weighed by. Raises Damaged, OSError."""
+        path = self._folder / _examples_name(name, of.sha256)
         try:
             data = path.read_bytes()
         except FileNotFoundError:
             raise Damaged(f"{path.name} is missing, which holds its examples") from None
-        if hashlib.sha256(data).hexdigest() != taught.sha256:
+        if hashlib.sha256(data).hexdigest() != of.sha256:
             raise Damaged(f"{path.name} does not match its sha256")
         try:
             return ExampleVectors.of_bytes(data)
         except UnreadableExamples as error:
             raise Damaged(f"{path.name}: {error}") from None
 
-    def write(self, name: str, stored: StoredSet, examples: ExampleVectors | None = None) -> None:
-        """examples: those that `stored.taught` names; None: it names none, or the ones that are there.
+    def write(
+        self,
+        name: str,
+        stored: StoredSet,
+        examples: ExampleVectors | None = None,
+        pictures: ExampleVectors | None = None,
+    ) -> None:
+        """examples, pictures: those that `stored` names; None: it names none, or the ones that are there.
 
         Raises:
             StorageFull, StorageFailed: what was stored under this name is as it was.
         """
         content = stored.content()
-        used = "" if stored.taught is None else _examples_name(name, stored.taught.sha256)
-        if examples is not None:
-            self._write(used, lambda stream: _write_bytes(stream, examples.to_bytes()))
-        format = FORMAT if stored.taught is None else TAUGHT_FORMAT
-        whole = {"format": format, "sha256": _digest_of(content).hex(), "content": content}
+        for vectors in (examples, pictures):
+            if vectors is not None:
+                self._write_examples(name, vectors)
+        format = WEIGHED_FORMAT if stored.weighed else TAUGHT_FORMAT if stored.taught else FORMAT
+        whole = {"format": format, "sha256": digest_of(content).hex(), "content": content}
         self._write(f"{name}.json", lambda stream: _write_json(stream, whole))
         self.discard_unused(name, stored)
 
@@ -183,9 +163,10 @@ class LabelSetFiles:
 
         Only for who holds the folder: what another process is about to name looks the same.
         """
-        used = "" if stored.taught is None else _examples_name(name, stored.taught.sha256)
+        named = [stored.taught, stored.weighed if stored.is_unweighed else None]
+        used = {_examples_name(name, each.sha256) for each in named if each is not None}
         for path in self._examples_of(name):
-            if path.name != used:
+            if path.name not in used:
                 with suppress(OSError):
                     path.unlink()
 
@@ -210,6 +191,9 @@ class LabelSetFiles:
                 sync(self._folder)
         except OSError as error:
             raise _failure(error, name) from error
+
+    def _write_examples(self, name: str, vectors: ExampleVectors) -> None:
+        self._write(_examples_name(name, vectors.digest), lambda stream: _write_bytes(stream, vectors.to_bytes()))
 
     def _examples_of(self, name: str) -> list[Path]:
         """Files of examples of this very name; "a.b" is none of the set "a"."""
@@ -242,11 +226,11 @@ def _content_of(found: Any, file_name: str) -> dict[str, Any]:
     whole = _object(found)
     if set(whole) == _CONTENT:  # format 1
         return whole
-    expected = {FORMAT: _CONTENT, TAUGHT_FORMAT: _TAUGHT_CONTENT}.get(_number(whole.get("format")))
+    expected = _CONTENTS.get(_number(whole.get("format")))
     if set(whole) != {"format", "sha256", "content"} or expected is None:
-        raise Damaged(f"{file_name} is not of format 1, {FORMAT} or {TAUGHT_FORMAT}, which this version reads")
+        raise Damaged(f"{file_name} is not of format 1 to {WEIGHED_FORMAT}, which this version reads")
     content = _object(whole["content"])
-    if set(content) != expected or _digest_of(content).hex() != whole["sha256"]:
+    if set(content) not in expected or digest_of(content).hex() != whole["sha256"]:
         raise Damaged(f"{file_name} does not match its sha256")
     return content
 
@@ -281,10 +265,6 @@ def _write_bytes(stream: BinaryIO, data: bytes) -> None:
 
 def _write_json(stream: BinaryIO, whole: dict[str, Any]) -> None:
     stream.write(orjson.dumps(whole))
-
-
-def _digest_of(content: dict[str, Any]) -> bytes:
-    return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).digest()
 
 
 def _failure(error: OSError, name: str) -> RetrievalError:

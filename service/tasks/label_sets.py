@@ -20,11 +20,13 @@ from service.engine.running import RunningModel
 from service.faults import LabelSetFailed, ServiceNotReady, StateConflict, TooManyItems, UnknownName
 from service.retrieval.errors import RetrievalError
 from service.tasks.kept_label_set import KeptLabelSet
-from service.tasks.label_set_files import Damaged, LabelSetFiles, StoredSet
+from service.tasks.label_set_files import Damaged, LabelSetFiles
 from service.tasks.label_set_making import make_ready
 from service.tasks.prompts import Limits, Prompts
 from service.tasks.scoring import ClassMatrix
+from service.tasks.stored_set import StoredSet
 from service.tasks.taught_sets import check_amount, each_once, grown, require_model, taught_with, without
+from service.tasks.weighed_sets import check_prompts, check_weighable, weighed_with
 from service.tasks.zero_shot import resolve_templates, weak_labels
 from service.teaching.examples import ExampleVectors, NewExample
 from service.teaching.head import TaughtHead
@@ -85,17 +87,25 @@ class LabelSets:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def put(
-        self, name: str, request: LabelSetRequest, new: Sequence[NewExample] = (), *, all_or_nothing: bool = False
+        self,
+        name: str,
+        request: LabelSetRequest,
+        new: Sequence[NewExample] = (),
+        *,
+        pictures: ExampleVectors | None = None,
+        all_or_nothing: bool = False,
     ) -> tuple[LabelSetInfo, list[str | ClipworksError]]:
         """Store a set and begin to encode it behind interactive texts; the same content again changes nothing.
 
+        pictures: those that `request.weigh_templates` means.
         new: what it is taught with, in place of `request.examples`; the answer has an id or an error for each. Their
         labels are the set's too, whether their pictures could be read or not.
 
         Raises:
             StateConflict: a class head has this name.
-            TooManyItems: too many texts or characters, too many sets, or too many examples.
+            TooManyItems: too many texts or characters, too many sets, too many examples, or pictures.
             InvalidText: a text is too long.
+            NotWeighable: there is nothing to weigh.
             ArtifactNotFound, ServiceNotReady: the model.
             ExampleRefused: with all_or_nothing, one of them is not taken.
             StorageFull, StorageFailed: it was not stored; what had this name is as it was.
@@ -110,8 +120,12 @@ class LabelSets:
             old = self._sets.get(name)
             version = old.version + 1 if old else 1
             taught = taught_with(model, examples, version=version) if is_taught else None
-            stored = StoredSet(request, model.reference, model.fingerprint.text, taught)
+            weighed = None if pictures is None else weighed_with(model, pictures)
+            stored = StoredSet(request, model.reference, model.fingerprint.text, taught, weighed)
             fresh = self._prepared(name, stored, model, examples if is_taught else None)
+            if weighed is not None:
+                check_weighable(fresh.prompts.labels, fresh.prompts.templates, weighed.pictures)
+                fresh.pictures = pictures
             await asyncio.to_thread(lambda: fresh.prompts.digest)  # up to a body's bytes
             if old and not old.failed and old.same(fresh):
                 return old.info(), outcomes
@@ -327,6 +341,7 @@ class LabelSets:
         taught = taught_with(model, examples, version=old.version + 1)
         fresh = self._prepared(old.name, replace(stored, request=request, taught=taught), model, examples)
         fresh.before = old.classes or old.before
+        fresh.pictures = old.pictures
         if old.vectors is not None and old.same_texts(fresh):
             fresh.vectors, fresh.weak, fresh.encoded = old.vectors, old.weak, old.encoded
         await self._replace(old, fresh)
@@ -340,7 +355,7 @@ class LabelSets:
 
     async def _make_ready(self, label_set: KeptLabelSet) -> None:
         is_encoded = label_set.vectors is not None
-        await make_ready(label_set, self._registry, fitting=self._fitting)
+        await make_ready(label_set, self._registry, fitting=self._fitting, keep=self._keep_weights)
         if not is_encoded and label_set.vectors is not None and not label_set.failed:
             async with self._changing:
                 if self._sets.get(label_set.name) is label_set:
@@ -350,7 +365,18 @@ class LabelSets:
         """Raises StorageFull, StorageFailed."""
         files, stored = self._files, label_set.stored
         if files and stored:
-            await in_thread(lambda: files.write(label_set.name, stored, label_set.examples))
+            examples, pictures = label_set.examples, label_set.pictures
+            await in_thread(lambda: files.write(label_set.name, stored, examples, pictures))
+
+    async def _keep_weights(self, label_set: KeptLabelSet) -> None:
+        """A set whose weights cannot be written is weighed again after the next start."""
+        async with self._changing:
+            if self._sets.get(label_set.name) is not label_set:
+                return
+            try:
+                await self._save(label_set)
+            except RetrievalError as error:
+                log.warning("label set %s will be weighed again after a restart: %s", label_set.name, error)
 
     async def _save_vectors(self, label_set: KeptLabelSet, vectors: np.ndarray) -> None:
         """A set whose vectors cannot be written is encoded again after the next start."""
@@ -396,7 +422,13 @@ class LabelSets:
         manifest = artifact.manifest
         prompts = Prompts.of(stored.request.labels or (), resolve_templates(manifest, stored.request.templates))
         self.limits.check(prompts)
-        current = StoredSet(stored.request, artifact.reference, manifest.fingerprint.text, stored.taught)
+        check_prompts(prompts, stored.weighed)
+        current = replace(stored, model=artifact.reference, fingerprint=manifest.fingerprint.text)
+        if (weighed := stored.weighed) is not None:
+            if (weighed.image_fingerprint, stored.fingerprint) != (manifest.fingerprint.image, current.fingerprint):
+                raise StateConflict(f"an encoder of {artifact.reference} is another one now: put it again")
+            if weighed.weights is None:
+                label_set.pictures = await asyncio.to_thread(files.examples, name, weighed)
         if (taught := stored.taught) is not None:
             if taught.image_fingerprint != manifest.fingerprint.image:
                 raise StateConflict(f"the image encoder of {artifact.reference} is another one now: teach it again")

@@ -9,7 +9,7 @@ from model_store.errors import ClipworksError
 from service.engine.running import RunningModel
 from service.faults import StateConflict, TooManyItems
 from service.tasks.kept_label_set import KeptLabelSet
-from service.tasks.label_set_files import TaughtWith
+from service.tasks.stored_set import TaughtWith
 from service.teaching.examples import ExampleRefused, ExampleVectors, NewExample
 
 _MOST_PAIRS = 5_000_000  # examples x labels: a fit holds a few arrays of so many numbers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -237,10 +237,16 @@ def _count(prompts: Prompts, limits: Limits) -> None:
     _ = prompts.digest
 
 
-async def encode_classes(model: RunningModel, prompts: Prompts, ticket: Ticket | None = None) -> Classes:
+async def encode_classes(
+    model: RunningModel,
+    prompts: Prompts,
+    ticket: Ticket | None = None,
+    *,
+    weights: Sequence[float] | None = None,
+) -> Classes:
     """Class vectors; in chunks, so that other texts get their turn.
 
-    ticket: places of all texts; None: they run in the background.
+    ticket: places of all texts; None: they run in the background. weights: of the templates; None: equal ones.
     """
     classes = np.empty((len(prompts.labels), model.dim), dtype=np.float32)
     for at, part in enumerate(prompts.parts(_PART_LABELS)):
@@ -248,16 +254,24 @@ async def encode_classes(model: RunningModel, prompts: Prompts, ticket: Ticket |
         silent = np.zeros(len(part.labels), dtype=bool)
         owners = (label for label, count in enumerate(part.counts) for _ in range(count))
         texts = iter(part)
+        shares = None if weights is None else _shares(part, weights)
         while chunk := list(islice(texts, CHUNK_TEXTS)):
             vectors = await encode_texts(model, chunk, ticket)
             labels = list(islice(owners, len(chunk)))
-            np.add.at(sums, labels, vectors)
+            share = 1.0 if shares is None else np.array(list(islice(shares, len(chunk))))[:, None]
+            np.add.at(sums, labels, vectors * share)
             np.logical_or.at(silent, labels, ~vectors.any(axis=1))
         # "a photo of a" has a vector also where the label in it is no word that the model knows.
         sums[[index for index in np.flatnonzero(silent) if isinstance(part.labels[index], str)]] = 0.0
         classes[at * _PART_LABELS :][: len(sums)] = label_means_of_sums(sums)
     weak = await asyncio.to_thread(weak_labels, model.tokenizer, prompts.labels, classes)
     return Classes(classes, weak)
+
+
+def _shares(prompts: Prompts, weights: Sequence[float]) -> Iterator[float]:
+    """The weight of each text, label by label; a label's own prompts all count the same."""
+    for label in prompts.labels:
+        yield from weights if isinstance(label, str) else [1.0] * len(label.prompts)
 
 
 def weak_labels(tokenizer: Tokenizer | None, labels: Sequence[Label], vectors: np.ndarray) -> frozenset[int]:

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from clipworks import Client
@@ -83,3 +85,31 @@ def test_verify_and_list_say_whether_a_manifest_is_sealed() -> None:
     assert (code, checks["seal"].startswith("none"), json.loads(out)["ok"]) == (0, True, True)
     sealed = {each["name"]: each["sealed"] for each in json.loads(run("models", "list", "--json")[1])}
     assert sealed == {artifact.manifest.name: True for artifact in Store(None).list()} | {"tiny": False}
+
+
+def test_templates_weighed_by_a_collection(server_url: str, tmp_path: Path) -> None:
+    place = ["--url", server_url]
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(12):
+        levels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(levels).save(photos / f"{number}.png")
+    assert run("index", photos, "--collection", "weighing", *place)[0] == 0
+    templates = ["--template", "a {}", "--template", "the {} here"]
+    put = ["label-sets", "put", "pets", "--labels", "cat,dog", *templates, *place]
+    code, _, err = run(*put, "--weigh-by", "weighing", "--weigh-limit", "10")
+    assert code == 0, err
+    shown = json.loads(run("label-sets", "show", "pets", "--json", *place)[1])["weighed"]
+    assert (shown["collection"], shown["pictures"], shown["how"]) == ("weighing", 10, "softmax")
+    assert sum(shown["weights"]) == pytest.approx(1)
+    lines = run("label-sets", "show", "pets", *place)[1].splitlines()
+    rows = [line.split("\t") for line in lines if line[:2] in ("0.", "1.")]
+    assert [row[0] for row in rows] == [f"{weight:.4f}" for weight in sorted(shown["weights"], reverse=True)]
+    assert {row[1] for row in rows} == {"a {}", "the {} here"}
+    code, _, err = run(*put, "--weigh-reference", "weighing")
+    assert (code, "--weigh-by too" in err) == (2, True)
+    code, _, err = run(*put, "--weigh-by", "none")
+    assert (code, "none" in err) == (3, True), err
+    with Client(server_url) as client:
+        client.delete_label_set("pets")
+        client.delete_collection("weighing")

@@ -17,8 +17,9 @@ from starlette.testclient import TestClient
 
 from clipworks.schemas import LabelSetRequest
 from service.retrieval.errors import StorageFailed
-from service.tasks.label_set_files import Damaged, LabelSetFiles, StoredSet
+from service.tasks.label_set_files import Damaged, LabelSetFiles
 from service.tasks.prompts import Prompts
+from service.tasks.stored_set import StoredSet
 
 LABELS = ["cat", "dog", "été"]
 REQUEST = {"labels": LABELS, "templates": ["a {}", "the {}"]}
