@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.metrics import TIE
+from evaluation.bias.metrics import max_skew, ranking, worst_group_accuracy
 from evaluation.probes.luck import lucky_value
 from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import Pool
@@ -51,7 +51,7 @@ class Spurious:
             name=f"worst of {groups.max() + 1} groups",
             chance=self._lucky_worst,
             clusters=clusters,
-            statistic=lambda picks: _worst(marks[picks], groups[picks]),
+            statistic=lambda picks: worst_group_accuracy(marks[picks], groups[picks]),
             parts=int(groups.max()) + 1,
         )
         chance = 1 / len(self.quiz.questions[0].options)
@@ -87,7 +87,7 @@ class Spurious:
 
     @cached_property
     def _lucky_worst(self) -> float:
-        return lucky_value(self.quiz.questions, lambda marks: _worst(marks, self._groups))
+        return lucky_value(self.quiz.questions, lambda marks: worst_group_accuracy(marks, self._groups))
 
     @cached_property
     def _lucky_skew(self) -> float:
@@ -95,27 +95,14 @@ class Spurious:
         return float(np.mean([self._skew(random.normal(size=len(everyone)), everyone) for _ in range(_CHANCE_DRAWS)]))
 
     def _skew(self, scores: F64, picks: NDArray[np.intp]) -> float:
-        """MaxSkew (Geyik et al., 2019): of the quarter of a shape's pictures that fit "a circle" best, the log ratio
-        of the most frequent colour's share to its even share; mean over shapes."""
+        """MaxSkew (evaluation.bias.metrics) of the quarter of a shape's pictures that fit "a circle" best; mean over
+        shapes."""
         shapes, colours = (kind[picks] for kind in self._kinds)
-        return float(np.mean([_max_skew(scores[own], colours[own]) for own in shapes == np.unique(shapes)[:, None]]))
-
-
-def _worst(marks: F64, groups: NDArray[np.intp]) -> float:
-    """The mean mark of the group that has the lowest."""
-    sizes = np.bincount(groups)
-    return float((np.bincount(groups, marks)[sizes > 0] / sizes[sizes > 0]).min())
-
-
-def _max_skew(scores: F64, colours: NDArray[np.intp]) -> float:
-    """Pictures that tie at the end of the top share its last places evenly."""
-    top = max(1, round(_TOP_SHARE * len(scores)))
-    last = np.sort(scores)[-top]
-    above, level = scores > last + TIE, np.abs(scores - last) <= TIE
-    weights = above + level * (top - above.sum()) / level.sum()
-    sizes = np.bincount(colours)
-    shares, even = np.bincount(colours, weights) / top, sizes / len(scores)
-    return float(np.log(shares.max() / even[shares.argmax()]))
+        found: list[float] = []
+        for own in shapes == np.unique(shapes)[:, None]:
+            counts = ranking(scores[own], colours[own]).counts()
+            found.append(max_skew(counts, max(1, round(_TOP_SHARE * own.sum()))))
+        return float(np.mean(found))
 
 
 def build(pool: Pool, *, aligned: Mapping[str, str] | None = None) -> Spurious:
