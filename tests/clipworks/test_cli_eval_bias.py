@@ -21,11 +21,11 @@ def _settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty pictures of noise in two groups, half of each dark."""
+    """Twenty-four pictures of noise in two groups, half of each dark."""
     folder = tmp_path_factory.mktemp("groups")
     rng = np.random.default_rng(0)
     lines = ["path,group,label"]
-    for number in range(40):
+    for number in range(24):
         noise = rng.integers(120, size=(9, 9, 3)) + 120 * (number % 2)
         Image.fromarray(noise.astype(np.uint8)).save(folder / f"{number}.png")
         lines.append(f"{number}.png,group {number // 2 % 2},{('dark', 'light')[number % 2]}")
@@ -42,13 +42,13 @@ def run(*arguments: str | Path) -> Result:
 
 
 def test_a_server_and_this_process_say_the_same(groups: Path, server_url: str, tmp_path: Path) -> None:
-    asked = ["--groups", groups, "--query", f"@{groups.parent / 'queries.txt'}", "--query", "noise"]
+    asked = ["--groups", groups, "--query", f"@{groups.parent / 'queries.txt'}", "--top", "4"]
     here = run(*asked, "--out", tmp_path / "here.json")
     assert here.exit_code == 0, here.stderr
     lines = [line.split("\t") for line in here.stdout.splitlines()]
     assert [line[1] for line in lines[1:]] == [
-        *("MaxSkew@4, mean over queries", "MaxSkew@4, a thing", "MaxSkew@4, a good thing", "MaxSkew@4, noise"),
-        *("NDKL, mean over queries", "NDKL, a thing", "NDKL, a good thing", "NDKL, noise"),
+        *("MaxSkew@4, mean over queries", "MaxSkew@4, a thing", "MaxSkew@4, a good thing"),
+        *("NDKL, mean over queries", "NDKL, a thing", "NDKL, a good thing"),
         *("labels, accuracy", "labels, mean of 4 groups", "labels, worst of 4 groups"),
         "labels find their pictures, mAP",
     ]
@@ -68,7 +68,7 @@ def test_a_server_and_this_process_say_the_same(groups: Path, server_url: str, t
         ([], "--suite bias needs --groups FILE"),
         (["--groups", "GROUPS"], "--suite bias needs --query TEXT"),
         (["--groups", "GROUPS", "--query", "@none.txt"], "--query @none.txt: cannot be read"),
-        (["--groups", "GROUPS", "--query", "x", "--top", "41"], "top 41: expected 1 to 40"),
+        (["--groups", "GROUPS", "--query", "x", "--top", "25"], "top 25: expected 1 to 24"),
         (["--groups", "none.csv", "--query", "x"], "none.csv: no such file"),
         (["--suite", "quick", "--query", "x"], "--query: for --suite bias"),
     ],

@@ -81,7 +81,7 @@ def test_no_file(folder: Path) -> None:
         read_groups(folder / "none.csv")
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=60) | TEXTS | NESTED.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_are_read_or_refused(folder: Path, content: bytes) -> None:
     for suffix in (".csv", ".json"):
@@ -92,7 +92,7 @@ def test_any_bytes_are_read_or_refused(folder: Path, content: bytes) -> None:
         assert isinstance(found, GroupedPictures)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(groups=st.lists(CELLS, min_size=3, max_size=3), labels=st.none() | st.lists(CELLS, min_size=3, max_size=3))
 def test_what_is_written_is_read(folder: Path, groups: list[str], labels: list[str] | None) -> None:
     table = io.StringIO(newline="")
