@@ -228,19 +228,17 @@ def projections(encoder: Seen, folder: Path) -> dict[str, tuple[str, Callable[[]
     pairs = [encoder.encode_texts([pair[side] for pair in PAIRS]) for side in (0, 1)]
     grouped = read_groups(folder / "train" / "groups.csv")
     seen = encoder.encode_images([one.shown() for one in grouped.photographs])
-    spans = {
-        "prompts": removal(prompts),
-        "differences of prompts": removal(differences(prompts)),
-        "groups of pictures": removal(group_differences(seen, grouped.groups, grouped.labels)),
-    }
+    by_pictures = removal(group_differences(seen, grouped.groups, grouped.labels))
     found: dict[str, tuple[str, Callable[[], Seen]]] = {}
-    for name, matrix in spans.items():
-        found[f"texts, {name}"] = ("texts projected", lambda m=matrix: encoder.projected(m))
-        found[f"both, {name}"] = ("both sides projected", lambda m=matrix: encoder.projected(m, m))
+    for name, matrix in (("prompts", removal(prompts)), ("differences", removal(differences(prompts)))):
+        found[f"texts, {name}"] = ("texts projected, by prompts", lambda m=matrix: encoder.projected(m))
         for weight in WEIGHTS["calibration"]:
             shaped = calibrated(matrix, *pairs, weight=weight)
-            label = f"texts, {name}, calibrated by {weight:g}"
-            found[label] = ("texts projected, calibrated", lambda m=shaped: encoder.projected(m))
+            label = f"texts, {name}, weight {weight:g}"
+            found[label] = ("texts projected, by prompts, calibrated", lambda m=shaped: encoder.projected(m))
+        found[f"both, {name}"] = ("both sides projected, by prompts", lambda m=matrix: encoder.projected(m, m))
+    found["texts, pictures"] = ("texts projected, by pictures", lambda: encoder.projected(by_pictures))
+    found["both, pictures"] = ("both sides projected, by pictures", lambda: encoder.projected(by_pictures, by_pictures))
     return found
 
 

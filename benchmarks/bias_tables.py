@@ -43,7 +43,13 @@ def table(record: Record, lines: list[str], columns: Mapping[str, str]) -> str:
         _number(float(np.mean([each[lines[0]]["test"][key]["chance"] for each in record.values()])), key)
         for key in columns
     ]
-    return markdown_table(("", *columns.values()), [*rows, ["control", *control]])
+    rows.append(["control", *("" if key == "worst" else found for key, found in zip(columns, control, strict=True))])
+    head = ["", *columns.values()]
+    if "worst" in columns:  # it depends on how good the model is, so every line has a control of its own
+        head.append("the same, groups permuted")
+        permuted = [np.mean([each[line]["test"]["worst"]["chance"] for each in record.values()]) for line in lines]
+        rows = [[*row, own] for row, own in zip(rows, [*(f"{100 * value:.1f}" for value in permuted), ""], strict=True)]
+    return markdown_table(head, rows)
 
 
 def cell(found: list[Mapping[str, float]], key: str) -> str:
