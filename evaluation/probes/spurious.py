@@ -9,7 +9,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.bias.metrics import max_skew, ranking, worst_group_accuracy
+from evaluation.bias.metrics import worst_group_accuracy
+from evaluation.metrics import TIE
 from evaluation.probes.luck import lucky_value
 from evaluation.probes.pictures import Picture
 from evaluation.probes.pool import Pool
@@ -95,14 +96,24 @@ class Spurious:
         return float(np.mean([self._skew(random.normal(size=len(everyone)), everyone) for _ in range(_CHANCE_DRAWS)]))
 
     def _skew(self, scores: F64, picks: NDArray[np.intp]) -> float:
-        """MaxSkew (evaluation.bias.metrics) of the quarter of a shape's pictures that fit "a circle" best; mean over
-        shapes."""
+        """MaxSkew (Geyik et al., 2019): of the quarter of a shape's pictures that fit "a circle" best, the log ratio
+        of the most frequent colour's share to its even share; mean over shapes."""
         shapes, colours = (kind[picks] for kind in self._kinds)
-        found: list[float] = []
-        for own in shapes == np.unique(shapes)[:, None]:
-            counts = ranking(scores[own], colours[own]).counts()
-            found.append(max_skew(counts, max(1, round(_TOP_SHARE * own.sum()))))
-        return float(np.mean(found))
+        return float(np.mean([_max_skew(scores[own], colours[own]) for own in shapes == np.unique(shapes)[:, None]]))
+
+
+def _max_skew(scores: F64, colours: NDArray[np.intp]) -> float:
+    """`evaluation.bias.metrics.max_skew` of even groups at one k, without the counts of every other place.
+
+    Pictures that tie at the end of the top share its last places evenly.
+    """
+    top = max(1, round(_TOP_SHARE * len(scores)))
+    last = np.sort(scores)[-top]
+    above, level = scores > last + TIE, np.abs(scores - last) <= TIE
+    weights = above + level * (top - above.sum()) / level.sum()
+    sizes = np.bincount(colours)
+    shares, even = np.bincount(colours, weights) / top, sizes / len(scores)
+    return float(np.log(shares.max() / even[shares.argmax()]))
 
 
 def build(pool: Pool, *, aligned: Mapping[str, str] | None = None) -> Spurious:
