@@ -24,7 +24,10 @@ SUITE = "bias"
 LARGEST_TOP = 1000  # as for FairFace, whose validation pictures are ten times as many
 _PERMUTED = 200
 Picks = NDArray[np.intp]
-CHANCE = "chance: the same with the groups permuted (within labels, for accuracies), the mean of 200 permutations"
+CHANCE = (
+    "chance of skews and of accuracies by group: the same with the groups permuted (within labels, for accuracies), the "
+    "mean of 200 permutations"
+)
 
 
 @dataclass(frozen=True)
