@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,7 @@ def table(record: Record, lines: list[str], columns: Mapping[str, str]) -> str:
     return markdown_table(head, rows)
 
 
-def cell(found: list[Mapping[str, float]], key: str) -> str:
+def cell(found: Sequence[Mapping[str, float]], key: str) -> str:
     value, low, high = (float(np.mean([each[end] for each in found])) for end in ("score", "low", "high"))
     scores = [each["score"] for each in found]
     spread = f"; {_number(min(scores), key)} to {_number(max(scores), key)}" if len(scores) > 1 else ""

@@ -25,8 +25,8 @@ LARGEST_TOP = 1000  # as for FairFace, whose validation pictures are ten times a
 _PERMUTED = 200
 Picks = NDArray[np.intp]
 CHANCE = (
-    "chance of skews and of accuracies by group: the same with the groups permuted (within labels, for accuracies), the "
-    "mean of 200 permutations"
+    "chance of skews and of accuracies by group: the same with the groups permuted (within labels, for accuracies), "
+    "the mean of 200 permutations"
 )
 
 
