@@ -170,3 +170,26 @@ def mutual_feature_information(rows: Tensor) -> Tensor:
     gram = rows @ rows.T
     others = gram - torch.diag(gram.diagonal())
     return others.square().sum() / (len(rows) * (len(rows) - 1))
+
+
+def group_covariance(scores: Tensor, groups: Tensor, classes: Tensor) -> Tensor:
+    """How far scores tell the groups of a class apart: the mean over classes and columns of the summed squared
+    covariances with the groups' standardised indicators, a scalar; 0 where every group has the class's mean score.
+
+    scores [B, Q]. groups int64 [B], classes int64 [B]; rows with a number below 0 are left out, and so are classes of
+    one group. In a class whose share p is of a group with a mean score d above the others', that group's term is
+    p (1 - p) d^2.
+    """
+    known = (groups >= 0) & (classes >= 0)
+    scores, groups, classes = scores[known].float(), groups[known], classes[known]
+    if not len(groups):
+        return scores.sum() * 0.0
+    among, of_class = functional.one_hot(groups).float(), functional.one_hot(classes).float()
+    sizes = of_class.sum(dim=0).clamp(min=1)[:, None]
+    shares = of_class.T @ among / sizes
+    apart = scores - of_class @ (of_class.T @ scores / sizes)
+    spread = (shares * (1 - shares)).sqrt()
+    indicators = (among - of_class @ shares)[:, None, :] / spread.clamp(min=1e-6)[None]
+    covariances = torch.einsum("bq,bcg,bc->cqg", apart, indicators, of_class / sizes.T)
+    mixed = (spread > 0).any(dim=1)
+    return covariances.square().sum(dim=2)[mixed].mean() if bool(mixed.any()) else scores.sum() * 0.0

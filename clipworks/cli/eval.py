@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from clipworks.cli import connect, eval_encoders, eval_runs, eval_tables, output
+from clipworks.cli import connect, eval_bias, eval_encoders, eval_runs, eval_tables, output
 from clipworks.cli.failures import UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ def evaluate(
     ] = "clipworks",
     suite: Annotated[
         str | None,
-        typer.Option(help="quick, full, localize or a probe's name; default: quick, none where only --data is given."),
+        typer.Option(
+            help="quick, full, localize, bias or a probe's name; default: quick, none where only --data is given."
+        ),
     ] = None,
     data: Annotated[
         list[str] | None,
@@ -59,6 +61,9 @@ def evaluate(
             "--image-px", min=48, max=448, help="Side of drawn pictures; default: the model's, 224 if unknown."
         ),
     ] = None,
+    groups: eval_bias.Groups = None,
+    queries: eval_bias.Queries = None,
+    top: eval_bias.Top = None,
     folder: Annotated[
         Path | None,
         typer.Option(
@@ -81,6 +86,7 @@ def evaluate(
         return
     for path in (out, html):
         _refuse_unwritable(path)
+    bias = eval_bias.task(groups, queries, top, suite=suite)
     with eval_encoders.opened(
         model=model,
         url=url,
@@ -97,6 +103,7 @@ def evaluate(
             seed=seed,
             pairs=pairs,
             looking=eval_runs.looking(short_px, templates),
+            bias=bias,
         )
         eval_runs.confirm(encoder, plan, yes=yes)
         with eval_runs.kept_results(encoder, plan, folder=folder) as kept:

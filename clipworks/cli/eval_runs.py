@@ -19,6 +19,7 @@ from clipworks.cli import output
 from clipworks.cli.failures import INTERRUPTED, RefusedError, UsageError
 
 if TYPE_CHECKING:
+    from evaluation.bias.task import Bias
     from evaluation.dense.scene_set import PairChoice
     from evaluation.encoder import Encoder
     from evaluation.locating import Looking
@@ -52,21 +53,33 @@ def looking(short_px: int | None, templates: Sequence[str] | None) -> Looking:
 
 
 def plan(
-    encoder: Encoder, *, suite_name: str | None, data: Sequence[str], seed: int, pairs: PairChoice, looking: Looking
+    encoder: Encoder,
+    *,
+    suite_name: str | None,
+    data: Sequence[str],
+    seed: int,
+    pairs: PairChoice,
+    looking: Looking,
+    bias: Bias | None = None,
 ) -> EvalPlan:
-    """Raises UsageError: no such suite, data that cannot be used, or options that change nothing."""
+    """bias: the task of the suite of this name.
+
+    Raises UsageError: no such suite, data that cannot be used, or options that change nothing.
+    """
+    from evaluation.bias.task import SUITE as BIAS
     from evaluation.dense.scene_set import chosen_pairs
     from evaluation.dense.task import SUITE, Localisation
     from evaluation.suites import suite, suite_names
 
     name = suite_name or (None if data else "quick")
-    if pairs != "all" and name is None:
+    if pairs != "all" and name in (None, BIAS):
         raise UsageError("--pairs is for drawn scenes; give a --suite too")
-    if name not in (None, SUITE, *suite_names()):
-        raise UsageError(f"no suite {name!r}: expected one of {', '.join((*suite_names(), SUITE))}")
+    if name not in (None, SUITE, BIAS, *suite_names()):
+        raise UsageError(f"no suite {name!r}: expected one of {', '.join((*suite_names(), SUITE, BIAS))}")
     try:
-        chosen = suite(name, seed=seed, pairs=chosen_pairs(pairs)) if name not in (None, SUITE) else None
+        chosen = suite(name, seed=seed, pairs=chosen_pairs(pairs)) if name not in (None, SUITE, BIAS) else None
         tasks = _tasks(name, data, seed=seed, pairs=pairs, looking=looking)
+        tasks = tasks if bias is None else (bias, *tasks)
     except ValueError as error:
         raise UsageError(str(error)) from error
     if str(looking) and not any(isinstance(task, Localisation) for task in tasks):

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.bias.metrics import worst_group_accuracy
 from evaluation.metrics import TIE
 from evaluation.probes.luck import lucky_value
 from evaluation.probes.pictures import Picture
@@ -51,7 +52,7 @@ class Spurious:
             name=f"worst of {groups.max() + 1} groups",
             chance=self._lucky_worst,
             clusters=clusters,
-            statistic=lambda picks: _worst(marks[picks], groups[picks]),
+            statistic=lambda picks: worst_group_accuracy(marks[picks], groups[picks]),
             parts=int(groups.max()) + 1,
         )
         chance = 1 / len(self.quiz.questions[0].options)
@@ -87,7 +88,7 @@ class Spurious:
 
     @cached_property
     def _lucky_worst(self) -> float:
-        return lucky_value(self.quiz.questions, lambda marks: _worst(marks, self._groups))
+        return lucky_value(self.quiz.questions, lambda marks: worst_group_accuracy(marks, self._groups))
 
     @cached_property
     def _lucky_skew(self) -> float:
@@ -101,14 +102,11 @@ class Spurious:
         return float(np.mean([_max_skew(scores[own], colours[own]) for own in shapes == np.unique(shapes)[:, None]]))
 
 
-def _worst(marks: F64, groups: NDArray[np.intp]) -> float:
-    """The mean mark of the group that has the lowest."""
-    sizes = np.bincount(groups)
-    return float((np.bincount(groups, marks)[sizes > 0] / sizes[sizes > 0]).min())
-
-
 def _max_skew(scores: F64, colours: NDArray[np.intp]) -> float:
-    """Pictures that tie at the end of the top share its last places evenly."""
+    """`evaluation.bias.metrics.max_skew` of even groups at one k, without the counts of every other place.
+
+    Pictures that tie at the end of the top share its last places evenly.
+    """
     top = max(1, round(_TOP_SHARE * len(scores)))
     last = np.sort(scores)[-top]
     above, level = scores > last + TIE, np.abs(scores - last) <= TIE

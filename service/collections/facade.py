@@ -398,7 +398,7 @@ class Collections:
         collection = await self._with_images_of(name, model, budget)
         return await self._threads.scan(
             lambda stop: sampled_vectors(collection, most, stop),
-            shares=_shares(collection, caller),
+            shares=shares_of(collection, caller),
             budget=budget,
             stage="store",
         )

@@ -16,6 +16,7 @@ from training.exporting.derive import DerivationSource
 from training.losses import info_nce, positive_pairs, sigmoid_loss, unit
 from training.method import Context, ContrastiveMethod, ModuleUse, Needs, ParamGroup, Produced
 from training.methods.parts.aligned_start import start_aligned
+from training.methods.parts.decorrelation import Decorrelation, DecorrelationOptions
 from training.methods.parts.text_tower import text_derivation
 from training.models.aligned import AlignedDualEncoder
 from training.models.building import build_model
@@ -54,7 +55,10 @@ class TowerOptions(Options):
 
 
 class BaseOptions(TowerOptions):
+    """decorrelation: a second loss term, see `training.methods.parts.decorrelation`."""
+
     loss: Literal["info_nce", "sigmoid"] = "info_nce"
+    decorrelation: DecorrelationOptions | None = None
 
 
 def create(options: dict[str, Any]) -> BaseMethod:
@@ -141,13 +145,18 @@ class TwoTowers(ContrastiveMethod):
 
 class BaseMethod(TwoTowers):
     def __init__(self, options: BaseOptions) -> None:
+        if options.decorrelation is not None:
+            self.fields = (*TwoTowers.fields, "row")
         super().__init__(options)
         if options.loss == "sigmoid" and options.excuse_true:
             raise ValueError("excuse_true is for info_nce: the sigmoid loss asks about every pair by itself")
-        self.loss = options.loss
+        self.loss, self._decorrelated = options.loss, options.decorrelation
+        self._decorrelation: Decorrelation | None = None
 
     def setup(self, context: Context) -> None:
         super().setup(context)
+        if self._decorrelated is not None:
+            self._decorrelation = Decorrelation(self._decorrelated, context)
         if self.loss == "info_nce":
             return
         if self.model.logit_bias is None:
@@ -159,6 +168,14 @@ class BaseMethod(TwoTowers):
                 self.model.logit_scale.fill_(math.log(10))
 
     def compare(self, vectors: dict[str, Tensor], batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
+        losses = self._contrast(vectors, batch)
+        if self._decorrelation is None:
+            return losses
+        image, rows = self.gathering.vectors(vectors["image"]), self.gathering.facts(batch["row"])
+        with torch.autocast(image.device.type, enabled=False):
+            return {**losses, "decorrelation": self._decorrelation.penalty(self.model, image, rows)}
+
+    def _contrast(self, vectors: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
         image, text = (self.gathering.vectors(vectors[name]) for name in ("image", "text"))
         scale, positives = self.model.logit_scale.exp(), positive_pairs(self.gathering.facts(batch["caption_id"]))
         rows = self.gathering.rows(len(batch["image"]))
