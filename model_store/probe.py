@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict
 from pathlib import Path
@@ -34,7 +34,7 @@ _LOOK_EVERY_S = 0.2  # for a caller that does not want the answer any more
 
 
 @contextlib.contextmanager
-def one_child() -> Iterator[None]:
+def one_child() -> Generator[None]:
     """In this block, and in this thread, all graphs are probed in one child process, which costs .3 s to start.
 
     One that a graph ends is refused as ever, and the next graph has a new child.
