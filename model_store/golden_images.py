@@ -6,6 +6,7 @@ They are drawn here, deterministically; an artifact stores their encoded bytes, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 
 import numpy as np
@@ -32,8 +33,9 @@ class GoldenImage:
     raises: str | None = None
 
 
-def golden_images() -> list[GoldenImage]:
-    """All cases, always in the same order."""
+@cache
+def golden_images() -> tuple[GoldenImage, ...]:
+    """All cases, always in the same order; drawn once, as one artifact asks for them five times."""
     rgb = Image.fromarray(_texture(331, 227, seed=1))
     small = _texture(149, 103, seed=6)
     small_rgb = Image.fromarray(small)
@@ -44,7 +46,7 @@ def golden_images() -> list[GoldenImage]:
     jpeg = _encode(rgb, "JPEG", quality=92)
     rotated = Image.Exif()
     rotated[_ORIENTATION_TAG] = 6
-    return [
+    return (
         GoldenImage("rgb_png_331x227", _encode(rgb, "PNG")),
         GoldenImage("rgb_png_tall_67x301", _encode(Image.fromarray(_texture(67, 301, seed=3)), "PNG")),
         GoldenImage("rgb_jpeg_331x227", jpeg, levels=2),
@@ -59,7 +61,7 @@ def golden_images() -> list[GoldenImage]:
         GoldenImage("tiny_png_3x5", _encode(Image.fromarray(_texture(3, 5, seed=5)), "PNG")),
         GoldenImage("truncated_jpeg", jpeg[: len(jpeg) // 2], raises=InvalidImage.code),
         GoldenImage("not_an_image", b"<html>not found</html>", raises=UnsupportedImage.code),
-    ]
+    )
 
 
 def _texture(width: int, height: int, *, seed: int) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -9,10 +10,13 @@ import platform
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextvars import ContextVar
 from dataclasses import asdict
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from threading import Event
 from typing import Any
 
@@ -27,6 +31,20 @@ from model_store.session import SessionSettings, runtime_versions
 
 DEFAULT_TIMEOUT_S = 300.0
 _LOOK_EVERY_S = 0.2  # for a caller that does not want the answer any more
+
+
+@contextlib.contextmanager
+def one_child() -> Generator[None]:
+    """In this block, and in this thread, all graphs are probed in one child process, which costs .3 s to start.
+
+    One that a graph ends is refused as ever, and the next graph has a new child.
+    """
+    with contextlib.closing(_Prober()) as prober:
+        token = _SHARED.set(prober)
+        try:
+            yield
+        finally:
+            _SHARED.reset(token)
 
 
 def probe(
@@ -89,36 +107,108 @@ def _run_in_child(
             "settings": asdict(settings),
         }
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        command = [sys.executable, "-P", "-m", "model_store.probe_child", name, str(os.getpid())]
-        child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            env=child_environment(),
-        )  # fmt: skip
-        said = _outcome(child, label, timeout_s, abandoned)
-        if child.returncode < 0:
-            raise GraphError(f"{label}: the process died of signal {-child.returncode} while opening or running it")
-        if child.returncode:
-            lines = said.strip().splitlines()
-            raise GraphError(lines[-1] if lines else f"{label}: probe ended with status {child.returncode}")
+        prober = _SHARED.get()
+        if prober is not None:
+            prober.run(folder, label, timeout_s, abandoned)
+        else:
+            with contextlib.closing(_Prober()) as alone:
+                alone.run(folder, label, timeout_s, abandoned)
         return [_load(folder / f"outputs{index}.npz") for index in range(len(runs))]
 
 
-def _outcome(child: subprocess.Popen[str], label: str, timeout_s: float, abandoned: Event) -> str:
-    """What the child wrote to stderr; afterwards it has ended, whatever happened."""
-    end = time.monotonic() + timeout_s
-    try:
+class _Prober:
+    """A child process for one request after the other: started with the first, and anew after one that ended it."""
+
+    def __init__(self) -> None:
+        self._child: _Child | None = None
+
+    def run(self, folder: Path, label: str, timeout_s: float, abandoned: Event) -> None:
+        """Have `request.json` in `folder` answered.
+
+        Raises:
+            GraphError: as `probe_all`.
+        """
+        if self._child is None or self._child.ended():
+            self.close()
+            self._child = _Child()
+        try:
+            refusal = self._child.answer(folder, label, timeout_s, abandoned)
+        except BaseException:  # it may still be at it
+            self.close()
+            raise
+        if refusal is None:
+            status, said = self._child.process.wait(), self.close()
+            if status < 0:
+                raise GraphError(f"{label}: the process died of signal {-status} while opening or running it")
+            refusal = said.strip() or f"{label}: probe ended with status {status}"
+        if refusal:
+            raise GraphError(refusal.splitlines()[-1])
+
+    def close(self) -> str:
+        """End the child; what it wrote to stderr."""
+        child, self._child = self._child, None
+        return "" if child is None else child.end()
+
+
+class _Child:
+    """A running `model_store.probe_child`."""
+
+    def __init__(self) -> None:
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (closed by end)
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "model_store.probe_child", str(os.getpid())],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, env=child_environment(),
+        )  # fmt: skip
+        self._answers: SimpleQueue[str] = SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self._answers.put(line)
+        self._answers.put("")
+
+    def answer(self, folder: Path, label: str, timeout_s: float, abandoned: Event) -> str | None:
+        """Why the request was refused, "" when it was answered, None when the process ended over it.
+
+        Raises:
+            GraphError: it was given up, or not done in time.
+        """
+        end = time.monotonic() + timeout_s
+        assert self.process.stdin
+        with contextlib.suppress(OSError):  # it has ended: the reader says so
+            self.process.stdin.write(json.dumps(str(folder)) + "\n")
+            self.process.stdin.flush()
         while True:
             try:
-                return child.communicate(timeout=min(_LOOK_EVERY_S, max(end - time.monotonic(), 0.0)))[1]
-            except subprocess.TimeoutExpired as error:
+                line = self._answers.get(timeout=min(_LOOK_EVERY_S, max(end - time.monotonic(), 0.0)))
+            except Empty as error:
                 if abandoned.is_set():
                     raise GraphError(f"{label}: opening it was given up") from error
                 if time.monotonic() >= end:
                     raise GraphHangs(f"{label}: no answer within {timeout_s:g} s") from error
-    finally:
-        if child.poll() is None:
-            child.kill()
-            child.communicate()
+            else:
+                return json.loads(line) if line else None
+
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def end(self) -> str:
+        """Kill it; what it wrote to stderr."""
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream:
+                with contextlib.suppress(OSError):
+                    stream.close()
+        with self._errors:
+            self._errors.seek(0)
+            return self._errors.read()
+
+
+_SHARED: ContextVar[_Prober | None] = ContextVar("probing child", default=None)
 
 
 class ProbeLog:

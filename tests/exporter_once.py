@@ -1,7 +1,8 @@
 """torch's exporter reads the sources of its 500 translations for every graph, half a second: here once a process.
 
-Importing this module does it. What the exporter is given is the same list, which it only reads. It also keeps pytest's
-handlers from torch's log for its own tools, which writes a stack trace for every tensor as soon as somebody listens.
+Importing this module does it. What the exporter is given are the same lists, which it only reads. It also keeps
+pytest's handlers from torch's log for its own tools, which writes a stack trace for every tensor as soon as somebody
+listens.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import torch
 from torch.onnx._internal.exporter import _registration
 from tqdm import tqdm
 
+# Nobody here gives it translations of their own, which would be added to the list of all.
+_registry = _registration.ONNXRegistry
+_registry.from_torchlib = staticmethod(functools.cache(_registry.from_torchlib))  # type: ignore[assignment]
 _apis = _registration.onnxscript_apis
 _apis.get_torchlib_ops = functools.cache(_apis.get_torchlib_ops)
 _trace = logging.getLogger("torch.__trace")

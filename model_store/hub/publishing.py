@@ -40,6 +40,7 @@ from model_store.precisions.calibration import Calibration, calibration_for
 from model_store.precisions.measure import MeasuredRows
 from model_store.precisions.rows import calibration_texts, measured_pictures, measured_texts
 from model_store.precisions.variants import Progress, TowerVariant, build_tower, fp32_first, tolerances_of
+from model_store.probe import one_child
 from model_store.store import Artifact, Store, file_entries
 from model_store.templates import DEFAULT_TEMPLATES
 
@@ -74,6 +75,7 @@ class _Towers:
     scale: ScaleFound
 
 
+@one_child()
 def publish_foreign(
     model: ForeignModel,
     *,

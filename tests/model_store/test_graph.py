@@ -1,9 +1,12 @@
 """Graphs against their manifest entries, goldens against damage, and the child process that goes first."""
 
 import json
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from model_store.errors import GoldenError, GraphError, IntegrityError, ProviderError
@@ -12,7 +15,7 @@ from model_store.golden import Goldens
 from model_store.graph import Graph, compute_nodes_by_provider, example_feeds, open_graph
 from model_store.manifest import GraphSpec
 from model_store.modality import image as image_module
-from model_store.probe import ProbeLog, probe
+from model_store.probe import ProbeLog, one_child, probe
 from model_store.session import SessionSettings
 from model_store.store import Artifact, Store, file_entries
 
@@ -136,6 +139,45 @@ def test_probe_refuses_rubbish_and_a_graph_that_does_not_end(tiny: Artifact, tmp
         probe(rubbish, spec)
     with pytest.raises(GraphError, match="no answer within"):
         probe(tiny.path(spec.file), spec, timeout_s=0.01)
+
+
+def probing() -> list[int]:
+    """The children of this process that probe."""
+    children = psutil.Process().children()
+    return [each.pid for each in children if each.is_running() and "model_store.probe_child" in each.cmdline()]
+
+
+def test_graphs_of_a_block_share_a_child_and_one_that_ends_it_is_refused_alone(tiny: Artifact, tmp_path: Path) -> None:
+    owner, spec = image_graph(tiny)
+    path, rubbish = owner.path(spec.file), tmp_path / "rubbish.onnx"
+    rubbish.write_bytes(b"\x00" * 100)
+    killed = list[int]()
+
+    def kill_the_next() -> None:
+        while not (found := probing()):
+            pass
+        killed.extend(found)
+        os.kill(found[0], 9)
+
+    with one_child():
+        expected = probe(path, spec)["image_embeds"]
+        (first,) = probing()
+        with pytest.raises(GraphError, match="does not load"):
+            probe(rubbish, spec)
+        np.testing.assert_array_equal(probe(path, spec)["image_embeds"], expected)
+        assert probing() == [first]
+        with pytest.raises(GraphError, match="no answer within"):
+            probe(path, spec, timeout_s=0.0)
+        assert probing() == []
+        killer = threading.Thread(target=kill_the_next)
+        killer.start()
+        with pytest.raises(GraphError, match=f"{spec.file}: the process died of signal 9"):
+            probe(path, spec)
+        killer.join()
+        np.testing.assert_array_equal(probe(path, spec)["image_embeds"], expected)
+        (last,) = probing()
+        assert last not in (first, *killed)
+    assert probing() == []
 
 
 def test_the_probe_runs_nothing_from_the_folder_the_caller_stands_in(

@@ -46,6 +46,7 @@ from model_store.modality.text import Tokenizer
 from model_store.precisions.calibration import Calibration, calibration_for
 from model_store.precisions.measure import MeasuredRows
 from model_store.precisions.variants import ALL_PRECISIONS, Progress, build_tower, fp32_first, tolerances_of
+from model_store.probe import one_child
 from model_store.store import Store, file_entries
 from training.aligned_config import Storage
 from training.exporting.conditional import ConditionalSource, build_conditional, conditional_texts
@@ -168,6 +169,7 @@ class _Plan:
         return [side.tower for side in self.sides if side.changed]
 
 
+@one_child()
 def export_derivation(
     source: DerivationSource,
     *,

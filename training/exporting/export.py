@@ -46,6 +46,7 @@ from model_store.precisions.variants import (
     fp32_first,
     tolerances_of,
 )
+from model_store.probe import one_child
 from model_store.store import Artifact, Store, file_entries
 from training.aligned_config import AlignedConfig, Storage
 from training.checkpoint import LoadedModel, load_model
@@ -144,6 +145,7 @@ def provenance(
     )
 
 
+@one_child()
 def export_model(
     source: ExportSource,
     *,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -64,11 +65,9 @@ def calibration_for(
 
     A model of a narrow domain (64 px product photographs) should bring some of its own training data.
     """
-    drawn = [_png(_drawn(seed)) for seed in range(DRAWN_PICTURES)]
+    encoded = [*calibration_photographs(), *_drawn_pictures(), *pictures]
     return Calibration(
-        pixels=np.stack(
-            [prepare(decode(data, OWN_FILES), image_spec) for data in [*calibration_photographs(), *drawn, *pictures]]
-        ),
+        pixels=np.stack([prepare(decode(data, OWN_FILES), image_spec) for data in encoded]),
         rows=tuple(tuple(tokenizer.encode(text)) for text in [*CALIBRATION_TEXTS, *texts]),
     )
 
@@ -76,6 +75,11 @@ def calibration_for(
 def calibration_photographs() -> list[bytes]:
     """The shipped JPEG files' bytes, by name."""
     return [path.read_bytes() for path in sorted(FOLDER.glob("*.jpg"))]
+
+
+@cache
+def _drawn_pictures() -> tuple[bytes, ...]:
+    return tuple(_png(_drawn(seed)) for seed in range(DRAWN_PICTURES))
 
 
 def _drawn(seed: int) -> Image.Image:
