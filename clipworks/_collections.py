@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 # Vectors need no encoder, so many fit one request.
 _VECTORS_PER_REQUEST = 1000
 _IDS_PER_REQUEST = 1000
+_LOOKED_INTO = 16  # queries of a request that looks at many items for each
 PAGE = 500
 _JSON = {"Content-Type": "application/json"}
 
@@ -206,7 +207,12 @@ class CollectionCalls:
                 results=found, errors=dict(sorted(batch.failed.items())), warnings=batch.said(f"collection {name}: ")
             )
 
-        parts = chunks(sources, self.limits.items)
+        most = (
+            min(self.limits.items, _LOOKED_INTO)
+            if fields.keys() & {"group_near", "pool", "facets"}
+            else self.limits.items
+        )
+        parts = chunks(sources, most)
         return CallPlan(label="search", total=len(sources), batch=batch, chunks=parts, finish=finish)
 
     def get(self, name: str, id: str, *, vector: bool) -> Steps[Stored]:

@@ -53,6 +53,10 @@ def search(
             min=0, max=1, help="Fold hits whose cosine is at least this, such as 0.95, into the best of them."
         ),
     ] = None,
+    pool: Annotated[
+        int | None,
+        typer.Option(min=1, help="Best items that --diversity and --group-near look at.", show_default=False),
+    ] = None,
     facet: Annotated[
         list[str] | None, typer.Option(metavar="FIELD", help="Count the values of this field; may be repeated.")
     ] = None,
@@ -78,7 +82,8 @@ def search(
     check_name(collection)
     more: SearchOptions = {
         "diversity": diversity or None,
-        "group_near": group_near or None,
+        "group_near": group_near,
+        "pool": pool,
         "facets": facet or None,
         "histogram": histogram,
         "score_of": score_of or None,

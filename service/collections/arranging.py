@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipworks.schemas import MAX_POOL
 from service.retrieval import SearchOutcome, StoredHit
-from service.retrieval.stopping import Stop
+from service.retrieval.errors import ItemNotFound
+from service.retrieval.stopping import NEVER, Stop
 
 POOL = 100  # items that are looked at unless a request says how many
-_TINY = 1e-9
+_TINY = 1e-6  # of cosines of float32 vectors: what is nearer than this is equal
 _GROWTH = 4
 
 
@@ -44,9 +46,10 @@ class Arrangement:
 
 @dataclass(frozen=True)
 class Folded:
-    """A hit that stands for others. cosine: of it and the hit that it is folded into."""
+    """An item that another one stands for. cosine: of the two."""
 
-    hit: StoredHit
+    id: str
+    score: float
     cosine: float
 
 
@@ -59,7 +62,9 @@ class Arranged:
     pool: int
 
 
-def fold_near(hits: Sequence[StoredHit], least: float) -> tuple[list[StoredHit], dict[str, list[Folded]]]:
+def fold_near(
+    hits: Sequence[StoredHit], least: float, stop: Stop = NEVER
+) -> tuple[list[StoredHit], dict[str, list[Folded]]]:
     """Hits, best first, without those whose cosine to a better one is at least `least`; and these, by whom they joined.
 
     Each joins the best of the hits that it is near to; what has joined another draws no others. So what comes later
@@ -69,14 +74,15 @@ def fold_near(hits: Sequence[StoredHit], least: float) -> tuple[list[StoredHit],
     """
     kept: list[StoredHit] = []
     folded: dict[str, list[Folded]] = {}
-    vectors = _vectors(hits)
+    vectors = _vectors(hits).astype(np.float64)
     held = np.empty_like(vectors)
     for hit, vector in zip(hits, vectors, strict=True):
+        stop.check()
         cosines = held[: len(kept)] @ vector
-        near = np.flatnonzero(cosines >= least)
+        near = np.flatnonzero(cosines >= least - _TINY)
         if len(near):
             first = int(near[0])
-            folded.setdefault(kept[first].id, []).append(Folded(hit, float(cosines[first])))
+            folded.setdefault(kept[first].id, []).append(Folded(hit.id, hit.score, min(1.0, float(cosines[first]))))
         else:
             held[len(kept)] = vector
             kept.append(hit)
@@ -116,11 +122,11 @@ def _to_unit(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return (scores - scores.min()) / max(float(np.ptp(scores)), _TINY)
 
 
-def arrange(hits: Sequence[StoredHit], asked: Arrangement, *, offset: int, top_k: int) -> Arranged:
+def arrange(hits: Sequence[StoredHit], asked: Arrangement, *, offset: int, top_k: int, stop: Stop = NEVER) -> Arranged:
     """One page of the hits of a pool, which have their vectors."""
     kept, folded = list(hits), dict[str, list[Folded]]()
     if asked.group_near is not None:
-        kept, folded = fold_near(hits, asked.group_near)
+        kept, folded = fold_near(hits, asked.group_near, stop)
     if asked.diversity:
         kept = diversify(kept, asked.diversity, offset + top_k)
     page = kept[offset : offset + top_k]
@@ -129,29 +135,46 @@ def arrange(hits: Sequence[StoredHit], asked: Arrangement, *, offset: int, top_k
 
 def search_arranged(
     search: Callable[..., list[SearchOutcome]],
+    metadata_of: Callable[[str], Mapping[str, Any]],
     asked: Arrangement,
     *,
     offset: int,
     top_k: int,
     largest: int,
+    with_metadata: bool,
     with_vectors: bool,
     stop: Stop,
 ) -> tuple[SearchOutcome, Arranged]:
     """Search for a pool, and arrange it. Where near duplicates leave too few hits and no pool was asked for, search for
     a larger one, up to `largest`.
 
-    search: by top_k, offset and with_vectors, of one query.
+    search: by top_k, offset, with_metadata and with_vectors, of one query. metadata_of: of an id; raises ItemNotFound.
     """
     pool = min(asked.least_pool(top_k), largest)
     while True:
         stop.check()
-        [outcome] = search(top_k=pool, offset=0, with_vectors=True, stop=stop)
-        arranged = arrange(outcome.hits, asked, offset=offset, top_k=top_k)
-        if len(arranged.hits) == top_k or len(outcome.hits) < pool or asked.pool or asked.diversity or pool == largest:
-            break
-        pool = min(_GROWTH * pool, largest)
-    hits = arranged.hits if with_vectors else [replace(hit, vector=None) for hit in arranged.hits]
-    return SearchOutcome(outcome.exact, hits), arranged
+        [outcome] = search(top_k=pool, offset=0, with_metadata=False, with_vectors=True, stop=stop)
+        arranged = arrange(outcome.hits, asked, offset=offset, top_k=top_k, stop=stop)
+        if (
+            len(arranged.hits) < top_k
+            and len(outcome.hits) == pool < largest
+            and not asked.pool
+            and not asked.diversity
+        ):
+            pool = min(_GROWTH * pool, largest)
+            continue
+        try:
+            hits = [
+                replace(
+                    hit,
+                    vector=hit.vector if with_vectors else None,
+                    metadata=dict(metadata_of(hit.id)) if with_metadata else {},
+                )
+                for hit in arranged.hits
+            ]
+        except ItemNotFound:
+            continue  # it was deleted since
+        return SearchOutcome(outcome.exact, hits), replace(arranged, hits=hits)
 
 
 def _vectors(hits: Sequence[StoredHit]) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from clipworks.schemas import MAX_POOL, OnUnknown
 from model_store.errors import ClipworksError
-from service.collections.arranging import Arranged, Arrangement, search_arranged
+from service.collections.arranging import POOL, Arranged, Arrangement, search_arranged
 from service.collections.encoding import ItemEncoder, query_vectors
 from service.collections.plans import FieldRefused, QueryPlan, StoredId
 from service.collections.threads import StoreThreads
@@ -31,6 +31,7 @@ from service.timing import Budget
 
 _T = TypeVar("_T")
 _SCANS = 3
+_FEW = 4 * POOL  # items that a reader may arrange; more wait for a turn
 Found = tuple[SearchOutcome, Arranged | None]
 
 
@@ -145,7 +146,7 @@ class Search:
             return found, () if not filter else self._collection.unknown_fields(filter)
 
         scan = partial(self._threads.scan, shares=self._shares, budget=self._budget)
-        for _ in range(_SCANS if len(vectors) * self._asked.arrangement.largest_pool <= MAX_POOL else 0):
+        for _ in range(_SCANS if len(vectors) * self._asked.arrangement.largest_pool <= _FEW else 0):
             try:
                 return await self._threads.run("read", run, budget=self._budget, stage="search")
             except ScanNeeded:
@@ -156,26 +157,22 @@ class Search:
     def _find(self, vectors: Vector, excluded: Sequence[Sequence[str]], *, may_scan: bool, stop: Stop) -> list[Found]:
         """In a thread: all queries at once, or one after the other where each has a pool of its own."""
         asked = self._asked
-        search = partial(
-            self._collection.search,
-            filter=asked.filter,
-            min_score=asked.min_score,
-            with_metadata=asked.with_metadata,
-            may_scan=may_scan,
-        )
+        search = partial(self._collection.search, filter=asked.filter, min_score=asked.min_score, may_scan=may_scan)
+        shown = {"with_metadata": asked.with_metadata, "with_vectors": asked.with_vectors, "stop": stop}
         if asked.arrangement.is_plain:
-            page = partial(search, top_k=asked.top_k, offset=asked.offset, with_vectors=asked.with_vectors)
-            return [(outcome, None) for outcome in page(vectors, exclude_ids=excluded, stop=stop)]
+            page = partial(search, top_k=asked.top_k, offset=asked.offset, **shown)
+            return [(outcome, None) for outcome in page(vectors, exclude_ids=excluded)]
         arranged = partial(
             search_arranged,
+            metadata_of=lambda id: self._collection.get(id).metadata,
+            asked=asked.arrangement,
             offset=asked.offset,
             top_k=asked.top_k,
             largest=self._largest_pool,
-            with_vectors=asked.with_vectors,
-            stop=stop,
+            **shown,
         )
         return [
-            arranged(partial(search, vector[None], exclude_ids=[out]), asked.arrangement)
+            arranged(partial(search, vector[None], exclude_ids=[out]))
             for vector, out in zip(vectors, excluded, strict=True)
         ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -247,6 +247,10 @@ class Searcher:
     def note_damage(self) -> None:
         """The mapped file is not what was written: the index is due to be rebuilt."""
         self._damaged = True
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Keeps the index from growing; to be held for the copy of some vectors, not longer."""
+        return self._lock.read()
 
     @contextmanager
     def entered(self, query: IndexQuery, *, gated: bool) -> Generator[tuple[LiveIndex, Bits | None]]:

@@ -6,8 +6,10 @@ search compares them (see index/ranking.py).
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,12 +29,25 @@ from service.retrieval.truth.log import Log
 from service.retrieval.truth.rows import RowTable
 
 _ATTEMPTS = 3
-# Rows whose vectors are in memory at one time, and scores of one hold of the index' lock.
+# Rows whose vectors are in memory at one time, and scores.
 _BLOCK = 16_384
 _WORK = 8_000_000
 Rids = NDArray[np.int64]
 _NO_RIDS: Rids = np.zeros(0, np.int64)
 ReadVectors = Callable[[Slot], Vector]  # by place among the rows of a survey
+
+
+class _Moved(Exception):
+    """A change came between the look at the index and the one at the database: look again."""
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """Index and database at one sequence. rids: rows that pass the filter, growing; read: their vectors."""
+
+    db: apsw.Connection
+    rids: Rids
+    read: ReadVectors
 
 
 @dataclass(frozen=True)
@@ -63,7 +78,11 @@ class _Scored:
 
 
 class Surveyor:
-    """Surveys of one collection. Blocks; reads the index first and the database after, as a search does."""
+    """Surveys of one collection. Blocks.
+
+    The index is looked at under its lock for as long as it takes to copy which rows there are, or a block of their
+    vectors; nothing is worked out under a lock. A database transaction of the same sequence holds the moment.
+    """
 
     def __init__(self, log: Log, rows: RowTable, searcher: Searcher, *, gate: threading.Lock) -> None:
         self._log = log
@@ -72,31 +91,75 @@ class Surveyor:
         self._gate = gate
 
     def survey(self, query: IndexQuery, asked: SurveySpec, schema: dict[str, FieldType]) -> list[Survey]:
-        """One for each query vector. Of `query.shown` only `min_score` counts.
+        """One for each query vector, all of one moment. Of `query.shown` only `min_score` counts.
 
         Raises:
             ScanNeeded, Interrupted, StorageFailed
         """
         for _ in range(_ATTEMPTS):
             try:
-                return self._attempt(query, asked, schema, gated=False)
-            except RowVanished:
+                with self._moment(query, gated=False) as moment:
+                    return self._surveys(moment, query, asked, schema)
+            except _Moved:
                 query.stop.check()
-        with self._gate:  # nothing changes meanwhile
-            try:
-                return self._attempt(query, asked, schema, gated=True)
-            except RowVanished:
-                raise StorageFailed("the index holds rows that the database does not have") from None
+        # The gate is held for the look at both, and let go before anything is worked out.
+        try:
+            with self._moment(query, gated=True) as moment:
+                return self._surveys(moment, query, asked, schema)
+        except (_Moved, RowVanished):
+            raise StorageFailed("the index holds rows that the database does not have") from None
 
-    def _attempt(
-        self, query: IndexQuery, asked: SurveySpec, schema: dict[str, FieldType], *, gated: bool
+    @contextmanager
+    def _moment(self, query: IndexQuery, *, gated: bool) -> Generator[_Moment]:
+        """Raises _Moved."""
+        with ExitStack() as held:
+            with self._gate if gated else nullcontext():
+                with self._searcher.entered(query, gated=gated) as (live, allowed):
+                    slots = slots_in(live.slots.bits if allowed is None else allowed)
+                    rids, mapped, sequence = live.slots.rids[slots], live.mapped, live.counters.sequence
+                db = held.enter_context(self._log.read(query.stop))
+                if self._rows.counters(db).sequence != sequence:
+                    raise _Moved
+
+            def read(places: Slot) -> Vector:
+                if live.index.kind == "flat":
+                    with self._searcher.reading():  # FAISS moves its vectors when it grows
+                        return live.index.vectors_at(slots[places])
+                chosen = Candidates([rids[places]], [slots[places]], True, mapped=mapped)
+                return read_vectors(db, self._rows, chosen, self._searcher.note_damage)
+
+            yield _Moment(db, rids, read)
+
+    def _surveys(
+        self, moment: _Moment, query: IndexQuery, asked: SurveySpec, schema: dict[str, FieldType]
     ) -> list[Survey]:
-        with self._log.read(query.stop) as db:
-            named = self._named(db, asked.ids)
-            out = self._rows.rids_of(db, sorted({id for ids in query.excluded for id in ids}))
-        scored = [each for part in self._parts(query, asked, gated=gated) for each in self._scored(part, named, out)]
-        with self._log.read(query.stop) as db:
-            return self._surveys(db, query, asked, schema, scored, named)
+        db = moment.db
+        named = self._named(db, asked.ids)
+        out = self._rows.rids_of(db, sorted({id for ids in query.excluded for id in ids}))
+        rows = self._rows.counters(db).rows
+        counted: dict[bytes, dict[str, Facet]] = {}
+        surveys: list[Survey] = []
+        step = max(1, _WORK // max(1, len(moment.rids)))
+        for start in range(0, len(query.vectors), step):
+            part = slice(start, start + step)
+            for vector, each in zip(query.vectors[part], measured(moment, query, part, asked, named, out), strict=True):
+                query.stop.check()
+                # Without `min_score` all queries count the same rows.
+                key = hashlib.blake2b(each.passing.data, digest_size=16).digest() if asked.facets else b""
+                if asked.facets and key not in counted:
+                    count = partial(
+                        count_values, schema=schema, shown=asked.facet_values, is_all=rows == len(each.passing)
+                    )
+                    counted[key] = {
+                        field: count(db, self._rows.number, field, each.passing)
+                        for field in dict.fromkeys(asked.facets)
+                    }
+                id_of = self._rows.ids_of(db, np.unique(_joined([place.equal for place in each.places.values()])))
+                standings = tuple(_standing(id, vector, named, each, id_of) for id in asked.ids)
+                surveys.append(
+                    Survey(len(each.rids), len(each.passing), each.histogram, counted.get(key, {}), standings)
+                )
+        return surveys
 
     def _named(self, db: apsw.Connection, ids: Sequence[str]) -> list[_Named]:
         rid_of = self._rows.rids_of(db, list(dict.fromkeys(ids)))
@@ -104,141 +167,79 @@ class Surveyor:
         vector_of = dict(zip(rids.tolist(), vectors, strict=True))
         return [_Named(id, rid, vector_of[rid]) for id, rid in rid_of.items()]
 
-    def _parts(self, query: IndexQuery, asked: SurveySpec, *, gated: bool) -> Iterator[_Part]:
-        step = max(1, _WORK // max(1, self._searcher.state().live))
-        for start in range(0, len(query.vectors), step):
+
+def measured(
+    moment: _Moment,
+    query: IndexQuery,
+    part: slice,
+    asked: SurveySpec,
+    named: Sequence[_Named],
+    out: dict[str, int],
+) -> Iterator[_Scored]:
+    """Scores of some of the queries, one after the other."""
+    queries, rids, least = query.vectors[part], moment.rids, query.shown.min_score
+    rough = np.empty((len(queries), len(rids)), np.float32)
+    if asked.bins or asked.ids or least is not None:
+        for start in range(0, len(rids), _BLOCK):
             query.stop.check()
-            yield _Part(query, slice(start, start + step), asked, gated=gated)
-
-    def _scored(self, part: _Part, named: Sequence[_Named], out: dict[str, int]) -> list[_Scored]:
-        query = part.query
-        with self._searcher.entered(query, gated=part.gated) as (live, allowed):
-            slots = slots_in(live.slots.bits if allowed is None else allowed)
-            rids, mapped = live.slots.rids[slots], live.mapped
-            alive = live.slots.slots_of(np.array([each.rid for each in named], dtype=np.int64))
-            if len(alive) < len(named) or not live.slots.is_live(alive).all():
-                raise RowVanished  # replaced since it was looked up
-            if live.index.kind == "flat":  # FAISS may move its vectors once the lock is free
-                return part.measured(rids, lambda places: live.index.vectors_at(slots[places]), named, out)
-        with self._log.read(query.stop) as db:
-
-            def read(places: Slot) -> Vector:
-                chosen = Candidates([rids[places]], [slots[places]], True, mapped=mapped)
-                return read_vectors(db, self._rows, chosen, self._searcher.note_damage)
-
-            return part.measured(rids, read, named, out)
-
-    def _surveys(
-        self,
-        db: apsw.Connection,
-        query: IndexQuery,
-        asked: SurveySpec,
-        schema: dict[str, FieldType],
-        scored: Sequence[_Scored],
-        named: Sequence[_Named],
-    ) -> list[Survey]:
-        """The rest, from the database. Raises RowVanished."""
-        equal = np.unique(
-            np.concatenate([_NO_RIDS, *(place.equal for each in scored for place in each.places.values())])
-        )
-        id_of = self._rows.ids_of(db, equal)
-        if len(id_of) < len(equal):
-            raise RowVanished
-        counted: dict[bytes, dict[str, Facet]] = {}
-        surveys: list[Survey] = []
-        for vector, each in zip(query.vectors, scored, strict=True):
-            query.stop.check()
-            key = each.passing.tobytes()  # without `min_score` all queries count the same rows
-            if asked.facets and key not in counted:
-                counted[key] = self._facets(db, each.passing, asked, schema)
-            standings = tuple(_standing(id, vector, named, each, id_of) for id in asked.ids)
-            surveys.append(Survey(len(each.rids), len(each.passing), each.histogram, counted.get(key, {}), standings))
-        return surveys
-
-    def _facets(
-        self, db: apsw.Connection, rids: Rids, asked: SurveySpec, schema: dict[str, FieldType]
-    ) -> dict[str, Facet]:
-        if len(self._rows.present(db, rids)) < len(rids):
-            raise RowVanished
-        count = partial(
-            count_values, schema=schema, shown=asked.facet_values, is_all=self._rows.counters(db).rows == len(rids)
-        )
-        return {field: count(db, self._rows.number, field, rids) for field in dict.fromkeys(asked.facets)}
+            places = np.arange(start, min(start + _BLOCK, len(rids)))
+            rough[:, places] = queries @ moment.read(places).T
+    bounds = rounding_bound(queries)
+    for row, ids in enumerate(query.excluded[part]):
+        one = _OneQuery(queries[row], rough[row], float(bounds[row]), moment, [out[id] for id in ids if id in out])
+        yield one.scored(asked, named, least)
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Some queries of a survey, which are measured against the index of one moment."""
+class _OneQuery:
+    """rough: float32 scores of the moment's rows, wrong by at most `bound`. out: row numbers that it may not return."""
 
-    query: IndexQuery
-    which: slice
-    asked: SurveySpec
-    gated: bool
+    query: Vector
+    rough: Vector
+    bound: float
+    moment: _Moment
+    out: Sequence[int]
 
-    def measured(self, rids: Rids, read: ReadVectors, named: Sequence[_Named], out: dict[str, int]) -> list[_Scored]:
-        """read: unit vectors of rows by their places among `rids`."""
-        queries, excluded = self.query.vectors[self.which], self.query.excluded[self.which]
-        rough = np.empty((len(queries), len(rids)), np.float32)
-        if self._needs_scores:
-            for start in range(0, len(rids), _BLOCK):
-                self.query.stop.check()
-                places = np.arange(start, min(start + _BLOCK, len(rids)))
-                rough[:, places] = queries @ read(places).T
-        bounds = rounding_bound(queries)
-        return [
-            self._one(
-                queries[row], rough[row], float(bounds[row]), rids, read, named, [out[id] for id in ids if id in out]
-            )
-            for row, ids in enumerate(excluded)
-        ]
-
-    @property
-    def _needs_scores(self) -> bool:
-        return bool(self.asked.bins or self.asked.ids) or self.query.shown.min_score is not None
-
-    def _one(
-        self,
-        query: Vector,
-        rough: Vector,
-        bound: float,
-        rids: Rids,
-        read: ReadVectors,
-        named: Sequence[_Named],
-        out: Sequence[int],
-    ) -> _Scored:
-        kept = np.flatnonzero(~np.isin(rids, out)) if out else np.arange(len(rids))
-        scores = rough[kept]
-
-        def compared(score: float) -> tuple[NDArray[np.bool_], Slot]:
-            """Which of `kept` have a better score, and places in `kept` with the same one."""
-            better = scores > score + 2 * bound
-            doubtful = np.flatnonzero(~better & (scores >= score - 2 * bound))
-            # As float64, like the search: `score` may be a number that float32 does not have.
-            exact = exact_scores(query, read(kept[doubtful])).astype(np.float64)
-            better[doubtful[exact > score]] = True
-            return better, doubtful[exact == score]
-
+    def scored(self, asked: SurveySpec, named: Sequence[_Named], least: float | None) -> _Scored:
+        rids = self.moment.rids
+        kept = np.flatnonzero(~np.isin(rids, self.out)) if self.out else np.arange(len(rids))
         passing = kept
-        if (least := self.query.shown.min_score) is not None:
-            enough, equal = compared(least)
+        if least is not None:
+            enough, equal = self._compared(kept, least)
             enough[equal] = True
             passing = kept[enough]
         places: dict[str, _Place] = {}
-        possible = set(rids[kept].tolist()) if named else set[int]()
         for each in named:
-            if each.rid in possible:
-                better, equal = compared(float(exact_scores(query, each.vector[None])[0]))
+            at = int(np.searchsorted(rids, each.rid))
+            if at < len(rids) and rids[at] == each.rid and each.rid not in self.out:
+                better, equal = self._compared(kept, float(exact_scores(self.query, each.vector[None])[0]))
                 places[each.id] = _Place(int(better.sum()), rids[kept[equal]])
-        histogram = None if self.asked.bins is None else _histogram(scores, self.asked.bins)
+        histogram = None if asked.bins is None else _histogram(self.rough[kept], asked.bins, self.bound)
         return _Scored(rids[kept], rids[passing], histogram, places)
 
+    def _compared(self, kept: Slot, score: float) -> tuple[NDArray[np.bool_], Slot]:
+        """Which of `kept` have a better score, and places in `kept` with the same one."""
+        scores = self.rough[kept]
+        better = scores > score + 2 * self.bound
+        doubtful = np.flatnonzero(~better & (scores >= score - 2 * self.bound))
+        # As float64, like the search: `score` may be a number that float32 does not have.
+        exact = exact_scores(self.query, self.moment.read(kept[doubtful])).astype(np.float64)
+        better[doubtful[exact > score]] = True
+        return better, doubtful[exact == score]
 
-def _histogram(scores: Vector, bins: int) -> Histogram:
+
+def _histogram(scores: Vector, bins: int, bound: float) -> Histogram:
     if not len(scores):
         return Histogram((), (), 0.0, 0.0)
     values = scores.astype(np.float64)
+    if np.ptp(values) <= 2 * bound:  # one score, but for rounding
+        values[:] = values.mean()
     counts, edges = np.histogram(values, bins=bins)
     return Histogram(tuple(edges.tolist()), tuple(counts.tolist()), float(values.mean()), float(values.std()))
+
+
+def _joined(parts: Sequence[Rids]) -> Rids:
+    return np.concatenate([_NO_RIDS, *parts])
 
 
 def _standing(id: str, query: Vector, named: Sequence[_Named], scored: _Scored, id_of: dict[int, str]) -> Standing:

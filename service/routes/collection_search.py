@@ -10,12 +10,13 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from clipworks.schemas import CombineQuery, IdQuery, Part, SearchRequest, SearchResponse, VectorQuery
+from clipworks.schemas import MAX_POOL, CombineQuery, IdQuery, Part, SearchRequest, SearchResponse, VectorQuery
 from model_store.errors import ClipworksError
 from service.collections.arranging import Arranged, Arrangement
 from service.collections.plans import GivenVector, QueryPlan, Source, StoredId
 from service.collections.searches import SearchParameters
 from service.engine.vectors import unknown_inputs
+from service.faults import TooManyItems
 from service.http.context import while_connected
 from service.http.errors import Refusal
 from service.http.ingress import Received, off_loop, read_request
@@ -33,10 +34,10 @@ from service.routes.collection_sources import (
     source_param,
     to_encode,
 )
-from service.routes.collection_surveys import survey_fields
+from service.routes.collection_surveys import check_surveys, survey_fields, unknown_facets
 from service.routes.collections import Name
 from service.routes.common import budget_for, caller_of, check_count
-from service.services import services_of
+from service.services import Services, services_of
 from service.tasks.pipeline import ImageItem
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ async def search(request: Request, name: Name) -> Response:
         queries=len(body.queries),
         with_vectors="vector" in body.include,
     )
-    arrangement = _arrangement(body)
+    arrangement = _arrangement(services, body)
+    check_surveys(body)
     plans = await off_loop(
         request,
         lambda: [_plan(received, index, services.limits) for index in range(len(body.queries))],
@@ -150,17 +152,20 @@ async def search(request: Request, name: Name) -> Response:
     )
     payload: dict[str, Any] = {"model": model.reference if model else None, "space": spec.space, "results": results}
     warnings = [unknown_field(name, spec.metadata_schema) for name in searched.unknown_fields]
+    warnings += [
+        unknown_field(name, spec.metadata_schema, "facets") for name in unknown_facets(searched.surveys.values())
+    ]
     warnings += unknown_inputs([_param(body, index, part) for index, part in searched.unknown_parts])
     if warnings:
         payload["warnings"] = warnings
     return json_response(payload, headers=model_headers(model) if model else None)
 
 
-def unknown_field(name: str, schema: Mapping[str, str]) -> str:
-    """What to say of a field of a filter that no item has."""
+def unknown_field(name: str, schema: Mapping[str, str], where: str = "filter") -> str:
+    """What to say of a field that no item has."""
     near = get_close_matches(name, schema, n=1)
     hint = f"; is {near[0]!r} meant?" if near else ""
-    return f"filter: no item of the collection has a field {name!r}{hint}"
+    return f"{where}: no item of the collection has a field {name!r}{hint}"
 
 
 def _plan(received: Received[SearchRequest], index: int, limits: IngressLimits) -> QueryPlan:
@@ -194,13 +199,25 @@ def _param(body: SearchRequest, index: int, place: int | None) -> str:
     return source_param(part, f"queries[{index}].combine[{place}]")
 
 
-def _arrangement(body: SearchRequest) -> Arrangement:
-    """Raises Refusal (422): a page that ends behind the pool."""
+def _arrangement(services: Services, body: SearchRequest) -> Arrangement:
+    """Raises Refusal (422): a page that ends behind the pool; TooManyItems (413): too many items to arrange."""
     asked = Arrangement(body.diversity, body.group_near, body.pool)
+    if asked.is_plain:
+        return asked
+    end, most = body.offset + body.top_k, min(MAX_POOL, services.settings.max_offset)
+    if end > most:
+        message = f"offset + top_k is {end}; diversity and group_near look at {most} items at most"
+        raise Refusal(422, "invalid_field", message, param="offset" if body.top_k <= most else "top_k")
     pool = asked.least_pool(body.top_k) if asked.diversity else asked.pool
-    if not asked.is_plain and pool is not None and body.offset + body.top_k > pool:
-        message = f"offset + top_k is {body.offset + body.top_k}, and {pool} items are looked at"
-        raise Refusal(422, "invalid_field", f"{message}; ask for the same larger pool with each page", param="pool")
+    if pool is not None and end > pool:
+        message = (
+            f"offset + top_k is {end}, and {pool} items are looked at; ask for the same larger pool with each page"
+        )
+        raise Refusal(422, "invalid_field", message, param="pool")
+    looked_at, most = len(body.queries) * asked.largest_pool, services.settings.max_hits
+    if looked_at > max(most, MAX_POOL):
+        message = f"{looked_at} items may have to be arranged, the most is {most} (CLIPWORKS_MAX_HITS)"
+        raise TooManyItems(f"{message}: fewer queries, or a smaller pool")
     return asked
 
 
@@ -208,7 +225,7 @@ def _shown(hit: StoredHit, body: SearchRequest, arranged: Arranged | None) -> di
     shown: dict[str, Any] = {"id": hit.id, "score": hit.score}
     if arranged is not None and body.group_near is not None:
         shown["near"] = [
-            {"id": each.hit.id, "score": each.hit.score, "similarity": each.cosine} for each in arranged.folded[hit.id]
+            {"id": each.id, "score": each.score, "similarity": each.cosine} for each in arranged.folded[hit.id]
         ]
     if "metadata" in body.include:
         shown["metadata"] = hit.metadata

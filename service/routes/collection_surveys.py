@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from clipworks.schemas import SearchRequest
+from service.faults import TooManyItems
 from service.retrieval.surveys import Facet, Survey
+
+_QUERIES = 16  # with facets of what reaches a least score, which are counted for each query
+
+
+def check_surveys(body: SearchRequest) -> None:
+    """Raises TooManyItems (413)."""
+    if body.facets and body.min_score is not None and len(body.queries) > _QUERIES:
+        raise TooManyItems(
+            f"{len(body.queries)} queries: facets with min_score are counted for each query, of {_QUERIES} at most; "
+            "send several requests, or leave min_score out"
+        )
+
+
+def unknown_facets(surveys: Iterable[Survey]) -> list[str]:
+    """Fields that no item has which was counted."""
+    found = list(surveys)
+    names = [name for name in (found[0].facets if found else ()) if any(each.passing for each in found)]
+    return [name for name in names if all(each.facets[name].missing == each.passing for each in found)]
 
 
 def survey_fields(survey: Survey | None, body: SearchRequest) -> dict[str, Any]:

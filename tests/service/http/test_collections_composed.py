@@ -203,6 +203,8 @@ def test_each_query_has_its_own_survey(gallery: Gallery) -> None:
         ({"group_near": 0}, "invalid_field", "group_near"),
         ({"pool": 5000}, "invalid_field", "pool"),
         ({"diversity": 0.5, "top_k": 10, "offset": 300}, "invalid_field", "pool"),
+        ({"group_near": 0.9, "offset": 1995}, "invalid_field", "offset"),
+        ({"diversity": 0.4, "top_k": 2001}, "invalid_field", "top_k"),
         ({"group_near": 0.9, "pool": 10, "offset": 1}, "invalid_field", "pool"),
         ({"facets": ["year", "a..b"]}, "invalid_query", "facets[1]"),
         ({"facets": [str(n) for n in range(9)]}, "invalid_field", "facets"),
@@ -214,6 +216,27 @@ def test_what_is_refused(gallery: Gallery, more: dict[str, Any], code: str, para
     answer = gallery.ask("a cat", **more)
     assert answer.status_code == 422, answer.text
     assert (answer.json()["error"]["code"], answer.json()["error"]["param"]) == (code, param), answer.text
+
+
+def test_too_many_items_to_arrange_or_to_count(gallery: Gallery) -> None:
+    queries = [{"id": id} for id in gallery.ids[:30]]
+    for more in ({"group_near": 0.5}, {"diversity": 0.5, "pool": 2000}, {"facets": ["year"], "min_score": 0.5}):
+        answer = gallery.ask(*queries, **more)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_many_items"), answer.text
+
+
+def test_a_facet_that_no_item_has_is_told(gallery: Gallery) -> None:
+    said = gallery.ask("a cat", facets=["yaer", "year"]).json()
+    assert said["warnings"] == ["facets: no item of the collection has a field 'yaer'"]
+
+
+def test_equal_scores_fill_one_bin(gallery: Gallery) -> None:
+    gallery.client.put("/collections/same", json={}).raise_for_status()
+    items = [{"id": f"s{n}", "vector": gallery.vectors[3].tolist()} for n in range(50)]
+    gallery.client.post("/collections/same/items", json={"items": items}).raise_for_status()
+    body = {"queries": [{"vector": gallery.vectors[5].tolist()}], "histogram": 5}
+    counts = gallery.client.post("/collections/same/search", json=body).json()["results"][0]["histogram"]["counts"]
+    assert sorted(counts) == [0, 0, 0, 0, 50]
 
 
 def test_the_old_answer_for_who_does_not_ask(gallery: Gallery) -> None:
