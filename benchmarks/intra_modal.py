@@ -53,16 +53,21 @@ SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8)
 TOPS = (0.0, 1 / 16, 1 / 8, 1 / 4)
 OVI_STEPS = 300  # of the recipe's 1,000
 _TIMED = 2000
-VIT = "{width=96,head_width=24,heads=[4,4,4,4],mlp=[192,192,192,192]}"
+VIT = "{width=64,head_width=16,heads=[4,4,4,4],mlp=[128,128,128,128]}"
 RECIPE = (
     'name="intra-modal"',
+    "model.embed_dim=96",
     "model.image={trunk='clipworks_vit_t',size_px=48,pool='flat'}",
     f"model.slim={{image={VIT}}}",
-    "data.parts.0.scenes=4000",
-    "data.parts.1.scenes=12000",
-    "optim.steps=2000",
-    "run.validate_steps=1000",
-    "run.checkpoint_steps=1000",
+    "model.text.width=96",
+    "data.parts.0.scenes=3000",
+    "data.parts.1.scenes=9000",
+    "optim.batch_size=48",
+    "optim.steps=1500",
+    "optim.warmup_steps=100",
+    "run.precision=fp32",
+    "run.validate_steps=1500",
+    "run.checkpoint_steps=300",
 )
 Maps = tuple[VectorMaps, ...]  # of several seeds, whose outcomes are averaged
 
@@ -142,6 +147,7 @@ def judged(base: StudyBase, split: Judged) -> dict[str, Any]:
     cells, found = cells_of(base), dict[str, Any]()
     loaded = None if base.checkpoint is None else load_model(base.checkpoint)
     chosen: dict[str, dict[str, Maps]] = {}
+    found_words: dict[str, F32] = {}
     for tuned, task in zip(base.search["validation"], base.search[split], strict=True):
         rows: dict[str, Any] = {}
         outcomes = {RAW: searched(task, None)}
@@ -154,14 +160,17 @@ def judged(base: StudyBase, split: Judged) -> dict[str, Any]:
             outcomes[cell.name] = searched(task, cell.tried[knobs])
         if loaded is not None:
             for name, inverted in inversions(loaded, task).items():
-                outcomes[name] = _found(task, normalize(inverted.vectors.numpy()))
+                queries = normalize(inverted.vectors.numpy())
+                outcomes[name] = _found(task, queries)
+                if name == OTI:
+                    found_words[task.name] = queries
                 rows[name] = {"loss": [float(inverted.losses[0]), float(inverted.losses[-1])]}
         control = max(CONTROLS, key=lambda name: rows[name]["validation"])
         for name, outcome in outcomes.items():
             rows[name] = rows.get(name, {}) | _numbers(outcome, outcomes[RAW], outcomes[control])
         found[task.name] = {"modality": task.modality, "chance": outcomes[RAW].chance, "control": control, "rows": rows}
         print(f"{base.name}: {task.name} judged", flush=True)
-    naming = {task.name: named(task, chosen, loaded) for task in base.naming[split]}
+    naming = {task.name: named(task, chosen, found_words.get(task.name)) for task in base.naming[split]}
     return {"dim": base.pictures.shape[1], "search": found, "naming": naming, "cost": costs(base, loaded)}
 
 
@@ -213,17 +222,19 @@ def _difference(
     return None if found is None else [round(each, 4) for each in (found.value, found.low, found.high)]
 
 
-def named(task: NamingTask, chosen: Mapping[str, Mapping[str, Maps]], loaded: LoadedModel | None) -> dict[str, Any]:
-    """Accuracy of naming pictures by texts, both sides through each map as the search of these pictures set it."""
+def named(task: NamingTask, chosen: Mapping[str, Mapping[str, Maps]], words: F32 | None) -> dict[str, Any]:
+    """Accuracy of naming pictures by texts, both sides through each map as the search of these pictures set it.
+
+    words: unit text vectors that `oti` found for the pictures.
+    """
     maps = chosen["products" if task.name == "articles" else task.name]
     right = {RAW: _right(task.vectors, task)}
     for name, several in maps.items():
         right[name] = np.mean(
             [_right(both.image(task.vectors), task, both.text(task.classes)) for both in several], axis=0
         )
-    if loaded is not None:
-        inverted = oti(loaded, torch.from_numpy(task.vectors)).vectors.numpy()
-        right[OTI] = _right(normalize(inverted), task)
+    if words is not None:
+        right[OTI] = _right(words, task)
     alone = np.arange(len(task.truth))
     return {
         "classes": len(task.classes),

@@ -39,8 +39,8 @@ Judged = Literal["validation", "test"]
 Modality = Literal["image", "text"]
 F32, I64 = NDArray[np.float32], NDArray[np.int64]
 PHOTO = ("a photo of a {}",)
-_FIT = 1200  # pictures of training that means and directions of pictures come from
-_THINGS, _LAYOUTS, _POSES = 8, 4, 6  # of the relation task: pairs of things, relations, pictures of each
+_FIT = 600  # pictures of training that means and directions of pictures come from
+_THINGS, _POSES = 6, 6  # of the relation task: pairs of things, and pictures of each of their four relations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +155,7 @@ def scenes_base(checkpoint: Path, cache: Path) -> StudyBase:
     naming: dict[Judged, tuple[NamingTask, ...]] = {}
     names = [with_article(noun(What(shape=shape, colour=colour))) for shape, colour in pairs]
     for split in ("validation", "test"):
-        singles = single_scenes(pairs=pairs, seed=JUDGED[split], count=480)
+        singles = single_scenes(pairs=pairs, seed=JUDGED[split], count=240)
         things = [pairs.index((scene.things[0].shape, scene.things[0].colour)) for scene in singles]
         pictures = drawn(singles, f"single {split}")
         related, said = _relations(pairs, split)

@@ -118,7 +118,7 @@ def _shared(matrix: F64) -> VectorMaps:
 
 
 def _linear(matrix: F64) -> VectorMap:
-    return VectorMap(matrix=matrix.astype(np.float32), mean=np.zeros(matrix.shape[1], dtype=np.float32))
+    return VectorMap(matrix=matrix.astype(np.float32), mean=np.zeros_like(matrix[0], dtype=np.float32))
 
 
 def _mean(vectors: NDArray[np.floating]) -> Vectors:
