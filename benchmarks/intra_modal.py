@@ -46,7 +46,7 @@ from training.methods.parts.projections import projections_of
 
 RUNS = ROOT / ".runs" / "intra-modal"
 RAW, MEAN, ISOCLIP, OTI, OVI = "as it is", "mean", "isoclip", "oti", "ovi"
-CONTROLS = ("picture pca", "random")
+PICTURE_PCA, RANDOM = "picture pca", "random"
 OTHER_START = "oti from another's word"
 SEEDS = (0, 1, 2)
 SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8)
@@ -122,7 +122,7 @@ def trained() -> Path:
 
 
 def cells_of(base: StudyBase) -> list[Cell]:
-    """Every fit of maps, the controls last."""
+    """Every fit of maps."""
     dim = base.pictures.shape[1]
     keeps = sorted({max(1, round(share * dim)) for share in SHARES})
     cells = [Cell(name=MEAN, tried={"": (centred(base.pictures, base.texts["names"]),)})]
@@ -136,10 +136,9 @@ def cells_of(base: StudyBase) -> list[Cell]:
             f"{top} left out, {keep} kept": (isoclip(ends.image, ends.text, top=top, keep=keep),) for top, keep in bands
         }
         cells.append(Cell(name=ISOCLIP, tried=tried))
-    pictures, random = CONTROLS
     shown = {f"{keep} kept": (principal(base.pictures, keep=keep),) for keep in keeps}
     drawn = {f"{keep} kept": tuple(random_directions(dim, keep=keep, seed=seed) for seed in SEEDS) for keep in keeps}
-    return [*cells, Cell(name=pictures, tried=shown), Cell(name=random, tried=drawn)]
+    return [*cells, Cell(name=PICTURE_PCA, tried=shown), Cell(name=RANDOM, tried=drawn)]
 
 
 def judged(base: StudyBase, split: Judged) -> dict[str, Any]:
@@ -165,13 +164,26 @@ def judged(base: StudyBase, split: Judged) -> dict[str, Any]:
                 if name == OTI:
                     found_words[task.name] = queries
                 rows[name] = {"loss": [float(inverted.losses[0]), float(inverted.losses[-1])]}
-        control = max(CONTROLS, key=lambda name: rows[name]["validation"])
+        controls = controls_of(base, task)
+        control = max(controls, key=lambda name: rows[name]["validation"])
         for name, outcome in outcomes.items():
             rows[name] = rows.get(name, {}) | _numbers(outcome, outcomes[RAW], outcomes[control])
-        found[task.name] = {"modality": task.modality, "chance": outcomes[RAW].chance, "control": control, "rows": rows}
+        found[task.name] = {
+            "modality": task.modality,
+            "chance": outcomes[RAW].chance,
+            "controls": controls,
+            "control": control,
+            "rows": rows,
+        }
         print(f"{base.name}: {task.name} judged", flush=True)
     naming = {task.name: named(task, chosen, found_words.get(task.name)) for task in base.naming[split]}
     return {"dim": base.pictures.shape[1], "search": found, "naming": naming, "cost": costs(base, loaded)}
+
+
+def controls_of(base: StudyBase, task: SearchTask) -> tuple[str, ...]:
+    """What a cure has to beat: directions of the searched modality itself, and random ones."""
+    own = (PICTURE_PCA,) if task.modality == "image" else tuple(f"text pca, {source}" for source in base.texts)
+    return (*own, RANDOM)
 
 
 def searched(task: SearchTask, maps: Maps | None) -> SameModality:

@@ -6,13 +6,18 @@ import pytest
 
 pytestmark = pytest.mark.torch
 
-from benchmarks.intra_modal_tables import PAGE, blocks, read_record, search, summary  # noqa: E402
+from benchmarks.intra_modal_tables import PAGE, blocks, read_record, search, summary, verdict  # noqa: E402
 
 
 def test_the_page_has_the_tables_of_the_record() -> None:
     page = PAGE.read_text(encoding="utf-8")
     for name, text in blocks(read_record()).items():
         assert f"<!-- bench:{name} -->\n{text}\n<!-- /bench:{name} -->" in page, f"{name}: run --write-docs"
+
+
+def test_an_interval_that_holds_zero_shows_nothing() -> None:
+    assert verdict([0.07, -0.01, 0.15], [0.08, 0.01, 0.15]) == "not shown"
+    assert verdict([0.07, 0.01, 0.15], [0.08, 0.01, 0.15]) == "helps"
 
 
 def row(value: float, *, validation: float, control: float) -> dict[str, object]:
@@ -27,8 +32,8 @@ def row(value: float, *, validation: float, control: float) -> dict[str, object]
     }
 
 
-@pytest.mark.parametrize(("cure", "verdict"), [(0.5, "needed"), (0.44, "not needed")])
-def test_a_cure_is_needed_where_it_is_far_above_the_better_control(cure: float, verdict: str) -> None:
+@pytest.mark.parametrize(("cure", "verdict"), [(0.5, "helps"), (0.44, "not needed")])
+def test_a_cure_helps_where_it_is_far_above_every_control(cure: float, verdict: str) -> None:
     """And the cure is the one that validation chose, whatever the held-out split says of another one."""
     rows = {
         "as it is": row(0.4, validation=0, control=0.42),
@@ -37,7 +42,7 @@ def test_a_cure_is_needed_where_it_is_far_above_the_better_control(cure: float, 
         "random": row(0.42, validation=0.41, control=0.42),
     }
     del rows["as it is"]["validation"]
-    judged = {"search": {"things": {"control": "random", "chance": [0.1, 0.05], "rows": rows}}}
+    judged = {"search": {"things": {"controls": ["random"], "control": "random", "chance": [0.1, 0.05], "rows": rows}}}
     last = summary({"base": judged}).splitlines()[-1]
     assert last.endswith(f"| {verdict} |")
     assert "| text pca, 8 kept |" in last
