@@ -164,7 +164,7 @@ class Search:
             return [(outcome, None) for outcome in page(vectors, exclude_ids=excluded)]
         arranged = partial(
             search_arranged,
-            metadata_of=lambda id: self._collection.get(id).metadata,
+            metadata_of=self._metadata_of,
             asked=asked.arrangement,
             offset=asked.offset,
             top_k=asked.top_k,
@@ -175,6 +175,9 @@ class Search:
             arranged(partial(search, vector[None], exclude_ids=[out]))
             for vector, out in zip(vectors, excluded, strict=True)
         ]
+
+    def _metadata_of(self, id: str) -> dict[str, Any]:
+        return self._collection.get(id).metadata
 
 
 def shares_of(collection: BackendCollection, caller: str) -> tuple[tuple[str, str], ...]:
