@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from clipworks.schemas import MAX_POOL
 from service.retrieval import SearchOutcome, StoredHit
 from service.retrieval.errors import ItemNotFound
-from service.retrieval.stopping import NEVER, Stop
+
+if TYPE_CHECKING:
+    from service.retrieval.stopping import Stop
 
 POOL = 100  # items that are looked at unless a request says how many
 _TINY = 1e-6  # of cosines of float32 vectors: what is nearer than this is equal
@@ -63,7 +65,7 @@ class Arranged:
 
 
 def fold_near(
-    hits: Sequence[StoredHit], least: float, stop: Stop = NEVER
+    hits: Sequence[StoredHit], least: float, stop: Stop | None = None
 ) -> tuple[list[StoredHit], dict[str, list[Folded]]]:
     """Hits, best first, without those whose cosine to a better one is at least `least`; and these, by whom they joined.
 
@@ -77,7 +79,8 @@ def fold_near(
     vectors = _vectors(hits).astype(np.float64)
     held = np.empty_like(vectors)
     for hit, vector in zip(hits, vectors, strict=True):
-        stop.check()
+        if stop is not None:
+            stop.check()
         cosines = held[: len(kept)] @ vector
         near = np.flatnonzero(cosines >= least - _TINY)
         if len(near):
@@ -122,7 +125,9 @@ def _to_unit(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return (scores - scores.min()) / max(float(np.ptp(scores)), _TINY)
 
 
-def arrange(hits: Sequence[StoredHit], asked: Arrangement, *, offset: int, top_k: int, stop: Stop = NEVER) -> Arranged:
+def arrange(
+    hits: Sequence[StoredHit], asked: Arrangement, *, offset: int, top_k: int, stop: Stop | None = None
+) -> Arranged:
     """One page of the hits of a pool, which have their vectors."""
     kept, folded = list(hits), dict[str, list[Folded]]()
     if asked.group_near is not None:

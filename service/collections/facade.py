@@ -18,9 +18,9 @@ from service.collections.backends import BackendSource
 from service.collections.encoding import ItemEncoder, row_vectors
 from service.collections.media import MediaRoot, Thumbnail
 from service.collections.models import PinnedModels, require_equal_model
-from service.collections.plans import FieldRefused, NewRow, QueryPlan
+from service.collections.plans import FieldRefused, NewRow, QueryPlan, SearchParameters
 from service.collections.sampling import sampled_vectors
-from service.collections.searches import Search, Searched, SearchParameters, check_filter, filter_refused, shares_of
+from service.collections.searches import Search, Searched, check_filter, filter_refused, shares_of
 from service.collections.threads import StoreThreads
 from service.decoding.pool import DecodePool
 from service.engine.registry import Registry

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from model_store.errors import InputError
+from service.collections.arranging import Arrangement
+from service.retrieval.surveys import SurveySpec
 from service.tasks.pipeline import Input
 
 
@@ -52,3 +54,17 @@ class QueryPlan:
     parts: tuple[Source, ...]
     weights: tuple[float, ...] = (1.0,)
     is_single: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchParameters:
+    """What all queries of a request share."""
+
+    top_k: int
+    offset: int
+    filter: dict[str, Any] | None
+    min_score: float | None
+    with_metadata: bool
+    with_vectors: bool
+    arrangement: Arrangement
+    survey: SurveySpec

@@ -13,9 +13,9 @@ import numpy as np
 
 from clipworks.schemas import MAX_POOL, OnUnknown
 from model_store.errors import ClipworksError
-from service.collections.arranging import POOL, Arranged, Arrangement, search_arranged
+from service.collections.arranging import POOL, Arranged, search_arranged
 from service.collections.encoding import ItemEncoder, query_vectors
-from service.collections.plans import FieldRefused, QueryPlan, StoredId
+from service.collections.plans import FieldRefused, QueryPlan, SearchParameters, StoredId
 from service.collections.threads import StoreThreads
 from service.retrieval import SearchOutcome
 from service.retrieval.backends.protocol import BackendCollection
@@ -33,20 +33,6 @@ _T = TypeVar("_T")
 _SCANS = 3
 _FEW = 4 * POOL  # items that a reader may arrange; more wait for a turn
 Found = tuple[SearchOutcome, Arranged | None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchParameters:
-    """What all queries of a request share."""
-
-    top_k: int
-    offset: int
-    filter: dict[str, Any] | None
-    min_score: float | None
-    with_metadata: bool
-    with_vectors: bool
-    arrangement: Arrangement
-    survey: SurveySpec
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from starlette.responses import Response
 from clipworks.schemas import MAX_POOL, CombineQuery, IdQuery, Part, SearchRequest, SearchResponse, VectorQuery
 from model_store.errors import ClipworksError
 from service.collections.arranging import Arranged, Arrangement
-from service.collections.plans import GivenVector, QueryPlan, Source, StoredId
-from service.collections.searches import SearchParameters
+from service.collections.plans import GivenVector, QueryPlan, SearchParameters, Source, StoredId
 from service.engine.vectors import unknown_inputs
 from service.faults import TooManyItems
 from service.http.context import while_connected

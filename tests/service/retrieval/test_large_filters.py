@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from service.collections.facade import _check_filter
 from service.collections.plans import FieldRefused
+from service.collections.searches import check_filter
 
 
 def leaves_the_loop(filter: Any) -> bool:
@@ -19,7 +19,7 @@ def leaves_the_loop(filter: Any) -> bool:
         asyncio.get_running_loop().call_soon(others.append, "ran")
         collection: Any = SimpleNamespace(spec=SimpleNamespace(metadata_schema={}))
         with suppress(FieldRefused):
-            await _check_filter(collection, filter)
+            await check_filter(collection, filter)
         return bool(others)
 
     return asyncio.run(run())
