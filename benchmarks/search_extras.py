@@ -51,7 +51,17 @@ def kinds(collection: EmbeddedCollection) -> Mapping[str, Callable[[int], object
 
     def arranged(asked: Arrangement, turn: int) -> object:
         search = partial(collection.search, query(turn))  # pyright: ignore[reportArgumentType]
-        return search_arranged(search, asked, offset=0, top_k=10, largest=2_000, with_vectors=False, stop=NEVER)
+        return search_arranged(
+            search,
+            lambda id: collection.get(id).metadata,
+            asked,
+            offset=0,
+            top_k=10,
+            largest=2_000,
+            with_metadata=True,
+            with_vectors=False,
+            stop=NEVER,
+        )
 
     def surveyed(asked: SurveySpec, turn: int) -> object:
         return collection.survey(query(turn), asked)  # pyright: ignore[reportArgumentType]
