@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import composed_pictures, composed_tables
-from benchmarks.composed_data import SPLITS, Encoder, QuestionSet, question_sets
+from benchmarks.composed_data import SPLITS, ComposedEncoder, QuestionSet, question_sets
 from benchmarks.composed_formulas import FORMULAS, Presences, ask
 from benchmarks.composed_judge import by_weight, chosen_weights, heldout, pools, tolerance
 from benchmarks.composed_lists import diversity, folding
@@ -37,7 +37,7 @@ FOREIGN = (
 )  # fmt: skip
 
 
-def negatives(sets: dict[str, list[QuestionSet]], encoder: Encoder, presences: Presences) -> dict[str, Any]:
+def negatives(sets: dict[str, list[QuestionSet]], encoder: ComposedEncoder, presences: Presences) -> dict[str, Any]:
     """What the formulas reach: their curves on validation, the weights chosen there, numbers on held-out pictures."""
     asked = {split: [(each, ask(each, encoder, presences)) for each in sets[split]] for split in SPLITS}
     curves = by_weight(asked["validation"])
@@ -67,7 +67,9 @@ def negatives(sets: dict[str, list[QuestionSet]], encoder: Encoder, presences: P
     }
 
 
-def nothing_matches(sets: dict[str, list[QuestionSet]], encoder: Encoder, presences: Presences) -> dict[str, Any]:
+def nothing_matches(
+    sets: dict[str, list[QuestionSet]], encoder: ComposedEncoder, presences: Presences
+) -> dict[str, Any]:
     """Searches for what the gallery lost, and for what is foreign to it, in each data set."""
     cases: dict[str, dict[str, Cases]] = {}
     for split in SPLITS:
@@ -88,7 +90,7 @@ def nothing_matches(sets: dict[str, list[QuestionSet]], encoder: Encoder, presen
 
 
 def measure(data: Path, model: str, store: Path | None) -> dict[str, Any]:
-    encoder = Encoder(model, store, ROOT / ".runs" / "composed")
+    encoder = ComposedEncoder(model, store, ROOT / ".runs" / "composed")
     sets = {split: question_sets(data, encoder, split) for split in SPLITS}
     seen = {each.gallery.data: each.gallery for each in sets["validation"]}
     presences = Presences(encoder, store)

@@ -1,4 +1,4 @@
-"""What benchmarks/composed.py asks: pictures whose contents are known, as vectors, and questions of two words."""
+"""Data of benchmarks/composed.py: pictures whose contents are known, as vectors, and questions of two words."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Gallery:
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
+class WordPair:
     """`wanted` but not `unwanted`: bool [N] each. negative: the text that is subtracted; ignored: not judged."""
 
     wanted: str
@@ -91,10 +91,10 @@ class Question:
 class QuestionSet:
     name: str
     gallery: Gallery
-    questions: tuple[Question, ...]
+    questions: tuple[WordPair, ...]
 
 
-class Encoder:
+class ComposedEncoder:
     """The model, one thread, with a file that remembers what it has encoded (key: the model's and the input's hash)."""
 
     def __init__(self, model: str, store: Path | None, cache: Path) -> None:
@@ -129,7 +129,7 @@ class Encoder:
         return np.stack([self._known[key] for key in keys])
 
 
-def products(folder: Path, encoder: Encoder, split: str) -> Gallery:
+def products(folder: Path, encoder: ComposedEncoder, split: str) -> Gallery:
     """Photographs whose title names an article: product number % 10 is 2 for validation, 1 for held-out."""
     digit = {"validation": 2, "heldout": 1}[split]
     with (folder / "captions.csv").open(newline="", encoding="utf-8") as file:
@@ -155,7 +155,7 @@ def products(folder: Path, encoder: Encoder, split: str) -> Gallery:
     )
 
 
-def coco(folder: Path, encoder: Encoder, split: str) -> Gallery:
+def coco(folder: Path, encoder: ComposedEncoder, split: str) -> Gallery:
     """train2017 for validation (the shipped model has seen these), val2017 for held-out (it has not)."""
     part = {"validation": "train2017", "heldout": "val2017"}[split]
     path = folder / "annotations" / f"instances_{part}.json"
@@ -172,7 +172,7 @@ def coco(folder: Path, encoder: Encoder, split: str) -> Gallery:
     return Gallery("coco-mini", split, tuple(files[image] for image in order), pictures, labels, {})
 
 
-def flickr(folder: Path, encoder: Encoder, split: str) -> Gallery:
+def flickr(folder: Path, encoder: ComposedEncoder, split: str) -> Gallery:
     """Halves by the name's hash. A thing is there if two captions of five name it, and not there if none does."""
     said: dict[str, list[set[str]]] = defaultdict(list)
     with (folder / "captions.csv").open(newline="", encoding="utf-8") as file:
@@ -201,9 +201,9 @@ def questions(
     *,
     negative: str = "{unwanted}",
     fewest: int = _FEWEST,
-) -> tuple[Question, ...]:
+) -> tuple[WordPair, ...]:
     """All pairs of which `fewest` pictures show both and as many only the wanted one."""
-    found: list[Question] = []
+    found: list[WordPair] = []
     nobody = np.zeros(len(gallery.names), dtype=bool)
     for a in wanted:
         for b in unwanted:
@@ -212,24 +212,24 @@ def questions(
             relevant, harmful = has_a & ~has_b & ~ignored, has_a & has_b & ~ignored
             if a != b and relevant.sum() >= fewest and harmful.sum() >= fewest:
                 text = negative.format(wanted=a, unwanted=b)
-                found.append(Question(a, b, text, relevant, harmful, ignored))
+                found.append(WordPair(a, b, text, relevant, harmful, ignored))
     return tuple(found)
 
 
-def unrelated(gallery: Gallery, wanted: Collection[str], unwanted: Collection[str]) -> tuple[Question, ...]:
+def unrelated(gallery: Gallery, wanted: Collection[str], unwanted: Collection[str]) -> tuple[WordPair, ...]:
     """A negative that no picture of the wanted ones shows: it should change nothing. One for each wanted word."""
-    found: list[Question] = []
+    found: list[WordPair] = []
     nobody = np.zeros(len(gallery.names), dtype=bool)
     for a in wanted:
         has_a, ignored = gallery.labels[a], gallery.unsure.get(a, nobody)
         free = [b for b in sorted(unwanted) if not (has_a & (gallery.labels[b] | gallery.unsure.get(b, nobody))).any()]
         if has_a.sum() >= _FEWEST and free:
             b = free[hashlib.sha256(a.encode()).digest()[0] % len(free)]
-            found.append(Question(a, b, b, has_a & ~ignored, nobody, ignored))
+            found.append(WordPair(a, b, b, has_a & ~ignored, nobody, ignored))
     return tuple(found)
 
 
-def question_sets(folder: Path, encoder: Encoder, split: str) -> list[QuestionSet]:
+def question_sets(folder: Path, encoder: ComposedEncoder, split: str) -> list[QuestionSet]:
     """All sets of a split; those whose names begin with "unrelated" set no weight."""
     shop, street = products(folder / "fashion-products", encoder, split), coco(folder / "coco-mini", encoder, split)
     captions = flickr(folder / "flickr8k-800", encoder, split)

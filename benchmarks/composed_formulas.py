@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.composed_data import Encoder, Gallery, QuestionSet
+from benchmarks.composed_data import ComposedEncoder, Gallery, QuestionSet
 from model_store.label_vectors import LabelVectors, filled, label_means
 from model_store.manifest import Presence
 from model_store.presence import directions, presence_logits, presence_of
@@ -28,7 +28,7 @@ WEIGHTS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.25, 
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class AskedPair:
     """Cosines of one set's questions with its pictures, float64 [Q, N] unless said otherwise.
 
     neutral: mean vector of the model's neutral texts, [1, N]; others: mean of the set's other negatives; context: the
@@ -59,7 +59,7 @@ class Asked:
 class Presences:
     """The shipped calibration of a model, asked for one text at a time as sigmoid /classify does."""
 
-    def __init__(self, encoder: Encoder, store: Path | None) -> None:
+    def __init__(self, encoder: ComposedEncoder, store: Path | None) -> None:
         artifact = Store(store).open(encoder.reference)
         self.rule: Presence = presence_of(artifact)
         self._encoder = encoder
@@ -84,7 +84,7 @@ class Presences:
         return presence_logits(values.ravel(), self.rule, asked=ones, length=every).reshape(values.shape)
 
 
-def ask(asked: QuestionSet, encoder: Encoder, presences: Presences) -> Asked:
+def ask(asked: QuestionSet, encoder: ComposedEncoder, presences: Presences) -> AskedPair:
     pictures = asked.gallery.unit
     each = asked.questions
     p = encoder.texts([one.wanted for one in each])
@@ -105,7 +105,7 @@ def ask(asked: QuestionSet, encoder: Encoder, presences: Presences) -> Asked:
     def cosines(vectors: F64) -> F64:
         return vectors @ pictures.T
 
-    return Asked(
+    return AskedPair(
         positive=positive,
         negative=cosines(n),
         neutral=cosines(neutral),
@@ -132,7 +132,7 @@ class Formula:
     name: str
     text: str
     side: Side
-    score: Callable[[Asked, float], F64]
+    score: Callable[[AskedPair, float], F64]
     weights: tuple[float, ...] = WEIGHTS
 
 
@@ -149,16 +149,16 @@ def _spread(cosines: F64) -> F64:
     return cosines.std(axis=1, keepdims=True)
 
 
-def _cut(asked: Asked, logits: F64) -> F64:
+def _cut(asked: AskedPair, logits: F64) -> F64:
     """Those in which the negative is present come last, each part in the order of the positive."""
     return asked.positive - 10.0 * (probability(logits) >= asked.threshold)
 
 
-def _standardized(a: Asked, w: float) -> F64:
+def _standardized(a: AskedPair, w: float) -> F64:
     return a.positive - w * _spread(a.positive) / _spread(a.negative) * a.negative
 
 
-def _hinge_deviations(a: Asked, w: float) -> F64:
+def _hinge_deviations(a: AskedPair, w: float) -> F64:
     deviations = (a.negative - a.negative.mean(axis=1, keepdims=True)) / _spread(a.negative)
     return a.positive - w * _spread(a.positive) * np.maximum(0.0, deviations - 1.0)
 

@@ -1,4 +1,4 @@
-"""How well the formulas of benchmarks/composed.py rank: weights from validation, numbers from held-out pictures."""
+"""Judges the formulas of benchmarks/composed.py: weights from validation, numbers from held-out pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.composed_data import QuestionSet
-from benchmarks.composed_formulas import FORMULAS, NAMED, Asked
+from benchmarks.composed_formulas import FORMULAS, NAMED, AskedPair
 from evaluation.significance import Means, paired_means
 
 F64 = NDArray[np.float64]
@@ -23,7 +23,7 @@ _LAST = -1e6
 
 
 @dataclass(frozen=True, eq=False)
-class Outcomes:
+class FormulaOutcomes:
     """Of each question, [Q]: average precision, share of right and of harmful pictures among the first ten."""
 
     ap: F64
@@ -34,10 +34,10 @@ class Outcomes:
         return {"mAP": self.ap, "P@10": self.right, "harmful@10": self.harmful}[name]
 
 
-Split = Sequence[tuple[QuestionSet, Asked]]
+Split = Sequence[tuple[QuestionSet, AskedPair]]
 
 
-def outcomes(scores: F64, asked: QuestionSet) -> Outcomes:
+def outcomes(scores: F64, asked: QuestionSet) -> FormulaOutcomes:
     """Of scores [Q, N]. Pictures that a question ignores are taken out of its ranking."""
     relevant, harmful, ignored = (
         np.stack([getattr(one, name) for one in asked.questions]) for name in ("relevant", "harmful", "ignored")
@@ -46,7 +46,7 @@ def outcomes(scores: F64, asked: QuestionSet) -> Outcomes:
     right, wrong = (np.take_along_axis(each, order, axis=1) for each in (relevant, harmful))
     found = np.cumsum(right, axis=1)
     ap = (right * found / np.arange(1, found.shape[1] + 1)).sum(axis=1) / found[:, -1]
-    return Outcomes(ap, right[:, :TOP].mean(axis=1), wrong[:, :TOP].mean(axis=1))
+    return FormulaOutcomes(ap, right[:, :TOP].mean(axis=1), wrong[:, :TOP].mean(axis=1))
 
 
 def in_pool(first: F64, scores: F64, size: int) -> F64:
@@ -123,7 +123,7 @@ def heldout(split: Split, weights: Mapping[str, tuple[Mapping[str, float], float
         entry: dict[str, Any] = {"questions": len(groups), "groups": len(set(groups)), "formulas": {}}
         entry["pictures"] = len(questions.gallery.names)
         entry["right_ones"] = float(np.median([one.relevant.sum() for one in questions.questions]))
-        bases: dict[str, Outcomes] = {}
+        bases: dict[str, FormulaOutcomes] = {}
         for formula in sorted(
             FORMULAS, key=lambda each: each.name != BASE
         ):  # what others are compared with comes first
@@ -139,7 +139,7 @@ def heldout(split: Split, weights: Mapping[str, tuple[Mapping[str, float], float
     return found
 
 
-def _numbers(result: Outcomes, base: Outcomes, groups: Sequence[str]) -> dict[str, Any]:
+def _numbers(result: FormulaOutcomes, base: FormulaOutcomes, groups: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ("mAP", "P@10", "harmful@10"):
         values = result.of(name)
@@ -167,5 +167,5 @@ def pools(split: Split, names: Sequence[str], weights: Mapping[str, float], firs
     return found
 
 
-def _means(result: Outcomes) -> dict[str, float]:
+def _means(result: FormulaOutcomes) -> dict[str, float]:
     return {name: float(result.of(name).mean()) for name in ("mAP", "P@10", "harmful@10")}

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from benchmarks.composed_data import Encoder, Gallery
+from benchmarks.composed_data import ComposedEncoder, Gallery
 from benchmarks.composed_judge import difference, interval
 
 F64 = NDArray[np.float64]
@@ -41,7 +41,7 @@ def mmr(relevance: F64, similar: F64, *, balance: float, top: int = TOP) -> list
     return chosen
 
 
-def diversity(gallery: Gallery, encoder: Encoder, names: Sequence[str]) -> dict[str, Any]:
+def diversity(gallery: Gallery, encoder: ComposedEncoder, names: Sequence[str]) -> dict[str, Any]:
     """Scale -> lambda -> means over the names, asked as texts: P@10, distinct (article, colour), mean cosine inside."""
     vectors = gallery.unit
     texts = encoder.texts(names)
@@ -100,7 +100,7 @@ COPIES: Mapping[str, Callable[[Image.Image], bytes]] = {
 }
 
 
-def folding(gallery: Gallery, encoder: Encoder, folder: Path, *, share: float = SHARE) -> dict[str, Any]:
+def folding(gallery: Gallery, encoder: ComposedEncoder, folder: Path, *, share: float = SHARE) -> dict[str, Any]:
     """Threshold -> recall of copies by kind, and what else is folded: other pictures that have one as near.
 
     Of products of equal title, or of equal article and colour, a near one is counted apart: it may be a copy.

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.composed_data import Encoder, Gallery, Question, QuestionSet, questions
+from benchmarks.composed_data import ComposedEncoder, Gallery, QuestionSet, WordPair, questions
 from benchmarks.composed_formulas import KIN, WEIGHTS
-from benchmarks.composed_judge import Outcomes, difference, interval, outcomes
+from benchmarks.composed_judge import FormulaOutcomes, difference, interval, outcomes
 
 F64 = NDArray[np.float64]
 
@@ -54,7 +54,7 @@ RULES: Mapping[str, Rule] = {
 }
 
 
-def parts(gallery: Gallery, encoder: Encoder, neutral: F64) -> list[Parts]:
+def parts(gallery: Gallery, encoder: ComposedEncoder, neutral: F64) -> list[Parts]:
     """Three sets: text - picture of the unwanted colour, picture - its colour, picture of one colour + another."""
     vectors = gallery.unit
     articles = sorted({article for article, _ in gallery.kinds})
@@ -64,7 +64,7 @@ def parts(gallery: Gallery, encoder: Encoder, neutral: F64) -> list[Parts]:
     apart = [_without(each, at) for each, at in zip(pairs, shown, strict=True)]
     article, colour = (encoder.texts([getattr(each, name) for each in pairs]) for name in ("wanted", "unwanted"))
     pictures = vectors[shown]
-    turned: dict[int, Question] = {}
+    turned: dict[int, WordPair] = {}
     for index, each in enumerate(apart):
         others = [
             other
@@ -104,7 +104,7 @@ def judged(validation: Sequence[Parts], heldout: Sequence[Parts]) -> dict[str, A
     for seen, held in zip(validation, heldout, strict=True):
         groups = [each.wanted for each in held.asked.questions]
         entry: dict[str, Any] = {"questions": len(groups), "rules": {}}
-        base: Outcomes | None = None
+        base: FormulaOutcomes | None = None
         for name in sorted(RULES, key=lambda each: each != "plain"):
             rule = RULES[name]
             weight = max(WEIGHTS, key=lambda w: float(_ranked(seen, rule(seen, w)).ap.mean()))
@@ -122,7 +122,7 @@ def judged(validation: Sequence[Parts], heldout: Sequence[Parts]) -> dict[str, A
     return found
 
 
-def _ranked(given: Parts, queries: F64) -> Outcomes:
+def _ranked(given: Parts, queries: F64) -> FormulaOutcomes:
     return outcomes(queries @ given.asked.gallery.unit.T, given.asked)
 
 
@@ -141,14 +141,14 @@ def _one(chosen: NDArray[np.bool_], key: str) -> int:
     return int(places[_number(key) % len(places)])
 
 
-def _turned(each: Question, other: Question) -> Question:
+def _turned(each: WordPair, other: WordPair) -> WordPair:
     """The article of both in the colour of `other`; in that of `each` it is harmful."""
     ignored = each.ignored | other.ignored
-    return Question(each.wanted, other.unwanted, other.negative, other.harmful, each.harmful & ~ignored, ignored)
+    return WordPair(each.wanted, other.unwanted, other.negative, other.harmful, each.harmful & ~ignored, ignored)
 
 
-def _without(each: Question, at: int) -> Question:
+def _without(each: WordPair, at: int) -> WordPair:
     """The same, the picture that is part of the query being no answer."""
     harmful, ignored = each.harmful.copy(), each.ignored.copy()
     harmful[at], ignored[at] = False, True
-    return Question(each.wanted, each.unwanted, each.negative, each.relevant, harmful, ignored)
+    return WordPair(each.wanted, each.unwanted, each.negative, each.relevant, harmful, ignored)

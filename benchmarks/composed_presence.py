@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.composed_data import Encoder, Gallery
+from benchmarks.composed_data import ComposedEncoder, Gallery
 from benchmarks.composed_formulas import Presences, probability
 
 F64 = NDArray[np.float64]
@@ -27,7 +27,7 @@ SIGNALS = (
 )
 
 
-def removed(gallery: Gallery, encoder: Encoder, presences: Presences, names: Sequence[str]) -> Cases:
+def removed(gallery: Gallery, encoder: ComposedEncoder, presences: Presences, names: Sequence[str]) -> Cases:
     """The whole gallery against the gallery without the thing's pictures, for names that two pictures or more show.
 
     A picture that may show it counts as showing it.
@@ -42,7 +42,7 @@ def removed(gallery: Gallery, encoder: Encoder, presences: Presences, names: Seq
 
 
 def foreign(
-    gallery: Gallery, encoder: Encoder, presences: Presences, names: Sequence[str], others: Sequence[str]
+    gallery: Gallery, encoder: ComposedEncoder, presences: Presences, names: Sequence[str], others: Sequence[str]
 ) -> Cases:
     """Names of what the gallery shows against names of things that are foreign to it, the gallery as it is."""
     every = np.ones(len(gallery.names), dtype=bool)
@@ -58,7 +58,11 @@ def _cases(match: F64, none: F64) -> Cases:
 
 
 def _signals(
-    gallery: Gallery, encoder: Encoder, presences: Presences, names: Sequence[str], parts: Sequence[NDArray[np.bool_]]
+    gallery: Gallery,
+    encoder: ComposedEncoder,
+    presences: Presences,
+    names: Sequence[str],
+    parts: Sequence[NDArray[np.bool_]],
 ) -> F64:
     """[names, SIGNALS] of each name in its part of the gallery."""
     cosines = encoder.texts(names) @ gallery.unit.T

@@ -73,7 +73,7 @@ Maps = tuple[VectorMaps, ...]  # of several seeds, whose outcomes are averaged
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class MapCell:
     """A way of fitting maps; knobs -> maps."""
 
     name: str
@@ -121,24 +121,24 @@ def trained() -> Path:
     return folder
 
 
-def cells_of(base: StudyBase) -> list[Cell]:
+def cells_of(base: StudyBase) -> list[MapCell]:
     """Every fit of maps."""
     dim = base.pictures.shape[1]
     keeps = sorted({max(1, round(share * dim)) for share in SHARES})
-    cells = [Cell(name=MEAN, tried={"": (centred(base.pictures, base.texts["names"]),)})]
+    cells = [MapCell(name=MEAN, tried={"": (centred(base.pictures, base.texts["names"]),)})]
     for source, texts in base.texts.items():
         kept = {f"{keep} kept": (principal(texts, keep=keep),) for keep in keeps}
-        cells.append(Cell(name=f"text pca, {source}", tried=kept))
+        cells.append(MapCell(name=f"text pca, {source}", tried=kept))
     if base.checkpoint is not None:
         ends = projections_of(load_model(base.checkpoint).model)
         bands = [(round(top * dim), keep) for top, keep in product(TOPS, keeps) if round(top * dim) + keep <= dim]
         tried = {
             f"{top} left out, {keep} kept": (isoclip(ends.image, ends.text, top=top, keep=keep),) for top, keep in bands
         }
-        cells.append(Cell(name=ISOCLIP, tried=tried))
+        cells.append(MapCell(name=ISOCLIP, tried=tried))
     shown = {f"{keep} kept": (principal(base.pictures, keep=keep),) for keep in keeps}
     drawn = {f"{keep} kept": tuple(random_directions(dim, keep=keep, seed=seed) for seed in SEEDS) for keep in keeps}
-    return [*cells, Cell(name=PICTURE_PCA, tried=shown), Cell(name=RANDOM, tried=drawn)]
+    return [*cells, MapCell(name=PICTURE_PCA, tried=shown), MapCell(name=RANDOM, tried=drawn)]
 
 
 def judged(base: StudyBase, split: Judged) -> dict[str, Any]:

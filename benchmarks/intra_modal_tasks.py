@@ -1,4 +1,4 @@
-"""What the study of intra-modal maps asks of which base: pictures and texts with labels, and classes to name.
+"""Tasks of the study of intra-modal maps, by base: pictures and texts with labels, and classes to name.
 
 Each base has vectors to fit maps on (training's), tasks on which knobs are set (validation), and the same held out.
 """

@@ -1,4 +1,4 @@
-"""What do weights of prompt templates gain that pictures without labels decide (docs/prompts.md)?
+"""Measures what weights of prompt templates gain that pictures without labels decide (docs/prompts.md).
 
     python benchmarks/prompt_weights.py --data FOLDER [--write-docs]
 
@@ -20,7 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.marked import RECORDS
-from benchmarks.prompt_weights_data import F32, Pictures, Task, encoder, read_tasks, reference_pictures, template_pool
+from benchmarks.prompt_weights_data import (
+    F32,
+    TaskPictures,
+    TemplateTask,
+    encoder,
+    read_tasks,
+    reference_pictures,
+    template_pool,
+)
 from model_store.store import Store
 from model_store.template_weights import (
     Weighting,
@@ -40,14 +48,14 @@ _Z = 1.959963984540054
 RECORD = RECORDS / "prompt-weights.json"
 
 
-class Study:
+class TemplateStudy:
     """pool: templates; imagenet: how many of them, the first ones, are the 80. scale: the model's logit scale."""
 
-    def __init__(self, tasks: Sequence[Task], reference: F32, pool: Sequence[str], *, scale: float) -> None:
+    def __init__(self, tasks: Sequence[TemplateTask], reference: F32, pool: Sequence[str], *, scale: float) -> None:
         self.tasks, self.pool, self._reference, self._scale = tasks, list(pool), reference, scale
         self.sets = {"80": list(range(len(named_templates("imagenet")))), "pool": list(range(len(pool)))}
 
-    def scores(self, task: Task, *, kind: str, amount: int | None = None, seed: int = 0) -> F64:
+    def scores(self, task: TemplateTask, *, kind: str, amount: int | None = None, seed: int = 0) -> F64:
         """Of all templates of the pool. kind: "own" expects what the task's pictures say, "reference" also the others,
         "raw" nothing."""
         shown = task.train.vectors
@@ -71,14 +79,14 @@ class Study:
         return found
 
 
-def right(task: Task, weights: F64, shown: Pictures) -> NDArray[np.bool_]:
+def right(task: TemplateTask, weights: F64, shown: TaskPictures) -> NDArray[np.bool_]:
     """Whether each picture is classified right, bool [N]."""
     used = weights > 0
     vectors = weighted_label_vectors(task.texts[:, used], weights[used])
     return (shown.vectors @ vectors.T).argmax(axis=1) == shown.truth
 
 
-def choose(study: Study) -> dict[str, Any]:
+def choose(study: TemplateStudy) -> dict[str, Any]:
     """Knobs that are best on average over the validation parts, and all that was tried."""
     tried: list[dict[str, Any]] = []
     for kind in ("own", "reference"):
@@ -105,7 +113,7 @@ def _validation(row: Mapping[str, Any]) -> float:
     return row["validation"]
 
 
-def contenders(study: Study, task: Task, chosen: Mapping[str, Any]) -> dict[str, F64]:
+def contenders(study: TemplateStudy, task: TemplateTask, chosen: Mapping[str, Any]) -> dict[str, F64]:
     """Weights by the name of a row of the tables."""
     own, both = study.scores(task, kind="own"), study.scores(task, kind="reference")
     of_kind = {"own": own, "reference": both}
@@ -131,7 +139,7 @@ def contenders(study: Study, task: Task, chosen: Mapping[str, Any]) -> dict[str,
     return found
 
 
-def judge(study: Study, chosen: Mapping[str, Any]) -> dict[str, Any]:
+def judge(study: TemplateStudy, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Accuracy on validation and held-out parts, with its interval and the paired difference to the mean of 80."""
     found: dict[str, Any] = {}
     for task in study.tasks:
@@ -161,7 +169,7 @@ def estimate(hits: NDArray[np.bool_], beside: NDArray[np.bool_]) -> dict[str, An
     }
 
 
-def singles(study: Study, task: Task) -> dict[str, Any]:
+def singles(study: TemplateStudy, task: TemplateTask) -> dict[str, Any]:
     """Every template by itself, on validation: the best one is a bound, which no method without labels can choose."""
     one = np.eye(len(study.pool))
     alone = np.array([right(task, each, task.validation).mean() for each in one])
@@ -179,7 +187,7 @@ def singles(study: Study, task: Task) -> dict[str, Any]:
     }
 
 
-def controls(study: Study, task: Task, chosen: Mapping[str, Any]) -> dict[str, Any]:
+def controls(study: TemplateStudy, task: TemplateTask, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Held-out accuracy with the chosen weights of the pool in random orders: what weights gain that mean nothing."""
     knobs = chosen["softmax, pool"]
     weights = study.weights(study.scores(task, kind=knobs["kind"]), "pool", "softmax", sharpness=knobs["sharpness"])
@@ -188,7 +196,7 @@ def controls(study: Study, task: Task, chosen: Mapping[str, Any]) -> dict[str, A
     return {"mean": rounded(np.mean(found)), "low": _at(found, 2.5), "high": _at(found, 97.5)}
 
 
-def spread(study: Study, task: Task, chosen: Mapping[str, Any]) -> dict[str, Any]:
+def spread(study: TemplateStudy, task: TemplateTask, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Held-out accuracy over draws of wordings: one of the pool, the mean of seven, and the seven weighed."""
     knobs = chosen["softmax, pool"]
     scores = study.scores(task, kind=knobs["kind"])
@@ -214,7 +222,7 @@ def spread(study: Study, task: Task, chosen: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def amounts(study: Study, task: Task, chosen: Mapping[str, Any]) -> dict[str, Any]:
+def amounts(study: TemplateStudy, task: TemplateTask, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Validation accuracy by the number of pictures, over ten draws of them."""
     knobs = chosen["softmax, pool"]
     found: dict[str, Any] = {}
@@ -265,7 +273,7 @@ def measured(data: Path) -> dict[str, Any]:
     pool, reader = template_pool(data / "prompts"), encoder()
     manifest = Store(None, builtin=True).open(reader.name.split("@")[0]).manifest
     tasks, reference = read_tasks(data, pool, reader), reference_pictures(data, reader)
-    study = Study(tasks, reference, pool, scale=manifest.logit_scale or 1.0)
+    study = TemplateStudy(tasks, reference, pool, scale=manifest.logit_scale or 1.0)
     knobs = choose(study)
     found: dict[str, Any] = {"model": reader.name, "pool": len(pool), "reference": len(reference), "knobs": knobs}
     found["held_out"] = judge(study, knobs["best"])

@@ -38,7 +38,7 @@ _TRAINING_PRODUCTS = 1000
 
 
 @dataclass(frozen=True)
-class Pictures:
+class TaskPictures:
     """Unit vectors [N, D] and labels int64 [N] of one part of a task."""
 
     vectors: F32
@@ -46,15 +46,15 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Task:
+class TemplateTask:
     """texts: unit vectors [C, P, D] of labels in every template of the pool. In use `train` has no labels."""
 
     name: str
     labels: tuple[str, ...]
     texts: F32
-    train: Pictures
-    validation: Pictures
-    test: Pictures
+    train: TaskPictures
+    validation: TaskPictures
+    test: TaskPictures
 
 
 def encoder() -> ArtifactEncoder:
@@ -73,7 +73,7 @@ def template_pool(prompts: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(each for each in every if each.count("{}") == 1))
 
 
-def read_tasks(data: Path, pool: Sequence[str], encoder: ArtifactEncoder) -> list[Task]:
+def read_tasks(data: Path, pool: Sequence[str], encoder: ArtifactEncoder) -> list[TemplateTask]:
     return [_task(name, data, pool, encoder) for name in TASKS]
 
 
@@ -83,7 +83,7 @@ def reference_pictures(data: Path, encoder: ArtifactEncoder) -> F32:
     return image_vectors("reference", paths, encoder)
 
 
-def _task(name: str, data: Path, pool: Sequence[str], encoder: ArtifactEncoder) -> Task:
+def _task(name: str, data: Path, pool: Sequence[str], encoder: ArtifactEncoder) -> TemplateTask:
     if name in FOLDERS:
         rows = _folder_rows(data / FOLDERS[name])
         paths = [path for path, _, _ in rows]
@@ -95,12 +95,12 @@ def _task(name: str, data: Path, pool: Sequence[str], encoder: ArtifactEncoder) 
     place = {path: at for at, path in enumerate(paths)}
     labels = tuple(sorted({label for _, label, _ in rows}))
     texts = text_vectors(name, [text for label in labels for text in filled(pool, label)], encoder)
-    parts: dict[Part, Pictures] = {}
+    parts: dict[Part, TaskPictures] = {}
     for part in ("train", "validation", "test"):
         of_part = [(place[path], labels.index(label)) for path, label, its in rows if its == part]
-        parts[part] = Pictures(vectors[[at for at, _ in of_part]], np.array([label for _, label in of_part]))
+        parts[part] = TaskPictures(vectors[[at for at, _ in of_part]], np.array([label for _, label in of_part]))
     shape = (len(labels), len(pool), -1)
-    return Task(name, labels, texts.reshape(shape), parts["train"], parts["validation"], parts["test"])
+    return TemplateTask(name, labels, texts.reshape(shape), parts["train"], parts["validation"], parts["test"])
 
 
 def _folder_rows(folder: Path) -> list[tuple[Path, str, Part]]:

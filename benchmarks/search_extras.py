@@ -1,4 +1,4 @@
-"""What a search costs that asks for more than its best items, beside one that does not: milliseconds of one query.
+"""Times a search with diversity, folding, facets, a histogram or ranks beside a plain one: milliseconds of a query.
 
     python benchmarks/search_extras.py --rows 100000
 

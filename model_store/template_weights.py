@@ -1,4 +1,4 @@
-"""How much each prompt template counts for a set of labels, from pictures that nobody labelled.
+"""Weights of prompt templates for a set of labels, from pictures that nobody labelled.
 
 Allingham et al. (2023), "A Simple Zero-shot Prompt Weighting Technique to Improve Prompt Ensembling in Text-Image
 Models": a template is good if its prompts answer pictures clearly. Its score is the mean over pictures of the largest

@@ -1,4 +1,4 @@
-"""What `clipworks search` shows beside its hits: counts of values, the distribution of scores, ranks of named items."""
+"""Facets, histogram and ranks of `clipworks search`, as tables and as JSON."""
 
 from __future__ import annotations
 

@@ -91,8 +91,9 @@ class Search:
         vectors = np.stack([each for each in found.vectors if isinstance(each, np.ndarray)])
         excluded = [[part.id for part in plans[index].parts if isinstance(part, StoredId)] for index in good]
         with filter_refused():
-            results, unknown = await self._ranked(vectors, excluded)
+            # First: where a backend has none it says so before it searches, and what a filter looks at is remembered.
             surveys = await self._surveys(vectors, excluded)
+            results, unknown = await self._ranked(vectors, excluded)
         for index, (outcome, _) in zip(good, results, strict=True):
             outcomes[index] = outcome
         return Searched(

@@ -100,7 +100,7 @@ class Surveyor:
             try:
                 with self._moment(query, gated=False) as moment:
                     return self._surveys(moment, query, asked, schema)
-            except _Moved:
+            except (_Moved, RowVanished):
                 query.stop.check()
         # The gate is held for the look at both, and let go before anything is worked out.
         try:

@@ -1,4 +1,4 @@
-"""What may be asked about all items of a search, not only its hits. Plain data."""
+"""Facets, histograms and ranks over all items of a search: the question and the answer, as plain data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search tells beside its hits, as the wire has it."""
+"""Facets, histogram and ranks of a search: their limits, and their fields in an answer."""
 
 from __future__ import annotations
 

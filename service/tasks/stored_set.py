@@ -1,4 +1,4 @@
-"""What a stored label set is, as the content of its file and as the digest that its vectors are sealed with."""
+"""The file of a stored label set, and the digest that its vectors are sealed with."""
 
 from __future__ import annotations
 

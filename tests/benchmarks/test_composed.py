@@ -7,7 +7,7 @@ import json
 import numpy as np
 
 from benchmarks import composed_tables
-from benchmarks.composed_data import Gallery, Question, QuestionSet
+from benchmarks.composed_data import Gallery, QuestionSet, WordPair
 from benchmarks.composed_judge import in_pool, outcomes
 from benchmarks.composed_lists import mmr
 from benchmarks.composed_presence import at_threshold, auroc
@@ -25,7 +25,7 @@ def test_the_page_says_what_the_record_says() -> None:
 def test_ignored_pictures_are_no_part_of_a_ranking() -> None:
     relevant, harmful, ignored = (np.array(each, dtype=bool) for each in ([0, 1, 0, 1], [1, 0, 0, 0], [0, 0, 1, 0]))
     gallery = Gallery("toy", "heldout", ("a", "b", "c", "d"), np.eye(4, dtype=np.float32), {}, {})
-    asked = QuestionSet("toy", gallery, (Question("p", "n", "n", relevant, harmful, ignored),))
+    asked = QuestionSet("toy", gallery, (WordPair("p", "n", "n", relevant, harmful, ignored),))
     found = outcomes(np.array([[0.8, 0.7, 0.9, 0.1]]), asked)  # c is ignored; a is harmful, b and d are right
     assert np.isclose(found.ap[0], (1 / 2 + 2 / 3) / 2)
 
