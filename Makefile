@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help serve shell test test-batch test-serve lint format bench pins proof docs
+.PHONY: help serve shell test test-long test-batch test-serve lint format bench pins proof docs
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,7 +32,10 @@ shell: $(SERVE)/.installed ## a shell in which `clipworks` and `python` are thos
 	@PATH="$(CURDIR)/$(SERVE)/bin:$$PATH" $${SHELL:-/bin/sh}
 
 test: $(DEV)/.installed ## run the tests; ARGS="-m 'not slow'" or ARGS=tests/model_store for a part
-	$(DEV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(DEV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not long" $(ARGS)
+
+test-long: $(DEV)/.installed ## run the tests that `make test` leaves out: repeated studies, some minutes more
+	$(DEV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m long $(ARGS)
 
 # The packages that the server installs, and one server: not every test again. What needs torch carries the marker.
 TORCH_FREE := tests/model_store tests/service/http/test_http.py tests/service/http/test_server.py \

@@ -1,10 +1,11 @@
 """Write docs/proof.md from the promises of proof.toml and the recorded run of proof.json.
 
-Without an argument it writes the page anew. With the JUnit file of a whole run of the tests it records that run first:
+Without an argument it writes the page anew. With the JUnit files of a whole run of the tests, the long ones beside the
+others, it records that run first:
 
-    bash .ci/run && make proof ARGS=build/tests.xml
+    bash .ci/run && .ci/long && make proof ARGS="build/tests.xml build/long.xml"
 
-The run's commit is the name of its suite, as .ci/run sets it.
+The run's commit is the name of its suites, as these two set it.
 """
 
 from __future__ import annotations
@@ -32,29 +33,28 @@ a figure beside a command was measured by that command, at the commit and on the
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write docs/proof.md.")
-    parser.add_argument("junit", nargs="?", type=Path, help="JUnit file of a whole run, to be recorded first")
+    parser.add_argument("junit", nargs="*", type=Path, help="JUnit files of a whole run, to be recorded first")
     asked = parser.parse_args()
     promises = tomllib.loads(PROMISES.read_text(encoding="utf-8"))
     if asked.junit:
-        record = read_run(asked.junit)
+        record = read_run(*asked.junit)
         refuse_a_partial_run(promises, record)
         RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(page(promises, json.loads(RECORD.read_text(encoding="utf-8"))), encoding="utf-8")
 
 
-def read_run(junit: Path) -> dict[str, Any]:
-    """The record of a run: commit, date, wall seconds, and for each test file passed, failed, skipped, seconds.
+def read_run(*junit: Path) -> dict[str, Any]:
+    """The record of a run in one or more parts: commit, date, wall seconds, and for each test file passed, failed,
+    skipped, seconds.
 
-    Errors count as failed. Raises SystemExit for a run that has no commit or of files that were changed after it.
+    Errors count as failed. Raises SystemExit for a run that has no commit or of files that were changed after it, and
+    for parts of different commits.
     """
-    suite = ElementTree.parse(junit).getroot().find("testsuite")
-    if suite is None or not re.fullmatch(r"[0-9a-f]{7,40}", suite.get("name", "")):
-        name = None if suite is None else suite.get("name")
-        raise SystemExit(
-            f"{junit}: the run's suite is named {name!r}, expected a commit without changes, as .ci/run sets it"
-        )
+    suites = [suite_of(path) for path in junit]
+    if len(commits := {suite.get("name", "") for suite in suites}) != 1:
+        raise SystemExit(f"the parts are of different commits: {', '.join(sorted(commits))}")
     files: dict[str, dict[str, Any]] = {}
-    for case in suite.iter("testcase"):
+    for case in (case for suite in suites for case in suite.iter("testcase")):
         path = file_of(case)
         counts = files.setdefault(path, {"passed": 0, "failed": 0, "skipped": 0, "seconds": 0.0})
         kinds = {child.tag for child in case}
@@ -62,11 +62,22 @@ def read_run(junit: Path) -> dict[str, Any]:
         counts[outcome] += 1
         counts["seconds"] = round(counts["seconds"] + float(case.get("time", 0)), 1)
     return {
-        "commit": suite.get("name"),
-        "date": suite.get("timestamp", "")[:10],
-        "seconds": round(float(suite.get("time", 0))),
+        "commit": commits.pop(),
+        "date": suites[0].get("timestamp", "")[:10],
+        "seconds": round(sum(float(suite.get("time", 0)) for suite in suites)),
         "files": dict(sorted(files.items())),
     }
+
+
+def suite_of(junit: Path) -> ElementTree.Element:
+    """The suite of a JUnit file. Raises SystemExit for one that is not named after a commit."""
+    suite = ElementTree.parse(junit).getroot().find("testsuite")
+    if suite is None or not re.fullmatch(r"[0-9a-f]{7,40}", suite.get("name", "")):
+        name = None if suite is None else suite.get("name")
+        raise SystemExit(
+            f"{junit}: the run's suite is named {name!r}, expected a commit without changes, as .ci/run sets it"
+        )
+    return suite
 
 
 def file_of(case: ElementTree.Element) -> str:
@@ -106,7 +117,8 @@ def whole_runs(promises: dict[str, Any], record: dict[str, Any]) -> list[str]:
     earlier = [cells(run["result"], run.get("commit", ""), run["date"]) for run in reversed(promises["whole_run"])]
     head = [
         "## Whole runs\n",
-        "`bash .ci/run`, newest first. The first is the recorded run that the counts below come from.\n",
+        "`bash .ci/run`, and since December 2026 `.ci/long` after it, newest first. The first is the recorded run that "
+        "the counts below come from.\n",
     ]
     return [
         *head,

@@ -18,7 +18,7 @@ from PIL import Image
 
 from benchmarks.lab_runs import toy_overrides
 
-pytestmark = [pytest.mark.torch, pytest.mark.slow]
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.long]
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = ("docs/lab.md", "docs/unmix.md", "docs/distillation.md")

@@ -108,6 +108,7 @@ def test_a_folder_is_pulled_from_without_the_hub(
     assert not hub.requests
 
 
+@pytest.mark.long
 def test_weights_go_through_torch_where_it_is_installed(
     hub: LocalHub, clipworks: Callable[..., Finished], tmp_path: Path
 ) -> None:

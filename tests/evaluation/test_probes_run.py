@@ -94,6 +94,7 @@ def test_luck_scores_chance_everywhere() -> None:
     assert len(missed) <= 6, missed
 
 
+@pytest.mark.long
 def test_chance_is_what_random_encoders_score() -> None:
     """Where no simple share is: rankings, a gap between cells, the worst group, a skew, a harmonic mean."""
     chosen = replace(suite("quick"), probes=("adverse", "multi-label", "image-to-image", "few-shot", "spurious"))

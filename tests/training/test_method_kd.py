@@ -77,10 +77,10 @@ def test_every_term_falls_when_it_is_trained(
     parameters = [p for group in method.param_groups() for p in group.parameters.values()]
     assert bool(method.adapters.projections) == (bool(model) and term not in ("task", "crd"))
     optimizer = torch.optim.AdamW(parameters, lr=3e-3)
-    found: list[float] = []
+    batches, found = [batch_of(context, method, step) for step in range(2)], list[float]()
     for step in range(40):
         optimizer.zero_grad()
-        losses = method.step(batch_of(context, method, step % 2), step / 40)
+        losses = method.step(batches[step % 2], step / 40)
         assert set(losses) == {term}
         losses[term].backward()
         optimizer.step()

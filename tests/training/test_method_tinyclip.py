@@ -260,6 +260,7 @@ def test_the_small_model_is_the_masked_one_that_the_loop_judged(
     assert json.loads(json.dumps(judged)) == info.metrics["validation"]
 
 
+@pytest.mark.long
 def test_a_second_stage_prunes_the_first_and_still_mimics_the_first_base(
     pruned: Path, vit_base: Path, vit_squares: Path, train_squares: Train
 ) -> None:

@@ -63,6 +63,7 @@ def test_train_on_your_own_captions(tmp_path: Path, run_page: RunPage) -> None:
     assert json.loads((tmp_path / "held-out.json").read_text())["report"]["all"]
 
 
+@pytest.mark.long
 def test_distil_a_smaller_model(tmp_path: Path, run_page: RunPage) -> None:
     (tmp_path / "my-pictures" / "more").mkdir(parents=True)
     for number in range(60):
@@ -77,6 +78,7 @@ def test_distil_a_smaller_model(tmp_path: Path, run_page: RunPage) -> None:
     assert re.search(r"000\.png\t(red|green|blue)\t", printed)
 
 
+@pytest.mark.long
 def test_a_smaller_model(tmp_path: Path, run_page: RunPage) -> None:
     folder = tmp_path / "my-pictures"
     folder.mkdir()

@@ -138,6 +138,7 @@ def distil(everyday_data: Path, store: Store, recipes: tuple[Path, Path]) -> Cal
     return lambda out: main(arguments(everyday_data, out, *more))
 
 
+@pytest.mark.long
 def test_the_command_writes_a_student_that_is_near_its_teacher(
     distil: Callable[[Path], int],
     teacher: Path,

@@ -200,6 +200,7 @@ def together(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_two_processes_see_each_sample_of_an_epoch_once(together: Path) -> None:
     found = [load_file(together / f"{process}.safetensors") for process in (0, 1)]
     rows = torch.stack([each["rows"] for each in found])
@@ -214,6 +215,7 @@ def test_two_processes_see_each_sample_of_an_epoch_once(together: Path) -> None:
     assert all(torch.equal(positions[0][name], positions[1][name]) for name in positions[0])
 
 
+@pytest.mark.long
 def test_two_processes_train_and_resume(together: Path) -> None:
     info = json.loads((together / "run" / "checkpoint.json").read_text())
     assert info["step"] == 6

@@ -22,7 +22,7 @@ from training.config import SmallConfig
 from training.history import saved_steps
 from training.loop import train
 
-pytestmark = [pytest.mark.torch, pytest.mark.slow]
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.long]
 # Batch norms are trained here: without the joint ones, two processes learn something else.
 OPTIONS = (
     "optim.steps=4",

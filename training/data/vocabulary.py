@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 from pathlib import Path
 
@@ -17,6 +18,7 @@ MOST_MERGES = 49152 - 256 - 2  # what CLIP itself uses of its file
 TOKENIZER_FILE = "tokenizer.txt"
 
 
+@functools.cache
 def clip_merges(count: int) -> bytes:
     """CLIP's merges file cut after `count` merges; no trailing newline, which would shift every later id by one."""
     path = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"

@@ -287,6 +287,7 @@ def test_a_batch_that_cannot_be_freed_is_run_row_by_row(copied: Callable[[str, s
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_towers_of_vit_b_32(tmp_path: Path) -> None:
     """Of batch 1, the hardest layout, with the first layer only: all twelve passed too, split and joint as well."""
     source = taught_captions(vit_b_32(layers=1))
