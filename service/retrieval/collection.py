@@ -30,10 +30,10 @@ from service.retrieval.records import (
     CollectionSpec,
     CompactReport,
     DoctorReport,
-    ImageTokens,
     ItemOutcome,
     Loss,
     Page,
+    Positions,
     Record,
     RetrievalSettings,
     SearchOutcome,
@@ -48,10 +48,10 @@ from service.retrieval.surveys import Survey, SurveySpec
 from service.retrieval.truth import archive
 from service.retrieval.truth.database import rows_of
 from service.retrieval.truth.filters import compile_filter
-from service.retrieval.truth.image_tokens import unpack_tokens
 from service.retrieval.truth.items import ItemChecks, check_id
 from service.retrieval.truth.log import Log
 from service.retrieval.truth.losses import seen_of, sentence
+from service.retrieval.truth.positions import unpack_positions
 from service.retrieval.truth.rows import Change, Prepared, RowTable
 from service.retrieval.truth.tables import Tables
 
@@ -197,19 +197,19 @@ class EmbeddedCollection:
         by_rid = dict(zip(rids.tolist(), vectors, strict=True))
         return [by_rid[rid_of[id]] if id in rid_of else None for id in ids]
 
-    def image_tokens_of(self, ids: Sequence[str]) -> list[ImageTokens | None]:
-        """Position vectors float32 [P, width] of items; None where there is no such item, or it has none.
+    def positions_of(self, ids: Sequence[str]) -> list[Positions | None]:
+        """Position vectors float32 [rows, columns, width] of items; None where there is no such item, or it has none.
 
         Raises:
             InvalidQuery: the collection keeps none.
         """
-        kept, spec = self._rows.image_tokens, self.spec.rerank
+        kept, spec = self._rows.positions, self.spec.rerank
         if kept is None or spec is None:
             raise InvalidQuery(f"collection {self.name} keeps no position vectors")
         with self._there(), self._log.read() as db:
             rid_of = self._rows.rids_of(db, list(dict.fromkeys(ids)))
             found = kept.several(db, rid_of.values())
-        by_id = {id: unpack_tokens(found[rid], spec.width) for id, rid in rid_of.items() if rid in found}
+        by_id = {id: unpack_positions(found[rid], spec.width) for id, rid in rid_of.items() if rid in found}
         return [by_id.get(id) for id in ids]
 
     def items(
@@ -316,11 +316,11 @@ class EmbeddedCollection:
         self._check_open()
         state = self._searcher.state()
         losses = self._losses(self.name)
-        thumbnails = image_tokens = None
+        thumbnails = positions = None
         if self._rows.beside():
             with self._there(), self._log.read() as db:
                 thumbnails = self._rows.thumbnails.totals(db) if self._rows.thumbnails else None
-                image_tokens = self._rows.image_tokens.totals(db) if self._rows.image_tokens else None
+                positions = self._rows.positions.totals(db) if self._rows.positions else None
         return CollectionDescription(
             name=self.name,
             spec=self.spec,
@@ -336,7 +336,7 @@ class EmbeddedCollection:
             warnings=(*self._warnings, *map(sentence, losses)),
             losses=losses,
             thumbnails=thumbnails,
-            image_tokens=image_tokens,
+            positions=positions,
         )
 
     def compact(self) -> CompactReport:

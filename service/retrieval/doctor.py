@@ -117,8 +117,8 @@ def _block(log: Log, rows: RowTable, after: int, stop: Stop) -> tuple[NDArray[np
 
 
 def _problems_beside(log: Log, rows: RowTable, table: BesideTable, stop: Stop) -> list[str]:
-    """What is wrong with the thumbnails, or the position vectors, in sentences. They are read in blocks, so their number
-    and bytes are held against the totals only where nothing was written meanwhile."""
+    """What is wrong with what is kept beside the rows, in sentences. It is read in blocks, so number and bytes are held
+    against the totals only where nothing was written meanwhile."""
     problems: list[str] = []
     bad: list[int] = []
     last = 0

@@ -18,7 +18,7 @@ IndexKind = Literal["auto", "flat", "sq8", "ivf_sq8"]
 BuiltKind = Literal["flat", "sq8", "ivf_sq8"]
 LossKind = Literal["changes", "collection", "deletion", "uncertain"]
 Vector = NDArray[np.float32]
-ImageTokens = NDArray[np.float32]
+Positions = NDArray[np.float32]  # [rows, columns, width]
 Metadata = dict[str, Any]
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(@[1-9][0-9]{0,8})?")
 MAX_DIM = 8192
@@ -43,12 +43,12 @@ class IndexSpec(_Closed):
 class RerankSpec(_Closed):
     """Whose position vectors a collection keeps of its pictures.
 
-    model: `name@version` of a model with a reranker. positions: what makes position vectors, as digests of the graphs
+    model: `name@version` of a model with a reranker. source: what makes its position vectors, as a digest of the graphs
     and of how pictures are prepared for them; rerankers that agree in it read the same ones. width: numbers of one.
     """
 
     model: str = Field(min_length=1, max_length=256)
-    positions: str = Field(min_length=1, max_length=128)
+    source: str = Field(min_length=1, max_length=128)
     width: int = Field(ge=1, le=MAX_DIM)
 
 
@@ -115,14 +115,14 @@ class StoreItem:
     vector: float32 [D], finite, of unit length (within 1e-3); the caller normalises.
     metadata: a JSON object; integers within 64 bits, no NaN or Infinity.
     thumbnail: an encoded WebP; only in a collection that keeps them.
-    image_tokens: position vectors of its picture, packed; only in a collection that keeps them.
+    positions: position vectors of its picture, as `pack_positions` packs them; only in a collection that keeps them.
     """
 
     id: str
     vector: Vector
     metadata: Metadata
     thumbnail: bytes | None = None
-    image_tokens: bytes | None = None
+    positions: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ class ItemOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One stored row; `vector` (float32 [D]), `thumbnail` (WebP) and `image_tokens` (packed) only where asked for, and the
+    """One stored row; `vector` (float32 [D]), `thumbnail` (WebP) and `positions` (packed) only where asked for, and the
     latter two where there is one. `sequence` grows with every change."""
 
     id: str
@@ -148,7 +148,7 @@ class Record:
     sequence: int
     vector: Vector | None = None
     thumbnail: bytes | None = None
-    image_tokens: bytes | None = None
+    positions: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +215,7 @@ class CollectionDescription:
     warnings: what was found wrong at open, in words; empty when all was well.
     aliases: its other names.
     losses: until they are acknowledged.
-    thumbnails, image_tokens: None where the collection keeps none.
+    thumbnails, positions: None where the collection keeps none.
     """
 
     name: str
@@ -234,7 +234,7 @@ class CollectionDescription:
     aliases: tuple[str, ...] = ()
     losses: tuple[Loss, ...] = ()
     thumbnails: KeptTotals | None = None
-    image_tokens: KeptTotals | None = None
+    positions: KeptTotals | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,9 +29,9 @@ from service.retrieval.records import (
     CollectionSpec,
     CompactReport,
     DoctorReport,
-    ImageTokens,
     ItemOutcome,
     Page,
+    Positions,
     Record,
     RetrievalSettings,
     SearchOutcome,
@@ -153,7 +153,7 @@ class MilvusCollection:
         found = {id_of(row["key"]): vector_of(row) for row in rows}
         return [found.get(id) for id in ids]
 
-    def image_tokens_of(self, ids: Sequence[str]) -> list[ImageTokens | None]:
+    def positions_of(self, ids: Sequence[str]) -> list[Positions | None]:
         raise NotSupported("rerank: the milvus backend keeps no position vectors")
 
     def items(

@@ -15,10 +15,10 @@ from service.retrieval.records import (
     CollectionSpec,
     CompactReport,
     DoctorReport,
-    ImageTokens,
     ItemOutcome,
     Loss,
     Page,
+    Positions,
     Record,
     SearchOutcome,
     SnapshotInfo,
@@ -42,7 +42,7 @@ class BackendCollection(Protocol):
     ) -> int: ...
     def get(self, id: str, *, with_vector: bool = False, with_thumbnail: bool = False) -> Record: ...
     def vector_of(self, ids: Sequence[str]) -> list[Vector | None]: ...
-    def image_tokens_of(self, ids: Sequence[str]) -> list[ImageTokens | None]: ...
+    def positions_of(self, ids: Sequence[str]) -> list[Positions | None]: ...
     def items(
         self, *, cursor: str | None = None, limit: int = 100, with_vectors: bool = False, stop: Stop = NEVER
     ) -> Page: ...

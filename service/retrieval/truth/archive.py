@@ -3,9 +3,9 @@
 Format: the line `CLIPWORKS-SNAPSHOT 1`, a line of JSON (specification, count, sequence), then each row as two uint32
 (bytes of id, bytes of metadata), id, metadata as JSON, vector as little-endian float32; at the end the sha256 of all
 before it. A collection that keeps thumbnails is of format 2: a row has a third uint32, and ends with its thumbnail,
-which has 0 bytes where there is none. One that keeps position vectors is of format 3, thumbnails or not: a fourth uint32,
-and a row ends with its position vectors, or 0 bytes. No FAISS and no SQLite in it, so a file from elsewhere can do no more than be
-wrong.
+which has 0 bytes where there is none. One that keeps position vectors is of format 3, thumbnails or not: a row has a
+fourth uint32, and ends with its position vectors, or 0 bytes. No FAISS and no SQLite in it, so a file from elsewhere can
+do no more than be wrong.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from model_store.files import whole_file
 from service.retrieval.errors import InvalidCollection, InvalidItem, StoreCorrupt
 from service.retrieval.records import CollectionSpec, Record, SnapshotInfo, StoreItem
 from service.retrieval.truth.database import translate
-from service.retrieval.truth.image_tokens import MAX_TOKEN_BYTES
 from service.retrieval.truth.items import MAX_ID_BYTES, ItemChecks
+from service.retrieval.truth.positions import MAX_POSITIONS_BYTES
 from service.retrieval.truth.rows import Prepared
 from service.retrieval.truth.tables import Counters
 from service.retrieval.truth.thumbnails import MAX_THUMBNAIL_BYTES
 
 _MAGIC = b"CLIPWORKS-SNAPSHOT 1\n"
 _MAGIC_WITH_THUMBNAILS = b"CLIPWORKS-SNAPSHOT 2\n"
-_MAGIC_WITH_IMAGE_TOKENS = b"CLIPWORKS-SNAPSHOT 3\n"
+_MAGIC_WITH_POSITIONS = b"CLIPWORKS-SNAPSHOT 3\n"
 _DIGEST_BYTES = 32
 _LENGTHS = {_MAGIC: struct.Struct("<II"), _MAGIC_WITH_THUMBNAILS: struct.Struct("<III")}
-_LENGTHS[_MAGIC_WITH_IMAGE_TOKENS] = struct.Struct("<IIII")
+_LENGTHS[_MAGIC_WITH_POSITIONS] = struct.Struct("<IIII")
 _MAX_HEADER = 1 << 20
 _MAX_METADATA = 1 << 28
 
@@ -74,7 +74,7 @@ def write(path: Path, spec: CollectionSpec, counters: Counters, records: Iterabl
             id = record.id.encode()
             metadata = orjson.dumps(record.metadata)
             vector = record.vector.astype("<f4").tobytes()
-            kept = [each or b"" for each in (record.thumbnail, record.image_tokens)[:beside]]
+            kept = [each or b"" for each in (record.thumbnail, record.positions)[:beside]]
             put(_LENGTHS[magic].pack(len(id), len(metadata), *map(len, kept)) + id + metadata + vector + b"".join(kept))
         size += stream.write(digest.digest())
 
@@ -116,7 +116,7 @@ def opened(path: Path) -> Generator[tuple[ArchiveHeader, Generator[Prepared]]]:
 def _magic_of(spec: CollectionSpec) -> bytes:
     """First line of a snapshot of such a collection: the oldest format that can hold it."""
     if spec.rerank is not None:
-        return _MAGIC_WITH_IMAGE_TOKENS
+        return _MAGIC_WITH_POSITIONS
     return _MAGIC_WITH_THUMBNAILS if spec.thumbnails else _MAGIC
 
 
@@ -160,21 +160,21 @@ def _rows(stream: BinaryIO, header: ArchiveHeader, size: int) -> Generator[Prepa
         if len(lengths) != form.size:
             raise StoreCorrupt(f"row {place} of {header.count} is missing")
         id_bytes, metadata_bytes, *more = form.unpack(lengths)
-        picture_bytes, token_bytes = (*more, 0, 0)[:2]
+        picture_bytes, grid_bytes = (*more, 0, 0)[:2]
         too_large = (
-            metadata_bytes > _MAX_METADATA or picture_bytes > MAX_THUMBNAIL_BYTES or token_bytes > MAX_TOKEN_BYTES
+            metadata_bytes > _MAX_METADATA or picture_bytes > MAX_THUMBNAIL_BYTES or grid_bytes > MAX_POSITIONS_BYTES
         )
         if not 1 <= id_bytes <= MAX_ID_BYTES or too_large:
             raise StoreCorrupt(f"row {place} has impossible lengths")
         id, metadata = stream.read(id_bytes), stream.read(metadata_bytes)
         vector = stream.read(4 * header.spec.dim)
-        picture, tokens = stream.read(picture_bytes), stream.read(token_bytes)
-        wanted = id_bytes + metadata_bytes + 4 * header.spec.dim + picture_bytes + token_bytes
+        picture, tokens = stream.read(picture_bytes), stream.read(grid_bytes)
+        wanted = id_bytes + metadata_bytes + 4 * header.spec.dim + picture_bytes + grid_bytes
         if sum(map(len, (id, metadata, vector, picture, tokens))) != wanted:
             raise StoreCorrupt(f"row {place} is cut short")
         try:
             values = np.frombuffer(vector, "<f4").astype(np.float32)
-            kept = {"thumbnail": picture or None, "image_tokens": tokens or None}
+            kept = {"thumbnail": picture or None, "positions": tokens or None}
             yield checks.prepare(StoreItem(id.decode(), values, json.loads(metadata), **kept))
         except (ValueError, RecursionError, InvalidItem) as error:
             raise StoreCorrupt(f"row {place} cannot be read: {error}") from None

@@ -74,7 +74,9 @@ class BesideTable:
         for start in range(0, len(rids), _VARIABLES):
             part = rids[start : start + _VARIABLES]
             which = f"FROM {self._table} WHERE rid IN ({','.join('?' * len(part))})"
-            [(found, bytes_found)] = run(db, f"SELECT count(*), ifnull(sum(length({self.kind.column})), 0) {which}", part)
+            [(found, bytes_found)] = run(
+                db, f"SELECT count(*), ifnull(sum(length({self.kind.column})), 0) {which}", part
+            )
             if found:
                 run(db, f"DELETE {which}", part)
             count, size = count + found, size + bytes_found
@@ -92,7 +94,9 @@ class BesideTable:
         for rid in rids:
             for checksum, data in run(db, statement, (rid,)):
                 if not _is_sound(rid, checksum, data):
-                    raise StoreCorrupt(f"the {self.kind.one} of row {rid} is not what was written: its checksum differs")
+                    raise StoreCorrupt(
+                        f"the {self.kind.one} of row {rid} is not what was written: its checksum differs"
+                    )
                 found[rid] = data
         return found
 

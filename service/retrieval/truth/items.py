@@ -12,7 +12,7 @@ import orjson
 from service.retrieval.errors import InvalidItem
 from service.retrieval.records import CollectionSpec, StoreItem
 from service.retrieval.truth.field_types import DeclaredFields
-from service.retrieval.truth.image_tokens import MAX_TOKEN_BYTES
+from service.retrieval.truth.positions import problem_of_positions
 from service.retrieval.truth.rows import Prepared
 from service.retrieval.truth.thumbnails import MAX_THUMBNAIL_BYTES
 
@@ -40,7 +40,7 @@ class ItemChecks:
             self._vector(item.vector),
             self._metadata(item.metadata),
             self._thumbnail(item.thumbnail),
-            self._image_tokens(item.image_tokens),
+            self._positions(item.positions),
         )
 
     def _vector(self, vector: Any) -> bytes:
@@ -64,18 +64,15 @@ class ItemChecks:
             raise InvalidItem(f"a thumbnail must be a WebP of at most {MAX_THUMBNAIL_BYTES} bytes")
         return picture
 
-    def _image_tokens(self, tokens: bytes | None) -> bytes | None:
+    def _positions(self, positions: bytes | None) -> bytes | None:
         """Its form only, as of a thumbnail."""
-        if tokens is None:
+        if positions is None:
             return None
         if self._rerank is None:
             raise InvalidItem("this collection keeps no position vectors")
-        size = 2 * self._rerank.width
-        if not tokens or len(tokens) > MAX_TOKEN_BYTES or len(tokens) % size:
-            raise InvalidItem(
-                f"position vectors must be 1 or more of {size} bytes, at most {MAX_TOKEN_BYTES}, got {len(tokens)}"
-            )
-        return tokens
+        if problem := problem_of_positions(positions, self._rerank.width):
+            raise InvalidItem(problem)
+        return positions
 
     def _metadata(self, metadata: Any) -> str:
         if not isinstance(metadata, dict):

@@ -14,9 +14,9 @@ from service.retrieval.errors import StoreCorrupt
 from service.retrieval.records import Loss
 from service.retrieval.truth import aliases, witness
 from service.retrieval.truth.database import DATABASE, run
-from service.retrieval.truth.image_tokens import IMAGE_TOKENS
 from service.retrieval.truth.log import Log
 from service.retrieval.truth.losses import LOSSES, create_losses, loss_of, read_losses, seen_of, uncertain
+from service.retrieval.truth.positions import POSITIONS
 from service.retrieval.truth.tables import (
     NOTHING,
     Tables,
@@ -115,7 +115,7 @@ def read_folder(source: Log, testimony: Testimony, *, is_new: bool, is_damaged: 
         had_witness = create_losses(db)
         aliases.create_table(db)
         THUMBNAILS.create_totals(db)
-        IMAGE_TOKENS.create_totals(db)
+        POSITIONS.create_totals(db)
         drop_unready(db)
         listed = read_list(db)
         for each in listed:

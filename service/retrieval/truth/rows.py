@@ -16,7 +16,7 @@ from service.retrieval.errors import CollectionNotFound, StoreCorrupt
 from service.retrieval.records import CollectionSpec, Record, Vector
 from service.retrieval.truth.beside import BesideTable
 from service.retrieval.truth.database import rows_of, run, run_many
-from service.retrieval.truth.image_tokens import IMAGE_TOKENS
+from service.retrieval.truth.positions import POSITIONS
 from service.retrieval.truth.tables import Counters, read_counters, write_counters
 from service.retrieval.truth.thumbnails import THUMBNAILS
 
@@ -31,7 +31,7 @@ class Prepared:
     vector: bytes
     metadata: str
     thumbnail: bytes | None = None
-    image_tokens: bytes | None = None
+    positions: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +51,14 @@ class Change:
 class RowTable:
     """Statements on the tables of collection `number`; the caller brings the connection.
 
-    thumbnails, image_tokens: None where the collection keeps none.
+    thumbnails, positions: None where the collection keeps none.
     """
 
     def __init__(self, number: int, spec: CollectionSpec) -> None:
         self.number = number
         self.dim = spec.dim
         self.thumbnails = BesideTable(THUMBNAILS, number) if spec.thumbnails else None
-        self.image_tokens = BesideTable(IMAGE_TOKENS, number) if spec.rerank is not None else None
+        self.positions = BesideTable(POSITIONS, number) if spec.rerank is not None else None
         self._items = f"items_{number}"
         self._vectors = f"vectors_{number}"
         self._metadata = f"metadata_{number}"
@@ -105,9 +105,9 @@ class RowTable:
         if self.thumbnails is not None:
             pictures = {rid: row.thumbnail for rid, row in enumerate(rows, first) if row.thumbnail is not None}
             self.thumbnails.insert(db, pictures)
-        if self.image_tokens is not None:
-            tokens = {rid: row.image_tokens for rid, row in enumerate(rows, first) if row.image_tokens is not None}
-            self.image_tokens.insert(db, tokens)
+        if self.positions is not None:
+            tokens = {rid: row.positions for rid, row in enumerate(rows, first) if row.positions is not None}
+            self.positions.insert(db, tokens)
         return Change(
             after,
             removed=np.array(sorted(old.values()), dtype=np.int64),
@@ -140,7 +140,7 @@ class RowTable:
 
     def beside(self) -> list[BesideTable]:
         """What the collection keeps beside its rows."""
-        return [table for table in (self.thumbnails, self.image_tokens) if table is not None]
+        return [table for table in (self.thumbnails, self.positions) if table is not None]
 
     def rids_of(self, db: apsw.Connection, ids: Sequence[str]) -> dict[str, int]:
         """Row numbers of those ids that are there."""
@@ -204,9 +204,7 @@ class RowTable:
 
     def records(self, db: apsw.Connection) -> Generator[Record]:
         """Every row with its vector and all that is kept beside it, in the order of writing. Raises StoreCorrupt."""
-        return self._records(
-            db, "ORDER BY i.rid", (), with_vectors=True, with_thumbnails=True, with_image_tokens=True
-        )
+        return self._records(db, "ORDER BY i.rid", (), with_vectors=True, with_thumbnails=True, with_positions=True)
 
     def _records(
         self,
@@ -216,10 +214,10 @@ class RowTable:
         *,
         with_vectors: bool,
         with_thumbnails: bool = False,
-        with_image_tokens: bool = False,
+        with_positions: bool = False,
     ) -> Generator[Record]:
         thumbnails = self.thumbnails if with_thumbnails else None
-        image_tokens = self.image_tokens if with_image_tokens else None
+        positions = self.positions if with_positions else None
         statement = (
             f"SELECT i.rid, i.id, i.sequence, i.checksum, m.document, v.checksum{', v.vector' if with_vectors else ''}"
             f" FROM {self._items} AS i LEFT JOIN {self._metadata} AS m ON m.rid = i.rid"
@@ -237,7 +235,7 @@ class RowTable:
                 sequence=sequence,
                 vector=values_read,
                 thumbnail=None if thumbnails is None else thumbnails.one(db, rid),
-                image_tokens=None if image_tokens is None else image_tokens.one(db, rid),
+                positions=None if positions is None else positions.one(db, rid),
             )
 
     def _verified(self, found: list[tuple[Any, ...]]) -> tuple[NDArray[np.int64], Vector]:

@@ -15,7 +15,7 @@ from service.retrieval.errors import StoreCorrupt
 from service.retrieval.paths import readings, sql_path
 from service.retrieval.records import CollectionSpec
 from service.retrieval.truth.database import run
-from service.retrieval.truth.image_tokens import IMAGE_TOKENS
+from service.retrieval.truth.positions import POSITIONS
 from service.retrieval.truth.thumbnails import THUMBNAILS
 
 FORMAT = 1
@@ -95,7 +95,7 @@ def insert_collection(db: apsw.Connection, name: str, spec: CollectionSpec, *, e
     if spec.thumbnails:
         THUMBNAILS.create(db, number)
     if spec.rerank is not None:
-        IMAGE_TOKENS.create(db, number)
+        POSITIONS.create(db, number)
     ensure_indexes(db, number, spec)
     return Tables(number, name, spec, epoch)
 
@@ -143,7 +143,7 @@ def drop_collection(db: apsw.Connection, number: int) -> None:
     for table in ("items", "vectors", "metadata"):
         run(db, f"DROP TABLE {table}_{number}")
     THUMBNAILS.drop(db, number)
-    IMAGE_TOKENS.drop(db, number)
+    POSITIONS.drop(db, number)
     run(db, "DELETE FROM collections WHERE number = ?", (number,))
 
 
