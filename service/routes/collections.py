@@ -18,7 +18,7 @@ from service.http.ingress import read_json
 from service.http.openapi import answers, json_body
 from service.http.respond import model_response
 from service.http.shown import collection_info, collection_loss
-from service.routes.common import budget_for, model_for
+from service.routes.common import budget_for, model_for, reranker_for
 from service.services import services_of
 
 router = APIRouter(prefix="/collections")
@@ -52,12 +52,14 @@ async def put_collection(request: Request, name: Name) -> Response:
     collections = services.require_collections()
     budget = budget_for(request)
     body = await read_json(request, CollectionRequest, services.limits, budget=budget)
+    model = model_for(services, body.model)
     info, is_new = await collections.create(
         name,
-        model_for(services, body.model),
+        model,
         index=body.index.model_dump(),
         schema=dict(body.metadata_schema),
         thumbnails=body.thumbnails,
+        reranker=None if body.rerank is None else reranker_for(services, body.rerank, "rerank"),
         budget=budget,
     )
     return model_response(collection_info(info), status=201 if is_new else 200)

@@ -4,8 +4,8 @@ Format: the line `CLIPWORKS-SNAPSHOT 1`, a line of JSON (specification, count, s
 (bytes of id, bytes of metadata), id, metadata as JSON, vector as little-endian float32; at the end the sha256 of all
 before it. A collection that keeps thumbnails is of format 2: a row has a third uint32, and ends with its thumbnail,
 which has 0 bytes where there is none. One that keeps position vectors is of format 3, thumbnails or not: a row has a
-fourth uint32, and ends with its position vectors, or 0 bytes. No FAISS and no SQLite in it, so a file from elsewhere can
-do no more than be wrong.
+fourth uint32, and ends with its position vectors, or 0 bytes. No FAISS and no SQLite in it, so a file from elsewhere
+can do no more than be wrong.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class BesideKind:
 
 
 class BesideTable:
-    """Statements on what is kept of one kind in collection `number`, by row number; the caller brings the connection."""
+    """Statements on what collection `number` keeps of one kind, by row number; the caller brings the connection."""
 
     def __init__(self, kind: BesideKind, number: int) -> None:
         self.kind = kind
