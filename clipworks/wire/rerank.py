@@ -10,6 +10,7 @@ from clipworks.wire.common import (
     INPUT_FIELDS,
     MAX_WHOLE,
     ByContent,
+    EncoderFingerprint,
     ImageInput,
     ImageUrlInput,
     Input,
@@ -76,6 +77,7 @@ class RerankUsage(Usage):
 
 class RerankResponse(Wire):
     model: str
+    fingerprint: EncoderFingerprint
     results: list[RerankResult | ItemError] = Field(
         description="best first, equal ones by index; behind them documents that failed, by index, whatever `top_n`"
     )

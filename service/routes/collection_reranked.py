@@ -46,7 +46,8 @@ async def reranker_of(
     if body.rerank is None:
         return None
     name = body.rerank.model
-    is_pinned = name is None or (spec.rerank is not None and name == spec.rerank.model)  # which is loaded if need be
+    own = spec.rerank.model if spec.rerank else None  # which is loaded if need be; its bare name means this version
+    is_pinned = name is None or (own is not None and name in (own, own.partition("@")[0]))
     named = None if is_pinned else reranker_for(services, name, "rerank.model")
     try:
         return await services.require_collections().models.reranker(spec, named, budget)

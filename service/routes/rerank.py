@@ -175,6 +175,7 @@ def _payload(
     )
     payload: dict[str, Any] = {
         "model": model.reference,
+        "fingerprint": {"image": model.fingerprint.image, "text": model.fingerprint.text},
         "results": [*(made[index] for index in best[: body.top_n]), *(each for each in made if "error" in each)],
         "usage": {
             "texts": outcome.texts,
