@@ -158,7 +158,7 @@ class Settings(BaseSettings):
         "each text anew for each input",
     )
     max_rerank_pairs: int = Field(
-        500, ge=1, description="queries x top of a search that is reranked (413): each is a run of the reranker's"
+        500, ge=1, description="pairs of text and picture of a reranked search: queries x `top` (413)"
     )
     max_heatmaps: int = Field(64, ge=1, description="heatmaps of a /localize: inputs x labels to be mapped (413)")
     max_masks: int = Field(64, ge=1, description="inputs x labels of a /localize that asks for masks (413)")

@@ -52,6 +52,7 @@ _UNLIMITED = MappingProxyType(
         "max_conditional_texts": 10_000_000,
         "max_heatmaps": 100_000,
         "max_masks": 100_000,
+        "max_rerank_pairs": 100_000,
     }
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; errors go to stderr as JSON.")]

@@ -56,7 +56,7 @@ class Searched:
     reranked: Mapping[int, int] = field(default_factory=dict[int, int])
 
 
-class Found(NamedTuple):
+class FoundHits(NamedTuple):
     """The answer to one query. reranked: how many hits were matched, where that was asked for."""
 
     outcome: SearchOutcome
@@ -148,13 +148,13 @@ class Search:
         )
 
     async def _ranked(
-        self, vectors: Vector, excluded: Sequence[Sequence[str]], find: Callable[..., list[Found]]
-    ) -> tuple[list[Found], Sequence[str]]:
+        self, vectors: Vector, excluded: Sequence[Sequence[str]], find: Callable[..., list[FoundHits]]
+    ) -> tuple[list[FoundHits], Sequence[str]]:
         """Results, and fields of the filter that no item has. Never keeps a reader for long: what the filter has to
         look at first is another lane's work."""
         filter = self._asked.filter
 
-        def run(stop: Stop, *, may_scan: bool = False) -> tuple[list[Found], Sequence[str]]:
+        def run(stop: Stop, *, may_scan: bool = False) -> tuple[list[FoundHits], Sequence[str]]:
             found = find(vectors, excluded, may_scan=may_scan, stop=stop)
             return found, () if not filter else self._collection.unknown_fields(filter)
 
@@ -169,7 +169,7 @@ class Search:
 
     async def _reranked(
         self, vectors: Vector, excluded: Sequence[Sequence[str]], plans: Sequence[QueryPlan]
-    ) -> tuple[list[Found | ClipworksError], Sequence[str]]:
+    ) -> tuple[list[FoundHits | ClipworksError], Sequence[str]]:
         """As `_ranked`, with the best hits matched and ordered anew before a page is cut, or hits are arranged."""
         rescoring, asked = self._asked.rescoring, self._asked
         if rescoring is None:
@@ -182,7 +182,7 @@ class Search:
             threads=self._threads,
             budget=self._budget,
         )
-        results: list[Found | ClipworksError] = []
+        results: list[FoundHits | ClipworksError] = []
         for each, matched, vector, out in zip(first, logits, vectors, excluded, strict=True):
             if isinstance(matched, ClipworksError):
                 results.append(matched)
@@ -190,7 +190,7 @@ class Search:
             reorder = partial(reordered, logits=matched, top=rescoring.top)
             if asked.arrangement.is_plain:
                 hits = reorder(each.outcome.hits)[asked.offset : asked.offset + asked.top_k]
-                results.append(Found(SearchOutcome(each.outcome.exact, hits), None, len(matched)))
+                results.append(FoundHits(SearchOutcome(each.outcome.exact, hits), None, len(matched)))
                 continue
             [arranged], _ = await self._ranked(
                 vector[None], [out], partial(self._arranged, reorder=reorder, first=each.outcome)
@@ -198,7 +198,7 @@ class Search:
             results.append(arranged._replace(reranked=len(matched)))
         return results, unknown
 
-    def _find(self, vectors: Vector, excluded: Sequence[Sequence[str]], *, may_scan: bool, stop: Stop) -> list[Found]:
+    def _find(self, vectors: Vector, excluded: Sequence[Sequence[str]], *, may_scan: bool, stop: Stop) -> list[FoundHits]:
         """In a thread: all queries at once, or one after the other where each has a pool of its own."""
         asked = self._asked
         if not asked.arrangement.is_plain:
@@ -212,11 +212,11 @@ class Search:
             with_vectors=asked.with_vectors,
             stop=stop,
         )
-        return [Found(outcome) for outcome in found]
+        return [FoundHits(outcome) for outcome in found]
 
     def _candidates(
         self, vectors: Vector, excluded: Sequence[Sequence[str]], *, may_scan: bool, stop: Stop
-    ) -> list[Found]:
+    ) -> list[FoundHits]:
         """In a thread: for each query all hits that a page of it may come from, or its first pool."""
         asked, is_plain = self._asked, self._asked.arrangement.is_plain
         depth = asked.offset + asked.top_k if is_plain else asked.arrangement.least_pool(asked.top_k)
@@ -229,7 +229,7 @@ class Search:
             with_vectors=asked.with_vectors or not is_plain,
             stop=stop,
         )
-        return [Found(outcome) for outcome in found]
+        return [FoundHits(outcome) for outcome in found]
 
     def _arranged(
         self,
@@ -240,11 +240,11 @@ class Search:
         stop: Stop,
         reorder: Callable[[Sequence[StoredHit]], Sequence[StoredHit]] = lambda hits: hits,
         first: SearchOutcome | None = None,
-    ) -> list[Found]:
+    ) -> list[FoundHits]:
         """In a thread: the pools of queries one after the other, each arranged."""
         asked, search = self._asked, self._search(may_scan)
         return [
-            Found(
+            FoundHits(
                 *search_arranged(
                     partial(search, vector[None], exclude_ids=[out]),
                     metadata_of=self._metadata_of,
