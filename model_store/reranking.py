@@ -6,6 +6,7 @@ which tokens look at positions orders the first of them again. Embeddings and sp
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,13 +43,22 @@ class TextTokens:
         return TextTokens(self.states[rows][:, :length], mask[:, :length])
 
 
-@dataclass(frozen=True)
-class Reranker:
-    """Both graphs of an artifact, and its tokeniser. It may be called from several threads."""
+class PairMatcher(ABC):
+    """How pairs of pictures and texts are asked, whatever answers: graphs of an artifact, or a model in training."""
 
-    encoder: Graph
-    fusion: Graph
     tokenizer: Tokenizer
+
+    @abstractmethod
+    def tokens_of(self, ids: I64, mask: I64) -> TextTokens:
+        """The states of padded ids int64 [T, L], of which those count where mask int64 [T, L] is 1."""
+
+    @abstractmethod
+    def match(self, positions: NDArray[np.floating], texts: TextTokens) -> F32:
+        """Logits [B] of B pairs in one run, larger where the text is true of the picture; sigmoid makes a probability.
+
+        positions: [B, rows, columns, D], un-normalised, as the artifact's dense encoder gives them with its adapter
+        (`towers.DenseTower`), for pictures prepared by `artifact.dense_spec`. texts: B of them, the n-th for picture n.
+        """
 
     def text_tokens(self, texts: Sequence[str]) -> TextTokens:
         """The states of T texts.
@@ -59,27 +69,6 @@ class Reranker:
         rows = [self.tokenizer.encode(text) for text in texts]
         ids = self.tokenizer.pad(rows)
         return self.tokens_of(ids, token_mask([len(row) for row in rows], ids.shape[1]))
-
-    def tokens_of(self, ids: I64, mask: I64) -> TextTokens:
-        """The states of padded ids int64 [T, L], of which those count where mask int64 [T, L] is 1."""
-        parts = [
-            self.encoder.run({"ids": ids[at : at + _TEXTS_AT_ONCE]})["text_tokens"]
-            for at in range(0, len(ids), _TEXTS_AT_ONCE)
-        ]
-        return TextTokens(np.concatenate(parts), mask)
-
-    def match(self, positions: NDArray[np.floating], texts: TextTokens) -> F32:
-        """Logits [B] of B pairs in one run, larger where the text is true of the picture; sigmoid makes a probability.
-
-        positions: [B, rows, columns, D], un-normalised, as the artifact's dense encoder gives them with its adapter
-        (`towers.DenseTower`), for pictures prepared by `artifact.dense_spec`. texts: B of them, the n-th for picture n.
-        """
-        feeds = {
-            "dense_embeds": np.asarray(positions, dtype=np.float32),
-            "text_tokens": texts.states,
-            "text_mask": texts.mask,
-        }
-        return self.fusion.run(feeds)["match"]
 
     def match_each(self, pictures: Sequence[NDArray[np.floating]], texts: TextTokens) -> F32:
         """Logits [N] of N pairs, in runs of at most PAIRS_AT_ONCE pairs with equal grids.
@@ -103,6 +92,30 @@ class Reranker:
                 grids = np.stack([pictures[pair % len(pictures)] for pair in some])
                 logits[some] = self.match(grids, texts.pick([pair % len(texts) for pair in some]))
         return logits
+
+
+@dataclass(frozen=True)
+class Reranker(PairMatcher):
+    """Both graphs of an artifact, and its tokeniser. It may be called from several threads."""
+
+    encoder: Graph
+    fusion: Graph
+    tokenizer: Tokenizer
+
+    def tokens_of(self, ids: I64, mask: I64) -> TextTokens:
+        parts = [
+            self.encoder.run({"ids": ids[at : at + _TEXTS_AT_ONCE]})["text_tokens"]
+            for at in range(0, len(ids), _TEXTS_AT_ONCE)
+        ]
+        return TextTokens(np.concatenate(parts), mask)
+
+    def match(self, positions: NDArray[np.floating], texts: TextTokens) -> F32:
+        feeds = {
+            "dense_embeds": np.asarray(positions, dtype=np.float32),
+            "text_tokens": texts.states,
+            "text_mask": texts.mask,
+        }
+        return self.fusion.run(feeds)["match"]
 
 
 def token_mask(lengths: Sequence[int], longest: int) -> I64:

@@ -169,7 +169,7 @@ def _write_tokens(source: RerankSource, width: int, folder: Path) -> GraphSpec:
 def _write_fusion(source: RerankSource, dim: int, width: int, folder: Path) -> GraphSpec:
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
     rows, columns = (torch.export.Dim(name, min=1, max=_LONGEST_GRID) for name in ("rows", "columns"))
-    length = torch.export.Dim("length", min=1, max=source.context_length)
+    length, same = torch.export.Dim("length", min=1, max=source.context_length), torch.export.Dim.AUTO
     program = export_program(
         source.fusion,
         {
@@ -178,7 +178,8 @@ def _write_fusion(source: RerankSource, dim: int, width: int, folder: Path) -> G
             "text_mask": torch.ones(2, 4, dtype=torch.int64),
         },
         output_names=("match",),
-        free_axes=[{0: batch, 1: rows, 2: columns}, {0: batch, 1: length}, {0: batch, 1: length}],
+        # Equal axes of several inputs are named once; the exporter finds by itself that the others are the same.
+        free_axes=[{0: batch, 1: rows, 2: columns}, {0: same, 1: length}, {0: same, 1: same}],
     )
     files = save_program(program, source.fusion, folder / FUSION_FILE)
     grid, tokens = ("batch", "rows", "columns", dim), ("batch", "length", width)

@@ -59,9 +59,9 @@ def _joined(x: Tensor) -> Tensor:
 class Fusion(nn.Module):
     """Positions [B, rows, columns, D], un-normalised, and token states [B, L, T] with their mask int64 [B, L] -> [B].
 
-    The answer is a logit: the difference of the two that ALBEF's matching head has. It is read at the first token, which
-    every text has. Where a position is, its vector need not say: `places`, learnt at `grid` x `grid` and read at any
-    other grid, is added to it. looks "pooled": the mean over the positions is all that tokens see (a control).
+    The answer is a logit: the difference of the two that ALBEF's matching head has. It is read at the first token,
+    which every text has. Where a position is, its vector need not say: `places`, learnt at `grid` x `grid` and read at
+    any other grid, is added to it. looks "pooled": the mean over the positions is all that tokens see (a control).
 
     mean [D] and spread: of positions in training, so that any base's numbers come in as about unit ones.
     """
@@ -107,7 +107,7 @@ class Fusion(nn.Module):
         return [layer.keys_and_values(x) for layer in self._layers()]
 
     def match(self, seen: Seen, text_tokens: Tensor, text_mask: Tensor, which: Tensor | None = None) -> Tensor:
-        """Logits [N] of texts [N, L, T]. which: int64 [N], the picture of `seen` that goes with each; None: in order."""
+        """Logits [N] of texts [N, L, T]. which: int64 [N], the picture of `seen` beside each; None: in order."""
         bias = torch.zeros_like(text_mask, dtype=text_tokens.dtype).masked_fill(text_mask == 0, _NEVER)[:, None, None]
         x = self.text_in(self.text_norm(text_tokens)) + self.order[: text_tokens.shape[1]]
         for layer, (keys, values) in zip(self._layers(), seen, strict=True):

@@ -27,6 +27,12 @@ class TokenStates(nn.Module):
         self.tower = _tower_of(model)
         self.context_length = self.tower.context_length
 
+    @property
+    def width(self) -> int:
+        device = next(self.parameters()).device
+        with torch.no_grad():
+            return self(torch.zeros(1, 1, dtype=torch.int64, device=device)).shape[2]
+
     def forward(self, ids: Tensor) -> Tensor:
         return self.tower.token_vectors(ids)
 
@@ -34,6 +40,22 @@ class TokenStates(nn.Module):
         """int64 [B, L]: 1 for the tokens of a text up to its last one, 0 for padding."""
         places = torch.arange(ids.shape[1], device=ids.device)[None]
         return (places <= self.tower.end_of(ids)[:, None]).to(torch.int64)
+
+
+class WordStates(nn.Module):
+    """Token states with a learnt vector for each token of the vocabulary added: int64 [B, L] -> float [B, L, W].
+
+    A frozen tower cannot tell words apart that its training never had. The vectors start as zeros, and `words` is
+    trained while `states` stays.
+    """
+
+    def __init__(self, states: TokenStates, words: nn.Embedding) -> None:
+        super().__init__()
+        self.states, self.words = states, words
+        self.context_length, self.width = states.context_length, states.width
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.states(ids) + self.words(ids)
 
 
 def _tower_of(model: DualEncoder) -> StateTower:
