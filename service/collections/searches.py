@@ -198,7 +198,9 @@ class Search:
             results.append(arranged._replace(reranked=len(matched)))
         return results, unknown
 
-    def _find(self, vectors: Vector, excluded: Sequence[Sequence[str]], *, may_scan: bool, stop: Stop) -> list[FoundHits]:
+    def _find(
+        self, vectors: Vector, excluded: Sequence[Sequence[str]], *, may_scan: bool, stop: Stop
+    ) -> list[FoundHits]:
         """In a thread: all queries at once, or one after the other where each has a pool of its own."""
         asked = self._asked
         if not asked.arrangement.is_plain:
