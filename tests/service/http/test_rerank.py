@@ -71,15 +71,6 @@ def test_a_text_orders_pictures_and_a_picture_texts(client: TestClient, truth: T
     assert answer["usage"] == {"texts": len(TEXTS), "images": 1, "tokens": tokens, "total_tokens": tokens}
 
 
-def test_company_changes_nothing(client: TestClient, pictures: list[bytes]) -> None:
-    """The same bits alone and among others, whatever the shapes and lengths of these."""
-    documents = [sent(each) for each in pictures]
-    together = {each["index"]: each for each in rerank(client, "blue and red", documents)["results"]}
-    for index, document in enumerate(documents):
-        [alone] = rerank(client, "blue and red", [document])["results"]
-        assert alone["relevance_score"] == together[index]["relevance_score"]
-
-
 def test_top_n_ties_and_returned_documents(client: TestClient, pictures: list[bytes]) -> None:
     documents: list[Any] = [sent(pictures[0]), sent(pictures[1]), sent(pictures[0]), sent(pictures[0])]
     results = rerank(client, "red", documents, return_documents=True)["results"]
@@ -176,14 +167,27 @@ def test_a_full_reranker_says_so_before_any_picture_is_decoded(client: TestClien
 
 
 _leaf = st.none() | st.booleans() | st.integers(-3, 3) | st.text(max_size=8)
-_value = st.recursive(
-    _leaf, lambda part: st.lists(part, max_size=3) | st.dictionaries(st.text(max_size=5), part, max_size=3)
+_any = _leaf | st.lists(_leaf, max_size=2) | st.dictionaries(st.text(max_size=5), _leaf, max_size=2)
+_text = st.text("red, blue\u00e9", max_size=8)
+_good = st.fixed_dictionaries(
+    {
+        "query": _text | st.builds(lambda text: {"text": text}, _text),
+        "documents": st.lists(st.just({"image": "QUJD"}) | _text, min_size=1, max_size=3),
+    },
+    optional={
+        "model": st.just("judge"),
+        "top_n": st.integers(1, 3),
+        "return_documents": st.booleans(),
+        "on_error": st.sampled_from(["fail", "item"]),
+        "on_unknown": st.sampled_from(["warn", "error"]),
+    },
 )
-_fields = st.sampled_from(["model", "query", "documents", "top_n", "return_documents", "on_error", "on_unknown", "x"])
+_fields = st.sampled_from([*schemas.RerankRequest.model_fields, "x"])
+_bodies = st.builds(lambda good, odd: good | odd, _good, st.dictionaries(_fields, _any, max_size=1))
 
 
-@settings(max_examples=25, deadline=None)
-@given(body=st.dictionaries(_fields, _value, max_size=6))
+@settings(max_examples=40, deadline=None)
+@given(body=_bodies)
 def test_any_body_is_a_request_or_refused(client: TestClient, body: dict[str, Any]) -> None:
     """What the wire model takes the route takes, and nothing else; no body is a server error."""
     answer = client.post("/rerank", json=body)

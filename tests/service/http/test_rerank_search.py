@@ -223,6 +223,18 @@ def test_what_a_reranked_search_refuses(gallery: Gallery, client: TestClient) ->
     assert client.put("/collections/gallery", json=body).status_code == 200, "equal again"
 
 
+def test_company_changes_nothing(gallery: Gallery, client: TestClient) -> None:
+    """The same bits alone and in one run with others, of equal shapes and of other ones."""
+    documents = [{"item": {"collection": "gallery", "id": id}} for id in gallery.pictures]
+
+    def scores(*places: int) -> list[float]:
+        body = {"model": "judge", "query": QUERY, "documents": [documents[place] for place in places]}
+        found = {each["index"]: each["relevance_score"] for each in client.post("/rerank", json=body).json()["results"]}
+        return [found[index] for index in range(len(places))]
+
+    assert scores(*range(PICTURES)) == [score for place in range(PICTURES) for score in scores(place)]
+
+
 def test_stored_pictures_are_documents_of_rerank(gallery: Gallery, client: TestClient) -> None:
     def item(id: str, collection: str = "gallery") -> dict[str, Any]:
         return {"item": {"collection": collection, "id": id}}
