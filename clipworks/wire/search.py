@@ -89,7 +89,7 @@ Query = Annotated[
 ]
 
 
-class RerankOptions(Wire):
+class SearchReranking(Wire):
     """The best items once more, by a model that reads all of a picture and all of a text; docs/rerank.md."""
 
     model: ModelName | None = Field(
@@ -110,7 +110,7 @@ class SearchRequest(Wire):
     filter: Filter | None = None
     include: list[Include] = Field(default=["metadata"], max_length=2, fail_fast=True)
     encoding_format: EncodingFormat = Field(default="float", description="of the vectors in the answer")
-    rerank: RerankOptions | None = Field(
+    rerank: SearchReranking | None = Field(
         default=None, description="order the best items anew by their match with a text; what is behind them stays"
     )
     diversity: float = Field(
