@@ -5,8 +5,8 @@
     python benchmarks/rerank.py --speed               publish base and reranker, and time a pair on this machine
     python benchmarks/rerank.py --write-docs          tables and picture of docs/rerank.md, from the record
 
-The record is benchmarks/lab/rerank.json. A run is training/configs/lab/rerank.toml with overrides; its checkpoint lies in
-.runs/lab/rerank/NAME, its base is .runs/lab/b0/r0 (benchmarks/lab.py trains it).
+The record is benchmarks/lab/rerank.json. A run is training/configs/lab/rerank.toml with overrides; its checkpoint lies
+in .runs/lab/rerank/NAME, its base is .runs/lab/b0/r0 (benchmarks/lab.py trains it).
 """
 
 from __future__ import annotations
