@@ -160,12 +160,12 @@ class Collections:
         index: dict[str, Any],
         schema: dict[str, Any],
         thumbnails: bool,
-        reranker: RunningModel | None,
+        rerank: RerankSpec | None,
         budget: Budget,
     ) -> tuple[CollectionDescription, bool]:
         """A collection for the vectors of `model`, and whether it is new.
 
-        reranker: whose position vectors it keeps of pictures; it has a dense encoder.
+        rerank: whose position vectors it keeps of pictures; see `kept_positions`.
 
         Raises:
             SpaceMismatch, Conflict, CollectionConflict: the name is taken by another one; the message names both.
@@ -183,7 +183,7 @@ class Collections:
                 index=IndexSpec.model_validate(index),
                 metadata_schema=schema,
                 thumbnails=thumbnails,
-                rerank=None if reranker is None else _rerank_spec(reranker),
+                rerank=rerank,
             )
         except ValidationError as error:
             raise _refused(error) from None
@@ -502,8 +502,8 @@ def _named(store: Backend, infos: Sequence[CollectionDescription]) -> list[Colle
     ]
 
 
-def _rerank_spec(model: RunningModel) -> RerankSpec:
-    """Raises RoleNotFound: it has no reranker."""
+def kept_positions(model: RunningModel) -> RerankSpec:
+    """What a collection keeps for the reranker of a model. Raises RoleNotFound: it has none."""
     found = model.artifact.graph_spec("reranker", "fp32")
     width = found[1].inputs[0].shape[-1] if found else None
     if not isinstance(width, int):

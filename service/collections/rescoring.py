@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from model_store.errors import ClipworksError
-from service.collections.threads import StoreThreads
 from service.decoding.pool import DecodePool
 from service.engine.running import RunningModel
-from service.retrieval.backends.protocol import BackendCollection
 from service.tasks.pipeline import Places, gather_outcomes
 from service.tasks.reranking import Matching, Positions, TextStates, matching, score_of
 from service.timing import Budget
 
 if TYPE_CHECKING:
+    from service.collections.threads import StoreThreads
     from service.retrieval import StoredHit
+    from service.retrieval.backends.protocol import BackendCollection
 
 _PAIRS = 64  # whose position vectors are in memory at one time: of 14 x 14 places and 512 numbers they take 26 MB
 Logits = Mapping[str, float]

@@ -137,6 +137,8 @@ def test_the_command_line_reranks(cli: Cli, store: Path, truth: Truth, paths: li
     where = ("--store", store, "--model", "colours")
     code, _, err = cli("index", paths[0].parent, "-c", "kept", "--rerank", "judge", *where)
     assert code == 0, err
+    code, _, err = cli("index", paths[0].parent, "-c", "kept", *where)
+    assert code == 0, err  # the reranker need not be loaded for that
     code, out, err = cli("search", "blue and red", "-c", "kept", "--rerank", "judge", "--rerank-top", "2", *where)
     assert code == 0, err
     rows = [line.split("\t") for line in out.splitlines()]
