@@ -66,6 +66,13 @@ def waves(grid: int, width: int) -> Tensor:
     return both.flatten(0, 1)[:, :width]
 
 
+def steps(length: int, width: int) -> Tensor:
+    """Where the tokens of a text are, [length, width]: sines and cosines (Vaswani et al., 2017, section 3.5)."""
+    count = (width + 1) // 2
+    angles = torch.arange(length)[:, None] * torch.logspace(0, -math.log10(length), count)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width]
+
+
 def _joined(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
@@ -141,5 +148,5 @@ class Fusion(nn.Module):
                 nn.init.normal_(last.weight, std=_STD)
         with torch.no_grad():
             self.places.copy_(waves(self.grid[0], self.places.shape[1]))
-        nn.init.normal_(self.order, std=_STD)
+            self.order.copy_(steps(*self.order.shape))
         nn.init.normal_(self.head.weight, std=_STD)
