@@ -119,24 +119,29 @@ def _found_first(reader: Reader, questions: Sequence[tuple[list[Picture], Senten
 
 
 def two_stages(asked: dict[str, Reader], pool: Pool) -> Numbers:
-    """Search of all scenes of the pool by what stands where in one of them: R@1, and what stage one leaves in reach.
-
-    A picture is right where the query is true of it. Behind the first k the order of stage one stays.
+    """Search of all scenes of the pool by the things of one of them, and by their layout too: R@1, and what stage one
+    leaves in reach. A picture is right where the query is true of it. Behind the first k the order of stage one stays.
     """
-    scenes = [scene for group in pool.compass for scene in group.scenes]
-    pictures = [Picture(scene) for scene in scenes]
-    queries: list[tuple[Meaning, int]] = []
+    things: list[tuple[Meaning, int]] = []
+    layouts: list[tuple[Meaning, int]] = []
     for number, group in enumerate(pool.compass):
         for name in ("left of", "above"):
             a, b = (named(thing) for thing in group.plain[name].things)
-            queries.append((Relation(a, name, b), number))
+            layouts.append((Relation(a, name, b), number))
+            things.append((Enumeration((a, b) if name == "above" else (b, a)), number))
+    return {**_staged("things", asked, pool, things), **_staged("layouts", asked, pool, layouts)}
+
+
+def _staged(kind: str, asked: dict[str, Reader], pool: Pool, queries: Sequence[tuple[Meaning, int]]) -> Numbers:
+    scenes = [scene for group in pool.compass for scene in group.scenes]
+    pictures = [Picture(scene) for scene in scenes]
     groups = [number for _, number in queries]
     dual = asked["dual encoder"]
     logits = dual.image_vectors(pictures) @ dual.text_vectors([said(meaning) for meaning, _ in queries]).T
     order = np.argsort(-logits, axis=0, kind="stable")
     truth = np.array([[is_true(meaning, scene) for meaning, _ in queries] for scene in scenes])
     ranked = np.take_along_axis(truth, order, axis=0)
-    found: Numbers = {"stage one/R@1": _numbers(mean_row("", ranked[0].astype(float), groups, chance=None))}
+    found: Numbers = {f"{kind}: stage one/R@1": _numbers(mean_row("", ranked[0].astype(float), groups, chance=None))}
     deepest = min(max(DEPTHS), len(scenes))
     pairs = [(pictures[row], said(queries[at][0])) for at in range(len(queries)) for row in order[:deepest, at]]
     matched = asked["reranker"].scores(pairs).reshape(len(queries), deepest)
@@ -144,10 +149,10 @@ def two_stages(asked: dict[str, Reader], pool: Pool) -> Numbers:
         k = min(depth, deepest)
         best = matched[:, :k].argmax(axis=1)
         right = ranked[best, np.arange(len(queries))]
-        found[f"stage one/R@{depth}"] = _numbers(
+        found[f"{kind}: stage one/R@{depth}"] = _numbers(
             mean_row("", ranked[:k].any(axis=0).astype(float), groups, chance=None)
         )
-        found[f"reranked {depth}/R@1"] = _numbers(mean_row("", right.astype(float), groups, chance=None))
+        found[f"{kind}: reranked {depth}/R@1"] = _numbers(mean_row("", right.astype(float), groups, chance=None))
     return found
 
 

@@ -77,11 +77,13 @@ def _galleries(runs: Record) -> str:
 
 def _stages(runs: Record) -> str:
     found = runs[MAIN]["held out"]["two stages"]
-    lines = [["1", "", _cell(found["stage one/R@1"])]]
-    lines += [
-        [str(depth), _cell(found[f"stage one/R@{depth}"]), _cell(found[f"reranked {depth}/R@1"])] for depth in _DEPTHS
-    ]
-    return markdown_table(["k", "stage one has a right picture in its first k", "R@1 after reranking k"], lines)
+    lines: list[list[str]] = []
+    for kind in ("things", "layouts"):
+        lines.append([f"{kind}, stage one alone", "", _cell(found[f"{kind}: stage one/R@1"])])
+        for depth in _DEPTHS:
+            reach, right = found[f"{kind}: stage one/R@{depth}"], found[f"{kind}: reranked {depth}/R@1"]
+            lines.append([f"{kind}, k = {depth}", _cell(reach), _cell(right)])
+    return markdown_table(["query", "right picture in the first k (R@k of stage one)", "R@1"], lines)
 
 
 def _speed(speed: Record) -> str:
