@@ -29,6 +29,7 @@ from training.checkpoint import load_model, read_checkpoint
 from training.data.vocabulary import clip_merges, clip_text_spec
 from training.exporting.derive import export_derivation
 from training.exporting.derived_graphs import AdapterSource
+from training.exporting.reranking import build_reranker
 from training.loop import train
 from training.method import Context, create
 from training.methods.parts.pair_negatives import draw, matching_loss, wrong_pairs
@@ -312,12 +313,12 @@ def test_an_artifact_that_was_changed_is_not_opened(lab: Lab, tmp_path: Path) ->
         proven(without=logits)
 
 
-def test_it_stands_on_the_bases_positions_and_tokens(lab: Lab) -> None:
+def test_it_stands_on_the_bases_positions_and_tokens(lab: Lab, tmp_path: Path) -> None:
     made, source = lab.run.reranker.fusion, lab.run.derivation(lab.publication)
     assert source.reranker is not None
-    wider = replace(source, reranker=replace(source.reranker, side_px=source.reranker.side_px + 8))
+    wider = replace(source.reranker, side_px=source.reranker.side_px + 8)
     with pytest.raises(ExportRefused, match="trained on pictures of"):
-        export_derivation(wider, name="wider", store=lab.store, precisions=("fp32",))
+        build_reranker(wider, lab.base, lab.base.tokenizer(), tmp_path)
     dim = lab.base.manifest.dim
     both = replace(source, image_adapter=AdapterSource(module=nn.Linear(dim, dim).eval()))
     with pytest.raises(ExportRefused, match="changes a tower"):
@@ -325,7 +326,7 @@ def test_it_stands_on_the_bases_positions_and_tokens(lab: Lab) -> None:
     made.train()
     try:
         with pytest.raises(ExportRefused, match="training mode"):
-            export_derivation(source, name="training", store=lab.store, precisions=("fp32",))
+            build_reranker(source.reranker, lab.base, lab.base.tokenizer(), tmp_path)
     finally:
         made.eval()
 

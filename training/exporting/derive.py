@@ -225,6 +225,8 @@ def _base_in(store: Store, source: DerivationSource) -> Artifact:
     adapters = source.image_adapter or source.text_adapter or source.dense_adapter
     if not (source.image or source.text or adapters or source.heads or source.conditional or source.reranker):
         raise ExportRefused("a derivation brings at least one encoder, adapter, head or reranker of its own")
+    if source.reranker and (source.image or source.text or source.image_adapter or source.dense_adapter):
+        raise ExportRefused("a reranker reads the base's positions and tokens, but the derivation changes a tower")
     try:
         base = store.open(source.base.reference)
     except ArtifactNotFound as error:
@@ -351,8 +353,6 @@ def _build_conditional(
 def _build_reranker(source: DerivationSource, base: Artifact, inputs: _Inputs, staged: _Staged, say: Progress) -> None:
     if source.reranker is None:
         return
-    if source.image or source.text or source.image_adapter or source.dense_adapter:
-        raise ExportRefused("a reranker reads the base's positions and tokens, but the derivation changes a tower")
     say("reranker")
     staged.reranker = build_reranker(source.reranker, base, inputs.tokenizer, staged.folder)
     staged.graphs += staged.reranker.graphs

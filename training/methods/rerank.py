@@ -33,7 +33,6 @@ from training.publication import Publication
 from training.saved import SavedRun
 
 _SEED_STRIDE = 2**32
-_WORDS_STD = 0.5  # of states of about 1: words that the base never read differ from the first step on
 
 
 class RerankOptions(Options):
@@ -198,7 +197,7 @@ class RerankMethod(StepMethod):
         if not self.options.words:
             return states, None
         words = nn.Embedding(vocabulary, states.width).to(next(states.parameters()).device)
-        nn.init.normal_(words.weight, std=_WORDS_STD)
+        nn.init.zeros_(words.weight)
         return WordStates(states, words), words
 
     def _fusion(self, *, grid: int, image_dim: int, tokens: TokenStates | WordStates) -> Fusion:

@@ -6,7 +6,6 @@ norms in front of the branches (Xiong et al., 2020), on top of states that a fro
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -53,26 +52,6 @@ class FusionLayer(nn.Module):
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
-def waves(grid: int, width: int) -> Tensor:
-    """Where the cells of a grid x grid are, [grid * grid, width]: sines and cosines of row and column, from a wave of
-    two grids, so that left and right differ in sign, to one of a few cells.
-    """
-    places = (torch.arange(grid) + 0.5) * 2 / grid - 1
-    count = (width + 3) // 4
-    frequencies = math.pi / 2 * torch.logspace(0, math.log2(max(grid / 2, 1)), count, base=2)
-    angles = places[:, None] * frequencies
-    each = torch.cat([angles.sin(), angles.cos()], dim=1)
-    both = torch.cat([each[:, None].expand(grid, grid, -1), each[None].expand(grid, grid, -1)], dim=2)
-    return both.flatten(0, 1)[:, :width]
-
-
-def steps(length: int, width: int) -> Tensor:
-    """Where the tokens of a text are, [length, width]: sines and cosines (Vaswani et al., 2017, section 3.5)."""
-    count = (width + 1) // 2
-    angles = torch.arange(length)[:, None] * torch.logspace(0, -math.log10(length), count)
-    return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width]
-
-
 def _joined(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
@@ -81,8 +60,8 @@ class Fusion(nn.Module):
     """Positions [B, rows, columns, D], un-normalised, and token states [B, L, T] with their mask int64 [B, L] -> [B].
 
     The answer is a logit: the difference of the two that ALBEF's matching head has. It is read at the first token,
-    which every text has. Where a position is, its vector need not say: `places`, learnt at `grid` x `grid` from `waves`
-    on and read at any other grid, is added to it. looks "pooled": tokens see the mean over positions only (a control).
+    which every text has. Where a position is, its vector need not say: `places`, learnt at `grid` x `grid` and read at
+    any other grid, is added to it. looks "pooled": the mean over the positions is all that tokens see (a control).
 
     mean [D] and spread: of positions in training, so that any base's numbers come in as about unit ones.
     """
@@ -146,7 +125,6 @@ class Fusion(nn.Module):
         for layer in self._layers():  # branches start small, so that the sum of all of them does
             for last in (layer.self_out, layer.cross_out, layer.mlp_out):
                 nn.init.normal_(last.weight, std=_STD)
-        with torch.no_grad():
-            self.places.copy_(waves(self.grid[0], self.places.shape[1]))
-            self.order.copy_(steps(*self.order.shape))
+        nn.init.normal_(self.places, std=1.0)
+        nn.init.normal_(self.order, std=_STD)
         nn.init.normal_(self.head.weight, std=_STD)

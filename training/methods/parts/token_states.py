@@ -45,7 +45,8 @@ class TokenStates(nn.Module):
 class WordStates(nn.Module):
     """Token states with a learnt vector for each token of the vocabulary added: int64 [B, L] -> float [B, L, W].
 
-    A frozen tower cannot tell words apart that its training never had. `words` is trained while `states` stays.
+    A frozen tower cannot tell words apart that its training never had. The vectors start as zeros, and `words` is
+    trained while `states` stays.
     """
 
     def __init__(self, states: TokenStates, words: nn.Embedding) -> None:
