@@ -116,6 +116,7 @@ RUNS: Mapping[str, MethodRun | Elsewhere] = {
     "aligned": Elsewhere("aligned", "a model of another kind", "tests/training/test_aligned_training.py"),
     "unmix": Elsewhere("unmix", "heads of positions", "tests/training/test_unmix_served.py"),
     "intra_modal": Elsewhere("intra_modal", "a matrix behind each tower", "tests/training/test_method_intra_modal.py"),
+    "rerank": Elsewhere("rerank", "a logit of a pair", "tests/training/test_method_rerank.py"),
     "gda": MethodRun("gda", ("method_options.label=shape",)),
     "linear_probe": MethodRun("linear_probe", ("method_options.label=pair",)),
     "tip_adapter": MethodRun("tip_adapter", ("method_options={label='colour',alpha=[20.0],beta=[5.0]}",)),

@@ -16,7 +16,15 @@ from clipworks._exchange import Answer, Broken, Call, Pause, Request, Send, Step
 from clipworks._progress import Progress, progress_bar
 from clipworks._setup import MIB, Setup, lower_case
 from clipworks._teaching import ExampleSource, example_sources, removed
-from clipworks.results import ClassifyResult, EmbedResult, LocalizeResult, Located, TeachResult
+from clipworks.results import (
+    ClassifyResult,
+    EmbedResult,
+    LocalizeResult,
+    Located,
+    RankedDocument,
+    RerankedDocuments,
+    TeachResult,
+)
 from clipworks.retry import RetryPolicy
 from clipworks.schemas import (
     Activation,
@@ -360,6 +368,48 @@ class AsyncClient:
     async def delete_label_set(self, name: str) -> None:
         await self._drive(self._setup.queries.delete_label_set(name))
 
+    @overload
+    async def rerank(
+        self,
+        query: str | ImageSource,
+        documents: Iterable[str] | Iterable[ImageSource],
+        *,
+        model: str | None = None,
+        top_n: int | None = None,
+        on_error: Literal["fail"] = "fail",
+        on_unknown: OnUnknown = "warn",
+        progress: bool = False,
+    ) -> list[RankedDocument]: ...
+    @overload
+    async def rerank(
+        self,
+        query: str | ImageSource,
+        documents: Iterable[str] | Iterable[ImageSource],
+        *,
+        model: str | None = None,
+        top_n: int | None = None,
+        on_error: Literal["item"],
+        on_unknown: OnUnknown = "warn",
+        progress: bool = False,
+    ) -> RerankedDocuments: ...
+    async def rerank(
+        self,
+        query: str | ImageSource,
+        documents: Iterable[str] | Iterable[ImageSource],
+        *,
+        model: str | None = None,
+        top_n: int | None = None,
+        on_error: OnError = "fail",
+        on_unknown: OnUnknown = "warn",
+        progress: bool = False,
+    ) -> list[RankedDocument] | RerankedDocuments:
+        """See `Client.rerank`."""
+        plan = self._setup.reranking.rerank(
+            query, documents, model=model, top_n=top_n, on_error=on_error, on_unknown=on_unknown
+        )
+        result = await self._run(plan, progress)
+        return result if on_error == "item" else result.documents
+
     def collection(self, name: str) -> AsyncCollection:
         """A handle; nothing is sent until it is used."""
         return AsyncCollection(name, self._setup.collections, drive=self._drive, run=self._run)
@@ -380,11 +430,17 @@ class AsyncClient:
         index: IndexKind | Mapping[str, Any] | None = None,
         metadata_schema: Mapping[str, str] | None = None,
         thumbnails: bool = False,
+        rerank: str | None = None,
     ) -> AsyncCollection:
         """See `Client.create_collection`."""
         await self._drive(
             self._setup.collections.create(
-                name, model=model, index=index, metadata_schema=metadata_schema, thumbnails=thumbnails
+                name,
+                model=model,
+                index=index,
+                metadata_schema=metadata_schema,
+                thumbnails=thumbnails,
+                rerank=rerank,
             )
         )
         return self.collection(name)

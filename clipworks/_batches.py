@@ -22,8 +22,8 @@ from clipworks.schemas import ErrorDetail, OnError
 R = TypeVar("R", bound=BaseModel)
 # Over a limit of the whole request: fewer inputs may fit.
 _SPLIT = frozenset({"body_too_large", "too_many_items"})
-_POSITION = re.compile(r"^(?:inputs?|items|queries|examples)\[([0-9]{1,9})\]")
-_POSITIONS = re.compile(r"\b(inputs|items|queries|examples)\[([0-9]{1,9})\]")
+_POSITION = re.compile(r"^(?:inputs?|items|queries|examples|documents)\[([0-9]{1,9})\]")
+_POSITIONS = re.compile(r"\b(inputs|items|queries|examples|documents)\[([0-9]{1,9})\]")
 
 
 class Loadable(Protocol):

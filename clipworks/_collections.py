@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 _VECTORS_PER_REQUEST = 1000
 _IDS_PER_REQUEST = 1000
 _LOOKED_INTO = 16  # queries of a request that looks at many items for each
+_PAIRS_PER_REQUEST, _RERANKED = 500, 100  # what servers match by default in one request, and for one query
 PAGE = 500
 _JSON = {"Content-Type": "application/json"}
 
@@ -85,6 +86,7 @@ class CollectionCalls:
         index: IndexKind | Mapping[str, Any] | None,
         metadata_schema: Mapping[str, str] | None,
         thumbnails: bool,
+        rerank: str | None,
     ) -> Steps[CollectionInfo]:
         body: dict[str, Any] = {} if model is None else {"model": model}
         if index is not None:
@@ -93,6 +95,8 @@ class CollectionCalls:
             body["metadata_schema"] = dict(metadata_schema)
         if thumbnails:
             body["thumbnails"] = True
+        if rerank is not None:
+            body["rerank"] = rerank
         path = _path(name)
         return parse((yield from self._exchange("PUT", path, body)), CollectionInfo, path)
 
@@ -212,6 +216,9 @@ class CollectionCalls:
             if fields.keys() & {"group_near", "pool", "facets"}
             else self.limits.items
         )
+        if "rerank" in fields:
+            top = fields["rerank"].get("top", _RERANKED)
+            most = max(1, min(most, _PAIRS_PER_REQUEST // top)) if isinstance(top, int) and top > 0 else most
         parts = chunks(sources, most)
         return CallPlan(label="search", total=len(sources), batch=batch, chunks=parts, finish=finish)
 
@@ -312,6 +319,7 @@ def _hits(result: QueryResult) -> Hits:
             metadata=each.metadata or {},
             vector=vector_of(each.vector),
             near=each.near or [],
+            rerank_score=each.rerank_score,
         )
         for each in result.hits
     ]
@@ -320,6 +328,7 @@ def _hits(result: QueryResult) -> Hits:
         hits=hits,
         weak=result.weak,
         pool=result.pool,
+        reranked=result.reranked,
         facets=result.facets or {},
         histogram=result.histogram,
         scores=result.scores or [],
@@ -336,6 +345,10 @@ def _search_options(more: SearchOptions) -> dict[str, Any]:
             raise TypeError(f"{name}: expected several, got one string; write {name}=[...]")
         if name in fields:
             fields[name] = list(cast("Iterable[str]", fields[name]))
+    if "rerank" in fields:
+        if not isinstance(fields["rerank"], Mapping):
+            raise TypeError(f"rerank: expected {{'model': ..., 'top': ...}}, got {fields['rerank']!r:.80}")
+        fields["rerank"] = dict(cast("Mapping[str, Any]", fields["rerank"]))
     return fields
 
 

@@ -11,6 +11,7 @@ from clipworks._calls import BatchLimits, Calls
 from clipworks._collections import CollectionCalls
 from clipworks._exchange import Broken, Request
 from clipworks._queries import Queries
+from clipworks._reranking import RerankCalls
 from clipworks._teaching import Teaching
 from clipworks.retry import RetryPolicy
 
@@ -49,6 +50,7 @@ class Setup:
         limits = BatchLimits(items=batch_size, image_bytes=batch_bytes, concurrency=concurrency)
         self.calls = Calls(limits=limits, policy=policy)
         self.collections = CollectionCalls(limits=limits, policy=policy)
+        self.reranking = RerankCalls(limits=limits, policy=policy)
         self.teaching = Teaching(limits=limits, policy=policy)
         self.queries = Queries(policy, random.Random())
         key = api_key or os.environ.get("CLIPWORKS_API_KEY")

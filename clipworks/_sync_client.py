@@ -13,7 +13,15 @@ from clipworks._collections_sync import Collection
 from clipworks._setup import MIB, Setup
 from clipworks._sync_carrier import Carrier
 from clipworks._teaching import ExampleSource, example_sources, removed
-from clipworks.results import ClassifyResult, EmbedResult, LocalizeResult, Located, TeachResult
+from clipworks.results import (
+    ClassifyResult,
+    EmbedResult,
+    LocalizeResult,
+    Located,
+    RankedDocument,
+    RerankedDocuments,
+    TeachResult,
+)
 from clipworks.retry import RetryPolicy
 from clipworks.schemas import (
     Activation,
@@ -397,6 +405,56 @@ class Client:
     def delete_label_set(self, name: str) -> None:
         self._drive(self._setup.queries.delete_label_set(name))
 
+    @overload
+    def rerank(
+        self,
+        query: str | ImageSource,
+        documents: Iterable[str] | Iterable[ImageSource],
+        *,
+        model: str | None = None,
+        top_n: int | None = None,
+        on_error: Literal["fail"] = "fail",
+        on_unknown: OnUnknown = "warn",
+        progress: bool = False,
+    ) -> list[RankedDocument]: ...
+    @overload
+    def rerank(
+        self,
+        query: str | ImageSource,
+        documents: Iterable[str] | Iterable[ImageSource],
+        *,
+        model: str | None = None,
+        top_n: int | None = None,
+        on_error: Literal["item"],
+        on_unknown: OnUnknown = "warn",
+        progress: bool = False,
+    ) -> RerankedDocuments: ...
+    def rerank(
+        self,
+        query: str | ImageSource,
+        documents: Iterable[str] | Iterable[ImageSource],
+        *,
+        model: str | None = None,
+        top_n: int | None = None,
+        on_error: OnError = "fail",
+        on_unknown: OnUnknown = "warn",
+        progress: bool = False,
+    ) -> list[RankedDocument] | RerankedDocuments:
+        """Documents by how well they match the query, best first, the `top_n` best or all.
+
+        query: a str is a text, and the documents are pictures (paths, bytes, arrays or Pillow images); anything else (a
+            Path, bytes, a Pillow image) is a picture, and the documents are texts.
+        model: one with a reranker; default: the server's.
+
+        Raises:
+            ClientError: as `embed`; `index` says which document is to blame.
+        """
+        plan = self._setup.reranking.rerank(
+            query, documents, model=model, top_n=top_n, on_error=on_error, on_unknown=on_unknown
+        )
+        result = self._run(plan, progress)
+        return result if on_error == "item" else result.documents
+
     def collection(self, name: str) -> Collection:
         """A handle; nothing is sent until it is used."""
         return Collection(name, self._setup.collections, drive=self._drive, run=self._run)
@@ -417,6 +475,7 @@ class Client:
         index: IndexKind | Mapping[str, Any] | None = None,
         metadata_schema: Mapping[str, str] | None = None,
         thumbnails: bool = False,
+        rerank: str | None = None,
     ) -> Collection:
         """Make a collection; one that is equal is given back as it is.
 
@@ -424,13 +483,20 @@ class Client:
         index: auto, flat, sq8, ivf_sq8, or {"kind", "nprobe", "oversample"}.
         metadata_schema: dotted field -> string, number, boolean, date, string[] or number[].
         thumbnails: keep a small picture of each item that is given as a picture; see `Collection.thumbnail`.
+        rerank: a model with a reranker; keep what it reads of each item that is given as a picture, so that searches
+            can be reranked.
 
         Raises:
             Conflict: one of this name is there and differs.
         """
         self._drive(
             self._setup.collections.create(
-                name, model=model, index=index, metadata_schema=metadata_schema, thumbnails=thumbnails
+                name,
+                model=model,
+                index=index,
+                metadata_schema=metadata_schema,
+                thumbnails=thumbnails,
+                rerank=rerank,
             )
         )
         return self.collection(name)

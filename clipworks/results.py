@@ -158,6 +158,24 @@ class UpsertResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RankedDocument:
+    """index: among the documents that were given. score: how probable the model holds the match, 0 to 1."""
+
+    index: int
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerankedDocuments:
+    """documents: best first, equal ones in the order given, without those in `errors` (index -> why)."""
+
+    documents: list[RankedDocument]
+    errors: dict[int, ClientError]
+    identity: ModelIdentity | None
+    warnings: list[str] = field(default_factory=list[str])
+
+
+@dataclass(frozen=True, kw_only=True)
 class TeachResult:
     """What the label set says of itself now; ids of the examples by (label, place), and why others are not in it."""
 
@@ -183,7 +201,8 @@ class Stored:
 class Hit:
     """One found item; `score` is the cosine. `metadata` and `vector` as in `Stored`.
 
-    near: with `group_near`, the items that were folded into it.
+    near: with `group_near`, the items that were folded into it. rerank_score: with `rerank`, the match with the text, 0
+    to 1; None where it was not matched and keeps its place.
     """
 
     id: str
@@ -191,20 +210,22 @@ class Hit:
     metadata: dict[str, Any]
     vector: Vector | None = None
     near: list[NearHit] = field(default_factory=list[NearHit])
+    rerank_score: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hits:
     """The answer to one query, best first. `exact` False: the index is approximate and may have missed a better one.
 
-    weak: the model knows nothing of the query. pool: how many of the best items were arranged anew. facets (by field),
-    histogram, scores (in the order of `score_of`): where asked for.
+    weak: the model knows nothing of the query. pool: how many of the best items were arranged anew. reranked: how many
+    were matched with the text. facets (by field), histogram, scores (in the order of `score_of`): where asked for.
     """
 
     exact: bool
     hits: list[Hit]
     weak: bool = False
     pool: int | None = None
+    reranked: int | None = None
     facets: dict[str, FacetCounts] = field(default_factory=dict[str, FacetCounts])
     histogram: ScoreHistogram | None = None
     scores: list[ItemStanding] = field(default_factory=list[ItemStanding])
@@ -218,6 +239,8 @@ class SearchOptions(TypedDict, total=False):
     pool: best items that these two look at, at most 2,000; without it 100, or more where it takes more.
     facets: metadata fields whose values are counted. facet_values: how many values of each are shown.
     histogram: bins of a histogram of all items' scores. score_of: ids of items whose score and rank to tell.
+    rerank: {"model": a model with a reranker, "top": how many of the best items it orders anew}, both optional; only in
+        a collection that was made with `rerank`.
     """
 
     diversity: float | None
@@ -227,6 +250,7 @@ class SearchOptions(TypedDict, total=False):
     facet_values: int | None
     histogram: int | None
     score_of: Sequence[str] | None
+    rerank: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,7 @@ from clipworks.wire.collections import (
     ItemId,
     ItemPage,
     ItemQuery,
+    KeptPositions,
     Metadata,
     PageQuery,
     RestoreRequest,
@@ -147,8 +148,18 @@ from clipworks.wire.openai import (
     V1Usage,
     V1Wire,
 )
+from clipworks.wire.rerank import (
+    RerankDocument,
+    RerankRequest,
+    RerankResponse,
+    RerankResult,
+    RerankUsage,
+    ReturnedDocument,
+    StoredPicture,
+)
 from clipworks.wire.search import (
     MAX_POOL,
+    MAX_RERANKED,
     CombineQuery,
     FacetCount,
     FacetCounts,
@@ -161,6 +172,7 @@ from clipworks.wire.search import (
     ScoreHistogram,
     SearchHit,
     SearchRequest,
+    SearchReranking,
     SearchResponse,
     VectorQuery,
     WeightedId,
@@ -171,6 +183,16 @@ from clipworks.wire.search import (
 )
 
 __all__ = [
+    "KeptPositions",
+    "MAX_RERANKED",
+    "RerankDocument",
+    "SearchReranking",
+    "RerankRequest",
+    "RerankResponse",
+    "RerankResult",
+    "RerankUsage",
+    "ReturnedDocument",
+    "StoredPicture",
     "ScoreHistogram",
     "NearHit",
     "ItemStanding",

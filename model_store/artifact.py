@@ -112,7 +112,7 @@ class Artifact:
 
     def _behind(self, role: Role) -> list[GraphSpec]:
         """Graphs that take this encoder's vectors."""
-        behind: tuple[Role, ...] = ("dense_adapter",) if role == "dense_encoder" else ()
+        behind: tuple[Role, ...] = ("dense_adapter", "reranker") if role == "dense_encoder" else ()
         behind = (ADAPTERS[ENCODERS.index(role)],) if role in ENCODERS else behind
         found = [each[1] for each in (self.graph_spec(adapter, "fp32") for adapter in behind) if each]
         if role == "image_encoder":

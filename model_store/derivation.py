@@ -27,6 +27,7 @@ def check_parts(artifact: Artifact) -> None:
     if artifact.base is not None:
         _check_space(artifact, artifact.base)
     _check_dense(artifact)
+    _check_reranker(artifact)
 
 
 def _check_sizes(
@@ -57,6 +58,23 @@ def _check_dense(artifact: Artifact) -> None:
     spec = artifact.image_spec
     if dense is not None and spec is not None and (dense.mean, dense.std) != (spec.mean, spec.std):
         raise ManifestError(f"{artifact.reference}: mean and std of its dense and its image spec differ")
+
+
+def _check_reranker(artifact: Artifact) -> None:
+    """A reranker takes the positions and the tokens that the artifact itself gives."""
+    found, tokens = artifact.graph_spec("reranker", "fp32"), artifact.graph_spec("token_encoder", "fp32")
+    if found is None or tokens is None:
+        return
+    encoder, adapter = (artifact.graph_spec(role, "fp32") for role in ("dense_encoder", "dense_adapter"))
+    last = adapter or encoder
+    if last is None or artifact.text_spec is None:
+        raise ManifestError(f"{artifact.reference}: a reranker needs a dense_encoder and a text encoder")
+    taken = (found[1].inputs[0].shape[-1], found[1].inputs[1].shape[-1])
+    if taken != (last[1].size, tokens[1].size):
+        raise ManifestError(
+            f"{artifact.reference}: reranker takes positions of {taken[0]} and tokens of {taken[1]} numbers, what "
+            f"comes before it gives {last[1].size} and {tokens[1].size}"
+        )
 
 
 def _check_input(artifact: Artifact, graph: GraphSpec, size: int) -> None:

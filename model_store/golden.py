@@ -38,6 +38,7 @@ DENSE_PICTURES = ("rgb_png_331x227", "exif_rotated_jpeg")  # one wide, one tall
 CASES_FILE = "goldens/cases.json"
 ARRAYS_FILE = "goldens/arrays.npz"
 CONDITIONAL_IDS = "conditional_ids"
+RERANK_IDS, RERANK_MASK, RERANK_POSITIONS = "rerank_ids", "rerank_mask", "rerank_positions."
 GOLDEN_TEXTS: tuple[str, ...] = (
     "a photo of a cat",
     "a red shoe",
@@ -84,8 +85,10 @@ class GoldenCases(Closed):
     A derivation has cases for what it brings itself. `dense_adapter.<id>` is behind `dense_embeds`; `image_adapter`,
     `text_adapter` and `head.<name>` are outputs for the golden inputs of the artifact that owns the encoder before
     them; their tolerances go by the encoder's precision. `conditional_head` are logits [N, C] for the same pictures and
-    `conditional_ids`, int64 [C, L]. `heads` and `space_proofs` repeat the manifest, so that they
-    cannot be edited there alone.
+    `conditional_ids`, int64 [C, L]. `rerank_ids` and `rerank_mask`, int64 [C, L], are texts of a reranker,
+    `token_encoder` [N, W] the states of those tokens that count, `rerank_positions.<id>` [rows, columns, D] positions
+    of a picture, and `reranker.<id>` [C] its logits with the texts, each met within `match_tolerance`. `heads` and
+    `space_proofs` repeat the manifest, so that they cannot be edited there alone.
     """
 
     format: Literal[1]
@@ -98,13 +101,15 @@ class GoldenCases(Closed):
     )
     heads: tuple[HeadSpec, ...] = ()
     space_proofs: tuple[SpaceProof, ...] = ()
+    match_tolerance: float | None = Field(default=None, gt=0, exclude_if=lambda value: value is None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DerivationGoldens:
     """What a derivation adds to goldens: reference outputs by `output_key`, and what its manifest declares.
 
-    Beside the logits of a conditional head stand its CONDITIONAL_IDS.
+    Beside the logits of a conditional head stand its CONDITIONAL_IDS, beside those of a reranker its texts and
+    positions.
     """
 
     outputs: Mapping[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
@@ -113,6 +118,7 @@ class DerivationGoldens:
     )
     heads: tuple[HeadSpec, ...] = ()
     space_proofs: tuple[SpaceProof, ...] = ()
+    match_tolerance: float | None = None
 
 
 def output_key(role: Role, head: str | None = None) -> str:
@@ -197,6 +203,7 @@ def write_goldens(
         head_tolerances={name: dict(by_precision) for name, by_precision in behind.head_tolerances.items()},
         heads=behind.heads,
         space_proofs=behind.space_proofs,
+        match_tolerance=behind.match_tolerance,
     )
     (folder / CASES_FILE).write_text(cases.model_dump_json(indent=1) + "\n", encoding="utf-8")
     with (folder / ARRAYS_FILE).open("wb") as stream:

@@ -25,6 +25,8 @@ Role = Literal[
     "text_adapter",
     "class_head",
     "conditional_head",
+    "token_encoder",
+    "reranker",
 ]
 ROLES: tuple[Role, ...] = get_args(Role)
 Precision = Literal["fp32", "fp16", "int8"]
@@ -37,7 +39,9 @@ ADAPTERS_AND_HEADS: tuple[Role, ...] = (
     "dense_adapter",
     "class_head",
     "conditional_head",
+    "reranker",
 )  # graphs that take an encoder's vectors
+RERANKING: tuple[Role, ...] = ("token_encoder", "reranker")  # the two come together, from one artifact
 # What a role is fitted on: an artifact that brings one of these itself does not inherit the role from its base.
 # One more rule stands in Artifact: an own image_adapter without an own dense_adapter hides the base's dense roles.
 FITTED_ON: Mapping[Role, tuple[Role, ...]] = MappingProxyType(
@@ -49,6 +53,9 @@ FITTED_ON: Mapping[Role, tuple[Role, ...]] = MappingProxyType(
         "class_head": ("image_encoder", "image_adapter"),
         # It reads labels in place of the text encoder, so another one would otherwise never be asked.
         "conditional_head": ("image_encoder", "image_adapter", "text_encoder", "text_adapter"),
+        # States of the base's own tokens, and positions as the base's dense_encoder and its adapter give them.
+        "token_encoder": ("image_encoder", "dense_encoder", "dense_adapter", "image_adapter", "text_encoder"),
+        "reranker": ("image_encoder", "dense_encoder", "dense_adapter", "image_adapter", "text_encoder"),
     }
 )
 
@@ -210,11 +217,16 @@ class GraphSpec(Closed):
                 raise ValueError(f"{self.role} takes no encoder's vectors, so it has no chain")
             if self.role == "dense_encoder":
                 self._check_dense()
+            if self.role == "token_encoder":
+                self._check_tokens()
             return self
         if self.precision != "fp32":
             raise ValueError(f"{self.role} is built in fp32 only, not {self.precision}")
         if self.role == "conditional_head":
             self._check_conditional()
+            return self
+        if self.role == "reranker":
+            self._check_reranker()
             return self
         for name, tensors in (("input", self.inputs), ("output", self.outputs)):
             if len(tensors) != 1 or tensors[0].dtype != "float32" or len(tensors[0].shape) != 2:
@@ -250,6 +262,37 @@ class GraphSpec(Closed):
             raise ValueError("conditional_head: batch, labels and length are free axes, the size of a vector is fixed")
         if not (self.normalized_input and self.batch_invariant):
             raise ValueError("conditional_head takes unit vectors, and company of a picture or a label changes nothing")
+
+    def _check_tokens(self) -> None:
+        inputs = [(t.name, t.dtype, len(t.shape)) for t in self.inputs]
+        outputs = [(t.name, t.dtype, len(t.shape)) for t in self.outputs]
+        if inputs != [("ids", "int64", 2)] or outputs != [("text_tokens", "float32", 3)]:
+            raise ValueError(
+                "token_encoder has the input ids, int64 [batch, length], and the output text_tokens, float32 "
+                "[batch, length, width]"
+            )
+        free, width = self.outputs[0].shape[:2], self.outputs[0].shape[2]
+        if self.inputs[0].shape != free or not all(isinstance(axis, str) for axis in free) or isinstance(width, str):
+            raise ValueError("token_encoder: batch and length are free axes, the width of a token is fixed")
+        if self.precision != "fp32" or not self.batch_invariant:
+            raise ValueError("token_encoder is built in fp32 only, and company of a text changes nothing")
+
+    def _check_reranker(self) -> None:
+        inputs = [(t.name, t.dtype, len(t.shape)) for t in self.inputs]
+        outputs = [(t.name, t.dtype, len(t.shape)) for t in self.outputs]
+        wanted = [("dense_embeds", "float32", 4), ("text_tokens", "float32", 3), ("text_mask", "int64", 2)]
+        if inputs != wanted or outputs != [("match", "float32", 1)]:
+            raise ValueError(
+                "reranker has the inputs dense_embeds, float32 [batch, rows, columns, size], text_tokens, float32 "
+                "[batch, length, width], and text_mask, int64 [batch, length], and the output match, float32 [batch]"
+            )
+        (batch, rows, columns, size), (_, length, width), mask = (each.shape for each in self.inputs)
+        if not all(isinstance(axis, str) for axis in (batch, rows, columns, length)) or mask != (batch, length):
+            raise ValueError("reranker: batch, rows, columns and length are free axes")
+        if isinstance(size, str) or isinstance(width, str):
+            raise ValueError("reranker: the sizes of a position and of a token are fixed")
+        if self.normalized_input or not self.batch_invariant:
+            raise ValueError("reranker takes positions as they are, and company of a pair changes nothing")
 
     @property
     def size(self) -> int | None:
@@ -454,6 +497,8 @@ class Manifest(Closed):
             raise ValueError("two graphs for one (role, precision)")
         if unmeasured := [g.file for g in self.graphs if g.role in ADAPTERS_AND_HEADS and "fp32" not in g.chain]:
             raise ValueError(f"not measured behind the fp32 encoder: {unmeasured}")
+        if (owned := [role for role in RERANKING if self.owns((role,))]) and len(owned) < len(RERANKING):
+            raise ValueError(f"token_encoder and reranker come together, there is only a {owned[0]}")
         if (self.dense is not None) != any(g.role == "dense_encoder" for g in self.graphs):
             raise ValueError("a dense_encoder graph and the spec of its pictures (dense) come together")
         self._check_heads()

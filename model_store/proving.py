@@ -13,6 +13,7 @@ from model_store.errors import GoldenError
 from model_store.golden import Goldens, output_key
 from model_store.manifest import ADAPTERS, ENCODERS, Role
 from model_store.modality.text import Tokenizer
+from model_store.reranking import Reranker, check_reranker
 from model_store.towers import ConditionalHead, DenseTower, OpenedHead, Tower, Vectors, adapt, adapt_positions
 
 
@@ -86,6 +87,14 @@ class Proof:
         if tower.adapter is not None:
             adapted = {name: adapt_positions(tower.adapter, each) for name, each in positions.items()}
             self._for("dense_adapter").check_dense("dense_adapter", precision, adapted)
+
+    def check_reranker(self, reranker: Reranker) -> None:
+        """Run both graphs of a reranker on the golden texts and positions; the dense encoder need not be open.
+
+        Raises:
+            GoldenError: a part does not give what it gave in torch, or has no golden case.
+        """
+        check_reranker(self._for("reranker"), reranker)
 
     def _check_name(self, role: Role, last: Role) -> None:
         """A tower that an artifact brings under its base's fingerprint must have its base's reference vectors."""

@@ -29,6 +29,7 @@ from service.routes import (
     models,
     openai,
     operations,
+    rerank,
     ui,
 )
 from service.services import Services, build_services
@@ -100,6 +101,7 @@ def create_app(
         embed,
         classify,
         localize,
+        rerank,
         label_sets,
         collections,
         collection_thumbnails,  # before those whose ids hold slashes

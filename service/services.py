@@ -363,6 +363,7 @@ def _ingress_limits(settings: Settings, labels: ListLimit, parsing: ParsingTurns
             "inputs": inputs,
             "queries": inputs,
             "examples": inputs,
+            "documents": inputs,
             "input": ListLimit(settings.max_v1_inputs, "CLIPWORKS_MAX_V1_INPUTS"),
             "labels": labels,
             "templates": labels,

@@ -157,6 +157,9 @@ class Settings(BaseSettings):
         description="inputs x texts of the labels of a /classify by a model with a conditional_head (413), which reads "
         "each text anew for each input",
     )
+    max_rerank_pairs: int = Field(
+        500, ge=1, description="pairs of text and picture of a reranked search: queries x `top` (413)"
+    )
     max_heatmaps: int = Field(64, ge=1, description="heatmaps of a /localize: inputs x labels to be mapped (413)")
     max_masks: int = Field(64, ge=1, description="inputs x labels of a /localize that asks for masks (413)")
     image_formats: Annotated[tuple[str, ...], NoDecode] = Field(

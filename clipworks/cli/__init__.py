@@ -23,6 +23,7 @@ from clipworks.cli import (
     label_sets,
     localize,
     models,
+    rerank,
     search,
     serve,
     teach,
@@ -75,6 +76,7 @@ app.command("classify")(classify.classify)
 app.add_typer(label_sets.app, name="label-sets")
 app.command("teach")(teach.teach)
 app.command("localize")(localize.localize)
+app.command("rerank")(rerank.rerank)
 app.command("index")(index.index)
 app.command("search")(search.search)
 app.add_typer(collections.app, name="collections")

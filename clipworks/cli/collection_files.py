@@ -65,7 +65,7 @@ def export_collection(
 ) -> None:
     """Write all items as parquet (id, vector, metadata as JSON), and FILE's manifest.json beside it.
 
-    Thumbnails are not among that: a snapshot carries them.
+    Thumbnails and what is kept for a reranker are not among that: a snapshot carries them.
     """
     if file.suffix != ".parquet":
         raise UsageError(f"{file}: expected a name that ends in .parquet")
@@ -73,7 +73,7 @@ def export_collection(
         if each.exists():
             raise UsageError(f"{each} exists; an export never replaces a file")
 
-    async def run() -> tuple[CopyManifest, bool]:
+    async def run() -> tuple[CopyManifest, list[str]]:
         async with connect.collections_client(
             url=url, api_key=api_key, model=None, store=store, data=data, timeout_s=timeout_s
         ) as client:
@@ -84,17 +84,18 @@ def export_collection(
             is_unchanged = (before.sequence, before.count) == (after.sequence, after.count)
             if is_unchanged and count != after.count:
                 raise RefusedError(f"{file} has {count} items, the collection {after.count}: do not rely on it")
-            return _manifest(file, before, after, count), before.thumbnails is not None
+            beside = {"thumbnails": before.thumbnails, "position vectors": before.rerank}
+            return _manifest(file, before, after, count), [name for name, kept in beside.items() if kept is not None]
 
     try:
-        manifest, has_thumbnails = asyncio.run(run())
+        manifest, beside = asyncio.run(run())
         _write_manifest(file, manifest)
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror or error}") from error
     if not manifest.one_moment:
         output.say("the collection changed meanwhile, or may have: the file is not known to hold one moment of it")
-    if has_thumbnails:
-        output.say("thumbnails are not in the file: `clipworks collections snapshot` carries them")
+    if beside:
+        output.say(f"{' and '.join(beside)} are not in the file: `clipworks collections snapshot` carries them")
     if as_json:
         output.print_json(manifest.model_dump())
     else:

@@ -156,7 +156,7 @@ async def _target(client: AsyncClient, name: str, old: CollectionInfo, model: st
     there = await client.collections()
     for info in sorted(there, key=lambda each: each.sequence, reverse=True):
         same = info.model == reference and info.metadata_schema == old.metadata_schema and not info.aliases
-        same = same and (info.thumbnails is None) == (old.thumbnails is None)
+        same = same and (info.thumbnails is None) == (old.thumbnails is None) and _reranker(info) == _reranker(old)
         if same and info.name != name and _VERSION.sub("", info.name) == name:
             return info
     made = await client.create_collection(
@@ -165,8 +165,13 @@ async def _target(client: AsyncClient, name: str, old: CollectionInfo, model: st
         index=old.index.model_dump(),
         metadata_schema=old.metadata_schema,
         thumbnails=old.thumbnails is not None,
+        rerank=_reranker(old),
     )
     return await made.info()
+
+
+def _reranker(info: CollectionInfo) -> str | None:
+    return info.rerank.model if info.rerank else None
 
 
 def _next_name(name: str, there: list[CollectionInfo]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -52,6 +52,7 @@ _UNLIMITED = MappingProxyType(
         "max_conditional_texts": 10_000_000,
         "max_heatmaps": 100_000,
         "max_masks": 100_000,
+        "max_rerank_pairs": 100_000,
     }
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; errors go to stderr as JSON.")]
@@ -121,10 +122,12 @@ async def collections_client(
     timeout_s: float,
     concurrency: int = 4,
     creates: bool = False,
+    also: Sequence[str] = (),
 ) -> AsyncGenerator[AsyncClient]:
     """A client of the server at `url`, else of the one that holds the data folder, else of one in this process.
 
     creates: the command makes collections, so a folder that is not there is made; others would leave an empty one.
+    also: further models that a server in this process loads.
 
     Raises:
         UsageError: the address is none, the collections would be in memory, or there is no such folder.
@@ -147,7 +150,7 @@ async def collections_client(
             yield client
         return
     async with (
-        _in_process(model, store, data=data_folder(data), limit_s=timeout_s) as transport,
+        _in_process(model, store, data=data_folder(data), limit_s=timeout_s, also=also) as transport,
         AsyncClient("http://in-process", timeout_s=timeout_s, transport=transport, concurrency=concurrency) as client,
     ):
         yield client
@@ -203,7 +206,12 @@ async def holder_of(folder: Path) -> str | None:
 
 @asynccontextmanager
 async def _in_process(
-    model: str | None, store: Path | None, *, data: Path | None = None, limit_s: float | None = None
+    model: str | None,
+    store: Path | None,
+    *,
+    data: Path | None = None,
+    limit_s: float | None = None,
+    also: Sequence[str] = (),
 ) -> AsyncGenerator[httpx2.AsyncBaseTransport]:
     """The server's application without its sockets: the same limits, batches and vectors.
 
@@ -213,7 +221,7 @@ async def _in_process(
     from service.app import create_app
     from service.settings import read_settings
 
-    overrides: dict[str, Any] = {"access_log": False, "probe": False, "api_keys": (), "extra_models": ()}
+    overrides: dict[str, Any] = {"access_log": False, "probe": False, "api_keys": (), "extra_models": tuple(also)}
     overrides |= {name: value for name, value in (("model", model), ("store", store)) if value is not None}
     overrides |= {} if data is None else {"data": str(data)}
     overrides |= _UNLIMITED

@@ -40,6 +40,7 @@ class _Asked:
     kinds: Sequence[Kind]
     kind: IndexKind | None
     thumbnails: bool
+    rerank: str | None
     prefix: str
     prune: bool
     skip_duplicates: bool
@@ -79,6 +80,14 @@ def index(
     thumbnails: Annotated[
         bool, typer.Option("--thumbnails", help="A new collection keeps a small picture of each, about 10 kB.")
     ] = False,
+    rerank: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="A new collection keeps what this reranker reads of each picture, so that searches can be reranked.",
+            show_default=False,
+        ),
+    ] = None,
     image_column: Annotated[str | None, typer.Option(help="Column of a table with the pictures.")] = None,
     id_column: Annotated[str | None, typer.Option(help="Column with the ids; default: the path.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder that paths of a table start from.")] = None,
@@ -103,6 +112,7 @@ def index(
         kinds=kinds_of(metadata or []),
         kind=kind,
         thumbnails=thumbnails,
+        rerank=rerank,
         prefix=prefix,
         prune=prune,
         skip_duplicates=skip_duplicates,
@@ -130,6 +140,7 @@ def index(
             timeout_s=timeout_s,
             concurrency=concurrency,
             creates=True,
+            also=() if rerank is None else (rerank,),
         ) as client:
             report.began = time.monotonic()
             await _run(client, collection, listing, asked, report, model=model)
@@ -167,7 +178,7 @@ async def _run(
     target = client.collection(name)
     known: dict[str, Known] = {}
     if there is None:
-        target = await _made(client, name, model=model, kind=asked.kind, schema=schema, thumbnails=asked.thumbnails)
+        target = await _made(client, name, asked, model=model, schema=schema)
     else:
         with output.waiting(f"reading what {name} holds", shown=asked.shown):
             known = await read_known(target.items())
@@ -258,7 +269,7 @@ async def _there(client: AsyncClient, name: str, asked: _Asked, model: str | Non
     """The collection, if there is one; what is asked of it must be what it is.
 
     Raises:
-        UsageError: it has other fields, or another index, or keeps no thumbnails.
+        UsageError: it has other fields, or another index, or keeps no thumbnails, or nothing for this reranker.
         Conflict, SpaceMismatch: it is bound to another model than `model`.
     """
     try:
@@ -276,11 +287,20 @@ async def _there(client: AsyncClient, name: str, asked: _Asked, model: str | Non
         raise UsageError(f"--index: collection {name} is there with {info.index.kind}; that cannot be changed")
     if asked.thumbnails and info.thumbnails is None:
         raise UsageError(f"--thumbnails: collection {name} is there and keeps none; that cannot be changed")
+    kept = info.rerank.model if info.rerank else None
+    if asked.rerank is not None and asked.rerank not in (kept, kept and kept.partition("@")[0]):
+        what = f"keeps what {kept} reads" if kept else "keeps nothing for a reranker"
+        raise UsageError(f"--rerank: collection {name} is there and {what}; that cannot be changed")
     if model is not None:
         # Asking for the collection that is there, but of this model, changes nothing, and is refused if it has another.
         index = info.index.model_dump(exclude_none=True)
         await client.create_collection(
-            info.name, model=model, index=index, metadata_schema=declared, thumbnails=info.thumbnails is not None
+            info.name,
+            model=model,
+            index=index,
+            metadata_schema=declared,
+            thumbnails=info.thumbnails is not None,
+            rerank=kept,
         )
     return info
 
@@ -297,16 +317,15 @@ def _kinds(asked: _Asked, there: CollectionInfo | None) -> list[Kind]:
 
 
 async def _made(
-    client: AsyncClient,
-    name: str,
-    *,
-    model: str | None,
-    kind: IndexKind | None,
-    schema: Mapping[str, str],
-    thumbnails: bool,
+    client: AsyncClient, name: str, asked: _Asked, *, model: str | None, schema: Mapping[str, str]
 ) -> AsyncCollection:
     target = await client.create_collection(
-        name, model=model, index=kind, metadata_schema=dict(schema), thumbnails=thumbnails
+        name,
+        model=model,
+        index=asked.kind,
+        metadata_schema=dict(schema),
+        thumbnails=asked.thumbnails,
+        rerank=asked.rerank,
     )
     info = await target.info()
     output.say(f"made collection {name}: {info.model}, {info.dim} numbers, index {info.index.kind}")

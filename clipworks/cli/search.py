@@ -57,6 +57,24 @@ def search(
         int | None,
         typer.Option(min=1, help="Best items that --diversity and --group-near look at.", show_default=False),
     ] = None,
+    rerank: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Order the best items anew with this reranker, in a collection that was made with --rerank.",
+            show_default=False,
+        ),
+    ] = None,
+    rerank_top: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1000,
+            metavar="N",
+            help="How many of the best items are ordered anew. Default: 100; alone: by the collection's own reranker.",
+            show_default=False,
+        ),
+    ] = None,
     facet: Annotated[
         list[str] | None, typer.Option(metavar="FIELD", help="Count the values of this field; may be repeated.")
     ] = None,
@@ -87,6 +105,7 @@ def search(
         "facets": facet or None,
         "histogram": histogram,
         "score_of": score_of or None,
+        "rerank": _given(model=rerank, top=rerank_top) or None,
     }
     parts = parts_of(text, image or [], like or [], without or [], weight or [])
     wanted = None if filter is None else parse_filter(filter)
@@ -105,7 +124,7 @@ def search(
     with output.saying_warnings():
         found = asyncio.run(run())
     if as_json:
-        hits = [_hit(hit, grouped=bool(group_near)) for hit in found.hits]
+        hits = [_hit(hit, grouped=bool(group_near), reranked=found.reranked is not None) for hit in found.hits]
         output.print_json({"collection": collection, "exact": found.exact, "hits": hits, **survey_json(found)})
     else:
         _print(found, offset, grouped=bool(group_near))
@@ -116,16 +135,23 @@ def search(
         _show_sheet(found, out, title=_title(parts), collection=collection, offset=offset, opened=open_sheet)
 
 
-def _hit(hit: Hit, *, grouped: bool) -> dict[str, Any]:
+def _given(**values: object) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _hit(hit: Hit, *, grouped: bool, reranked: bool) -> dict[str, Any]:
     shown: dict[str, Any] = {"id": hit.id, "score": hit.score, "metadata": hit.metadata}
+    shown |= {"rerank_score": hit.rerank_score} if reranked else {}
     return shown | ({"near": [each.model_dump() for each in hit.near]} if grouped else {})
 
 
 def _print(found: Hits, offset: int, *, grouped: bool) -> None:
+    is_reranked = found.reranked is not None
     rows = [
         [
             str(offset + place),
             f"{hit.score:.4f}",
+            *(["" if hit.rerank_score is None else f"{hit.rerank_score:.4f}"] if is_reranked else []),
             hit.id,
             *([str(len(hit.near) or "")] if grouped else []),
             brief(hit.metadata, without=RESERVED),
@@ -134,7 +160,8 @@ def _print(found: Hits, offset: int, *, grouped: bool) -> None:
     ]
     if not rows and output.is_terminal():
         return
-    output.print_table(["#", "score", "id", *(["near"] if grouped else []), "metadata"], rows)
+    matched = ["match"] if is_reranked else []
+    output.print_table(["#", "score", *matched, "id", *(["near"] if grouped else []), "metadata"], rows)
     if not found.exact:
         output.say("approximate: the index may have missed a better item")
 

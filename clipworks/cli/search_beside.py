@@ -17,6 +17,8 @@ def survey_json(found: Hits) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     if found.pool is not None:
         shown["pool"] = found.pool
+    if found.reranked is not None:
+        shown["reranked"] = found.reranked
     if found.facets:
         shown["facets"] = {name: facet.model_dump() for name, facet in found.facets.items()}
     if found.histogram is not None:

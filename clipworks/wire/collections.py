@@ -83,6 +83,11 @@ class CollectionRequest(Wire):
     thumbnails: bool = Field(
         default=False, description="keep a small picture (WebP, at most 256 px) of each item that is given as an image"
     )
+    rerank: ModelName | None = Field(
+        default=None,
+        description="a model with a reranker, whose version is pinned: keep the position vectors of each item that is "
+        "given as an image, so that a search can be reranked",
+    )
 
 
 class ThumbnailTotals(Wire):
@@ -90,6 +95,14 @@ class ThumbnailTotals(Wire):
 
     count: int
     bytes: int = Field(description="of the encoded pictures")
+
+
+class KeptPositions(Wire):
+    """Position vectors that a collection keeps for a reranker."""
+
+    model: str = Field(description="name@version of the model that makes them")
+    count: int = Field(description="pictures that have them")
+    bytes: int
 
 
 class CollectionLoss(Wire):
@@ -131,6 +144,9 @@ class CollectionInfo(Wire):
     warnings: list[str] = Field(description="what was found wrong at start; empty when all was well")
     thumbnails: ThumbnailTotals | None = Field(
         default=None, description="kept with its items; null where the collection was made without"
+    )
+    rerank: KeptPositions | None = Field(
+        default=None, description="what searches can be reranked with; null where the collection was made without"
     )
     aliases: list[str] = Field(default_factory=list[str], description="its other names")
     losses: list[CollectionLoss] = Field(

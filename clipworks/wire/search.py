@@ -25,6 +25,7 @@ from clipworks.wire.common import (
 )
 
 MAX_POOL = 2_000
+MAX_RERANKED = 1_000
 FacetField = Annotated[str, Field(min_length=1, max_length=256, examples=["camera.maker"])]
 
 
@@ -88,6 +89,15 @@ Query = Annotated[
 ]
 
 
+class SearchReranking(Wire):
+    """The best items once more, by a model that reads all of a picture and all of a text; docs/rerank.md."""
+
+    model: ModelName | None = Field(
+        default=None, description="one that reads what the collection keeps; without it the collection's own `rerank`"
+    )
+    top: int = Field(default=100, ge=1, le=MAX_RERANKED, description="best items that it orders anew")
+
+
 class SearchRequest(Wire):
     queries: list[Query] = Field(min_length=1, fail_fast=True)
     model: ModelName | None = Field(
@@ -100,6 +110,9 @@ class SearchRequest(Wire):
     filter: Filter | None = None
     include: list[Include] = Field(default=["metadata"], max_length=2, fail_fast=True)
     encoding_format: EncodingFormat = Field(default="float", description="of the vectors in the answer")
+    rerank: SearchReranking | None = Field(
+        default=None, description="order the best items anew by their match with a text; what is behind them stays"
+    )
     diversity: float = Field(
         default=0.0, ge=0, le=1, description="0: best first; more: hits unlike each other (maximal marginal relevance)"
     )
@@ -135,6 +148,11 @@ class NearHit(Wire):
 class SearchHit(Wire):
     id: str
     score: float = Field(description="cosine of query and item")
+    rerank_score: float | None = Field(
+        default=None,
+        description="with `rerank`: sigmoid of the match logit, 0 to 1; null for a hit behind `top`, and for one that "
+        "has no position vectors: it keeps its place",
+    )
     metadata: dict[str, Any] | None = Field(default=None, description="unless left out by `include`")
     vector: list[float] | str | None = Field(default=None, description="if asked for by `include`")
     near: list[NearHit] | None = Field(
@@ -176,6 +194,7 @@ class QueryResult(Wire):
     hits: list[SearchHit]
     weak: Weak = False
     pool: int | None = Field(default=None, description="items looked at for `diversity` and `group_near`")
+    reranked: int | None = Field(default=None, description="with `rerank`: items that it scored, at most `top`")
     facets: dict[str, FacetCounts] | None = Field(default=None, description="by field, if asked for")
     histogram: ScoreHistogram | None = Field(default=None, description="if asked for")
     scores: list[ItemStanding] | None = Field(default=None, description="in the order of `score_of`, if asked for")

@@ -98,10 +98,13 @@ def diversify(hits: Sequence[StoredHit], diversity: float, count: int) -> list[S
     Each time the hit with the largest (1 - diversity) * relevance - diversity * (largest likeness to those chosen), the
     better one of equal ones. The first is the best hit. Relevance is the score, and likeness the cosine of two hits,
     both brought to 0..1 within these hits: cosines of a text and pictures lie in a narrow range, those of pictures in a
-    wide one, and unscaled the second would decide alone (docs/composed.md).
+    wide one, and unscaled the second would decide alone (docs/composed.md). Of hits that were reranked relevance is the
+    place in their order, because the scores of those that were not are of another kind.
     """
     vectors = _vectors(hits)
-    relevance = _to_unit(np.array([hit.score for hit in hits], np.float64))
+    is_reranked = any(hit.rerank_score is not None for hit in hits)
+    scores = -np.arange(len(hits)) if is_reranked else [hit.score for hit in hits]
+    relevance = _to_unit(np.array(scores, np.float64))
     cosines = vectors @ vectors.T
     lowest = float(cosines.min(initial=1.0))
     nearest = np.full(len(hits), -np.inf)
@@ -149,17 +152,24 @@ def search_arranged(
     with_metadata: bool,
     with_vectors: bool,
     stop: Stop,
+    least: int = 0,
+    reorder: Callable[[Sequence[StoredHit]], Sequence[StoredHit]] = lambda hits: hits,
+    first: SearchOutcome | None = None,
 ) -> tuple[SearchOutcome, Arranged]:
     """Search for a pool, and arrange it. Where near duplicates leave too few hits and no pool was asked for, search for
     a larger one, up to `largest`.
 
     search: by top_k, offset, with_metadata and with_vectors, of one query. metadata_of: of an id; raises ItemNotFound.
+    least: items that the pool has at least. reorder: called on the hits of a pool before they are arranged. first: what
+    the search for the first pool found.
     """
-    pool = min(asked.least_pool(top_k), largest)
+    pool = min(max(asked.least_pool(top_k), least), largest)
     while True:
         stop.check()
-        [outcome] = search(top_k=pool, offset=0, with_metadata=False, with_vectors=True, stop=stop)
-        arranged = arrange(outcome.hits, asked, offset=offset, top_k=top_k, stop=stop)
+        outcome, first = first, None
+        if outcome is None:
+            [outcome] = search(top_k=pool, offset=0, with_metadata=False, with_vectors=True, stop=stop)
+        arranged = arrange(reorder(outcome.hits), asked, offset=offset, top_k=top_k, stop=stop)
         if (
             len(arranged.hits) < top_k
             and len(outcome.hits) == pool < largest

@@ -19,8 +19,10 @@ from service.faults import NoDirection, StateConflict
 from service.retrieval import CollectionSpec, StoreItem
 from service.retrieval.errors import ItemNotFound
 from service.retrieval.truth.items import ItemChecks, check_id
+from service.retrieval.truth.positions import pack_positions
 from service.tasks import pipeline
-from service.tasks.pipeline import FailedItem, Input
+from service.tasks.pipeline import FailedItem, ImageItem, Input
+from service.tasks.reranking import positions_of
 from service.timing import Budget
 
 # Reading more of given vectors takes long enough to leave the event loop.
@@ -44,12 +46,12 @@ class Encoded(NamedTuple):
 class RowVectors:
     """For each row its unit vector, or why it cannot be stored. weak: rows of which the model knows nothing.
 
-    thumbnails: of rows that are images, where the collection keeps them.
+    beside: of rows that are images, the thumbnail and the packed position vectors, where the collection keeps them.
     """
 
     vectors: list[Found]
     weak: list[int]
-    thumbnails: list[bytes | None]
+    beside: list[tuple[bytes | None, bytes | None]]
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,15 @@ class QueryVectors:
 
 @dataclass(frozen=True)
 class ItemEncoder:
-    """One model under one deadline; `model` None: the request brought nothing to encode."""
+    """One model under one deadline; `model` None: the request brought nothing to encode.
+
+    reranker: whose position vectors pictures have, where they are wanted.
+    """
 
     model: RunningModel | None
     pool: DecodePool
     budget: Budget
+    reranker: RunningModel | None = None
 
     async def encode(
         self, inputs: Sequence[Input], on_unknown: OnUnknown, *, with_thumbnails: bool = False
@@ -97,6 +103,12 @@ class ItemEncoder:
             for index, outcome in enumerate(result.outcomes)
         ]
 
+    async def positions(self, pictures: Sequence[ImageItem]) -> list[bytes | ClipworksError]:
+        """Packed position vectors in the order of the pictures."""
+        if self.reranker is None:
+            return [_nothing_to_encode_with() for _ in pictures]
+        return await positions_of(self.reranker, pictures, keep=pack_positions, pool=self.pool, budget=self.budget)
+
 
 async def row_vectors(
     rows: Sequence[NewRow], spec: CollectionSpec, encoder: ItemEncoder, *, all_or_nothing: bool, max_metadata_bytes: int
@@ -116,8 +128,29 @@ async def row_vectors(
     found = [each.found for each in rows_found]
     if all_or_nothing:
         found = found[: _first_failure(found) + 1]
+    packed = await _positions(rows, found, encoder) if spec.rerank is not None else {}
+    for index, each in packed.items():
+        if isinstance(each, ClipworksError):
+            found[index] = each
+    if all_or_nothing:
+        found = found[: _first_failure(found) + 1]
     weak = [index for index, _ in enumerate(found) if rows_found[index].weak]
-    return RowVectors(found, weak, [each.thumbnail for each in rows_found[: len(found)]])
+    grids = {index: each for index, each in packed.items() if isinstance(each, bytes)}
+    beside = [(rows_found[index].thumbnail, grids.get(index)) for index in range(len(found))]
+    return RowVectors(found, weak, beside)
+
+
+async def _positions(
+    rows: Sequence[NewRow], found: Sequence[Found], encoder: ItemEncoder
+) -> dict[int, bytes | ClipworksError]:
+    """Of rows that are pictures and have a vector, by index."""
+    pictures = [
+        (index, row.source)
+        for index, (row, each) in enumerate(zip(rows, found, strict=False))
+        if isinstance(row.source, ImageItem) and not isinstance(each, ClipworksError)
+    ]
+    packed = await encoder.positions([picture for _, picture in pictures])
+    return {index: each for (index, _), each in zip(pictures, packed, strict=True)}
 
 
 async def query_vectors(

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from clipworks.schemas import OnUnknown
-from model_store.errors import ClipworksError
+from model_store.errors import ClipworksError, RoleNotFound
 from service.collections.backends import BackendSource
 from service.collections.encoding import ItemEncoder, row_vectors
 from service.collections.media import MediaRoot, Thumbnail
@@ -24,6 +24,7 @@ from service.collections.searches import Search, Searched, check_filter, filter_
 from service.collections.threads import StoreThreads
 from service.decoding.pool import DecodePool
 from service.engine.registry import Registry
+from service.engine.reranking import positions_source
 from service.engine.running import RunningModel
 from service.faults import CollectionsOff, ServiceNotReady, ThumbnailNotFound
 from service.retrieval import (
@@ -46,6 +47,7 @@ from service.retrieval.errors import (
     ItemNotFound,
     RetrievalError,
 )
+from service.retrieval.records import Positions, RerankSpec
 from service.retrieval.stopping import Stop
 from service.timing import Budget
 
@@ -158,14 +160,17 @@ class Collections:
         index: dict[str, Any],
         schema: dict[str, Any],
         thumbnails: bool,
+        rerank: RerankSpec | None,
         budget: Budget,
     ) -> tuple[CollectionDescription, bool]:
         """A collection for the vectors of `model`, and whether it is new.
 
+        rerank: whose position vectors it keeps of pictures; see `kept_positions`.
+
         Raises:
             SpaceMismatch, Conflict, CollectionConflict: the name is taken by another one; the message names both.
             FieldRefused: `index` or `schema`.
-            NotSupported: the backend keeps no thumbnails.
+            NotSupported: the backend keeps no thumbnails, or no position vectors.
         """
         store = self._opened()
         prints = {"image": model.fingerprint.image, "text": model.fingerprint.text}
@@ -178,6 +183,7 @@ class Collections:
                 index=IndexSpec.model_validate(index),
                 metadata_schema=schema,
                 thumbnails=thumbnails,
+                rerank=rerank,
             )
         except ValidationError as error:
             raise _refused(error) from None
@@ -254,11 +260,13 @@ class Collections:
         rows: Sequence[NewRow],
         *,
         model: RunningModel | None,
+        reranker: RunningModel | None,
         all_or_nothing: bool,
         budget: Budget,
     ) -> Upserted:
         """Store rows.
 
+        reranker: whose position vectors of pictures are kept, in a collection that does.
         all_or_nothing: after a failure nothing is written, and the outcomes end with the first.
         A request whose caller goes, or whose deadline passes, is applied as a whole or not at all.
 
@@ -266,7 +274,7 @@ class Collections:
             SpaceMismatch: `model` does not make rows of this collection.
             StorageFull, ServiceOverloaded, DeadlinePassed
         """
-        encoder = ItemEncoder(model, self._pool, budget)
+        encoder = ItemEncoder(model, self._pool, budget, reranker)
         made = await row_vectors(
             rows,
             collection.spec,
@@ -279,7 +287,7 @@ class Collections:
             each if isinstance(each, ClipworksError) else row.id for row, each in zip(rows, found, strict=False)
         ]
         good = [
-            (index, StoreItem(rows[index].id, each, rows[index].metadata, made.thumbnails[index]))
+            (index, StoreItem(rows[index].id, each, rows[index].metadata, *made.beside[index]))
             for index, each in enumerate(found)
             if not isinstance(each, ClipworksError)
         ]
@@ -385,6 +393,22 @@ class Collections:
         missing = ItemNotFound(f"collection {name} has no item with this id")
         return [missing if vector is None else vector for vector in found]
 
+    async def positions(
+        self, name: str, ids: Sequence[str], model: RunningModel, *, budget: Budget
+    ) -> list[Positions | ClipworksError]:
+        """Position vectors [rows, columns, width] of pictures, as the reranker of `model` reads them, or why there are
+        none.
+
+        Raises:
+            CollectionNotFound, ServiceNotReady, DeadlinePassed
+            InvalidQuery, StateConflict: as PinnedModels.reranker.
+        """
+        collection = await self.get(name, budget=budget)
+        await self.models.reranker(collection.spec, model, budget)
+        found = await self._threads.run("read", lambda _: collection.positions_of(ids), budget=budget, stage="store")
+        missing = ItemNotFound(f"collection {name} has no item with this id, or no position vectors of it")
+        return [missing if each is None else each for each in found]
+
     async def some_vectors(
         self, name: str, most: int, model: RunningModel, *, caller: str, budget: Budget
     ) -> dict[str, Any]:
@@ -476,6 +500,15 @@ def _named(store: Backend, infos: Sequence[CollectionDescription]) -> list[Colle
         replace(info, aliases=tuple(sorted(name for name, target in aliases.items() if target == info.name)))
         for info in infos
     ]
+
+
+def kept_positions(model: RunningModel) -> RerankSpec:
+    """What a collection keeps for the reranker of a model. Raises RoleNotFound: it has none."""
+    found = model.artifact.graph_spec("reranker", "fp32")
+    width = found[1].inputs[0].shape[-1] if found else None
+    if not isinstance(width, int):
+        raise RoleNotFound(f"{model.reference} has no reranker")
+    return RerankSpec(model=model.reference, source=positions_source(model.artifact), width=width)
 
 
 def _refused(error: ValidationError) -> FieldRefused:

@@ -7,9 +7,11 @@ from collections.abc import Iterable
 
 from model_store.errors import ArtifactNotFound, SpaceMismatch
 from service.engine.registry import Registry
+from service.engine.reranking import positions_source
 from service.engine.running import RunningModel
 from service.faults import DeadlinePassed, NotLoaded, StateConflict
 from service.retrieval import CollectionSpec
+from service.retrieval.errors import InvalidQuery
 from service.timing import Deadline
 
 _LOAD_AGAIN_S = 0.1
@@ -55,25 +57,56 @@ class PinnedModels:
             ArtifactError: it cannot be served.
             DeadlinePassed: loading goes on, a later request will find it.
         """
+        remedy = "it can still be searched by vector and by id, or by a model of its space"
+        return await self._loaded(spec.model, deadline, remedy)
+
+    async def positions_for(self, spec: CollectionSpec, deadline: Deadline) -> RunningModel | None:
+        """The very version that makes the position vectors of a collection, None where it keeps none. Raises as
+        `pinned`."""
+        if spec.rerank is None:
+            return None
+        remedy = "pictures cannot be added; texts, vectors and searches without it can"
+        return await self._loaded(spec.rerank.model, deadline, remedy)
+
+    async def reranker(self, spec: CollectionSpec, named: RunningModel | None, deadline: Deadline) -> RunningModel:
+        """The model that reads a collection's position vectors: the named one, or else the one that made them.
+
+        Raises:
+            InvalidQuery: the collection keeps none; says what to do.
+            StateConflict: the named model reads others; names both. Also as `pinned`.
+        """
+        if spec.rerank is None:
+            raise InvalidQuery(
+                "this collection keeps no position vectors of its pictures, so a search of it cannot be reranked: make "
+                'another with "rerank": "MODEL" and add the pictures to it, or send the pictures of the hits to /rerank'
+            )
+        model = named or await self.positions_for(spec, deadline)
+        if model is None or positions_source(model.artifact) != spec.rerank.source:
+            name = model.reference if model else "the model"
+            raise StateConflict(
+                f"{name} reads other position vectors than this collection keeps, which are those of "
+                f"{spec.rerank.model}; leave model out of rerank, or name that one"
+            )
+        return model
+
+    async def _loaded(self, reference: str, deadline: Deadline, remedy: str) -> RunningModel:
         try:
-            return self._registry.resolve(spec.model)
+            return self._registry.resolve(reference)
         except NotLoaded:
             pass
         except ArtifactNotFound:
-            raise StateConflict(
-                f"the collection is bound to {spec.model}, which is not in the store any more; "
-                "it can still be searched by vector and by id, or by a model of its space"
-            ) from None
-        task = self._loading.get(spec.model)
+            message = f"the collection is bound to {reference}, which is not in the store any more; {remedy}"
+            raise StateConflict(message) from None
+        task = self._loading.get(reference)
         if task is None:
-            task = asyncio.get_running_loop().create_task(self._load(spec.model), name=f"load {spec.model}")
-            self._loading[spec.model] = task
-            task.add_done_callback(lambda done: self._ended(spec.model, done))
+            task = asyncio.get_running_loop().create_task(self._load(reference), name=f"load {reference}")
+            self._loading[reference] = task
+            task.add_done_callback(lambda done: self._ended(reference, done))
         try:
             async with asyncio.timeout(deadline.remaining_s()):
                 return await asyncio.shield(task)
         except TimeoutError:
-            raise DeadlinePassed(f"{spec.model} is being loaded, which took longer than the request has") from None
+            raise DeadlinePassed(f"{reference} is being loaded, which took longer than the request has") from None
 
     def stop(self) -> None:
         for task in self._loading.values():

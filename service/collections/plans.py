@@ -8,8 +8,9 @@ from typing import Any
 
 from model_store.errors import InputError
 from service.collections.arranging import Arrangement
+from service.collections.rescoring import Rescoring
 from service.retrieval.surveys import SurveySpec
-from service.tasks.pipeline import Input
+from service.tasks.pipeline import Input, TextItem
 
 
 class FieldRefused(InputError):
@@ -55,6 +56,12 @@ class QueryPlan:
     weights: tuple[float, ...] = (1.0,)
     is_single: bool = True
 
+    @property
+    def text(self) -> str | None:
+        """The one text that it is, if it is one."""
+        only = self.parts[0]
+        return only.text if self.is_single and isinstance(only, TextItem) else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchParameters:
@@ -68,3 +75,4 @@ class SearchParameters:
     with_vectors: bool
     arrangement: Arrangement
     survey: SurveySpec
+    rescoring: Rescoring | None = None

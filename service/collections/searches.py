@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from model_store.errors import ClipworksError
 from service.collections.arranging import POOL, Arranged, search_arranged
 from service.collections.encoding import ItemEncoder, query_vectors
 from service.collections.plans import FieldRefused, QueryPlan, SearchParameters, StoredId
+from service.collections.rescoring import reordered
 from service.collections.threads import StoreThreads
 from service.retrieval import SearchOutcome
 from service.retrieval.backends.protocol import BackendCollection
@@ -29,10 +30,11 @@ from service.retrieval.truth.filters import compile_filter
 from service.retrieval.truth.items import check_id
 from service.timing import Budget
 
-_T = TypeVar("_T")
+if TYPE_CHECKING:
+    from service.retrieval import StoredHit
+
 _SCANS = 3
 _FEW = 4 * POOL  # items that a reader may arrange; more wait for a turn
-Found = tuple[SearchOutcome, Arranged | None]
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Searched:
 
     failed_part: which part of a combination is to blame. unknown_fields: of the filter, that no item has.
     unknown_parts: (query, part) of which the model knows nothing. weak: queries that have no other parts.
-    arranged, surveys: by query, where asked for.
+    arranged, surveys, reranked (how many hits were matched): by query, where asked for.
     """
 
     outcomes: list[SearchOutcome | ClipworksError]
@@ -51,6 +53,15 @@ class Searched:
     weak: frozenset[int] = frozenset()
     arranged: Mapping[int, Arranged] = field(default_factory=dict[int, Arranged])
     surveys: Mapping[int, Survey] = field(default_factory=dict[int, Survey])
+    reranked: Mapping[int, int] = field(default_factory=dict[int, int])
+
+
+class FoundHits(NamedTuple):
+    """The answer to one query. reranked: how many hits were matched, where that was asked for."""
+
+    outcome: SearchOutcome
+    arranged: Arranged | None = None
+    reranked: int | None = None
 
 
 class Search:
@@ -72,6 +83,7 @@ class Search:
         self._threads = threads
         self._shares = shares_of(collection, caller)
         self._budget = budget
+        self._most = largest_pool
         self._largest_pool = min(MAX_POOL, largest_pool)
 
     async def answer(
@@ -93,17 +105,29 @@ class Search:
         with filter_refused():
             # First: where a backend has none it says so before it searches, and what a filter looks at is remembered.
             surveys = await self._surveys(vectors, excluded)
-            results, unknown = await self._ranked(vectors, excluded)
-        for index, (outcome, _) in zip(good, results, strict=True):
-            outcomes[index] = outcome
+            if self._asked.rescoring is None:
+                results, unknown = await self._ranked(vectors, excluded, self._find)
+            else:
+                results, unknown = await self._reranked(vectors, excluded, [plans[index] for index in good])
+        for index, each in zip(good, results, strict=True):
+            outcomes[index] = each if isinstance(each, ClipworksError) else each.outcome
         return Searched(
             outcomes,
             found.failed_part,
             unknown,
             found.unknown_parts,
             found.weak,
-            {index: arranged for index, (_, arranged) in zip(good, results, strict=True) if arranged is not None},
+            {
+                index: each.arranged
+                for index, each in zip(good, results, strict=True)
+                if not isinstance(each, ClipworksError) and each.arranged is not None
+            },
             dict(zip(good, surveys, strict=False)),
+            {
+                index: each.reranked
+                for index, each in zip(good, results, strict=True)
+                if not isinstance(each, ClipworksError) and each.reranked is not None
+            },
         )
 
     async def _stored(self, ids: Sequence[str]) -> list[Vector | None]:
@@ -123,13 +147,15 @@ class Search:
             stage="survey",
         )
 
-    async def _ranked(self, vectors: Vector, excluded: Sequence[Sequence[str]]) -> tuple[list[Found], Sequence[str]]:
+    async def _ranked(
+        self, vectors: Vector, excluded: Sequence[Sequence[str]], find: Callable[..., list[FoundHits]]
+    ) -> tuple[list[FoundHits], Sequence[str]]:
         """Results, and fields of the filter that no item has. Never keeps a reader for long: what the filter has to
         look at first is another lane's work."""
         filter = self._asked.filter
 
-        def run(stop: Stop, *, may_scan: bool = False) -> tuple[list[Found], Sequence[str]]:
-            found = self._find(vectors, excluded, may_scan=may_scan, stop=stop)
+        def run(stop: Stop, *, may_scan: bool = False) -> tuple[list[FoundHits], Sequence[str]]:
+            found = find(vectors, excluded, may_scan=may_scan, stop=stop)
             return found, () if not filter else self._collection.unknown_fields(filter)
 
         scan = partial(self._threads.scan, shares=self._shares, budget=self._budget)
@@ -141,27 +167,111 @@ class Search:
         # Rows come faster than they are looked at, or there are many pools to arrange.
         return await scan(lambda stop: run(stop, may_scan=True), stage="search")
 
-    def _find(self, vectors: Vector, excluded: Sequence[Sequence[str]], *, may_scan: bool, stop: Stop) -> list[Found]:
+    async def _reranked(
+        self, vectors: Vector, excluded: Sequence[Sequence[str]], plans: Sequence[QueryPlan]
+    ) -> tuple[list[FoundHits | ClipworksError], Sequence[str]]:
+        """As `_ranked`, with the best hits matched and ordered anew before a page is cut, or hits are arranged."""
+        rescoring, asked = self._asked.rescoring, self._asked
+        if rescoring is None:
+            raise ValueError("nothing to rerank with")
+        first, unknown = await self._ranked(vectors, excluded, self._candidates)
+        logits = await rescoring.logits(
+            [plan.text or "" for plan in plans],
+            [[hit.id for hit in each.outcome.hits[: rescoring.top]] for each in first],
+            self._collection,
+            threads=self._threads,
+            budget=self._budget,
+        )
+        results: list[FoundHits | ClipworksError] = []
+        for each, matched, vector, out in zip(first, logits, vectors, excluded, strict=True):
+            if isinstance(matched, ClipworksError):
+                results.append(matched)
+                continue
+            reorder = partial(reordered, logits=matched, top=rescoring.top)
+            if asked.arrangement.is_plain:
+                hits = reorder(each.outcome.hits)[asked.offset : asked.offset + asked.top_k]
+                results.append(FoundHits(SearchOutcome(each.outcome.exact, hits), None, len(matched)))
+                continue
+            [arranged], _ = await self._ranked(
+                vector[None], [out], partial(self._arranged, reorder=reorder, first=each.outcome)
+            )
+            results.append(arranged._replace(reranked=len(matched)))
+        return results, unknown
+
+    def _find(
+        self, vectors: Vector, excluded: Sequence[Sequence[str]], *, may_scan: bool, stop: Stop
+    ) -> list[FoundHits]:
         """In a thread: all queries at once, or one after the other where each has a pool of its own."""
         asked = self._asked
-        search = partial(self._collection.search, filter=asked.filter, min_score=asked.min_score, may_scan=may_scan)
-        shown = {"with_metadata": asked.with_metadata, "with_vectors": asked.with_vectors, "stop": stop}
-        if asked.arrangement.is_plain:
-            page = partial(search, top_k=asked.top_k, offset=asked.offset, **shown)
-            return [(outcome, None) for outcome in page(vectors, exclude_ids=excluded)]
-        arranged = partial(
-            search_arranged,
-            metadata_of=self._metadata_of,
-            asked=asked.arrangement,
-            offset=asked.offset,
+        if not asked.arrangement.is_plain:
+            return self._arranged(vectors, excluded, may_scan=may_scan, stop=stop)
+        found = self._search(may_scan)(
+            vectors,
+            exclude_ids=excluded,
             top_k=asked.top_k,
-            largest=self._largest_pool,
-            **shown,
+            offset=asked.offset,
+            with_metadata=asked.with_metadata,
+            with_vectors=asked.with_vectors,
+            stop=stop,
         )
+        return [FoundHits(outcome) for outcome in found]
+
+    def _candidates(
+        self, vectors: Vector, excluded: Sequence[Sequence[str]], *, may_scan: bool, stop: Stop
+    ) -> list[FoundHits]:
+        """In a thread: for each query all hits that a page of it may come from, or its first pool."""
+        asked, is_plain = self._asked, self._asked.arrangement.is_plain
+        depth = asked.offset + asked.top_k if is_plain else asked.arrangement.least_pool(asked.top_k)
+        found = self._search(may_scan)(
+            vectors,
+            exclude_ids=excluded,
+            top_k=min(max(depth, self._top), self._most),
+            offset=0,
+            with_metadata=asked.with_metadata and is_plain,
+            with_vectors=asked.with_vectors or not is_plain,
+            stop=stop,
+        )
+        return [FoundHits(outcome) for outcome in found]
+
+    def _arranged(
+        self,
+        vectors: Vector,
+        excluded: Sequence[Sequence[str]],
+        *,
+        may_scan: bool,
+        stop: Stop,
+        reorder: Callable[[Sequence[StoredHit]], Sequence[StoredHit]] = lambda hits: hits,
+        first: SearchOutcome | None = None,
+    ) -> list[FoundHits]:
+        """In a thread: the pools of queries one after the other, each arranged."""
+        asked, search = self._asked, self._search(may_scan)
         return [
-            arranged(partial(search, vector[None], exclude_ids=[out]))
+            FoundHits(
+                *search_arranged(
+                    partial(search, vector[None], exclude_ids=[out]),
+                    metadata_of=self._metadata_of,
+                    asked=asked.arrangement,
+                    offset=asked.offset,
+                    top_k=asked.top_k,
+                    largest=self._largest_pool,
+                    with_metadata=asked.with_metadata,
+                    with_vectors=asked.with_vectors,
+                    stop=stop,
+                    least=self._top,
+                    reorder=reorder,
+                    first=first,
+                )
+            )
             for vector, out in zip(vectors, excluded, strict=True)
         ]
+
+    def _search(self, may_scan: bool) -> Callable[..., list[SearchOutcome]]:
+        asked = self._asked
+        return partial(self._collection.search, filter=asked.filter, min_score=asked.min_score, may_scan=may_scan)
+
+    @property
+    def _top(self) -> int:
+        return self._asked.rescoring.top if self._asked.rescoring else 0
 
     def _metadata_of(self, id: str) -> dict[str, Any]:
         return self._collection.get(id).metadata

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -20,80 +18,38 @@ from model_store.proving import Proof
 from model_store.regions import load_scipy
 from model_store.towers import DenseTower, DenseVectors, open_dense_tower
 from service.engine.batcher import Batcher, BatchObserver
+from service.engine.late import Late
 from service.engine.opening import EngineSettings, Owned, choose_precision, opened_in_time, probe_graphs
 from service.engine.stacking import EqualPictures
-from service.faults import DeadlinePassed, ServiceNotReady
 from service.timing import Deadline
 
 ROLE: Role = "dense_encoder"
 _BEHIND: tuple[Role, ...] = ("dense_adapter", "image_adapter")
-_TRY_AGAIN_S = 10.0  # what could not be opened is not opened again for every request
 
 
-class DenseSession:
+class DenseSession(Late[Batcher]):
     """Opens the dense encoder once, whoever asks first; requests that come meanwhile wait. Belongs to an event loop."""
 
     def __init__(self, artifact: Artifact, settings: EngineSettings, observer: BatchObserver) -> None:
-        self.opened: Batcher | None = None
-        self._artifact = artifact
-        self._settings = settings
-        self._observer = observer
-        self._closed: str | None = None
-        self._opening: asyncio.Future[Batcher] | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._failed_at = -_TRY_AGAIN_S
+        name = f"{artifact.reference}/{ROLE}"
+
+        async def opened() -> Batcher:
+            tower = await opened_in_time(artifact, settings, open_dense)
+            return Batcher(
+                name,
+                packing(tower),
+                max_batch=settings.max_batch_images if tower.batch_invariant else 1,
+                max_items=settings.max_queue_items,
+                max_wait_s=settings.max_wait_s,
+                observer=observer,
+                stacking=EqualPictures(settings.max_batch_pixels),
+            )
+
+        super().__init__(name, opened, Batcher.close)
 
     async def batcher(self, deadline: Deadline) -> Batcher:
-        """The batcher that gives `packed` rows; `unpacked` takes one apart.
-
-        Raises:
-            ArtifactError: it cannot be served (integrity, a crash in the probe, provider, goldens).
-            ServiceNotReady: the model was unloaded.
-            DeadlinePassed: opening goes on, a later request will find it.
-        """
-        if self._closed:
-            raise ServiceNotReady(f"{self._artifact.reference}/{ROLE} is not running: {self._closed}")
-        if self.opened is not None:
-            return self.opened
-        if self._opening is None or (self._opening.done() and time.monotonic() > self._failed_at + _TRY_AGAIN_S):
-            self._opening = asyncio.get_running_loop().create_future()
-            self._task = asyncio.create_task(self._open(self._opening), name=f"open {self._artifact.reference}/{ROLE}")
-        try:
-            async with asyncio.timeout(deadline.remaining_s()):
-                return await asyncio.shield(self._opening)
-        except TimeoutError as error:
-            raise DeadlinePassed("the deadline passed while the dense encoder was being opened") from error
-
-    async def close(self, reason: str) -> None:
-        """Stop it and fail whatever waits; what is still being opened is dropped."""
-        self._closed = reason
-        if self._opening is not None and not self._opening.done():
-            _fail(self._opening, ServiceNotReady(f"{self._artifact.reference}/{ROLE} is not running: {reason}"))
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        if self.opened is not None:
-            await self.opened.close(reason)
-
-    async def _open(self, waiting: asyncio.Future[Batcher]) -> None:
-        try:
-            tower = await opened_in_time(self._artifact, self._settings, open_dense)
-        except Exception as error:
-            self._failed_at = time.monotonic()
-            if not waiting.done():
-                _fail(waiting, error)
-            return
-        self.opened = Batcher(
-            f"{self._artifact.reference}/{ROLE}",
-            packing(tower),
-            max_batch=self._settings.max_batch_images if tower.batch_invariant else 1,
-            max_items=self._settings.max_queue_items,
-            max_wait_s=self._settings.max_wait_s,
-            observer=self._observer,
-            stacking=EqualPictures(self._settings.max_batch_pixels),
-        )
-        if not waiting.done():
-            waiting.set_result(self.opened)
+        """The batcher that gives `packed` rows; `unpacked` takes one apart. Raises as `get`."""
+        return await self.get(deadline)
 
 
 def open_dense(artifact: Artifact, settings: EngineSettings) -> DenseTower:
@@ -139,8 +95,3 @@ def packed(vectors: DenseVectors) -> NDArray[np.float32]:
 def unpacked(row: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """One item of `packed`: positions [rows, columns, D] and the pooled vector [D]."""
     return row[:-1], row[-1, 0]
-
-
-def _fail(waiting: asyncio.Future[Batcher], error: Exception) -> None:
-    waiting.set_exception(error)
-    waiting.exception()  # whoever still waits gets it too; without this a failure that nobody awaits complains

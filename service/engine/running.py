@@ -29,6 +29,7 @@ from model_store.towers import (
 from service.engine.batcher import Batcher, BatchObserver
 from service.engine.dense import DenseSession
 from service.engine.opening import EngineSettings, Owned, choose_precision, probe_graphs
+from service.engine.reranking import RerankSession, has_reranker
 from service.engine.stacking import EqualShapes, SharedTexts, Stacking
 from service.engine.token_rows import TokenRows
 from service.timing import Deadline
@@ -123,7 +124,7 @@ def _followers(artifact: Artifact, encoders: Sequence[Role], *, with_heads: bool
 class RunningModel:
     """An opened model with a batcher per encoder (and its adapter) and per head; belongs to one event loop.
 
-    `dense` opens the dense encoder when it is first asked for.
+    `dense` opens the dense encoder when it is first asked for, `rerank` the reranker.
     """
 
     def __init__(self, opened: OpenedModel, settings: EngineSettings, observer: BatchObserver) -> None:
@@ -145,6 +146,8 @@ class RunningModel:
         self.tokenising = asyncio.Semaphore(1)
         self.heads = opened.heads
         self.dense = DenseSession(opened.artifact, settings, observer)
+        self.rerank = RerankSession(opened.artifact, settings, observer)
+        self.has_reranker = has_reranker(opened.artifact)
         self.batchers: dict[Role, Batcher] = {}
         self.head_batchers: dict[str, Batcher] = {}
         limits = {"image_encoder": settings.max_batch_images, "text_encoder": settings.max_batch_texts}
@@ -197,7 +200,8 @@ class RunningModel:
     @property
     def sessions(self) -> list[str]:
         """Roles whose sessions are open now."""
-        return [*self.batchers, *(["dense_encoder"] if self.dense.opened else [])]
+        late = [("dense_encoder", self.dense), ("token_encoder", self.rerank), ("reranker", self.rerank)]
+        return [*self.batchers, *(role for role, session in late if session.opened)]
 
     @property
     def has_conditional_head(self) -> bool:
@@ -232,12 +236,14 @@ class RunningModel:
 
     async def close(self, reason: str = "the model was unloaded") -> None:
         await self.dense.close(reason)
+        await self.rerank.close(reason)
         for batcher in self._workers():
             await batcher.close(reason)
 
     def _workers(self) -> list[Batcher]:
         dense = [self.dense.opened] if self.dense.opened else []
-        return [*self.batchers.values(), *self.head_batchers.values(), *dense]
+        reranker = [self.rerank.opened.texts, self.rerank.opened.pairs] if self.rerank.opened else []
+        return [*self.batchers.values(), *self.head_batchers.values(), *dense, *reranker]
 
 
 class _Stopwatch:

@@ -1,5 +1,5 @@
-"""Stacks waiting rows into one array: rows of equal shape, texts padded to one length where that is exact, and pictures
-that are asked about the same texts."""
+"""Stacks waiting rows into one array: rows of equal shape, texts padded to one length where that is exact, pictures
+that are asked about the same texts, pairs of picture and text."""
 
 from __future__ import annotations
 
@@ -110,3 +110,29 @@ class SharedTexts:
     def stack(self, rows: Sequence[PictureWithTexts]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """(vectors [B, D], ids [C, L])."""
         return np.stack([row.vector for row in rows]), rows[0].ids
+
+
+@dataclass(frozen=True, eq=False)
+class PictureAndText:
+    """What a reranker reads: positions float32 [rows, columns, D] and states float32 [L, W] of a text's tokens."""
+
+    positions: NDArray[np.float32]
+    states: NDArray[np.float32]
+
+
+class EqualPairs:
+    """Pairs with grids of one shape and texts of one length, so that none is padded; their positions have together at
+    most `max_numbers` numbers, as memory of a run grows with that. One pair may always run."""
+
+    def __init__(self, max_numbers: int) -> None:
+        self._max_numbers = max_numbers
+
+    def joins(self, first: PictureAndText, other: PictureAndText) -> bool:
+        return first.positions.shape == other.positions.shape and first.states.shape == other.states.shape
+
+    def most(self, first: PictureAndText) -> int | None:
+        return max(1, self._max_numbers // max(first.positions.size, 1))
+
+    def stack(self, rows: Sequence[PictureAndText]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(positions [B, rows, columns, D], states [B, L, W])."""
+        return np.stack([row.positions for row in rows]), np.stack([row.states for row in rows])

@@ -42,10 +42,12 @@ _CONTENT = frozenset({"text", "image", "image_url", "vector", "item"})
 
 @dataclass(frozen=True)
 class Received(Generic[Body]):
-    """A validated request; `files` came beside it: index among its inputs -> bytes."""
+    """A validated request; `files` came beside it: index among its inputs -> bytes. head: the file that stands before
+    the inputs, where the request has such a place and nothing else is there."""
 
     body: Body
     files: Mapping[int, bytes] = field(default_factory=dict[int, bytes])
+    head: bytes | None = None
 
 
 async def read_request(
@@ -58,11 +60,13 @@ async def read_request(
     inputs: str = "inputs",
     place: Place = "append",
     key: str = "id",
+    head: str | None = None,
 ) -> Received[Body]:
     """Read and validate a request to a route that takes images; `options` may also come as fields or in the query.
 
     place: files stand behind the inputs of the body ("append"), or each in the next object of `inputs` that has no
     content of its own; the option `key` then stands for objects that have nothing but this field ("fill").
+    head: a field for one input, which the first file is where the request has no such field; with "append" only.
 
     Raises:
         Refusal: 400, 408, 413, 415 or 422; see docs/http.md.
@@ -100,7 +104,7 @@ async def read_request(
             message = f"{repeated[0]} is given in the query and in the body"
             raise Refusal(422, "invalid_field", message, param=repeated[0])
         if place == "append":
-            return _with_files({**fields, **query}, files, model, limits, inputs)
+            return _with_files({**fields, **query}, files, model, limits, inputs, head)
         return _with_files_in_objects({**fields, **query}, files, model, limits, inputs, key)
 
     return await _parse(request, read, texts, limits, budget)
@@ -208,16 +212,25 @@ def query_options(request: Request, options: Options, model: type[Body], limits:
 
 
 def _with_files(
-    fields: dict[str, Any], files: tuple[bytes, ...], model: type[Body], limits: IngressLimits, inputs: str
+    fields: dict[str, Any],
+    files: tuple[bytes, ...],
+    model: type[Body],
+    limits: IngressLimits,
+    inputs: str,
+    head: str | None,
 ) -> Received[Body]:
     """Validate fields that did not come as one JSON text; each file stands as an empty image for that."""
+    first: bytes | None = None
+    if head is not None and head not in fields and files:
+        first, *rest = files
+        fields, files = {**fields, head: {"image": ""}}, tuple(rest)
     own = fields.get(inputs, [])
     if isinstance(own, list):
         count = len(own)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
         fields = {**fields, inputs: [*own, *({"image": ""} for _ in files)]}
     else:
         count = 0
-    return Received(validate(fields, model, limits), dict(enumerate(files, count)))
+    return Received(validate(fields, model, limits), dict(enumerate(files, count)), first)
 
 
 def _with_files_in_objects(

@@ -12,6 +12,7 @@ from clipworks.schemas import (
     DoctorResponse,
     EncoderFingerprint,
     HeadInfo,
+    KeptPositions,
     ModelDetail,
     ModelSummary,
     Providers,
@@ -123,7 +124,14 @@ def collection_info(info: StoredInfo) -> CollectionInfo:
         aliases=list(info.aliases),
         losses=[collection_loss(each) for each in info.losses],
         thumbnails=None if info.thumbnails is None else ThumbnailTotals(**asdict(info.thumbnails)),
+        rerank=_kept_positions(info),
     )
+
+
+def _kept_positions(info: StoredInfo) -> KeptPositions | None:
+    if info.spec.rerank is None or info.positions is None:
+        return None
+    return KeptPositions(model=info.spec.rerank.model, count=info.positions.count, bytes=info.positions.bytes)
 
 
 def collection_loss(loss: Loss) -> CollectionLoss:

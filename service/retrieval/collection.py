@@ -33,6 +33,7 @@ from service.retrieval.records import (
     ItemOutcome,
     Loss,
     Page,
+    Positions,
     Record,
     RetrievalSettings,
     SearchOutcome,
@@ -50,6 +51,7 @@ from service.retrieval.truth.filters import compile_filter
 from service.retrieval.truth.items import ItemChecks, check_id
 from service.retrieval.truth.log import Log
 from service.retrieval.truth.losses import seen_of, sentence
+from service.retrieval.truth.positions import unpack_positions
 from service.retrieval.truth.rows import Change, Prepared, RowTable
 from service.retrieval.truth.tables import Tables
 
@@ -99,7 +101,7 @@ class EmbeddedCollection:
         self._folder = folder
         self._wake = wake
         self._stop = stop
-        self._rows = RowTable(tables.number, dim=self.spec.dim, thumbnails=self.spec.thumbnails)
+        self._rows = RowTable(tables.number, self.spec)
         self._checks = ItemChecks(self.spec, max_metadata_bytes=settings.max_metadata_bytes)
         self._gate = threading.Lock()
         self._rebuilding = threading.Lock()
@@ -194,6 +196,21 @@ class EmbeddedCollection:
             rids, vectors = self._rows.vectors_of(db, np.array(sorted(rid_of.values()), dtype=np.int64))
         by_rid = dict(zip(rids.tolist(), vectors, strict=True))
         return [by_rid[rid_of[id]] if id in rid_of else None for id in ids]
+
+    def positions_of(self, ids: Sequence[str]) -> list[Positions | None]:
+        """Position vectors float32 [rows, columns, width] of items; None where there is no such item, or it has none.
+
+        Raises:
+            InvalidQuery: the collection keeps none.
+        """
+        kept, spec = self._rows.positions, self.spec.rerank
+        if kept is None or spec is None:
+            raise InvalidQuery(f"collection {self.name} keeps no position vectors")
+        with self._there(), self._log.read() as db:
+            rid_of = self._rows.rids_of(db, list(dict.fromkeys(ids)))
+            found = kept.several(db, rid_of.values())
+        by_id = {id: unpack_positions(found[rid], spec.width) for id, rid in rid_of.items() if rid in found}
+        return [by_id.get(id) for id in ids]
 
     def items(
         self, *, cursor: str | None = None, limit: int = 100, with_vectors: bool = False, stop: Stop = NEVER
@@ -299,10 +316,11 @@ class EmbeddedCollection:
         self._check_open()
         state = self._searcher.state()
         losses = self._losses(self.name)
-        thumbnails = None
-        if self._rows.thumbnails is not None:
+        thumbnails = positions = None
+        if self._rows.beside():
             with self._there(), self._log.read() as db:
-                thumbnails = self._rows.thumbnails.totals(db)
+                thumbnails = self._rows.thumbnails.totals(db) if self._rows.thumbnails else None
+                positions = self._rows.positions.totals(db) if self._rows.positions else None
         return CollectionDescription(
             name=self.name,
             spec=self.spec,
@@ -318,6 +336,7 @@ class EmbeddedCollection:
             warnings=(*self._warnings, *map(sentence, losses)),
             losses=losses,
             thumbnails=thumbnails,
+            positions=positions,
         )
 
     def compact(self) -> CompactReport:
@@ -339,7 +358,7 @@ class EmbeddedCollection:
             return archive.write(path, self.spec, counters, self._rows.records(db))
 
     def export_rows(self, *, batch: int = 1000) -> Iterator[list[Record]]:
-        """All rows, vectors and thumbnails included, in the order they were written, as of one sequence.
+        """All rows, with vectors and all that is kept beside them, in the order they were written, as of one sequence.
 
         Close the iterator (or run it to its end) soon: while it is open the write-ahead log cannot shrink.
         """

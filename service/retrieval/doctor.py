@@ -11,6 +11,7 @@ from service.retrieval.index.ranking import exact_scores
 from service.retrieval.records import DoctorReport, SearchOutcome, Vector
 from service.retrieval.searching import Searcher
 from service.retrieval.stopping import NEVER, Stop
+from service.retrieval.truth.beside import BesideTable
 from service.retrieval.truth.database import rows_of
 from service.retrieval.truth.log import Log
 from service.retrieval.truth.rows import RowTable, row_checksum, vector_checksum
@@ -57,7 +58,8 @@ def examine(
         counted = len(rows.all_rids(db))
         noted = rows.counters(db).rows
     state = searcher.state()
-    problems += _thumbnail_problems(log, rows, stop)
+    for table in rows.beside():
+        problems += _problems_beside(log, rows, table, stop)
     if bad:
         problems.append(f"{len(bad)} rows are not what was written; delete them or restore a snapshot")
     if counted != noted:
@@ -114,11 +116,9 @@ def _block(log: Log, rows: RowTable, after: int, stop: Stop) -> tuple[NDArray[np
     return np.array(sound, dtype=np.int64), joined, bad, last
 
 
-def _thumbnail_problems(log: Log, rows: RowTable, stop: Stop) -> list[str]:
-    """What is wrong with the thumbnails, in sentences. They are read in blocks, so their number and bytes are held
+def _problems_beside(log: Log, rows: RowTable, table: BesideTable, stop: Stop) -> list[str]:
+    """What is wrong with what is kept beside the rows, in sentences. It is read in blocks, so number and bytes are held
     against the totals only where nothing was written meanwhile."""
-    if rows.thumbnails is None:
-        return []
     problems: list[str] = []
     bad: list[int] = []
     last = 0
@@ -127,7 +127,7 @@ def _thumbnail_problems(log: Log, rows: RowTable, stop: Stop) -> list[str]:
     counted = size = 0
     while True:
         with log.read(stop) as db:
-            found = list(rows.thumbnails.examined_after(db, last, limit=_PICTURES))
+            found = list(table.examined_after(db, last, limit=_PICTURES))
         if not found:
             break
         last = found[-1][0]
@@ -135,13 +135,13 @@ def _thumbnail_problems(log: Log, rows: RowTable, stop: Stop) -> list[str]:
         bad += [rid for rid, _, is_sound in found if not is_sound]
     with log.read(stop) as db:
         ids = sorted(rows.ids_of(db, np.array(bad, np.int64)).values())
-        totals, after = rows.thumbnails.totals(db), rows.counters(db).sequence
+        totals, after = table.totals(db), rows.counters(db).sequence
     if ids:
         shown = ", ".join(map(repr, ids[:_SHOWN])) + (", ..." if len(ids) > _SHOWN else "")
-        problems.append(f"{len(ids)} thumbnails are not what was written; store these items again: {shown}")
+        problems.append(f"{len(ids)} {table.kind.many} are not what was written; store these items again: {shown}")
     if before == after and (counted, size) != (totals.count, totals.bytes):
         problems.append(
-            f"{counted} thumbnails of {size} bytes are there, {totals.count} of {totals.bytes} bytes should be"
+            f"{counted} {table.kind.many} of {size} bytes are there, {totals.count} of {totals.bytes} bytes should be"
         )
     return problems
 

@@ -18,6 +18,7 @@ IndexKind = Literal["auto", "flat", "sq8", "ivf_sq8"]
 BuiltKind = Literal["flat", "sq8", "ivf_sq8"]
 LossKind = Literal["changes", "collection", "deletion", "uncertain"]
 Vector = NDArray[np.float32]
+Positions = NDArray[np.float32]  # [rows, columns, width]
 Metadata = dict[str, Any]
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(@[1-9][0-9]{0,8})?")
 MAX_DIM = 8192
@@ -39,6 +40,18 @@ class IndexSpec(_Closed):
     oversample: int = Field(4, ge=1, le=64)
 
 
+class RerankSpec(_Closed):
+    """Whose position vectors a collection keeps of its pictures.
+
+    model: `name@version` of a model with a reranker. source: what makes its position vectors, as a digest of the graphs
+    and of how pictures are prepared for them; rerankers that agree in it read the same ones. width: numbers of one.
+    """
+
+    model: str = Field(min_length=1, max_length=256)
+    source: str = Field(min_length=1, max_length=128)
+    width: int = Field(ge=1, le=MAX_DIM)
+
+
 class CollectionSpec(_Closed):
     """What a collection is bound to for life; an equal specification creates the same collection again.
 
@@ -48,8 +61,9 @@ class CollectionSpec(_Closed):
     metadata_schema: dotted field -> type. A declared field has that type or is missing in every item, and one that is
         no list is indexed, so that a filter on it costs no scan. A `date` is text such as 2024-05-31 or
         2024-05-31T17:08:00, whose order is that of time.
-    thumbnails: whether a small picture is kept with each item that has one. Not written while it is False, so that
-        versions of before it still read every other collection.
+    thumbnails: whether a small picture is kept with each item that has one.
+    rerank: whose position vectors are kept with each item that is given as an image.
+    Neither is written where it is off, so that versions of before it still read every other collection.
     """
 
     model: str = Field(min_length=1, max_length=256)
@@ -59,6 +73,7 @@ class CollectionSpec(_Closed):
     index: IndexSpec = Field(default_factory=lambda: IndexSpec(nprobe=None, oversample=4))
     metadata_schema: dict[str, FieldType] = Field(default_factory=dict, max_length=64)
     thumbnails: bool = Field(default=False, exclude_if=lambda kept: not kept)
+    rerank: RerankSpec | None = Field(default=None, exclude_if=lambda kept: kept is None)
 
     @field_validator("metadata_schema")
     @classmethod
@@ -100,12 +115,14 @@ class StoreItem:
     vector: float32 [D], finite, of unit length (within 1e-3); the caller normalises.
     metadata: a JSON object; integers within 64 bits, no NaN or Infinity.
     thumbnail: an encoded WebP; only in a collection that keeps them.
+    positions: position vectors of its picture, as `pack_positions` packs them; only in a collection that keeps them.
     """
 
     id: str
     vector: Vector
     metadata: Metadata
     thumbnail: bytes | None = None
+    positions: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +140,15 @@ class ItemOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One stored row; `vector` (float32 [D]) and `thumbnail` (WebP) only where asked for, and the latter where there is
-    one. `sequence` grows with every change."""
+    """One stored row; `vector` (float32 [D]), `thumbnail` (WebP) and `positions` (packed) only where asked for, and the
+    latter two where there is one. `sequence` grows with every change."""
 
     id: str
     metadata: dict[str, Any]
     sequence: int
     vector: Vector | None = None
     thumbnail: bytes | None = None
+    positions: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +161,14 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class StoredHit:
-    """`score`: inner product of the query and the stored vector, summed in float64, rounded to float32."""
+    """`score`: inner product of the query and the stored vector, summed in float64, rounded to float32. `rerank_score`:
+    whoever reranks hits puts it here."""
 
     id: str
     score: float
     metadata: dict[str, Any]
     vector: Vector | None = None
+    rerank_score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +200,8 @@ class Loss:
 
 
 @dataclass(frozen=True, slots=True)
-class KeptThumbnails:
-    """Thumbnails of one collection, and their encoded bytes."""
+class KeptTotals:
+    """How many thumbnails, or sets of position vectors, a collection keeps, and their encoded bytes."""
 
     count: int
     bytes: int
@@ -197,7 +217,7 @@ class CollectionDescription:
     warnings: what was found wrong at open, in words; empty when all was well.
     aliases: its other names.
     losses: until they are acknowledged.
-    thumbnails: None where the collection keeps none.
+    thumbnails, positions: None where the collection keeps none.
     """
 
     name: str
@@ -215,7 +235,8 @@ class CollectionDescription:
     backend: Literal["embedded", "milvus"] = "embedded"
     aliases: tuple[str, ...] = ()
     losses: tuple[Loss, ...] = ()
-    thumbnails: KeptThumbnails | None = None
+    thumbnails: KeptTotals | None = None
+    positions: KeptTotals | None = None
 
 
 @dataclass(frozen=True, slots=True)

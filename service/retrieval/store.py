@@ -585,12 +585,15 @@ def _check_name(name: str) -> None:
 
 
 def _rows(tables: Tables) -> RowTable:
-    return RowTable(tables.number, dim=tables.spec.dim, thumbnails=tables.spec.thumbnails)
+    return RowTable(tables.number, tables.spec)
 
 
 def _difference(one: CollectionSpec, other: CollectionSpec) -> str:
     """What differs, with both values: of nested fields only the parts that do."""
-    has, wants = ({**each.model_dump(), "thumbnails": each.thumbnails} for each in (one, other))
+    has, wants = (
+        {**each.model_dump(), "thumbnails": each.thumbnails, "rerank": each.rerank and each.rerank.model}
+        for each in (one, other)
+    )
     return "; ".join(_differing(has, wants, ""))
 
 

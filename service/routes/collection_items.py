@@ -91,12 +91,15 @@ async def upsert_items(request: Request, name: Name) -> Response:
     if inputs or body.model:
         model = await row_model(services, collection.spec, body.model, inputs, budget)
         _check_towers(model, rows, body.items)
+    has_pictures = any(isinstance(each, ImageItem) for each in inputs)
+    reranker = await collections.models.positions_for(collection.spec, budget) if has_pictures else None
     upserted = await while_connected(
         request,
         collections.upsert(
             collection,
             rows,
             model=model,
+            reranker=reranker,
             all_or_nothing=body.on_error == "fail",
             budget=budget,
         ),

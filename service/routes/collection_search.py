@@ -14,6 +14,7 @@ from clipworks.schemas import MAX_POOL, CombineQuery, IdQuery, Part, SearchReque
 from model_store.errors import ClipworksError
 from service.collections.arranging import Arranged, Arrangement
 from service.collections.plans import GivenVector, QueryPlan, SearchParameters, Source, StoredId
+from service.collections.rescoring import Rescoring
 from service.engine.vectors import unknown_inputs
 from service.faults import TooManyItems
 from service.http.context import while_connected
@@ -25,6 +26,7 @@ from service.http.openapi import answers, bodies
 from service.http.options import Options
 from service.http.respond import encoded, entries, json_response, model_headers
 from service.retrieval.surveys import SurveySpec
+from service.routes.collection_reranked import check_reranked, reranker_of
 from service.routes.collection_sources import (
     check_page,
     check_source,
@@ -95,6 +97,7 @@ async def search(request: Request, name: Name) -> Response:
     )
     arrangement = _arrangement(services, body)
     check_surveys(body)
+    check_reranked(services, body)
     plans = await off_loop(
         request,
         lambda: [_plan(received, index, services.limits) for index in range(len(body.queries))],
@@ -109,6 +112,7 @@ async def search(request: Request, name: Name) -> Response:
         for index, plan in enumerate(plans):
             for place, part in enumerate(plan.parts):
                 check_source(model, part, _param(body, index, place))
+    reranker = await reranker_of(services, spec, body, budget)
     parameters = SearchParameters(
         top_k=body.top_k,
         offset=body.offset,
@@ -118,6 +122,7 @@ async def search(request: Request, name: Name) -> Response:
         with_vectors="vector" in body.include,
         arrangement=arrangement,
         survey=SurveySpec(tuple(body.facets), body.facet_values, body.histogram, tuple(body.score_of)),
+        rescoring=reranker and body.rerank and Rescoring(reranker, body.rerank.top, services.pool),
     )
     searched = await while_connected(
         request,
@@ -139,6 +144,8 @@ async def search(request: Request, name: Name) -> Response:
         shown: dict[str, Any] = {"exact": result.exact, "hits": [_shown(hit, body, arranged) for hit in result.hits]}
         if arranged is not None:
             shown["pool"] = arranged.pool
+        if body.rerank is not None:
+            shown["reranked"] = searched.reranked.get(index, 0)
         return shown | survey_fields(searched.surveys.get(index), body)
 
     results = entries(
@@ -222,6 +229,8 @@ def _arrangement(services: Services, body: SearchRequest) -> Arrangement:
 
 def _shown(hit: StoredHit, body: SearchRequest, arranged: Arranged | None) -> dict[str, Any]:
     shown: dict[str, Any] = {"id": hit.id, "score": hit.score}
+    if body.rerank is not None:
+        shown["rerank_score"] = hit.rerank_score
     if arranged is not None and body.group_near is not None:
         shown["near"] = [
             {"id": each.id, "score": each.score, "similarity": each.cosine} for each in arranged.folded[hit.id]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Path
 from starlette.requests import Request
@@ -18,8 +19,13 @@ from service.http.ingress import read_json
 from service.http.openapi import answers, json_body
 from service.http.respond import model_response
 from service.http.shown import collection_info, collection_loss
-from service.routes.common import budget_for, model_for
-from service.services import services_of
+from service.retrieval.errors import CollectionNotFound
+from service.routes.common import budget_for, model_for, reranker_for
+from service.services import Services, services_of
+from service.timing import Budget
+
+if TYPE_CHECKING:
+    from service.retrieval.records import RerankSpec
 
 router = APIRouter(prefix="/collections")
 Name = Annotated[str, Path(pattern=COLLECTION_PATTERN, description="name of the collection")]
@@ -58,9 +64,22 @@ async def put_collection(request: Request, name: Name) -> Response:
         index=body.index.model_dump(),
         schema=dict(body.metadata_schema),
         thumbnails=body.thumbnails,
+        rerank=None if body.rerank is None else await _rerank_spec(services, name, body.rerank, budget),
         budget=budget,
     )
     return model_response(collection_info(info), status=201 if is_new else 200)
+
+
+async def _rerank_spec(services: Services, name: str, asked: str, budget: Budget) -> RerankSpec:
+    """That of a collection which is there and keeps it, whose model need not be loaded for that; else of a model that
+    runs."""
+    with suppress(CollectionNotFound):
+        there = (await services.require_collections().get(name, budget=budget)).spec.rerank
+        if there is not None and asked in (there.model, there.model.partition("@")[0]):
+            return there
+    from service.collections.facade import kept_positions  # collections are there; without them it would not be
+
+    return kept_positions(reranker_for(services, asked, "rerank"))
 
 
 @router.get("/{name}", summary="Show a collection", responses=answers(CollectionInfo, 404, 422, 429, 500, 503, 504))

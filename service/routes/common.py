@@ -48,6 +48,25 @@ def model_for(services: Services, name: str | None) -> RunningModel:
         raise located(error, "model") from None
 
 
+def reranker_for(services: Services, name: str | None, param: str) -> RunningModel:
+    """The running model of a request that wants a text matched with a picture; `param` is where it is named.
+
+    Raises:
+        Refusal: 404, no such model; 422, it has no reranker, and which have one.
+        ServiceNotReady: it is not loaded, or the server is starting.
+    """
+    try:
+        model = services.registry.resolve(name)
+    except ArtifactNotFound as error:
+        raise located(error, param) from None
+    if model.has_reranker:
+        return model
+    able = sorted(each.reference for each in services.registry.running() if each.has_reranker)
+    remedy = f"those that are loaded and have one: {', '.join(able)}" if able else "no model that is loaded has one"
+    message = f"{model.reference} has no reranker; {remedy} (`roles` in GET /models; docs/rerank.md)"
+    raise Refusal(422, "unsupported_input", message, param=param)
+
+
 def model_of(services: Services, name: str | None, label_set: str | None) -> RunningModel:
     """The named model, or that of the label set. Raises as `model_for`; Refusal also for the label set's name."""
     if label_set is None or name is not None:

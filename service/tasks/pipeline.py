@@ -134,9 +134,9 @@ async def embed(
             weak.append(index)
         return finished
 
-    images = _places_of_images(items, pool)
+    images = places_of_images(items, pool)
     texts = sum(isinstance(item, TextItem) for item in items)
-    with _admitted(model, {"image_encoder": images, "text_encoder": _Places(texts)}, budget) as tickets:
+    with _admitted(model, {"image_encoder": images, "text_encoder": Places(texts)}, budget) as tickets:
         outcomes = await gather_outcomes([one(index, item) for index, item in enumerate(items)], budget)
     return EmbedOutcome(
         outcomes, weak=sorted(weak), texts=texts, images=images.items, tokens=tokens, thumbnails=thumbnails
@@ -184,7 +184,7 @@ async def classify(
 
         return judged() if len(logits) <= _AT_ONCE else await pool.run(judged, "rank", budget)
 
-    images = _places_of_images(items, pool)
+    images = places_of_images(items, pool)
     with _admitted(model, {"image_encoder": images}, budget) as tickets:
         return await gather_outcomes([one(item) for item in items], budget)
 
@@ -219,10 +219,10 @@ async def classify_by_conditional_head(
             np.concatenate(logits), labels, model.manifest, activation=activation, top_k=top_k, threshold=threshold
         )
 
-    images = _places_of_images(items, pool)
-    places: dict[Role, _Places] = {
+    images = places_of_images(items, pool)
+    places: dict[Role, Places] = {
         "image_encoder": images,
-        "conditional_head": _Places(images.items * len(labels.blocks)),
+        "conditional_head": Places(images.items * len(labels.blocks)),
     }
     with _admitted(model, places, budget) as tickets:
         return await gather_outcomes([one(item) for item in items], budget)
@@ -256,7 +256,7 @@ async def classify_by_presence(
             maps = np.zeros((len(classes.names), 1, 1), dtype=np.float32)
         else:
             async with ticket.turn(budget):
-                _, positions, pooled = await _look(model, dense, item, None, pool=pool, budget=budget)
+                _, positions, pooled = await look(model, dense, item, None, pool=pool, budget=budget)
             maps = await pool.run(lambda: score_maps(positions, labels, presence), "regions", budget)
 
         def ranked() -> list[Scored]:
@@ -266,7 +266,7 @@ async def classify_by_presence(
 
         return ranked() if len(classes.names) <= _AT_ONCE else await pool.run(ranked, "rank", budget)
 
-    images = _places_of_images(items, pool)
+    images = places_of_images(items, pool)
     dense = await model.dense.batcher(budget) if model.dense_spec is not None else None
     with (dense or model.batchers["image_encoder"]).admit(images.items, budget, are_slow=images.are_slow) as ticket:
         return await gather_outcomes([one(item) for item in items], budget)
@@ -295,20 +295,20 @@ async def localize(
         if isinstance(item, FailedItem):
             raise item.error
         async with ticket.turn(budget):
-            picture, positions, pooled = await _look(model, batcher, item, short_px, pool=pool, budget=budget)
+            picture, positions, pooled = await look(model, batcher, item, short_px, pool=pool, budget=budget)
 
             def work() -> LocatedLabels:
                 return locate(positions, pooled, picture, classes, labels, presence, wanted=wanted, deadline=budget)
 
             return await pool.run(work, "regions", budget)
 
-    images = _places_of_images(items, pool)
+    images = places_of_images(items, pool)
     batcher = await model.dense.batcher(budget)
     with batcher.admit(images.items, budget, are_slow=images.are_slow) as ticket:
         return await gather_outcomes([one(item) for item in items], budget)
 
 
-async def _look(
+async def look(
     model: RunningModel,
     batcher: Batcher,
     item: ImageItem,
@@ -442,17 +442,17 @@ async def _only_outcome(work: Awaitable[_T], deadline: Deadline) -> _T | Clipwor
         return error
 
 
-class _Places(NamedTuple):
+class Places(NamedTuple):
     """What a request asks of an encoder: see Admission.admit."""
 
     items: int
     are_slow: bool = False
 
 
-def _places_of_images(items: Sequence[Input], pool: DecodePool) -> _Places:
+def places_of_images(items: Sequence[Input], pool: DecodePool) -> Places:
     """Raises TooManyItems: more pixels together than one request may bring."""
     images = [item.data for item in items if isinstance(item, ImageItem)]
-    return _Places(len(images), are_slow=pool.check_request(images) > HUGE_PX)
+    return Places(len(images), are_slow=pool.check_request(images) > HUGE_PX)
 
 
 async def _submit(
@@ -469,7 +469,7 @@ async def _submit(
 
 
 @contextmanager
-def _admitted(model: RunningModel, places: Mapping[Role, _Places], deadline: Deadline) -> Generator[dict[Role, Ticket]]:
+def _admitted(model: RunningModel, places: Mapping[Role, Places], deadline: Deadline) -> Generator[dict[Role, Ticket]]:
     """Hold places for a whole request, all or none.
 
     Raises:

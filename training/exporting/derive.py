@@ -65,6 +65,7 @@ from training.exporting.derived_graphs import (
 )
 from training.exporting.export import image_tower, recipe_of, text_tower, weight_arrays, write_notice
 from training.exporting.reference import torch_vectors
+from training.exporting.reranking import BuiltReranker, RerankSource, build_reranker
 from training.exporting.storage import keep_compact
 from training.models.dense import DenseSource
 
@@ -82,6 +83,7 @@ class DerivationSource:
         image_adapter without it hides the base's dense role. Say `normalized_input=False` where length matters.
     heads: classifiers on the image vectors by name; each becomes a label set of the model.
     conditional: judges any labels in place of the text vectors, which stay as they are for everything else.
+    reranker: orders candidates again; it reads positions of the base's dense encoder, so both towers stay the base's.
     proofs: one or more for every changed tower that keeps the base's space. Without proofs a changed tower makes the
         artifact a space of its own. `fingerprint` is filled in here.
     storage: how the weights of new encoders lie in files, as of ExportSource.
@@ -102,6 +104,7 @@ class DerivationSource:
     dense_adapter: AdapterSource | None = None
     heads: Mapping[str, HeadSource] = field(default_factory=dict[str, HeadSource])
     conditional: ConditionalSource | None = None
+    reranker: RerankSource | None = None
     proofs: tuple[SpaceProof, ...] = ()
     templates: tuple[str, ...] | None = None
     logit_scale: float | None = None
@@ -122,6 +125,7 @@ class _Staged:
     adapters: dict[Role, Built] = field(default_factory=dict[Role, Built])
     heads: dict[str, Built] = field(default_factory=dict[str, Built])
     conditional: Built | None = None
+    reranker: BuiltReranker | None = None
     dims: set[int] = field(default_factory=set[int])
     dense_outputs: dict[str, NDArray[np.float32]] = field(default_factory=dict[str, NDArray[np.float32]])
 
@@ -204,6 +208,7 @@ def export_derivation(
                 _build_dense(source, base, inputs, staged, say)
                 _build_heads(source, plan, way, staged, say)
                 _build_conditional(source, inputs, way, staged, say)
+        _build_reranker(source, base, inputs, staged, say)
         if len(staged.dims) > 1:
             raise ExportRefused(f"image and text vectors have different sizes: {sorted(staged.dims)}")
         if source.storage is not None:
@@ -218,8 +223,10 @@ def export_derivation(
 
 def _base_in(store: Store, source: DerivationSource) -> Artifact:
     adapters = source.image_adapter or source.text_adapter or source.dense_adapter
-    if not (source.image or source.text or adapters or source.heads or source.conditional):
-        raise ExportRefused("a derivation brings at least one encoder, adapter or head of its own")
+    if not (source.image or source.text or adapters or source.heads or source.conditional or source.reranker):
+        raise ExportRefused("a derivation brings at least one encoder, adapter, head or reranker of its own")
+    if source.reranker and (source.image or source.text or source.image_adapter or source.dense_adapter):
+        raise ExportRefused("a reranker reads the base's positions and tokens, but the derivation changes a tower")
     try:
         base = store.open(source.base.reference)
     except ArtifactNotFound as error:
@@ -343,6 +350,14 @@ def _build_conditional(
         staged.conditional = staged.keep(built)
 
 
+def _build_reranker(source: DerivationSource, base: Artifact, inputs: _Inputs, staged: _Staged, say: Progress) -> None:
+    if source.reranker is None:
+        return
+    say("reranker")
+    staged.reranker = build_reranker(source.reranker, base, inputs.tokenizer, staged.folder)
+    staged.graphs += staged.reranker.graphs
+
+
 def _build_dense(source: DerivationSource, base: Artifact, inputs: _Inputs, staged: _Staged, say: Progress) -> None:
     """The dense graph of a new image encoder, or an adapter behind the base's."""
     if source.dense is not None and source.image is None:
@@ -455,6 +470,9 @@ def _write_goldens(source: DerivationSource, inputs: _Inputs, plan: _Plan, stage
         tolerances["conditional_head"] = staged.conditional.tolerances
         outputs[output_key("conditional_head")] = staged.conditional.outputs
         outputs[CONDITIONAL_IDS] = conditional_texts(inputs.tokenizer).padded
+    if staged.reranker is not None:
+        tolerances["token_encoder"] = {"fp32": staged.reranker.token_tolerance}
+        outputs |= staged.reranker.outputs
     write_goldens(
         staged.folder,
         image=(inputs.image_spec, lambda rows: torch_vectors(image, MeasuredRows(padded=rows))) if image else None,
@@ -466,5 +484,6 @@ def _write_goldens(source: DerivationSource, inputs: _Inputs, plan: _Plan, stage
             head_tolerances={name: built.tolerances for name, built in staged.heads.items()},
             heads=plan.heads,
             space_proofs=plan.proofs,
+            match_tolerance=staged.reranker.match_tolerance if staged.reranker else None,
         ),
     )

@@ -87,6 +87,10 @@ class TextGraph(nn.Module):
             return (ids == self.eos_id).int().argmax(dim=-1)
         raise ExportRefused(f"text pooling {self.pool_type!r} gives no single vector; argmax, eos, first or last do")
 
+    def token_vectors(self, ids: Tensor) -> Tensor:
+        """int64 [B, L] -> [B, L, W], behind the last norm."""
+        return self._states(self.token_embedding(ids))
+
     def read(self, tokens: Tensor, end: Tensor) -> Tensor:
         """Embedded tokens [B, L, W], each row with its end token at `end` int64 [B] -> [B, D]."""
         return self._projected(_at(self._states(tokens), end))

@@ -151,13 +151,17 @@ class TextTower(nn.Module):
         """Where each row of int64 [B, L] has its end token: int64 [B]."""
         return (ids == self.end_id).to(torch.int64).argmax(dim=-1)
 
+    def token_vectors(self, ids: Tensor) -> Tensor:
+        """int64 [B, L] -> [B, L, W], behind the last norm; of a bag the embeddings, which know no order."""
+        tokens = self.token_embedding(ids)
+        return tokens if self.pool == "bag" else self.ln_final(self._attended(tokens))
+
     def read(self, tokens: Tensor, end: Tensor) -> Tensor:
         """Embedded tokens [B, L, W], each row with its end token at `end` int64 [B] -> [B, D]."""
         length = tokens.shape[1]
         out: Tensor | None = None
         if self.pool != "bag":
-            x = self.dropout(tokens + self.positional_embedding[:length])
-            x = self.transformer(x, attn_mask=self.causal_mask[:length, :length])
+            x = self._attended(tokens)
             at_end = x[torch.arange(tokens.shape[0], device=tokens.device), end]
             out = self.projection(self.ln_final(at_end))
         if self.pool != "eos":
@@ -169,6 +173,11 @@ class TextTower(nn.Module):
         if out is None:
             raise ValueError(f"unknown pool {self.pool!r}")
         return out
+
+    def _attended(self, tokens: Tensor) -> Tensor:
+        length = tokens.shape[1]
+        x = self.dropout(tokens + self.positional_embedding[:length])
+        return self.transformer(x, attn_mask=self.causal_mask[:length, :length])
 
     def checkpoint_gradients(self) -> None:
         if self.pool != "bag":

@@ -75,7 +75,7 @@ class MilvusBackend:
         if not NAME_PATTERN.fullmatch(name):
             raise InvalidCollection(f"a collection's name must match {NAME_PATTERN.pattern}, got {name[:80]!r}")
         built_kind(spec)
-        _refuse_thumbnails(spec)
+        _refuse_what_is_beside(spec)
         with self._changing:
             there = self._find(name)
             if there is not None:
@@ -123,7 +123,7 @@ class MilvusBackend:
         with self._changing, archive.opened(path) as (header, rows):
             if self._find(name) is not None:
                 raise CollectionConflict(f"collection {name} exists; restore under another name, or drop it first")
-            _refuse_thumbnails(header.spec)
+            _refuse_what_is_beside(header.spec)
             self._make(name, header.spec, ready=False)
             made = self._collection(name, header.spec)
             try:
@@ -193,9 +193,13 @@ class MilvusBackend:
         return MilvusCollection(name, spec, connection=self._connection, clock=self._clock, settings=self._settings)
 
 
-def _refuse_thumbnails(spec: CollectionSpec) -> None:
+def _refuse_what_is_beside(spec: CollectionSpec) -> None:
     """Raises NotSupported."""
     if spec.thumbnails:
         raise NotSupported(
             "thumbnails: the milvus backend keeps no pictures; leave it out, or set CLIPWORKS_MEDIA_ROOT"
+        )
+    if spec.rerank is not None:
+        raise NotSupported(
+            "rerank: the milvus backend keeps no position vectors; leave it out, or use the embedded backend"
         )

@@ -31,6 +31,7 @@ from service.retrieval.records import (
     DoctorReport,
     ItemOutcome,
     Page,
+    Positions,
     Record,
     RetrievalSettings,
     SearchOutcome,
@@ -151,6 +152,9 @@ class MilvusCollection:
         rows = self._rows_of(list(dict.fromkeys(ids)), ["key", "vector"])
         found = {id_of(row["key"]): vector_of(row) for row in rows}
         return [found.get(id) for id in ids]
+
+    def positions_of(self, ids: Sequence[str]) -> list[Positions | None]:
+        raise NotSupported("rerank: the milvus backend keeps no position vectors")
 
     def items(
         self, *, cursor: str | None = None, limit: int = 100, with_vectors: bool = False, stop: Stop = NEVER

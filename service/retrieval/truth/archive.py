@@ -3,8 +3,9 @@
 Format: the line `CLIPWORKS-SNAPSHOT 1`, a line of JSON (specification, count, sequence), then each row as two uint32
 (bytes of id, bytes of metadata), id, metadata as JSON, vector as little-endian float32; at the end the sha256 of all
 before it. A collection that keeps thumbnails is of format 2: a row has a third uint32, and ends with its thumbnail,
-which has 0 bytes where there is none. No FAISS and no SQLite in it, so a file from elsewhere can do no more than be
-wrong.
+which has 0 bytes where there is none. One that keeps position vectors is of format 3, thumbnails or not: a row has a
+fourth uint32, and ends with its position vectors, or 0 bytes. No FAISS and no SQLite in it, so a file from elsewhere
+can do no more than be wrong.
 """
 
 from __future__ import annotations
@@ -26,15 +27,17 @@ from service.retrieval.errors import InvalidCollection, InvalidItem, StoreCorrup
 from service.retrieval.records import CollectionSpec, Record, SnapshotInfo, StoreItem
 from service.retrieval.truth.database import translate
 from service.retrieval.truth.items import MAX_ID_BYTES, ItemChecks
+from service.retrieval.truth.positions import MAX_POSITIONS_BYTES
 from service.retrieval.truth.rows import Prepared
 from service.retrieval.truth.tables import Counters
 from service.retrieval.truth.thumbnails import MAX_THUMBNAIL_BYTES
 
 _MAGIC = b"CLIPWORKS-SNAPSHOT 1\n"
 _MAGIC_WITH_THUMBNAILS = b"CLIPWORKS-SNAPSHOT 2\n"
+_MAGIC_WITH_POSITIONS = b"CLIPWORKS-SNAPSHOT 3\n"
 _DIGEST_BYTES = 32
-_LENGTHS = struct.Struct("<II")
-_LENGTHS_WITH_THUMBNAIL = struct.Struct("<III")
+_LENGTHS = {_MAGIC: struct.Struct("<II"), _MAGIC_WITH_THUMBNAILS: struct.Struct("<III")}
+_LENGTHS[_MAGIC_WITH_POSITIONS] = struct.Struct("<IIII")
 _MAX_HEADER = 1 << 20
 _MAX_METADATA = 1 << 28
 
@@ -62,7 +65,8 @@ def write(path: Path, spec: CollectionSpec, counters: Counters, records: Iterabl
             digest.update(data)
             size += stream.write(data)
 
-        magic = _MAGIC_WITH_THUMBNAILS if spec.thumbnails else _MAGIC
+        magic = _magic_of(spec)
+        beside = _LENGTHS[magic].size // 4 - 2
         put(magic + json.dumps(header, sort_keys=True).encode() + b"\n")
         for record in records:
             if record.vector is None:
@@ -70,12 +74,8 @@ def write(path: Path, spec: CollectionSpec, counters: Counters, records: Iterabl
             id = record.id.encode()
             metadata = orjson.dumps(record.metadata)
             vector = record.vector.astype("<f4").tobytes()
-            if spec.thumbnails:
-                picture = record.thumbnail or b""
-                lengths = _LENGTHS_WITH_THUMBNAIL.pack(len(id), len(metadata), len(picture))
-                put(lengths + id + metadata + vector + picture)
-            else:
-                put(_LENGTHS.pack(len(id), len(metadata)) + id + metadata + vector)
+            kept = [each or b"" for each in (record.thumbnail, record.positions)[:beside]]
+            put(_LENGTHS[magic].pack(len(id), len(metadata), *map(len, kept)) + id + metadata + vector + b"".join(kept))
         size += stream.write(digest.digest())
 
     try:
@@ -106,18 +106,25 @@ def opened(path: Path) -> Generator[tuple[ArchiveHeader, Generator[Prepared]]]:
             magic = _verify(stream, path)
             stream.seek(len(magic))
             header = _header(stream, path)
-            if header.spec.thumbnails != (magic == _MAGIC_WITH_THUMBNAILS):
+            if _magic_of(header.spec) != magic:
                 raise StoreCorrupt(f"{path.name} has a header of another format than its first line says")
         except OSError as error:
             raise translate(error, path) from None
         yield header, _rows(stream, header, path.stat().st_size)
 
 
+def _magic_of(spec: CollectionSpec) -> bytes:
+    """First line of a snapshot of such a collection: the oldest format that can hold it."""
+    if spec.rerank is not None:
+        return _MAGIC_WITH_POSITIONS
+    return _MAGIC_WITH_THUMBNAILS if spec.thumbnails else _MAGIC
+
+
 def _verify(stream: BinaryIO, path: Path) -> bytes:
     """Its first line."""
     left = path.stat().st_size - _DIGEST_BYTES
     magic = stream.read(len(_MAGIC))
-    if left < len(_MAGIC) or magic not in (_MAGIC, _MAGIC_WITH_THUMBNAILS):
+    if left < len(_MAGIC) or magic not in _LENGTHS:
         raise StoreCorrupt(f"{path.name} is no snapshot of this version, or is cut short")
     digest = hashlib.sha256(magic)
     left -= len(magic)
@@ -147,23 +154,28 @@ def _header(stream: BinaryIO, path: Path) -> ArchiveHeader:
 def _rows(stream: BinaryIO, header: ArchiveHeader, size: int) -> Generator[Prepared]:
     """size: of the file. Raises StoreCorrupt: sums that agree do not make a file from elsewhere well-formed."""
     checks = ItemChecks(header.spec, max_metadata_bytes=_MAX_METADATA)
-    form = _LENGTHS_WITH_THUMBNAIL if header.spec.thumbnails else _LENGTHS
+    form = _LENGTHS[_magic_of(header.spec)]
     for place in range(header.count):
         lengths = stream.read(form.size)
         if len(lengths) != form.size:
             raise StoreCorrupt(f"row {place} of {header.count} is missing")
         id_bytes, metadata_bytes, *more = form.unpack(lengths)
-        picture_bytes: int = more[0] if more else 0
-        if not 1 <= id_bytes <= MAX_ID_BYTES or metadata_bytes > _MAX_METADATA or picture_bytes > MAX_THUMBNAIL_BYTES:
+        picture_bytes, grid_bytes = (*more, 0, 0)[:2]
+        too_large = (
+            metadata_bytes > _MAX_METADATA or picture_bytes > MAX_THUMBNAIL_BYTES or grid_bytes > MAX_POSITIONS_BYTES
+        )
+        if not 1 <= id_bytes <= MAX_ID_BYTES or too_large:
             raise StoreCorrupt(f"row {place} has impossible lengths")
         id, metadata = stream.read(id_bytes), stream.read(metadata_bytes)
-        vector, picture = stream.read(4 * header.spec.dim), stream.read(picture_bytes)
-        wanted = id_bytes + metadata_bytes + 4 * header.spec.dim + picture_bytes
-        if len(id) + len(metadata) + len(vector) + len(picture) != wanted:
+        vector = stream.read(4 * header.spec.dim)
+        picture, tokens = stream.read(picture_bytes), stream.read(grid_bytes)
+        wanted = id_bytes + metadata_bytes + 4 * header.spec.dim + picture_bytes + grid_bytes
+        if sum(map(len, (id, metadata, vector, picture, tokens))) != wanted:
             raise StoreCorrupt(f"row {place} is cut short")
         try:
             values = np.frombuffer(vector, "<f4").astype(np.float32)
-            yield checks.prepare(StoreItem(id.decode(), values, json.loads(metadata), picture or None))
+            kept = {"thumbnail": picture or None, "positions": tokens or None}
+            yield checks.prepare(StoreItem(id.decode(), values, json.loads(metadata), **kept))
         except (ValueError, RecursionError, InvalidItem) as error:
             raise StoreCorrupt(f"row {place} cannot be read: {error}") from None
     if stream.tell() != size - _DIGEST_BYTES:

@@ -12,6 +12,7 @@ import orjson
 from service.retrieval.errors import InvalidItem
 from service.retrieval.records import CollectionSpec, StoreItem
 from service.retrieval.truth.field_types import DeclaredFields
+from service.retrieval.truth.positions import problem_of_positions
 from service.retrieval.truth.rows import Prepared
 from service.retrieval.truth.thumbnails import MAX_THUMBNAIL_BYTES
 
@@ -29,12 +30,17 @@ class ItemChecks:
         self._declared = DeclaredFields(spec.metadata_schema)
         self._max_metadata_bytes = max_metadata_bytes
         self._keeps_thumbnails = spec.thumbnails
+        self._rerank = spec.rerank
 
     def prepare(self, item: StoreItem) -> Prepared:
         """The item as it will lie in the file. Raises InvalidItem."""
         check_id(item.id)
         return Prepared(
-            item.id, self._vector(item.vector), self._metadata(item.metadata), self._thumbnail(item.thumbnail)
+            item.id,
+            self._vector(item.vector),
+            self._metadata(item.metadata),
+            self._thumbnail(item.thumbnail),
+            self._positions(item.positions),
         )
 
     def _vector(self, vector: Any) -> bytes:
@@ -57,6 +63,16 @@ class ItemChecks:
         if len(picture) > MAX_THUMBNAIL_BYTES or picture[:4] != b"RIFF" or picture[8:12] != b"WEBP":
             raise InvalidItem(f"a thumbnail must be a WebP of at most {MAX_THUMBNAIL_BYTES} bytes")
         return picture
+
+    def _positions(self, positions: bytes | None) -> bytes | None:
+        """Its form only, as of a thumbnail."""
+        if positions is None:
+            return None
+        if self._rerank is None:
+            raise InvalidItem("this collection keeps no position vectors")
+        if problem := problem_of_positions(positions, self._rerank.width):
+            raise InvalidItem(problem)
+        return positions
 
     def _metadata(self, metadata: Any) -> str:
         if not isinstance(metadata, dict):

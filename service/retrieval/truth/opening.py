@@ -12,10 +12,11 @@ import apsw
 
 from service.retrieval.errors import StoreCorrupt
 from service.retrieval.records import Loss
-from service.retrieval.truth import aliases, thumbnails, witness
+from service.retrieval.truth import aliases, witness
 from service.retrieval.truth.database import DATABASE, run
 from service.retrieval.truth.log import Log
 from service.retrieval.truth.losses import LOSSES, create_losses, loss_of, read_losses, seen_of, uncertain
+from service.retrieval.truth.positions import POSITIONS
 from service.retrieval.truth.tables import (
     NOTHING,
     Tables,
@@ -25,6 +26,7 @@ from service.retrieval.truth.tables import (
     read_counters,
     read_list,
 )
+from service.retrieval.truth.thumbnails import THUMBNAILS
 from service.retrieval.truth.witness import AcknowledgedState, Testimony
 
 log = logging.getLogger("clipworks.retrieval")
@@ -112,7 +114,8 @@ def read_folder(source: Log, testimony: Testimony, *, is_new: bool, is_damaged: 
         create_list(db)
         had_witness = create_losses(db)
         aliases.create_table(db)
-        thumbnails.create_totals(db)
+        THUMBNAILS.create_totals(db)
+        POSITIONS.create_totals(db)
         drop_unready(db)
         listed = read_list(db)
         for each in listed:

@@ -13,10 +13,12 @@ import orjson
 from numpy.typing import NDArray
 
 from service.retrieval.errors import CollectionNotFound, StoreCorrupt
-from service.retrieval.records import Record, Vector
+from service.retrieval.records import CollectionSpec, Record, Vector
+from service.retrieval.truth.beside import BesideTable
 from service.retrieval.truth.database import rows_of, run, run_many
+from service.retrieval.truth.positions import POSITIONS
 from service.retrieval.truth.tables import Counters, read_counters, write_counters
-from service.retrieval.truth.thumbnails import ThumbnailTable
+from service.retrieval.truth.thumbnails import THUMBNAILS
 
 _VARIABLES = 500
 
@@ -29,6 +31,7 @@ class Prepared:
     vector: bytes
     metadata: str
     thumbnail: bytes | None = None
+    positions: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +51,14 @@ class Change:
 class RowTable:
     """Statements on the tables of collection `number`; the caller brings the connection.
 
-    thumbnails: None where the collection keeps none.
+    thumbnails, positions: None where the collection keeps none.
     """
 
-    def __init__(self, number: int, *, dim: int, thumbnails: bool = False) -> None:
+    def __init__(self, number: int, spec: CollectionSpec) -> None:
         self.number = number
-        self.dim = dim
-        self.thumbnails = ThumbnailTable(number) if thumbnails else None
+        self.dim = spec.dim
+        self.thumbnails = BesideTable(THUMBNAILS, number) if spec.thumbnails else None
+        self.positions = BesideTable(POSITIONS, number) if spec.rerank is not None else None
         self._items = f"items_{number}"
         self._vectors = f"vectors_{number}"
         self._metadata = f"metadata_{number}"
@@ -101,6 +105,9 @@ class RowTable:
         if self.thumbnails is not None:
             pictures = {rid: row.thumbnail for rid, row in enumerate(rows, first) if row.thumbnail is not None}
             self.thumbnails.insert(db, pictures)
+        if self.positions is not None:
+            tokens = {rid: row.positions for rid, row in enumerate(rows, first) if row.positions is not None}
+            self.positions.insert(db, tokens)
         return Change(
             after,
             removed=np.array(sorted(old.values()), dtype=np.int64),
@@ -124,12 +131,16 @@ class RowTable:
         )
 
     def _remove(self, db: apsw.Connection, rids: Iterable[int]) -> None:
-        if self.thumbnails is not None:
-            rids = list(rids)
-            self.thumbnails.remove(db, rids)
+        rids = list(rids)
+        for table in self.beside():
+            table.remove(db, rids)
         gone = [(rid,) for rid in rids]
         for table in (self._items, self._vectors, self._metadata):
             run_many(db, f"DELETE FROM {table} WHERE rid = ?", gone)
+
+    def beside(self) -> list[BesideTable]:
+        """What the collection keeps beside its rows."""
+        return [table for table in (self.thumbnails, self.positions) if table is not None]
 
     def rids_of(self, db: apsw.Connection, ids: Sequence[str]) -> dict[str, int]:
         """Row numbers of those ids that are there."""
@@ -192,8 +203,8 @@ class RowTable:
         return next(found, None)
 
     def records(self, db: apsw.Connection) -> Generator[Record]:
-        """Every row with its vector and its thumbnail, in the order of writing. Raises StoreCorrupt."""
-        return self._records(db, "ORDER BY i.rid", (), with_vectors=True, with_thumbnails=True)
+        """Every row with its vector and all that is kept beside it, in the order of writing. Raises StoreCorrupt."""
+        return self._records(db, "ORDER BY i.rid", (), with_vectors=True, with_thumbnails=True, with_positions=True)
 
     def _records(
         self,
@@ -203,8 +214,10 @@ class RowTable:
         *,
         with_vectors: bool,
         with_thumbnails: bool = False,
+        with_positions: bool = False,
     ) -> Generator[Record]:
         thumbnails = self.thumbnails if with_thumbnails else None
+        positions = self.positions if with_positions else None
         statement = (
             f"SELECT i.rid, i.id, i.sequence, i.checksum, m.document, v.checksum{', v.vector' if with_vectors else ''}"
             f" FROM {self._items} AS i LEFT JOIN {self._metadata} AS m ON m.rid = i.rid"
@@ -216,8 +229,14 @@ class RowTable:
             if with_vectors and vector_checksum(rid, vector[0]) != vector_sum:
                 raise StoreCorrupt(f"the vector of row {rid} (id {id!r}) is not what was written: its checksum differs")
             values_read = np.frombuffer(vector[0], dtype="<f4").astype(np.float32) if with_vectors else None
-            picture = None if thumbnails is None else thumbnails.picture(db, rid)
-            yield Record(id=id, metadata=orjson.loads(text), sequence=sequence, vector=values_read, thumbnail=picture)
+            yield Record(
+                id=id,
+                metadata=orjson.loads(text),
+                sequence=sequence,
+                vector=values_read,
+                thumbnail=None if thumbnails is None else thumbnails.one(db, rid),
+                positions=None if positions is None else positions.one(db, rid),
+            )
 
     def _verified(self, found: list[tuple[Any, ...]]) -> tuple[NDArray[np.int64], Vector]:
         for rid, checksum, vector in found:

@@ -15,7 +15,8 @@ from service.retrieval.errors import StoreCorrupt
 from service.retrieval.paths import readings, sql_path
 from service.retrieval.records import CollectionSpec
 from service.retrieval.truth.database import run
-from service.retrieval.truth.thumbnails import create_pictures, drop_pictures
+from service.retrieval.truth.positions import POSITIONS
+from service.retrieval.truth.thumbnails import THUMBNAILS
 
 FORMAT = 1
 
@@ -92,7 +93,9 @@ def insert_collection(db: apsw.Connection, name: str, spec: CollectionSpec, *, e
     run(db, f"CREATE TABLE vectors_{number} (rid INTEGER PRIMARY KEY, checksum INTEGER NOT NULL, vector BLOB NOT NULL)")
     run(db, f"CREATE TABLE metadata_{number} (rid INTEGER PRIMARY KEY, document TEXT NOT NULL)")
     if spec.thumbnails:
-        create_pictures(db, number)
+        THUMBNAILS.create(db, number)
+    if spec.rerank is not None:
+        POSITIONS.create(db, number)
     ensure_indexes(db, number, spec)
     return Tables(number, name, spec, epoch)
 
@@ -139,7 +142,8 @@ def mark_ready(db: apsw.Connection, number: int, name: str) -> None:
 def drop_collection(db: apsw.Connection, number: int) -> None:
     for table in ("items", "vectors", "metadata"):
         run(db, f"DROP TABLE {table}_{number}")
-    drop_pictures(db, number)
+    THUMBNAILS.drop(db, number)
+    POSITIONS.drop(db, number)
     run(db, "DELETE FROM collections WHERE number = ?", (number,))
 
 

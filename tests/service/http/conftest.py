@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -193,6 +194,17 @@ def colours() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def rerank_store(colours: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tiny, the colour model, and `judge`, a reranker behind it."""
+    from tests.service.http import rerank_model
+
+    folder = Path(shutil.copytree(TINY_STORE, tmp_path_factory.mktemp("rerank") / "store"))
+    colours.publish(folder, "colours")
+    rerank_model.publish(folder, "judge")
+    return folder
 
 
 def picture(form: str, width: int, height: int, *, seed: int = 0) -> bytes:

@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 from service.http.errors import problem_of
 from service.retrieval.backends.errors import BackendUnavailable, NotSupported
+from service.retrieval.records import CollectionSpec, RerankSpec
 from service.settings import BadSettings, Settings
 from tests.milvus import DURABILITY, empty_milvus
 
@@ -162,3 +163,16 @@ def test_thumbnails_are_refused(client: TestClient) -> None:
     assert client.post("/collections/large/items", json={"items": [row(1)]}).status_code == 200
     answer = client.get("/collections/large/items/r1/thumbnail")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "thumbnail_not_found")
+
+
+def test_position_vectors_are_refused(client: TestClient) -> None:
+    app: Any = client.app
+    backend = app.state.services.collections._opened()  # noqa: SLF001
+    rerank = RerankSpec(model="judge@1", source="s", width=4)
+    with pytest.raises(NotSupported, match="milvus backend keeps no position vectors"):
+        backend.create("matched", CollectionSpec(model="tiny@1", space="s", fingerprints={}, dim=DIM, rerank=rerank))
+    client.put("/collections/plain", json={}).raise_for_status()
+    with pytest.raises(NotSupported, match="milvus backend keeps no position vectors"):
+        backend.get("plain").positions_of(["a"])
+    answer = client.post("/collections/plain/search", json={"queries": ["red"], "rerank": {}})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_query")

@@ -41,7 +41,7 @@ from service.retrieval import (
     RetrievalSettings,
     StoreItem,
 )
-from service.retrieval.records import KeptThumbnails
+from service.retrieval.records import KeptTotals
 from service.retrieval.truth.database import CHECKSUMS, ensure_checksums
 
 DIM = 4
@@ -190,7 +190,7 @@ def report(name: str, collection: EmbeddedCollection, wire: Wire) -> None:
             problems.append(f"{record.id} has {'another' if record.thumbnail else 'no'} thumbnail")
     if collection.spec.thumbnails:
         found = [record.thumbnail for record in records if record.thumbnail is not None]
-        if collection.describe().thumbnails != KeptThumbnails(len(found), sum(map(len, found))):
+        if collection.describe().thumbnails != KeptTotals(len(found), sum(map(len, found))):
             problems.append("the totals of the thumbnails are not those of the thumbnails")
     if records:
         queries = np.stack([record.vector for record in records[:4]])

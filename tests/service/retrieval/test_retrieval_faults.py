@@ -18,7 +18,7 @@ import pytest
 
 from service.retrieval import CollectionSpec, CollectionStore, IndexSpec, RetrievalSettings, StoreItem
 from service.retrieval.errors import FolderInUse, StorageFailed, StorageFull, StoreCorrupt
-from service.retrieval.records import KeptThumbnails
+from service.retrieval.records import KeptTotals
 from service.retrieval.truth.database import CHECKSUMS, ensure_checksums
 
 QUIET = RetrievalSettings(checkpoint_s=3600, train_min_rows=8, threads=1)
@@ -120,7 +120,7 @@ def test_failing_at_the_nth_write(
             assert contents(collection) == before
             if thumbnails:
                 pictures = [picture for *_, picture in before.values() if picture is not None]
-                assert collection.describe().thumbnails == KeptThumbnails(len(pictures), sum(map(len, pictures)))
+                assert collection.describe().thumbnails == KeptTotals(len(pictures), sum(map(len, pictures)))
             assert {hit.id for hit in collection.search(query, top_k=1000)[0].hits} == set(before)
         struck = faults.struck
         faults.disarm()

@@ -11,8 +11,8 @@ import pytest
 
 from service.retrieval import CollectionSpec, CollectionStore, IndexSpec, RetrievalSettings, StoreItem
 from service.retrieval.errors import CollectionConflict, InvalidItem, StorageFull, StoreCorrupt
-from service.retrieval.records import KeptThumbnails
-from service.retrieval.truth import thumbnails
+from service.retrieval.records import KeptTotals
+from service.retrieval.truth import beside, thumbnails
 from service.retrieval.truth.database import CHECKSUMS, run
 
 DIM = 8
@@ -176,9 +176,9 @@ def test_a_refused_write_leaves_neither_row_nor_picture(tmp_path: Path, monkeypa
             raise apsw.FullError
 
         with monkeypatch.context() as patch:
-            patch.setattr(thumbnails.ThumbnailTable, "insert", full)
+            patch.setattr(beside.BesideTable, "insert", full)
             with pytest.raises(StorageFull):
                 made.upsert([item("a", webp(2)), item("b", webp(3))])
         assert (made.describe().count, picture_of(made, "a")) == (1, webp(1))
-        assert made.describe().thumbnails == KeptThumbnails(1, len(webp(1)))
+        assert made.describe().thumbnails == KeptTotals(1, len(webp(1)))
         assert made.doctor().healthy
