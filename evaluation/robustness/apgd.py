@@ -52,7 +52,7 @@ def apgd(
     alive = np.arange(count)
     start = np.random.default_rng(seed).uniform(-1, 1, clean.shape).astype(np.float32)
     start /= np.abs(start).reshape(count, -1).max(axis=1).reshape(-1, 1, 1, 1)
-    x = ball.inside(clean + ball.epsilon * start)
+    x = ball.inside((clean + np.float32(ball.epsilon) * start).astype(np.float32, copy=False))
     found = _Found(model, ball, truth, x)
     value, slope = _climbed(model, x, loss(alive), found, alive)
     first, best = value.copy(), value.copy()

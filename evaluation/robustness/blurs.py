@@ -142,4 +142,4 @@ def _smooth(x: F64, sigma: float) -> F64:
 
 def _affine(source: F64, target: F64) -> F64:
     """The map [2, 3] that takes three points `target` [3, 2] to `source` [3, 2]."""
-    return np.linalg.solve(np.column_stack([target, np.ones(3)]), source).T
+    return np.linalg.solve(np.column_stack([target, np.ones(3)]), source).T.astype(np.float64)

@@ -114,7 +114,11 @@ def _of_chunk(
         if told is not None:
             told(len(truth))
         yield Attacked(
-            epsilon=epsilon, named_as_floats=as_floats.copy(), named=named.copy(), pictures=pictures.copy(), by=tuple(by)
+            epsilon=epsilon,
+            named_as_floats=as_floats.copy(),
+            named=named.copy(),
+            pictures=pictures.copy(),
+            by=tuple(by),
         )
 
 
@@ -123,22 +127,28 @@ def _runs(
 ) -> Iterator[tuple[Part, Callable[[NDArray[np.intp], int], Tried]]]:
     """The runs in their order; each takes rows of the ball and a seed."""
     if isinstance(model, PulledClassifier):
-        yield "apgd-ce", lambda rows, seed: apgd(
-            model,
-            ball.of(rows),
-            truth[rows],
-            lambda at: cross_entropy(truth[rows][at]),
-            steps=plan.steps,
-            seed=seed,
-        )
-        for column in others.T:
-            yield "apgd-t", lambda rows, seed, column=column: apgd(
+        yield (
+            "apgd-ce",
+            lambda rows, seed: apgd(
                 model,
                 ball.of(rows),
                 truth[rows],
-                lambda at: targeted_dlr(truth[rows][at], column[rows][at]),
+                lambda at: cross_entropy(truth[rows][at]),
                 steps=plan.steps,
                 seed=seed,
+            ),
+        )
+        for column in others.T:
+            yield (
+                "apgd-t",
+                lambda rows, seed, column=column: apgd(
+                    model,
+                    ball.of(rows),
+                    truth[rows],
+                    lambda at: targeted_dlr(truth[rows][at], column[rows][at]),
+                    steps=plan.steps,
+                    seed=seed,
+                ),
             )
     if plan.queries:
         yield "square", lambda rows, seed: square(model, ball.of(rows), truth[rows], queries=plan.queries, seed=seed)
