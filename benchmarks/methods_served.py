@@ -136,6 +136,8 @@ RUNS: Mapping[str, MethodRun | Elsewhere] = {
     "clip_lora, texts": MethodRun(
         "clip_lora", ("optim.steps=10", "optim.rate=2e-3", "method_options={label='shape',towers='text'}")
     ),
+    "fare": MethodRun("fare", (_FEW, "optim.rate=2e-3", "method_options.attack_steps=1")),
+    "tecoa": MethodRun("tecoa", (_FEW, "optim.rate=2e-3", "method_options={label='shape',attack_steps=1}")),
     "full": MethodRun("full", ("optim.steps=10", "optim.rate=2e-3", "method_options.label=shape")),
     "full, texts": MethodRun(
         "full", ("optim.steps=10", "optim.rate=2e-4", "method_options={label='shape',towers='text'}")
