@@ -20,12 +20,13 @@ CLASSES, SIDE = 5, 6
 
 @dataclass(frozen=True)
 class Linear:
-    """Logits = pixels @ weight."""
+    """Logits = pixels @ weight + bias."""
 
     weight: F64
+    bias: F64
 
     def logits(self, pixels: F32) -> F64:
-        return pixels.reshape(len(pixels), -1).astype(np.float64) @ self.weight
+        return pixels.reshape(len(pixels), -1).astype(np.float64) @ self.weight + self.bias
 
     def pulled(self, pixels: F32) -> tuple[F64, Pull]:
         def back(weights: NDArray[np.floating]) -> F32:
@@ -41,7 +42,8 @@ class Linear:
         for row, true in enumerate(truth):
             for other in set(range(self.weight.shape[1])) - {int(true)}:
                 apart = self.weight[:, true] - self.weight[:, other]
-                worst = flat[row] @ apart - np.where(apart > 0, down[row] * apart, -up[row] * apart).sum()
+                clean_margin = flat[row] @ apart + self.bias[true] - self.bias[other]
+                worst = clean_margin - np.where(apart > 0, down[row] * apart, -up[row] * apart).sum()
                 out[row] &= worst > 0
         return out
 
@@ -61,7 +63,7 @@ class Asked:
 def case() -> tuple[Linear, U8, I64]:
     """Forty pictures, some of them near 0 and 255, named rightly by more or less."""
     rng = np.random.default_rng(1)
-    model = Linear(rng.standard_normal((SIDE * SIDE * 3, CLASSES)) / 100)
+    model = Linear(rng.standard_normal((SIDE * SIDE * 3, CLASSES)) / 100, np.zeros(CLASSES))
     pixels = rng.integers(0, 256, (40, SIDE, SIDE, 3)).astype(np.uint8)
     return model, pixels, model.logits(pixels.astype(np.float32)).argmax(axis=1)
 
@@ -133,6 +135,57 @@ def test_apgd_never_ends_below_where_it_began(case: tuple[Linear, U8, I64], loss
     assert np.array_equal(tried.pictures, again.pictures)
     missed = margins(model.logits(tried.floats), truth) <= 0
     assert (missed >= tried.floats_fool).all()
+
+
+@dataclass(frozen=True)
+class Wavy:
+    """Two logits, one of them up and down along the way that the gradient shows."""
+
+    weight: F64
+
+    def logits(self, pixels: F32) -> F64:
+        return self.pulled(pixels)[0]
+
+    def pulled(self, pixels: F32) -> tuple[F64, Pull]:
+        inner = pixels.reshape(len(pixels), -1) @ self.weight
+        logits = np.stack([np.full(len(pixels), 2.0), np.sin(inner)], axis=1)
+        return (
+            logits,
+            lambda weights: (
+                ((weights[:, 1] * np.cos(inner))[:, None] * self.weight).reshape(pixels.shape).astype(np.float32)
+            ),
+        )
+
+
+def test_steps_that_overshoot_are_not_what_is_kept() -> None:
+    rng = np.random.default_rng(0)
+    model = Wavy(rng.standard_normal(SIDE * SIDE * 3) / 20)
+    pixels, truth = rng.integers(20, 230, (12, SIDE, SIDE, 3)).astype(np.uint8), np.zeros(12, dtype=np.int64)
+    tried = apgd(model, Ball(pixels, 3), truth, lambda at: cross_entropy(truth[at]), steps=25, seed=0)
+    assert not tried.floats_fool.any()  # 2 is above every sine
+    value, _ = cross_entropy(truth)(model.logits(tried.floats))
+    np.testing.assert_allclose(value, tried.best_loss, rtol=1e-6)
+    assert (tried.best_loss >= tried.first_loss).all()
+    top, _ = cross_entropy(truth)(np.array([[2.0, 1.0]] * 12))
+    assert (tried.best_loss > 0.999 * top).mean() > 0.5  # crests, which fixed steps pass by
+
+
+def test_targets_are_reached_that_the_cross_entropy_leads_away_from() -> None:
+    """One class is near and out of reach, another one is further and within it, on the other side."""
+    count = SIDE * SIDE * 3
+    weight = np.zeros((count, 4))
+    weight[:, 1], weight[:, 2] = 8 / count, -12 / count
+    pixels, truth = np.full((40, SIDE, SIDE, 3), 128, dtype=np.uint8), np.zeros(40, dtype=np.int64)
+    middle = 128 * weight.sum(axis=0)
+    model = Linear(weight, np.array([0.0, -10, -11, -40]) - middle)
+    assert not model.survives(pixels, truth, 1).any()
+    left = [
+        attacked(model, pixels, truth, epsilons=[1], plan=AttackPlan(steps=10, targets=targets, queries=0))[0]
+        for targets in (0, 2)
+    ]
+    assert left[0].named.mean() > 0.5
+    assert not left[1].named.any()
+    assert "apgd-t" in left[1].by
 
 
 def test_square_asks_for_whole_levels_and_never_misleads_what_cannot_be(case: tuple[Linear, U8, I64]) -> None:
