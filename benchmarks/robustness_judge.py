@@ -39,8 +39,8 @@ BASE = RUNS / "b0" / "r0"
 EPSILONS = (1, 2, 4)
 ATTACKED, CORRUPTED, THOROUGH, VALIDATED = 200, 100, 30, 64
 SINGLES, TWOS = 512, 400
-PLAN = AttackPlan(steps=20, targets=1, queries=0)
-FULL = AttackPlan()
+PLAN, CE_ALONE = AttackPlan(steps=20, targets=1, queries=0), AttackPlan(steps=20, targets=0, queries=0)
+FULL = AttackPlan(steps=50, targets=3, queries=300)
 QUICK = AttackPlan(steps=20, targets=0, queries=0)
 TUNED_AT = 4  # levels: at less, the base itself is hardly misled
 
@@ -66,7 +66,7 @@ def naming(pairs: tuple[Pair, ...], *, seed: int, count: int) -> Naming:
     )
 
 
-def judged(folder: Path) -> dict[str, Any]:
+def judged(folder: Path, *, plan: AttackPlan) -> dict[str, Any]:
     """All numbers of a checkpoint on held-out scenes, each as [value, low, high] of its 95 % interval."""
     encoder, pairs = open_checkpoint(folder), pairs_of()
     asked = naming(pairs, seed=JUDGED["test"], count=SINGLES)
@@ -79,7 +79,7 @@ def judged(folder: Path) -> dict[str, Any]:
         "corruptions": corruption_rows(encoder, classes, asked.first(CORRUPTED)),
     }
     found["corruptions, mean"] = float(np.mean([row["mean"] for row in found["corruptions"].values()]))
-    found["attacks"] = attack_rows(encoder, classes, few, PLAN)
+    found["attacks"] = attack_rows(encoder, classes, few, plan)
     report = scenes_report(encoder, pairs=pairs, seed=JUDGED["test"], probes=("binding",), singles=8)
     found["binding"] = report["binding"]
     found["retrieval"] = retrieved(encoder, pairs)
@@ -97,12 +97,12 @@ def named_under_attack(encoder: TorchEncoder) -> dict[str, float]:
 
 
 def thoroughly(folder: Path) -> dict[str, Any]:
-    """The same pictures under the attack of the study, and under AutoAttack's full length."""
+    """The same pictures under the attack of the study, and under a longer one, Square with it."""
     encoder, asked = open_checkpoint(folder), naming(pairs_of(), seed=JUDGED["test"], count=THOROUGH)
     classes = encoder.encode_texts(asked.texts)
     return {
         name: attack_rows(encoder, classes, asked, plan, epsilons=(2,))
-        for name, plan in (("study", PLAN), ("full", FULL))
+        for name, plan in (("study", PLAN), ("longer", FULL))
     }
 
 
