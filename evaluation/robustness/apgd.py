@@ -69,8 +69,8 @@ def apgd(
         here, last = x[alive], before[alive]
         before[alive] = here
         ahead = of.inside(here + size[alive].reshape(-1, 1, 1, 1) * np.sign(slope[alive]))
-        kept = np.float32(_MOMENTUM if step else 1.0)
-        moved = of.inside(here + kept * (ahead - here) + (1 - kept) * (here - last))
+        kept = _MOMENTUM if step else 1.0
+        moved = of.inside((here + kept * (ahead - here) + (1 - kept) * (here - last)).astype(np.float32))
         reached, its_slope = _climbed(model, moved, loss(alive), found, alive)
         rises[alive] += reached > value[alive]
         x[alive], value[alive], slope[alive] = moved, reached, its_slope

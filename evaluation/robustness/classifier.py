@@ -19,7 +19,7 @@ Pull = Callable[[NDArray[np.floating]], F32]
 """What the output of a function says of its input: derivatives by the outputs -> derivatives by the inputs."""
 
 
-class Classifier(Protocol):
+class PictureClassifier(Protocol):
     """Pictures float32 [N, H, W, 3] in 0..255 -> logits float64 [N, C]."""
 
     def logits(self, pixels: F32) -> F64: ...

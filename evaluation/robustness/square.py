@@ -12,14 +12,14 @@ import numpy as np
 
 from evaluation.robustness.apgd import Tried
 from evaluation.robustness.bounds import Ball
-from evaluation.robustness.classifier import F32, I64, Classifier
+from evaluation.robustness.classifier import F32, I64, PictureClassifier
 from evaluation.robustness.losses import margins
 
 _FIRST_SHARE = 0.8
 _HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries
 
 
-def square(model: Classifier, ball: Ball, truth: I64, *, queries: int, seed: int) -> Tried:
+def square(model: PictureClassifier, ball: Ball, truth: I64, *, queries: int, seed: int) -> Tried:
     """The values of every step are whole levels, floor(epsilon) from the clean ones: floats and pictures are one."""
     reach, count = math.floor(ball.epsilon), len(truth)
     rng = np.random.default_rng(seed)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from evaluation.robustness.apgd import Tried, apgd
 from evaluation.robustness.bounds import Ball
-from evaluation.robustness.classifier import I64, U8, Classifier, PulledClassifier
+from evaluation.robustness.classifier import I64, U8, PictureClassifier, PulledClassifier
 from evaluation.robustness.losses import cross_entropy, margins, strongest_others, targeted_dlr
 from evaluation.robustness.square import square
 
@@ -58,7 +58,7 @@ class Attacked:
 
 
 def attacked(
-    model: Classifier,
+    model: PictureClassifier,
     clean: U8,
     truth: I64,
     *,
@@ -85,7 +85,7 @@ def attacked(
 
 
 def _of_chunk(
-    model: Classifier,
+    model: PictureClassifier,
     clean: U8,
     truth: I64,
     epsilons: Sequence[float],
@@ -123,7 +123,7 @@ def _of_chunk(
 
 
 def _runs(
-    model: Classifier, ball: Ball, truth: I64, others: I64, plan: AttackPlan
+    model: PictureClassifier, ball: Ball, truth: I64, others: I64, plan: AttackPlan
 ) -> Iterator[tuple[Part, Callable[[NDArray[np.intp], int], Tried]]]:
     """The runs in their order; each takes rows of the ball and a seed."""
     if isinstance(model, PulledClassifier):

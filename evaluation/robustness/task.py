@@ -14,7 +14,15 @@ from evaluation.metrics import TIE
 from evaluation.probe_results import ProbeResult, RunKey
 from evaluation.probes.rows import F64, ProbeRow, mean_row
 from evaluation.robustness.bounds import moved
-from evaluation.robustness.classifier import F32, I64, U8, Classifier, PulledEncoder, SeenClassifier, VectorClassifier
+from evaluation.robustness.classifier import (
+    F32,
+    I64,
+    U8,
+    PictureClassifier,
+    PulledEncoder,
+    SeenClassifier,
+    VectorClassifier,
+)
 from evaluation.robustness.corruptions import all_corrupted
 from evaluation.robustness.kinds import JUDGED_KINDS, SEVERITIES
 from evaluation.robustness.standard_attack import Attacked, AttackPlan, attacked
@@ -143,7 +151,7 @@ def as_seen(encoder: Encoder, items: Sequence[LabelledPhotograph]) -> U8:
     return np.stack(seen)
 
 
-def classifier_of(encoder: Encoder, classes: F32) -> Classifier:
+def classifier_of(encoder: Encoder, classes: F32) -> PictureClassifier:
     """Cosines with unit class vectors [C, D], with gradients where the encoder has them."""
     if isinstance(encoder, PulledEncoder):
         return VectorClassifier(encoder=encoder, classes=classes, scale=_SCALE)
