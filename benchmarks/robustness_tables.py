@@ -35,7 +35,6 @@ def blocks(record: Mapping[str, Any]) -> dict[str, str]:
         "robustness": main_table(rows),
         "robustness-kinds": kinds_table(rows),
         "robustness-use": use_table(rows),
-        "robustness-thorough": thorough_table(record.get("thorough", {})),
         "robustness-rate": rate_table(record["rate"]),
     }
 
@@ -87,18 +86,6 @@ def use_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         for name, row in rows.items()
     ]
     return markdown_table(head, lines)
-
-
-def thorough_table(found: Mapping[str, Mapping[str, Any]]) -> str:
-    lines: list[list[str]] = []
-    for name, plans in found.items():
-        for plan, rows in plans.items():
-            for epsilon, row in rows.items():
-                if epsilon == "wall_s":
-                    continue
-                by = ", ".join(f"{part} {count}" for part, count in row["by"].items())
-                lines.append([name, plan, f"{epsilon}/255", share(row["named"]), share(row["named, floats"]), by])
-    return markdown_table(("", "attack", "radius", "named", "named, floats", "misled by"), lines)
 
 
 def rate_table(found: Mapping[str, Any]) -> str:
