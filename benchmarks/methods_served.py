@@ -97,7 +97,7 @@ class MethodRun:
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """A method that this base cannot carry, and the test that compares its doors."""
+    """A method that this base cannot carry, or whose like has a row, and the test that compares its doors."""
 
     method: str
     why: str
@@ -117,6 +117,8 @@ RUNS: Mapping[str, MethodRun | Elsewhere] = {
     "unmix": Elsewhere("unmix", "heads of positions", "tests/training/test_unmix_served.py"),
     "intra_modal": Elsewhere("intra_modal", "a matrix behind each tower", "tests/training/test_method_intra_modal.py"),
     "rerank": Elsewhere("rerank", "a logit of a pair", "tests/training/test_method_rerank.py"),
+    "fare": Elsewhere("fare", "an image tower as of `kd_image`", "tests/training/test_methods_served.py"),
+    "tecoa": Elsewhere("tecoa", "published as `fare` is", "tests/training/test_methods_served.py"),
     "gda": MethodRun("gda", ("method_options.label=shape",)),
     "linear_probe": MethodRun("linear_probe", ("method_options.label=pair",)),
     "tip_adapter": MethodRun("tip_adapter", ("method_options={label='colour',alpha=[20.0],beta=[5.0]}",)),

@@ -131,6 +131,10 @@ class ArtifactEncoder:
     def encode_images(self, images: Sequence[Shown]) -> Vectors:
         return _batched(images, lambda part: normalize(self._image(self._pixels(part))), size=_batch_of(self._image))
 
+    def prepared(self, images: Sequence[Shown]) -> NDArray[np.uint8]:
+        """uint8 [n, H, W, 3] as the model sees them."""
+        return self._pixels(images)
+
     def encode_texts(self, texts: Sequence[str]) -> Vectors:
         def encode(part: Sequence[str]) -> Vectors:
             return normalize(self._text(self._tokenizer.pad([self._tokenizer.encode(text) for text in part])))

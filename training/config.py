@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
 
+from evaluation.robustness.kinds import Kind
 from evaluation.scenes.mixing import Topic
 from training.aligned_config import AlignedConfig
 from training.aligned_sources import described
@@ -187,7 +188,28 @@ DataConfig = Annotated[
 ]
 
 
+class CorruptionConfig(ConfigTable):
+    """Corruptions of training pictures (docs/robustness.md). By default none of the fifteen that judge: they are then
+    told apart from what was trained on. Kinds that change colours belie captions that name them.
+    """
+
+    share: float = Field(default=0.5, gt=0, le=1, description="of the pictures")
+    kinds: tuple[Kind, ...] = Field(default=("speckle_noise", "gaussian_blur"), min_length=1)
+    severities: tuple[int, int] = (1, 3)
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> CorruptionConfig:
+        first, last = self.severities
+        if not 1 <= first <= last <= 5:
+            raise ValueError(f"severities {first} to {last}: expected a range inside 1 to 5")
+        if len(set(self.kinds)) < len(self.kinds):
+            raise ValueError("a kind of corruption occurs twice")
+        return self
+
+
 class AugmentConfig(ConfigTable):
+    """corruption: of tables and of drawn scenes; the other settings are of tables alone."""
+
     crop_scale: tuple[float, float] = (0.7, 1.0)
     crop_aspect: float = Field(default=1.0, ge=1)
     shift_px: int = Field(default=0, ge=0)
@@ -196,6 +218,8 @@ class AugmentConfig(ConfigTable):
     tail: float = Field(default=0.0, ge=0, le=1)
     template_share: float = Field(default=0.5, ge=0, le=1)
     templates: tuple[str, ...] = ()
+    # A run without it keeps the name of its cached features.
+    corruption: CorruptionConfig | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class ImageTowerConfig(ConfigTable):
@@ -291,8 +315,8 @@ class TrainConfig(ConfigTable):
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainConfig:
-        if isinstance(self.data, SceneData) and self.augment != AugmentConfig():
-            raise ValueError("scenes are drawn, not augmented: leave [augment] out")
+        if isinstance(self.data, SceneData) and self.augment != AugmentConfig(corruption=self.augment.corruption):
+            raise ValueError("scenes are drawn, not augmented: leave [augment] out, but for [augment.corruption]")
         if (self.base or "").startswith(ARTIFACT) != isinstance(self.model, StoredModel):
             raise ValueError(f"a base {ARTIFACT}NAME brings its model: leave [model] out, and name no such model alone")
         if self.wise_ft is not None and self.base is None:

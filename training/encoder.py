@@ -15,6 +15,7 @@ from torch import Tensor
 from evaluation.encoder import Shown, Vectors
 from evaluation.locating import Found, Label, Locator
 from evaluation.metrics import normalize
+from evaluation.robustness.classifier import Pull
 from model_store.manifest import ImageSpec
 from model_store.modality.image import OWN_FILES, decode, prepare
 from model_store.modality.text import Tokenizer
@@ -62,6 +63,29 @@ class TorchEncoder:
     def encode_prepared(self, pixels: NDArray[np.uint8]) -> Vectors:
         """Pictures that are [N, H, W, 3] of the model's size already."""
         return self._run(self._encode_image, len(pixels), lambda at: pixels[at])
+
+    def prepared(self, images: Sequence[Shown]) -> NDArray[np.uint8]:
+        """uint8 [n, H, W, 3] as the model sees them."""
+        return np.stack([self._pixels(one) for one in images])
+
+    def pulled_vectors(self, pixels: NDArray[np.float32]) -> tuple[NDArray[np.float32], Pull]:
+        """Un-normalised vectors [N, D] of float pictures [N, H, W, 3] in 0..255, and what takes derivatives by them to
+        derivatives by the pictures; see `evaluation.robustness`.
+
+        Raises:
+            ValueError: the image tower is a graph, which gives no gradients.
+        """
+        x = torch.from_numpy(pixels).to(self._device).requires_grad_(True)
+        with torch.enable_grad():
+            vectors = self._encode_image(x).float()
+        if not vectors.requires_grad:
+            raise ValueError(f"{self.name}: its image tower gives no gradients")
+
+        def pull(weights: NDArray[np.floating]) -> NDArray[np.float32]:
+            (found,) = torch.autograd.grad(vectors, x, torch.from_numpy(weights).to(vectors))
+            return found.cpu().numpy()
+
+        return vectors.detach().cpu().numpy(), pull
 
     def encode_texts(self, texts: Sequence[str]) -> Vectors:
         # Texts of similar length together: padding to the longest of a few is cheap.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from clipworks.cli import connect, eval_bias, eval_encoders, eval_runs, eval_tables, output
+from clipworks.cli import connect, eval_bias, eval_encoders, eval_robustness, eval_runs, eval_tables, output
 from clipworks.cli.failures import UsageError
 
 if TYPE_CHECKING:
@@ -23,6 +23,10 @@ def evaluate(
         str | None,
         typer.Option(help="NAME or NAME@VERSION; default: the server's, or the embedded one. Needed by an endpoint."),
     ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="In place of --model: a folder of `clipworks train`, in this process."),
+    ] = None,
     url: connect.Url = None,
     dialect: Annotated[
         Literal["clipworks", "jina", "infinity"],
@@ -31,7 +35,7 @@ def evaluate(
     suite: Annotated[
         str | None,
         typer.Option(
-            help="quick, full, localize, bias or a probe's name; default: quick, none where only --data is given."
+            help="quick, full, localize, bias, robustness or a probe's name; default: quick, none with --data alone."
         ),
     ] = None,
     data: Annotated[
@@ -64,6 +68,11 @@ def evaluate(
     groups: eval_bias.Groups = None,
     queries: eval_bias.Queries = None,
     top: eval_bias.Top = None,
+    pictures: eval_robustness.Pictures = None,
+    epsilon: eval_robustness.Epsilons = None,
+    most: eval_robustness.Most = None,
+    attack_steps: eval_robustness.AttackSteps = None,
+    attack_queries: eval_robustness.Queries = None,
     folder: Annotated[
         Path | None,
         typer.Option(
@@ -87,8 +96,10 @@ def evaluate(
     for path in (out, html):
         _refuse_unwritable(path)
     bias = eval_bias.task(groups, queries, top, suite=suite)
+    robustness = eval_robustness.task(pictures, epsilon, most, attack_steps, attack_queries, seed=seed, suite=suite)
     with eval_encoders.opened(
         model=model,
+        checkpoint=checkpoint,
         url=url,
         dialect=dialect,
         precision=precision,
@@ -103,7 +114,7 @@ def evaluate(
             seed=seed,
             pairs=pairs,
             looking=eval_runs.looking(short_px, templates),
-            bias=bias,
+            own=bias or robustness,
         )
         eval_runs.confirm(encoder, plan, yes=yes)
         with eval_runs.kept_results(encoder, plan, folder=folder) as kept:

@@ -1,4 +1,6 @@
-"""Encoders that `clipworks eval` judges: an artifact in this process, a server, or an OpenAI-compatible endpoint."""
+"""Encoders that `clipworks eval` judges: an artifact or a checkpoint in this process, a server, or an OpenAI-compatible
+endpoint.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,9 @@ from clipworks.client import Client
 if TYPE_CHECKING:
     from evaluation.encoder import ArtifactEncoder, OpenAIEncoder, ServerEncoder
     from model_store.manifest import Precision
+    from training.encoder import TorchEncoder
 
-    Judged = ArtifactEncoder | ServerEncoder | OpenAIEncoder
+    Judged = ArtifactEncoder | TorchEncoder | ServerEncoder | OpenAIEncoder
 
 Dialect = Literal["clipworks", "jina", "infinity"]
 _TIMEOUT_S = 120.0
@@ -31,6 +34,7 @@ def opened(
     image_px: int | None,
     api_key: str | None,
     store: Path | None,
+    checkpoint: Path | None = None,
 ) -> Generator[Judged]:
     """The encoder as long as the block. image_px: the side of drawn pictures, None for the encoder's own.
 
@@ -38,6 +42,13 @@ def opened(
         UsageError: options that do not go together, or an address that is none.
         RefusedError: an OpenAI-compatible endpoint failed, in the block too.
     """
+    if checkpoint is not None:
+        if model is not None or url is not None or precision is not None:
+            raise UsageError("--checkpoint is a model in this process, in fp32: leave --model, --url, --precision out")
+        encoder = _of_checkpoint(checkpoint)
+        encoder.image_px = image_px or encoder.image_px
+        yield encoder
+        return
     if url is None:
         if dialect != "clipworks":
             raise UsageError(f"--dialect {dialect} says how to speak to a server; give its --url too")
@@ -74,6 +85,18 @@ def _artifact(model: str | None, store: Path | None, precision: Precision) -> Ar
     if not name:
         raise UsageError(f"which model? give --model NAME, of {', '.join(a.reference for a in found.list())}")
     return open_artifact(found.open(name), precision=precision)
+
+
+def _of_checkpoint(folder: Path) -> TorchEncoder:
+    """Raises UsageError: no checkpoint, or no torch to open it."""
+    try:
+        from training.opening import open_checkpoint
+    except ModuleNotFoundError as error:
+        raise UsageError(f"--checkpoint wants what trains: install clipworks[train] ({error})") from error
+    try:
+        return open_checkpoint(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"--checkpoint {folder}: not a checkpoint that encodes ({error})") from error
 
 
 def _client(url: str, api_key: str | None) -> Client:

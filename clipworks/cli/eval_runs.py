@@ -19,7 +19,6 @@ from clipworks.cli import output
 from clipworks.cli.failures import INTERRUPTED, RefusedError, UsageError
 
 if TYPE_CHECKING:
-    from evaluation.bias.task import Bias
     from evaluation.dense.scene_set import PairChoice
     from evaluation.encoder import Encoder
     from evaluation.locating import Looking
@@ -60,26 +59,28 @@ def plan(
     seed: int,
     pairs: PairChoice,
     looking: Looking,
-    bias: Bias | None = None,
+    own: Task | None = None,
 ) -> EvalPlan:
-    """bias: the task of the suite of this name.
+    """own: the task of a suite of a user's own pictures, bias or robustness.
 
     Raises UsageError: no such suite, data that cannot be used, or options that change nothing.
     """
     from evaluation.bias.task import SUITE as BIAS
     from evaluation.dense.scene_set import chosen_pairs
     from evaluation.dense.task import SUITE, Localisation
+    from evaluation.robustness.task import SUITE as ROBUSTNESS
     from evaluation.suites import suite, suite_names
 
     name = suite_name or (None if data else "quick")
-    if pairs != "all" and name in (None, BIAS):
+    if pairs != "all" and name in (None, BIAS, ROBUSTNESS):
         raise UsageError("--pairs is for drawn scenes; give a --suite too")
-    if name not in (None, SUITE, BIAS, *suite_names()):
-        raise UsageError(f"no suite {name!r}: expected one of {', '.join((*suite_names(), SUITE, BIAS))}")
+    others = (SUITE, BIAS, ROBUSTNESS)
+    if name not in (None, *others, *suite_names()):
+        raise UsageError(f"no suite {name!r}: expected one of {', '.join((*suite_names(), *others))}")
     try:
-        chosen = suite(name, seed=seed, pairs=chosen_pairs(pairs)) if name not in (None, SUITE, BIAS) else None
+        chosen = suite(name, seed=seed, pairs=chosen_pairs(pairs)) if name not in (None, *others) else None
         tasks = _tasks(name, data, seed=seed, pairs=pairs, looking=looking)
-        tasks = tasks if bias is None else (bias, *tasks)
+        tasks = tasks if own is None else (own, *tasks)
     except ValueError as error:
         raise UsageError(str(error)) from error
     if str(looking) and not any(isinstance(task, Localisation) for task in tasks):

@@ -61,6 +61,10 @@ class Asking:
             self._add(len(part))
         return np.concatenate(parts)
 
+    def told(self, count: int) -> None:
+        """So many more are done that others encoded."""
+        self._add(count)
+
     def text_vectors(self, texts: Sequence[str]) -> Vectors:
         """Unit float32 [n, D]; equal texts are encoded once, also over several calls."""
         missing = [text for text in dict.fromkeys(texts) if text not in self._known]

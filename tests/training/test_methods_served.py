@@ -72,11 +72,12 @@ TOWERS = {
     "clip_lora": ("optim.steps=10", "optim.rate=2e-2"),
     "clip_lora_texts": ("method=clip_lora", TEXTS_ALONE, "optim.steps=20", "optim.rate=2e-2"),
     "full": ("optim.steps=10", "optim.rate=2e-3"),
+    "fare": ("optim.steps=10", "optim.rate=2e-3", "method_options={epsilon=8,attack_steps=1}"),
 }
-LABELLESS = ("negation", "labclip")
+LABELLESS = ("negation", "labclip", "fare")
 # Whose pictures, and whose texts, are still the base's; and which of them the base's collections still fit.
 SAME_PICTURES = ("negation", "labclip", "coop", "astray", "promptsrc_texts", "clip_lora_texts")
-SAME_TEXTS = ("vpt", "vpt_near")
+SAME_TEXTS = ("vpt", "vpt_near", "fare")
 OTHER_SPACE = ("astray", "vpt", "ivlp", "maple", "promptsrc", "clip_lora", "full")
 SAME_SPACE = tuple(name for name in SAME_PICTURES if name != "astray")
 # Knobs that validation could set to 0 are given one value: what is served is then never zero-shot alone.

@@ -9,26 +9,61 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from evaluation.robustness.corruptions import corrupted
+from evaluation.robustness.kinds import Kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corruption:
+    """One corruption of one picture: what it is, and the seed of its noise."""
+
+    kind: Kind
+    severity: int
+    seed: int
+
+    def of(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """uint8 [H, W, 3] -> the same."""
+        return corrupted(pixels, self.kind, self.severity, np.random.default_rng(self.seed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorruptionAugment:
+    """A share of the pictures is corrupted, each by one kind at a severity of the range, all equally likely."""
+
+    share: float
+    kinds: tuple[Kind, ...]
+    severities: tuple[int, int]
+
+    def draw(self, rng: np.random.Generator) -> Corruption | None:
+        """None: the picture stays as it is. As many numbers are drawn either way."""
+        chosen, kind, seed = rng.random(), rng.integers(len(self.kinds)), rng.integers(2**31)
+        severity = rng.integers(self.severities[0], self.severities[1] + 1)
+        if chosen >= self.share:
+            return None
+        return Corruption(kind=self.kinds[int(kind)], severity=int(severity), seed=int(seed))
+
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What was drawn for one picture: its shift, the border and the box of its crop, and whether it is mirrored."""
+    """What was drawn for one picture: its shift, the border and the box of its crop, whether it is mirrored, and how it
+    is corrupted."""
 
     shift: NDArray[np.integer] | None
     margin_px: int
     box: tuple[float, float, float, float] | None
     flipped: bool
+    corruption: Corruption | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageAugment:
-    """Random shift, crop and horizontal flip.
+    """Random shift, crop and horizontal flip, and corruptions of some pictures.
 
     `shift_px` moves the picture by up to that many whole pixels over a border of `fill`: nothing is resampled, so it
     stays as sharp as the pictures that are served. `scale` bounds a crop's side as a share of the source side; over 1
     the picture is shrunk onto a border of `fill`; `aspect` is the largest ratio of the crop's sides.
-    Colours are never touched, because captions name them. `flip` is the chance of mirroring: 0 for captions that say
-    left or right.
+    Colours are never touched but by `corruption`, because captions name them. `flip` is the chance of mirroring: 0 for
+    captions that say left or right.
     """
 
     size_px: int
@@ -37,6 +72,7 @@ class ImageAugment:
     shift_px: int = 0
     flip: float = 0.5
     fill: int = 255
+    corruption: CorruptionAugment | None = None
 
     def __call__(self, pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
         """uint8 [S, S, 3] -> uint8 [size_px, size_px, 3]."""
@@ -54,6 +90,7 @@ class ImageAugment:
             margin_px=crop[0] if crop else 0,
             box=crop[1] if crop else None,
             flipped=rng.random() < self.flip,
+            corruption=self.corruption.draw(rng) if self.corruption else None,
         )
 
     def seen(self, pixels: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
@@ -67,7 +104,8 @@ class ImageAugment:
                 canvas.paste(image, (view.margin_px, view.margin_px))
                 image = canvas
             pixels = np.asarray(image.resize((self.size_px, self.size_px), Image.Resampling.BILINEAR, box=view.box))
-        return pixels[:, ::-1] if view.flipped else pixels
+        pixels = pixels[:, ::-1] if view.flipped else pixels
+        return pixels if view.corruption is None else view.corruption.of(pixels)
 
     def _crop(self, side: int, rng: np.random.Generator) -> tuple[int, tuple[float, float, float, float]]:
         """The margin that is put around the picture, and the box that is cut out of both."""

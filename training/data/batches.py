@@ -168,7 +168,7 @@ class SceneBatches:
     With `plan.truth` also excused bool [B, B], with negatives [B, 2B]: which texts are not plainly false of which
     pictures; with codes meaning_code float32 [B, C], with negatives negative_code [B, C]; zero where the code cannot
     say it. With several captions the batch has B / captions pictures, each so many times, with another draw of them.
-    A look is another caption: the picture is always the same.
+    A look is another caption: the picture is always the same, up to corruptions.
     """
 
     rows: SceneRows
@@ -195,14 +195,15 @@ class SceneBatches:
         excused = self.rows.excused(picks[own], drawn, negatives=plan.negatives) if plan.truth else None
         caption_id, negative_id = shared_ids(drawn)
         picks, drawn, found = picks[own], drawn[own], dict[str, torch.Tensor]()
+        seen = draws[own].tolist()
         if plan.looks:
             found["look"] = torch.from_numpy(draws[own])
         if plan.second is not None:
-            found["second_image"] = torch.from_numpy(self.rows.shown(picks, size_px=plan.second.size_px))
+            found["second_image"] = torch.from_numpy(self.rows.seen(picks, seen, size_px=plan.second.size_px))
             if plan.second.tokenize is not None:
                 found["second_text"] = torch.from_numpy(plan.second.tokenize([one.text for one in drawn]))
         return {
-            "image": torch.from_numpy(self.rows.pixels[picks]),
+            "image": torch.from_numpy(self.rows.seen(picks, seen, size_px=self.rows.pixels.shape[1])),
             "row": torch.from_numpy(picks),
             **found,
             **({"excused": torch.from_numpy(excused)} if excused is not None else {}),

@@ -17,10 +17,11 @@ from evaluation.scenes.sampling import sample
 from evaluation.scenes.scene import Scene
 from evaluation.scenes.splits import Splits, split
 from training.config import SceneData, ScenePart
+from training.data.augment import CorruptionAugment
 from training.data.meaning_code import MeaningCode
 from training.data.rows import Drawn, LabelledRow
 
-_PICK_STREAM, _CAPTION_STREAM = 2, 3
+_PICK_STREAM, _CAPTION_STREAM, _CORRUPTION_STREAM = 2, 3, 9
 _SAMPLED_TEXTS = 8000
 
 
@@ -33,7 +34,7 @@ def scene_splits(data: SceneData) -> Splits:
 class SceneRows:
     """The scenes of a recipe, part by part, and their pictures uint8 [N, S, S, 3].
 
-    `part_of` int64 [N] says which part a scene is from.
+    `part_of` int64 [N] says which part a scene is from. corruption: of pictures as batches show them.
     """
 
     scenes: Sequence[Scene]
@@ -42,6 +43,7 @@ class SceneRows:
     parts: tuple[ScenePart, ...]
     pairs: tuple[Pair, ...]
     seed: int
+    corruption: CorruptionAugment | None = None
 
     @property
     def code(self) -> MeaningCode:
@@ -64,6 +66,18 @@ class SceneRows:
         if size_px == self.pixels.shape[1]:
             return self.pixels[picks]
         return np.stack([render(self.scenes[row], size_px).image for row in picks])
+
+    def seen(self, picks: NDArray[np.int64], draws: Sequence[int], *, size_px: int) -> NDArray[np.uint8]:
+        """The same as a batch shows them: perhaps corrupted, as the seed, the row and the number of its draw say."""
+        pixels = self.shown(picks, size_px=size_px)
+        if self.corruption is None:
+            return pixels
+        out = pixels.copy()
+        for at, (row, number) in enumerate(zip(picks.tolist(), draws, strict=True)):
+            drawn = self.corruption.draw(np.random.default_rng((self.seed, _CORRUPTION_STREAM, row, number)))
+            if drawn is not None:
+                out[at] = drawn.of(out[at])
+        return out
 
     def draw(self, row: int, number: int, *, negative: bool) -> Drawn:
         """The caption that `row` has in the draw `number`; equal arguments give equal captions."""
@@ -111,7 +125,7 @@ class SceneRows:
         return found.hexdigest()
 
 
-def draw_scenes(data: SceneData, *, seed: int) -> SceneRows:
+def draw_scenes(data: SceneData, *, seed: int, corruption: CorruptionAugment | None = None) -> SceneRows:
     """Sample and draw every scene of a recipe; `seed` (the run's) only decides which captions are drawn when."""
     config = scene_splits(data).train
     scenes: list[Scene] = []
@@ -133,7 +147,13 @@ def draw_scenes(data: SceneData, *, seed: int) -> SceneRows:
     for row, scene in enumerate(scenes):
         pixels[row] = render(scene, data.cache_px).image
     return SceneRows(
-        scenes=scenes, part_of=np.array(part_of), pixels=pixels, parts=data.parts, pairs=config.pairs, seed=seed
+        scenes=scenes,
+        part_of=np.array(part_of),
+        pixels=pixels,
+        parts=data.parts,
+        pairs=config.pairs,
+        seed=seed,
+        corruption=corruption,
     )
 
 

@@ -16,6 +16,7 @@ from evaluation.scenes_report import scenes_report, single_scenes
 from model_store.manifest import ImageSpec
 from training.config import (
     AugmentConfig,
+    CorruptionConfig,
     DataPart,
     FolderData,
     MixedData,
@@ -25,7 +26,7 @@ from training.config import (
     TableData,
     TrainConfig,
 )
-from training.data.augment import CaptionAugment, ImageAugment
+from training.data.augment import CaptionAugment, CorruptionAugment, ImageAugment
 from training.data.batches import Batches, BatchPlan, SceneBatches, TableRows, Tokenize
 from training.data.meaning_code import MeaningCode
 from training.data.mixed import MixedSource
@@ -100,7 +101,14 @@ def image_augment(augment: AugmentConfig, *, size_px: int) -> ImageAugment:
         aspect=augment.crop_aspect,
         shift_px=augment.shift_px,
         flip=augment.flip,
+        corruption=corruption_augment(augment.corruption),
     )
+
+
+def corruption_augment(config: CorruptionConfig | None) -> CorruptionAugment | None:
+    if config is None:
+        return None
+    return CorruptionAugment(share=config.share, kinds=config.kinds, severities=config.severities)
 
 
 def caption_augment(augment: AugmentConfig) -> CaptionAugment:
@@ -124,7 +132,8 @@ def _part_source(
 def _scene_source(data: SceneData, config: TrainConfig, *, image_spec: ImageSpec) -> SceneSource:
     if data.cache_px != image_spec.height_px:
         raise ValueError(f"scenes are drawn at {data.cache_px} px, the model takes {image_spec.height_px}")
-    return SceneSource(draw_scenes(data, seed=config.seed), data=data)
+    rows = draw_scenes(data, seed=config.seed, corruption=corruption_augment(config.augment.corruption))
+    return SceneSource(rows, data=data)
 
 
 def _table_source(
@@ -373,7 +382,7 @@ class SceneSource:
 
     def looks(self, rows: NDArray[np.int64], look: int, *, size_px: int) -> tuple[NDArray[np.uint8], list[str]]:
         texts = [self.rows.draw(row, look, negative=False).text for row in rows.tolist()]
-        return self.rows.shown(rows, size_px=size_px), texts
+        return self.rows.seen(rows, [look] * len(rows), size_px=size_px), texts
 
     def meaning_code(self) -> MeaningCode:
         return self.rows.code
