@@ -91,10 +91,13 @@ def build(
         Literal["wit", "metaclip", "none"],
         typer.Option(help="wit: each query chooses --most pairs. metaclip: each with the chance --most / its count."),
     ] = "wit",
-    most: Annotated[int, typer.Option(min=1, help="Pairs that a query chooses: CLIP's 20,000.")] = 20_000,
-    total: Annotated[int | None, typer.Option(min=1, help="Of what is left, so many pairs by chance.")] = None,
+    most: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pairs that a query chooses. Default: what makes --total; CLIP's 20,000 without it."),
+    ] = None,
+    total: Annotated[int | None, typer.Option(min=1, help="Pairs of the data set; less if there are not so many.")] = None,
     near: Annotated[
-        int, typer.Option(min=-1, max=15, help="Near duplicates differ in at most so many of 128 bits; -1: keep them.")
+        int, typer.Option(min=-1, max=15, help="Near duplicates differ in at most so many of 256 bits; -1: keep them.")
     ] = 3,
     keep_duplicates: Annotated[
         bool, typer.Option("--keep-duplicates", help="Keep pairs whose pictures are equal, such as several captions.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from training.building.pair_table import PairTable, blob_of
 
 LOW_SCORE, OVER_THE_CAP, OVER_THE_TOTAL = "low score", "over the cap", "over the total"
+CLIPS_MOST = 20_000
 Balance = Literal["wit", "metaclip", "none"]
 
 
@@ -32,22 +34,39 @@ def drop_low_scores(table: PairTable, *, share: float | None, least: float | Non
     return least
 
 
-def balance(table: PairTable, kind: Balance, texts: Sequence[str], *, most: int, seed: int) -> None:
+def balance(
+    table: PairTable, kind: Balance, texts: Sequence[str], *, most: int | None, total: int | None, seed: int
+) -> int | None:
     """Leave out what makes frequent queries frequent; what stays is noted with the queries it was chosen for.
 
     wit: every query chooses the first `most` of its pairs by chance, and a pair stays that was chosen by one (Radford
     et al., 2021). metaclip: every query of n pairs chooses each of them with the chance `most` / n, on its own, and a
     pair stays that was chosen by one (Xu et al., 2024). Neither depends on the order of the pairs.
+
+    most: None is the least with which `total` pairs stay, found in some twenty passes over the queries of all pairs,
+    or CLIP's 20,000 where there is no total. What it was is returned.
     """
     if kind == "none":
-        return
+        return None
     counts = table.matches(len(texts))
-    choices = _capped(table, counts, most) if kind == "wit" else _drawn(table, counts, texts, most, seed)
+
+    def choices(most: int) -> Iterator[tuple[int, bytes]]:
+        return _capped(table, counts, most) if kind == "wit" else _drawn(table, counts, texts, most, seed)
+
+    if most is None and total is None:
+        most = CLIPS_MOST
+    elif most is None:
+        # Both kinds choose more with a larger number, and everything with that of the most frequent query.
+        most = 1 + bisect_left(
+            range(1, int(counts.max(initial=1)) + 1), total or 0, key=lambda each: sum(1 for _ in choices(each))
+        )
+        most = min(most, int(counts.max(initial=1)))
     with table.db:
-        table.db.executemany("INSERT INTO chosen VALUES(?, ?)", choices)
+        table.db.executemany("INSERT INTO chosen VALUES(?, ?)", choices(most))
         table.db.execute(
             "UPDATE pairs SET state = ? WHERE state = '' AND id NOT IN (SELECT id FROM chosen)", (OVER_THE_CAP,)
         )
+    return most
 
 
 def drop_over_total(table: PairTable, total: int) -> None:

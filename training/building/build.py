@@ -32,12 +32,12 @@ _PLAN, _TABLE, _FACTS = "plan.json", "pairs.sqlite", "facts"
 class Choice:
     """What stays of the pairs that were looked at.
 
-    near_bits: near duplicates within so many of 128 bits; None: none are looked for. duplicates: keep equal pictures.
-    share, least_score: what the filter keeps. most: pairs of a query, for `balance`. total: pairs in all.
+    near_bits: near duplicates within so many of 256 bits; None: none are looked for. duplicates: keep equal pictures.
+    share, least_score: what the filter keeps. most: pairs of a query, for `balance`; None: so many that `total` stay.
     """
 
     balance: Balance = "wit"
-    most: int = 20_000
+    most: int | None = None
     total: int | None = None
     near_bits: int | None = 3
     duplicates: bool = False
@@ -172,7 +172,9 @@ def _decide(
             stages["pictures that fit"] = table.alive()
         advance(1)
         clean = table.matches(count)
-        balancing.balance(table, choice.balance, queries.texts, most=choice.most, seed=choice.seed)
+        most = balancing.balance(
+            table, choice.balance, queries.texts, most=choice.most, total=choice.total, seed=choice.seed
+        )
         if choice.balance != "none":
             stages["balanced"] = table.alive()
         advance(1)
@@ -191,6 +193,7 @@ def _decide(
         dropped=dict(sorted(left.items(), key=lambda each: -each[1])),
         examples=examples(table.db, facts, left),
         least_score=least,
+        most=most,
         queries=query_figures(queries.texts, raw, clean, table.matches(count), chosen),
         counts={"raw": raw, "clean": clean, "kept": table.matches(count)},
     )

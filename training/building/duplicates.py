@@ -1,4 +1,4 @@
-"""Copies of pictures: equal files, and pictures whose 128 bits differ in few places."""
+"""Copies of pictures: equal files, and pictures whose 256 bits differ in few places."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.building.pair_table import PairTable
-from training.building.picture_code import BITS
+from training.building.picture_code import WORD_BITS, WORDS
 
 DUPLICATE, NEAR_DUPLICATE = "duplicate", "near duplicate"
 _ROWS, _COLUMNS = 512, 4096  # codes of a bucket that are compared with each other at a time
@@ -36,24 +36,25 @@ def drop_near_duplicates(table: PairTable, *, distance: int) -> None:
     """
     db = table.db
     db.executescript(
-        "CREATE TEMP TABLE codes(place INTEGER PRIMARY KEY, high INTEGER, low INTEGER, best INTEGER);"
+        "CREATE TEMP TABLE codes(place INTEGER PRIMARY KEY, a INTEGER, b INTEGER, c INTEGER, d INTEGER, best INTEGER);"
         "CREATE TEMP TABLE near(one INTEGER, other INTEGER, PRIMARY KEY(one, other)) WITHOUT ROWID;"
         "CREATE TEMP TABLE gone(place INTEGER PRIMARY KEY, keeper INTEGER)"
     )
     with db:
         db.execute(
-            "INSERT INTO codes(high, low, best) SELECT high, low, id FROM (SELECT *, row_number() OVER"
-            f" (PARTITION BY high, low ORDER BY {_BEST}) AS n FROM pairs WHERE state = '') WHERE n = 1 ORDER BY {_BEST}"
+            "INSERT INTO codes(a, b, c, d, best) SELECT a, b, c, d, id FROM (SELECT *, row_number() OVER"
+            f" (PARTITION BY a, b, c, d ORDER BY {_BEST}) AS n FROM pairs WHERE state = '')"
+            f" WHERE n = 1 ORDER BY {_BEST}"
         )
         for word, shift, width in bands(distance):
             for one, other in _near_in_band(table, word, shift, width, distance):
                 rows = zip(one.tolist(), other.tolist(), strict=True)
                 db.executemany("INSERT OR IGNORE INTO near VALUES(?, ?)", rows)
         db.executemany("INSERT INTO gone VALUES(?, ?)", _greedy(table))
-        db.execute("CREATE UNIQUE INDEX temp.by_code ON codes(high, low)")
+        db.execute("CREATE UNIQUE INDEX temp.by_code ON codes(a, b, c, d)")
         db.execute(
             "UPDATE pairs SET state = ?, twin = stays FROM (SELECT pairs.id AS one, coalesce(kept.best, codes.best)"
-            " AS stays FROM pairs JOIN codes USING(high, low) LEFT JOIN gone ON gone.place = codes.place"
+            " AS stays FROM pairs JOIN codes USING(a, b, c, d) LEFT JOIN gone ON gone.place = codes.place"
             " LEFT JOIN codes AS kept ON kept.place = gone.keeper WHERE state = '') WHERE id = one AND one <> stays",
             (NEAR_DUPLICATE,),
         )
@@ -68,10 +69,11 @@ def bands(distance: int) -> list[tuple[str, int, int]]:
         ValueError: a distance for which parts would be too short to tell pictures apart.
     """
     if not 0 <= distance <= 15:
-        raise ValueError(f"near duplicates within {distance} of {BITS} bits: expected 0 to 15")
+        raise ValueError(f"near duplicates within {distance} of {WORDS * WORD_BITS} bits: expected 0 to 15")
     found: list[tuple[str, int, int]] = []
-    for word, parts in (("high", distance // 2 + 1), ("low", (distance + 1) // 2)):
-        edges = np.linspace(0, BITS // 2, parts + 1).astype(int).tolist()
+    for place, word in enumerate("abcd"):
+        parts = (distance + WORDS - place) // WORDS  # distance + 1 in all four
+        edges = np.linspace(0, WORD_BITS, parts + 1).astype(int).tolist()
         found += [(word, low, high - low) for low, high in zip(edges, edges[1:], strict=False) if parts]
     return found
 
@@ -80,8 +82,8 @@ def _near_in_band(
     table: PairTable, word: str, shift: int, width: int, distance: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Places of codes that share this band and are near: the later one, and the earlier one."""
-    part = f"({word} >> {shift}) & {(1 << width) - 1}" if width < 64 else word
-    rows = table.db.execute(f"SELECT {part} AS part, place, high, low FROM codes ORDER BY part, place")
+    part = f"({word} >> {shift}) & {(1 << width) - 1}" if width < WORD_BITS else word
+    rows = table.db.execute(f"SELECT {part} AS part, place, a, b, c, d FROM codes ORDER BY part, place")
     for _, found in groupby(rows, key=lambda row: row[0]):
         bucket = np.array(list(found), dtype=np.int64)[:, 1:]
         for start in range(0, len(bucket) - 1, _ROWS):
@@ -93,10 +95,10 @@ def _near_in_band(
                     yield rest[late[follows], 0], block[early[follows], 0]
 
 
-def _apart(ones: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Bits in which codes differ, uint8 [ones, others]; columns 1 and 2 hold their words."""
-    apart = np.zeros((len(ones), len(others)), dtype=np.uint8)
-    for column in (1, 2):
+def _apart(ones: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.uint16]:
+    """Bits in which codes differ, uint16 [ones, others]; columns 1 to 4 hold their words."""
+    apart = np.zeros((len(ones), len(others)), dtype=np.uint16)
+    for column in range(1, 1 + WORDS):
         words = np.bitwise_xor(ones[:, None, column], others[None, :, column])
         apart += np.bitwise_count(words.view(np.uint64))
     return apart

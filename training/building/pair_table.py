@@ -24,7 +24,7 @@ CREATE TABLE pairs(
     state TEXT NOT NULL,     -- '' as long as nothing speaks against it, then why it was left out
     twin INTEGER,            -- the pair that it is a copy of
     rank INTEGER, draw INTEGER,  -- two numbers by chance, of the seed and of what the pair holds
-    pair BLOB, picture BLOB, high INTEGER, low INTEGER, pixels INTEGER, score REAL, queries BLOB);
+    pair BLOB, picture BLOB, a INTEGER, b INTEGER, c INTEGER, d INTEGER, pixels INTEGER, score REAL, queries BLOB);
 CREATE TABLE chosen(id INTEGER PRIMARY KEY, picked BLOB);
 CREATE TABLE kept(place INTEGER PRIMARY KEY, id INTEGER);
 """
@@ -42,9 +42,9 @@ class PairTable:
         """The facts of the unit with this number; numbers rise. Raises OSError."""
         with facts.open("rb") as lines, self.db:
             rows = (_row(unit, json.loads(line), seed) for line in lines)
-            marks = ", ".join("?" * 13)
+            marks = ", ".join("?" * 15)
             self.db.executemany(
-                "INSERT INTO pairs(unit, place, at, state, rank, draw, pair, picture, high, low, pixels, score,"
+                "INSERT INTO pairs(unit, place, at, state, rank, draw, pair, picture, a, b, c, d, pixels, score,"
                 f" queries) VALUES({marks})",
                 rows,
             )
@@ -87,9 +87,9 @@ def reopened(path: Path) -> sqlite3.Connection:
 
 def kept_rows(db: sqlite3.Connection, start: int, count: int) -> Iterator[dict[str, Any]]:
     """Kept pairs `start` to `start + count` in order, with the queries that they were chosen for."""
-    columns = ("unit", "place", "at", "picture", "high", "low", "score", "queries", "chosen")
+    columns = ("unit", "place", "at", "picture", "score", "queries", "chosen")
     rows = db.execute(
-        "SELECT unit, pairs.place, at, picture, high, low, score, queries, picked FROM kept"
+        "SELECT unit, pairs.place, at, picture, score, queries, picked FROM kept"
         " JOIN pairs USING(id) LEFT JOIN chosen USING(id) WHERE kept.place > ? AND kept.place <= ? ORDER BY kept.place",
         (start, start + count),
     )
@@ -116,7 +116,7 @@ def _connected(path: Path) -> sqlite3.Connection:
 
 def _row(unit: int, fact: dict[str, Any], seed: int) -> tuple[Any, ...]:
     if fact["fault"] is not None:
-        return (unit, fact["i"], fact["at"], fact["fault"], *[None] * 9)
+        return (unit, fact["i"], fact["at"], fact["fault"], *[None] * 11)
     pair, code = bytes.fromhex(fact["pair"]), bytes.fromhex(fact["code"])
     drawn = hashlib.blake2b(seed.to_bytes(8, "big") + pair, digest_size=16).digest()
     width, height = fact["size"]
@@ -129,8 +129,7 @@ def _row(unit: int, fact: dict[str, Any], seed: int) -> tuple[Any, ...]:
         _signed(drawn[8:]),
         pair,
         bytes.fromhex(fact["picture"]),
-        _signed(code[:8]),
-        _signed(code[8:]),
+        *(_signed(code[start : start + 8]) for start in range(0, 32, 8)),
         width * height,
         fact.get("score"),
         blob_of(fact["queries"]),

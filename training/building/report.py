@@ -32,6 +32,7 @@ class BuildReport:
     dropped: Mapping[str, int]
     examples: Mapping[str, Sequence[Mapping[str, str]]]
     least_score: float | None
+    most: int | None
     queries: Mapping[str, Any]
     counts: Mapping[str, NDArray[np.int64]] = field(repr=False)
 
@@ -42,6 +43,7 @@ class BuildReport:
             "kept": self.kept,
             "dropped": self.dropped,
             "least_score": self.least_score,
+            "most": self.most,
             "queries": self.queries,
             "examples": self.examples,
         }
@@ -125,6 +127,8 @@ def page(report: BuildReport, *, plot: bool) -> str:
     parts += ["", f"{report.kept:,} kept + {sum(report.dropped.values()):,} left out = {total:,} pairs."]
     if report.least_score is not None:
         parts += ["", f"The least score that stays is {report.least_score:.4f}."]
+    if report.most is not None:
+        parts += ["", f"A query chooses {report.most:,} pairs ({report.plan['balance']})."]
     parts += ["", "## Queries", ""]
     rows = [
         (

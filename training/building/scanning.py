@@ -20,7 +20,7 @@ from training.building.picture_code import Unusable, picture_code, usable
 from training.building.queries import QueryIndex, read_queries
 from training.building.sources import RawPair, Unit, raw_pairs
 
-_VERSION = 1  # of what is written
+_VERSION = 2  # of what is written
 _AT_ONCE = 64  # pairs in memory
 _SHOWN = 100  # characters of a caption
 NO_QUERY = "no query"

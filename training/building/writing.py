@@ -73,22 +73,19 @@ def _read_again(plan: ShardPlan, rows: Sequence[dict[str, Any]]) -> Iterator[tup
             if row is None:
                 continue
             if hashlib.sha256(pair.data).hexdigest()[:32] != row["picture"].hex():
-                raise ValueError(
-                    f"{pair.name} of {source.url} has changed since it was looked at; run the command again"
-                )
+                raise ValueError(f"{source.url}: {pair.name} has changed since it was looked at; name another --work")
             yield row, pair
             left -= 1
             if not left:
                 break
         if left:
-            raise ValueError(f"{source.url} has fewer pairs than when it was looked at; run the command again")
+            raise ValueError(f"{source.url} has fewer pairs than when it was looked at; name another --work")
 
 
 def _members(row: dict[str, Any], pair: RawPair, texts: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     record: dict[str, Any] = {
         "source": pair.name,
         "sha256": row["picture"].hex(),
-        "code": f"{row['high'] % 2**64:016x}{row['low'] % 2**64:016x}",
         "queries": [texts[number] for number in numbers_of(row["queries"]).tolist()],
     }
     if row["chosen"] is not None:
