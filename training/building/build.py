@@ -48,7 +48,10 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildPlan:
-    """work: what the first pass found; builds that share it look at nothing twice. workers: processes."""
+    """work: what the first pass found; builds that share it look at nothing twice. workers: processes.
+
+    plot: draw one beside the report, where matplotlib is installed.
+    """
 
     units: tuple[Unit, ...]
     scan: ScanPlan
@@ -57,6 +60,7 @@ class BuildPlan:
     work: Path
     shard_pairs: int = 10_000
     workers: int = 1
+    plot: bool = True
 
 
 @contextmanager
@@ -93,7 +97,7 @@ def build(plan: BuildPlan, *, progress: Progress = silent) -> BuildReport:
         size=plan.shard_pairs,
     )
     _write(shards, report.kept, plan.workers, progress)
-    write_report(plan.out, report)
+    write_report(plan.out, report, plot=plan.plot)
     (plan.out / _TABLE).unlink()
     return report
 

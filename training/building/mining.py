@@ -35,20 +35,20 @@ def text_lines(paths: Sequence[Path]) -> Iterator[str]:
             raise ValueError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def mined(texts: Texts, *, least: int, least_bits: float) -> list[Query]:
+def mined(texts: Texts, *, least: int, least_bits: float, held: int = _HELD) -> list[Query]:
     """Words that come at least `least` times, most frequent first; then bigrams that do, of such words, by their bits.
 
     A bigram's pointwise mutual information log2(n_ab * n / (n_a * n_b)) must be `least_bits` or more; n is the number
     of words (Radford et al., 2021, 2.2: words of 100 occurrences in Wikipedia, bigrams of high information). The texts
-    are read twice; memory holds a million different pairs at most, beside the words that are kept.
+    are read twice; memory has `held` different words or pairs at most, beside the words that are kept.
     """
-    total, counted = 0, _Counts()
+    total, counted = 0, _Counts(held)
     for text in texts():
         words = words_of(text)
         total += len(words)
         counted.add(words)
     frequent = dict(counted.least(least))
-    pairs = _Counts()
+    pairs = _Counts(held)
     for text in texts():
         words = words_of(text)
         pairs.add(f"{a} {b}" for a, b in zip(words, words[1:], strict=False) if a in frequent and b in frequent)
@@ -90,13 +90,14 @@ def _sorted(counts: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
 class _Counts:
     """Exact counts of more different strings than fit into memory: what is too much is added up in a file."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self._most = most
         self._held: Counter[str] = Counter()
         self._file: sqlite3.Connection | None = None
 
     def add(self, strings: Iterable[str]) -> None:
         self._held.update(strings)
-        if len(self._held) > _HELD:
+        if len(self._held) > self._most:
             self._spill()
 
     def least(self, least: int) -> list[tuple[str, int]]:
