@@ -60,14 +60,14 @@ template_share = 0.0
 kind = "small"
 embed_dim = 128
 [model.image]
-trunk = "clipworks_conv_s"
+trunk = "clipworks_conv_t"
 size_px = 48
 pool = "mean"
 [model.text]
-merges = 8192
-context_length = 32
-width = 128
-layers = 2
+merges = 500
+context_length = 24
+width = 64
+layers = 1
 heads = 4
 pool = "eos"
 [optim]

@@ -14,7 +14,7 @@ import typer
 
 from clipworks._progress import progress_bar
 from clipworks.cli import connect, output
-from clipworks.cli.failures import INTERRUPTED, UsageError
+from clipworks.cli.failures import FAILED_ITEMS, INTERRUPTED, UsageError
 from clipworks.cli.model_stores import StoreFolder
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def build(
         int | None,
         typer.Option(min=1, help="Pairs that a query chooses. Default: what makes --total; CLIP's 20,000 without it."),
     ] = None,
-    total: Annotated[int | None, typer.Option(min=1, help="Pairs of the data set; less if there are not so many.")] = None,
+    total: Annotated[int | None, typer.Option(min=1, help="Pairs of the data set, if there are so many.")] = None,
     near: Annotated[
         int, typer.Option(min=-1, max=15, help="Near duplicates differ in at most so many of 256 bits; -1: keep them.")
     ] = 3,
@@ -129,6 +129,7 @@ def build(
     """Clean and balance raw pairs, and write them as webdataset shards (needs the serve extra; a plot needs eval).
 
     The same command again goes on where it was cut. Every pair is counted, as kept or with the reason why not.
+    The exit code is 1 where none is kept.
     """
     from clipworks.cli.data_filter import StoredScorer
     from training.building.build import BuildPlan, Choice
@@ -172,6 +173,8 @@ def build(
         output.say(f"stopped; what is done stays. Go on with: {shlex.join(['clipworks', *sys.argv[1:]])}")
         raise typer.Exit(INTERRUPTED) from None
     _print(report, out, as_json)
+    if not report.kept:
+        raise typer.Exit(FAILED_ITEMS)
 
 
 def _progress(as_json: bool) -> Callable[[str, int], AbstractContextManager[Callable[[int], None]]]:

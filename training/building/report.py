@@ -113,7 +113,7 @@ def query_figures(
 
 def write_report(folder: Path, report: BuildReport, *, plot: bool) -> None:
     """report.json, report.md, and report.png where matplotlib is installed. Raises OSError."""
-    drawn = plot and _draw(folder / "report.png", report)
+    drawn = plot and bool(report.counts["raw"].any()) and _draw(folder / "report.png", report)
     write_whole(folder / "report.md", page(report, plot=drawn).encode("utf-8", "backslashreplace"))
     write_whole(folder / "report.json", json.dumps(report.to_json(), indent=2).encode() + b"\n")
 
