@@ -18,12 +18,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import data_building_tables, data_building_costs
+from benchmarks import data_building_costs, data_building_tables
 from benchmarks.data_building_pool import PoolPlan, concepts, scene_of, write_corpus, write_pool
 from benchmarks.marked import ROOT
 from evaluation.scenes.meaning import What
@@ -33,10 +34,10 @@ from evaluation.standard.shards import shard_samples
 
 FOLDER = ROOT / ".runs" / "data-building"
 RECORD = ROOT / "benchmarks" / "lab" / "data-building.json"
-POOL, EXPONENT, TOTAL, STEPS = 24_000, 1.5, 4_000, 450
+POOL, EXPONENT, TOTAL, STEPS = 10_000, 1.5, 2_000, 300
 SEEDS, PILOT = (0, 1, 2), 100
 ARMS = {"no balance": "none", "WIT": "wit", "MetaCLIP": "metaclip"}
-EACH = 40  # judged pictures of a concept
+EACH = 25  # judged pictures of a concept
 _RECIPE = """
 name = "data-building"
 seed = {seed}
@@ -49,8 +50,8 @@ folder = "{folder}"
 shards = "[0-9]*.tar"
 samples = {total}
 validation = "{validation}"
-validation_samples = 200
-cache_px = 48
+validation_samples = 64
+cache_px = 32
 workers = 0
 [augment]
 crop_scale = [1.0, 1.0]
@@ -61,7 +62,7 @@ kind = "small"
 embed_dim = 128
 [model.image]
 trunk = "clipworks_conv_t"
-size_px = 48
+size_px = 32
 pool = "mean"
 [model.text]
 merges = 500
@@ -149,13 +150,21 @@ def named(run: Path, seed: int, stream: str) -> list[float]:
     pairs, encoder = concepts(seed), open_checkpoint(run)
     texts = encoder.encode_texts([with_article(noun(What(shape=shape, colour=colour))) for shape, colour in pairs])
     found: list[float] = []
-    for place, pair in enumerate(pairs):
-        scenes = [scene_of(pair, number, f"{stream}/{seed}") for number in range(EACH)]
-        scores = encoder.encode_images([render(scene, 48).image for scene in scenes]) @ texts.T
+    for place, pictures in enumerate(_judged(seed, stream)):
+        scores = encoder.encode_images(pictures) @ texts.T
         right = scores[:, place].copy()
         scores[:, place] = -np.inf
         found.append(float((right > scores.max(axis=1)).mean()))
     return found
+
+
+@lru_cache(maxsize=1)
+def _judged(seed: int, stream: str) -> list[list[np.ndarray]]:
+    """EACH pictures of every concept."""
+    return [
+        [render(scene_of(pair, number, f"{stream}/{seed}"), 48).image for number in range(EACH)]
+        for pair in concepts(seed)
+    ]
 
 
 def measured(seeds: Sequence[int], stream: str) -> list[dict[str, Any]]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from scipy import stats
 
-from benchmarks.marked import ROOT, markdown_table, replace_blocks
+from benchmarks.marked import ROOT
 
 PAGE = ROOT / "docs" / "data-building.md"
 PLOT = ROOT / "docs" / "pictures" / "data-building.png"
