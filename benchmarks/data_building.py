@@ -34,7 +34,7 @@ from evaluation.standard.shards import shard_samples
 
 FOLDER = ROOT / ".runs" / "data-building"
 RECORD = ROOT / "benchmarks" / "lab" / "data-building.json"
-POOL, EXPONENT, TOTAL, STEPS = 10_000, 1.5, 2_000, 300
+POOL, EXPONENT, TOTAL, STEPS = 10_000, 1.5, 2_000, 400
 SEEDS, PILOT = (0, 1, 2), 100
 ARMS = {"no balance": "none", "WIT": "wit", "MetaCLIP": "metaclip"}
 EACH = 25  # judged pictures of a concept
@@ -193,6 +193,10 @@ def measured(seeds: Sequence[int], stream: str) -> list[dict[str, Any]]:
     return rows
 
 
+def _write(record: dict[str, Any]) -> None:
+    RECORD.write_text(json.dumps(record) + "\n", encoding="utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pilot", action="store_true", help="one pool, judged on validation scenes")
@@ -207,12 +211,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     record: dict[str, Any] = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
     if chosen.run:
         plan = {"pool": POOL, "exponent": EXPONENT, "total": TOTAL, "steps": STEPS, "each": EACH}
-        record |= {"plan": plan, "runs": measured(SEEDS, "held-out")}
+        record |= {"plan": plan, "runs": []}
+        for seed in SEEDS:
+            record["runs"] += measured([seed], "held-out")
+            _write(record)
     if chosen.memory:
         record["memory"] = data_building_costs.memory(FOLDER / "memory")
     if chosen.near is not None:
         record["near"] = data_building_costs.near(chosen.near)
-    RECORD.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    _write(record)
     if chosen.write_docs:
         data_building_tables.publish(record)
     return 0

@@ -25,7 +25,11 @@ def bands(values: Sequence[float]) -> list[float]:
 
 
 def publish(record: Mapping[str, Any]) -> None:
-    blocks = {name: make(record) for name, make in _BLOCKS.items() if name.rpartition("-")[2].replace("stages", "runs") in record}
+    blocks = {
+        name: make(record)
+        for name, make in _BLOCKS.items()
+        if name.rpartition("-")[2].replace("stages", "runs") in record
+    }
     page = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(replace_blocks(page, blocks), encoding="utf-8")
     if "runs" in record:
@@ -75,7 +79,9 @@ def stages_table(record: Mapping[str, Any]) -> str:
     rows = [[reason, *(f"{run['dropped'].get(reason, 0):,}" for run in runs.values())] for reason in reasons]
     rows.append(["**kept**", *(f"**{run['kept']:,}**" for run in runs.values())])
     rows.append(["pairs that a query chooses", *(str(run["most"] or "") for run in runs.values())])
-    rows.append(["queries as even as so many", *(f"{run['queries']['kept']['effective']:.0f}" for run in runs.values())])
+    rows.append(
+        ["queries as even as so many", *(f"{run['queries']['kept']['effective']:.0f}" for run in runs.values())]
+    )
     return markdown_table(["left out as", *runs], rows)
 
 

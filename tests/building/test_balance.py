@@ -62,7 +62,7 @@ def test_wit_every_query_chooses_its_first_pairs_by_chance(matches: list[list[in
 
 
 def test_metaclip_every_query_chooses_with_its_chance(tmp_path: Path) -> None:
-    """30 seeds: chosen most times in the mean; a pair of two queries stays when one of them chose it."""
+    """Over 30 seeds chosen `most` times in the mean; queries choose on their own."""
     matches, most, seeds = [[0, 2]] * 40 + [[0]] * 40 + [[3]] * 5, 8, 30
     found = [chosen_of(tmp_path, matches, "metaclip", most=most, seed=seed)[0] for seed in range(seeds)]
     chosen = Counter(query for each in found for queries in each.values() for query in queries)

@@ -16,6 +16,7 @@ import pytest
 from tests.building.raw import mosaic, plan, samples_of, shard, shards_of
 from training.building.build import BuildPlan, build
 from training.building.queries import QueryIndex
+from training.building.sources import find_units, raw_pairs
 
 CUT_AT = 3  # of the raw shards, the one that is cut
 QUERIES = ("a", "red mug", "red", "blue mug", "zebra", "owl")
@@ -23,14 +24,17 @@ QUERIES = ("a", "red mug", "red", "blue mug", "zebra", "owl")
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five shards: frequent and rare captions, copies, copies coded again, a cut picture, a cut shard, no query."""
+    """Five shards: frequent and rare captions, copies, copies coded again, a cut picture, a cut shard, no query, no caption."""
     folder, rng = tmp_path_factory.mktemp("raw"), np.random.default_rng(0)
-    captions = rng.choice(["a red mug", "a blue mug!", "one owl", "nothing"], size=150, p=[0.7, 0.2, 0.05, 0.05])
+    captions: list[str] = rng.choice(
+        ["a red mug", "a blue mug!", "one owl", "nothing"], size=150, p=[0.7, 0.2, 0.05, 0.05]
+    ).tolist()
+    captions[64] = ""
     for number in range(5):
         pairs: list[tuple[str, bytes, str]] = []
         for row in range(30 * number, 30 * number + 30):
             data = mosaic(7, quality=90 - row % 4) if row % 10 == 0 else mosaic(1000 + row)
-            pairs.append((f"{row:05d}", data[: len(data) // 2] if row == 33 else data, str(captions[row])))
+            pairs.append((f"{row:05d}", data[: len(data) // 2] if row == 33 else data, captions[row]))
         path = shard(folder / f"raw-{number}.tar", pairs)
         if number == CUT_AT:
             path.write_bytes(path.read_bytes()[:-9000])
@@ -65,7 +69,7 @@ def test_every_pair_is_kept_or_left_out_for_one_reason(raw: Path, queries: Path,
     assert report.kept == len(kept) == len({*kept}) == 25
     assert {*kept} < {fact["name"] for fact in facts}
     faults = Counter(fact["fault"] for fact in facts if fact["fault"])
-    assert faults == {"no query": report.dropped["no query"], "broken picture": 1, "broken shard": 1}
+    assert faults == {"no query": report.dropped["no query"], "broken picture": 1, "broken shard": 1, "no caption": 1}
     assert {reason: report.dropped[reason] for reason in faults} == faults
     same = [fact for fact in facts if fact["fault"] is None and int(fact["name"][-9:-4]) % 10 == 0]
     assert report.dropped["duplicate"] + report.dropped["near duplicate"] == len(same) - 1
@@ -124,7 +128,7 @@ def test_the_same_pairs_stay_when_they_lie_in_other_shards(
         assert held[0] == held[1]
 
 
-@pytest.mark.parametrize("cut", [2, 8, 13])
+@pytest.mark.parametrize("cut", [2, 8, 16])
 def test_a_build_that_was_cut_goes_on_to_the_same_bytes(
     raw: Path, queries: Path, work: Path, tmp_path: Path, cut: int
 ) -> None:
@@ -188,6 +192,20 @@ def test_rows_of_a_table_are_counted_like_samples(queries: Path, tmp_path: Path)
     assert [(s.caption, s.meta["year"], s.data) for s in samples_of(tmp_path / "out")] == [
         ("a red mug,\nbroken", "1999", mosaic(1)),
         ("a red mug", "2000", mosaic(2)),
+    ]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_a_table_is_read_in_units_of_rows(tmp_path: Path, rows: int) -> None:
+    captions = ["one", 'two\n"lines"', "été", "four", "five"]
+    (tmp_path / "captions.csv").write_text(
+        "caption,image\n" + "".join('"{}",none.jpg\n\n'.format(text.replace('"', '""')) for text in captions),
+        encoding="utf-8-sig",
+    )
+    units = find_units([str(tmp_path)], rows=rows)
+    assert [unit.rows for unit in units] == [len(captions[at : at + rows]) for at in range(0, len(captions), rows)]
+    assert [(pair.index, pair.caption) for unit in units for pair in raw_pairs(unit)] == [
+        (number % rows, text) for number, text in enumerate(captions)
     ]
 
 

@@ -67,6 +67,7 @@ def test_found_at_the_distance_and_not_beyond(tmp_path: Path, distance: int) -> 
         table.close()
 
 
+@settings(max_examples=40)
 @given(distance=st.integers(0, 15), data=st.data())
 def test_codes_that_are_near_share_a_band(distance: int, data: st.DataObject) -> None:
     bits = data.draw(st.sets(st.integers(0, 255), max_size=distance))
@@ -108,6 +109,11 @@ def test_copies_are_near_and_another_colour_is_not() -> None:
     assert differing(mosaic(5, side=160), mosaic(5, side=110)) <= 3
     assert differing(mosaic(5), mosaic(6)) > 20
     assert differing(mug("#c01010"), mug("#1010c0")) > 3
+    image = np.asarray(Image.open(io.BytesIO(mug("#c01010"))), dtype=np.int16)
+    noisy = image + np.random.default_rng(0).integers(-9, 10, image.shape)  # a flat ground stays flat
+    out = io.BytesIO()
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(out, format="PNG")
+    assert differing(mug("#c01010"), out.getvalue()) <= 3
 
 
 @pytest.mark.parametrize(

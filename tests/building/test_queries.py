@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.building.mining import joined, listed, mined, nouns, text_lines
@@ -18,6 +18,7 @@ WORD = st.sampled_from(["a", "red", "Reds", "mug", "o'clock", "Straße", "ÉTÉ"
 PHRASE = st.lists(WORD, min_size=1, max_size=3).map(" ".join)
 
 
+@settings(max_examples=60)
 @given(
     queries=st.lists(PHRASE, max_size=8, unique_by=lambda text: tuple(words_of(text))),
     parts=st.lists(st.tuples(WORD, st.sampled_from([" ", ", ", "-", "... ", "\n", "’ "])), max_size=12),
@@ -69,6 +70,7 @@ def test_what_is_no_list_is_refused(tmp_path: Path, content: bytes | None, messa
         read_queries(tmp_path / "q")
 
 
+@settings(max_examples=50)
 @given(lines=st.lists(st.lists(WORD, max_size=6).map(" ".join), max_size=20), least=st.integers(1, 4))
 def test_mined_words_and_bigrams_are_those_of_counting(lines: list[str], least: int) -> None:
     words = [words_of(line) for line in lines]

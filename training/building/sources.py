@@ -13,7 +13,6 @@ from typing import IO, Any, Literal
 from evaluation.standard.shards import BadSample, streamed_samples
 from training.data.shard_urls import local, open_shard, shard_urls, skip_to
 
-_ROWS = 10_000  # of a table, in one unit
 _TRIES, _PAUSE_S = 3, 1.0
 _TABLES = (".csv", ".parquet")
 
@@ -60,11 +59,11 @@ class RawPair:
     why: str = ""
 
 
-def find_units(sources: Sequence[str], columns: TableColumns = TableColumns()) -> list[Unit]:
+def find_units(sources: Sequence[str], columns: TableColumns = TableColumns(), *, rows: int = 10_000) -> list[Unit]:
     """The units of all sources, sorted by name, so that the order of the sources says nothing.
 
     A source is a pattern of shards (`{0000..0099}`, globs, addresses), a .csv or .parquet table, a folder with a table,
-    or a folder with .tar files.
+    or a folder with .tar files. rows: of a csv table, in one unit.
 
     Raises:
         ValueError: nothing is there, one thing is there twice, or a table has not these columns.
@@ -75,11 +74,11 @@ def find_units(sources: Sequence[str], columns: TableColumns = TableColumns()) -
         path = Path(source)
         if local(source) and path.is_dir():
             if (path / columns.table).is_file():
-                units += _table_units(path / columns.table, columns)
+                units += _table_units(path / columns.table, columns, rows)
             else:
                 shards.append(os.path.join(source, "*.tar"))
         elif local(source) and path.suffix in _TABLES:
-            units += _table_units(path, columns)
+            units += _table_units(path, columns, rows)
         else:
             shards.append(source)
     found = shard_urls(shards) if shards else ()
@@ -167,7 +166,7 @@ def _plain(value: object) -> bool:
     return isinstance(value, str | int | float | bool)
 
 
-def _table_units(path: Path, columns: TableColumns) -> list[Unit]:
+def _table_units(path: Path, columns: TableColumns, most: int) -> list[Unit]:
     mark, url = _mark(str(path)), os.path.abspath(path)
     if path.suffix == ".parquet":
         import pyarrow.parquet  # an optional dependency (extra `parquet`)
@@ -193,7 +192,7 @@ def _table_units(path: Path, columns: TableColumns) -> list[Unit]:
             units, at, rows = list[Unit](), lines.at, 0
             for row in reader:
                 rows += bool(row)
-                if rows == _ROWS:
+                if rows == most:
                     units.append(Unit(url=url, kind="csv", at=at, rows=rows, mark=mark, columns=columns))
                     at, rows = lines.at, 0
         except (UnicodeDecodeError, csv.Error) as error:
