@@ -132,7 +132,7 @@ def build(
     The exit code is 1 where none is kept.
     """
     from clipworks.cli.data_filter import StoredScorer
-    from training.building.build import BuildPlan, Choice
+    from training.building.build import BuildChoice, BuildPlan
     from training.building.build import build as run
     from training.building.scanning import ScanPlan
     from training.building.sources import TableColumns, find_units
@@ -151,7 +151,7 @@ def build(
                 most_aspect=most_aspect,
                 scorer=StoredScorer.of(filter_model, store) if filter_model is not None else None,
             ),
-            choice=Choice(
+            choice=BuildChoice(
                 balance=balance,
                 most=most,
                 total=total,

@@ -12,7 +12,7 @@ from PIL import Image
 
 from evaluation.standard.shards import ShardSample, shard_samples
 from tests.tars import tar_bytes
-from training.building.build import BuildPlan, Choice
+from training.building.build import BuildChoice, BuildPlan
 from training.building.pair_table import PairTable
 from training.building.scanning import ScanPlan
 from training.building.sources import find_units
@@ -41,7 +41,7 @@ def plan(
     return BuildPlan(
         units=tuple(find_units([str(folder)])),
         scan=ScanPlan(queries=queries),
-        choice=Choice(**choice),  # pyright: ignore[reportArgumentType]
+        choice=BuildChoice(**choice),  # pyright: ignore[reportArgumentType]
         out=out,
         work=work or out / "work",
         shard_pairs=7,

@@ -24,7 +24,7 @@ QUERIES = ("a", "red mug", "red", "blue mug", "zebra", "owl")
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five shards: frequent and rare captions, copies, copies coded again, a cut picture, a cut shard, no query, no caption."""
+    """Frequent and rare captions, copies, copies coded again, a cut picture and shard, no query, no caption."""
     folder, rng = tmp_path_factory.mktemp("raw"), np.random.default_rng(0)
     captions: list[str] = rng.choice(
         ["a red mug", "a blue mug!", "one owl", "nothing"], size=150, p=[0.7, 0.2, 0.05, 0.05]

@@ -29,7 +29,7 @@ _PLAN, _TABLE, _FACTS = "plan.json", "pairs.sqlite", "facts"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class BuildChoice:
     """What stays of the pairs that were looked at.
 
     near_bits: near duplicates within so many of 256 bits; None: none are looked for. duplicates: keep equal pictures.
@@ -55,7 +55,7 @@ class BuildPlan:
 
     units: tuple[Unit, ...]
     scan: ScanPlan
-    choice: Choice
+    choice: BuildChoice
     out: Path
     work: Path
     shard_pairs: int = 10_000
