@@ -22,7 +22,7 @@ from training.building.picture_code import picture_code
 
 SIZES = (10_000, 100_000)
 DISTANCES = (0, 1, 2, 3, 4, 6, 8)
-PICTURES, COPIED = 700, 200
+PICTURES, COPIED = 500, 150
 _SHARD = 5_000
 _WORDS = ("red", "green", "blue", "mug", "ring", "owl", "lamp", "chair")
 

@@ -36,10 +36,14 @@ def publish(record: Mapping[str, Any]) -> None:
         draw(record)
 
 
-def _named(record: Mapping[str, Any], key: str) -> dict[str, NDArray[np.float64]]:
-    """arm -> [seeds, concepts]."""
-    arms = dict.fromkeys(run["arm"] for run in record["runs"])
-    return {arm: np.array([run[key] for run in record["runs"] if run["arm"] == arm], dtype=float) for arm in arms}
+def _named(record: Mapping[str, Any], key: str, *, of: str | None = None) -> dict[str, NDArray[np.float64]]:
+    """arm -> [seeds, concepts]; `of`: only seeds that this arm has too."""
+    runs = sorted(record["runs"], key=lambda run: run["seed"])
+    seeds = {run["seed"] for run in runs if of in (None, run["arm"])}
+    return {
+        arm: np.array([run[key] for run in runs if run["arm"] == arm and run["seed"] in seeds], dtype=float)
+        for arm in dict.fromkeys(run["arm"] for run in record["runs"])
+    }
 
 
 def _thirds(values: NDArray[np.float64]) -> list[NDArray[np.float64]]:
@@ -50,6 +54,8 @@ def _thirds(values: NDArray[np.float64]) -> list[NDArray[np.float64]]:
 def _gain(differences: NDArray[np.float64]) -> str:
     """Mean over seeds; t interval of the seeds' means; bootstrap over concepts, of all seeds together."""
     each = differences.mean(axis=1)
+    if len(each) < 2:
+        return f"{each.mean():+.3f}"
     half = float(stats.t.ppf(0.975, len(each) - 1) * each.std(ddof=1) / np.sqrt(len(each)))
     flat, rng = differences.reshape(-1), np.random.default_rng(0)
     drawn = flat[rng.integers(len(flat), size=(_DRAWS, len(flat)))].mean(axis=1)
@@ -62,7 +68,11 @@ def runs_table(record: Mapping[str, Any]) -> str:
     rows: list[list[str]] = []
     for arm, values in named.items():
         for band, part, control, counts in zip(
-            (*BANDS, "all"), _thirds(values), _thirds(named[CONTROL]), _thirds(pairs[arm]), strict=True
+            (*BANDS, "all"),
+            _thirds(values),
+            _thirds(_named(record, "named", of=arm)[CONTROL]),
+            _thirds(pairs[arm]),
+            strict=True,
         ):
             each = part.mean(axis=1)
             seeds = ", ".join(f"{value:.3f}" for value in each)
