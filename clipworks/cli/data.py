@@ -100,7 +100,8 @@ def build(
         int, typer.Option(min=-1, max=15, help="Near duplicates differ in at most so many of 256 bits; -1: keep them.")
     ] = 3,
     keep_duplicates: Annotated[
-        bool, typer.Option("--keep-duplicates", help="Keep pairs whose pictures are equal, such as several captions.")
+        bool,
+        typer.Option("--keep-duplicates", help="Keep pairs whose pictures are equal or near, such as captions of one."),
     ] = False,
     least_px: Annotated[int, typer.Option(min=1, help="Least length of the shorter side.")] = 32,
     most_aspect: Annotated[float, typer.Option(min=1, help="Greatest long side by short side.")] = 5.0,
@@ -155,7 +156,7 @@ def build(
                 balance=balance,
                 most=most,
                 total=total,
-                near_bits=near if near >= 0 else None,
+                near_bits=near if near >= 0 and not keep_duplicates else None,
                 duplicates=keep_duplicates,
                 share=keep,
                 least_score=least_score,

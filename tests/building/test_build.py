@@ -178,6 +178,15 @@ def test_a_source_that_changed_is_looked_at_again(raw: Path, queries: Path, tmp_
     assert report.stages["pairs"] == len(facts_in(work)) - 30
 
 
+def test_another_list_in_the_same_file_is_another_list(raw: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.tsv"
+    for words in ("owl", "blue\nmug"):
+        own.write_text(words, encoding="utf-8")
+        build(plan(raw, own, tmp_path / words, work=tmp_path / "work"))
+        found = {query for sample in samples_of(tmp_path / words) for query in sample.meta["build"]["queries"]}
+        assert found == {*words.split()}
+
+
 def test_rows_of_a_table_are_counted_like_samples(queries: Path, tmp_path: Path) -> None:
     folder = tmp_path / "raw"
     folder.mkdir()

@@ -92,7 +92,7 @@ def build(plan: BuildPlan, *, progress: Progress = silent) -> BuildReport:
     shards = ShardPlan(
         table=plan.out / _TABLE,
         units=plan.units,
-        queries=plan.scan.queries,
+        queries=queries.texts,
         folder=plan.out,
         size=plan.shard_pairs,
     )
@@ -145,7 +145,9 @@ def _scan(plan: BuildPlan, queries: str, progress: Progress) -> list[Path]:
     folder = plan.work / _FACTS
     folder.mkdir(parents=True, exist_ok=True)
     paths = [facts_path(folder, plan.scan, unit, queries) for unit in plan.units]
-    missing = [(plan.scan, unit, path) for unit, path in zip(plan.units, paths, strict=True) if not path.is_file()]
+    missing = [
+        (plan.scan, unit, path, queries) for unit, path in zip(plan.units, paths, strict=True) if not path.is_file()
+    ]
     with progress("look at pairs", len(missing)) as advance:
         for _ in each_done(scan_unit, missing, workers=plan.workers):
             advance(1)

@@ -108,17 +108,24 @@ def facts_path(folder: Path, plan: ScanPlan, unit: Unit, queries: str) -> Path:
     return folder / f"{hashlib.sha256(json.dumps(said).encode()).hexdigest()[:24]}.jsonl"
 
 
-def scan_unit(plan: ScanPlan, unit: Unit, path: Path) -> int:
-    """Write the facts of a unit, in any process; how many pairs it has. Raises OSError, ValueError."""
+def scan_unit(plan: ScanPlan, unit: Unit, path: Path, queries: str) -> int:
+    """Write the facts of a unit, in any process; how many pairs it has. queries: digest of the query list.
+
+    Raises:
+        OSError, ValueError: of reading and writing; the query list has changed.
+    """
     count = 0
     with whole_file(path) as stream:
-        for fact in _opened(plan).facts(unit):
+        for fact in _opened(plan, queries).facts(unit):
             stream.write(json.dumps(fact, ensure_ascii=True, separators=(",", ":")).encode() + b"\n")
             count += 1
     return count
 
 
 @lru_cache(maxsize=1)
-def _opened(plan: ScanPlan) -> Scanner:
+def _opened(plan: ScanPlan, queries: str) -> Scanner:
     """A process's own; it opens the model once."""
-    return Scanner(plan)
+    scanner = Scanner(plan)
+    if scanner.queries.digest() != queries:
+        raise ValueError(f"{plan.queries} has changed meanwhile; run the command again")
+    return scanner

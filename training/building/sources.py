@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 import os
 import time
 from collections.abc import Container, Iterator, Sequence
@@ -76,7 +77,7 @@ def find_units(sources: Sequence[str], columns: TableColumns = TableColumns(), *
             if (path / columns.table).is_file():
                 units += _table_units(path / columns.table, columns, rows)
             else:
-                shards.append(os.path.join(source, "*.tar"))
+                shards.append(os.path.join(glob.escape(source), "*.tar"))
         elif local(source) and path.suffix in _TABLES:
             units += _table_units(path, columns, rows)
         else:

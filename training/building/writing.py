@@ -9,7 +9,6 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from model_store.files import whole_file
 from model_store.modality.formats import sniff
 from training.building.pair_table import kept_rows, numbers_of, reopened
 from training.building.picture_code import EXTENSIONS
-from training.building.queries import read_queries
 from training.building.sources import RawPair, Unit, raw_pairs
 
 RECORD = "build"  # what a sample's json holds about this build; one of an earlier build lies in it
@@ -30,7 +28,7 @@ class ShardPlan:
 
     table: Path
     units: tuple[Unit, ...]
-    queries: Path
+    queries: tuple[str, ...]
     folder: Path
     size: int
 
@@ -54,7 +52,7 @@ def write_shard(plan: ShardPlan, number: int) -> int:
         tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar,
     ):
         for row, pair in _read_again(plan, list(kept_rows(db, number * plan.size, plan.size))):
-            for extension, data in _members(row, pair, _texts(plan.queries)):
+            for extension, data in _members(row, pair, plan.queries):
                 entry = tarfile.TarInfo(f"{number:05d}{count:05d}.{extension}")
                 entry.size = len(data)
                 tar.addfile(entry, io.BytesIO(data))
@@ -98,8 +96,3 @@ def _members(row: dict[str, Any], pair: RawPair, texts: Sequence[str]) -> Iterat
     meta = {**pair.meta, "caption": pair.caption, RECORD: record}
     yield "json", json.dumps(meta, ensure_ascii=False, sort_keys=True).encode("utf-8", "surrogatepass")
     yield "txt", pair.caption.encode()
-
-
-@lru_cache(maxsize=1)
-def _texts(queries: Path) -> tuple[str, ...]:
-    return tuple(query.text for query in read_queries(queries))
