@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ RECORD = ROOT / "benchmarks" / "lab" / "data-building.json"
 POOL, EXPONENT, TOTAL, STEPS = 10_000, 1.5, 2_000, 400
 SEEDS, PILOT = (0, 1, 2), 100
 ARMS = {"no balance": "none", "WIT": "wit", "MetaCLIP": "metaclip"}
-# The claim first, then the control; what was trained stands in FOLDER, so that a run that was cut goes on.
+# The claim first, then the control; what was trained stands in FOLDER and is not trained again.
 ORDER = [(seed, arm) for arms in (("no balance", "WIT"), ("MetaCLIP",)) for seed in SEEDS for arm in arms]
 EACH = 25  # judged pictures of a concept
 _RECIPE = """
@@ -139,6 +140,7 @@ def trained(seed: int, kind: str) -> Path:
         recipe.write_text(
             _RECIPE.format(seed=seed, folder=folder, total=TOTAL, validation=validation, steps=STEPS, run=run)
         )
+        shutil.rmtree(run, ignore_errors=True)  # one that was cut begins anew
         loop.train(recipe, [], console=Console(stderr=True))
         (run / "done").touch()
     return run
