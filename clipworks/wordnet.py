@@ -46,6 +46,12 @@ class WordNet:
         self._index = b"\n" + index.read_bytes()
         self._known: dict[int, WordSense] = {}
 
+    def lemmas(self) -> Iterator[str]:
+        """Every noun of the database, in its order."""
+        for line in self._index.decode("utf-8", "replace").splitlines():
+            if line and not line.startswith(" "):  # lines of the licence begin with two
+                yield line.partition(" ")[0].replace("_", " ")
+
     def senses(self, word: str) -> list[WordSense]:
         """The senses of a noun, the most usual first; of its singular where the word itself is none."""
         lemma = "_".join(word.casefold().split())

@@ -16,6 +16,7 @@ from clipworks.cli import (
     bench,
     classify,
     collections,
+    data,
     distill,
     embed,
     export,
@@ -80,6 +81,7 @@ app.command("rerank")(rerank.rerank)
 app.command("index")(index.index)
 app.command("search")(search.search)
 app.add_typer(collections.app, name="collections")
+app.add_typer(data.app, name="data")
 app.command("train")(train.train)
 app.command("distill")(distill.distill)
 app.command("export")(export.export)

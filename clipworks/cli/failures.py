@@ -29,6 +29,7 @@ _EXTRAS = MappingProxyType(
         "timm": "train,serve",
         "safetensors": "train,serve",
         "tensorboard": "train,serve",
+        "fsspec": "train,serve",
         "huggingface_hub": "hub,serve",
         "onnx": "hub,serve",
         "onnxscript": "train,serve",

@@ -60,6 +60,7 @@ def test_clipworks_costs_the_http_library_and_pydantic(statement: str) -> None:
         ("evaluation", TORCH_FAMILY | WEB_FAMILY | {"service", "training"}),
         ("service", TORCH_FAMILY | HUB_FAMILY | {"evaluation", "training"}),
         ("training", WEB_FAMILY | {"service"}),
+        ("training.building", TORCH_FAMILY | WEB_FAMILY | HUB_FAMILY | {"service", "fsspec", "matplotlib"}),
     ],
 )
 def test_packages_load_nothing_across_the_rule(package: str, forbidden: set[str]) -> None:

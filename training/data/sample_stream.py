@@ -6,19 +6,17 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import IO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from evaluation.standard.shards import FAULTS, BadSample, Fault, ShardSample, streamed_samples
-from training.data.shard_urls import local, open_shard
+from training.data.shard_urls import local, open_shard, skip_to
 
 _ORDER_STREAM, _DRAW_STREAM, _BATCH_STREAM = 6, 7, 8
 _SURE_OF_SAMPLES, _SURE_OF_SHARDS = 1000, 10  # among fewer a share says little
 _TRIES, _PAUSE_S = 3, 1.0
-_CHUNK_BYTES = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +176,7 @@ class SampleStream:
         for attempt in range(1, tries + 1):
             try:
                 with open_shard(shard) as file:
-                    _forward(file, at)
+                    skip_to(file, at)
                     for sample in streamed_samples(file, name, at=at):
                         at = sample.end
                         yield sample
@@ -209,17 +207,6 @@ class SampleStream:
             if places:
                 raise ValueError(f"cannot go on: {self._shard(turn)} has no sample at byte {min(places)} any more")
         return [(turn, found[turn, at]) for turn, at in buffer]
-
-
-def _forward(file: IO[bytes], at: int) -> None:
-    """Move a stream that has just been opened; what cannot seek is read and thrown away."""
-    if not at:
-        return
-    try:
-        file.seek(at)
-    except (OSError, ValueError, NotImplementedError):
-        while at and (skipped := len(file.read(min(at, _CHUNK_BYTES)))):
-            at -= skipped
 
 
 def moved_places(places: Sequence[StreamPlace], *, readers: int) -> list[StreamPlace]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-
-import fsspec
-from fsspec.core import url_to_fs
+from contextlib import AbstractContextManager
+from typing import IO
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _GLOB = re.compile(r"[*?\[]")
 _MOST = 1_000_000
+_CHUNK_BYTES = 2**20
 
 
 def shard_urls(patterns: str | Sequence[str], *, folder: str = "") -> tuple[str, ...]:
@@ -62,9 +63,24 @@ def local(url: str) -> bool:
     return "://" not in url and "::" not in url
 
 
-def open_shard(url: str) -> fsspec.core.OpenFile:
-    """A context manager that gives the shard's bytes as a stream."""
+def open_shard(url: str) -> AbstractContextManager[IO[bytes]]:
+    """A context manager that gives the shard's bytes as a stream; only an address needs fsspec."""
+    if local(url):
+        return open(url, "rb")
+    import fsspec
+
     return fsspec.open(url, "rb")  # pyright: ignore[reportReturnType]
+
+
+def skip_to(file: IO[bytes], at: int) -> None:
+    """Move a stream that has just been opened; what cannot seek is read and thrown away."""
+    if not at:
+        return
+    try:
+        file.seek(at)
+    except (OSError, ValueError, NotImplementedError):
+        while at and (skipped := len(file.read(min(at, _CHUNK_BYTES)))):
+            at -= skipped
 
 
 def _choices(inside: str, pattern: str) -> list[str]:
@@ -88,12 +104,19 @@ def _below(folder: str, name: str) -> str:
 
 def _existing(url: str) -> list[str]:
     # A query of an https address may hold a question mark; of such files there is no list to choose from.
+    if _GLOB.search(url) and local(url):
+        found = sorted(each for each in glob.glob(url, recursive=True) if os.path.isfile(each))
+        if not found:
+            raise ValueError(f"no shard matches {url}")
+        return [os.path.abspath(each) for each in found]
     if _GLOB.search(url) and not url.startswith(("http://", "https://")):
+        from fsspec.core import url_to_fs
+
         files, path = url_to_fs(url)
         found = sorted(str(each) for each in files.glob(path))
         if not found:
             raise ValueError(f"no shard matches {url}")
-        return found if local(url) else [files.unstrip_protocol(each) for each in found]
+        return [files.unstrip_protocol(each) for each in found]
     if local(url) and not os.path.isfile(url):
         raise ValueError(f"no shard {url}")
     return [url]
