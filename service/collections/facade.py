@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,6 +52,7 @@ from service.retrieval.stopping import Stop
 from service.timing import Budget
 
 _T = TypeVar("_T")
+PositionsReader = Callable[[str], Awaitable[Positions]]
 
 
 @dataclass(frozen=True)
@@ -393,11 +394,9 @@ class Collections:
         missing = ItemNotFound(f"collection {name} has no item with this id")
         return [missing if vector is None else vector for vector in found]
 
-    async def positions(
-        self, name: str, ids: Sequence[str], model: RunningModel, *, budget: Budget
-    ) -> list[Positions | ClipworksError]:
-        """Position vectors [rows, columns, width] of pictures, as the reranker of `model` reads them, or why there are
-        none.
+    async def positions_reader(self, name: str, model: RunningModel, *, budget: Budget) -> PositionsReader:
+        """What fetches the position vectors [rows, columns, width] of a picture by its id, as the reranker of `model`
+        reads them; it raises ItemNotFound where there are none.
 
         Raises:
             CollectionNotFound, ServiceNotReady, DeadlinePassed
@@ -405,9 +404,16 @@ class Collections:
         """
         collection = await self.get(name, budget=budget)
         await self.models.reranker(collection.spec, model, budget)
-        found = await self._threads.run("read", lambda _: collection.positions_of(ids), budget=budget, stage="store")
-        missing = ItemNotFound(f"collection {name} has no item with this id, or no position vectors of it")
-        return [missing if each is None else each for each in found]
+
+        async def read(id: str) -> Positions:
+            [found] = await self._threads.run(
+                "read", lambda _: collection.positions_of([id]), budget=budget, stage="store"
+            )
+            if found is None:
+                raise ItemNotFound(f"collection {name} has no item with this id, or no position vectors of it")
+            return found
+
+        return read
 
     async def some_vectors(
         self, name: str, most: int, model: RunningModel, *, caller: str, budget: Budget

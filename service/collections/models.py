@@ -77,15 +77,15 @@ class PinnedModels:
         """
         if spec.rerank is None:
             raise InvalidQuery(
-                "this collection keeps no position vectors of its pictures, so a search of it cannot be reranked: make "
-                'another with "rerank": "MODEL" and add the pictures to it, or send the pictures of the hits to /rerank'
+                "this collection keeps no position vectors of its pictures, which a reranker reads: make another with "
+                '"rerank": "MODEL" and add the pictures to it, or send the pictures themselves to /rerank'
             )
         model = named or await self.positions_for(spec, deadline)
         if model is None or positions_source(model.artifact) != spec.rerank.source:
             name = model.reference if model else "the model"
             raise StateConflict(
                 f"{name} reads other position vectors than this collection keeps, which are those of "
-                f"{spec.rerank.model}; leave model out of rerank, or name that one"
+                f"{spec.rerank.model}: name that one"
             )
         return model
 

@@ -26,10 +26,10 @@ def is_zero(vector: Vector) -> bool:
     return float(np.linalg.norm(vector)) < _TINY
 
 
-def unknown_inputs(places: Sequence[str]) -> list[str]:
-    """One sentence that names places of a request, such as inputs[3].text; none for no places."""
+def unknown_inputs(places: Sequence[str], *, so: str = "the vector") -> list[str]:
+    """One sentence that names places of a request, such as inputs[3].text, and `so`, which is worth nothing by it."""
     if not places:
         return []
     shown = ", ".join(places[:_SHOWN_PLACES])
     more = f" and {len(places) - _SHOWN_PLACES} more" if len(places) > _SHOWN_PLACES else ""
-    return [f"{shown}{more}: this model knows nothing of what is there, so the vector says nothing"]
+    return [f"{shown}{more}: this model knows nothing of what is there, so {so} says nothing"]

@@ -28,10 +28,11 @@ def check_reranked(services: Services, body: SearchRequest) -> None:
             raise Refusal(422, "unsupported_input", message, param=source_param(query, f"queries[{index}]"))
     pairs, most = len(body.queries) * body.rerank.top, services.settings.max_rerank_pairs
     if pairs > most:
-        raise TooManyItems(
+        error = TooManyItems(
             f"{len(body.queries)} queries x top {body.rerank.top} are {pairs} pairs to match, the limit is {most} "
             "(CLIPWORKS_MAX_RERANK_PAIRS): fewer queries, or a smaller top"
         )
+        raise located(error, "rerank.top")
 
 
 async def reranker_of(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -26,6 +27,9 @@ from service.services import Services, services_of
 from service.tasks.pipeline import FailedItem, ImageItem, Input
 from service.tasks.reranking import Document, KeptPicture, RerankOutcome, rerank, score_of
 from service.timing import Budget
+
+if TYPE_CHECKING:
+    from service.collections.facade import PositionsReader
 
 OPTIONS: Options = {
     "model": "text",
@@ -122,30 +126,24 @@ def _items(received: Received[RerankRequest], services: Services) -> tuple[Input
 async def _with_stored(
     services: Services, body: RerankRequest, given: Sequence[Input | StoredPicture], model: RunningModel, budget: Budget
 ) -> list[Document]:
-    """Documents with the position vectors of those that collections hold.
+    """Documents with a way to the position vectors of those that collections hold.
 
     Raises:
         Refusal: 404, no such collection; 409, it keeps none that this model reads.
     """
-    places: dict[str, list[int]] = {}
-    for index, each in enumerate(given):
-        if isinstance(each, StoredPicture):
-            places.setdefault(each.item.collection, []).append(index)
-    kept: dict[int, Any] = {}
-    for name, indices in places.items():
-        ids = [each.item.id for each in (given[index] for index in indices) if isinstance(each, StoredPicture)]
-        try:
-            found = await services.require_collections().positions(name, ids, model, budget=budget)
-        except ClipworksError as error:
-            raise located(error, _document_param(body, indices[0])) from None
-        kept |= dict(zip(indices, found, strict=True))
+    readers: dict[str, PositionsReader] = {}
     documents: list[Document] = []
     for index, each in enumerate(given):
-        if isinstance(each, StoredPicture):
-            found = kept[index]
-            documents.append(FailedItem(found) if isinstance(found, ClipworksError) else KeptPicture(found))
-        else:
+        if not isinstance(each, StoredPicture):
             documents.append(each)
+            continue
+        name = each.item.collection
+        if name not in readers:
+            try:
+                readers[name] = await services.require_collections().positions_reader(name, model, budget=budget)
+            except ClipworksError as error:
+                raise located(error, _document_param(body, index)) from None
+        documents.append(KeptPicture(partial(readers[name], each.item.id)))
     return documents
 
 
@@ -185,7 +183,7 @@ def _payload(
         },
     }
     weak = [_query_param(body)] if outcome.is_query_weak else []
-    if warnings := unknown_inputs([*weak, *(_document_param(body, index) for index in outcome.weak)]):
+    if warnings := unknown_inputs([*weak, *(_document_param(body, index) for index in outcome.weak)], so="the score"):
         payload["warnings"] = warnings
     return payload
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -49,9 +49,13 @@ class TextStates:
 
 @dataclass(frozen=True, eq=False)
 class KeptPicture:
-    """A picture that a collection keeps, by its position vectors [rows, columns, D]."""
+    """A picture of which a collection keeps the position vectors [rows, columns, D]; read: fetches them.
 
-    positions: Positions
+    They are fetched when their pair has its turn, so no request holds those of all its documents, and one that is
+    refused none.
+    """
+
+    read: Callable[[], Awaitable[Positions]]
 
 
 Document = Input | KeptPicture
@@ -111,10 +115,11 @@ class Matching:
             _, positions, _ = await look(self._model, self._dense, picture, None, pool=self._pool, budget=self._budget)
         return positions
 
-    async def match(self, positions: Positions, text: TextStates) -> float:
-        """The logit. Raises RunFailed, DeadlinePassed."""
+    async def match(self, positions: Positions | KeptPicture, text: TextStates) -> float:
+        """The logit. Raises RunFailed, DeadlinePassed; ItemNotFound, where a collection keeps no such picture."""
         async with self._pairs.turn(self._budget):
-            return float(await self._batchers.pairs.submit(PictureAndText(positions, text.states), self._budget))
+            grid = await positions.read() if isinstance(positions, KeptPicture) else positions
+            return float(await self._batchers.pairs.submit(PictureAndText(grid, text.states), self._budget))
 
     async def _ids(self, text: str) -> tuple[NDArray[np.int64], int]:
         """Off the event loop where that may take a while, one text of a model at a time; see `pipeline.token_row`."""
@@ -166,11 +171,11 @@ async def rerank(
 
     async with matching(model, texts=texts, pairs=len(documents), images=images, pool=pool, budget=budget) as at_work:
 
-        async def side(item: Document, index: int) -> Positions | TextStates:
+        async def side(item: Document, index: int) -> Positions | KeptPicture | TextStates:
             if isinstance(item, FailedItem):
                 raise item.error
             if isinstance(item, KeptPicture):
-                return item.positions
+                return item
             if isinstance(item, ImageItem):
                 return await at_work.see(item)
             read = await at_work.read(item.text)
@@ -180,7 +185,7 @@ async def rerank(
                 weak.add(index)
             return read
 
-        async def one(index: int, item: Document, asked: Positions | TextStates) -> float:
+        async def one(index: int, item: Document, asked: Positions | KeptPicture | TextStates) -> float:
             given = await side(item, index)
             if isinstance(asked, TextStates) and not isinstance(given, TextStates):
                 return await at_work.match(given, asked)

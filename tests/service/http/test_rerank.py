@@ -149,6 +149,8 @@ def test_a_bad_document_is_its_own_error_and_a_bad_query_everybodys(client: Test
         "/rerank", json={"query": "red", "documents": documents[:1]}, headers={"X-Request-Timeout-Ms": "1"}
     )
     assert refused(late)[:2] == (504, "deadline_exceeded")
+    [warning] = client.post("/rerank", json={"query": "", "documents": [sent(pictures[0])]}).json()["warnings"]
+    assert warning == "query: this model knows nothing of what is there, so the score says nothing"
 
 
 def test_a_full_reranker_says_so_before_any_picture_is_decoded(client: TestClient, pictures: list[bytes]) -> None:
@@ -157,7 +159,9 @@ def test_a_full_reranker_says_so_before_any_picture_is_decoded(client: TestClien
     rerank(client, "red", [sent(pictures[0])])
     app: Any = client.app
     pairs = app.state.services.registry.resolve("judge").rerank.opened.pairs
-    with pairs.admit(512, Budget()):  # as if somebody else's were in work
+    with pairs.admit(512, Budget()):  # of one search at the limit, and others have room beside it
+        rerank(client, "red", [sent(pictures[0])])
+    with pairs.admit(8 * 512, Budget()):  # as if somebody else's were in work
         full = client.post("/rerank", json={"query": "red", "documents": [{"image": "QUJD"}]})
         assert refused(full)[:2] == (429, "overloaded")
         assert full.headers["Retry-After"]
