@@ -69,9 +69,11 @@ class Robustness:
         """Raises:
         ValueError: an epsilon below one level, or twice; no picture.
         """
-        if any(not 1 <= epsilon <= 255 for epsilon in self.epsilons) or self.most < 1:
+        if self.most < 1:
+            raise ValueError(f"{self.most} pictures: expected one at least")
+        if any(not 1 <= epsilon <= 255 for epsilon in self.epsilons):
             raise ValueError(
-                f"epsilons {list(self.epsilons)}, {self.most} pictures: expected 1 to 255 levels, and a picture"
+                f"epsilons {', '.join(f'{each:g}' for each in self.epsilons)}: expected 1 to 255 levels each"
             )
         if list(self.epsilons) != sorted(set(self.epsilons)):
             raise ValueError(f"epsilons {list(self.epsilons)}: expected each once, ascending")
@@ -198,9 +200,11 @@ def _how(found: Attacked, pixels: U8) -> str:
     if not misled.any():
         return "no picture was misled"
     by = {part: found.by.count(part) for part in dict.fromkeys(found.by) if part}
+    most = int(far.largest.max())
+    newly = ", ".join(f"{part} {count}" for part, count in by.items()) or "no attack"
     return (
-        f"newly misled by {', '.join(f'{part} {count}' for part, count in by.items()) or 'nothing'}; "
-        f"{far.share[misled].mean():.0%} of their values moved, by {int(far.largest.max())} levels at most"
+        f"newly misled by {newly}; of all {misled.sum()} that are misled {far.share[misled].mean():.0%} of the values "
+        f"were moved, by {most} {'level' if most == 1 else 'levels'} at most"
     )
 
 

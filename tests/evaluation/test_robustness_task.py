@@ -124,7 +124,7 @@ def test_one_question_is_one_key(folder: ImageFolder) -> None:
     ("epsilons", "most"), [((0.5,), 1), ((300.0,), 1), ((2.0, 1.0), 1), ((1.0, 1.0), 1), ((1.0,), 0)]
 )
 def test_what_cannot_be_asked(folder: ImageFolder, epsilons: tuple[float, ...], most: int) -> None:
-    with pytest.raises(ValueError, match="epsilons"):
+    with pytest.raises(ValueError, match="epsilons|expected one at least"):
         Robustness("colours", folder, epsilons, most)
 
 
