@@ -51,7 +51,11 @@ class SavedRun:
         Raises:
             ValueError: it is not there, or has other weights.
         """
-        found = open_base(self.info.config) if self.base_folder is None else load_model(self.base_folder)
+        try:
+            found = open_base(self.info.config) if self.base_folder is None else load_model(self.base_folder)
+        except FileNotFoundError as error:
+            where = self.base_folder or f"{self.info.config.base}, as seen from the folder that it was trained in"
+            raise ValueError(f"{self.folder} works behind the base {where}; it is not there: pass --base") from error
         if found is None:
             raise ValueError(f"{self.folder} works behind a base and its recipe names none: pass --base")
         fitted, named = self.info.base_sha256 or "", self.base_folder or self.info.config.base
