@@ -133,7 +133,7 @@ def draw(record: Record) -> None:
         axis.hlines(chance, place - width / 2, place + 0.8 - width / 2, color="black", linewidth=1, linestyle=":")
     axis.set_xticks([place + 0.4 - width / 2 for place in range(len(names))], names)
     axis.set(ylabel="share right", ylim=(0, 1.02))
-    figure.legend(loc="outside upper center", ncols=len(series), frameon=False, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=min(4, len(series)), frameon=False, fontsize=8)
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(PICTURE, dpi=100)
     pyplot.close(figure)
