@@ -34,7 +34,7 @@ shell: $(SERVE)/.installed ## a shell in which `clipworks` and `python` are thos
 test: $(DEV)/.installed ## run the tests; ARGS="-m 'not slow'" or ARGS=tests/model_store for a part
 	$(DEV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not long" $(ARGS)
 
-test-long: $(DEV)/.installed ## run the tests that `make test` leaves out: repeated studies, some minutes more
+test-long: $(DEV)/.installed ## run the tests that `make test` leaves out: methods served, studies at toy size; some ten minutes
 	$(DEV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m long $(ARGS)
 
 # The packages that the server installs, and one server: not every test again. What needs torch carries the marker.

@@ -23,7 +23,7 @@ from training.methods.parts import trunk_features as features_module
 from training.models.aligned import AlignedDualEncoder
 from training.publish import publish_checkpoint
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.long]
 
 HEADS = ['method="aligned"', "optim.steps=40", "optim.rate=0.01", "optim.warmup_steps=2", "run.validate_steps=40"]
 

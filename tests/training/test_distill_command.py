@@ -16,7 +16,7 @@ from model_store.store import Store
 from training.checkpoint import read_checkpoint
 from training.publish import publish_checkpoint
 
-pytestmark = [pytest.mark.torch, pytest.mark.slow]
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.long]
 Distill = Callable[..., Result]
 FEW = ("optim.steps=6", "optim.batch_size=8", "optim.warmup_steps=1", "method_options.looks=1", "run.threads=1")
 TOWER = 'method_options.image={trunk = "clipworks_conv_t", size_px = 16}'

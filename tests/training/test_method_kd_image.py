@@ -30,7 +30,7 @@ from training.publish import publish_checkpoint
 from training.report import report_split
 from training.saved import SavedRun
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.long]
 Train = Callable[..., Path]
 COLOURS = [(220, 20, 20), (20, 200, 20), (20, 20, 220), (240, 240, 240)]
 STUDENT = 'method_options.image={trunk = "clipworks_conv_t", size_px = 24}'

@@ -35,7 +35,7 @@ from training.opening import open_checkpoint
 from training.publish import publish_checkpoint
 from training.slim_config import SlimTower
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.long]
 Train = Callable[..., Path]
 MakeContext = Callable[..., methods.Context]
 HAND = "method_options.image={layers=3,width=64,heads=2,mlp=100}", "method_options.text={layers=1,width=10,mlp=20}"
@@ -260,7 +260,6 @@ def test_the_small_model_is_the_masked_one_that_the_loop_judged(
     assert json.loads(json.dumps(judged)) == info.metrics["validation"]
 
 
-@pytest.mark.long
 def test_a_second_stage_prunes_the_first_and_still_mimics_the_first_base(
     pruned: Path, vit_base: Path, vit_squares: Path, train_squares: Train
 ) -> None:

@@ -44,7 +44,7 @@ from training.opening import method_of, open_checkpoint
 from training.publish import publish_checkpoint
 from training.saved import SavedRun
 
-pytestmark = [pytest.mark.torch, pytest.mark.slow]
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.long]
 
 VECTOR_TOLERANCE, LOGIT_TOLERANCE, SCORE_TOLERANCE = 2e-5, 2e-3, 0.005
 SIZE = PoolSize(compass=3, class_groups=1, squares=2, counts=1, additions=2, spoilt=2)

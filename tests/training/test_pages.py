@@ -48,6 +48,7 @@ def _run_page(warm: Path, name: str, folder: Path) -> str:
     return printed
 
 
+@pytest.mark.long
 def test_train_on_your_own_captions(tmp_path: Path, run_page: RunPage) -> None:
     folder = tmp_path / "my-pictures"
     folder.mkdir()

@@ -25,7 +25,7 @@ from training.importing.stored_weights import read_stored_weights
 from training.loop import train
 from training.models.towers import OpenClipDualEncoder
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.long]
 ARCH = "clipworks-start"
 CONFIG = {
     "embed_dim": 16,

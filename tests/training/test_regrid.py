@@ -24,7 +24,7 @@ from training.exporting.export import export_checkpoint
 from training.models.towers import SmallDualEncoder
 from training.shipped import regrid
 
-pytestmark = [pytest.mark.torch, pytest.mark.slow]
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.long]
 SETTINGS = SessionSettings(intra_threads=1)
 
 

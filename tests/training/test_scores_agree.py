@@ -21,7 +21,7 @@ from training.encoder import open_dense_checkpoint
 from training.exporting.export import export_checkpoint
 from training.loop import train
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.long]
 SCORE_TOLERANCE, VECTOR_TOLERANCE = 0.005, 2e-5
 SIZE = PoolSize(compass=3, class_groups=1, squares=2, counts=1, additions=2, spoilt=2)
 RECIPE = """

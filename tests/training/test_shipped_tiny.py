@@ -36,7 +36,7 @@ from training.shipped.everyday_tiny.sentences import Sentences, whole_words
 from training.shipped.everyday_tiny.views import PictureSet, SeenViews, seen_views
 from training.teachers import Teacher
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.long]
 
 
 def test_words_come_by_their_frequency() -> None:
@@ -138,7 +138,6 @@ def distil(everyday_data: Path, store: Store, recipes: tuple[Path, Path]) -> Cal
     return lambda out: main(arguments(everyday_data, out, *more))
 
 
-@pytest.mark.long
 def test_the_command_writes_a_student_that_is_near_its_teacher(
     distil: Callable[[Path], int],
     teacher: Path,

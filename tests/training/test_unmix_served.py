@@ -30,7 +30,7 @@ from training.loop import train
 from training.methods.parts.unmix import load_unmix
 from training.publish import publish_checkpoint
 
-pytestmark = [pytest.mark.torch, pytest.mark.slow]
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.long]
 
 SCORE_TOLERANCE = 2e-4  # of a probability
 LABELS = ["blue", "green", "red", "white", "red circle"]
