@@ -1,4 +1,4 @@
-"""Is a balanced data set worth it: equal pairs and steps, rare and frequent concepts, three seeds.
+"""The study of a balanced data set: equal pairs and steps, rare and frequent concepts, three seeds.
 
     python benchmarks/data_building.py --run                   # 25 core-minutes; .runs/data-building
     python benchmarks/data_building.py --memory                # some minutes: the command's memory and time

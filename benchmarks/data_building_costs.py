@@ -1,4 +1,4 @@
-"""What `clipworks data build` costs, and what its picture codes take for copies."""
+"""Costs of `clipworks data build`, and the distances at which its picture codes find copies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which training makes a tower robust, at what cost? Judged by attacks and corruptions that it was not trained on.
+"""The study of robust towers: trainings compared under attacks and corruptions that none of them was trained on.
 
     python benchmarks/robustness.py --tune                  the rate of all, on validation, by FARE at 2/255
     python benchmarks/robustness.py --run ['fare*']         trains and judges what is missing; writes the record

@@ -1,4 +1,4 @@
-"""What benchmarks/robustness.py asks of a checkpoint: naming, clean, corrupted and attacked, binding and retrieval."""
+"""Measurements for benchmarks/robustness.py: naming clean, corrupted and attacked; binding, retrieval."""
 
 from __future__ import annotations
 

@@ -244,7 +244,9 @@ def _work_out(
 def _labelled(base: LoadedModel, shown: dict[str, LabelledRow], *, device: str, track: Track) -> Features:
     """Positions and pooled vectors, from the same run."""
     module = dense_source(base).module.to(device)
-    vectors = {split: _positions(module, each.pixels, device=device, track=track) for split, each in shown.items()}
+    vectors = {
+        split: position_vectors(module, each.pixels, device=device, track=track) for split, each in shown.items()
+    }
     none, ids = _NONE, np.empty(0, dtype=np.int64)
     return Features(
         image=vectors["train"][1],
@@ -263,11 +265,11 @@ def _labelled(base: LoadedModel, shown: dict[str, LabelledRow], *, device: str, 
     )
 
 
-def _positions(
+def position_vectors(
     module: Callable[[Tensor], tuple[Tensor, Tensor]], pictures: NDArray[np.uint8], *, device: str, track: Track
-) -> tuple[NDArray[np.floating], F32]:
-    """float16 [n, h, w, D] and float32 [n, D] of prepared pictures uint8 [n, H, W, 3]."""
-    found: list[tuple[NDArray[np.floating], F32]] = []
+) -> tuple[NDArray[np.float16], F32]:
+    """Of prepared pictures uint8 [n, H, W, 3]: un-normalised positions float16 [n, h, w, D], pooled float32 [n, D]."""
+    found: list[tuple[NDArray[np.float16], F32]] = []
     with torch.inference_mode():
         for at in track(range(0, len(pictures), _CHUNK), "positions"):
             positions, pooled = module(torch.from_numpy(pictures[at : at + _CHUNK]).to(device))

@@ -1,4 +1,4 @@
-"""What is attacked: float pictures in, logits out, and gradients where the model gives them; without any torch."""
+"""Models as attacks see them: float pictures in, logits out, and gradients where there are any; without any torch."""
 
 from __future__ import annotations
 

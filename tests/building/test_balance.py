@@ -1,4 +1,4 @@
-"""Who is chosen: against references in plain Python, over many seeds."""
+"""The choice of pairs: against references in plain Python, over many seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole builds of small raw shards: who stays, who is counted, and the same bytes however the work was done."""
+"""Whole builds of small raw shards: pairs kept and counted, and the same bytes however the work was done."""
 
 from __future__ import annotations
 

@@ -114,6 +114,19 @@ def test_a_run_of_no_commit_is_not_recorded(script: ModuleType, tmp_path: Path, 
         script.read_run(junit(tmp_path, case("tests/store/test_a.py"), commit=commit))
 
 
+def test_a_run_in_parts_is_one_run_of_one_commit(script: ModuleType, tmp_path: Path) -> None:
+    for name, commit in (("gate", "abcdef0"), ("long", "abcdef0"), ("other", "0123456")):
+        (tmp_path / name).mkdir()
+        junit(tmp_path / name, case("tests/store/test_a.py"), case(f"tests/{name}.py"), commit=commit)
+    gate, long, other = (tmp_path / name / "tests.xml" for name in ("gate", "long", "other"))
+    record = script.read_run(gate, long)
+    assert (record["commit"], record["seconds"]) == ("abcdef0", 5)
+    passed = {path: counts["passed"] for path, counts in record["files"].items()}
+    assert passed == {"tests/gate.py": 1, "tests/long.py": 1, "tests/store/test_a.py": 2}
+    with pytest.raises(SystemExit, match="of different commits: 0123456, abcdef0"):
+        script.read_run(gate, other)
+
+
 def test_a_run_of_a_part_is_not_recorded(script: ModuleType, tmp_path: Path) -> None:
     record = script.read_run(junit(tmp_path, case("tests/store/test_a.py")))
     with pytest.raises(SystemExit, match=r"it lacks tests/new\.py, tests/storey\.py, tests/newer$"):

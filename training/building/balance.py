@@ -1,4 +1,4 @@
-"""Which of the clean pairs stay: those that fit best, at most so many a query, and so many in all."""
+"""The choice among clean pairs: those that fit best, at most so many a query, and so many in all."""
 
 from __future__ import annotations
 

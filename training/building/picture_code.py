@@ -1,4 +1,4 @@
-"""Is a picture usable, and what does it look like: 256 bits of which few differ between copies of one picture."""
+"""Checks of a picture, and its code: 256 bits of which few differ between copies of one picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a build did: counts of each step, what was left out and why, queries before and after; JSON, a page, a plot."""
+"""The report of a build: counts of each step, reasons, queries before and after; JSON, a page, a plot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept beside the rows of one collection in SQL, written and removed in the transaction of its row.
+"""Blobs that lie beside the rows of one collection in SQL, written and removed in the transaction of their row.
 
 Only a collection that keeps such things has the table. What they take is counted as they come and go, because to add it
 up would mean to read as many pages as there are things. The tables of these totals are made in files of before when

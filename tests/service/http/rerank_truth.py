@@ -1,4 +1,4 @@
-"""What the reranker of an artifact says pair by pair, through model_store alone, and pictures to ask it about."""
+"""Scores of a reranker pair by pair, through model_store alone, and pictures to ask it about."""
 
 from __future__ import annotations
 

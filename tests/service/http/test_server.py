@@ -130,9 +130,9 @@ def test_an_address_of_another_machine_is_said(serve: Callable[..., object]) -> 
     assert "CLIPWORKS_HOST" in server.log[0]
 
 
-@pytest.mark.parametrize("looping_store", [4_000_000], indirect=True)
+@pytest.mark.parametrize("looping_store", [1_200_000], indirect=True)  # a few seconds of one core
 def test_sigterm_lets_requests_in_flight_finish(serve: Callable[..., object], looping_store: Path) -> None:
-    patience = {"request_timeout_s": 110, "drain_s": 110}  # on two busy cores the graph has taken 30 s
+    patience = {"request_timeout_s": 110, "drain_s": 110, "hang_s": 110}
     server = serve(store=looping_store, drain_grace_s=0.7, log_level="warning", **patience)
     server.wait_for("ready")
     answers: list[httpx2.Response] = []

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from model_store.files import whole_file
 from training.checkpoint import LoadedModel
 from training.data.protocol import Source
-from training.features import dense_source
+from training.features import dense_source, position_vectors
 from training.models.dense import DenseSource
 from training.progress import Track
 
-_CHUNK = 64
 _LEAST_SPREAD = 1e-6
 F16 = NDArray[np.float16]
 
@@ -77,22 +76,11 @@ def positions_of_rows(
     if all(place is not None and place.exists() for place in places):
         positions, pooled = (np.load(place, mmap_mode="r") for place in places if place is not None)
         return RowPositions(positions=positions, pooled=np.asarray(pooled))
-    made = _work_out(dense, source.pictures("train", spec), device=device, track=track)
-    for place, array in zip(places, (made.positions, made.pooled), strict=True):
+    pictures = source.pictures("train", spec)
+    positions, pooled = position_vectors(dense.module.to(device), pictures, device=device, track=track)
+    for place, array in zip(places, (positions, pooled), strict=True):
         if place is not None:
             place.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(place, by_many=True) as stream:
                 np.save(stream, array)
-    return made
-
-
-def _work_out(dense: DenseSource, pictures: NDArray[np.uint8], *, device: str, track: Track) -> RowPositions:
-    module = dense.module.to(device)
-    positions: list[F16] = []
-    pooled: list[NDArray[np.float32]] = []
-    with torch.inference_mode():
-        for at in track(range(0, len(pictures), _CHUNK), "positions"):
-            grids, vectors = module(torch.from_numpy(pictures[at : at + _CHUNK]).to(device))
-            positions.append(grids.half().cpu().numpy())
-            pooled.append(vectors.float().cpu().numpy())
-    return RowPositions(positions=np.concatenate(positions), pooled=np.concatenate(pooled))
+    return RowPositions(positions=positions, pooled=pooled)
