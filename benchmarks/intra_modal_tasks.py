@@ -76,7 +76,7 @@ class StudyBase:
 
 
 @dataclass
-class _Vectors:
+class KeptVectors:
     """Vectors of an encoder, kept on disk under what was asked."""
 
     encoder: Encoder
@@ -100,8 +100,8 @@ class _Vectors:
 
 def everyday_base(data: Path, cache: Path) -> StudyBase:
     """everyday-small on products, flowers, textures, and captions of everyday photographs."""
-    encode = _Vectors(ArtifactEncoder(Store(None).open("everyday-small")), cache)
-    rows = list(_products(data))
+    encode = KeptVectors(ArtifactEncoder(Store(None).open("everyday-small")), cache)
+    rows = list(products_of(data))
     trained = rows_of(rows, "train")[:: max(1, len(rows_of(rows, "train")) // _FIT)]
     names = json.loads((data / "prompts" / "imagenet.json").read_text(encoding="utf-8"))["IMAGENET_CLASSNAMES"]
     search: dict[Judged, tuple[SearchTask, ...]] = {}
@@ -146,7 +146,7 @@ def scenes_base(checkpoint: Path, cache: Path) -> StudyBase:
     if not isinstance(data, SceneData):
         raise ValueError(f"{checkpoint} was trained on {data.kind}, not on scenes")
     pairs, px = scene_splits(data).train.pairs, loaded.info.image_spec.height_px
-    encode = _Vectors(encoder_of(loaded, name="scenes"), cache)
+    encode = KeptVectors(encoder_of(loaded, name="scenes"), cache)
 
     def drawn(scenes: Sequence[Scene], key: str) -> F32:
         return encode.images([render(scene, px).image for scene in scenes], key)
@@ -196,7 +196,7 @@ class ProductRow:
     split: Literal["train", "validation", "test"]
 
 
-def _products(data: Path) -> Iterator[ProductRow]:
+def products_of(data: Path) -> Iterator[ProductRow]:
     folder = data / "fashion-products"
     with (folder / "captions.csv").open(encoding="utf-8", newline="") as stream:
         for row in csv.DictReader(stream):
@@ -215,7 +215,7 @@ def rows_of(rows: Sequence[ProductRow], split: str) -> list[ProductRow]:
     return [row for row in rows if row.split == split]
 
 
-def _folder(folder: Path, split: Judged, encode: _Vectors) -> tuple[F32, list[str]]:
+def _folder(folder: Path, split: Judged, encode: KeptVectors) -> tuple[F32, list[str]]:
     """Vectors and classes of at most 60 pictures of each sub-folder; names divide them into two halves."""
     paths: list[Path] = []
     for classes in sorted(path for path in folder.iterdir() if path.is_dir()):
@@ -294,7 +294,9 @@ def _task(name: str, modality: Modality, vectors: F32, labels: Sequence[str | No
     return SearchTask(name=name, modality=modality, vectors=vectors, labels=numbered(labels))
 
 
-def _naming(name: str, vectors: F32, truth: Sequence[str], encode: _Vectors, templates: tuple[str, ...]) -> NamingTask:
+def _naming(
+    name: str, vectors: F32, truth: Sequence[str], encode: KeptVectors, templates: tuple[str, ...]
+) -> NamingTask:
     names = sorted(set(truth))
     return NamingTask(
         name=name,

@@ -431,6 +431,7 @@ class AsyncClient:
         metadata_schema: Mapping[str, str] | None = None,
         thumbnails: bool = False,
         rerank: str | None = None,
+        views: Sequence[str] | None = None,
     ) -> AsyncCollection:
         """See `Client.create_collection`."""
         await self._drive(
@@ -441,6 +442,7 @@ class AsyncClient:
                 metadata_schema=metadata_schema,
                 thumbnails=thumbnails,
                 rerank=rerank,
+                views=views,
             )
         )
         return self.collection(name)

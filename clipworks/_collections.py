@@ -87,6 +87,7 @@ class CollectionCalls:
         metadata_schema: Mapping[str, str] | None,
         thumbnails: bool,
         rerank: str | None,
+        views: Sequence[str] | None,
     ) -> Steps[CollectionInfo]:
         body: dict[str, Any] = {} if model is None else {"model": model}
         if index is not None:
@@ -97,6 +98,8 @@ class CollectionCalls:
             body["thumbnails"] = True
         if rerank is not None:
             body["rerank"] = rerank
+        if views is not None:
+            body["views"] = _several("views", views)
         path = _path(name)
         return parse((yield from self._exchange("PUT", path, body)), CollectionInfo, path)
 
@@ -341,15 +344,19 @@ def _search_options(more: SearchOptions) -> dict[str, Any]:
         raise TypeError(f"search() has no option {unknown[0]!r}")
     fields = {name: value for name, value in more.items() if value is not None}
     for name in ("facets", "score_of"):
-        if isinstance(fields.get(name), str):
-            raise TypeError(f"{name}: expected several, got one string; write {name}=[...]")
         if name in fields:
-            fields[name] = list(cast("Iterable[str]", fields[name]))
+            fields[name] = _several(name, cast("Iterable[str]", fields[name]))
     if "rerank" in fields:
         if not isinstance(fields["rerank"], Mapping):
             raise TypeError(f"rerank: expected {{'model': ..., 'top': ...}}, got {fields['rerank']!r:.80}")
         fields["rerank"] = dict(cast("Mapping[str, Any]", fields["rerank"]))
     return fields
+
+
+def _several(name: str, values: Iterable[str]) -> list[str]:
+    if isinstance(values, str):
+        raise TypeError(f"{name}: expected several, got one string; write {name}=[...]")
+    return list(values)
 
 
 def _stored(item: StoredItem, path: str) -> Stored:

@@ -476,6 +476,7 @@ class Client:
         metadata_schema: Mapping[str, str] | None = None,
         thumbnails: bool = False,
         rerank: str | None = None,
+        views: Sequence[str] | None = None,
     ) -> Collection:
         """Make a collection; one that is equal is given back as it is.
 
@@ -485,6 +486,8 @@ class Client:
         thumbnails: keep a small picture of each item that is given as a picture; see `Collection.thumbnail`.
         rerank: a model with a reranker; keep what it reads of each item that is given as a picture, so that searches
             can be reranked.
+        views: ["cross", "intra"]: keep two vectors of each item, of the base of `model`, in which texts find pictures,
+            and of `model` itself, for searches inside one modality; see docs/intra-modal.md.
 
         Raises:
             Conflict: one of this name is there and differs.
@@ -497,6 +500,7 @@ class Client:
                 metadata_schema=metadata_schema,
                 thumbnails=thumbnails,
                 rerank=rerank,
+                views=views,
             )
         )
         return self.collection(name)

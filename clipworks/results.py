@@ -20,6 +20,7 @@ from clipworks.schemas import (
     NearHit,
     Prediction,
     ScoreHistogram,
+    ViewName,
 )
 
 if TYPE_CHECKING:
@@ -241,6 +242,8 @@ class SearchOptions(TypedDict, total=False):
     histogram: bins of a histogram of all items' scores. score_of: ids of items whose score and rank to tell.
     rerank: {"model": a model with a reranker, "top": how many of the best items it orders anew}, both optional; only in
         a collection that was made with `rerank`.
+    views: "cross" or "intra": what all queries read of a collection that was made with `views`. Without it texts read
+        the former, pictures and stored items the latter.
     """
 
     diversity: float | None
@@ -251,6 +254,7 @@ class SearchOptions(TypedDict, total=False):
     histogram: int | None
     score_of: Sequence[str] | None
     rerank: Mapping[str, Any] | None
+    views: ViewName | None
 
 
 @dataclass(frozen=True, kw_only=True)

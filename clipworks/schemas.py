@@ -8,6 +8,7 @@ from clipworks.wire.collections import (
     COLLECTION_PATTERN,
     MAX_ID_BYTES,
     VECTOR_FORMAT,
+    VIEWS,
     AcknowledgeLossResponse,
     AliasInfo,
     AliasList,
@@ -25,6 +26,8 @@ from clipworks.wire.collections import (
     CollectionRequest,
     CollectionTextItem,
     CollectionVectorItem,
+    CollectionView,
+    CollectionViews,
     CompactResponse,
     DeleteItemsRequest,
     DeleteItemsResponse,
@@ -52,6 +55,7 @@ from clipworks.wire.collections import (
     UpsertResponse,
     VectorField,
     VectorText,
+    ViewName,
 )
 from clipworks.wire.common import (
     IMAGE_FORMAT,
@@ -184,6 +188,10 @@ from clipworks.wire.search import (
 
 __all__ = [
     "KeptPositions",
+    "CollectionView",
+    "CollectionViews",
+    "VIEWS",
+    "ViewName",
     "MAX_RERANKED",
     "RerankDocument",
     "SearchReranking",

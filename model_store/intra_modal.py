@@ -82,6 +82,15 @@ def centred(images: NDArray[np.floating], texts: NDArray[np.floating]) -> Vector
     )
 
 
+def centred_directions(images: NDArray[np.floating], texts: NDArray[np.floating], *, keep: int) -> VectorMaps:
+    """As `centred`, and then only the `keep` directions in which pictures vary most; see `principal`."""
+    means, directions = centred(images, texts), principal(images, keep=keep)
+    return VectorMaps(
+        image=VectorMap(matrix=directions.image.matrix, mean=means.image.mean),
+        text=VectorMap(matrix=directions.text.matrix, mean=means.text.mean),
+    )
+
+
 def isoclip(
     image_projection: NDArray[np.floating], text_projection: NDArray[np.floating], *, top: int, keep: int
 ) -> VectorMaps:

@@ -36,6 +36,11 @@ class Tower:
         vectors = self.encoder(batch)
         return vectors if self.adapter is None else adapt(self.adapter, vectors)
 
+    def both(self, batch: NDArray[Any]) -> Vectors:
+        """The encoder's vectors and behind them, in the same rows, the adapter's where there is one: [B, D + D']."""
+        vectors = self.encoder(batch)
+        return vectors if self.adapter is None else np.concatenate([vectors, adapt(self.adapter, vectors)], axis=1)
+
     @property
     def graphs(self) -> tuple[Graph, ...]:
         return (self.encoder,) if self.adapter is None else (self.encoder, self.adapter)

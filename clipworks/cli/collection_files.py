@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clipworks._progress import progress_bar
 from clipworks.cli import connect, output
@@ -22,7 +22,7 @@ from clipworks.cli.failures import FAILED_ITEMS, RefusedError, UsageError
 from clipworks.client import AsyncClient, AsyncCollection, Item
 from clipworks.errors import NotFound
 from clipworks.results import Stored
-from clipworks.schemas import CollectionIndex, CollectionInfo, EncoderFingerprint, FieldType
+from clipworks.schemas import VIEWS, CollectionIndex, CollectionInfo, EncoderFingerprint, FieldType
 from model_store.files import whole_file, write_whole
 
 _ROWS = 1000
@@ -47,6 +47,7 @@ class CopyManifest(BaseModel):
     one_moment: bool
     sha256: str
     created: str
+    views: bool = Field(default=False, exclude_if=lambda kept: not kept)
 
 
 def manifest_path(file: Path) -> Path:
@@ -237,6 +238,7 @@ def _manifest(file: Path, before: CollectionInfo, after: CollectionInfo, count: 
         one_moment=before.sequence == after.sequence and after.backend == "embedded",
         sha256=_sha256(file),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        views=before.views is not None,
     )
 
 
@@ -255,10 +257,20 @@ async def _matching(client: AsyncClient, name: str, manifest: CopyManifest, mode
         there = await target.info()
     except NotFound:
         detail = await client.model(model)
-        _require_equal(manifest, detail.space, detail.fingerprint, f"model {detail.name}@{detail.version}")
-        return await client.create_collection(
-            name, model=model, index=manifest.index.model_dump(), metadata_schema=manifest.metadata_schema
+        # The space of rows that hold two vectors is the collection's, which is made to know it.
+        space = manifest.space if manifest.views else detail.space
+        _require_equal(manifest, space, detail.fingerprint, f"model {detail.name}@{detail.version}")
+        made = await client.create_collection(
+            name,
+            model=model,
+            index=manifest.index.model_dump(),
+            metadata_schema=manifest.metadata_schema,
+            views=VIEWS if manifest.views else None,
         )
+        if manifest.views and (space := (await made.info()).space) != manifest.space:
+            await client.delete_collection(name)
+            _require_equal(manifest, space, detail.fingerprint, f"model {detail.name}@{detail.version}")
+        return made
     _require_equal(manifest, there.space, there.fingerprint, f"collection {name}")
     return target
 

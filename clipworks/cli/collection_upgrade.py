@@ -17,7 +17,7 @@ from clipworks.cli.collection_copying import Copying, CopyReport, Sources
 from clipworks.cli.failures import FAILED_ITEMS, UsageError
 from clipworks.client import AsyncClient, AsyncCollection
 from clipworks.errors import ClientError, Conflict
-from clipworks.schemas import CollectionInfo
+from clipworks.schemas import VIEWS, CollectionInfo
 
 T = TypeVar("T")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or alias of the collection.")]
@@ -157,6 +157,7 @@ async def _target(client: AsyncClient, name: str, old: CollectionInfo, model: st
     for info in sorted(there, key=lambda each: each.sequence, reverse=True):
         same = info.model == reference and info.metadata_schema == old.metadata_schema and not info.aliases
         same = same and (info.thumbnails is None) == (old.thumbnails is None) and _reranker(info) == _reranker(old)
+        same = same and (info.views is None) == (old.views is None)
         if same and info.name != name and _VERSION.sub("", info.name) == name:
             return info
     made = await client.create_collection(
@@ -166,6 +167,7 @@ async def _target(client: AsyncClient, name: str, old: CollectionInfo, model: st
         metadata_schema=old.metadata_schema,
         thumbnails=old.thumbnails is not None,
         rerank=_reranker(old),
+        views=None if old.views is None else VIEWS,
     )
     return await made.info()
 

@@ -26,7 +26,7 @@ from clipworks.cli.photo_facts import Kind, kinds_in, photo_facts
 from clipworks.cli.photo_facts import fields_of as photo_fields
 from clipworks.client import AsyncClient, AsyncCollection
 from clipworks.errors import ClientError, Conflict, NotFound
-from clipworks.schemas import COLLECTION_PATTERN, CollectionInfo, FieldType, IndexKind
+from clipworks.schemas import COLLECTION_PATTERN, VIEWS, CollectionInfo, FieldType, IndexKind
 
 FIELD_TYPES: tuple[str, ...] = get_args(FieldType)
 Collection = Annotated[str, typer.Option("--collection", "-c", help="Name of the collection.")]
@@ -41,6 +41,7 @@ class _Asked:
     kind: IndexKind | None
     thumbnails: bool
     rerank: str | None
+    views: bool
     prefix: str
     prune: bool
     skip_duplicates: bool
@@ -88,6 +89,13 @@ def index(
             show_default=False,
         ),
     ] = None,
+    views: Annotated[
+        bool,
+        typer.Option(
+            "--views",
+            help="A new collection keeps two vectors of each, of --model and of its base (docs/intra-modal.md).",
+        ),
+    ] = False,
     image_column: Annotated[str | None, typer.Option(help="Column of a table with the pictures.")] = None,
     id_column: Annotated[str | None, typer.Option(help="Column with the ids; default: the path.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder that paths of a table start from.")] = None,
@@ -113,6 +121,7 @@ def index(
         kind=kind,
         thumbnails=thumbnails,
         rerank=rerank,
+        views=views,
         prefix=prefix,
         prune=prune,
         skip_duplicates=skip_duplicates,
@@ -269,7 +278,8 @@ async def _there(client: AsyncClient, name: str, asked: _Asked, model: str | Non
     """The collection, if there is one; what is asked of it must be what it is.
 
     Raises:
-        UsageError: it has other fields, or another index, or keeps no thumbnails, or nothing for this reranker.
+        UsageError: it has other fields, or another index, or keeps no thumbnails, one vector of each item, or nothing
+            for this reranker.
         Conflict, SpaceMismatch: it is bound to another model than `model`.
     """
     try:
@@ -287,6 +297,8 @@ async def _there(client: AsyncClient, name: str, asked: _Asked, model: str | Non
         raise UsageError(f"--index: collection {name} is there with {info.index.kind}; that cannot be changed")
     if asked.thumbnails and info.thumbnails is None:
         raise UsageError(f"--thumbnails: collection {name} is there and keeps none; that cannot be changed")
+    if asked.views and info.views is None:
+        raise UsageError(f"--views: collection {name} is there and keeps one vector of each; that cannot be changed")
     kept = info.rerank.model if info.rerank else None
     if asked.rerank is not None and asked.rerank not in (kept, kept and kept.partition("@")[0]):
         what = f"keeps what {kept} reads" if kept else "keeps nothing for a reranker"
@@ -301,6 +313,7 @@ async def _there(client: AsyncClient, name: str, asked: _Asked, model: str | Non
             metadata_schema=declared,
             thumbnails=info.thumbnails is not None,
             rerank=kept,
+            views=None if info.views is None else VIEWS,
         )
     return info
 
@@ -326,6 +339,7 @@ async def _made(
         metadata_schema=dict(schema),
         thumbnails=asked.thumbnails,
         rerank=asked.rerank,
+        views=VIEWS if asked.views else None,
     )
     info = await target.info()
     output.say(f"made collection {name}: {info.model}, {info.dim} numbers, index {info.index.kind}")

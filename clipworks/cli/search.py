@@ -18,6 +18,7 @@ from clipworks.cli.index_entries import RESERVED
 from clipworks.cli.search_beside import print_survey, survey_json
 from clipworks.cli.search_query import QueryPart, combined, parse_filter, parts_of
 from clipworks.results import Hit, Hits, SearchOptions
+from clipworks.schemas import ViewName
 
 
 def search(
@@ -75,6 +76,13 @@ def search(
             show_default=False,
         ),
     ] = None,
+    views: Annotated[
+        ViewName | None,
+        typer.Option(
+            help="What to read of a collection that was made with --views. Default: texts cross, pictures intra.",
+            show_default=False,
+        ),
+    ] = None,
     facet: Annotated[
         list[str] | None, typer.Option(metavar="FIELD", help="Count the values of this field; may be repeated.")
     ] = None,
@@ -106,6 +114,7 @@ def search(
         "histogram": histogram,
         "score_of": score_of or None,
         "rerank": _given(model=rerank, top=rerank_top) or None,
+        "views": views,
     }
     parts = parts_of(text, image or [], like or [], without or [], weight or [])
     wanted = None if filter is None else parse_filter(filter)

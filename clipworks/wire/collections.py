@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
 from clipworks.wire.common import (
     MAX_WHOLE,
@@ -35,6 +35,8 @@ BackendName = Literal["embedded", "milvus"]
 Durability = Literal["full", "process", "remote", "none"]
 LossKind = Literal["changes", "collection", "deletion", "uncertain"]
 Include = Literal["metadata", "vector"]
+ViewName = Literal["cross", "intra"]
+VIEWS: tuple[ViewName, ...] = ("cross", "intra")
 # A length or a character that an id may not have is an item's own error, so it is no part of this shape.
 ItemId = Annotated[
     str,
@@ -71,6 +73,12 @@ def _few_fields(value: Any) -> Any:
     return cast(Any, value)
 
 
+def _both_views(names: list[ViewName]) -> list[ViewName]:
+    if len(set(names)) != len(names):
+        raise ValueError('a collection keeps both views, ["cross", "intra"], or none')
+    return sorted(names)
+
+
 class CollectionRequest(Wire):
     model: ModelName | None = Field(default=None, description="its version is pinned; without it the default model")
     index: CollectionIndex = CollectionIndex()
@@ -88,6 +96,27 @@ class CollectionRequest(Wire):
         description="a model with a reranker, whose version is pinned: keep the position vectors of each item that is "
         "given as an image, so that a search can be reranked",
     )
+    views: Annotated[list[ViewName], Field(min_length=2, max_length=2), AfterValidator(_both_views)] | None = Field(
+        default=None,
+        description='["cross", "intra"]: keep two vectors of each item, of the base of `model` and of `model` itself, '
+        "which is a model with adapters behind another one's encoders",
+        examples=[["cross", "intra"]],
+    )
+
+
+class CollectionView(Wire):
+    """One of the two vectors of each item."""
+
+    model: str = Field(description="name@version whose vectors these are")
+    space: str
+    dim: int
+
+
+class CollectionViews(Wire):
+    """The two vectors that a collection keeps of each item; `dim` of the collection counts both."""
+
+    cross: CollectionView = Field(description="texts find pictures in it")
+    intra: CollectionView = Field(description="for searches inside one modality")
 
 
 class ThumbnailTotals(Wire):
@@ -147,6 +176,9 @@ class CollectionInfo(Wire):
     )
     rerank: KeptPositions | None = Field(
         default=None, description="what searches can be reranked with; null where the collection was made without"
+    )
+    views: CollectionViews | None = Field(
+        default=None, description="the two vectors of each item; null where it keeps one"
     )
     aliases: list[str] = Field(default_factory=list[str], description="its other names")
     losses: list[CollectionLoss] = Field(

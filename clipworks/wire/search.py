@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from clipworks.wire.collections import Filter, Include, ItemId, VectorField
+from clipworks.wire.collections import Filter, Include, ItemId, VectorField, ViewName
 from clipworks.wire.common import (
     INPUT_FIELDS,
     MAX_WHOLE,
@@ -112,6 +112,11 @@ class SearchRequest(Wire):
     encoding_format: EncodingFormat = Field(default="float", description="of the vectors in the answer")
     rerank: SearchReranking | None = Field(
         default=None, description="order the best items anew by their match with a text; what is behind them stays"
+    )
+    views: ViewName | None = Field(
+        default=None,
+        description="of a collection with two views: the one that all queries read; without it texts read `cross` and "
+        "pictures and stored items `intra`",
     )
     diversity: float = Field(
         default=0.0, ge=0, le=1, description="0: best first; more: hits unlike each other (maximal marginal relevance)"

@@ -13,11 +13,13 @@ from clipworks.schemas import OnUnknown
 from model_store.errors import ClipworksError
 from service.collections.plans import GivenVector, NewRow, QueryPlan, Source, StoredId
 from service.collections.vectors import Vector, combine, given_vector
+from service.collections.views import combine_parts, given_part, given_row, part_of, row_of, view_for
 from service.decoding.pool import DecodePool
 from service.engine.running import RunningModel
 from service.faults import NoDirection, StateConflict
 from service.retrieval import CollectionSpec, StoreItem
 from service.retrieval.errors import ItemNotFound
+from service.retrieval.records import ViewName, ViewsSpec
 from service.retrieval.truth.items import ItemChecks, check_id
 from service.retrieval.truth.positions import pack_positions
 from service.tasks import pipeline
@@ -72,18 +74,20 @@ class QueryVectors:
 class ItemEncoder:
     """One model under one deadline; `model` None: the request brought nothing to encode.
 
-    reranker: whose position vectors pictures have, where they are wanted.
+    reranker: whose position vectors pictures have, where they are wanted. views: of a collection that keeps both
+    vectors of an item, that before the adapter and that behind it: what is encoded are rows then.
     """
 
     model: RunningModel | None
     pool: DecodePool
     budget: Budget
     reranker: RunningModel | None = None
+    views: ViewsSpec | None = None
 
     async def encode(
         self, inputs: Sequence[Input], on_unknown: OnUnknown, *, with_thumbnails: bool = False
     ) -> list[Encoded]:
-        """Unit vectors [D] in the order of the inputs, all in one run."""
+        """Unit vectors [D] in the order of the inputs, all in one run; D of the collection."""
         if self.model is None:
             missing = [each.error if isinstance(each, FailedItem) else _nothing_to_encode_with() for each in inputs]
             return [Encoded(error) for error in missing]
@@ -96,12 +100,16 @@ class ItemEncoder:
             on_unknown=on_unknown,
             budget=self.budget,
             with_thumbnails=with_thumbnails,
+            with_unadapted=self.views is not None,
         )
         weak = frozenset(result.weak)
         return [
-            Encoded(outcome, index in weak, result.thumbnails.get(index))
+            Encoded(self._row(outcome, result.unadapted.get(index)), index in weak, result.thumbnails.get(index))
             for index, outcome in enumerate(result.outcomes)
         ]
+
+    def _row(self, vector: Found, unadapted: Vector | None) -> Found:
+        return vector if unadapted is None or isinstance(vector, ClipworksError) else row_of(unadapted, vector)
 
     async def positions(self, pictures: Sequence[ImageItem]) -> list[bytes | ClipworksError]:
         """Packed position vectors in the order of the pictures."""
@@ -154,14 +162,21 @@ async def _positions(
 
 
 async def query_vectors(
-    plans: Sequence[QueryPlan], spec: CollectionSpec, encoder: ItemEncoder, *, lookup: Lookup, on_unknown: OnUnknown
+    plans: Sequence[QueryPlan],
+    spec: CollectionSpec,
+    encoder: ItemEncoder,
+    *,
+    lookup: Lookup,
+    on_unknown: OnUnknown,
+    view: ViewName | None = None,
 ) -> QueryVectors:
     """The vector of each query; `lookup` gives the stored vectors of ids.
 
+    view: that all parts read, of a collection that keeps two; None: each the one that suits it.
     A part whose vector is zero says nothing, and the others of its plan are taken without it.
     """
     parts = [part for plan in plans for part in plan.parts]
-    known = await _known_parts(parts, spec)
+    known = await _known_parts(parts, spec, view)
     open_parts = [part for part, each in zip(parts, known, strict=True) if each is None]
     ids = list(dict.fromkeys(part.id for part in open_parts if isinstance(part, StoredId)))
     stored = dict(zip(ids, await lookup(ids), strict=True)) if ids else {}
@@ -173,8 +188,9 @@ async def query_vectors(
             return Encoded(each)
         if isinstance(part, StoredId):
             vector = stored[part.id]
-            return Encoded(ItemNotFound("the collection has no item with this id") if vector is None else vector)
-        return next(encoded)
+            found = ItemNotFound("the collection has no item with this id") if vector is None else vector
+            return _read(Encoded(found), part, spec.views, view)
+        return _read(next(encoded), part, spec.views, view)
 
     vectors = iter([resolved(part, each) for part, each in zip(parts, known, strict=True)])
     made: list[Found | None] = []
@@ -190,14 +206,15 @@ async def query_vectors(
         unknown_parts += [(index, place) for place, each in enumerate(found) if each.weak]
         if all(each.weak for each in found):
             weak.add(index)
-        made.append(_joined(plan, [each.found for each in found if not isinstance(each.found, ClipworksError)]))
+        vectors_found = [each.found for each in found if not isinstance(each.found, ClipworksError)]
+        made.append(_joined(plan, vectors_found, spec.views))
     return QueryVectors(made, failed_part, unknown_parts, frozenset(weak))
 
 
 def _check_rows(rows: Sequence[NewRow], spec: CollectionSpec, max_metadata_bytes: int) -> list[Found | None]:
     """None stands for what is to be encoded. Ids and metadata of other rows are the store's to check, unless a row
     has failed already: then the first failure must not depend on who finds it."""
-    found = [_known(row.source, spec) for row in rows]
+    found = [_known(row.source, spec.dim, spec.views) for row in rows]
     if not any(each is None or isinstance(each, ClipworksError) for each in found):
         return found
     some_unit = np.zeros(spec.dim, dtype=np.float32)
@@ -212,20 +229,38 @@ def _check_rows(rows: Sequence[NewRow], spec: CollectionSpec, max_metadata_bytes
     return found
 
 
-async def _known_parts(parts: Sequence[Source], spec: CollectionSpec) -> list[Found | None]:
-    """Of each part what `_known` says; in a thread when many numbers are to be read for that."""
+async def _known_parts(parts: Sequence[Source], spec: CollectionSpec, view: ViewName | None) -> list[Found | None]:
+    """Of each part what needs neither model nor store; in a thread when many numbers are to be read for that."""
+
+    def known() -> list[Found | None]:
+        return [_known_part(part, spec, view) for part in parts]
+
     given = sum(isinstance(part, GivenVector) for part in parts)
-    if given * spec.dim <= _INLINE_NUMBERS:
-        return [_known(part, spec) for part in parts]
-    return await asyncio.to_thread(lambda: [_known(part, spec) for part in parts])
+    return known() if given * spec.dim <= _INLINE_NUMBERS else await asyncio.to_thread(known)
 
 
-def _known(source: Source, spec: CollectionSpec) -> Found | None:
-    """What needs neither model nor store: a given vector, or a refusal."""
+def _known_part(part: Source, spec: CollectionSpec, view: ViewName | None) -> Found | None:
+    if spec.views is None or not isinstance(part, GivenVector):
+        return _known(part, spec.dim, spec.views)
+    try:
+        return given_part(part.value, spec.views, view_for(part, spec.views, view))
+    except ClipworksError as error:
+        return error
+
+
+def _read(row: Encoded, part: Source, views: ViewsSpec | None, view: ViewName | None) -> Encoded:
+    """What a part of a query reads of a row; without views all of it."""
+    if views is None or isinstance(row.found, ClipworksError):
+        return row
+    return row._replace(found=part_of(row.found, views, view_for(part, views, view)))
+
+
+def _known(source: Source, dim: int, views: ViewsSpec | None) -> Found | None:
+    """Of a row: a given vector, or a refusal."""
     try:
         match source:
             case GivenVector():
-                return given_vector(source.value, spec.dim)
+                return given_vector(source.value, dim) if views is None else given_row(source.value, views)
             case StoredId():
                 check_id(source.id)
                 return None
@@ -247,15 +282,16 @@ def _storable(row: Encoded) -> Encoded:
     return Encoded(NoDirection(message))
 
 
-def _joined(plan: QueryPlan, vectors: Sequence[Vector]) -> Found | None:
+def _joined(plan: QueryPlan, vectors: Sequence[Vector], views: ViewsSpec | None) -> Found | None:
     """None: all of them are zero."""
     kept = [(vector, weight) for vector, weight in zip(vectors, plan.weights, strict=True) if vector.any()]
     if not kept:
         return None
-    if plan.is_single:
-        return vectors[0]
+    weights = [1.0 if plan.is_single else weight for _, weight in kept]
     try:
-        return combine([vector for vector, _ in kept], [weight for _, weight in kept])
+        if views is not None:
+            return combine_parts([vector for vector, _ in kept], weights, views)
+        return vectors[0] if plan.is_single else combine([vector for vector, _ in kept], weights)
     except ClipworksError as error:
         return error
 

@@ -22,6 +22,8 @@ from service.collections.plans import FieldRefused, NewRow, QueryPlan, SearchPar
 from service.collections.sampling import sampled_vectors
 from service.collections.searches import Search, Searched, check_filter, filter_refused, shares_of
 from service.collections.threads import StoreThreads
+from service.collections.vectors import Vector
+from service.collections.views import prints_of, space_of_views, vector_in, view_in, views_of
 from service.decoding.pool import DecodePool
 from service.engine.registry import Registry
 from service.engine.reranking import positions_source
@@ -47,7 +49,7 @@ from service.retrieval.errors import (
     ItemNotFound,
     RetrievalError,
 )
-from service.retrieval.records import Positions, RerankSpec
+from service.retrieval.records import Positions, RerankSpec, ViewName
 from service.retrieval.stopping import Stop
 from service.timing import Budget
 
@@ -162,29 +164,33 @@ class Collections:
         schema: dict[str, Any],
         thumbnails: bool,
         rerank: RerankSpec | None,
+        with_views: bool,
         budget: Budget,
     ) -> tuple[CollectionDescription, bool]:
         """A collection for the vectors of `model`, and whether it is new.
 
         rerank: whose position vectors it keeps of pictures; see `kept_positions`.
+        with_views: it keeps two vectors of each item, of the model's base and of the model.
 
         Raises:
             SpaceMismatch, Conflict, CollectionConflict: the name is taken by another one; the message names both.
             FieldRefused: `index` or `schema`.
             NotSupported: the backend keeps no thumbnails, or no position vectors.
+            RoleNotFound: with_views, and the model gives an item one vector.
         """
         store = self._opened()
-        prints = {"image": model.fingerprint.image, "text": model.fingerprint.text}
+        views = views_of(model) if with_views else None
         try:
             spec = CollectionSpec(
                 model=model.reference,
-                space=model.space,
-                fingerprints={modality: value for modality, value in prints.items() if value is not None},
-                dim=model.dim,
+                space=model.space if views is None else space_of_views(views),
+                fingerprints=prints_of(model.fingerprint),
+                dim=model.dim if views is None else views.dim,
                 index=IndexSpec.model_validate(index),
                 metadata_schema=schema,
                 thumbnails=thumbnails,
                 rerank=rerank,
+                views=views,
             )
         except ValidationError as error:
             raise _refused(error) from None
@@ -275,7 +281,7 @@ class Collections:
             SpaceMismatch: `model` does not make rows of this collection.
             StorageFull, ServiceOverloaded, DeadlinePassed
         """
-        encoder = ItemEncoder(model, self._pool, budget, reranker)
+        encoder = ItemEncoder(model, self._pool, budget, reranker, collection.spec.views)
         made = await row_vectors(
             rows,
             collection.spec,
@@ -387,12 +393,12 @@ class Collections:
             CollectionNotFound, ServiceNotReady, DeadlinePassed
             SpaceMismatch: the collection does not hold images as the model's own image encoder makes them.
         """
-        collection = await self._with_images_of(name, model, budget)
+        collection, view = await self._with_images_of(name, model, budget)
         found: list[Any] = await self._threads.run(
             "read", lambda _: collection.vector_of(ids), budget=budget, stage="store"
         )
         missing = ItemNotFound(f"collection {name} has no item with this id")
-        return [missing if vector is None else vector for vector in found]
+        return [missing if vector is None else _seen(vector, collection.spec, view) for vector in found]
 
     async def positions_reader(self, name: str, model: RunningModel, *, budget: Budget) -> PositionsReader:
         """What fetches the position vectors [rows, columns, width] of a picture by its id, as the reranker of `model`
@@ -425,21 +431,32 @@ class Collections:
             CollectionNotFound, ServiceNotReady, ServiceOverloaded, DeadlinePassed
             SpaceMismatch: as `image_vectors`.
         """
-        collection = await self._with_images_of(name, model, budget)
-        return await self._threads.scan(
+        collection, view = await self._with_images_of(name, model, budget)
+        found = await self._threads.scan(
             lambda stop: sampled_vectors(collection, most, stop),
             shares=shares_of(collection, caller),
             budget=budget,
             stage="store",
         )
+        return {id: _seen(vector, collection.spec, view) for id, vector in found.items()}
 
-    async def _with_images_of(self, name: str, model: RunningModel, budget: Budget) -> BackendCollection:
-        """Raises SpaceMismatch: it does not hold images as the model's own image encoder makes them."""
+    async def _with_images_of(
+        self, name: str, model: RunningModel, budget: Budget
+    ) -> tuple[BackendCollection, ViewName | None]:
+        """The collection, and in which of its views, if it has such.
+
+        Raises:
+            SpaceMismatch: it does not hold images as the model's own image encoder makes them.
+        """
         collection = await self.get(name, budget=budget)
         spec, of = collection.spec, f"model {model.reference}"
-        spec.require_space(model.space, of=of)
-        spec.require_fingerprint("image", str(model.fingerprint.image), of=of)
-        return collection
+        view = view_in(spec, model.space)
+        if spec.views is None or view is None:
+            spec.require_space(model.space, of=of)
+            spec.require_fingerprint("image", str(model.fingerprint.image), of=of)
+        else:
+            spec.views.of(view).require_fingerprint("image", str(model.fingerprint.image), of=of)
+        return collection, view
 
     async def page(
         self,
@@ -490,13 +507,17 @@ class Collections:
             budget=budget,
             largest_pool=self._settings.max_results,
         )
-        encoder = ItemEncoder(model, self._pool, budget)
+        encoder = ItemEncoder(model, self._pool, budget, views=collection.spec.views)
         return await search.answer(plans, encoder, all_or_nothing=all_or_nothing, on_unknown=on_unknown)
 
     def _opened(self) -> Backend:
         if self._store is None:
             raise ServiceNotReady("the collections are being opened")
         return self._store
+
+
+def _seen(vector: Vector, spec: CollectionSpec, view: ViewName | None) -> Vector:
+    return vector if spec.views is None or view is None else vector_in(vector, spec.views, view)
 
 
 def _named(store: Backend, infos: Sequence[CollectionDescription]) -> list[CollectionDescription]:

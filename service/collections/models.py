@@ -25,13 +25,16 @@ class PinnedModels:
         self._loading: dict[str, asyncio.Task[RunningModel]] = {}
 
     async def for_queries(self, spec: CollectionSpec, named: RunningModel | None, deadline: Deadline) -> RunningModel:
-        """The named model, or else the pinned one.
+        """The named model, or else the pinned one, which is the only one where two vectors of an item are kept.
 
         Raises:
             SpaceMismatch: its vectors may not be compared with the collection's; names both spaces.
         """
         model = named or await self.pinned(spec, deadline)
-        _require_space(spec, model)
+        if spec.views is not None and model.reference != spec.model:
+            raise SpaceMismatch(f"the collection keeps the two views of {spec.model}, which no other model makes")
+        if spec.views is None:
+            _require_space(spec, model)
         return model
 
     async def for_rows(

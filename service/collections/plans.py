@@ -9,6 +9,7 @@ from typing import Any
 from model_store.errors import InputError
 from service.collections.arranging import Arrangement
 from service.collections.rescoring import Rescoring
+from service.retrieval.records import ViewName
 from service.retrieval.surveys import SurveySpec
 from service.tasks.pipeline import Input, TextItem
 
@@ -65,7 +66,7 @@ class QueryPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchParameters:
-    """What all queries of a request share."""
+    """What all queries of a request share. view: that they read, of a collection that keeps two vectors of an item."""
 
     top_k: int
     offset: int
@@ -76,3 +77,4 @@ class SearchParameters:
     arrangement: Arrangement
     survey: SurveySpec
     rescoring: Rescoring | None = None
+    view: ViewName | None = None

@@ -92,7 +92,14 @@ class Search:
         """See `Collections.search`."""
         _check_survey(self._asked.survey)
         await check_filter(self._collection, self._asked.filter)
-        found = await query_vectors(plans, self._collection.spec, encoder, lookup=self._stored, on_unknown=on_unknown)
+        found = await query_vectors(
+            plans,
+            self._collection.spec,
+            encoder,
+            lookup=self._stored,
+            on_unknown=on_unknown,
+            view=self._asked.view,
+        )
         outcomes: list[SearchOutcome | ClipworksError] = [
             each if isinstance(each, ClipworksError) else SearchOutcome(exact=True, hits=[]) for each in found.vectors
         ]

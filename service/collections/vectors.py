@@ -55,6 +55,15 @@ def combine(vectors: Sequence[Vector], weights: Sequence[float]) -> Vector:
     Raises:
         NoDirection: nothing is left of them.
     """
+    return unit(weighted_sum(vectors, weights))
+
+
+def weighted_sum(vectors: Sequence[Vector], weights: Sequence[float]) -> NDArray[np.float64]:
+    """The sum of unit vectors [D], the largest weight taken as 1.
+
+    Raises:
+        NoDirection: nothing is left of them.
+    """
     scale = max(abs(weight) for weight in weights)
     if scale == 0.0:
         raise NoDirection("all weights are zero: the combination points nowhere")
@@ -62,7 +71,12 @@ def combine(vectors: Sequence[Vector], weights: Sequence[float]) -> Vector:
     total = shares @ np.stack(vectors).astype(np.float64)
     if np.linalg.norm(total) <= _CANCELLED * np.abs(shares).sum():
         raise NoDirection("the parts cancel each other out: the combination points nowhere")
-    return unit(total)
+    return total
+
+
+def given_size(value: Sequence[float] | str) -> int:
+    """How many numbers a given vector has; of base64 by its length, right for what is well-formed."""
+    return len(value.rstrip("=\n")) * 3 // 16 if isinstance(value, str) else len(value)
 
 
 def _from_base64(text: str, dim: int) -> NDArray[np.float64]:

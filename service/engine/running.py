@@ -124,7 +124,8 @@ def _followers(artifact: Artifact, encoders: Sequence[Role], *, with_heads: bool
 class RunningModel:
     """An opened model with a batcher per encoder (and its adapter) and per head; belongs to one event loop.
 
-    `dense` opens the dense encoder when it is first asked for, `rerank` the reranker.
+    `dense` opens the dense encoder when it is first asked for, `rerank` the reranker. The batcher of an encoder with an
+    adapter gives both vectors of an item, the adapter's last; see Tower.both.
     """
 
     def __init__(self, opened: OpenedModel, settings: EngineSettings, observer: BatchObserver) -> None:
@@ -154,7 +155,7 @@ class RunningModel:
         for role, tower in opened.towers.items():
             self.batchers[role] = Batcher(
                 f"{self.reference}/{role}",
-                tower if tower.adapter else tower.encoder,
+                tower.both if tower.adapter else tower.encoder,
                 max_batch=limits[role] if tower.batch_invariant else 1,
                 max_items=settings.max_queue_items,
                 max_wait_s=settings.max_wait_s,

@@ -9,6 +9,7 @@ from clipworks.schemas import (
     CollectionIndex,
     CollectionInfo,
     CollectionLoss,
+    CollectionViews,
     DoctorResponse,
     EncoderFingerprint,
     HeadInfo,
@@ -99,6 +100,9 @@ def model_detail(registry: Registry, name: str) -> ModelDetail:
     )
 
 
+_PRINTS = {"cross": {"fingerprints"}, "intra": {"fingerprints"}}
+
+
 def collection_info(info: StoredInfo) -> CollectionInfo:
     """The store's description of a collection."""
     spec = info.spec
@@ -125,6 +129,7 @@ def collection_info(info: StoredInfo) -> CollectionInfo:
         losses=[collection_loss(each) for each in info.losses],
         thumbnails=None if info.thumbnails is None else ThumbnailTotals(**asdict(info.thumbnails)),
         rerank=_kept_positions(info),
+        views=None if spec.views is None else CollectionViews.model_validate(spec.views.model_dump(exclude=_PRINTS)),
     )
 
 

@@ -383,7 +383,14 @@ class EmbeddedCollection:
         search = partial(self.search, stop=stop)
         with self._there():
             found = examine(
-                self._log, self._rows, self._searcher, search, queries=queries, recall_at=recall_at, stop=stop
+                self._log,
+                self._rows,
+                self._searcher,
+                search,
+                queries=queries,
+                recall_at=recall_at,
+                views=self.spec.views,
+                stop=stop,
             )
         return replace(found, problems=(*found.problems, *map(sentence, self._losses(self.name))))
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.retrieval.index.ranking import exact_scores
-from service.retrieval.records import DoctorReport, SearchOutcome, Vector
+from service.retrieval.records import DoctorReport, SearchOutcome, Vector, ViewsSpec
 from service.retrieval.searching import Searcher
 from service.retrieval.stopping import NEVER, Stop
 from service.retrieval.truth.beside import BesideTable
@@ -29,9 +29,12 @@ def examine(
     *,
     queries: int,
     recall_at: int,
+    views: ViewsSpec | None = None,
     stop: Stop = NEVER,
 ) -> DoctorReport:
     """Compare truth and index block by block; a row that is gone from one of them meanwhile is not looked at.
+
+    views: of rows that hold two vectors: half of the queries are of one view, half of the other, as those of users are.
 
     Raises:
         Interrupted: `stop` was due.
@@ -71,6 +74,9 @@ def examine(
     recall, sampled = None, 0
     if sample and not problems:
         chosen = np.stack(sample)[picker.permutation(len(sample))[:queries]]
+        if views is not None:
+            chosen[::2, views.place("intra")] = 0
+            chosen[1::2, views.place("cross")] = 0
         recall, sampled = _recall(log, rows, search, chosen, recall_at, stop), len(chosen)
         if exact and recall < 1 and searcher.state().sequence == before:
             problems.append(f"an exact index found only {recall:.4f} of the true neighbours")

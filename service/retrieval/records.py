@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from model_store.errors import SpaceMismatch
 from service.retrieval.paths import parse_path
@@ -52,47 +52,21 @@ class RerankSpec(_Closed):
     width: int = Field(ge=1, le=MAX_DIM)
 
 
-class CollectionSpec(_Closed):
-    """What a collection is bound to for life; an equal specification creates the same collection again.
+ViewName = Literal["cross", "intra"]
 
-    model: `name@version` of the model whose vectors it holds, so that it can be loaded on demand.
-    space: what its vectors may be compared with.
-    fingerprints: encoder by modality (`image`, `text`) that rows may come from.
-    metadata_schema: dotted field -> type. A declared field has that type or is missing in every item, and one that is
-        no list is indexed, so that a filter on it costs no scan. A `date` is text such as 2024-05-31 or
-        2024-05-31T17:08:00, whose order is that of time.
-    thumbnails: whether a small picture is kept with each item that has one.
-    rerank: whose position vectors are kept with each item that is given as an image.
-    Neither is written where it is off, so that versions of before it still read every other collection.
+
+class _Vectors(_Closed):
+    """Where vectors come from.
+
+    model: `name@version` of the model that makes them, so that it can be loaded on demand.
+    space: what they may be compared with.
+    fingerprints: encoder by modality (`image`, `text`) that they may come from.
     """
 
     model: str = Field(min_length=1, max_length=256)
     space: str = Field(min_length=1, max_length=128)
     fingerprints: dict[str, str]
     dim: int = Field(ge=1, le=MAX_DIM)
-    index: IndexSpec = Field(default_factory=lambda: IndexSpec(nprobe=None, oversample=4))
-    metadata_schema: dict[str, FieldType] = Field(default_factory=dict, max_length=64)
-    thumbnails: bool = Field(default=False, exclude_if=lambda kept: not kept)
-    rerank: RerankSpec | None = Field(default=None, exclude_if=lambda kept: kept is None)
-
-    @field_validator("metadata_schema")
-    @classmethod
-    def _paths(cls, value: dict[str, FieldType]) -> dict[str, FieldType]:
-        for field in value:
-            parse_path(field)
-        return value
-
-    def require_space(self, space: str, *, of: str) -> None:
-        """Refuse to compare vectors of two spaces. `of` says whose vector it is, for the message.
-
-        Raises:
-            SpaceMismatch
-        """
-        if space != self.space:
-            raise SpaceMismatch(
-                f"{of} is of space {space}, the vectors of this collection are of {self.model} and of space "
-                f"{self.space}; to change the model encode it again: clipworks collections upgrade"
-            )
 
     def require_fingerprint(self, modality: str, fingerprint: str, *, of: str) -> None:
         """Refuse to add a row that another encoder made.
@@ -104,6 +78,74 @@ class CollectionSpec(_Closed):
         if fingerprint != pinned:
             raise SpaceMismatch(
                 f"{of} was made by the {modality} encoder {fingerprint}, the collection takes rows of {pinned}"
+            )
+
+
+class ViewSpec(_Vectors):
+    """One of the two vectors of each row."""
+
+
+class ViewsSpec(_Closed):
+    """The vectors of a collection that keeps two of each item, one behind the other in its row: those of a model, in
+    which texts find pictures, and those of a model with adapters behind it, for searches inside one modality."""
+
+    cross: ViewSpec
+    intra: ViewSpec
+
+    @property
+    def dim(self) -> int:
+        return self.cross.dim + self.intra.dim
+
+    def of(self, name: ViewName) -> ViewSpec:
+        return self.cross if name == "cross" else self.intra
+
+    def place(self, name: ViewName) -> slice:
+        """Where in a row its numbers are."""
+        return slice(0, self.cross.dim) if name == "cross" else slice(self.cross.dim, self.dim)
+
+
+class CollectionSpec(_Vectors):
+    """What a collection is bound to for life; an equal specification creates the same collection again.
+
+    metadata_schema: dotted field -> type. A declared field has that type or is missing in every item, and one that is
+        no list is indexed, so that a filter on it costs no scan. A `date` is text such as 2024-05-31 or
+        2024-05-31T17:08:00, whose order is that of time.
+    thumbnails: whether a small picture is kept with each item that has one.
+    rerank: whose position vectors are kept with each item that is given as an image.
+    views: of which two vectors its rows are made. `model` and `fingerprints` are those of the intra view then, and the
+        space is one of its own, so that nobody takes a row for a vector of either.
+    None of these is written where it is off, so that versions of before it still read every other collection.
+    """
+
+    index: IndexSpec = Field(default_factory=lambda: IndexSpec(nprobe=None, oversample=4))
+    metadata_schema: dict[str, FieldType] = Field(default_factory=dict, max_length=64)
+    thumbnails: bool = Field(default=False, exclude_if=lambda kept: not kept)
+    rerank: RerankSpec | None = Field(default=None, exclude_if=lambda kept: kept is None)
+    views: ViewsSpec | None = Field(default=None, exclude_if=lambda kept: kept is None)
+
+    @field_validator("metadata_schema")
+    @classmethod
+    def _paths(cls, value: dict[str, FieldType]) -> dict[str, FieldType]:
+        for field in value:
+            parse_path(field)
+        return value
+
+    @model_validator(mode="after")
+    def _views(self) -> Self:
+        if self.views is not None and self.views.dim != self.dim:
+            raise ValueError(f"views: their vectors have {self.views.dim} numbers together, dim says {self.dim}")
+        return self
+
+    def require_space(self, space: str, *, of: str) -> None:
+        """Refuse to compare vectors of two spaces. `of` says whose vector it is, for the message.
+
+        Raises:
+            SpaceMismatch
+        """
+        if space != self.space:
+            raise SpaceMismatch(
+                f"{of} is of space {space}, the vectors of this collection are of {self.model} and of space "
+                f"{self.space}; to change the model encode it again: clipworks collections upgrade"
             )
 
 

@@ -50,6 +50,7 @@ OPTIONS: Options = {
     "top_k": "whole",
     "offset": "whole",
     "min_score": "number",
+    "views": "text",
     "diversity": "number",
     "group_near": "number",
     "pool": "whole",
@@ -98,6 +99,9 @@ async def search(request: Request, name: Name) -> Response:
     arrangement = _arrangement(services, body)
     check_surveys(body)
     check_reranked(services, body)
+    if body.views is not None and spec.views is None:
+        message = 'this collection keeps one vector of each item; one that is made with "views" keeps two'
+        raise Refusal(422, "invalid_field", message, param="views")
     plans = await off_loop(
         request,
         lambda: [_plan(received, index, services.limits) for index in range(len(body.queries))],
@@ -123,6 +127,7 @@ async def search(request: Request, name: Name) -> Response:
         arrangement=arrangement,
         survey=SurveySpec(tuple(body.facets), body.facet_values, body.histogram, tuple(body.score_of)),
         rescoring=reranker and body.rerank and Rescoring(reranker, body.rerank.top, services.pool),
+        view=body.views,
     )
     searched = await while_connected(
         request,

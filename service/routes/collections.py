@@ -65,6 +65,7 @@ async def put_collection(request: Request, name: Name) -> Response:
         schema=dict(body.metadata_schema),
         thumbnails=body.thumbnails,
         rerank=None if body.rerank is None else await _rerank_spec(services, name, body.rerank, budget),
+        with_views=body.views is not None,
         budget=budget,
     )
     return model_response(collection_info(info), status=201 if is_new else 200)

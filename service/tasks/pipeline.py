@@ -71,7 +71,8 @@ class EmbedOutcome:
     """`outcomes` in the order of the items: a float32 vector [D], or why there is none.
 
     weak: indices of items of which the model knows nothing; their vectors are zero, or say no more than another such.
-    thumbnails: of images, by index, where they were asked for.
+    thumbnails: of images, by index, where they were asked for. unadapted: of items with a vector, by index and finished
+    alike, what the model's base makes of them, where that was asked for.
     """
 
     outcomes: list[Vector | ClipworksError]
@@ -80,6 +81,7 @@ class EmbedOutcome:
     images: int
     tokens: int
     thumbnails: Mapping[int, bytes]
+    unadapted: Mapping[int, Vector]
 
 
 async def embed(
@@ -92,8 +94,11 @@ async def embed(
     on_unknown: OnUnknown,
     budget: Budget,
     with_thumbnails: bool = False,
+    with_unadapted: bool = False,
 ) -> EmbedOutcome:
     """Encode texts and images, mixed; with_thumbnails: and make a small picture of each image, decoding it once.
+
+    with_unadapted: also give each item's vector as it is before the model's adapter, of the same run.
 
     `dimensions` cuts vectors to a prefix the model was trained for, before normalising. With on_unknown "error" an item
     of which the model knows nothing has NoDirection as its outcome.
@@ -108,6 +113,7 @@ async def embed(
     tokens = 0
     weak: list[int] = []
     thumbnails: dict[int, bytes] = {}
+    unadapted: dict[int, Vector] = {}
     turn = asyncio.Lock()
 
     async def one(index: int, item: Input) -> Vector:
@@ -120,14 +126,16 @@ async def embed(
                 row = await token_row(model, item.text, turn)
                 tokens += len(row)
                 knows = model.knows(row)
-                vector = await _submit(model, "text_encoder", row, budget)
+                both = await _submit(model, "text_encoder", row, budget)
         else:
             async with tickets["image_encoder"].turn(budget):
                 framed = await _framed(model, item.data, pool, budget, with_thumbnail=with_thumbnails)
-                vector = await _submit(model, "image_encoder", framed.pixels, budget)
+                both = await _submit(model, "image_encoder", framed.pixels, budget)
             if with_thumbnails:
                 thumbnails[index] = framed.thumbnail
-        finished = finish(vector, normalize=normalize, dimensions=dimensions)
+        finished = finish(both[-model.dim :], normalize=normalize, dimensions=dimensions)
+        if with_unadapted:
+            unadapted[index] = finish(both[: -model.dim] if len(both) > model.dim else both, normalize=normalize)
         if not knows or is_zero(finished):
             if on_unknown == "error":
                 raise NoDirection(KNOWS_NOTHING)
@@ -139,7 +147,13 @@ async def embed(
     with _admitted(model, {"image_encoder": images, "text_encoder": Places(texts)}, budget) as tickets:
         outcomes = await gather_outcomes([one(index, item) for index, item in enumerate(items)], budget)
     return EmbedOutcome(
-        outcomes, weak=sorted(weak), texts=texts, images=images.items, tokens=tokens, thumbnails=thumbnails
+        outcomes,
+        weak=sorted(weak),
+        texts=texts,
+        images=images.items,
+        tokens=tokens,
+        thumbnails=thumbnails,
+        unadapted=unadapted,
     )
 
 
@@ -329,7 +343,7 @@ async def look(
 async def encode_image(model: RunningModel, data: bytes, *, pool: DecodePool, budget: Budget) -> Vector:
     """Un-normalised vector of one encoded image; places must have been reserved."""
     framed = await _framed(model, data, pool, budget, with_thumbnail=False)
-    return await _submit(model, "image_encoder", framed.pixels, budget)
+    return (await _submit(model, "image_encoder", framed.pixels, budget))[-model.dim :]
 
 
 async def _framed(
@@ -353,7 +367,7 @@ async def encode_texts(model: RunningModel, texts: Sequence[str], ticket: Ticket
 
     async def encoded(text: str) -> Vector:
         row = await token_row(model, text, turn)
-        return finish(await _submit(model, "text_encoder", row, budget, background=ticket is None))
+        return finish((await _submit(model, "text_encoder", row, budget, background=ticket is None))[-model.dim :])
 
     async def one(text: str) -> Vector:
         if ticket is None:
@@ -463,6 +477,7 @@ async def _submit(
     *,
     background: bool = False,
 ) -> Vector:
+    """The encoder's vector, and behind it in the same row that of the adapter where there is one."""
     if role not in model.batchers:
         raise RoleNotFound(f"{model.reference} has no {role}")
     return await model.batchers[role].submit(array, budget, background=background)

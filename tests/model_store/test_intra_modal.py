@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model_store.intra_modal import VectorMaps, centred, isoclip, principal, random_directions
+from model_store.intra_modal import VectorMaps, centred, centred_directions, isoclip, principal, random_directions
 from model_store.towers import normalized
 
 DIM, CHANNELS, WIDTH, COUNT = 8, 12, 10, 40
@@ -73,6 +73,14 @@ def test_centring_takes_the_gap_away_and_a_mean_of_its_own_from_each_modality() 
     np.testing.assert_allclose(maps.image(IMAGES), normalized(IMAGES - IMAGES.mean(axis=0)), atol=1e-6)
     np.testing.assert_allclose(maps.text(WORDS), normalized(WORDS - WORDS.mean(axis=0)), atol=1e-6)
     assert not np.isnan(maps.text(WORDS.mean(axis=0, dtype=np.float64)[None].astype(np.float32))).any()
+
+
+def test_centred_directions_are_those_of_pictures_behind_each_modalitys_mean() -> None:
+    directions = np.linalg.svd(IMAGES - IMAGES.mean(axis=0))[2][:3]
+    maps = centred_directions(IMAGES, WORDS, keep=3)
+    for mapped, vectors in ((maps.image(IMAGES), IMAGES), (maps.text(WORDS), WORDS)):
+        expected = normalized((vectors - vectors.mean(axis=0)) @ directions.T)
+        np.testing.assert_allclose(np.abs(mapped), np.abs(expected), atol=1e-5)
 
 
 @pytest.mark.parametrize("keep", [0, DIM + 1])

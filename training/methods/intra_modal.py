@@ -19,7 +19,15 @@ from torch import nn
 
 from evaluation.metrics import normalize
 from evaluation.same_modality import numbered, search_same
-from model_store.intra_modal import VectorMap, VectorMaps, centred, isoclip, principal, random_directions
+from model_store.intra_modal import (
+    VectorMap,
+    VectorMaps,
+    centred,
+    centred_directions,
+    isoclip,
+    principal,
+    random_directions,
+)
 from training.data.protocol import Source
 from training.data.rows import Split
 from training.encoder import TorchEncoder, encoder_of
@@ -33,13 +41,13 @@ from training.options import Options
 from training.publication import Publication
 from training.saved import SavedRun
 
-Fit = Literal["text_pca", "isoclip", "mean", "picture_pca", "random"]
+Fit = Literal["text_pca", "isoclip", "mean", "mean_picture_pca", "picture_pca", "random"]
 TOWERS = ("image", "text")
 
 
 class IntraModalOptions(Options):
     """fit: `mean` takes each modality's own mean away and keeps every direction, the others keep some directions.
-    `picture_pca` and `random` are controls.
+    `mean` and `mean_picture_pca` are for collections of texts and pictures; `picture_pca` and `random` are controls.
 
     keep: how many directions, by default half of those that there are; of several validation chooses. top: of
     `isoclip`, how many are left out in front of them. label: columns of the data that two pictures of one kind have in
@@ -144,6 +152,8 @@ class IntraModalMethod(FitMethod):
             return random_directions(images.shape[1], keep=keep, seed=self.options.seed)
         if self.options.fit == "mean":
             return centred(images, texts)
+        if self.options.fit == "mean_picture_pca":
+            return centred_directions(images, texts, keep=keep)
         return principal(texts if self.options.fit == "text_pca" else images, keep=keep)
 
     # From a checkpoint
