@@ -38,7 +38,8 @@ test-long: $(DEV)/.installed ## run the tests that `make test` leaves out: metho
 	$(DEV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m long $(ARGS)
 
 # The packages that the server installs, and one server: not every test again. What needs torch carries the marker.
-TORCH_FREE := tests/model_store tests/service/http/test_http.py tests/service/http/test_server.py \
+TORCH_FREE := $(wildcard tests/model_store/test_*.py) tests/model_store/hub/test_without_torch.py \
+	tests/service/http/test_http.py tests/service/http/test_server.py \
 	$(addprefix tests/clipworks/test_,cli.py cli_label_sets.py cli_search.py client.py entry_points.py retries.py)
 BARE = .venv-test-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 

@@ -24,6 +24,7 @@ def test_a_decode_takes_sixteen_bytes_a_pixel_at_most() -> None:
     assert {name: each for name, each in measured.items() if each > 17} == {}
 
 
+@pytest.mark.long
 def test_damaged_files_are_decoded_or_refused_within_their_budgets() -> None:
     found = run("fuzz_images", "--count", "1500", "--seed", "5")
     assert found["broken"] == []

@@ -98,7 +98,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> EvaluationRun:
     return read_run(path)
 
 
-@pytest.mark.parametrize("dialect", ["clipworks", "jina", "infinity"])
+@pytest.mark.parametrize("dialect", ["clipworks", pytest.param("jina", marks=pytest.mark.long), "infinity"])
 def test_every_way_to_a_model_gives_the_same_scores(
     server_url: str, tiny: EvaluationRun, dialect: str, tmp_path: Path
 ) -> None:
@@ -172,6 +172,7 @@ def test_compare_refuses_other_questions(shop: Path, tiny: EvaluationRun, tmp_pa
     assert (early.exit_code, "after it" in early.stderr) == (2, True)
 
 
+@pytest.mark.long
 def test_ctrl_c_leaves_results_that_the_next_call_uses(tiny: EvaluationRun, cache: Path) -> None:
     """They wait in a cache until the run is whole, apart from other questions, and are not asked again."""
     arguments = ["--image-px", "160"]  # large pictures, so that there is time to interrupt
@@ -281,6 +282,7 @@ def test_what_cannot_be_asked_is_told_in_a_sentence(server_url: str, tmp_path: P
         assert (result.exit_code, reason in told) == (code, True), (arguments, told)
 
 
+@pytest.mark.long
 def test_the_table_is_readable_at_100_columns(shop: Path, tiny: EvaluationRun) -> None:
     """On a terminal: every row on one line or two, nothing cut off."""
     table = _on_a_terminal(["eval"])

@@ -190,6 +190,7 @@ def test_two_pulls_of_one_name_wait_for_each_other(start: Start, repositories: P
     assert (artifacts(tmp_path / "store"), staged(tmp_path / "store")) == (["tiny@1", "tiny@2"], [])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_servers_that_start_at_once_share_what_one_pulls(
     hub: LocalHub,

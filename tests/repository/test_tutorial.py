@@ -51,6 +51,7 @@ def lines_of(text: str) -> list[str]:
     return [line for line in kept if line and "━━ " not in line and "is held by the server at" not in line]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_tutorial_prints_what_it_shows(tmp_path: Path) -> None:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CLIPWORKS_")}
@@ -75,6 +76,7 @@ def test_the_tutorial_prints_what_it_shows(tmp_path: Path) -> None:
             )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,7 @@ def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert report.main() == 0
 
 
+@pytest.mark.long
 def test_the_guides_one_file_is_trained_published_served_and_judged(
     added: Callable[[str, str], Path],
     squares: Path,

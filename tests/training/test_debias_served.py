@@ -83,6 +83,7 @@ def assert_agree(found: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_allclose(found, expected, atol=TOLERANCE)
 
 
+@pytest.mark.long
 def test_texts_alone(lab: Lab) -> None:
     base, artifact = open_artifact(lab.store.open("tiny")), lab.store.open("texts")
     prompts = base.encode_texts(PROMPTS).astype(float)

@@ -343,6 +343,7 @@ def test_a_module_whose_pooled_vector_is_another_is_refused(built: tuple[Path, D
         check_module(source, EncoderGraph(other, "encode_image"), rows)
 
 
+@pytest.mark.long
 def test_a_flat_head_has_fixed_sizes_and_a_vit_graph_takes_free_ones(tmp_path: Path) -> None:
     flat = dense_of_own(own("flat"), spec_of(SIDE_PX))
     assert (flat.spec.sizes, flat.spec.height_px, flat.spec.pooling) == ("fixed", SIDE_PX, "flat")

@@ -56,6 +56,7 @@ def together(tmp_path_factory: pytest.TempPathFactory, squares: Path, square_bas
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "loss", ["info_nce", "sigmoid", "negclip", "own", "focal", "excused", "fd", "icl", "crd", "gd"]
 )

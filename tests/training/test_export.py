@@ -209,6 +209,7 @@ def test_a_variant_below_its_floor_is_left_out_with_the_numbers(source: ExportSo
     artifact.verify()
 
 
+@pytest.mark.long
 def test_sigmoid_models_keep_scale_and_bias(tmp_path: Path) -> None:
     artifact = build_tiny_artifact(tmp_path, sigmoid=True, precisions=("fp32",))
     assert artifact.manifest.activation == "sigmoid"

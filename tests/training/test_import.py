@@ -65,6 +65,7 @@ def test_real_two_form_architectures_are_known(arch: str, tmp_path: Path) -> Non
         find_weights(arch, str(file))
 
 
+@pytest.mark.long
 def test_the_declared_activation_changes_the_answer_and_the_fingerprint(twins: Path, tmp_path: Path) -> None:
     store = Store(tmp_path, builtin=False)
     vectors, prints = [], []
@@ -307,6 +308,7 @@ def sentencepiece_like(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_siglip_like_model_with_a_tokenizer_of_its_own(tmp_path: Path) -> None:
     config = {

@@ -181,6 +181,7 @@ def test_a_clip_is_published_as_the_same_model(tmp_path: Path, clip_folder: Path
     assert artifact.tokenizer()(TEXTS).tolist() == found
 
 
+@pytest.mark.long
 def test_a_siglip_is_published_as_the_same_model(tmp_path: Path) -> None:
     folder = write_siglip(tmp_path / "siglip")
     artifact = published(folder, tmp_path / "store", f"local-dir:{folder}")

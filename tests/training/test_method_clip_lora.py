@@ -189,6 +189,7 @@ def test_the_checkpoint_is_the_averaged_change_in_the_bases_weights(learnt: dict
         assert not torch.equal(expected, model.get_parameter(name))
 
 
+@pytest.mark.long
 def test_it_is_published_as_a_model_and_texts_alone_beside_the_bases_pictures(
     learnt: dict[str, Path], square_base: Path, tmp_path: Path
 ) -> None:

@@ -356,6 +356,7 @@ def conditional(store: Store) -> ConditionalSource:
     return ConditionalSource(module=head, context_length=24)
 
 
+@pytest.mark.long
 def test_it_is_exported_as_a_conditional_head_and_all_else_is_the_bases(store: Store) -> None:
     before, artifact = store.open("tiny").manifest, store.open("named")
     found = artifact.manifest

@@ -437,6 +437,7 @@ def test_contexts_of_classes_are_published_as_a_head_alone(learnt: dict[str, Pat
 # A sentence encoder as base
 
 
+@pytest.mark.long
 def test_a_context_is_learnt_behind_a_sentence_encoder_and_published_as_its_checkpoint(
     aligned_squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

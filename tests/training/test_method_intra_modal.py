@@ -50,6 +50,7 @@ def fitted(squares: Path, folder: Path, *options: str, base: str) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_a_stored_models_maps_are_served_in_a_space_of_their_own(
     squares: Path, tmp_path: Path, serving: Callable[..., AbstractContextManager[str]]
 ) -> None:

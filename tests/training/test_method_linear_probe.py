@@ -164,6 +164,7 @@ def test_unknown_labels_and_thin_classes_are_named(table: Path, tmp_path: Path) 
         head_of(table, "gda", tmp_path, label="baseColour", least=99)
 
 
+@pytest.mark.long
 def test_the_comparison_prints_every_head_beside_zero_shot(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

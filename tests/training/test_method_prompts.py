@@ -179,6 +179,7 @@ def class_probabilities(
     return powers / powers.sum(axis=1, keepdims=True)
 
 
+@pytest.mark.long
 def test_prompts_of_both_towers_are_published_inside_both(learnt: dict[str, Path], prompt_store: Store) -> None:
     before = prompt_store.open("base").manifest
     artifact = publish_checkpoint(learnt["maple"], "maple", prompt_store, precisions=("fp32",))

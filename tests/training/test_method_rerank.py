@@ -215,6 +215,7 @@ def lab(squares: Path, square_base: Path, tmp_path_factory: pytest.TempPathFacto
     return Lab(folder / "run", store, run, base, artifact)
 
 
+@pytest.mark.long
 def test_a_checkpoint_is_opened_as_it_was_trained(lab: Lab, square_base: Path) -> None:
     info, weights = read_checkpoint(lab.folder), load_file(lab.folder / "weights.safetensors")
     assert set(info.inherited) == {"image_encoder", "text_encoder", "dense_encoder"}

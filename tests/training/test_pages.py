@@ -115,6 +115,7 @@ def test_every_option_of_tinyclip_is_in_its_page() -> None:
                 assert float(default) == value, name
 
 
+@pytest.mark.long
 def test_five_classes_a_few_pictures_each(tmp_path: Path, run_page: RunPage) -> None:
     for colour in COLOURS:
         (tmp_path / "my-classes" / colour).mkdir(parents=True)
@@ -126,6 +127,7 @@ def test_five_classes_a_few_pictures_each(tmp_path: Path, run_page: RunPage) -> 
     assert re.search(r"red/0\.png\tred\t", printed)
 
 
+@pytest.mark.long
 def test_shots_on_a_pulled_model(tmp_path: Path, run_page: RunPage) -> None:
     (tmp_path / "my-export").mkdir()
     transformers_layouts.write_transformersjs_joint(

@@ -133,6 +133,7 @@ def found(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder_of_methods, "__path__", [*folder_of_methods.__path__, str(lab / "more")])
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("found")
 def test_a_method_on_features_takes_steps(lab: Path, tmp_path: Path) -> None:
     assert {"dummy_shift", "dummy_means", "base", "gda"} <= set(methods.available())

@@ -102,6 +102,7 @@ def base(lab: Path) -> Artifact:
     return Store(lab / "store", builtin=False).open("squares")
 
 
+@pytest.mark.long
 def test_a_class_head_is_published_alone_and_gives_the_checkpoints_logits(lab: Path, base: Artifact) -> None:
     code, said = export(lab, "head", "colours")
     assert code == 0, said

@@ -78,6 +78,7 @@ def python(source: str, *arguments: str, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.skipif(find_spec("wandb") is None, reason="the extra wandb is not installed")
 def test_an_offline_run_and_its_continuation(tmp_path: Path) -> None:
     python(OFFLINE, str(tmp_path), WANDB_MODE="offline", WANDB_SILENT="true")

@@ -31,7 +31,7 @@ Vectors = NDArray[np.float32]
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tiny, `bent` (an adapter behind each tower, 32 -> 24 numbers) and `turned` (one behind pictures alone, 32 -> 32)."""
+    """tiny, `bent` (an adapter behind each tower, 32 -> 24 numbers), `turned` (one behind pictures, 32 -> 32)."""
     from training.exporting.derive import DerivationSource, export_derivation
     from training.exporting.derived_graphs import AdapterSource
     from training.exporting.export import provenance

@@ -99,6 +99,7 @@ def test_what_it_cannot_do_is_a_422_with_the_place(client: TestClient) -> None:
     client.delete("/collections/limits")
 
 
+@pytest.mark.long
 def test_a_killed_server_has_kept_what_it_acknowledged(serve: Callable[..., Any], tmp_path: Path) -> None:
     """durability `process` is a claim, so it is tried: SIGKILL, and a new server on the same files."""
     settings = {"collections_backend": "milvus", "milvus_uri": empty_milvus(tmp_path / "kept.db")}
