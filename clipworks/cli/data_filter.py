@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from clipworks.local import LocalModel
@@ -44,12 +45,15 @@ class OpenScorer:
     def __init__(self, model: LocalModel) -> None:
         self._model = model
 
-    def scores(self, pictures: Sequence[bytes], captions: Sequence[str]) -> Sequence[float | str]:
-        """Cosines, or what the model says against a pair."""
-        found = self._model.embed(texts=captions, images=pictures, on_error="item", on_unknown="warn")
+    def scores(
+        self, pictures: Sequence[bytes], captions: Sequence[str], images: Sequence[NDArray[np.float32]] | None = None
+    ) -> Sequence[float | str]:
+        """Cosines, or what the model says against a pair. images: the model's vectors of the pictures, if known."""
+        unknown = pictures if images is None else ()
+        found = self._model.embed(texts=captions, images=unknown, on_error="item", on_unknown="warn")
         count = len(captions)
-        texts, images = found.vectors[:count], found.vectors[count:]
-        cosines = (texts * images).sum(axis=1).tolist()
+        known = found.vectors[count:] if images is None else np.stack(images)
+        cosines = (found.vectors[:count] * known).sum(axis=1).tolist()
         failed = [found.errors.get(at) or found.errors.get(count + at) for at in range(count)]
         return [cosine if error is None else str(error) for cosine, error in zip(cosines, failed, strict=True)]
 

@@ -126,7 +126,7 @@ def by_vectors(raw: Path, queries: Path, out: Path, embedder: StoredEmbedder, co
 def test_copies_of_a_build_are_those_of_brute_force(
     raw: Path, queries: Path, pictures: list[bytes], embedder: StoredEmbedder, tmp_path: Path
 ) -> None:
-    vectors = np.stack(LocalModel("tiny", STORE).embed(images=pictures)).astype(np.float64)
+    vectors = np.asarray(LocalModel("tiny", STORE).embed(images=pictures), dtype=np.float64)
     cosines = vectors @ vectors.T
     cosine = float(np.sort([cosines[row, row + 3] for row in range(3)])[0]) - 0.002  # the copies that were coded again
     report = build(by_vectors(raw, queries, tmp_path, embedder, cosine))
@@ -192,9 +192,6 @@ def test_vectors_do_not_depend_on_the_pictures_beside(pictures: list[bytes], emb
 
 
 def test_refused_without_a_model(raw: Path, queries: Path, tmp_path: Path) -> None:
-    for choice, message in (
-        ({"near_vectors": 0.9}, "no model says them"),
-        ({"near_vectors": 1.5}, "expected more than 0, at most 1"),
-    ):
+    for cosine, message in ((0.9, "no model says them"), (1.5, "expected more than 0, at most 1")):
         with pytest.raises(ValueError, match=message):
-            build(plan(raw, queries, tmp_path / "out", **choice))
+            build(plan(raw, queries, tmp_path / "out", near_vectors=cosine))

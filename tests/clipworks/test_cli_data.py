@@ -88,6 +88,10 @@ def test_copies_go_by_the_vectors_of_the_filter_or_of_a_model_named(raw: Path, q
         said = json.loads(out)
         assert said["dropped"] == {"no query": 4, "near duplicate by vectors": 1}
         assert said["stages"]["no near copies by vectors"] == said["kept"] == 7
+    for sample in samples_of(tmp_path / "filter"):  # by the vectors that are there already
+        number = int(sample.meta["build"]["source"][-7:-4])
+        (text,) = LocalModel("tiny", STORE).embed(texts=[CAPTIONS[number % 3]])
+        assert sample.meta["build"]["score"] == pytest.approx(text @ vectors[wanted.index(number)], abs=2e-5)
     code, _, err = run("build", raw, "--out", tmp_path / "named", *options, "--vector-model", "tiny", "--near", 1)
     assert (code, "begun with other near_bits" in err.replace("\n", " ")) == (2, True)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ _SUFFIX, _KEPT = ".vectors", "vectors.kept"
 _BLOCK, _COLUMNS = 512, 4096  # pictures that are compared with others at a time, and those others
 
 
-def rounded(vector: NDArray[np.float32]) -> NDArray[np.int16]:
+def rounded(vector: NDArray[np.floating[Any]]) -> NDArray[np.int16]:
     """A unit vector, float [dim], as it is kept: int16 [dim]; two bytes a dimension."""
     return np.rint(np.asarray(vector, dtype=np.float64) * NORM).astype(DTYPE)
 

@@ -34,8 +34,13 @@ NO_QUERY = "no query"
 class PairScorer(Protocol):
     """Says how well pictures fit their captions."""
 
-    def scores(self, pictures: Sequence[bytes], captions: Sequence[str]) -> Sequence[float | str]:
-        """The cosine of each pair; a text where the model cannot say one, with the reason."""
+    def scores(
+        self, pictures: Sequence[bytes], captions: Sequence[str], images: Sequence[NDArray[np.float32]] | None = None
+    ) -> Sequence[float | str]:
+        """The cosine of each pair; a text where the model cannot say one, with the reason.
+
+        images: vectors of the pictures, of an embedder with the scorer's identity; None: they are not known.
+        """
         ...
 
 
@@ -94,6 +99,8 @@ class Scanner:
         self.queries = QueryIndex(query.text for query in read_queries(plan.queries))
         self._scorer = plan.scorer.open() if plan.scorer is not None else None
         self._embedder = plan.embedder.open() if plan.embedder is not None else None
+        asked = (plan.scorer, plan.embedder)
+        self._one_model = len({each.identity for each in asked if each is not None}) == 1 and None not in asked
 
     def facts(self, unit: Unit, keep: Callable[[int, NDArray[np.int16]], None]) -> Iterator[dict[str, Any]]:
         """One mapping for each raw pair of the unit, in order. Raises OSError, ValueError: see `raw_pairs`.
@@ -103,9 +110,10 @@ class Scanner:
         pairs, begin = raw_pairs(unit), 0
         while group := list(islice(pairs, _AT_ONCE)):
             found = [self._looked_at(pair) for pair in group]
-            self._score([(pair, fact) for pair, fact in zip(group, found, strict=True) if fact["fault"] is None])
-            self._embed([(begin + row, pair, found[row]) for row, pair in enumerate(group)], keep)
+            vectors = self._embedded([(begin + row, pair, found[row]) for row, pair in enumerate(group)], keep)
             begin += len(group)
+            usable_ones = [(pair, fact) for pair, fact in zip(group, found, strict=True) if fact["fault"] is None]
+            self._score(usable_ones, vectors if self._one_model else None)
             yield from found
 
     def _looked_at(self, pair: RawPair) -> dict[str, Any]:
@@ -127,28 +135,34 @@ class Scanner:
         fact["pair"] = picture.hexdigest()[:32]
         return fact
 
-    def _score(self, group: Sequence[tuple[RawPair, dict[str, Any]]]) -> None:
+    def _score(
+        self, group: Sequence[tuple[RawPair, dict[str, Any]]], images: Sequence[NDArray[np.float32]] | None
+    ) -> None:
         if self._scorer is None or not group:
             return
-        scores = self._scorer.scores([pair.data for pair, _ in group], [pair.caption for pair, _ in group])
+        scores = self._scorer.scores([pair.data for pair, _ in group], [pair.caption for pair, _ in group], images)
         for (_, fact), score in zip(group, scores, strict=True):
             if isinstance(score, str):
                 fact |= {"fault": "no score", "why": score}
             else:
                 fact["score"] = round(score, 6)
 
-    def _embed(
+    def _embedded(
         self, group: Sequence[tuple[int, RawPair, dict[str, Any]]], keep: Callable[[int, NDArray[np.int16]], None]
-    ) -> None:
+    ) -> list[NDArray[np.float32]]:
+        """Vectors of the usable pictures: of all whose facts name no fault then."""
+        known: list[NDArray[np.float32]] = []
         usable_ones = [each for each in group if each[2]["fault"] is None]
         if self._embedder is None or not usable_ones:
-            return
+            return known
         vectors = self._embedder.vectors([pair.data for _, pair, _ in usable_ones])
         for (place, _, fact), vector in zip(usable_ones, vectors, strict=True):
             if isinstance(vector, str):
                 fact |= {"fault": "no vector", "why": vector}
             else:
+                known.append(vector)
                 keep(place, rounded(vector))
+        return known
 
 
 def facts_path(folder: Path, plan: ScanPlan, unit: Unit, queries: str) -> Path:
