@@ -84,7 +84,7 @@ class StoredEmbedder:
 
 
 class OpenEmbedder:
-    """A PictureEmbedder of training.building. One picture a run: the last bits of a vector depend on the batch."""
+    """A PictureEmbedder of training.building. One picture a run: the last bits of a vector may depend on the batch."""
 
     def __init__(self, model: LocalModel) -> None:
         self._model = model
