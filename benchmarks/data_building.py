@@ -3,6 +3,7 @@
     python benchmarks/data_building.py --run                   # 25 core-minutes; .runs/data-building
     python benchmarks/data_building.py --memory                # some minutes: the command's memory and time
     python benchmarks/data_building.py --near DATA             # copies of photographs, and other photographs
+    python benchmarks/data_building.py --near-vectors DATA     # the same with the vectors of everyday-small; 3 minutes
     python benchmarks/data_building.py --write-docs            # the tables and the plot of docs/data-building.md
 
 Pools of drawn scenes with a power-law vocabulary (benchmarks/data_building_pool.py); `clipworks data build` makes three
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import data_building_costs, data_building_tables
+from benchmarks import data_building_costs, data_building_tables, data_building_vectors
 from benchmarks.data_building_pool import PoolPlan, concepts, scene_of, write_corpus, write_pool
 from benchmarks.marked import ROOT
 from evaluation.scenes.meaning import What
@@ -199,6 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", action="store_true")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--near", type=Path, metavar="DATA")
+    parser.add_argument("--near-vectors", type=Path, metavar="DATA")
     parser.add_argument("--write-docs", action="store_true")
     chosen = parser.parse_args(arguments)
     if chosen.pilot:
@@ -216,6 +218,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         record["memory"] = data_building_costs.memory(FOLDER / "memory")
     if chosen.near is not None:
         record["near"] = data_building_costs.near(chosen.near)
+    if chosen.near_vectors is not None:
+        record["vectors"] = data_building_vectors.measure(chosen.near_vectors)
     _write(record)
     if chosen.write_docs:
         data_building_tables.publish(record)

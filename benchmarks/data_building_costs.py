@@ -85,19 +85,19 @@ def near(data: Path) -> dict[str, dict[str, list[float]]]:
     for name, paths in sets.items():
         places = np.random.default_rng(0).permutation(len(paths))[:PICTURES]
         pictures = [decode(sorted(paths)[place].read_bytes()) for place in places]
-        codes = _codes(pictures)
+        codes = picture_codes(pictures)
         apart = np.stack([np.bitwise_count(codes ^ code).sum(axis=1) for code in codes]).astype(np.int64)
         np.fill_diagonal(apart, 999)
         shares = {"another picture": _shares(apart.min(axis=1))}
         for copy, change in _COPIES.items():
-            copied = _codes([change(picture) for picture in pictures[:COPIED]])
+            copied = picture_codes([change(picture) for picture in pictures[:COPIED]])
             shares[copy] = _shares(np.bitwise_count(copied ^ codes[:COPIED]).sum(axis=1))
         found[name] = shares
         print(name, shares, flush=True)
     return found
 
 
-def _codes(pictures: list[Image.Image]) -> NDArray[np.uint8]:
+def picture_codes(pictures: list[Image.Image]) -> NDArray[np.uint8]:
     return np.stack([np.frombuffer(picture_code(picture), dtype=np.uint8) for picture in pictures])
 
 
@@ -105,7 +105,7 @@ def _shares(apart: NDArray[Any]) -> list[float]:
     return [round(float((apart <= distance).mean()), 4) for distance in DISTANCES]
 
 
-def _again(picture: Image.Image, quality: int) -> Image.Image:
+def again(picture: Image.Image, quality: int) -> Image.Image:
     out = io.BytesIO()
     picture.save(out, format="JPEG", quality=quality)
     return decode(out.getvalue())
@@ -113,16 +113,16 @@ def _again(picture: Image.Image, quality: int) -> Image.Image:
 
 def _scaled(picture: Image.Image) -> Image.Image:
     size = (round(0.6 * picture.width), round(0.6 * picture.height))
-    return _again(picture.resize(size, Image.Resampling.BICUBIC), 85)
+    return again(picture.resize(size, Image.Resampling.BICUBIC), 85)
 
 
 def _cropped(picture: Image.Image) -> Image.Image:
     off = round(0.02 * picture.width), round(0.02 * picture.height)
-    return _again(picture.crop((*off, picture.width - off[0], picture.height - off[1])), 90)
+    return again(picture.crop((*off, picture.width - off[0], picture.height - off[1])), 90)
 
 
 _COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "JPEG of quality 70": lambda picture: _again(picture, 70),
+    "JPEG of quality 70": lambda picture: again(picture, 70),
     "0.6 of the size": _scaled,
     "2 % of each edge cut off": _cropped,
 }

@@ -118,6 +118,25 @@ def near_table(record: Mapping[str, Any]) -> str:
     return markdown_table(["pictures", "within so many bits", *(str(distance) for distance in DISTANCES)], rows)
 
 
+def vectors_table(record: Mapping[str, Any]) -> str:
+    measured = record["vectors"]
+    rows = [
+        [data, f"{each['cosine']:g}", what, *(f"{shares[by]:.3f}" for by in ("hash", "usual", "vectors", "both"))]
+        for data, each in measured["sets"].items()
+        for what, shares in each["found"].items()
+    ]
+    head = [
+        "pictures",
+        "chosen cosine",
+        "copies, or others",
+        "hash",
+        "vectors, .95",
+        "vectors, chosen",
+        "hash or chosen",
+    ]
+    return markdown_table(head, rows)
+
+
 def draw(record: Mapping[str, Any]) -> None:
     from matplotlib.figure import Figure
 
@@ -141,4 +160,5 @@ _BLOCKS = {
     "data-building-stages": stages_table,
     "data-building-memory": memory_table,
     "data-building-near": near_table,
+    "data-building-vectors": vectors_table,
 }

@@ -99,6 +99,17 @@ def build(
     near: Annotated[
         int, typer.Option(min=-1, max=15, help="Near duplicates differ in at most so many of 256 bits; -1: keep them.")
     ] = 3,
+    near_vectors: Annotated[
+        float | None,
+        typer.Option(
+            metavar="COSINE",
+            help="Near duplicates are also those whose vectors have this cosine or more, as 0.95.",
+        ),
+    ] = None,
+    vector_model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME[@VERSION]", help="A stored model for --near-vectors. Default: --filter-model."),
+    ] = None,
     keep_duplicates: Annotated[
         bool,
         typer.Option("--keep-duplicates", help="Keep pairs whose pictures are equal or near, such as captions of one."),
@@ -132,7 +143,7 @@ def build(
     The same command again goes on where it was cut. Every pair is counted, as kept or with the reason why not.
     The exit code is 1 where none is kept.
     """
-    from clipworks.cli.data_filter import StoredScorer
+    from clipworks.cli.data_filter import StoredEmbedder, StoredScorer
     from training.building.build import BuildChoice, BuildPlan
     from training.building.build import build as run
     from training.building.scanning import ScanPlan
@@ -142,6 +153,13 @@ def build(
         raise UsageError("--keep and --least-score need --filter-model NAME")
     if filter_model is not None and keep is None and least_score is None:
         raise UsageError("what stays of the scored pairs? give --keep SHARE or --least-score COSINE")
+    vectors_of = vector_model or filter_model
+    if near_vectors is None and vector_model is not None:
+        raise UsageError("--vector-model needs --near-vectors COSINE")
+    if near_vectors is not None and vectors_of is None:
+        raise UsageError("vectors of which model? --near-vectors needs --vector-model NAME, or --filter-model")
+    if near_vectors is not None and keep_duplicates:
+        raise UsageError("--near-vectors takes out what --keep-duplicates keeps: give one of them")
     columns = TableColumns(table=table, image=image_column, caption=caption_column)
     try:
         plan = BuildPlan(
@@ -151,12 +169,14 @@ def build(
                 least_px=least_px,
                 most_aspect=most_aspect,
                 scorer=StoredScorer.of(filter_model, store) if filter_model is not None else None,
+                embedder=StoredEmbedder.of(vectors_of, store) if near_vectors is not None and vectors_of else None,
             ),
             choice=BuildChoice(
                 balance=balance,
                 most=most,
                 total=total,
                 near_bits=near if near >= 0 and not keep_duplicates else None,
+                near_vectors=near_vectors,
                 duplicates=keep_duplicates,
                 share=keep,
                 least_score=least_score,

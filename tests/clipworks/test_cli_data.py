@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -73,6 +74,28 @@ def test_a_stored_model_leaves_out_what_fits_least(raw: Path, queries: Path, tmp
     assert json.loads(out)["least_score"] == pytest.approx(best[-1][0], abs=2e-5)
 
 
+def test_copies_go_by_the_vectors_of_the_filter_or_of_a_model_named(raw: Path, queries: Path, tmp_path: Path) -> None:
+    wanted = [number for number in range(12) if number % 3 < 2]
+    vectors = LocalModel("tiny", STORE).embed(images=[mosaic(number) for number in wanted])
+    cosine = float(np.sort((vectors @ vectors.T)[np.triu_indices(len(wanted), 1)])[-1]) - 1e-3  # of one pair of them
+    options = ("--queries", queries, "--workers", 1, "--store", STORE, "--near-vectors", cosine, "--json")
+    for name, words in (
+        ("named", ("--vector-model", "tiny")),
+        ("filter", ("--filter-model", "tiny", "--least-score", -1)),
+    ):
+        code, out, err = run("build", raw, "--out", tmp_path / name, *options, *words)
+        assert code == 0, err
+        said = json.loads(out)
+        assert said["dropped"] == {"no query": 4, "near duplicate by vectors": 1}
+        assert said["stages"]["no near copies by vectors"] == said["kept"] == 7
+    for sample in samples_of(tmp_path / "filter"):  # by the vectors that are there already
+        number = int(sample.meta["build"]["source"][-7:-4])
+        (text,) = LocalModel("tiny", STORE).embed(texts=[CAPTIONS[number % 3]])
+        assert sample.meta["build"]["score"] == pytest.approx(text @ vectors[wanted.index(number)], abs=2e-5)
+    code, _, err = run("build", raw, "--out", tmp_path / "named", *options, "--vector-model", "tiny", "--near", 1)
+    assert (code, "begun with other near_bits" in err.replace("\n", " ")) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -82,6 +105,11 @@ def test_a_stored_model_leaves_out_what_fits_least(raw: Path, queries: Path, tmp
         (("queries", "--wordnet", "{tmp}", "--out", "{tmp}/q"), "index.noun: no such file"),
         (("build", "{raw}", "--queries", "{list}", "--out", "{tmp}/o", "--keep", ".5"), "need --filter-model"),
         (("build", "{raw}", "--queries", "{list}", "--out", "{tmp}/o", "--filter-model", "x"), "give --keep SHARE"),
+        (
+            ("build", "{raw}", "--queries", "{list}", "--out", "{tmp}/o", "--near-vectors", ".9"),
+            "vectors of which model?",
+        ),
+        (("build", "{raw}", "--queries", "{list}", "--out", "{tmp}/o", "--vector-model", "x"), "needs --near-vectors"),
         (("build", "{raw}/none-*.tar", "--queries", "{list}", "--out", "{tmp}/o"), "no shard matches"),
         (("build", "{tmp}", "--queries", "{list}", "--out", "{tmp}/o"), "no shard matches"),
         (("build", "{raw}", "{raw}/0.tar", "--queries", "{list}", "--out", "{tmp}/o"), "named twice"),

@@ -16,6 +16,7 @@ from model_store.files import write_whole
 from training.building import balance as balancing
 from training.building.balance import Balance
 from training.building.duplicates import bands, drop_duplicates, drop_near_duplicates
+from training.building.near_vectors import drop_near_vectors
 from training.building.pair_table import PairTable
 from training.building.queries import QueryIndex, read_queries
 from training.building.report import BuildReport, examples, query_figures, write_report
@@ -32,7 +33,8 @@ _PLAN, _TABLE, _FACTS = "plan.json", "pairs.sqlite", "facts"
 class BuildChoice:
     """What stays of the pairs that were looked at.
 
-    near_bits: near duplicates within so many of 256 bits; None: none are looked for. duplicates: keep equal pictures.
+    near_bits: near duplicates within so many of 256 bits; None: none are looked for. near_vectors: near duplicates are
+    those with this cosine too; None: none are looked for. duplicates: keep equal pictures.
     share, least_score: what the filter keeps. most: pairs of a query, for `balance`; None: so many that `total` stay.
     """
 
@@ -40,6 +42,7 @@ class BuildChoice:
     most: int | None = None
     total: int | None = None
     near_bits: int | None = 3
+    near_vectors: float | None = None
     duplicates: bool = False
     share: float | None = None
     least_score: float | None = None
@@ -110,6 +113,13 @@ def _check(plan: BuildPlan) -> None:
         raise ValueError("a share of the pairs or a least score, not both")
     if choice.near_bits is not None:
         bands(choice.near_bits)
+    if choice.near_vectors is not None:
+        if not 0 < choice.near_vectors <= 1:
+            raise ValueError(f"near duplicates with a cosine of {choice.near_vectors}: expected more than 0, at most 1")
+        if plan.scan.embedder is None:
+            raise ValueError("near duplicates are looked for by vectors, and no model says them")
+        if choice.duplicates:
+            raise ValueError("equal pictures are kept, and near ones are to go by their vectors: one of the two")
     if not plan.units:
         raise ValueError("the sources hold no pairs")
 
@@ -123,6 +133,7 @@ def _claim(plan: BuildPlan, queries: str) -> None:
         "least_px": scan.least_px,
         "most_aspect": scan.most_aspect,
         "filter": scan.scorer.identity if scan.scorer is not None else None,
+        "vectors": scan.embedder.identity if scan.embedder is not None else None,
         **asdict(plan.choice),
         "shard_pairs": plan.shard_pairs,
     }
@@ -159,7 +170,7 @@ def _decide(
 ) -> BuildReport:
     """What stays, by one rule after the other; after each, how many are left."""
     choice, count = plan.choice, len(queries)
-    with progress("decide", len(facts) + 5) as advance:
+    with progress("decide", len(facts) + 6) as advance:
         for number, path in enumerate(facts):
             table.take_in(number, path, seed=choice.seed)
             advance(1)
@@ -172,6 +183,11 @@ def _decide(
         if choice.near_bits is not None:
             drop_near_duplicates(table, distance=choice.near_bits)
             stages["no near copies"] = table.alive()
+        advance(1)
+        if choice.near_vectors is not None and plan.scan.embedder is not None:
+            dim = plan.scan.embedder.dim
+            drop_near_vectors(table, facts, plan.out, cosine=choice.near_vectors, dim=dim)
+            stages["no near copies by vectors"] = table.alive()
         advance(1)
         least = balancing.drop_low_scores(table, share=choice.share, least=choice.least_score)
         if least is not None:

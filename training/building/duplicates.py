@@ -13,7 +13,7 @@ from training.building.picture_code import WORD_BITS, WORDS
 
 DUPLICATE, NEAR_DUPLICATE = "duplicate", "near duplicate"
 _ROWS, _COLUMNS = 512, 4096  # codes of a bucket that are compared with each other at a time
-_BEST = "pixels DESC, rank, id"  # of copies the largest stays; of equally large ones chance decides
+BEST = "pixels DESC, rank, id"  # of copies the largest stays; of equally large ones chance decides
 
 
 def drop_duplicates(table: PairTable) -> None:
@@ -21,7 +21,7 @@ def drop_duplicates(table: PairTable) -> None:
     with table.db:
         table.db.execute(
             "UPDATE pairs SET state = ?, twin = best FROM (SELECT id AS one, first_value(id) OVER"
-            f" (PARTITION BY picture ORDER BY {_BEST}) AS best FROM pairs WHERE state = '')"
+            f" (PARTITION BY picture ORDER BY {BEST}) AS best FROM pairs WHERE state = '')"
             " WHERE id = one AND one <> best",
             (DUPLICATE,),
         )
@@ -43,8 +43,8 @@ def drop_near_duplicates(table: PairTable, *, distance: int) -> None:
     with db:
         db.execute(
             "INSERT INTO codes(a, b, c, d, best) SELECT a, b, c, d, id FROM (SELECT *, row_number() OVER"
-            f" (PARTITION BY a, b, c, d ORDER BY {_BEST}) AS n FROM pairs WHERE state = '')"
-            f" WHERE n = 1 ORDER BY {_BEST}"
+            f" (PARTITION BY a, b, c, d ORDER BY {BEST}) AS n FROM pairs WHERE state = '')"
+            f" WHERE n = 1 ORDER BY {BEST}"
         )
         for word, shift, width in bands(distance):
             for one, other in _near_in_band(table, word, shift, width, distance):
