@@ -229,7 +229,9 @@ def _check_rows(rows: Sequence[NewRow], spec: CollectionSpec, max_metadata_bytes
     return found
 
 
-async def _known_parts(parts: Sequence[Source], spec: CollectionSpec, view: ViewName | None) -> list[Found | None]:
+async def _known_parts(
+    parts: Sequence[Source], spec: CollectionSpec, view: ViewName | None = None
+) -> list[Found | None]:
     """Of each part what needs neither model nor store; in a thread when many numbers are to be read for that."""
 
     def known() -> list[Found | None]:

@@ -2,8 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from types import SimpleNamespace
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from service.collections.encoding import _known_parts
 from service.collections.plans import GivenVector
 from service.collections.vectors import InvalidVector, given_vector
+from service.retrieval import CollectionSpec
 
 
 class Unread(Sequence[float]):
@@ -44,7 +44,7 @@ def test_many_given_vectors_are_read_away_from_the_event_loop(count: int, is_muc
     async def run() -> bool:
         others: list[str] = []
         asyncio.get_running_loop().call_soon(others.append, "ran")
-        spec: Any = SimpleNamespace(dim=512)
+        spec = CollectionSpec(model="m@1", space="s", fingerprints={}, dim=512)
         found = await _known_parts([GivenVector([1.0] * 512)] * count, spec)
         assert len(found) == count
         return bool(others)
