@@ -45,7 +45,7 @@ Score = Callable[[F32, str], F64]  # unit queries [Q, D] of one modality -> scor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gallery:
+class MixedGallery:
     """Items, each a picture or a text, and queries of both kinds. things: whose picture or text it is; no item answers
     a query of its own thing, unless `own` says that only these are right."""
 
@@ -95,11 +95,11 @@ def judged(data: Path, split: Judged) -> dict[str, Any]:
     return found
 
 
-def product_gallery(data: Path, encode: KeptVectors) -> tuple[F32, F32, dict[str, Gallery]]:
+def product_gallery(data: Path, encode: KeptVectors) -> tuple[F32, F32, dict[str, MixedGallery]]:
     """Photographs and titles of products; right are those of the same article and colour."""
     rows = list(products_of(data))
     trained = rows_of(rows, "train")[::10]
-    galleries: dict[str, Gallery] = {}
+    galleries: dict[str, MixedGallery] = {}
     for split in ("validation", "test"):
         chosen = [row for row in rows_of(rows, split) if row.kind is not None]
         kinds = sorted({row.kind for row in chosen if row.kind})
@@ -108,7 +108,7 @@ def product_gallery(data: Path, encode: KeptVectors) -> tuple[F32, F32, dict[str
         texts = encode.texts([row.title for row in chosen])
         are_texts = np.array([halved(row.path.name) for row in chosen])
         things = np.arange(len(chosen))
-        galleries[split] = Gallery(
+        galleries[split] = MixedGallery(
             name="products",
             items=np.where(are_texts[:, None], texts, pictures),
             are_texts=are_texts,
@@ -121,7 +121,7 @@ def product_gallery(data: Path, encode: KeptVectors) -> tuple[F32, F32, dict[str
     return images, encode.texts([row.title for row in trained]), galleries
 
 
-def photograph_gallery(data: Path, encode: KeptVectors) -> tuple[F32, F32, dict[str, Gallery]]:
+def photograph_gallery(data: Path, encode: KeptVectors) -> tuple[F32, F32, dict[str, MixedGallery]]:
     """Photographs, and captions of other photographs; right is what shows or describes the query's own one.
 
     A picture asks for captions of itself, and a caption for its picture or for other captions of it.
@@ -141,14 +141,14 @@ def photograph_gallery(data: Path, encode: KeptVectors) -> tuple[F32, F32, dict[
         )
         for part, names in parts.items()
     }
-    galleries: dict[str, Gallery] = {}
+    galleries: dict[str, MixedGallery] = {}
     for split in ("validation", "test"):
         pictures, texts, of = vectors[split]
         as_texts = np.array([halved(name) for name in parts[split]])
         asks = np.array([at == 0 or of[at - 1] != of[at] for at in range(len(of))])  # the first caption of each
         shown, written = np.flatnonzero(~as_texts), np.flatnonzero(as_texts[of] & ~asks)
         things = np.concatenate([shown, of[written]])
-        galleries[split] = Gallery(
+        galleries[split] = MixedGallery(
             name="photographs and captions",
             items=np.concatenate([pictures[shown], texts[written]]),
             are_texts=np.repeat([False, True], [len(shown), len(written)]),
@@ -172,7 +172,7 @@ def halved(name: str) -> bool:
     return digest(f"half {name}") % 2 == 1
 
 
-def ways(pictures: F32, texts: F32, gallery: Gallery) -> dict[str, dict[str, Score]]:
+def ways(pictures: F32, texts: F32, gallery: MixedGallery) -> dict[str, dict[str, Score]]:
     """By name, each by its knobs."""
     dim = pictures.shape[1]
     found: dict[str, dict[str, Score]] = {
@@ -194,7 +194,7 @@ def cosines(queries: F32, items: F32) -> F64:
     return queries.astype(np.float64) @ items.T.astype(np.float64)
 
 
-def mapped(maps: VectorMaps, gallery: Gallery) -> Score:
+def mapped(maps: VectorMaps, gallery: MixedGallery) -> Score:
     """Each vector through the map of its own modality."""
     items = np.where(gallery.are_texts[:, None], maps.text(gallery.items), maps.image(gallery.items))
     return lambda queries, modality: cosines((maps.image if modality == "image" else maps.text)(queries), items)
@@ -218,7 +218,7 @@ def standardised(scores: F64, are_texts: NDArray[np.bool_]) -> F64:
     return made
 
 
-def outcome_of(gallery: Gallery, score: Score, modality: str) -> Outcome:
+def outcome_of(gallery: MixedGallery, score: Score, modality: str) -> Outcome:
     queries, labels, things = gallery.queries[modality]
     found: list[tuple[float, float, float]] = []
     asked: list[int] = []
@@ -237,7 +237,7 @@ def outcome_of(gallery: Gallery, score: Score, modality: str) -> Outcome:
     return Outcome(precision=precision, gain=gain, pictures=shown, labels=np.array(asked))
 
 
-def compared(pictures: F32, texts: F32, galleries: Mapping[str, Gallery], split: Judged) -> dict[str, Any]:
+def compared(pictures: F32, texts: F32, galleries: Mapping[str, MixedGallery], split: Judged) -> dict[str, Any]:
     tuned, gallery = galleries["validation"], galleries[split]
     tried, held = ways(pictures, texts, tuned), ways(pictures, texts, gallery)
     rows: dict[str, Any] = {}

@@ -30,10 +30,9 @@ class StoredScorer:
         Raises:
             ArtifactError: there is no such model, or it cannot be used here.
         """
-        folder = None if store is None else str(store)
+        folder = _text(store)
         found = _model(model, folder)
-        said = found.fingerprint.model_dump()
-        return cls(model=found.model, store=folder, identity=f"{found.model} {said}")
+        return cls(model=found.model, store=folder, identity=_identity(found))
 
     def open(self) -> OpenScorer:
         return OpenScorer(_model(self.model, self.store))
@@ -74,10 +73,9 @@ class StoredEmbedder:
         Raises:
             ArtifactError: there is no such model, or it cannot be used here.
         """
-        folder = None if store is None else str(store)
+        folder = _text(store)
         found = _tower(model, folder)
-        said = found.fingerprint.model_dump()
-        return cls(model=found.model, store=folder, identity=f"{found.model} {said}", dim=found.dim)
+        return cls(model=found.model, store=folder, identity=_identity(found), dim=found.dim)
 
     def open(self) -> OpenEmbedder:
         return OpenEmbedder(_tower(self.model, self.store))
@@ -96,6 +94,15 @@ class OpenEmbedder:
             vector if (error := found.errors.get(row)) is None else str(error)
             for row, vector in enumerate(found.vectors)
         ]
+
+
+def _text(store: Path | None) -> str | None:
+    return None if store is None else str(store)
+
+
+def _identity(found: LocalModel) -> str:
+    """Of scorer and embedder alike: where both have one, the scorer takes the embedder's vectors."""
+    return f"{found.model} {found.fingerprint.model_dump()}"
 
 
 def _model(model: str, store: str | None) -> LocalModel:

@@ -23,7 +23,7 @@ from service.collections.sampling import sampled_vectors
 from service.collections.searches import Search, Searched, check_filter, filter_refused, shares_of
 from service.collections.threads import StoreThreads
 from service.collections.vectors import Vector
-from service.collections.views import prints_of, space_of_views, vector_in, view_in, views_of
+from service.collections.views import prints_of, space_of_views, vector_in, view_in
 from service.decoding.pool import DecodePool
 from service.engine.registry import Registry
 from service.engine.reranking import positions_source
@@ -49,7 +49,7 @@ from service.retrieval.errors import (
     ItemNotFound,
     RetrievalError,
 )
-from service.retrieval.records import Positions, RerankSpec, ViewName
+from service.retrieval.records import Positions, RerankSpec, ViewName, ViewsSpec
 from service.retrieval.stopping import Stop
 from service.timing import Budget
 
@@ -164,22 +164,20 @@ class Collections:
         schema: dict[str, Any],
         thumbnails: bool,
         rerank: RerankSpec | None,
-        with_views: bool,
+        views: ViewsSpec | None,
         budget: Budget,
     ) -> tuple[CollectionDescription, bool]:
         """A collection for the vectors of `model`, and whether it is new.
 
         rerank: whose position vectors it keeps of pictures; see `kept_positions`.
-        with_views: it keeps two vectors of each item, of the model's base and of the model.
+        views: that it keeps two vectors of each item, and whose; see `views_of`.
 
         Raises:
             SpaceMismatch, Conflict, CollectionConflict: the name is taken by another one; the message names both.
             FieldRefused: `index` or `schema`.
             NotSupported: the backend keeps no thumbnails, or no position vectors.
-            RoleNotFound: with_views, and the model gives an item one vector.
         """
         store = self._opened()
-        views = views_of(model) if with_views else None
         try:
             spec = CollectionSpec(
                 model=model.reference,

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from model_store.errors import RoleNotFound
+from model_store.errors import InputError
 from model_store.manifest import ADAPTERS, ENCODERS, Fingerprint
 from service.collections.plans import GivenVector, Source
 from service.collections.vectors import (
@@ -27,22 +27,28 @@ from service.collections.vectors import (
 from service.engine.running import RunningModel
 from service.faults import NoDirection
 from service.retrieval import CollectionSpec
-from service.retrieval.records import ViewName, ViewSpec, ViewsSpec
+from service.retrieval.records import VIEW_NAMES, ViewName, ViewSpec, ViewsSpec
 from service.tasks.pipeline import TextItem
 
 _ROOT = math.sqrt(2)
+
+
+class OneVector(InputError):
+    """The model gives an item one vector, and two were asked for."""
+
+    code = "unsupported_input"
 
 
 def views_of(model: RunningModel) -> ViewsSpec:
     """What a collection keeps by a model with adapters: the vectors of its base, and its own.
 
     Raises:
-        RoleNotFound: it is not made so; says what is wanted.
+        OneVector: it is not made so; says what is wanted.
     """
     artifact, base = model.artifact, model.artifact.base
     adapters = [role for role in ADAPTERS if artifact.owner(role) is not None]
     if base is None or not adapters or artifact.manifest.owns(ENCODERS) or any(map(base.owner, ADAPTERS)):
-        raise RoleNotFound(
+        raise OneVector(
             f"{model.reference} gives an item one vector: two views take a model that is another one with adapters "
             "behind its encoders, such as `clipworks train intra-modal` makes"
         )
@@ -74,8 +80,7 @@ def view_in(spec: CollectionSpec, space: str) -> ViewName | None:
     """The view whose vectors are of a space; None: neither, or the collection keeps one vector of an item."""
     if spec.views is None:
         return None
-    names: tuple[ViewName, ...] = ("cross", "intra")
-    return next((name for name in names if spec.views.of(name).space == space), None)
+    return next((name for name in VIEW_NAMES if spec.views.of(name).space == space), None)
 
 
 def row_of(cross: Vector, intra: Vector) -> Vector:
@@ -113,19 +118,30 @@ def view_for(part: Source, views: ViewsSpec, asked: ViewName | None) -> ViewName
         return asked
     if isinstance(part, TextItem):
         return "cross"
-    if not isinstance(part, GivenVector) or (size := given_size(part.value)) not in (views.cross.dim, views.intra.dim):
+    if not isinstance(part, GivenVector) or (size := given_size(part.value)) == views.dim:
         return "intra"
-    if views.cross.dim == views.intra.dim:
+    fitting: list[ViewName] = [name for name in VIEW_NAMES if views.of(name).dim == size]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
         raise InvalidVector(f'both views have vectors of {size} numbers: say "views": "cross" or "views": "intra"')
-    return "cross" if size == views.cross.dim else "intra"
+    raise InvalidVector(
+        f"the vector has {size} numbers; here one has {views.cross.dim} (cross), {views.intra.dim} (intra) or "
+        f"{views.dim} (both, one behind the other)"
+    )
 
 
 def given_part(value: Sequence[float] | str, views: ViewsSpec, name: ViewName) -> Vector:
     """A given vector of one view, or the row of both, as `part_of` has it. Raises InvalidVector, NoDirection."""
-    if given_size(value) == views.dim:
-        return part_of(given_row(value, views), views, name)
+    size, wanted = given_size(value), views.of(name).dim
+    if size == views.dim:
+        return part_of(given_vector(value, views.dim), views, name)
+    if size != wanted:
+        raise InvalidVector(
+            f"the vector has {size} numbers; here one has {wanted} ({name}) or {views.dim} (both, one behind the other)"
+        )
     part = np.zeros(views.dim, dtype=np.float32)
-    part[views.place(name)] = given_vector(value, views.of(name).dim)
+    part[views.place(name)] = given_vector(value, wanted)
     return part
 
 
@@ -146,5 +162,5 @@ def combine_parts(parts: Sequence[Vector], weights: Sequence[float], views: View
         NoDirection: nothing is left of them.
     """
     total = weighted_sum(parts, weights)
-    lengths = [float(np.linalg.norm(total[views.place(name)])) for name in ("cross", "intra")]
+    lengths = [float(np.linalg.norm(total[views.place(name)])) for name in VIEW_NAMES]
     return (total * (_ROOT / sum(lengths))).astype(np.float32)

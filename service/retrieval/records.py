@@ -53,6 +53,7 @@ class RerankSpec(_Closed):
 
 
 ViewName = Literal["cross", "intra"]
+VIEW_NAMES: tuple[ViewName, ...] = ("cross", "intra")
 
 
 class _Vectors(_Closed):

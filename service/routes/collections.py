@@ -15,6 +15,8 @@ from clipworks.schemas import (
     CollectionList,
     CollectionRequest,
 )
+from service.collections.views import OneVector, views_of
+from service.http.errors import located
 from service.http.ingress import read_json
 from service.http.openapi import answers, json_body
 from service.http.respond import model_response
@@ -58,14 +60,19 @@ async def put_collection(request: Request, name: Name) -> Response:
     collections = services.require_collections()
     budget = budget_for(request)
     body = await read_json(request, CollectionRequest, services.limits, budget=budget)
+    model = model_for(services, body.model)
+    try:
+        views = None if body.views is None else views_of(model)
+    except OneVector as error:
+        raise located(error, "views") from None
     info, is_new = await collections.create(
         name,
-        model_for(services, body.model),
+        model,
         index=body.index.model_dump(),
         schema=dict(body.metadata_schema),
         thumbnails=body.thumbnails,
         rerank=None if body.rerank is None else await _rerank_spec(services, name, body.rerank, budget),
-        with_views=body.views is not None,
+        views=views,
         budget=budget,
     )
     return model_response(collection_info(info), status=201 if is_new else 200)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from numpy.typing import NDArray
 from starlette.testclient import TestClient
+from typer.testing import CliRunner
 
 from clipworks import schemas
+from clipworks.cli import app
 from evaluation.encoder import ArtifactEncoder
 from model_store.store import Store
+from tests.service.http.conftest import wait_ready
 
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
@@ -51,7 +56,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(store: Path, make_client: Callable[..., TestClient], tmp_path_factory: pytest.TempPathFactory) -> TestClient:
-    models = {"model": "bent", "extra_models": ("turned",), "admin_keys": ("admin-key-1",)}
+    models = {"model": "bent", "extra_models": ("turned", "tiny"), "admin_keys": ("admin-key-1",)}
     return make_client(store=store, data=tmp_path_factory.mktemp("data"), **models)
 
 
@@ -109,7 +114,7 @@ def refused(answer: Any) -> tuple[int, str, str | None]:
 
 @pytest.fixture(scope="module")
 def pictures(make_picture: Callable[..., bytes]) -> dict[str, bytes]:
-    return {f"p/{seed}": make_picture("PNG", 50 + 7 * seed, 61, seed=seed) for seed in range(6)}
+    return {f"p/{seed}": make_picture("PNG", 50 + 7 * seed, 61, seed=seed) for seed in range(8)}
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +149,7 @@ def test_all_queries_read_the_view_that_is_asked_for(album: Album, view: str, pi
     rows = album.rows[view]
     album.check(album.search("a red square", views=view), rows @ album.vector(view, "a red square"))
     album.check(album.search(sent(pictures["p/1"]), views=view), rows @ album.vector(view, pictures["p/1"]))
-    album.check(album.search({"id": "t/boat"}, views=view), rows @ rows[6], without=("t/boat",))
+    album.check(album.search({"id": "t/boat"}, views=view), rows @ rows[album.ids.index("t/boat")], without=("t/boat",))
 
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, -0.3), (0.2, 3.0)])
@@ -170,8 +175,13 @@ def test_given_vectors_are_read_by_their_size(album: Album) -> None:
     assert len(stored) == 56
     album.check(album.search({"vector": stored}), album.rows["intra"] @ album.rows["intra"][3])
     album.check(album.search({"vector": stored}, views="cross"), album.rows["cross"] @ album.rows["cross"][3])
-    answer = album.client.post(f"/collections/{album.name}/search", json={"queries": [{"vector": [1.0] * 31}]})
-    assert refused(answer) == (422, "invalid_vector", "queries[0].vector")
+    for more, sizes in ({}, "32 (cross), 24 (intra) or 56 (both"), ({"views": "cross"}, "32 (cross) or 56 (both"):
+        body = {"queries": [{"vector": [1.0] * 31}], **more}
+        answer = album.client.post(f"/collections/{album.name}/search", json=body)
+        assert refused(answer) == (422, "invalid_vector", "queries[0].vector")
+        assert f"the vector has 31 numbers; here one has {sizes}" in answer.json()["error"]["message"]
+    half = [0.0] * 32 + album.rows["intra"][3].tolist()
+    album.check(album.search({"vector": half}), album.rows["intra"] @ album.rows["intra"][3])
 
 
 def test_equal_sizes_have_to_say_which_view_they_are_of(
@@ -202,22 +212,37 @@ def test_rows_brought_as_vectors_hold_both(album: Album) -> None:
         assert refused(answer)[0::2] == (422, "items[0].vector")
 
 
-def test_what_a_search_has_beside_it_is_of_the_view(album: Album) -> None:
-    answer = album.post("search", queries=["a red square"], score_of=["p/4"], histogram=5, min_score=-1, diversity=0.5)
-    [result] = answer["results"]
-    scores = album.rows["cross"] @ album.vector("cross", "a red square")
+@pytest.mark.parametrize("view", VIEWS)
+def test_what_a_search_has_beside_it_is_of_the_view(album: Album, view: str) -> None:
+    body = {"score_of": ["p/4"], "histogram": 5, "min_score": -1, "diversity": 0.5, "views": view}
+    [result] = album.post("search", queries=["a red square"], **body)["results"]
+    scores = album.rows[view] @ album.vector(view, "a red square")
     assert result["scores"][0]["score"] == pytest.approx(float(scores[4]), abs=3e-6)
-    assert sum(result["histogram"]["counts"]) == len(album.ids)
+    assert result["histogram"]["mean"] == pytest.approx(float(scores.mean()), abs=1e-5)
     least = float(np.sort(scores)[-3]) - 1e-5
-    assert len(album.search("a red square", min_score=least)) == 3
+    assert len(album.search("a red square", min_score=least, views=view)) == 3
+
+
+def test_near_duplicates_are_near_in_the_mean_of_both(album: Album) -> None:
+    first, *_ = hits = list(album.search("a red square"))
+    cosines = sum(each @ each[album.ids.index(first)] for each in album.rows.values()) / 2
+    least = float(np.sort(cosines)[-4]) - 1e-5
+    [result] = album.post("search", queries=["a red square"], top_k=50, group_near=least)["results"]
+    near = {each["id"]: each["similarity"] for each in result["hits"][0]["near"]}
+    expected = {id: float(cosines[album.ids.index(id)]) for id in hits[1:]}
+    assert near == pytest.approx({id: cosine for id, cosine in expected.items() if cosine >= least}, abs=1e-5)
+    assert len(near) == 3
 
 
 def test_what_cannot_be_is_refused_with_the_reason(album: Album, client: TestClient) -> None:
-    answer = client.put("/collections/one", json={"model": "tiny@1", "views": ["cross", "intra"]})
-    assert answer.status_code in (404, 409, 422)
-    for views in (["cross"], ["cross", "cross"], "cross", ["cross", "inner"]):
-        assert client.put("/collections/one", json={"views": views}).status_code == 422
-    client.put("/collections/one", json={}).raise_for_status()
+    answer = client.put("/collections/one", json={"model": "tiny", "views": ["cross", "intra"]})
+    assert refused(answer) == (422, "unsupported_input", "views")
+    assert "adapters" in answer.json()["error"]["message"]
+    for views in ([], ["cross"], ["cross", "cross"], "cross", ["cross", "inner"], ["cross", "intra", "cross"], [1, 2]):
+        answer = client.put("/collections/one", json={"views": views})
+        assert refused(answer)[:2] == (422, "invalid_field")
+        assert answer.json()["error"]["param"].startswith("views")
+    client.put("/collections/one", json={"views": None}).raise_for_status()
     answer = client.post("/collections/one/search", json={"queries": ["a"], "views": "intra"})
     assert refused(answer) == (422, "invalid_field", "views")
     answer = client.put(f"/collections/{album.name}", json={"model": "bent"})
@@ -226,7 +251,31 @@ def test_what_cannot_be_is_refused_with_the_reason(album: Album, client: TestCli
     assert refused(answer) == (409, "space_mismatch", "model")
 
 
-def test_examples_and_weighing_take_the_models_own_view(
+def test_weighing_takes_the_view_of_the_label_sets_model(
+    album: Album, client: TestClient, pictures: dict[str, bytes]
+) -> None:
+    """Weights by a collection of both views are those by one of the model's vectors alone."""
+    for model in ("bent", "tiny"):
+        client.put(f"/collections/plain-{model}", json={"model": model}).raise_for_status()
+        items = [{"id": id, **sent(data)} for id, data in pictures.items()]
+        items += [{"id": id, "text": text} for id, text in TEXTS.items()]
+        client.post(f"/collections/plain-{model}/items", json={"items": items}).raise_for_status()
+        found: list[list[float]] = []
+        for collection in (album.name, f"plain-{model}"):
+            body = {
+                "model": model,
+                "labels": ["red", "blue"],
+                "templates": ["{}", "a {} boat", "two {} circles"],
+                "weigh_templates": {"collection": collection},
+            }
+            client.put(f"/label-sets/weighed-{collection}", json=body).raise_for_status()
+            found.append(weights_of(client, f"weighed-{collection}"))
+            client.delete(f"/label-sets/weighed-{collection}").raise_for_status()
+        assert found[0] == pytest.approx(found[1], abs=1e-4)
+        assert max(found[0]) - min(found[0]) > 1e-3  # else any vectors would do
+
+
+def test_examples_take_the_view_of_the_label_sets_model(
     album: Album, client: TestClient, pictures: dict[str, bytes]
 ) -> None:
     """Label sets of `bent` read its own vectors of stored items, as they do in a collection of its own."""
@@ -255,4 +304,65 @@ def test_a_doctor_asks_either_view_and_a_snapshot_keeps_them(album: Album, clien
     name = client.post(f"/collections/{album.name}/snapshot", headers=admin).json()["snapshot"]
     restored = client.post("/collections/again/restore", json={"snapshot": name}, headers=admin)
     assert restored.status_code in (200, 201), restored.text
-    assert json.dumps(restored.json()["views"]) == json.dumps(album.made.json()["views"])
+    assert restored.json()["views"] == album.made.json()["views"]
+    for query in ("a red square", {"id": "p/2"}):
+        answer = client.post("/collections/again/search", json={"queries": [query], "top_k": 50}).json()
+        assert {hit["id"]: hit["score"] for hit in answer["results"][0]["hits"]} == album.search(query)
+
+
+def test_after_a_restart_the_model_is_loaded_when_it_is_needed(
+    store: Path, make_app: Callable[..., FastAPI], tmp_path: Path, pictures: dict[str, bytes]
+) -> None:
+    with TestClient(make_app(store=store, data=tmp_path, model="bent")) as before:
+        wait_ready(before)
+        album = Album(before, store, pictures)
+    with TestClient(make_app(store=store, data=tmp_path, model="tiny")) as album.client:
+        wait_ready(album.client)
+        for query in ("a red square", "two boats"):
+            album.check(album.search(query), album.rows["cross"] @ album.vector("cross", query))
+        assert album.post("search", queries=["a red square"])["model"] == "bent@1"
+
+
+@pytest.mark.long
+def test_the_command_line_makes_searches_and_upgrades_them(
+    store: Path, tmp_path: Path, pictures: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("STORE", store), ("DATA", tmp_path / "data"), ("MODEL", "bent")):
+        monkeypatch.setenv(f"CLIPWORKS_{name}", str(value))
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, data in enumerate(pictures.values()):
+        (folder / f"{number}.png").write_bytes(data)
+    ran("index", folder, "--collection", "album", "--views")
+    encoders = {name: ArtifactEncoder(Store(store, builtin=False).open(name)) for name in ("tiny", "bent", "turned")}
+    shown = {name: each.encode_images(list(pictures.values())) for name, each in encoders.items()}
+
+    def best(*words: str | Path) -> float:
+        [hit] = json.loads(ran("search", *words, "--collection", "album", "-k", "1", "--json"))["hits"]
+        return hit["score"]
+
+    for words, name in (((), "tiny"), (("--views", "cross"), "tiny"), (("--views", "intra"), "bent")):
+        expected = (shown[name] @ encoders[name].encode_texts(["a boat"])[0]).max()
+        assert best("a boat", *words) == pytest.approx(float(expected), abs=1e-5)
+    ran("index", folder, "--collection", "album", "--views")
+    ran("collections", "export", "album", tmp_path / "album.parquet")
+    ran("collections", "import", tmp_path / "album.parquet", "--name", "copy")
+    ran("collections", "upgrade", "album", "--model", "turned", "--source", folder)
+    expected = (shown["turned"] @ encoders["turned"].encode_texts(["a boat"])[0]).max()
+    assert best("a boat", "--views", "intra") == pytest.approx(float(expected), abs=1e-5)
+
+
+def ran(*words: str | Path) -> str:
+    """What the command line printed; it ended well."""
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+def weights_of(client: TestClient, name: str) -> list[float]:
+    end = time.monotonic() + 30
+    while not (found := client.get(f"/label-sets/{name}").json())["ready"]:
+        assert not found["failed"], found
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return found["weighed"]["weights"]
