@@ -14,6 +14,7 @@ from service.faults import NoDirection
 Vector = NDArray[np.float32]
 # What is left of vectors that should cancel out: float32 rounding, and the last bits of batches of other sizes.
 _CANCELLED = 1e-5
+_LONGEST = 1_000_000  # characters; more are no vector, and not worth decoding on the event loop
 
 
 class InvalidVector(InputError):
@@ -75,8 +76,10 @@ def weighted_sum(vectors: Sequence[Vector], weights: Sequence[float]) -> NDArray
 
 
 def given_size(value: Sequence[float] | str) -> int:
-    """How many numbers a given vector has; of base64 by its length, right for what is well-formed."""
-    return len(value.rstrip("=\n")) * 3 // 16 if isinstance(value, str) else len(value)
+    """How many numbers a given vector has. Raises InvalidVector: text that is no base64."""
+    if not isinstance(value, str):
+        return len(value)
+    return len(value) * 3 // 16 if len(value) > _LONGEST else len(_decoded(value)) // 4
 
 
 def _from_base64(text: str, dim: int) -> NDArray[np.float64]:
@@ -84,10 +87,14 @@ def _from_base64(text: str, dim: int) -> NDArray[np.float64]:
         raise InvalidVector(
             f"the vector as text has {len(text)} characters; base64 of {dim} float32 has {4 * -(-4 * dim // 3)}"
         )
-    try:
-        data = decode_base64(text)
-    except NotBase64 as error:
-        raise InvalidVector(f"the vector is not base64 of little-endian float32: {error}") from None
+    data = _decoded(text)
     if len(data) != 4 * dim:
         raise InvalidVector(f"the vector as text has {len(data)} bytes; {dim} float32 have {4 * dim}")
     return np.frombuffer(data, dtype="<f4").astype(np.float64)
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return decode_base64(text)
+    except NotBase64 as error:
+        raise InvalidVector(f"the vector is not base64 of little-endian float32: {error}") from None

@@ -171,6 +171,8 @@ def test_given_vectors_are_read_by_their_size(album: Album) -> None:
         text = base64.b64encode(vector.astype("<f4").tobytes()).decode()
         album.check(album.search({"vector": vector.tolist()}), scores)
         album.check(album.search({"vector": text}), scores)
+        wrapped = "\n".join(text[at : at + 4] for at in range(0, len(text), 4))
+        album.check(album.search({"vector": wrapped}), scores)
     stored = album.client.get(f"/collections/{album.name}/items/p/3?include=vector").json()["vector"]
     assert len(stored) == 56
     album.check(album.search({"vector": stored}), album.rows["intra"] @ album.rows["intra"][3])
@@ -180,6 +182,8 @@ def test_given_vectors_are_read_by_their_size(album: Album) -> None:
         answer = album.client.post(f"/collections/{album.name}/search", json=body)
         assert refused(answer) == (422, "invalid_vector", "queries[0].vector")
         assert f"the vector has 31 numbers; here one has {sizes}" in answer.json()["error"]["message"]
+    answer = album.client.post(f"/collections/{album.name}/search", json={"queries": [{"vector": "!!!!"}]})
+    assert "not base64" in answer.json()["error"]["message"]
     half = [0.0] * 32 + album.rows["intra"][3].tolist()
     album.check(album.search({"vector": half}), album.rows["intra"] @ album.rows["intra"][3])
 
