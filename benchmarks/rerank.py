@@ -47,7 +47,7 @@ from training.shipped.regrid import change_size
 
 RECORD = RECORDS / "rerank.json"
 FOLDER, BASE = RUNS / "rerank", RUNS / "b0" / "r0"
-MAIN = "places"
+MAIN = "longer"
 # Two layers, and captions that name relations but no places: what the first runs and their controls had.
 NO_PLACES = (
     "method_options.layers=2",
@@ -60,11 +60,11 @@ NO_PLACES = (
 )
 RUN_OVERRIDES: dict[str, tuple[str, ...]] = {
     MAIN: (),
-    "places-s1": ("seed=1",),
-    "places-s2": ("seed=2",),
-    "longer": ("optim.steps=5000",),
-    "longer-s1": ("optim.steps=5000", "seed=1"),
-    "longer-s2": ("optim.steps=5000", "seed=2"),
+    "longer-s1": ("seed=1",),
+    "longer-s2": ("seed=2",),
+    "places": ("optim.steps=2500",),
+    "places-s1": ("optim.steps=2500", "seed=1"),
+    "places-s2": ("optim.steps=2500", "seed=2"),
     "hard-s0": NO_PLACES,
     "hard-s1": (*NO_PLACES, "seed=1"),
     "hard-s2": (*NO_PLACES, "seed=2"),

@@ -13,14 +13,14 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 PAGE, PICTURE = ROOT / "docs" / "rerank.md", ROOT / "docs" / "pictures" / "lab" / "rerank.png"
-MAIN = "places"
+MAIN = "longer"
 SAYS = {
-    "places": "reranker",
-    "places-s1": "reranker, seed 1",
-    "places-s2": "reranker, seed 2",
-    "longer": "reranker, twice the steps",
-    "longer-s1": "reranker, twice the steps, seed 1",
-    "longer-s2": "reranker, twice the steps, seed 2",
+    "longer": "reranker",
+    "longer-s1": "reranker, seed 1",
+    "longer-s2": "reranker, seed 2",
+    "places": "half the steps",
+    "places-s1": "half the steps, seed 1",
+    "places-s2": "half the steps, seed 2",
     "hard-s0": "no captions of places, two layers",
     "hard-s1": "the same, seed 1",
     "hard-s2": "the same, seed 2",
@@ -113,8 +113,9 @@ def draw(record: Record) -> None:
     first, names = runs[MAIN]["held out"], [*PROBES, "swaps", "layouts"]
     series = {"dual encoder": _scores(first, "dual encoder"), "reranker": _scores(first, "reranker")}
     others = {
-        "places-s1": "seed 1",
-        "places-s2": "seed 2",
+        "longer-s1": "seed 1",
+        "longer-s2": "seed 2",
+        "places": "half the steps",
         "hard-s0": "no places",
         "pooled": "no places, mean position",
         "random": "no places, random negatives",
