@@ -82,7 +82,8 @@ def nothing_matches(
                 found[split] = foreign(gallery, encoder, presences, names, FOREIGN)
     seen = [each["validation"] for name, each in cases.items() if name.endswith("removed")]
     common = {signal: best_threshold([each[signal] for each in seen]) for signal in SIGNALS}
-    shipped = presences.rule.threshold
+    shipped = {signal: presences.rule.threshold for signal in SIGNALS if "P" in signal}
+    shipped["calibrated for searches"] = presences.search.threshold
     return {
         name: judged(each["validation"], each["heldout"], common=common, shipped=shipped)
         for name, each in cases.items()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from benchmarks.composed_data import ComposedEncoder, Gallery, QuestionSet
 from model_store.label_vectors import LabelVectors, filled, label_means
-from model_store.manifest import Presence
+from model_store.manifest import Presence, SearchCalibration
 from model_store.presence import directions, presence_logits, presence_of
 from model_store.store import Store
 
@@ -57,11 +57,14 @@ class AskedPair:
 
 
 class Presences:
-    """The shipped calibration of a model, asked for one text at a time as sigmoid /classify does."""
+    """The shipped calibrations of a model; `rule` is asked for one text at a time, as by sigmoid /classify."""
 
     def __init__(self, encoder: ComposedEncoder, store: Path | None) -> None:
         artifact = Store(store).open(encoder.reference)
         self.rule: Presence = presence_of(artifact)
+        if artifact.manifest.search is None:
+            raise ValueError(f"{artifact.reference} was not calibrated for searches (training.shipped.search_fit)")
+        self.search: SearchCalibration = artifact.manifest.search
         self._encoder = encoder
         self.neutral = encoder.texts(self.rule.neutral_texts)
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from benchmarks.composed_data import ComposedEncoder, Gallery
 from benchmarks.composed_formulas import Presences, probability
+from model_store.search_presence import FIRST, evidence, match_probability, neutral_mean
 
 F64 = NDArray[np.float64]
 Cases = Mapping[str, Mapping[str, F64]]  # signal -> "match" or "none" -> values
@@ -24,6 +25,7 @@ SIGNALS = (
     "max P, length 1",
     "P of the first",
     "P of the first, length 1",
+    "calibrated for searches",
 )
 
 
@@ -70,10 +72,13 @@ def _signals(
     own, median, one = (
         probability(presences.logits(names, gallery, lengths=each)) for each in ("own", "median", "one")
     )
+    mean = neutral_mean(encoder.texts(presences.search.neutral_texts).astype(np.float32))
     rows: list[tuple[float, ...]] = []
     for row, at in enumerate(parts):
         cosine = cosines[row, at]
         first = int(np.argmax(cosine))
+        best = np.argsort(-cosine, kind="stable")[:FIRST]
+        found = evidence(cosine[best], gallery.unit[at][best].astype(np.float32), mean)
         rows.append(
             (
                 cosine.max(),
@@ -84,6 +89,7 @@ def _signals(
                 one[row, at].max(),
                 own[row, at][first],
                 one[row, at][first],
+                match_probability(found, presences.search),
             )
         )
     return np.array(rows, dtype=np.float64)
@@ -112,7 +118,9 @@ def at_threshold(match: F64, none: F64, threshold: float) -> dict[str, float | N
     return {"threshold": threshold, "precision": precision, "recall": said, "false": wrongly}
 
 
-def judged(validation: Cases, heldout: Cases, *, common: Mapping[str, float], shipped: float) -> dict[str, Any]:
+def judged(
+    validation: Cases, heldout: Cases, *, common: Mapping[str, float], shipped: Mapping[str, float]
+) -> dict[str, Any]:
     """Signal -> AUROC with its interval over names, and the answer at three thresholds.
 
     fitted: on this data's validation; common: one for all data, from their validation; shipped: the presence's own.
@@ -134,6 +142,6 @@ def judged(validation: Cases, heldout: Cases, *, common: Mapping[str, float], sh
             "interval": (float(low), float(high)),
             "fitted": at_threshold(match, none, best_threshold([validation[signal]])),
             "common": at_threshold(match, none, common[signal]),
-            "shipped": at_threshold(match, none, shipped) if "P" in signal else None,
+            "shipped": at_threshold(match, none, shipped[signal]) if signal in shipped else None,
         }
     return found

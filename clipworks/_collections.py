@@ -323,6 +323,7 @@ def _hits(result: QueryResult) -> Hits:
             vector=vector_of(each.vector),
             near=each.near or [],
             rerank_score=each.rerank_score,
+            presence=each.presence,
         )
         for each in result.hits
     ]
@@ -332,6 +333,7 @@ def _hits(result: QueryResult) -> Hits:
         weak=result.weak,
         pool=result.pool,
         reranked=result.reranked,
+        match=result.match,
         facets=result.facets or {},
         histogram=result.histogram,
         scores=result.scores or [],
@@ -346,10 +348,11 @@ def _search_options(more: SearchOptions) -> dict[str, Any]:
     for name in ("facets", "score_of"):
         if name in fields:
             fields[name] = _several(name, cast("Iterable[str]", fields[name]))
-    if "rerank" in fields:
-        if not isinstance(fields["rerank"], Mapping):
-            raise TypeError(f"rerank: expected {{'model': ..., 'top': ...}}, got {fields['rerank']!r:.80}")
-        fields["rerank"] = dict(cast("Mapping[str, Any]", fields["rerank"]))
+    for name, expected in (("rerank", "{'model': ..., 'top': ...}"), ("presence", "{'threshold': ...}")):
+        if name in fields:
+            if not isinstance(fields[name], Mapping):
+                raise TypeError(f"{name}: expected {expected}, got {fields[name]!r:.80}")
+            fields[name] = dict(cast("Mapping[str, Any]", fields[name]))
     return fields
 
 

@@ -20,6 +20,7 @@ from clipworks.schemas import (
     NearHit,
     Prediction,
     ScoreHistogram,
+    SearchMatch,
     ViewName,
 )
 
@@ -203,7 +204,8 @@ class Hit:
     """One found item; `score` is the cosine. `metadata` and `vector` as in `Stored`.
 
     near: with `group_near`, the items that were folded into it. rerank_score: with `rerank`, the match with the text, 0
-    to 1; None where it was not matched and keeps its place.
+    to 1; None where it was not matched and keeps its place. presence: with `presence`, the calibrated probability that
+    it shows what the text says; None where the query is not one text.
     """
 
     id: str
@@ -212,6 +214,7 @@ class Hit:
     vector: Vector | None = None
     near: list[NearHit] = field(default_factory=list[NearHit])
     rerank_score: float | None = None
+    presence: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +222,8 @@ class Hits:
     """The answer to one query, best first. `exact` False: the index is approximate and may have missed a better one.
 
     weak: the model knows nothing of the query. pool: how many of the best items were arranged anew. reranked: how many
-    were matched with the text. facets (by field), histogram, scores (in the order of `score_of`): where asked for.
+    were matched with the text. match: with `presence`, how likely anything shows what the text says; `match.good` False
+    says "no good match". facets (by field), histogram, scores (in the order of `score_of`): where asked for.
     """
 
     exact: bool
@@ -227,6 +231,7 @@ class Hits:
     weak: bool = False
     pool: int | None = None
     reranked: int | None = None
+    match: SearchMatch | None = None
     facets: dict[str, FacetCounts] = field(default_factory=dict[str, FacetCounts])
     histogram: ScoreHistogram | None = None
     scores: list[ItemStanding] = field(default_factory=list[ItemStanding])
@@ -242,6 +247,8 @@ class SearchOptions(TypedDict, total=False):
     histogram: bins of a histogram of all items' scores. score_of: ids of items whose score and rank to tell.
     rerank: {"model": a model with a reranker, "top": how many of the best items it orders anew}, both optional; only in
         a collection that was made with `rerank`.
+    presence: {"threshold": from which on a match is a good one}, which is optional: tell how likely hits of a text are
+        right (`Hit.presence`), and whether anything matches (`Hits.match`).
     views: "cross" or "intra": what all queries read of a collection that was made with `views`. Without it texts read
         the former, pictures and stored items the latter.
     """
@@ -254,6 +261,7 @@ class SearchOptions(TypedDict, total=False):
     histogram: int | None
     score_of: Sequence[str] | None
     rerank: Mapping[str, Any] | None
+    presence: Mapping[str, Any] | None
     views: ViewName | None
 
 

@@ -348,6 +348,26 @@ class Fingerprint(Closed):
     text: Sha256 | None
 
 
+class SearchCalibration(Closed):
+    """How a search by a text turns cosines into "is it in this picture?" and "is it in any?".
+
+    An index keeps unit vectors, so this is no part of `Presence`, whose scores know how long a vector was. Of a hit x,
+    a text q and the mean n of the texts' vectors that name nothing, the evidence is s = q.x - n.x.
+    hit_slope, hit_offset: probability that a hit shows what the text says: sigmoid(hit_slope * s + hit_offset).
+    match_slope, match_offset: in the same way, probability that any item does, of the greatest s of the first ten hits.
+    threshold: below it nothing is a good match.
+    Both were fitted where half of the searches ask for what is not there. The formulas are in
+    model_store.search_presence.
+    """
+
+    neutral_texts: tuple[str, ...] = Field(min_length=1)
+    hit_slope: float = Field(gt=0)
+    hit_offset: float
+    match_slope: float = Field(gt=0)
+    match_offset: float
+    threshold: float = Field(ge=0, le=1)
+
+
 class Presence(Closed):
     """How `/localize` and sigmoid `/classify` turn scores into "is it there?", for every artifact alike.
 
@@ -473,6 +493,7 @@ class Manifest(Closed):
     activation: Literal["softmax", "sigmoid", "none"]
     templates: tuple[str, ...] = Field(min_length=1, description="default prompts, each with one {}")
     presence: Presence | None = None
+    search: SearchCalibration | None = Field(default=None, exclude_if=lambda value: value is None)
     fingerprint: Fingerprint
     space: Sha256
     space_proofs: tuple[SpaceProof, ...] = ()

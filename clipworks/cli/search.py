@@ -15,7 +15,7 @@ from clipworks.cli.collection_items import brief
 from clipworks.cli.failures import UsageError
 from clipworks.cli.index import Collection, check_name
 from clipworks.cli.index_entries import RESERVED
-from clipworks.cli.search_beside import print_survey, survey_json
+from clipworks.cli.search_beside import print_match, print_survey, survey_json
 from clipworks.cli.search_query import QueryPart, combined, parse_filter, parts_of
 from clipworks.results import Hit, Hits, SearchOptions
 from clipworks.schemas import ViewName
@@ -76,6 +76,19 @@ def search(
             show_default=False,
         ),
     ] = None,
+    presence: Annotated[
+        bool, typer.Option("--presence", help="Show how likely each hit is right, and say if nothing matches the text.")
+    ] = False,
+    presence_threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="P",
+            help="Say that nothing matches below this probability. Default: the model's own.",
+            show_default=False,
+        ),
+    ] = None,
     views: Annotated[
         ViewName | None,
         typer.Option(
@@ -114,6 +127,7 @@ def search(
         "histogram": histogram,
         "score_of": score_of or None,
         "rerank": _given(model=rerank, top=rerank_top) or None,
+        "presence": {"threshold": presence_threshold} if presence or presence_threshold is not None else None,
         "views": views,
     }
     parts = parts_of(text, image or [], like or [], without or [], weight or [])
@@ -133,11 +147,14 @@ def search(
     with output.saying_warnings():
         found = asyncio.run(run())
     if as_json:
-        hits = [_hit(hit, grouped=bool(group_near), reranked=found.reranked is not None) for hit in found.hits]
+        hits = [_hit(hit, found, grouped=bool(group_near)) for hit in found.hits]
         output.print_json({"collection": collection, "exact": found.exact, "hits": hits, **survey_json(found)})
     else:
         _print(found, offset, grouped=bool(group_near))
         print_survey(found)
+        print_match(found)
+    if more["presence"] is not None and found.match is None and not found.weak:
+        output.say("no probabilities: --presence is of words alone")
     if not found.hits and not found.weak:
         output.say(_why_nothing(offset, filtered=wanted is not None, min_score=min_score))
     if open_sheet or out is not None:
@@ -148,9 +165,10 @@ def _given(**values: object) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _hit(hit: Hit, *, grouped: bool, reranked: bool) -> dict[str, Any]:
+def _hit(hit: Hit, found: Hits, *, grouped: bool) -> dict[str, Any]:
     shown: dict[str, Any] = {"id": hit.id, "score": hit.score, "metadata": hit.metadata}
-    shown |= {"rerank_score": hit.rerank_score} if reranked else {}
+    shown |= {"rerank_score": hit.rerank_score} if found.reranked is not None else {}
+    shown |= {"presence": hit.presence} if found.match is not None else {}
     return shown | ({"near": [each.model_dump() for each in hit.near]} if grouped else {})
 
 
@@ -161,6 +179,7 @@ def _print(found: Hits, offset: int, *, grouped: bool) -> None:
             str(offset + place),
             f"{hit.score:.4f}",
             *(["" if hit.rerank_score is None else f"{hit.rerank_score:.4f}"] if is_reranked else []),
+            *(["" if hit.presence is None else f"{hit.presence:.2f}"] if found.match is not None else []),
             hit.id,
             *([str(len(hit.near) or "")] if grouped else []),
             brief(hit.metadata, without=RESERVED),
@@ -169,8 +188,9 @@ def _print(found: Hits, offset: int, *, grouped: bool) -> None:
     ]
     if not rows and output.is_terminal():
         return
-    matched = ["match"] if is_reranked else []
-    output.print_table(["#", "score", *matched, "id", *(["near"] if grouped else []), "metadata"], rows)
+    beside = ["match"] if is_reranked else []
+    beside += ["presence"] if found.match is not None else []
+    output.print_table(["#", "score", *beside, "id", *(["near"] if grouped else []), "metadata"], rows)
     if not found.exact:
         output.say("approximate: the index may have missed a better item")
 

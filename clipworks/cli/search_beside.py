@@ -19,6 +19,8 @@ def survey_json(found: Hits) -> dict[str, Any]:
         shown["pool"] = found.pool
     if found.reranked is not None:
         shown["reranked"] = found.reranked
+    if found.match is not None:
+        shown["match"] = found.match.model_dump()
     if found.facets:
         shown["facets"] = {name: facet.model_dump() for name, facet in found.facets.items()}
     if found.histogram is not None:
@@ -35,6 +37,15 @@ def print_survey(found: Hits) -> None:
         output.print_table([name, "items"], _counts(facet))
     if found.histogram is not None and found.histogram.counts:
         output.print_table(["score", "items", ""], _bars(found.histogram))
+
+
+def print_match(found: Hits) -> None:
+    """On standard error, so that a pipe reads the table alone; nothing where a match is good."""
+    if found.match is not None and not found.match.good:
+        output.say(
+            f"no good match: that anything shows it has the probability {found.match.probability:.2f}, "
+            f"below {found.match.threshold:.2f}"
+        )
 
 
 def _standing(item: ItemStanding) -> list[str]:

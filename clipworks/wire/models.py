@@ -60,6 +60,9 @@ class ModelDetail(ModelSummary):
     text_spec: dict[str, Any] | None
     dense_spec: dict[str, Any] | None = Field(default=None, description="how /localize looks at a picture")
     presence: dict[str, Any] | None = Field(default=None, description="how /localize decides what is present")
+    search: dict[str, Any] | None = Field(
+        default=None, description="how a search that asks for `presence` tells whether anything matches"
+    )
     templates: list[str]
     activation: Literal["softmax", "sigmoid", "none"] = Field(description="none: scores of /classify are cosines")
     logit_scale: float | None = Field(description="null: not known, so there is no softmax or sigmoid")

@@ -98,6 +98,14 @@ class SearchReranking(Wire):
     top: int = Field(default=100, ge=1, le=MAX_RERANKED, description="best items that it orders anew")
 
 
+class SearchPresence(Wire):
+    """How likely hits show what a text says, and whether anything does; docs/composed.md says how far to trust it."""
+
+    threshold: float | None = Field(
+        default=None, ge=0, le=1, description="below it nothing is a good match; without it the model's own"
+    )
+
+
 class SearchRequest(Wire):
     queries: list[Query] = Field(min_length=1, fail_fast=True)
     model: ModelName | None = Field(
@@ -112,6 +120,10 @@ class SearchRequest(Wire):
     encoding_format: EncodingFormat = Field(default="float", description="of the vectors in the answer")
     rerank: SearchReranking | None = Field(
         default=None, description="order the best items anew by their match with a text; what is behind them stays"
+    )
+    presence: SearchPresence | None = Field(
+        default=None,
+        description="calibrated probabilities of queries that are one text, if the model was calibrated for searches",
     )
     views: ViewName | None = Field(
         default=None,
@@ -158,6 +170,11 @@ class SearchHit(Wire):
         description="with `rerank`: sigmoid of the match logit, 0 to 1; null for a hit behind `top`, and for one that "
         "has no position vectors: it keeps its place",
     )
+    presence: float | None = Field(
+        default=None,
+        description="with `presence`: calibrated probability that this picture shows what the text says; null where "
+        "the query is not one text of which the model knows something",
+    )
     metadata: dict[str, Any] | None = Field(default=None, description="unless left out by `include`")
     vector: list[float] | str | None = Field(default=None, description="if asked for by `include`")
     near: list[NearHit] | None = Field(
@@ -193,6 +210,14 @@ class ItemStanding(Wire):
     rank: int | None = Field(description="1: the best hit; null: no hit of this search, by its filter or its query")
 
 
+class SearchMatch(Wire):
+    """Of the items that pass the filter, whatever the page."""
+
+    probability: float = Field(description="calibrated, that any of them shows what the text says")
+    threshold: float
+    good: bool = Field(description="false: no good match, the probability is below the threshold")
+
+
 class QueryResult(Wire):
     index: int
     exact: bool = Field(description="true: no better item exists; false: the index is approximate")
@@ -200,6 +225,11 @@ class QueryResult(Wire):
     weak: Weak = False
     pool: int | None = Field(default=None, description="items looked at for `diversity` and `group_near`")
     reranked: int | None = Field(default=None, description="with `rerank`: items that it scored, at most `top`")
+    match: SearchMatch | None = Field(
+        default=None,
+        description="with `presence`: whether anything matches; null where the query is not one text of which the "
+        "model knows something",
+    )
     facets: dict[str, FacetCounts] | None = Field(default=None, description="by field, if asked for")
     histogram: ScoreHistogram | None = Field(default=None, description="if asked for")
     scores: list[ItemStanding] | None = Field(default=None, description="in the order of `score_of`, if asked for")

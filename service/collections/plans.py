@@ -8,6 +8,7 @@ from typing import Any
 
 from model_store.errors import InputError
 from service.collections.arranging import Arrangement
+from service.collections.presence import SearchEvidence
 from service.collections.rescoring import Rescoring
 from service.retrieval.records import ViewName
 from service.retrieval.surveys import SurveySpec
@@ -77,4 +78,5 @@ class SearchParameters:
     arrangement: Arrangement
     survey: SurveySpec
     rescoring: Rescoring | None = None
+    evidence: SearchEvidence | None = None
     view: ViewName | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,9 +13,11 @@ import numpy as np
 
 from clipworks.schemas import MAX_POOL, OnUnknown
 from model_store.errors import ClipworksError
+from model_store.search_presence import FIRST
 from service.collections.arranging import POOL, Arranged, search_arranged
 from service.collections.encoding import ItemEncoder, query_vectors
 from service.collections.plans import FieldRefused, QueryPlan, SearchParameters, StoredId
+from service.collections.presence import Match, SearchEvidence
 from service.collections.rescoring import reordered
 from service.collections.threads import StoreThreads
 from service.retrieval import SearchOutcome
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 _SCANS = 3
 _FEW = 4 * POOL  # items that a reader may arrange; more wait for a turn
+_VECTORS = 2**20  # numbers of hits' vectors that are in memory at one time
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Searched:
 
     failed_part: which part of a combination is to blame. unknown_fields: of the filter, that no item has.
     unknown_parts: (query, part) of which the model knows nothing. weak: queries that have no other parts.
-    arranged, surveys, reranked (how many hits were matched): by query, where asked for.
+    arranged, surveys, reranked (how many hits were matched), matches: by query, where asked for.
     """
 
     outcomes: list[SearchOutcome | ClipworksError]
@@ -54,6 +57,7 @@ class Searched:
     arranged: Mapping[int, Arranged] = field(default_factory=dict[int, Arranged])
     surveys: Mapping[int, Survey] = field(default_factory=dict[int, Survey])
     reranked: Mapping[int, int] = field(default_factory=dict[int, int])
+    matches: Mapping[int, Match] = field(default_factory=dict[int, Match])
 
 
 class FoundHits(NamedTuple):
@@ -116,8 +120,19 @@ class Search:
                 results, unknown = await self._ranked(vectors, excluded, self._find)
             else:
                 results, unknown = await self._reranked(vectors, excluded, [plans[index] for index in good])
+            places = [
+                place
+                for place, (index, each) in enumerate(zip(good, results, strict=True))
+                if plans[index].text is not None and index not in found.weak and not isinstance(each, ClipworksError)
+            ]
+            matches = await self._matches(vectors, excluded, places)
         for index, each in zip(good, results, strict=True):
             outcomes[index] = each if isinstance(each, ClipworksError) else each.outcome
+        if (evidence := self._asked.evidence) is not None:
+            for place in matches:
+                outcome = outcomes[good[place]]
+                if not isinstance(outcome, ClipworksError):
+                    outcomes[good[place]] = replace(outcome, hits=await self._likely(outcome.hits, evidence))
         return Searched(
             outcomes,
             found.failed_part,
@@ -135,6 +150,7 @@ class Search:
                 for index, each in zip(good, results, strict=True)
                 if not isinstance(each, ClipworksError) and each.reranked is not None
             },
+            {good[place]: match for place, match in matches.items()},
         )
 
     async def _stored(self, ids: Sequence[str]) -> list[Vector | None]:
@@ -153,6 +169,25 @@ class Search:
             budget=self._budget,
             stage="survey",
         )
+
+    async def _matches(
+        self, vectors: Vector, excluded: Sequence[Sequence[str]], places: Sequence[int]
+    ) -> dict[int, Match]:
+        """Whether anything matches, of those rows of `vectors` that are asked about."""
+        evidence = self._asked.evidence
+        if evidence is None or not places:
+            return {}
+        found, _ = await self._ranked(vectors[places], [excluded[place] for place in places], self._first)
+        return {place: evidence.match(each.outcome.hits) for place, each in zip(places, found, strict=True)}
+
+    async def _likely(self, hits: Sequence[StoredHit], evidence: SearchEvidence) -> list[StoredHit]:
+        """The hits with the probability of each; their vectors are looked up, some at a time."""
+        made: list[StoredHit] = []
+        step = max(1, _VECTORS // self._collection.spec.dim)
+        for start in range(0, len(hits), step):
+            part = hits[start : start + step]
+            made += evidence.hits(part, await self._stored([hit.id for hit in part]))
+        return made
 
     async def _ranked(
         self, vectors: Vector, excluded: Sequence[Sequence[str]], find: Callable[..., list[FoundHits]]
@@ -219,6 +254,24 @@ class Search:
             offset=asked.offset,
             with_metadata=asked.with_metadata,
             with_vectors=asked.with_vectors,
+            stop=stop,
+        )
+        return [FoundHits(outcome) for outcome in found]
+
+    def _first(
+        self, vectors: Vector, excluded: Sequence[Sequence[str]], *, may_scan: bool, stop: Stop
+    ) -> list[FoundHits]:
+        """In a thread: for each query the first hits of all that pass the filter, with their vectors."""
+        found = self._collection.search(
+            vectors,
+            top_k=FIRST,
+            offset=0,
+            filter=self._asked.filter,
+            min_score=None,
+            exclude_ids=excluded,
+            with_metadata=False,
+            with_vectors=True,
+            may_scan=may_scan,
             stop=stop,
         )
         return [FoundHits(outcome) for outcome in found]

@@ -87,6 +87,7 @@ def model_detail(registry: Registry, name: str) -> ModelDetail:
         dense_spec=dense.model_dump(mode="json") if dense else None,
         # What /localize decides by, the training-free default included; None where there is nothing to localise with.
         presence=presence_of(artifact).model_dump(mode="json") if dense else None,
+        search=manifest.search.model_dump(mode="json") if manifest.search else None,
         templates=list(manifest.templates),
         activation=manifest.activation,
         logit_scale=manifest.logit_scale,

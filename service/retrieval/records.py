@@ -204,14 +204,15 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class StoredHit:
-    """`score`: inner product of the query and the stored vector, summed in float64, rounded to float32. `rerank_score`:
-    whoever reranks hits puts it here."""
+    """`score`: inner product of the query and the stored vector, summed in float64, rounded to float32. `rerank_score`,
+    `presence`: whoever reranks hits, or says how likely they are right, puts it here."""
 
     id: str
     score: float
     metadata: dict[str, Any]
     vector: Vector | None = None
     rerank_score: float | None = None
+    presence: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

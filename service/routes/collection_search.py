@@ -26,6 +26,7 @@ from service.http.openapi import answers, bodies
 from service.http.options import Options
 from service.http.respond import encoded, entries, json_response, model_headers
 from service.retrieval.surveys import SurveySpec
+from service.routes.collection_presence import evidence_for
 from service.routes.collection_reranked import check_reranked, reranker_of
 from service.routes.collection_sources import (
     check_page,
@@ -72,7 +73,8 @@ router = APIRouter(prefix="/collections/{name}")
     description=(
         "All queries are encoded in one run and searched at once. Best first; equal scores by id. `exact` says whether "
         "a better item may have been missed. A stored item that a query names is no hit of it. `diversity` and "
-        "`group_near` arrange the best items anew; `facets`, `histogram` and `score_of` look at all items."
+        "`group_near` arrange the best items anew; `facets`, `histogram` and `score_of` look at all items. "
+        "`presence` tells how likely hits show what a text says, and whether anything does."
     ),
     responses=answers(SearchResponse, 400, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504),
     openapi_extra=bodies(SearchRequest, OPTIONS, files="images are appended to its queries"),
@@ -127,6 +129,7 @@ async def search(request: Request, name: Name) -> Response:
         arrangement=arrangement,
         survey=SurveySpec(tuple(body.facets), body.facet_values, body.histogram, tuple(body.score_of)),
         rescoring=reranker and body.rerank and Rescoring(reranker, body.rerank.top, services.pool),
+        evidence=await evidence_for(services, spec, model, body, budget),
         view=body.views,
     )
     searched = await while_connected(
@@ -151,6 +154,13 @@ async def search(request: Request, name: Name) -> Response:
             shown["pool"] = arranged.pool
         if body.rerank is not None:
             shown["reranked"] = searched.reranked.get(index, 0)
+        if body.presence is not None:
+            match = searched.matches.get(index)
+            shown["match"] = match and {
+                "probability": match.probability,
+                "threshold": match.threshold,
+                "good": match.is_good,
+            }
         return shown | survey_fields(searched.surveys.get(index), body)
 
     results = entries(
@@ -236,6 +246,8 @@ def _shown(hit: StoredHit, body: SearchRequest, arranged: Arranged | None) -> di
     shown: dict[str, Any] = {"id": hit.id, "score": hit.score}
     if body.rerank is not None:
         shown["rerank_score"] = hit.rerank_score
+    if body.presence is not None:
+        shown["presence"] = hit.presence
     if arranged is not None and body.group_near is not None:
         shown["near"] = [
             {"id": each.id, "score": each.score, "similarity": each.cosine} for each in arranged.folded[hit.id]

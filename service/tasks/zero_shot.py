@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clipworks.schemas import Label, OnUnknown, Templates
 from model_store.errors import RoleNotFound
@@ -175,9 +176,17 @@ class ZeroShot:
             )
             negative = denied.vectors
         elif neutral_texts:
-            texts = Prompts.of(neutral_texts, (_BARE,))
-            neutral, _ = await self._classes(model, texts, budget)
+            neutral = await self.bare_vectors(model, neutral_texts, budget=budget)
         return LabelVectors(positive=classes.vectors, negative=negative, neutral=neutral)
+
+    async def bare_vectors(self, model: RunningModel, texts: Sequence[str], *, budget: Budget) -> NDArray[np.float32]:
+        """Unit vectors [n, D] of texts as they are, such as the neutral ones of a presence; kept like those of classes.
+
+        Raises:
+            ServiceOverloaded, DeadlinePassed
+        """
+        vectors, _ = await self._classes(model, Prompts.of(texts, (_BARE,)), budget)
+        return vectors
 
     async def _classes(self, model: RunningModel, prompts: Prompts, budget: Budget) -> Classes:
         """Unit vectors, remembered or encoded; only a computation that succeeded is remembered.

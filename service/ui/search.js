@@ -25,7 +25,7 @@ import { OPERATORS, conditionOf, filterOf, histogram, pictureTerm, pictures, que
 /** @typedef {import("./terms.js").Asked} Asked */
 /** @typedef {import("./terms.js").Term} Term */
 /** @typedef {import("./terms.js").Condition} Condition */
-/** @typedef {{id: string, score: number, metadata?: Record<string, unknown>, near?: {id: string, score: number, similarity: number}[]}} Hit */
+/** @typedef {{id: string, score: number, presence?: number | null, metadata?: Record<string, unknown>, near?: {id: string, score: number, similarity: number}[]}} Hit */
 
 const PAGE = 200;
 const DRAWN = 60;
@@ -93,19 +93,22 @@ function Searching({ asked, change, known, collection }) {
   const over = usePictures((files) => add(files.map(pictureTerm)));
   const filter = filterOf(asked.conditions, collection.metadata_schema);
   const folding = asked.fold ? { group_near: NEAR } : {};
+  const key = useKey();
+  const model = useAnswer((signal) => call(`/models/${encodeURIComponent(collection.model)}`, { signal }), [collection.model, key]);
+  const words = terms.length === 1 && terms[0].kind === "text" && terms[0].weight > 0 ? terms[0].value : "";
+  const judged = words && model.found?.body.search && !collection.views ? { presence: {} } : {};
 
   const request = useCallback(
     async (/** @type {number} */ offset) => {
       const keys = terms.filter((each) => each.kind === "picture").map((each) => each.value);
       const images = new Map(await Promise.all(keys.map(async (each) => /** @type {const} */ ([each, await base64(/** @type {File} */ (pictures.get(each)))]))));
       const query = queryOf(terms, (each) => images.get(each) ?? "");
-      return { queries: [query], top_k: PAGE, ...(offset && { offset }), ...(filter && { filter }), ...folding };
+      return { queries: [query], top_k: PAGE, ...(offset && { offset }), ...(filter && { filter }), ...folding, ...judged };
     },
-    [JSON.stringify(terms), JSON.stringify(filter), asked.fold],
+    [JSON.stringify(terms), JSON.stringify(filter), asked.fold, JSON.stringify(judged)],
   );
   const path = `/collections/${collection.name}/search`;
-  const wanted = JSON.stringify([path, terms, filter, asked.fold]);
-  const key = useKey();
+  const wanted = JSON.stringify([path, terms, filter, asked.fold, judged]);
   const ask = async (/** @type {AbortSignal} */ signal) => ({ ...(await call(path, { json: await request(0), signal })), wanted });
   const first = useAnswer(terms.length ? ask : null, [wanted, key], asked.text ? TYPING_MS : 0);
   const [more, setMore] = useState(/** @type {{wanted: string, hits: Hit[], ended: boolean, limit?: boolean}} */ ({ wanted: "", hits: [], ended: false }));
@@ -165,10 +168,10 @@ function Searching({ asked, change, known, collection }) {
   };
   const copied = (/** @type {(name: string) => string} */ content) => {
     const query = queryOf(terms, (each) => content(pictures.get(each)?.name ?? ""));
-    return { queries: [query], top_k: 10, ...(filter && { filter }), ...(asked.min !== null && { min_score: asked.min }), ...folding };
+    return { queries: [query], top_k: 10, ...(filter && { filter }), ...(asked.min !== null && { min_score: asked.min }), ...folding, ...judged };
   };
   const counted = async (/** @type {string} */ field, /** @type {AbortSignal} */ signal) =>
-    call(path, { json: { ...(await request(0)), top_k: 1, offset: 0, include: [], group_near: null, facets: [field], facet_values: COUNTED }, signal });
+    call(path, { json: { ...(await request(0)), top_k: 1, offset: 0, include: [], group_near: null, presence: null, facets: [field], facet_values: COUNTED }, signal });
 
   return html`
     <form class=${`field ${over ? "over" : ""}`} role="search" onSubmit=${commit}>
@@ -217,6 +220,7 @@ function Searching({ asked, change, known, collection }) {
     <${Trouble} error=${first.error} again=${first.again} />
     ${result && html`<${CopyAs} curl=${() => asCurl(path, copied(contentOf), [])} python=${() => pythonSearch(collection.name, copied(contentOf))} />`}
     ${first.found?.body.warnings?.map((/** @type {string} */ said) => html`<p class="warning">${said}</p>`)}
+    ${result?.match && !result.match.good && html`<p class="warning" role="status">No good match: probably nothing here shows “${words}” (probability ${result.match.probability.toFixed(2)}). What is nearest:</p>`}
     ${hits.length > 1 && html`<${ScoreCut} hits=${hits} min=${asked.min} change=${(/** @type {number | null} */ cut) => change({ min: cut }, false)} />`}
     <p class="count" role="status" aria-live="polite">
       ${!terms.length
@@ -448,7 +452,7 @@ function HitDialog({ hit, collection, labels, close, similar, like }) {
       </div>
       <div>
         <h2>${hit.id}</h2>
-        <p>score ${hit.score.toFixed(4)} in <strong>${collection.name}</strong></p>
+        <p>score ${hit.score.toFixed(4)} in <strong>${collection.name}</strong>${typeof hit.presence === "number" && html`, shows it with probability ${hit.presence.toFixed(2)}`}</p>
         <div class="line">
           <button type="button" onClick=${then(() => similar(hit.id))}>Find similar</button>
           <button type="button" onClick=${then(() => like(hit.id, MORE))}>More like this</button>

@@ -436,6 +436,7 @@ def _manifest(
         activation=source.activation or above.activation,
         templates=source.templates or above.templates,
         presence=source.presence or (None if changed else above.presence),
+        search=None if changed else above.search,
         fingerprint=plan.encoders,
         space=above.space if len({p.tower for p in plan.proofs}) == len(changed) else space_of(plan.encoders),
         space_proofs=plan.proofs,

@@ -53,7 +53,7 @@ AGGREGATIONS = ("pooled", "softmax_sum", "max")
 LIST_SIZES = (1, 2, 5, 12)  # and all names at once
 COLLAGES = 300
 # Texts that name nothing that is asked for: without them a list of one or two has nothing to be compared with.
-_NEUTRAL: Mapping[str, tuple[str, ...]] = {
+NEUTRAL: Mapping[str, tuple[str, ...]] = {
     "words of a shop": ("clothes", "shoes", "accessory", "bag", "product", "man", "woman", "white", "a photo of"),
     "everyday words": (
         "a photo", "something", "people", "a room", "a street", "a field", "food", "an animal", "the sea", "the sky",
@@ -123,7 +123,7 @@ def candidates(manifest: Manifest, aggregations: Sequence[str] = AGGREGATIONS) -
     own = default_presence(manifest.templates, known_scale(manifest))
     rules: dict[str, Presence] = {}
     for aggregation in aggregations:
-        for name, neutral in (("empty prompts", own.neutral_texts), *_NEUTRAL.items()):
+        for name, neutral in (("empty prompts", own.neutral_texts), *NEUTRAL.items()):
             for divide_by in ("pooled_norm", "one"):
                 change = {"aggregation": aggregation, "neutral_texts": neutral, "divide_by": divide_by}
                 rules[f"{aggregation}, {name}, divided by {divide_by}"] = own.model_copy(update=change)

@@ -19,6 +19,9 @@ pytest.importorskip("onnx")
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright  # noqa: E402
 
 from clipworks.client import Client, Item  # noqa: E402
+from model_store.manifest import SearchCalibration  # noqa: E402
+from model_store.seal import write_manifest  # noqa: E402
+from model_store.store import Store  # noqa: E402
 from tests.service.http import colour_model  # noqa: E402
 from tests.stores import TINY_STORE  # noqa: E402
 
@@ -91,6 +94,17 @@ def colour_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("colour_store") / "store"
     shutil.copytree(TINY_STORE, folder)  # its tokeniser is taken
     colour_model.publish(folder, "colours")
+    made = Store(folder, builtin=False).open("colours")
+    # What shows no colour more than the others matches none: "no" is such a text.
+    curves = SearchCalibration(
+        neutral_texts=("red", "green", "blue"),
+        hit_slope=10,
+        hit_offset=0,
+        match_slope=10,
+        match_offset=0,
+        threshold=0.5,
+    )
+    write_manifest(made.folder, made.manifest.model_copy(update={"search": curves}))
     return folder
 
 

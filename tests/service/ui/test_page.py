@@ -244,6 +244,30 @@ def test_near_duplicates_are_shown_as_one(site: Site) -> None:
     found(page, 24)
 
 
+def test_no_good_match_is_said_of_words_that_nothing_shows(site: Site) -> None:
+    expected = {
+        words: site.client.collection("photos").search([words], presence={}, top_k=24)[0] for words in ("red", "no")
+    }
+    page = site.page("?view=search&term=1|text|no")
+    said = page.locator(".warning")
+    expect(said).to_contain_text("No good match: probably nothing here shows “no”")
+    match = expected["no"].match
+    assert match is not None
+    expect(said).to_contain_text(f"(probability {match.probability:.2f})")
+    found(page, 24)  # what is nearest is there all the same
+    page.goto(f"{site.url}/ui?view=search&term=1|text|red")
+    found(page, 24)
+    expect(page.locator(".warning")).to_have_count(0)
+    page.locator(".hits button.open").first.click()
+    likely = expected["red"].hits[0].presence
+    assert likely is not None
+    expect(page.locator("dialog")).to_contain_text(f"shows it with probability {likely:.2f}")
+    page.keyboard.press("Escape")
+    page.goto(f"{site.url}/ui?view=search&term=1|text|no&term=0.3|text|red")  # of several terms nothing is said
+    found(page, 24)
+    expect(page.locator(".warning")).to_have_count(0)
+
+
 def test_the_cut_hides_what_is_below_and_counts(site: Site) -> None:
     page = site.page("?view=search&q=red")
     found(page, 24)
