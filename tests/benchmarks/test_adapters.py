@@ -50,6 +50,7 @@ ASKED: dict[Judging, dict[str, Question]] = {
 }
 
 
+@pytest.mark.long
 def test_the_page_has_the_tables_of_the_records() -> None:
     records = json.loads(KEPT.read_text(encoding="utf-8"))
     assert set(records) <= {one.name for one in runs()}

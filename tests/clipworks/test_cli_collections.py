@@ -267,6 +267,7 @@ def address_of(folder: Path) -> str:
     return json.loads((folder / "data" / "LOCK").read_bytes())["address"]
 
 
+@pytest.mark.long
 def test_a_killed_server_loses_nothing_and_the_same_command_goes_on(own_server: Any, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (120, 48, 48, 3), dtype=np.uint8)
     (tmp_path / "many").mkdir()

@@ -98,7 +98,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> EvaluationRun:
     return read_run(path)
 
 
-@pytest.mark.parametrize("dialect", ["clipworks", pytest.param("jina", marks=pytest.mark.long), "infinity"])
+@pytest.mark.parametrize(
+    "dialect",
+    ["clipworks", pytest.param("jina", marks=pytest.mark.long), pytest.param("infinity", marks=pytest.mark.long)],
+)
 def test_every_way_to_a_model_gives_the_same_scores(
     server_url: str, tiny: EvaluationRun, dialect: str, tmp_path: Path
 ) -> None:
@@ -126,6 +129,7 @@ def _compared(a: EvaluationRun, b: Path, folder: Path, *options: str) -> Result:
     return run("compare", folder / "a.json", b, *options)
 
 
+@pytest.mark.long
 def test_compare_puts_two_models_side_by_side(shop: Path, tmp_path: Path) -> None:
     assert run("--image-px", "64", "--out", tmp_path / "tiny.json").exit_code == 0
     result = run("compare", shop / "run.json", tmp_path / "tiny.json")

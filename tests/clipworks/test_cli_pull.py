@@ -161,6 +161,7 @@ def test_wrong_bytes_are_not_published(hub: LocalHub, clipworks: Callable[..., F
     assert again.code == 0, again.err
 
 
+@pytest.mark.long
 def test_serve_pulls_what_is_missing_and_then_asks_nobody(
     hub: LocalHub,
     clipworks: Callable[..., Finished],
@@ -193,6 +194,7 @@ def test_serve_pulls_what_is_missing_and_then_asks_nobody(
 JPEG = {"Content-Type": "image/jpeg"}
 
 
+@pytest.mark.long
 def test_a_model_without_a_scale_gives_cosines_and_says_why(
     hub: LocalHub,
     clipworks: Callable[..., Finished],

@@ -71,7 +71,7 @@ def test_a_folder_of_classes_is_taught_shown_and_used(where: str, cli: Cli, serv
     assert cli("label-sets", "delete", name, "--yes", *place)[0] == 0
 
 
-@pytest.mark.parametrize("where", ["server", "data folder"])
+@pytest.mark.parametrize("where", ["server", pytest.param("data folder", marks=pytest.mark.long)])
 def test_pictures_that_cannot_be_used_do_not_replace_a_set(
     where: str, cli: Cli, server_url: str, tmp_path: Path
 ) -> None:

@@ -186,7 +186,7 @@ def test_mean_precision_here_is_that_of_the_probes(twice: bool) -> None:
     assert np.isnan(found).any()
 
 
-@pytest.mark.parametrize("signal", [0.0, 1.5, 4.0])
+@pytest.mark.parametrize("signal", [0.0, *(pytest.param(each, marks=pytest.mark.long) for each in (1.5, 4.0))])
 def test_mean_average_precision(signal: float) -> None:
     """The interval lies around the score and covers; the middle of resampled rankings does neither."""
     random = np.random.default_rng(7)

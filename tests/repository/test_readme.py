@@ -125,6 +125,7 @@ def test_the_example_on_photographs_runs(environment: dict[str, str], tmp_path: 
     assert [by for by, _ in found] == ["words", "taught"]
 
 
+@pytest.mark.long
 @pytest.mark.torch
 def test_a_model_of_the_hub_is_pulled_served_and_searched(folder: Path, tmp_path: Path) -> None:
     """The blocks about real weights, against a hub on this machine that has a tiny model under the real one's name."""

@@ -105,6 +105,7 @@ def test_texts_alone(lab: Lab) -> None:
     assert artifact.manifest.fingerprint.image == lab.store.open("tiny").manifest.fingerprint.image
 
 
+@pytest.mark.long
 def test_both_sides(lab: Lab) -> None:
     base, artifact = open_artifact(lab.store.open("tiny")), lab.store.open("both")
     seen = base.encode_images([(lab.folder / f"{at}.png").read_bytes() for at in range(12)]).astype(float)

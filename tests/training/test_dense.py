@@ -295,6 +295,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DenseSource, 
     return folder, source, before
 
 
+@pytest.mark.long
 def test_both_graphs_read_one_file_of_weights(built: tuple[Path, DenseSource, int]) -> None:
     folder, _, before = built
     after = sum(path.stat().st_size for path in folder.glob("*") if path.suffix != ".json")

@@ -70,6 +70,7 @@ def test_two_processes_see_the_loss_and_the_gradients_of_one(together: Path, alo
                 torch.testing.assert_close(found[f"{loss}/{kind}/{name}"], tensor, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_statistics_of_norms_are_the_mean_of_both(together: Path) -> None:
     # Batches 0..3 and 1..4 with momentum .1: means 1.5 and 2.5, variance 5/3 each.
     for process in (0, 1):

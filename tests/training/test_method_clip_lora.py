@@ -164,7 +164,7 @@ def learnt(squares: Path, square_base: Path, tmp_path_factory: pytest.TempPathFa
     return found
 
 
-@pytest.mark.parametrize("towers", ["both", "text"])
+@pytest.mark.parametrize("towers", [pytest.param("both", marks=pytest.mark.long), "text"])
 def test_training_names_more_than_zero_shot_and_moves_the_targets_alone(
     learnt: dict[str, Path], square_base: Path, towers: str
 ) -> None:

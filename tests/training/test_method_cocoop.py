@@ -378,6 +378,7 @@ def test_it_is_exported_as_a_conditional_head_and_all_else_is_the_bases(store: S
     np.testing.assert_allclose(encoder.label_logits(names, pictures), expected, atol=1e-3)
 
 
+@pytest.mark.long
 def test_a_derivation_keeps_the_head_while_pictures_and_texts_are_the_bases(store: Store) -> None:
     source, named = source_on(store, "named"), store.open("named")
     head = linear_head(np.eye(2, 32), None, ("a", "b"))

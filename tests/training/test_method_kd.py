@@ -195,6 +195,7 @@ def test_masked_pictures_leave_no_trace_in_the_norms(make_context: MakeContext, 
     assert all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
 
 
+@pytest.mark.long
 def test_a_student_of_another_size_is_a_plain_checkpoint_that_is_served(
     train_squares: Train, store: Store, tmp_path: Path
 ) -> None:

@@ -200,6 +200,7 @@ def test_prompts_of_both_towers_are_published_inside_both(learnt: dict[str, Path
     np.testing.assert_allclose(encoder.class_scores("colour", PICTURES), expected, atol=1e-4)
 
 
+@pytest.mark.long
 def test_prompts_of_pictures_leave_the_texts_to_the_base(learnt: dict[str, Path], prompt_store: Store) -> None:
     run = SavedRun(folder=learnt["vpt"], info=read_checkpoint(learnt["vpt"]))
     source = create("vpt", run.info.config.method_options).derivation(Publication(run=run, store=prompt_store))

@@ -199,6 +199,7 @@ def test_with_nothing_of_its_own_it_is_ivlp_to_the_bit(
 # Texts alone
 
 
+@pytest.mark.long
 def test_texts_alone_are_published_beside_the_bases_pictures(
     train_squares: Train,
     prompt_squares: Path,

@@ -121,6 +121,7 @@ def test_a_class_head_is_published_alone_and_gives_the_checkpoints_logits(lab: P
     assert "is not the base of this checkpoint" in " ".join(said.split())
 
 
+@pytest.mark.long
 def test_a_cured_text_tower_keeps_its_bases_space_and_pictures(lab: Path, base: Artifact) -> None:
     code, said = export(lab, "map", "cured", "--base", "squares@1")
     assert code == 0, said

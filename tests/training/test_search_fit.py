@@ -23,6 +23,7 @@ from training.shipped.presence_fit import open_folder
 from training.shipped.search_fit import (
     REFUSED,
     WORDINGS,
+    NothingToTell,
     SearchedPictures,
     fit,
     judge,
@@ -90,7 +91,7 @@ def test_the_threshold_is_the_highest_that_refuses_one_in_ten() -> None:
 def test_curves_that_fall_are_refused() -> None:
     drawn = searches(pictures(0.5), encode, NEUTRAL, seed=0)
     turned = type(drawn)(-drawn.best, drawn.has_match, drawn.weights, -drawn.hits, drawn.shows, drawn.hit_weights)
-    with pytest.raises(ValueError, match="has no more evidence than others"):
+    with pytest.raises(NothingToTell, match="has no more evidence than others"):
         fit([turned], NEUTRAL)
 
 

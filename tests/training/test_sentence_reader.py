@@ -88,6 +88,7 @@ def test_codes_of_drawn_captions_are_the_oracle(rows: SceneRows) -> None:
     assert checked > 150
 
 
+@pytest.mark.long
 def test_a_reader_finds_the_true_caption_of_pictures_it_never_saw(rows: SceneRows) -> None:
     rng = np.random.default_rng(0)
     pair_of = {pair: at for at, pair in enumerate(rows.pairs)}

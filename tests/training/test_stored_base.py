@@ -52,6 +52,7 @@ def pixels(size: int = 16, count: int = 3) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
+@pytest.mark.long
 def test_positions_of_an_artifact_are_those_of_its_checkpoint(
     squares: Path, square_base: Path, stored: Artifact, tmp_path: Path
 ) -> None:

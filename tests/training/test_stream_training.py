@@ -97,6 +97,7 @@ def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_the_command_trains_judges_and_logs(whole: Path) -> None:
     info = json.loads((whole / "checkpoint.json").read_text())
     assert info["step"] == 6

@@ -52,6 +52,10 @@ _FEWEST = 10
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
 
+class NothingToTell(ValueError):
+    """The evidence of what is there is no greater than that of what is not."""
+
+
 @dataclass(frozen=True, eq=False)
 class SearchedPictures:
     """Pictures of one kind of data: unit vectors float32 [N, D], and for each label which show it, [N]."""
@@ -109,7 +113,7 @@ def searches(pictures: SearchedPictures, encode: EncodeTexts, neutral_texts: Seq
 
 
 def fit(found: Sequence[Searches], neutral_texts: Sequence[str]) -> SearchCalibration:
-    """Raises ValueError: more evidence does not mean that a thing is rather there."""
+    """Raises NothingToTell."""
     match_slope, match_offset = fit_platt(
         np.concatenate([each.best for each in found]),
         np.concatenate([each.has_match for each in found]),
@@ -121,7 +125,7 @@ def fit(found: Sequence[Searches], neutral_texts: Sequence[str]) -> SearchCalibr
         np.concatenate([each.hit_weights for each in found]),
     )
     if not min(match_slope, hit_slope) > 0:
-        raise ValueError(
+        raise NothingToTell(
             f"slopes {match_slope:.3g} and {hit_slope:.3g}: what is there has no more evidence than others"
         )
     curves = SearchCalibration(
@@ -261,7 +265,7 @@ def _best(sets: Sequence[SearchedPictures], encode: EncodeTexts, artifact: Artif
     """The calibration of the smallest log loss, of those with other neutral texts; prints one line for each.
 
     Raises:
-        ValueError: none of them tells what is there from what is not.
+        NothingToTell: of all of them.
     """
     empty = tuple(dict.fromkeys(" ".join(t.replace("{}", " ").split()) for t in artifact.manifest.templates))
     compared = {"empty prompts": tuple(text for text in empty if text), **NEUTRAL}
@@ -272,7 +276,7 @@ def _best(sets: Sequence[SearchedPictures], encode: EncodeTexts, artifact: Artif
         found = [searches(each, encode, neutral, seed=0) for each in sets]
         try:
             calibration = fit(found, neutral)
-        except ValueError as error:
+        except NothingToTell as error:
             print(f"{name}: left out, {error}", flush=True)
             continue
         losses = [judge(each, calibration) for each in found]
@@ -281,7 +285,7 @@ def _best(sets: Sequence[SearchedPictures], encode: EncodeTexts, artifact: Artif
         if best is None or loss < best[0]:
             best = (loss, calibration)
     if best is None:
-        raise ValueError("no candidate can be calibrated")
+        raise NothingToTell("no candidate can be calibrated")
     return best[1]
 
 

@@ -122,8 +122,14 @@ def distances(artifact: Artifact, source: SourceModel) -> tuple[float, float]:
     return images.centred_relative_l2, words.centred_relative_l2
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("layout", [*LAYOUTS, JOINT_OUTSIDE])
+@pytest.mark.parametrize(
+    ("layout", "model"),
+    [
+        pytest.param(layout, model, marks=[pytest.mark.long] if model == "siglip" and layout != "split" else [])
+        for layout in (*LAYOUTS, JOINT_OUTSIDE)
+        for model in MODELS
+    ],
+)
 def test_every_layout_is_the_torch_model(pulled: Callable[[str, str], Artifact], model: str, layout: str) -> None:
     source, artifact = source_of(model), pulled(layout, model)
     images, texts = distances(artifact, source)

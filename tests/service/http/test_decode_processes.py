@@ -157,7 +157,7 @@ def test_another_request_is_not_behind_all_slow_images_of_one(patient, slow: byt
     assert attack.is_alive()
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("end", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_no_process_outlives_its_server(serve, slow: bytes, end: signal.Signals) -> None:  # type: ignore[no-untyped-def]
     server = serve(decode_workers=2, decode_timeout_s=60, drain_s=0.2)
     server.wait_for("ready")

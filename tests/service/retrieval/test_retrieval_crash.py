@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cycles", [80, pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.parametrize("cycles", [50, pytest.param(200, marks=pytest.mark.long)])
 def test_many_kills(cycles: int) -> None:
     """Also: the harness must really have killed at every named point, and most requests must have been answered."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

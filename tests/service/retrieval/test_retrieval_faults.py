@@ -86,7 +86,10 @@ def faults() -> Iterator[Faults]:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("thumbnails", [False, True])
-@pytest.mark.parametrize(("error", "expected"), [(apsw.FullError, StorageFull), (apsw.IOError, StorageFailed)])
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(apsw.FullError, StorageFull), pytest.param(apsw.IOError, StorageFailed, marks=pytest.mark.long)],
+)
 def test_failing_at_the_nth_write(
     tmp_path: Path,
     faults: Faults,

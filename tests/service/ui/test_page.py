@@ -439,7 +439,9 @@ def test_a_label_is_taught_by_dropping_pictures_onto_it(site: Site) -> None:
     expect(page.locator(".results .said").first).to_have_text("mab")
     assert site.client.label_set("mine").examples == 6
     assert page.locator(".results > li").count() == 1, "what is dropped onto a label is not classified"
+    page.close()  # it would ask for the set that goes
     site.client.delete_label_set("mine")
+    site.refused(422)  # chances, which the set has none of, asked for while its first head is being fitted
 
 
 def test_the_chance_that_a_label_is_there_stands_beside_the_score(site: Site) -> None:

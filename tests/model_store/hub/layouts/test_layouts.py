@@ -101,7 +101,10 @@ def test_immich_v1(tmp_path: Path, source: SourceModel) -> None:
     assert shapes_in(tmp_path / "textual" / "model.onnx") == {"text": [1, source.context_length]}
 
 
-@pytest.mark.parametrize(("make", "sidecar"), [(tiny_clip, "model.safetensors"), (tiny_siglip, None)])
+@pytest.mark.parametrize(
+    ("make", "sidecar"),
+    [(tiny_clip, "model.safetensors"), pytest.param(tiny_siglip, None, marks=pytest.mark.long)],
+)
 def test_immich_v2(tmp_path: Path, make: Callable[[], SourceModel], sidecar: str | None) -> None:
     source = make()
     immich.write_immich_v2(tmp_path, source, sidecar=sidecar)
