@@ -40,12 +40,10 @@ def print_survey(found: Hits) -> None:
 
 
 def print_match(found: Hits) -> None:
-    """On standard error, so that a pipe reads the table alone; nothing where a match is good."""
-    if found.match is not None and not found.match.good:
-        output.say(
-            f"no good match: that anything shows it has the probability {found.match.probability:.2f}, "
-            f"below {found.match.threshold:.2f}"
-        )
+    """On standard error, so that a pipe reads the table alone."""
+    if (match := found.match) is not None:
+        said = f"that anything shows it has the probability {match.probability:.2f}"
+        output.say(said if match.good else f"no good match: {said}, below {match.threshold:.2f}")
 
 
 def _standing(item: ItemStanding) -> list[str]:
