@@ -6,11 +6,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 
 from benchmarks.marked import ROOT, markdown_table, replace_blocks
 
-PAGE = ROOT / "docs" / "bias.md"
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+PAGE, PICTURE = ROOT / "docs" / "bias.md", ROOT / "docs" / "pictures" / "bias.png"
 Record = Mapping[str, Mapping[str, Any]]
 BIAS = {"MaxSkew": "MaxSkew@k", "NDKL": "NDKL", "worst": "shapes, worst of 16 groups"}
 USE = {
@@ -25,7 +29,31 @@ _LOGS = ("MaxSkew", "NDKL")
 def write(record: Record) -> None:
     page = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(replace_blocks(page, blocks(record)), encoding="utf-8")
-    print(f"written: {PAGE}")
+    draw(record)
+    print(f"written: {PAGE}, {PICTURE}")
+
+
+def draw(record: Record) -> None:
+    """Bias against use: NDKL and shapes named, each cure in each replication, and the mean of these."""
+    figure, axis = pyplot.subplots(figsize=(7.5, 4.2), layout="constrained")
+    lines = list(next(iter(record.values())))
+    for at, line in enumerate(lines):
+        found = [
+            (each[line]["test"]["NDKL"]["score"], each[line]["test"]["accuracy"]["score"]) for each in record.values()
+        ]
+        colour, mark = f"C{at % 10}", "os^Dvp*XPh"[at % 10]
+        axis.scatter(*zip(*found, strict=True), color=colour, marker=mark, alpha=0.35, s=25)
+        axis.scatter(
+            *np.mean(found, axis=0), color=colour, marker=mark, s=80, label=line, edgecolor="black", linewidth=0.6
+        )
+    even = float(np.mean([each[lines[0]]["test"]["NDKL"]["chance"] for each in record.values()]))
+    axis.axvline(even, color="black", linestyle=":", linewidth=1)
+    axis.text(even, 0.02, " colours permuted", transform=axis.get_xaxis_transform(), fontsize=8)
+    axis.set(xlabel="NDKL of colours (less is better)", ylabel="shapes named (more is better)", xlim=(0, None))
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    PICTURE.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(PICTURE, dpi=100)
+    pyplot.close(figure)
 
 
 def blocks(record: Record) -> dict[str, str]:

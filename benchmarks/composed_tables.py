@@ -14,7 +14,10 @@ Found = Mapping[str, Any]
 
 
 def publish(record: Found) -> None:
-    """Keep the record, and write its tables into the page."""
+    """Keep the record, write its tables into the page, and draw its picture."""
+    from benchmarks.composed_plot import draw
+
+    draw(record)
     KEPT.write_text(json.dumps(record) + "\n", encoding="utf-8")
     PAGE.write_text(replace_blocks(PAGE.read_text(encoding="utf-8"), blocks(record)), encoding="utf-8")
 
