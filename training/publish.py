@@ -25,6 +25,7 @@ def publish_checkpoint(
     store: Store,
     *,
     base: str | None = None,
+    base_folder: Path | None = None,
     data_folder: Path | None = None,
     precisions: Iterable[Precision] = ALL_PRECISIONS,
     text_precisions: Iterable[Precision] | None = None,
@@ -38,7 +39,8 @@ def publish_checkpoint(
     """Publish a checkpoint folder; one that inherits roles of its base, or works behind it, becomes the
     derivation that its method makes of it.
 
-    base: the artifact it derives from, found in `store` when none is named. data_folder: where the table of its recipe
+    base: the artifact it derives from, found in `store` when none is named. base_folder: where the checkpoint of the
+    base that it was trained behind lies now; None: where its recipe says. data_folder: where the table of its recipe
     lies now, for the proof of a changed tower. text_precisions: as in `export_checkpoint`, for a model of its own.
     dense: as there; a derivation heeds "none" alone: its new image tower then has no dense role.
 
@@ -75,7 +77,7 @@ def publish_checkpoint(
         said = f"inherits {', '.join(info.inherited)}" if info.inherited else "works behind its base"
         raise ExportRefused(f"{path.name} {said}: leave --text-precision out")
     publication = Publication(
-        run=SavedRun(folder=path, info=info),
+        run=SavedRun(folder=path, info=info, base_folder=base_folder),
         store=store,
         statement=statement,
         base_name=base,

@@ -13,6 +13,8 @@ from training.bases import open_base
 from training.checkpoint import Checkpoint, LoadedModel, load_model, load_weights
 from training.encoder import TorchEncoder, encoder_of
 
+_SAY = "say where it lies now (--base; --base-checkpoint of clipworks export)"
+
 
 @dataclass(frozen=True, kw_only=True)
 class SavedRun:
@@ -55,9 +57,9 @@ class SavedRun:
             found = open_base(self.info.config) if self.base_folder is None else load_model(self.base_folder)
         except FileNotFoundError as error:
             where = self.base_folder or f"{self.info.config.base}, as seen from the folder that it was trained in"
-            raise ValueError(f"{self.folder} works behind the base {where}; it is not there: pass --base") from error
+            raise ValueError(f"{self.folder} works behind the base {where}; it is not there: {_SAY}") from error
         if found is None:
-            raise ValueError(f"{self.folder} works behind a base and its recipe names none: pass --base")
+            raise ValueError(f"{self.folder} works behind a base and its recipe names none: {_SAY}")
         fitted, named = self.info.base_sha256 or "", self.base_folder or self.info.config.base
         if found.info.weights_sha256 != fitted:
             raise ValueError(

@@ -68,6 +68,15 @@ def export(
             help="Artifact that a class head or a cured text tower derives from; by default the store's that fits.",
         ),
     ] = None,
+    base_checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            help="Where the checkpoint that it was trained behind lies now, if it was moved.",
+        ),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -96,6 +105,7 @@ def export(
             name,
             target,
             base=base,
+            base_folder=base_checkpoint,
             data_folder=data,
             precisions=model_making.precisions_of(precision),
             text_precisions=None if text_precision is None else model_making.precisions_of(text_precision),

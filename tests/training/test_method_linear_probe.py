@@ -139,7 +139,7 @@ def test_a_head_is_refused_behind_another_base(
     train(table / "base.toml", [f"run.folder={json.dumps(str(other))}", "seed=4"])
     with pytest.raises(ValueError, match="fitted on weights"):
         report_split(folder, data_folder=table, split="validation", base=other)
-    with pytest.raises(ValueError, match="it is not there: pass --base"):
+    with pytest.raises(ValueError, match="it is not there: say where it lies now"):
         report_split(folder, data_folder=table, split="validation", base=tmp_path / "moved")
     (folder / "weights.safetensors").write_bytes((other / "weights.safetensors").read_bytes())
     with pytest.raises(ValueError, match="sha256"):

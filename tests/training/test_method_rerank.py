@@ -40,6 +40,7 @@ from training.methods.rerank import RerankMethod
 from training.models.dense import DenseSource
 from training.models.fusion import Fusion
 from training.publication import Publication
+from training.publish import publish_checkpoint
 from training.saved import SavedRun
 
 pytestmark = pytest.mark.torch
@@ -343,3 +344,11 @@ def test_whoever_changes_what_it_reads_does_not_inherit_it(lab: Lab) -> None:
         Manifest.model_validate_json(
             json.dumps({**json.loads(own.model_dump_json()), "graphs": [json.loads(some.model_dump_json())]})
         )
+
+
+def test_a_base_that_was_moved_is_looked_for_where_it_lies(lab: Lab, squares: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportRefused, match="works behind the base .*moved; it is not there: say where it lies now"):
+        publish_checkpoint(lab.folder, "moved", lab.store, base_folder=tmp_path / "moved")
+    train(squares, [f"run.folder={json.dumps(str(tmp_path / 'other'))}", "seed=4", "optim.steps=1"])
+    with pytest.raises(ExportRefused, match=r"was fitted on weights .*, the base .*other has "):
+        publish_checkpoint(lab.folder, "moved", lab.store, base_folder=tmp_path / "other")
