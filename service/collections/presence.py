@@ -15,6 +15,8 @@ from service.collections.vectors import Vector
 if TYPE_CHECKING:
     from service.retrieval import StoredHit
 
+_SAME = 1e-3  # from which difference of cosines on a vector is another one; rounding is far below
+
 
 @dataclass(frozen=True)
 class Match:
@@ -41,18 +43,26 @@ class SearchEvidence:
         vectors = [hit.vector for hit in first if hit.vector is not None]
         if len(vectors) != len(first):
             raise ValueError("hits without vectors have no evidence")
-        return Match(match_probability(self._of(first, vectors), self.calibration), self.threshold)
+        if not first:
+            return Match(match_probability(np.zeros(0), self.calibration), self.threshold)
+        found = evidence(np.array([hit.score for hit in first]), np.stack(vectors), self.neutral)
+        return Match(match_probability(found, self.calibration), self.threshold)
 
-    def hits(self, hits: Sequence[StoredHit], vectors: Sequence[Vector | None]) -> list[StoredHit]:
-        """The hits with their probability, of their stored vectors; an item that is gone by now has none."""
-        there = [place for place, vector in enumerate(vectors) if vector is not None]
-        found = self._of([hits[place] for place in there], [vector for vector in vectors if vector is not None])
+    def hits(self, hits: Sequence[StoredHit], vectors: Sequence[Vector | None], query: Vector) -> list[StoredHit]:
+        """The hits of a query [D] with their probability, of their stored vectors as they were read after the search.
+
+        An item that is gone by now has none, and neither has one whose vector is another by now: its score is of the
+        one that was found.
+        """
+        there = [(place, vector) for place, vector in enumerate(vectors) if vector is not None]
         made = list(hits)
-        for place, probability in zip(there, hit_probabilities(found, self.calibration), strict=True):
-            made[place] = replace(hits[place], presence=float(probability))
+        if not there:
+            return made
+        rows = np.stack([vector for _, vector in there])
+        cosines = np.array([hits[place].score for place, _ in there])
+        is_found = np.abs(rows @ query - cosines) < _SAME
+        probabilities = hit_probabilities(evidence(cosines, rows, self.neutral), self.calibration)
+        for (place, _), is_same, probability in zip(there, is_found, probabilities, strict=True):
+            if is_same:
+                made[place] = replace(hits[place], presence=float(probability))
         return made
-
-    def _of(self, hits: Sequence[StoredHit], vectors: Sequence[Vector]) -> F64:
-        if not hits:
-            return np.zeros(0)
-        return evidence(np.array([hit.score for hit in hits]), np.stack(vectors), self.neutral)

@@ -132,7 +132,9 @@ class Search:
             for place in matches:
                 outcome = outcomes[good[place]]
                 if not isinstance(outcome, ClipworksError):
-                    outcomes[good[place]] = replace(outcome, hits=await self._likely(outcome.hits, evidence))
+                    outcomes[good[place]] = replace(
+                        outcome, hits=await self._likely(outcome.hits, vectors[place], evidence)
+                    )
         return Searched(
             outcomes,
             found.failed_part,
@@ -180,13 +182,21 @@ class Search:
         found, _ = await self._ranked(vectors[places], [excluded[place] for place in places], self._first)
         return {place: evidence.match(each.outcome.hits) for place, each in zip(places, found, strict=True)}
 
-    async def _likely(self, hits: Sequence[StoredHit], evidence: SearchEvidence) -> list[StoredHit]:
-        """The hits with the probability of each; their vectors are looked up, some at a time."""
+    async def _likely(self, hits: Sequence[StoredHit], query: Vector, evidence: SearchEvidence) -> list[StoredHit]:
+        """The hits of a query with the probability of each; in a thread their vectors are looked up, some at a time."""
+
+        def likely(part: Sequence[StoredHit]) -> list[StoredHit]:
+            return evidence.hits(part, self._collection.vector_of([hit.id for hit in part]), query)
+
         made: list[StoredHit] = []
         step = max(1, _VECTORS // self._collection.spec.dim)
         for start in range(0, len(hits), step):
-            part = hits[start : start + step]
-            made += evidence.hits(part, await self._stored([hit.id for hit in part]))
+            made += await self._threads.run(
+                "read",
+                lambda _, part=hits[start : start + step]: likely(part),
+                budget=self._budget,
+                stage="store",
+            )
         return made
 
     async def _ranked(

@@ -22,7 +22,8 @@ async def evidence_for(
     """What the queries' model compares hits with; None: that was not asked for, or no query is a text.
 
     Raises:
-        Refusal: 422, the model was not calibrated for searches, or the collection keeps two vectors of each item.
+        Refusal: 422, the model was not calibrated for searches, or knows nothing of the texts that it is calibrated
+            with, or the collection keeps two vectors of each item.
         ServiceOverloaded, DeadlinePassed
     """
     if body.presence is None:
@@ -40,5 +41,11 @@ async def evidence_for(
         )
         raise Refusal(422, "unsupported_input", message, param="presence")
     neutral = await services.zero_shot.bare_vectors(model, calibration.neutral_texts, budget=budget)
+    if not neutral.any():
+        message = (
+            f"{model.reference} knows nothing of its own neutral texts (`search` in GET /models/{{name}}), so it is "
+            "not calibrated for searches: leave presence out"
+        )
+        raise Refusal(422, "unsupported_input", message, param="presence")
     threshold = calibration.threshold if body.presence.threshold is None else body.presence.threshold
     return SearchEvidence(neutral_mean(neutral), calibration, threshold)

@@ -79,7 +79,7 @@ class Searches:
 
 
 def searches(pictures: SearchedPictures, encode: EncodeTexts, neutral_texts: Sequence[str], *, seed: int) -> Searches:
-    """Raises ValueError: no label is shown by some pictures and not by others."""
+    """Raises ValueError: no label is shown by some pictures and not by others, which have to be some."""
     rng = np.random.default_rng(seed)
     count = len(pictures.vectors)
     neutral = neutral_mean(encode(neutral_texts))
@@ -106,7 +106,8 @@ def searches(pictures: SearchedPictures, encode: EncodeTexts, neutral_texts: Seq
                     shows.append(shown[chosen[first]])
     truth = np.array(has_match, dtype=np.bool_)
     if truth.all() or not truth.any():
-        raise ValueError(f"{pictures.name}: no label is shown by some of its pictures and not by others")
+        others = f"{min(_FEWEST, count)} others or more"
+        raise ValueError(f"{pictures.name}: no label is shown by some of its {count} pictures and not by {others}")
     weights = np.where(truth, 0.5 / truth.sum(), 0.5 / (~truth).sum())
     hit_weights = np.concatenate([np.full(len(each), w / len(each)) for each, w in zip(hits, weights, strict=True)])
     return Searches(np.array(best), truth, weights, np.concatenate(hits), np.concatenate(shows), hit_weights)

@@ -17,6 +17,8 @@ from evaluation.encoder import ArtifactEncoder
 from model_store.manifest import SearchCalibration
 from model_store.seal import write_manifest
 from model_store.store import Store
+from service.collections.presence import SearchEvidence
+from service.retrieval import StoredHit
 from tests.stores import SHOP_STORE, TINY_STORE
 
 CURVES = SearchCalibration(
@@ -38,12 +40,16 @@ def sigmoid(x: F64) -> F64:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """fashion-small, calibrated for searches by made-up curves, and tiny, which is not."""
+    """fashion-small, calibrated for searches by made-up curves; wordless, by texts that it does not know; and tiny."""
     folder = tmp_path_factory.mktemp("presence") / "store"
     shutil.copytree(SHOP_STORE, folder)
     shutil.copytree(TINY_STORE / "tiny", folder / "tiny")
     shop = Store(folder, builtin=False).open("fashion-small")
+    shutil.copytree(folder / "fashion-small", folder / "wordless")
     write_manifest(shop.folder, shop.manifest.model_copy(update={"search": CURVES}))
+    curves = CURVES.model_copy(update={"neutral_texts": (UNKNOWN,)})
+    wordless = shop.manifest.model_copy(update={"name": "wordless", "search": curves})
+    write_manifest(folder / "wordless" / shop.folder.name, wordless)
     return folder
 
 
@@ -90,7 +96,7 @@ class Shop:
 
 @pytest.fixture(scope="module")
 def shop(store: Path, make_client: Callable[..., TestClient]) -> Shop:
-    return Shop(make_client(store=store, model="fashion-small", extra_models=("tiny",)), store)
+    return Shop(make_client(store=store, model="fashion-small", extra_models=("tiny", "wordless")), store)
 
 
 def test_hits_and_matches_are_the_curves_of_the_evidence(shop: Shop) -> None:
@@ -192,6 +198,25 @@ def test_a_model_without_curves_says_so(shop: Shop) -> None:
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (422, "unsupported_input", "presence")
     assert "tiny@1 was not calibrated for searches" in error["message"]
+
+
+def test_a_model_that_does_not_know_its_own_neutral_texts_says_so(shop: Shop) -> None:
+    answer = shop.ask(SHIRT, presence={}, model="wordless")
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (422, "unsupported_input", "presence")
+    assert "wordless@1 knows nothing of its own neutral texts" in error["message"]
+
+
+@pytest.mark.parametrize("vectors", [(None, None, None), (0, None, 2)], ids=["gone", "replaced"])
+def test_an_item_that_is_another_one_by_now_has_no_probability(shop: Shop, vectors: tuple[int | None, ...]) -> None:
+    """The second hit was deleted since it was found, and the third now has the vector of another item."""
+    rows = shop.rows.astype(np.float32)
+    query = shop.unit((SHIRT,))[0].astype(np.float32)
+    hits = [StoredHit(shop.ids[place], float(rows[place] @ query), {}) for place in (0, 1, 3)]
+    now = [None if place is None else rows[place] for place in vectors]
+    found = SearchEvidence(shop.neutral, CURVES, 0.5).hits(hits, now, query)
+    assert [(hit.id, hit.score) for hit in found] == [(hit.id, hit.score) for hit in hits]
+    assert [hit.presence is not None for hit in found] == [vectors[0] is not None, False, False]
 
 
 @pytest.mark.parametrize(
