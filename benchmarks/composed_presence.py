@@ -67,7 +67,8 @@ def _signals(
     parts: Sequence[NDArray[np.bool_]],
 ) -> F64:
     """[names, SIGNALS] of each name in its part of the gallery."""
-    cosines = encoder.texts(names) @ gallery.unit.T
+    texts = encoder.texts(names)
+    cosines = texts @ gallery.unit.T
     neutral = presences.neutral.mean(axis=0) @ gallery.unit.T
     own, median, one = (
         probability(presences.logits(names, gallery, lengths=each)) for each in ("own", "median", "one")
@@ -78,7 +79,7 @@ def _signals(
         cosine = cosines[row, at]
         first = int(np.argmax(cosine))
         best = np.argsort(-cosine, kind="stable")[:FIRST]
-        found = evidence(cosine[best], gallery.unit[at][best].astype(np.float32), mean)
+        found = evidence(gallery.unit[at][best].astype(np.float32), texts[row].astype(np.float32), mean)
         rows.append(
             (
                 cosine.max(),

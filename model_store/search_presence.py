@@ -28,9 +28,9 @@ def neutral_mean(neutral: Vectors) -> F64:
     return known.astype(np.float64).mean(axis=0)
 
 
-def evidence(cosines: NDArray[np.floating], pictures: Vectors, neutral: F64) -> F64:
-    """s [n] of the cosines [n] of a text with pictures, and the pictures' unit vectors [n, D]."""
-    return cosines.astype(np.float64) - pictures.astype(np.float64) @ neutral
+def evidence(pictures: Vectors, texts: Vectors, neutral: F64) -> F64:
+    """s [n] of pictures' unit vectors [n, D] for the unit vector of a text, [D], or of each one's own, [n, D]."""
+    return (pictures * (texts.astype(np.float64) - neutral)).sum(axis=1)
 
 
 def hit_probabilities(found: F64, calibration: SearchCalibration) -> F64:

@@ -173,8 +173,8 @@ class SearchHit(Wire):
     presence: float | None = Field(
         default=None,
         description="with `presence`: calibrated probability that this picture shows what the text says; null where "
-        "the query is not one text of which the model knows something, and of an item that was deleted or replaced "
-        "while the search went on",
+        "the query is not one text of which the model knows something, and of an item that was deleted while the "
+        "search went on",
     )
     metadata: dict[str, Any] | None = Field(default=None, description="unless left out by `include`")
     vector: list[float] | str | None = Field(default=None, description="if asked for by `include`")

@@ -15,12 +15,13 @@ from pydantic import ValidationError
 from clipworks.schemas import OnUnknown
 from model_store.errors import ClipworksError, RoleNotFound
 from service.collections.backends import BackendSource
+from service.collections.checks import check_filter, filter_refused, shares_of
 from service.collections.encoding import ItemEncoder, row_vectors
 from service.collections.media import MediaRoot, Thumbnail
 from service.collections.models import PinnedModels, require_equal_model
 from service.collections.plans import FieldRefused, NewRow, QueryPlan, SearchParameters
 from service.collections.sampling import sampled_vectors
-from service.collections.searches import Search, Searched, check_filter, filter_refused, shares_of
+from service.collections.searches import Search, Searched
 from service.collections.threads import StoreThreads
 from service.collections.vectors import Vector
 from service.collections.views import prints_of, space_of_views, vector_in, view_in

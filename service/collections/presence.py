@@ -15,19 +15,17 @@ from service.collections.vectors import Vector
 if TYPE_CHECKING:
     from service.retrieval import StoredHit
 
-_SAME = 1e-3  # from which difference of cosines on a vector is another one; rounding is far below
-
 
 @dataclass(frozen=True)
 class Match:
-    """probability: that any item shows what the text says. is_good: it reaches the threshold."""
+    """probability: that any item shows what the text says, 0 where there is none. is_good: it reaches the threshold."""
 
     probability: float
     threshold: float
 
     @property
     def is_good(self) -> bool:
-        return self.probability >= self.threshold
+        return self.probability > 0 and self.probability >= self.threshold
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,31 +36,24 @@ class SearchEvidence:
     calibration: SearchCalibration
     threshold: float
 
-    def match(self, first: Sequence[StoredHit]) -> Match:
-        """first: the first hits of all that pass the filter, with their vectors."""
+    def match(self, text: Vector, first: Sequence[StoredHit]) -> Match:
+        """text: unit vector [D] of the query. first: the first hits of all that pass the filter, with their vectors."""
         vectors = [hit.vector for hit in first if hit.vector is not None]
         if len(vectors) != len(first):
             raise ValueError("hits without vectors have no evidence")
-        if not first:
-            return Match(match_probability(np.zeros(0), self.calibration), self.threshold)
-        found = evidence(np.array([hit.score for hit in first]), np.stack(vectors), self.neutral)
+        found = evidence(np.stack(vectors), text, self.neutral) if vectors else np.zeros(0)
         return Match(match_probability(found, self.calibration), self.threshold)
 
-    def hits(self, hits: Sequence[StoredHit], vectors: Sequence[Vector | None], query: Vector) -> list[StoredHit]:
-        """The hits of a query [D] with their probability, of their stored vectors as they were read after the search.
-
-        An item that is gone by now has none, and neither has one whose vector is another by now: its score is of the
-        one that was found.
-        """
-        there = [(place, vector) for place, vector in enumerate(vectors) if vector is not None]
+    def hits(
+        self, hits: Sequence[StoredHit], vectors: Sequence[Vector | None], texts: Sequence[Vector]
+    ) -> list[StoredHit]:
+        """The hits with their probability. vectors: as they are stored now; an item that is gone has no probability.
+        texts: unit vector [D] of each one's query."""
+        there = [place for place, vector in enumerate(vectors) if vector is not None]
         made = list(hits)
-        if not there:
-            return made
-        rows = np.stack([vector for _, vector in there])
-        cosines = np.array([hits[place].score for place, _ in there])
-        is_found = np.abs(rows @ query - cosines) < _SAME
-        probabilities = hit_probabilities(evidence(cosines, rows, self.neutral), self.calibration)
-        for (place, _), is_same, probability in zip(there, is_found, probabilities, strict=True):
-            if is_same:
+        if there:
+            rows = np.stack([vector for vector in vectors if vector is not None])
+            found = evidence(rows, np.stack([texts[place] for place in there]), self.neutral)
+            for place, probability in zip(there, hit_probabilities(found, self.calibration), strict=True):
                 made[place] = replace(hits[place], presence=float(probability))
         return made

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,21 +13,18 @@ from clipworks.schemas import MAX_POOL, OnUnknown
 from model_store.errors import ClipworksError
 from model_store.search_presence import FIRST
 from service.collections.arranging import POOL, Arranged, search_arranged
+from service.collections.checks import check_filter, check_survey, filter_refused, shares_of
 from service.collections.encoding import ItemEncoder, query_vectors
-from service.collections.plans import FieldRefused, QueryPlan, SearchParameters, StoredId
+from service.collections.plans import QueryPlan, SearchParameters, StoredId
 from service.collections.presence import Match, SearchEvidence
 from service.collections.rescoring import reordered
 from service.collections.threads import StoreThreads
 from service.retrieval import SearchOutcome
 from service.retrieval.backends.protocol import BackendCollection
-from service.retrieval.errors import InvalidFilter, InvalidItem, InvalidQuery, ScanNeeded
-from service.retrieval.paths import parse_path
+from service.retrieval.errors import ScanNeeded
 from service.retrieval.records import Vector
 from service.retrieval.stopping import Stop
-from service.retrieval.surveys import Survey, SurveySpec
-from service.retrieval.truth.filter_limits import is_small
-from service.retrieval.truth.filters import compile_filter
-from service.retrieval.truth.items import check_id
+from service.retrieval.surveys import Survey
 from service.timing import Budget
 
 if TYPE_CHECKING:
@@ -94,7 +89,7 @@ class Search:
         self, plans: Sequence[QueryPlan], encoder: ItemEncoder, *, all_or_nothing: bool, on_unknown: OnUnknown
     ) -> Searched:
         """See `Collections.search`."""
-        _check_survey(self._asked.survey)
+        check_survey(self._asked.survey)
         await check_filter(self._collection, self._asked.filter)
         found = await query_vectors(
             plans,
@@ -120,21 +115,20 @@ class Search:
                 results, unknown = await self._ranked(vectors, excluded, self._find)
             else:
                 results, unknown = await self._reranked(vectors, excluded, [plans[index] for index in good])
-            places = [
-                place
-                for place, (index, each) in enumerate(zip(good, results, strict=True))
+            rows = {
+                index: row
+                for row, (index, each) in enumerate(zip(good, results, strict=True))
                 if plans[index].text is not None and index not in found.weak and not isinstance(each, ClipworksError)
-            ]
-            matches = await self._matches(vectors, excluded, places)
+            }
+            matches = await self._matches(vectors, excluded, rows)
         for index, each in zip(good, results, strict=True):
             outcomes[index] = each if isinstance(each, ClipworksError) else each.outcome
         if (evidence := self._asked.evidence) is not None:
-            for place in matches:
-                outcome = outcomes[good[place]]
-                if not isinstance(outcome, ClipworksError):
-                    outcomes[good[place]] = replace(
-                        outcome, hits=await self._likely(outcome.hits, vectors[place], evidence)
-                    )
+            told = {index: each for index in matches if isinstance(each := outcomes[index], SearchOutcome)}
+            texts = {index: vectors[rows[index]] for index in told}
+            likely = await self._likely({index: each.hits for index, each in told.items()}, texts, evidence)
+            for index, each in told.items():
+                outcomes[index] = replace(each, hits=likely[index])
         return Searched(
             outcomes,
             found.failed_part,
@@ -152,7 +146,7 @@ class Search:
                 for index, each in zip(good, results, strict=True)
                 if not isinstance(each, ClipworksError) and each.reranked is not None
             },
-            {good[place]: match for place, match in matches.items()},
+            matches,
         )
 
     async def _stored(self, ids: Sequence[str]) -> list[Vector | None]:
@@ -173,30 +167,40 @@ class Search:
         )
 
     async def _matches(
-        self, vectors: Vector, excluded: Sequence[Sequence[str]], places: Sequence[int]
+        self, vectors: Vector, excluded: Sequence[Sequence[str]], rows: Mapping[int, int]
     ) -> dict[int, Match]:
-        """Whether anything matches, of those rows of `vectors` that are asked about."""
+        """Whether anything matches, by query. rows: of `vectors`, by the queries that are asked about."""
         evidence = self._asked.evidence
-        if evidence is None or not places:
+        if evidence is None or not rows:
             return {}
-        found, _ = await self._ranked(vectors[places], [excluded[place] for place in places], self._first)
-        return {place: evidence.match(each.outcome.hits) for place, each in zip(places, found, strict=True)}
+        asked = list(rows.values())
+        found, _ = await self._ranked(vectors[asked], [excluded[row] for row in asked], self._first)
+        return {
+            index: evidence.match(vectors[rows[index]], each.outcome.hits)
+            for index, each in zip(rows, found, strict=True)
+        }
 
-    async def _likely(self, hits: Sequence[StoredHit], query: Vector, evidence: SearchEvidence) -> list[StoredHit]:
-        """The hits of a query with the probability of each; in a thread their vectors are looked up, some at a time."""
+    async def _likely(
+        self, hits: Mapping[int, Sequence[StoredHit]], texts: Mapping[int, Vector], evidence: SearchEvidence
+    ) -> dict[int, list[StoredHit]]:
+        """The hits of queries with the probability of each; in a thread their vectors are looked up, some at a time."""
 
-        def likely(part: Sequence[StoredHit]) -> list[StoredHit]:
-            return evidence.hits(part, self._collection.vector_of([hit.id for hit in part]), query)
+        def likely(part: Sequence[tuple[int, StoredHit]]) -> list[StoredHit]:
+            ids = list(dict.fromkeys(hit.id for _, hit in part))
+            stored = dict(zip(ids, self._collection.vector_of(ids), strict=True))
+            own = [stored[hit.id] for _, hit in part]
+            return evidence.hits([hit for _, hit in part], own, [texts[query] for query, _ in part])
 
-        made: list[StoredHit] = []
+        made: dict[int, list[StoredHit]] = {query: [] for query in hits}
+        every = [(query, hit) for query, found in hits.items() for hit in found]
         step = max(1, _VECTORS // self._collection.spec.dim)
-        for start in range(0, len(hits), step):
-            made += await self._threads.run(
-                "read",
-                lambda _, part=hits[start : start + step]: likely(part),
-                budget=self._budget,
-                stage="store",
+        for start in range(0, len(every), step):
+            part = every[start : start + step]
+            found = await self._threads.run(
+                "read", lambda _, part=part: likely(part), budget=self._budget, stage="store"
             )
+            for (query, _), hit in zip(part, found, strict=True):
+                made[query].append(hit)
         return made
 
     async def _ranked(
@@ -345,42 +349,3 @@ class Search:
 
     def _metadata_of(self, id: str) -> dict[str, Any]:
         return self._collection.get(id).metadata
-
-
-def shares_of(collection: BackendCollection, caller: str) -> tuple[tuple[str, str], ...]:
-    """Whose turns a look at many rows takes; see `StoreThreads.scan`."""
-    return ("collection", collection.name), ("caller", caller)
-
-
-async def check_filter(collection: BackendCollection, filter: dict[str, Any] | None) -> None:
-    """Raises FieldRefused with the place in the filter, before any work is done for it; a large one not on the loop."""
-    if filter is None:
-        return
-    with filter_refused():
-        if is_small(filter):
-            compile_filter(filter, collection.spec.metadata_schema)
-        else:
-            await asyncio.to_thread(compile_filter, filter, collection.spec.metadata_schema)
-
-
-@contextmanager
-def filter_refused() -> Generator[None]:
-    """What the language or the backend refuses, with the place in the filter."""
-    try:
-        yield
-    except InvalidFilter as error:
-        raise FieldRefused(error, error.path) from None
-
-
-def _check_survey(asked: SurveySpec) -> None:
-    """Raises FieldRefused: a field or an id that cannot be one."""
-    for place, name in enumerate(asked.facets):
-        try:
-            parse_path(name)
-        except ValueError as error:
-            raise FieldRefused(InvalidQuery(str(error)), f"facets[{place}]") from None
-    for place, id in enumerate(asked.ids):
-        try:
-            check_id(id)
-        except InvalidItem as error:
-            raise FieldRefused(error, f"score_of[{place}]") from None

@@ -71,7 +71,7 @@ def test_both_clients_tell_it(search: Search, url: str) -> None:
     with Client(url) as client:
         vectors = client.embed(texts=[WORDS, *TEXTS.values(), *CURVES.neutral_texts])
     query, rows, neutral = vectors[0], vectors[1:4], neutral_mean(vectors[4:])
-    known = dict(zip(TEXTS, evidence(rows @ query, rows, neutral), strict=True))
+    known = dict(zip(TEXTS, evidence(rows, query, neutral), strict=True))
     [found] = search([WORDS], presence={})
     assert found.match is not None
     assert found.match.probability == pytest.approx(match_probability(np.array([*known.values()]), CURVES), abs=1e-5)

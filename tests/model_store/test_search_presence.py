@@ -27,8 +27,11 @@ def test_formulas_by_hand() -> None:
     mean = neutral_mean(neutral)
     assert mean == pytest.approx([0.3, 0.9, 0.0])  # a text without a known word is no direction
     pictures = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], np.float32)
-    found = evidence(np.array([0.5, 0.25], np.float32), pictures, mean)
+    text = np.array([0.5, 0.8, 0.25], np.float32)
+    found = evidence(pictures, text, mean)
     assert found == pytest.approx([0.2, 0.25])
+    each = np.stack([text, text[::-1]])
+    assert evidence(pictures, each, mean) == pytest.approx([0.2, 0.5])
     assert hit_probabilities(found, CURVES) == pytest.approx([sigmoid(-1), sigmoid(-0.5)])
     assert match_probability(found, CURVES) == pytest.approx(sigmoid(20 * 0.25 - 4))
     assert match_probability(np.zeros(0), CURVES) == 0.0

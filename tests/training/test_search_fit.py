@@ -160,6 +160,12 @@ def test_halves_of_folders_share_no_picture(folders: Path, tmp_path: Path) -> No
         assert [path.parent.name == name for path in fitted] == shown.tolist()
     with pytest.raises(ValueError, match="expected two folders"):
         read_folders(tmp_path, "validation")
+    for name in ("a b", "a_b"):
+        (tmp_path / name).mkdir()
+        for path in fitted[:1]:
+            shutil.copy(path, tmp_path / name)
+    with pytest.raises(ValueError, match="two of its folders have one label"):
+        read_folders(tmp_path, "validation")
 
 
 def test_an_artifact_whose_files_changed_is_left_alone(folders: Path, artifact: Path, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def searches(pictures: SearchedPictures, encode: EncodeTexts, neutral_texts: Seq
                         continue
                     cosines = pictures.vectors[chosen] @ query
                     first = np.argsort(-cosines, kind="stable")[:FIRST]
-                    found = evidence(cosines[first], pictures.vectors[chosen[first]], neutral)
+                    found = evidence(pictures.vectors[chosen[first]], query, neutral)
                     best.append(float(found.max()))
                     has_match.append(chosen is part)
                     hits.append(found)
@@ -182,7 +182,7 @@ def read_folders(folder: Path, split: Split) -> tuple[list[Path], dict[str, Bool
     """Pictures of one half of `folder`/LABEL/*, and which of them show each label.
 
     Raises:
-        OSError, ValueError: there are no such folders, or less than two.
+        OSError, ValueError: there are no such folders, less than two, or two of one label.
     """
     half = {"validation": 0, "test": 1}.get(split, 0)
     found = [
@@ -192,6 +192,8 @@ def read_folders(folder: Path, split: Split) -> tuple[list[Path], dict[str, Bool
         if path.suffix.lower() in _SUFFIXES and hashlib.sha256(path.read_bytes()).digest()[0] % 2 == half
     ]
     names = sorted({each.name for each, _ in found})
+    if len({name.replace("_", " ") for name in names}) < len(names):
+        raise ValueError(f"{folder}: two of its folders have one label, for _ is a space")
     if len(names) < 2:
         raise ValueError(f"{folder}: expected two folders with pictures or more, one for each label")
     labels = {name.replace("_", " "): np.array([each.name == name for each, _ in found]) for name in names}

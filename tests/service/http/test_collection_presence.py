@@ -154,9 +154,10 @@ def test_what_the_filter_leaves_out_is_no_match(shop: Shop) -> None:
     [result] = shop.search("watch", presence={}, filter={"thing": "bag"}, top_k=2)
     assert result["match"]["probability"] == pytest.approx(shop.match("watch", lambda id: id.endswith("bag")), abs=1e-5)
     assert result["match"]["probability"] < shop.match("watch")
-    [nothing] = shop.search("watch", presence={}, filter={"thing": "boat"})
-    assert nothing["hits"] == []
-    assert nothing["match"] == {"probability": 0.0, "threshold": 0.55, "good": False}
+    for threshold in (0.55, 0):
+        [nothing] = shop.search("watch", presence={"threshold": threshold}, filter={"thing": "boat"})
+        assert nothing["hits"] == []
+        assert nothing["match"] == {"probability": 0.0, "threshold": threshold, "good": False}
 
 
 @pytest.mark.parametrize(("threshold", "good"), [(0.0, True), (1.0, False)])
@@ -207,16 +208,16 @@ def test_a_model_that_does_not_know_its_own_neutral_texts_says_so(shop: Shop) ->
     assert "wordless@1 knows nothing of its own neutral texts" in error["message"]
 
 
-@pytest.mark.parametrize("vectors", [(None, None, None), (0, None, 2)], ids=["gone", "replaced"])
-def test_an_item_that_is_another_one_by_now_has_no_probability(shop: Shop, vectors: tuple[int | None, ...]) -> None:
-    """The second hit was deleted since it was found, and the third now has the vector of another item."""
+def test_an_item_that_is_gone_by_now_has_no_probability_and_a_replaced_one_that_of_what_it_is(shop: Shop) -> None:
     rows = shop.rows.astype(np.float32)
     query = shop.unit((SHIRT,))[0].astype(np.float32)
     hits = [StoredHit(shop.ids[place], float(rows[place] @ query), {}) for place in (0, 1, 3)]
-    now = [None if place is None else rows[place] for place in vectors]
-    found = SearchEvidence(shop.neutral, CURVES, 0.5).hits(hits, now, query)
+    now = [rows[0], None, rows[2]]
+    found = SearchEvidence(shop.neutral, CURVES, 0.5).hits(hits, now, [query] * 3)
     assert [(hit.id, hit.score) for hit in found] == [(hit.id, hit.score) for hit in hits]
-    assert [hit.presence is not None for hit in found] == [vectors[0] is not None, False, False]
+    known = list(shop.evidence(SHIRT).values())
+    first, third = sigmoid(np.array([CURVES.hit_slope * known[at] + CURVES.hit_offset for at in (0, 2)]))
+    assert [hit.presence for hit in found] == [pytest.approx(first, abs=1e-5), None, pytest.approx(third, abs=1e-5)]
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from service.collections.checks import check_filter
 from service.collections.plans import FieldRefused
-from service.collections.searches import check_filter
 
 
 def leaves_the_loop(filter: Any) -> bool:
